@@ -1,0 +1,257 @@
+//! Domains: define, run, watch, move.
+
+use crate::{Error, Result};
+use async_trait::async_trait;
+use fleetward_model::host::{Accelerator, Version};
+use fleetward_model::vm::{Firmware, VmMetadata};
+use fleetward_model::{ByteSize, VmId, VmName};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+/// The text that swtpm takes as its passphrase: base64 of a VM's TPM key. Zeroed after use, never shown.
+pub struct SecretText(Zeroizing<String>);
+
+impl SecretText {
+    pub fn new(text: Zeroizing<String>) -> Self {
+        Self(text)
+    }
+
+    /// The text itself, for the one call that hands it on.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText(redacted)")
+    }
+}
+
+/// Everything libvirt needs to define a domain: the specification with its paths resolved.
+#[derive(Debug, Clone)]
+pub struct DomainDefinition {
+    /// Specification and key protector, kept in the domain's metadata.
+    pub metadata: VmMetadata,
+    /// One path for each of `metadata.spec.disks`, same order. Always qcow2.
+    pub disk_paths: Vec<PathBuf>,
+    /// The installer medium's file, when the specification has one. Raw.
+    pub cdrom_path: Option<PathBuf>,
+    /// File that gets all serial output, appended; none: no log.
+    pub serial_log: Option<PathBuf>,
+    /// UEFI variables file; made from the firmware's template at first start.
+    pub nvram_path: PathBuf,
+}
+
+/// The hypervisor's own view of a domain's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DomainState {
+    Running,
+    /// Not executing, memory present. `incoming`: the memory is still arriving.
+    Paused {
+        incoming: bool,
+    },
+    Stopped(StopReason),
+}
+
+/// Why a domain is stopped, as far as it is known (it is forgotten when libvirtd restarts).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// Never started, shut down by the guest, destroyed, or not known.
+    Ordinary,
+    Crashed,
+    /// Its memory has moved away completely.
+    Migrated,
+    /// It could not start or its incoming memory was lost.
+    Failed,
+}
+
+/// A domain as the hypervisor reports it.
+#[derive(Debug, Clone)]
+pub struct DomainObserved {
+    pub id: VmId,
+    pub name: VmName,
+    pub state: DomainState,
+    /// libvirt's word for why it is in this state.
+    pub reason: &'static str,
+    /// Defined on this host, not only running.
+    pub persistent: bool,
+    /// None when Fleetward did not make it or its metadata cannot be read.
+    pub metadata: Option<VmMetadata>,
+    pub cpus: u32,
+    pub memory: ByteSize,
+    pub firmware: Option<Firmware>,
+    pub machine: String,
+    pub accelerator: Accelerator,
+    /// `(target, path)` of every disk that is not a CD-ROM.
+    pub disks: Vec<(String, PathBuf)>,
+    pub nvram_path: Option<PathBuf>,
+    /// Whether the definition has a TPM device.
+    pub tpm: bool,
+    /// The CPU as defined (running: as expanded by libvirt), XML; what [`Hypervisor::check_cpu`] takes.
+    pub cpu_xml: Option<String>,
+    /// The serial console's pty, while it runs.
+    pub console: Option<PathBuf>,
+}
+
+/// What the hypervisor can do here.
+#[derive(Debug, Clone)]
+pub struct HypervisorFacts {
+    pub libvirt: Version,
+    pub qemu: Version,
+    pub swtpm: Option<Version>,
+    pub accelerator: Accelerator,
+    pub cpus: u32,
+    pub arch: String,
+    pub cpu_model: String,
+    pub memory: ByteSize,
+    pub memory_available: ByteSize,
+    /// Canonical q35 machine types.
+    pub machines: Vec<String>,
+    pub secure_boot: bool,
+}
+
+/// Something happened to a domain. Readers that lag get a `Lagged` error and list anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HypervisorEvent {
+    /// Defined, started, stopped, suspended, changed: look at it.
+    Changed(VmId),
+    /// Its process ended: the secret is no longer needed.
+    Stopped(VmId),
+    /// Undefined: gone.
+    Removed(VmId),
+    /// The connection to libvirt broke; events may have been missed until `Connected`.
+    Disconnected,
+    Connected,
+}
+
+/// Answer to "could this CPU run here".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CpuVerdict {
+    Compatible,
+    /// Features that are missing, or libvirt's reason.
+    Incompatible(String),
+}
+
+/// Which disks a migration copies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MigrationDisks {
+    /// All lie in directories that both hosts share.
+    Shared,
+    /// These targets are copied; the destination has volumes of the same size at the same paths.
+    Copy(Vec<String>),
+}
+
+/// A live migration through Unix sockets that somebody forwards to the destination.
+#[derive(Debug, Clone)]
+pub struct MigrationRequest {
+    /// Leads to the destination's libvirt.
+    pub libvirt_socket: PathBuf,
+    /// QEMU's memory stream; the destination's QEMU listens on the same path.
+    pub memory_socket: PathBuf,
+    /// NBD for disks; the destination's QEMU listens on the same path.
+    pub disk_socket: PathBuf,
+    pub disks: MigrationDisks,
+}
+
+/// Bytes moved so far; memory may grow while the guest writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MigrationProgress {
+    pub memory_done: u64,
+    pub memory_total: u64,
+    pub disk_done: u64,
+    pub disk_total: u64,
+}
+
+/// What a finished migration reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MigrationOutcome {
+    pub total_ms: u64,
+    /// The guest's pause as libvirt measured it, without the hand-over that follows.
+    pub downtime_ms: Option<u64>,
+    pub transferred: u64,
+}
+
+/// One host's domains.
+#[async_trait]
+pub trait Hypervisor: Send + Sync + 'static {
+    async fn facts(&self) -> Result<HypervisorFacts>;
+
+    /// Every domain of the host, ours or not.
+    async fn list(&self) -> Result<Vec<DomainObserved>>;
+
+    /// One domain.
+    ///
+    /// # Errors
+    /// [`Error::NoDomain`].
+    async fn inspect(&self, id: VmId) -> Result<DomainObserved>;
+
+    /// Defines or redefines the domain; it stays in the state it is in. A running domain keeps its devices until it stops.
+    async fn define(&self, definition: &DomainDefinition) -> Result<()>;
+
+    /// Replaces our metadata, on the running and on the persistent definition.
+    async fn write_metadata(&self, id: VmId, metadata: &VmMetadata) -> Result<()>;
+
+    /// Starts a stopped domain; a running one is left alone. The secret must be loaded before when it has a TPM.
+    async fn start(&self, id: VmId) -> Result<()>;
+
+    /// Asks the guest to shut down (ACPI); returns at once.
+    async fn request_shutdown(&self, id: VmId) -> Result<()>;
+
+    /// Cuts the power; a stopped domain is left alone.
+    async fn destroy(&self, id: VmId) -> Result<()>;
+
+    /// Lets a paused domain run; a running one is left alone.
+    async fn resume(&self, id: VmId) -> Result<()>;
+
+    /// Removes a stopped domain's definition and its UEFI variables; keeps disks and TPM state. A missing one is fine.
+    async fn undefine(&self, id: VmId) -> Result<()>;
+
+    /// Keeps the text as an ephemeral, private libvirt secret whose uuid is the VM's. Replaces an earlier value.
+    async fn load_secret(&self, id: VmId, text: &SecretText) -> Result<()>;
+
+    /// Forgets the secret; a missing one is fine.
+    async fn drop_secret(&self, id: VmId) -> Result<()>;
+
+    /// VMs whose secret is loaded (only secrets of our kind).
+    async fn loaded_secrets(&self) -> Result<Vec<VmId>>;
+
+    /// Whether this host could run a guest with that CPU, live.
+    async fn check_cpu(&self, cpu_xml: &str) -> Result<CpuVerdict>;
+
+    /// Moves a running domain's memory, devices, TPM and disks to the destination, where it arrives *paused*; here it
+    /// ends stopped ([`StopReason::Migrated`]) and stays defined. When this fails the domain runs here as before.
+    ///
+    /// Not idempotent. Progress is reported at least once a second.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] after `cancel`, [`Error::WrongState`] when it does not run, [`Error::Migration`].
+    async fn migrate(
+        &self,
+        id: VmId,
+        request: &MigrationRequest,
+        progress: watch::Sender<MigrationProgress>,
+        cancel: CancellationToken,
+    ) -> Result<MigrationOutcome>;
+
+    /// Stops a migration of this domain that an earlier agent process left behind, and waits until the domain is
+    /// itself again. Nothing to do is fine.
+    async fn abort_leftover_migration(&self, id: VmId) -> Result<()>;
+
+    /// What happens from now on.
+    fn events(&self) -> broadcast::Receiver<HypervisorEvent>;
+}
+
+/// A shared handle, as services hold it.
+pub type SharedHypervisor = Arc<dyn Hypervisor>;
+
+impl Error {
+    /// Whether trying again later may help without anybody acting.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}

@@ -1,0 +1,55 @@
+//! What can go wrong at a hypervisor, by who must act.
+
+use fleetward_model::VmId;
+use std::path::PathBuf;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failed operation on the host.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no domain {0} on this host")]
+    NoDomain(VmId),
+    #[error("a domain named {name} exists already, with another uuid")]
+    NameTaken { name: String },
+    /// The hypervisor itself does not answer; the operation may be tried again.
+    #[error("libvirt does not answer: {0}")]
+    Unavailable(String),
+    /// The domain is in a state in which that is impossible.
+    #[error("domain {id} is {state}, so it cannot {attempt}")]
+    WrongState {
+        id: VmId,
+        state: String,
+        attempt: &'static str,
+    },
+    #[error("not enough space for {path}")]
+    NoSpace { path: PathBuf },
+    /// A file is not what it should be: wrong format, backing file outside, not a disk.
+    #[error("{path} cannot be used as a disk: {because}")]
+    BadImage { path: PathBuf, because: String },
+    #[error("the TPM could not be made: {0}")]
+    Tpm(String),
+    #[error("the migration was cancelled")]
+    Cancelled,
+    #[error("the migration failed: {0}")]
+    Migration(String),
+    /// A program ran and failed.
+    #[error("{program} failed: {because}")]
+    Program {
+        program: &'static str,
+        because: String,
+    },
+    #[error("{attempt} {path}")]
+    File {
+        attempt: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// Any other error of libvirt, in its own words.
+    #[error("libvirt could not {attempt}: {message}")]
+    Libvirt {
+        attempt: &'static str,
+        message: String,
+    },
+}

@@ -1,0 +1,21 @@
+//! The port to one host's hypervisor: what the agent needs of libvirt, swtpm and the disk tools, as traits.
+//!
+//! Three subjects, three traits: [`Hypervisor`] runs domains, [`Volumes`] keeps disk files, [`TpmFactory`] makes TPM
+//! state. An implementation knows nothing of the fleet, of jobs, or of key protectors: it gets key texts and file
+//! paths. Every operation is idempotent unless its documentation says otherwise.
+
+mod domain;
+mod error;
+mod tpm;
+mod volume;
+
+pub mod conformance;
+
+pub use domain::{
+    CpuVerdict, DomainDefinition, DomainObserved, DomainState, Hypervisor, HypervisorEvent,
+    HypervisorFacts, MigrationDisks, MigrationOutcome, MigrationProgress, MigrationRequest,
+    SecretText, SharedHypervisor, StopReason,
+};
+pub use error::{Error, Result};
+pub use tpm::{EkIssuer, EkPublic, MadeTpm, TpmFactory};
+pub use volume::{VolumeInfo, Volumes};

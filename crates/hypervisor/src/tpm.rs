@@ -1,0 +1,60 @@
+//! TPM state: manufactured, moved into place, removed. Always encrypted; the key is only passed through.
+
+use crate::{Result, SecretText};
+use async_trait::async_trait;
+use fleetward_model::VmId;
+use std::path::{Path, PathBuf};
+
+/// The endorsement public key of a TPM that is being made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EkPublic {
+    /// RSA modulus, big endian, exponent 65537.
+    Rsa { modulus: Vec<u8> },
+    /// ECC point on P-384 (or P-256, by the length), big endian.
+    Ecc { x: Vec<u8>, y: Vec<u8> },
+}
+
+/// Issues the EK certificate of a TPM while it is made; returns the certificate's DER.
+pub trait EkIssuer: Send + Sync {
+    /// # Errors
+    /// A sentence why not.
+    fn issue(&self, public: &EkPublic) -> std::result::Result<Vec<u8>, String>;
+}
+
+/// A TPM that has been made and lies in a directory of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeTpm {
+    /// Directory with `tpm2-00.permall`, encrypted.
+    pub directory: PathBuf,
+    /// DER of the RSA EK's certificate, as it lies in the TPM's NV index 0x01c00002.
+    pub ek_certificate: Vec<u8>,
+}
+
+/// Makes and keeps TPM state on this host's own disk.
+#[async_trait]
+pub trait TpmFactory: Send + Sync + 'static {
+    /// Manufactures a TPM 2.0 in a new directory (EK with certificate, SHA-256 bank), encrypted under `key`.
+    async fn manufacture(
+        &self,
+        directory: &Path,
+        key: &SecretText,
+        issuer: &dyn EkIssuer,
+    ) -> Result<MadeTpm>;
+
+    /// Makes it the VM's: moved to where the hypervisor looks for it, owned by whom it runs swtpm as.
+    /// Refuses when the VM has state already that is not this one.
+    async fn install(&self, vm: VmId, made: &Path) -> Result<()>;
+
+    /// Where the VM's state lies, when it has any.
+    async fn state(&self, vm: VmId) -> Result<Option<PathBuf>>;
+
+    /// Writes state that arrived from elsewhere (an offline migration, a restore); refuses to replace existing state.
+    async fn write_state(&self, vm: VmId, state: &[u8]) -> Result<()>;
+
+    /// The encrypted state file's bytes.
+    async fn read_state(&self, vm: VmId) -> Result<Vec<u8>>;
+
+    /// Removes the VM's state for good; missing state is fine. Only for a VM that has been deleted, or on the losing
+    /// side of a finished or undone migration.
+    async fn remove(&self, vm: VmId) -> Result<()>;
+}

@@ -1,0 +1,430 @@
+//! The one table of error codes, and the error as it travels: code, what, because, fix.
+//!
+//! Everything that shows codes (messages, exit codes, HTTP statuses, `explain`, the documentation) reads [`ErrorCode::ALL`].
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use utoipa::ToSchema;
+
+/// Who must act, and so which exit code and HTTP status an error has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The request is malformed; exit 2, HTTP 400.
+    Usage,
+    /// A check said no, nothing was changed; exit 4, HTTP 409.
+    Refused,
+    /// The named object does not exist; exit 5, HTTP 404.
+    NotFound,
+    /// Controller or host cannot be reached; exit 6, HTTP 503.
+    Unreachable,
+    /// The caller may not do that; exit 1, HTTP 401 or 403.
+    Denied,
+    /// It was tried and failed; exit 1, HTTP 500.
+    Failed,
+}
+
+impl Class {
+    /// Exit code of the command line (the contract in the user guide).
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Failed | Self::Denied => 1,
+            Self::Usage => 2,
+            Self::Refused => 4,
+            Self::NotFound => 5,
+            Self::Unreachable => 6,
+        }
+    }
+
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::Usage => 400,
+            Self::Denied => 403,
+            Self::NotFound => 404,
+            Self::Refused => 409,
+            Self::Failed => 500,
+            Self::Unreachable => 503,
+        }
+    }
+}
+
+macro_rules! codes {
+    ($($variant:ident = $text:literal, $class:ident, $summary:literal, $fix:literal;)*) => {
+        /// A stable code: scripts match on it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+        pub enum ErrorCode {
+            $(#[doc = $summary] #[serde(rename = $text)] $variant,)*
+        }
+
+        impl ErrorCode {
+            /// Every code, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+
+            pub const fn class(self) -> Class {
+                match self { $(Self::$variant => Class::$class),* }
+            }
+
+            /// One sentence: what the code means.
+            pub const fn summary(self) -> &'static str {
+                match self { $(Self::$variant => $summary),* }
+            }
+
+            /// What usually helps.
+            pub const fn usual_fix(self) -> &'static str {
+                match self { $(Self::$variant => $fix),* }
+            }
+        }
+    };
+}
+
+codes! {
+    KeyNotGranted = "KEY_NOT_GRANTED", Refused,
+        "The VM's TPM key is not wrapped for any guardian of that host, so the host could not open it. This is what Hyper-V reports as error 10698.",
+        "move the VM to a host of its own group, or join the host to the VM's group: grants are made automatically inside a group";
+    KeyProtectorUnreadable = "KEY_PROTECTOR_UNREADABLE", Refused,
+        "The VM's key protector cannot be opened: it is damaged, belongs to another VM, its signature is wrong, or the private key is missing.",
+        "see docs/emergency-recovery.md; the last good protector is kept in the agent's data directory";
+    GroupForbids = "GROUP_FORBIDS", Refused,
+        "The VM belongs to one group and the host to another; a group's VMs run only on its hosts.",
+        "choose a host of the VM's group: fleetward host list";
+    GuardianExpired = "GUARDIAN_EXPIRED", Refused,
+        "The guardian's certificates have run out. What they already opened they still open, but nothing new is wrapped for them.",
+        "make a new guardian on that host";
+    GuardianNotEndorsed = "GUARDIAN_NOT_ENDORSED", Refused,
+        "The fleet's authority has not endorsed that guardian for the VM's group, or its word for it is not valid.",
+        "join the host to the group: fleetward host token NAME --group GROUP";
+    ClocksApart = "CLOCKS_APART", Refused,
+        "The clocks of the two hosts differ by more than the limit, so certificates and audit records cannot be trusted.",
+        "synchronise the clocks (chrony or systemd-timesyncd) and try again";
+    LibvirtTooOld = "LIBVIRT_TOO_OLD", Refused,
+        "libvirt on that host is too old, or older than where the VM runs now.",
+        "upgrade libvirt on the destination first";
+    QemuTooOld = "QEMU_TOO_OLD", Refused,
+        "QEMU on that host is too old, or older than where the VM runs now; a VM's memory moves only to the same or a newer QEMU.",
+        "upgrade QEMU on the destination first";
+    SwtpmTooOld = "SWTPM_TOO_OLD", Refused,
+        "swtpm on that host is too old, or older than where the VM's TPM lives now; TPM state is not readable by an older swtpm.",
+        "upgrade swtpm and libtpms on the destination first";
+    SwtpmMissing = "SWTPM_MISSING", Refused,
+        "swtpm is not installed on that host, so no VM with a TPM can run there.",
+        "apt-get install swtpm swtpm-tools on that host";
+    MachineMissing = "MACHINE_MISSING", Refused,
+        "QEMU on that host does not offer the VM's machine type.",
+        "upgrade QEMU on the destination";
+    CpuIncompatible = "CPU_INCOMPATIBLE", Refused,
+        "The host's CPU lacks features the running VM uses.",
+        "migrate the VM while it is stopped (--offline), or choose a host with the same or a newer CPU";
+    AcceleratorDiffers = "ACCELERATOR_DIFFERS", Refused,
+        "One host runs VMs with KVM and the other by translation; a running VM cannot move between them.",
+        "migrate the VM while it is stopped (--offline)";
+    SecureBootMissing = "SECURE_BOOT_MISSING", Refused,
+        "The host has no UEFI firmware with Secure Boot and enrolled keys.",
+        "apt-get install ovmf on that host";
+    PoolMissing = "POOL_MISSING", Refused,
+        "The host has no pool of that name.",
+        "add the pool to /etc/fleetward/agent.toml on that host and restart its agent";
+    PoolPathDiffers = "POOL_PATH_DIFFERS", Refused,
+        "Both hosts have the pool, but in different directories; a running VM's disks keep their paths.",
+        "give the pool the same path on both hosts, or migrate the VM while it is stopped (--offline)";
+    NoSpace = "NO_SPACE", Refused,
+        "There is not enough space in the pool.",
+        "free some space, or choose another host or pool";
+    NoMemory = "NO_MEMORY", Refused,
+        "The host has not enough free memory for the VM.",
+        "stop a VM there, or choose another host";
+    NameTaken = "NAME_TAKEN", Refused,
+        "Something of that name exists already.",
+        "choose another name";
+    UuidTaken = "UUID_TAKEN", Refused,
+        "The host already has a domain with the VM's uuid.",
+        "look at it with virsh on that host; it may be the rest of an earlier move";
+    VmRunning = "VM_RUNNING", Refused,
+        "The VM is running, and that is only possible while it is stopped.",
+        "fleetward vm stop NAME";
+    VmNotRunning = "VM_NOT_RUNNING", Refused,
+        "The VM is not running, and that is only possible while it runs.",
+        "fleetward vm start NAME";
+    VmStateWrong = "VM_STATE_WRONG", Refused,
+        "The VM is in a state in which that is not possible.",
+        "fleetward vm show NAME";
+    VmNotManaged = "VM_NOT_MANAGED", Refused,
+        "The domain was not made by Fleetward; it is shown but never changed.",
+        "manage it with virsh";
+    VmBusy = "VM_BUSY", Refused,
+        "Another job works on the VM.",
+        "wait for it: fleetward job watch ID; or cancel it: fleetward job cancel ID";
+    TpmStateMissing = "TPM_STATE_MISSING", Refused,
+        "The VM has a key protector but its TPM state file is gone. A new TPM is never made in its place.",
+        "bring the file back from a backup; see docs/emergency-recovery.md";
+    SameHost = "SAME_HOST", Refused,
+        "The VM is on that host already.",
+        "choose another host";
+    HostDrained = "HOST_DRAINED", Refused,
+        "The host is drained and takes no VMs.",
+        "fleetward host resume NAME";
+    HostNotEmpty = "HOST_NOT_EMPTY", Refused,
+        "The host still has VMs.",
+        "fleetward host drain NAME, and try again when it is empty";
+    NoHostFits = "NO_HOST_FITS", Refused,
+        "No host can take the VM; each one's reason is listed.",
+        "see the reasons";
+    ProfileRefuses = "PROFILE_REFUSES", Refused,
+        "The VM does not meet a requirement of its profile.",
+        "meet the named requirement, or choose another profile";
+    ImageInvalid = "IMAGE_INVALID", Refused,
+        "The file is not a disk image that can be used: not a disk, a wrong format, or it refers to other files.",
+        "convert it first: qemu-img convert -O qcow2 FILE NEW";
+    ImageInUse = "IMAGE_IN_USE", Refused,
+        "VMs still need the image as their installer medium.",
+        "delete those VMs first";
+    TokenUsed = "TOKEN_USED", Refused,
+        "The join token has been used already.",
+        "make a new one: fleetward host token NAME";
+    TokenExpired = "TOKEN_EXPIRED", Refused,
+        "The join token has expired.",
+        "make a new one: fleetward host token NAME";
+    TokenInvalid = "TOKEN_INVALID", Refused,
+        "The join token is damaged, was altered, or is not of this fleet.",
+        "copy it whole, or make a new one: fleetward host token NAME";
+    AlreadyJoined = "ALREADY_JOINED", Refused,
+        "This machine or a machine of that name has joined already.",
+        "to join again, remove the host first: fleetward host remove NAME";
+    ConfirmationNeeded = "CONFIRMATION_NEEDED", Usage,
+        "That destroys something, and there is no terminal to ask on.",
+        "add --yes if you mean it";
+    StaleGeneration = "STALE_GENERATION", Refused,
+        "The request is older than what the host has already done for this VM.",
+        "nothing to do: a newer job has taken over";
+    JobNotCancellable = "JOB_NOT_CANCELLABLE", Refused,
+        "The job has ended, or has passed the point after which it can only go on.",
+        "fleetward job show ID";
+    CheckUnavailable = "CHECK_UNAVAILABLE", Refused,
+        "A check could not be made, and so counts as failed.",
+        "see the reason; usually a host does not answer";
+    InvalidArgument = "INVALID_ARGUMENT", Usage,
+        "An argument is malformed or out of range.",
+        "see the message";
+    InvalidRequest = "INVALID_REQUEST", Usage,
+        "The request body is not what this endpoint takes.",
+        "see the OpenAPI description under /v1/openapi.json";
+    TooLarge = "TOO_LARGE", Usage,
+        "The request is larger than the limit.",
+        "send less";
+    VmNotFound = "VM_NOT_FOUND", NotFound,
+        "There is no VM of that name.",
+        "fleetward vm list";
+    HostNotFound = "HOST_NOT_FOUND", NotFound,
+        "There is no host of that name.",
+        "fleetward host list";
+    ImageNotFound = "IMAGE_NOT_FOUND", NotFound,
+        "There is no image of that name.",
+        "fleetward image list";
+    JobNotFound = "JOB_NOT_FOUND", NotFound,
+        "There is no job of that id.",
+        "fleetward job list";
+    GuardianNotFound = "GUARDIAN_NOT_FOUND", NotFound,
+        "There is no guardian of that id.",
+        "fleetward guardian list";
+    CodeNotFound = "CODE_NOT_FOUND", NotFound,
+        "There is no error code of that name.",
+        "fleetward explain lists them all";
+    NotFound = "NOT_FOUND", NotFound,
+        "There is nothing at that address.",
+        "see the OpenAPI description under /v1/openapi.json";
+    ControllerUnreachable = "CONTROLLER_UNREACHABLE", Unreachable,
+        "The controller does not answer.",
+        "start it: fleetward controller run; or say where it is: --socket, --controller";
+    HostUnreachable = "HOST_UNREACHABLE", Unreachable,
+        "The host does not answer.",
+        "see that its agent runs and that its port is reachable: fleetward host show NAME";
+    LinkLost = "LINK_LOST", Unreachable,
+        "The connection between the two hosts broke.",
+        "see that the hosts reach each other on the agents' port";
+    CredentialsMissing = "CREDENTIALS_MISSING", Denied,
+        "The request carries no credentials.",
+        "use a client certificate of this fleet, or the local socket";
+    CredentialsRefused = "CREDENTIALS_REFUSED", Denied,
+        "The credentials are not of this fleet, or have expired.",
+        "get a certificate from this fleet's controller";
+    RoleMissing = "ROLE_MISSING", Denied,
+        "The caller's role does not allow that.",
+        "ask an administrator for the role named in the message";
+    Cancelled = "CANCELLED", Failed,
+        "The job was cancelled; what it had done is undone.",
+        "start it again when you want it";
+    HypervisorFailed = "HYPERVISOR_FAILED", Failed,
+        "libvirt or QEMU reported an error.",
+        "see the message, and the libvirt log on that host";
+    TpmFailed = "TPM_FAILED", Failed,
+        "swtpm could not make or use a TPM.",
+        "see the message, and /var/log/swtpm on that host";
+    MigrationFailed = "MIGRATION_FAILED", Failed,
+        "The migration failed; the VM is where it was.",
+        "see the reason; run fleetward vm migrate NAME --to HOST --check";
+    ShutdownTimedOut = "SHUTDOWN_TIMED_OUT", Failed,
+        "The guest did not shut down in time; it still runs.",
+        "shut it down from inside, or cut its power: fleetward vm stop NAME --force";
+    StoreFailed = "STORE_FAILED", Failed,
+        "The controller's store could not be read or written.",
+        "see the controller's log; is the disk full?";
+    AuditBroken = "AUDIT_BROKEN", Failed,
+        "The audit log's chain is broken: a record was changed, removed or reordered.",
+        "keep the file as evidence and compare it with a backup";
+    Internal = "INTERNAL", Failed,
+        "Fleetward met a state it should never be in.",
+        "report it, with the log of the service that said so";
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl std::str::FromStr for ErrorCode {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|c| c.as_str().eq_ignore_ascii_case(text))
+            .ok_or(())
+    }
+}
+
+/// An error as people and scripts get it. `Display` is the three-line form of the command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
+pub struct Failure {
+    pub code: ErrorCode,
+    /// What failed, on which object.
+    pub what: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub because: String,
+    /// A command or a sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fix: String,
+    /// All findings, when a check refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
+}
+
+impl Failure {
+    /// An error with the code's usual fix.
+    pub fn new(code: ErrorCode, what: impl Into<String>) -> Self {
+        Self {
+            code,
+            what: what.into(),
+            because: String::new(),
+            fix: code.usual_fix().to_owned(),
+            findings: Vec::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn because(mut self, because: impl fmt::Display) -> Self {
+        self.because = because.to_string();
+        self
+    }
+
+    #[must_use]
+    pub fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = fix.into();
+        self
+    }
+
+    /// The refusal that findings amount to: the first blocking one speaks, all are attached.
+    /// None when nothing blocks.
+    pub fn from_findings(what: impl Into<String>, findings: Vec<Finding>) -> Option<Self> {
+        let first = findings.iter().find(|f| f.blocking)?;
+        Some(Self {
+            code: first.code,
+            what: what.into(),
+            because: first.what.clone(),
+            fix: first.fix.clone(),
+            findings,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error[{}]: {}", self.code, self.what)?;
+        if !self.because.is_empty() {
+            write!(f, "\n  because: {}", self.because)?;
+        }
+        if !self.fix.is_empty() {
+            write!(f, "\n  fix: {}", self.fix)?;
+        }
+        Ok(())
+    }
+}
+
+/// One line of a check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Finding {
+    pub code: ErrorCode,
+    /// What was found, naming the objects.
+    pub what: String,
+    pub fix: String,
+    /// False: a remark that stops nothing.
+    pub blocking: bool,
+}
+
+impl Finding {
+    pub fn blocking(code: ErrorCode, what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            code,
+            what: what.into(),
+            fix: fix.into(),
+            blocking: true,
+        }
+    }
+
+    /// A blocking finding with the code's usual fix.
+    pub fn usual(code: ErrorCode, what: impl Into<String>) -> Self {
+        Self::blocking(code, what, code.usual_fix())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_code_is_unique_and_explains_itself() {
+        let texts: BTreeSet<_> = ErrorCode::ALL.iter().map(|c| c.as_str()).collect();
+        assert_eq!(texts.len(), ErrorCode::ALL.len());
+        for code in ErrorCode::ALL {
+            assert!(code.summary().ends_with('.'), "{code}");
+            assert!(!code.usual_fix().is_empty(), "{code}");
+            assert_eq!(code.as_str().parse(), Ok(*code));
+        }
+    }
+
+    #[test]
+    fn the_first_blocking_finding_speaks_for_a_refusal() {
+        let remark = Finding {
+            blocking: false,
+            ..Finding::usual(ErrorCode::NoSpace, "tight")
+        };
+        assert_eq!(Failure::from_findings("x", vec![remark.clone()]), None);
+        let refusal = Failure::from_findings(
+            "vm moved",
+            vec![
+                remark,
+                Finding::usual(ErrorCode::KeyNotGranted, "no wrapping for c"),
+            ],
+        )
+        .expect("blocked");
+        assert_eq!(refusal.code, ErrorCode::KeyNotGranted);
+        assert!(
+            refusal
+                .to_string()
+                .starts_with("error[KEY_NOT_GRANTED]: vm moved\n  because: no wrapping")
+        );
+    }
+}

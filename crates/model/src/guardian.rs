@@ -1,0 +1,62 @@
+//! What a guardian shows of itself: certificates without keys, as lists and preflight need them.
+
+use crate::{GroupName, GuardianId, HostName};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// What one of a guardian's two certificates is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CertificateRole {
+    Signing,
+    Encryption,
+}
+
+/// One certificate of a guardian, described.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CertificateFacts {
+    pub role: CertificateRole,
+    /// Lower-case hex, no separators, as certutil prints it.
+    pub serial: String,
+    /// SHA-1 of the DER, 40 hex digits: certutil's "Cert Hash(sha1)".
+    pub sha1: String,
+    /// SHA-256 of the DER, 64 hex digits.
+    pub sha256: String,
+    pub subject: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_before: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+    /// The certificate itself, base64 of the DER.
+    pub der_base64: String,
+}
+
+/// A guardian as its host reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuardianFacts {
+    pub id: GuardianId,
+    /// The host that made or holds it.
+    pub host: HostName,
+    /// The host's own guardian, which owns new key protectors; others were imported.
+    pub own: bool,
+    pub has_private_key: bool,
+    /// Always two: signing, encryption.
+    pub certificates: Vec<CertificateFacts>,
+}
+
+impl GuardianFacts {
+    /// The earlier end of the two certificates' validity.
+    pub fn not_after(&self) -> Option<OffsetDateTime> {
+        self.certificates.iter().map(|c| c.not_after).min()
+    }
+}
+
+/// A guardian that a host may be given to wrap for: its certificates and the authority's word for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EndorsedGuardian {
+    pub guardian: GuardianFacts,
+    pub group: GroupName,
+    /// The signed endorsement (`protector::endorsement`), opaque here.
+    pub endorsement: String,
+}

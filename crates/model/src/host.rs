@@ -1,0 +1,189 @@
+//! What a host reports of itself: facts for placement, preflight and lists.
+
+use crate::guardian::GuardianFacts;
+use crate::{ByteSize, GroupName, HostName, PoolName};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// A three-part version of a program.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
+)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, example = "10.0.2")]
+pub struct Version {
+    pub major: u32,
+    pub minor: u32,
+    pub patch: u32,
+}
+
+impl Version {
+    pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
+        Self {
+            major,
+            minor,
+            patch,
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+impl From<Version> for String {
+    fn from(version: Version) -> String {
+        version.to_string()
+    }
+}
+
+impl TryFrom<String> for Version {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for Version {
+    type Err = String;
+    /// Reads up to three leading numbers; what follows (`+dfsg`, `-rc1`) is ignored.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split('.').map(|part| {
+            let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse::<u32>().ok()
+        });
+        let major = parts
+            .next()
+            .flatten()
+            .ok_or_else(|| format!("not a version: {text:?}"))?;
+        let minor = parts.next().flatten().unwrap_or(0);
+        let patch = parts.next().flatten().unwrap_or(0);
+        Ok(Self {
+            major,
+            minor,
+            patch,
+        })
+    }
+}
+
+/// Versions of the programs that decide what a host can run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HypervisorVersions {
+    pub libvirt: Version,
+    pub qemu: Version,
+    /// None: not installed, no VM with a TPM can run here.
+    pub swtpm: Option<Version>,
+    pub agent: String,
+}
+
+/// A directory of volumes on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolFacts {
+    pub name: PoolName,
+    /// Random id kept in the directory; two hosts that report the same one share it.
+    pub id: String,
+    pub path: String,
+    pub capacity: ByteSize,
+    pub available: ByteSize,
+}
+
+/// What really starts VMs here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    Kvm,
+    /// QEMU's own translation: slow, needs no hardware.
+    Tcg,
+}
+
+impl Accelerator {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// Everything a host reports of itself, refreshed every few seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostFacts {
+    pub host: HostName,
+    pub group: GroupName,
+    pub versions: HypervisorVersions,
+    pub accelerator: Accelerator,
+    pub cpus: u32,
+    /// Architecture, `x86_64`.
+    pub arch: String,
+    /// CPU model as libvirt names it.
+    pub cpu_model: String,
+    pub memory: ByteSize,
+    /// Memory not promised to any running VM and free now.
+    pub memory_available: ByteSize,
+    /// Canonical machine types QEMU offers for q35.
+    pub machines: Vec<String>,
+    /// Whether firmware with Secure Boot and enrolled keys is installed.
+    pub secure_boot: bool,
+    pub pools: Vec<PoolFacts>,
+    /// The host's own guardian first.
+    pub guardians: Vec<GuardianFacts>,
+    /// The host's clock when it made this report.
+    #[serde(with = "time::serde::rfc3339")]
+    pub clock: OffsetDateTime,
+    /// TPMs manufactured ahead and ready.
+    pub tpm_pool: u32,
+    /// What an administrator should know: an unsealed guardian store, a foreign swtpm, ...
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+impl HostFacts {
+    /// The guardian that owns what is made here.
+    pub fn own_guardian(&self) -> Option<&GuardianFacts> {
+        self.guardians.iter().find(|g| g.own)
+    }
+
+    pub fn pool(&self, name: &PoolName) -> Option<&PoolFacts> {
+        self.pools.iter().find(|p| &p.name == name)
+    }
+}
+
+/// What the controller thinks of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HostState {
+    /// Token made, not joined yet.
+    Invited,
+    Online,
+    /// Joined, not answering.
+    Unreachable,
+    /// Answers, takes no new VMs.
+    Drained,
+}
+
+impl HostState {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Invited => "invited",
+            Self::Online => "online",
+            Self::Unreachable => "unreachable",
+            Self::Drained => "drained",
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The words of Fleetward as types: names, ids, sizes, what a VM and a host are, the one table of state
+//! transitions, findings and error codes, and the pure rules over them (profiles, placement, preflight).
+//!
+//! Refuses to know: I/O, clocks, randomness, async. Times and random values arrive as arguments.
+
+pub mod error;
+pub mod guardian;
+pub mod host;
+pub mod id;
+pub mod name;
+pub mod profile;
+pub mod size;
+pub mod transition;
+pub mod vm;
+
+pub use error::{ErrorCode, Failure};
+pub use id::{GuardianId, JobId, KeyId, VmId};
+pub use name::{GroupName, HostName, ImageName, LabelKey, Labels, NameError, PoolName, VmName};
+pub use size::ByteSize;

@@ -1,0 +1,218 @@
+//! Profiles: what hardware a guest gets by default, and what its installer refuses.
+//!
+//! Windows 11's requirements: 64-bit CPU with two or more cores, 4 GiB of memory, 64 GiB of storage,
+//! UEFI with Secure Boot, TPM 2.0 (Microsoft, "Windows 11 requirements").
+
+use crate::error::Finding;
+use crate::vm::{DiskBus, Profile};
+use crate::{ByteSize, ErrorCode};
+
+/// What the person asked for; none means "what the profile says".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    pub cpus: Option<u32>,
+    pub memory: Option<ByteSize>,
+    /// Virtual size of the system disk when it is known: given, or the image's.
+    pub disk: Option<ByteSize>,
+    pub tpm: bool,
+    pub secure_boot: bool,
+}
+
+/// The hardware a VM is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hardware {
+    pub cpus: u32,
+    pub memory: ByteSize,
+    pub disk: ByteSize,
+    pub tpm: bool,
+    pub secure_boot: bool,
+}
+
+/// What the profile makes of the devices around a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Devices {
+    pub disk_bus: DiskBus,
+    /// Network card model; `e1000e` has a driver on the Windows installer's medium.
+    pub network: &'static str,
+    /// Hyper-V enlightenments: what makes Windows fast under KVM and TCG alike.
+    pub hyperv: bool,
+    /// Windows keeps the hardware clock in local time.
+    pub clock_local: bool,
+}
+
+/// Largest number of virtual CPUs of one VM.
+pub const MAX_CPUS: u32 = 288;
+/// Smallest and largest memory.
+pub const MEMORY: (ByteSize, ByteSize) = (ByteSize::mib(64), ByteSize::gib(4096));
+/// Smallest and largest disk.
+pub const DISK: (ByteSize, ByteSize) = (ByteSize::mib(1), ByteSize::gib(65536));
+
+impl Profile {
+    pub const fn devices(self) -> Devices {
+        match self {
+            Self::Windows11 => Devices {
+                disk_bus: DiskBus::Sata,
+                network: "e1000e",
+                hyperv: true,
+                clock_local: true,
+            },
+            Self::Linux => Devices {
+                disk_bus: DiskBus::Virtio,
+                network: "virtio",
+                hyperv: false,
+                clock_local: false,
+            },
+        }
+    }
+
+    const fn defaults(self) -> (u32, ByteSize, ByteSize) {
+        match self {
+            Self::Windows11 => (2, ByteSize::gib(4), ByteSize::gib(64)),
+            Self::Linux => (1, ByteSize::gib(1), ByteSize::gib(10)),
+        }
+    }
+
+    /// The hardware for what was asked, or every requirement it misses.
+    ///
+    /// # Errors
+    /// Findings: [`ErrorCode::InvalidArgument`] for sizes out of range, [`ErrorCode::ProfileRefuses`] for requirements.
+    pub fn resolve(self, asked: Asked) -> Result<Hardware, Vec<Finding>> {
+        let (cpus, memory, disk) = self.defaults();
+        let hardware = Hardware {
+            cpus: asked.cpus.unwrap_or(cpus),
+            memory: asked.memory.unwrap_or(memory),
+            disk: asked.disk.unwrap_or(disk),
+            tpm: asked.tpm,
+            secure_boot: asked.secure_boot,
+        };
+        let mut findings = out_of_range(hardware);
+        match self {
+            Self::Windows11 => findings.extend(windows_11_requirements(hardware)),
+            Self::Linux => {}
+        }
+        if findings.is_empty() {
+            Ok(hardware)
+        } else {
+            Err(findings)
+        }
+    }
+}
+
+fn out_of_range(hardware: Hardware) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if hardware.cpus == 0 || hardware.cpus > MAX_CPUS {
+        findings.push(Finding::blocking(
+            ErrorCode::InvalidArgument,
+            format!("{} CPUs asked for; a VM has 1 to {MAX_CPUS}", hardware.cpus),
+            "--cpus 2",
+        ));
+    }
+    for (what, option, value, (low, high)) in [
+        ("memory", "--memory 4G", hardware.memory, MEMORY),
+        ("disk", "--disk 64G", hardware.disk, DISK),
+    ] {
+        if value < low || value > high {
+            findings.push(Finding::blocking(
+                ErrorCode::InvalidArgument,
+                format!("{value} of {what} asked for; a VM has {low} to {high}"),
+                option,
+            ));
+        }
+    }
+    findings
+}
+
+fn windows_11_requirements(hardware: Hardware) -> Vec<Finding> {
+    let refuse = |missing: bool, requirement: String, fix: &str| {
+        missing.then(|| {
+            Finding::blocking(
+                ErrorCode::ProfileRefuses,
+                format!("Windows 11 requires {requirement}"),
+                fix,
+            )
+        })
+    };
+    [
+        refuse(!hardware.tpm, "a TPM 2.0".into(), "leave out --no-tpm"),
+        refuse(
+            !hardware.secure_boot,
+            "UEFI with Secure Boot".into(),
+            "leave out --no-secure-boot",
+        ),
+        refuse(
+            hardware.cpus < 2,
+            format!("at least 2 virtual CPUs, not {}", hardware.cpus),
+            "--cpus 2",
+        ),
+        refuse(
+            hardware.memory < ByteSize::gib(4),
+            format!("at least 4 GiB of memory, not {}", hardware.memory),
+            "--memory 4G",
+        ),
+        refuse(
+            hardware.disk < ByteSize::gib(64),
+            format!("a disk of at least 64 GiB, not {}", hardware.disk),
+            "--disk 64G",
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKED: Asked = Asked {
+        cpus: None,
+        memory: None,
+        disk: None,
+        tpm: true,
+        secure_boot: true,
+    };
+
+    #[test]
+    fn windows_11_gets_what_its_installer_wants_without_being_asked() {
+        let hardware = Profile::Windows11.resolve(ASKED).expect("defaults suffice");
+        assert_eq!(
+            (hardware.cpus, hardware.memory, hardware.disk),
+            (2, ByteSize::gib(4), ByteSize::gib(64))
+        );
+    }
+
+    #[test]
+    fn windows_11_names_every_requirement_that_is_missed() {
+        let asked = Asked {
+            cpus: Some(1),
+            memory: Some(ByteSize::gib(2)),
+            disk: Some(ByteSize::gib(32)),
+            tpm: false,
+            secure_boot: false,
+        };
+        let findings = Profile::Windows11.resolve(asked).expect_err("refused");
+        assert_eq!(findings.len(), 5);
+        assert!(findings.iter().all(|f| f.code == ErrorCode::ProfileRefuses));
+        assert!(Profile::Linux.resolve(asked).is_ok());
+    }
+
+    #[test]
+    fn sizes_out_of_range_are_refused_in_every_profile() {
+        for profile in Profile::ALL {
+            let asked = Asked {
+                cpus: Some(0),
+                memory: Some(ByteSize(1)),
+                disk: Some(ByteSize(0)),
+                ..ASKED
+            };
+            let findings = profile.resolve(asked).expect_err("refused");
+            assert!(
+                findings
+                    .iter()
+                    .filter(|f| f.code == ErrorCode::InvalidArgument)
+                    .count()
+                    == 3
+            );
+        }
+    }
+}

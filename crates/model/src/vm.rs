@@ -1,0 +1,253 @@
+//! What a VM is: the specification that travels with it, and what a host observes of it.
+
+use crate::{
+    ByteSize, GroupName, GuardianId, HostName, ImageName, JobId, KeyId, Labels, PoolName, VmId,
+    VmName,
+};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// Set of hardware defaults and requirements. See [`crate::profile`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    #[serde(rename = "windows-11")]
+    Windows11,
+    #[default]
+    Linux,
+}
+
+impl Profile {
+    pub const ALL: [Self; 2] = [Self::Windows11, Self::Linux];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Windows11 => "windows-11",
+            Self::Linux => "linux",
+        }
+    }
+}
+
+impl std::fmt::Display for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Profile {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|p| p.as_str() == text)
+            .ok_or_else(|| format!("unknown profile {text:?}; there are windows-11 and linux"))
+    }
+}
+
+/// How a VM's state looks from outside.
+///
+/// `Migrating` is only ever shown by the controller while a migration job holds the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    Running,
+    Stopped,
+    Paused,
+    Migrating,
+    Failed,
+}
+
+impl VmState {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Paused => "paused",
+            Self::Migrating => "migrating",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl std::fmt::Display for VmState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Where the content of a new volume comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "from")]
+pub enum VolumeSource {
+    /// A new, empty qcow2 volume.
+    Empty,
+    /// A full copy of an image of the library, grown to the volume's size.
+    Image { image: ImageName, sha256: String },
+}
+
+/// What bus a disk hangs on: VirtIO for Linux, SATA where an installer has no other driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskBus {
+    Virtio,
+    Sata,
+}
+
+/// A disk of a VM as it is defined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskSpec {
+    /// Target device, `vda` or `sda`; unique in the VM.
+    pub target: String,
+    pub bus: DiskBus,
+    pub pool: PoolName,
+    /// File name inside the pool, made by us: `<vm id>-<target>.qcow2`.
+    pub volume: String,
+    /// Virtual size.
+    pub size: ByteSize,
+}
+
+/// A read-only installer medium.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CdromSpec {
+    pub image: ImageName,
+    pub sha256: String,
+}
+
+/// The firmware a VM starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Firmware {
+    /// Always `uefi`.
+    #[serde(rename = "type")]
+    pub kind: FirmwareKind,
+    /// Secure Boot with Microsoft's keys enrolled.
+    pub secure_boot: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FirmwareKind {
+    Uefi,
+}
+
+/// The specification of a VM: what was asked for. Lies in the domain's metadata and travels with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmSpec {
+    pub id: VmId,
+    pub name: VmName,
+    pub group: GroupName,
+    pub profile: Profile,
+    pub cpus: u32,
+    pub memory: ByteSize,
+    pub firmware: Firmware,
+    pub tpm: bool,
+    pub disks: Vec<DiskSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cdrom: Option<CdromSpec>,
+    /// MAC address of the one network card, `52:54:00:xx:xx:xx`; no card when none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    #[serde(default)]
+    pub labels: Labels,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created: OffsetDateTime,
+}
+
+/// Our part of the domain's metadata. Everything a lost controller database is rebuilt from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmMetadata {
+    pub spec: VmSpec,
+    /// Fencing: raised by every job that changes the VM; older requests are refused.
+    pub generation: u64,
+    /// Base64 of the key protector's DER; none without a TPM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_protector: Option<String>,
+    /// Base64 of the EK certificate's DER.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ek_certificate: Option<String>,
+    /// Set on the destination's copy until the migration is committed, and on the source's after it:
+    /// such a copy never starts and is not the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transit: Option<Transit>,
+}
+
+/// Which half of a migration a copy of a VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Transit {
+    pub job: JobId,
+    pub side: TransitSide,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TransitSide {
+    /// Arriving: not yet the VM.
+    Incoming,
+    /// Left: no longer the VM, waits to be cleaned up.
+    Departed,
+}
+
+/// A disk as the host sees it now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskObserved {
+    pub target: String,
+    pub bus: DiskBus,
+    pub pool: PoolName,
+    /// Id of the directory the pool lies in; equal on two hosts when they share it.
+    pub pool_id: String,
+    pub path: String,
+    pub format: String,
+    /// Virtual size.
+    pub size: ByteSize,
+    /// Bytes taken in the file system.
+    pub allocated: ByteSize,
+}
+
+/// A VM's TPM as the host sees it now, without opening anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TpmObserved {
+    pub enabled: bool,
+    /// `2.0`.
+    pub version: String,
+    /// `tpm-crb`.
+    pub model: String,
+    pub state_present: bool,
+    pub key_id: Option<KeyId>,
+    /// The guardian that owns the key protector.
+    pub owner: Option<GuardianId>,
+    /// Every guardian the key is wrapped for, the owner included.
+    pub guardians: Vec<GuardianId>,
+    /// SHA-256 of the EK certificate, hex.
+    pub ek_certificate: Option<String>,
+}
+
+/// A VM on a host, observed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmObserved {
+    pub id: VmId,
+    pub name: VmName,
+    pub host: HostName,
+    pub state: VmState,
+    /// Why it is in that state, libvirt's word: `booted`, `migrated`, `crashed`, `shutdown`, ...
+    pub reason: String,
+    /// None for a domain that Fleetward did not make: shown, never touched.
+    pub metadata: Option<VmMetadata>,
+    pub cpus: u32,
+    pub memory: ByteSize,
+    pub firmware: Option<Firmware>,
+    /// Canonical machine type, `pc-q35-10.0`.
+    pub machine: String,
+    /// `kvm` or `qemu` (TCG).
+    pub accelerator: String,
+    pub disks: Vec<DiskObserved>,
+    pub tpm: TpmObserved,
+    #[serde(with = "time::serde::rfc3339")]
+    pub observed: OffsetDateTime,
+}
+
+impl VmObserved {
+    /// Whether this copy is the VM itself and not half of a migration.
+    pub fn is_the_vm(&self) -> bool {
+        self.metadata.as_ref().is_none_or(|m| m.transit.is_none())
+    }
+}
