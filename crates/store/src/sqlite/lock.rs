@@ -1,0 +1,59 @@
+//! One process per database: a lock on a file beside it, which names the holder.
+//!
+//! The kernel drops the lock with the process, so a file left behind by a crash locks nobody out.
+
+use super::io_failed;
+use crate::StoreError;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Held while the file is open.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+/// Takes the lock beside `database`, or tells who has it.
+pub(super) fn take(database: &Path) -> Result<Lock, StoreError> {
+    let path = beside(database);
+    let failed = |e| io_failed("lock", database, e);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let holder = file
+                .read_to_string(&mut text)
+                .ok()
+                .and_then(|_| text.trim().parse().ok());
+            return Err(StoreError::InUse {
+                path: database.to_owned(),
+                holder,
+            });
+        }
+        Err(TryLockError::Error(e)) => return Err(failed(e)),
+    }
+    // the name is a courtesy to whoever meets the lock; a full disk must not keep the store shut
+    if let Err(error) = file
+        .set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot write the lock holder's pid");
+    }
+    Ok(Lock { _file: file })
+}
+
+fn beside(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".lock");
+    name.into()
+}

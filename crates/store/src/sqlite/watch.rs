@@ -1,0 +1,107 @@
+//! Following changes: from the file until caught up, then from memory, and back when too slow.
+//!
+//! ```text
+//!   behind ── all of the file seen ──► live ── fell out of the window ──► behind
+//!      └── history gone ──► ended          └── store closed ──► ended
+//! ```
+//!
+//! The subscription is older than the first read of the file, and revisions below `next` are dropped, so
+//! every change is seen exactly once.
+
+use super::reader::Readers;
+use crate::{Change, Revision, StoreError, Watch};
+use futures_util::{StreamExt, stream};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::sync::broadcast::{self, error::RecvError};
+
+enum State {
+    Behind,
+    Live,
+    Ended,
+}
+
+struct Follower {
+    prefix: String,
+    /// The first revision not yet seen.
+    next: Revision,
+    state: State,
+    ready: VecDeque<Change>,
+    live: broadcast::Receiver<Arc<Change>>,
+    readers: Arc<Readers>,
+}
+
+pub(super) fn follow(
+    prefix: String,
+    from: Revision,
+    live: broadcast::Receiver<Arc<Change>>,
+    readers: Arc<Readers>,
+) -> Watch {
+    // revision 0 has no change: "from the very beginning" starts with 1
+    let next = from.max(Revision::ZERO.next());
+    let follower = Follower {
+        prefix,
+        next,
+        state: State::Behind,
+        ready: VecDeque::new(),
+        live,
+        readers,
+    };
+    stream::unfold(follower, |mut follower| async move {
+        let item = follower.next_change().await?;
+        Some((item, follower))
+    })
+    .boxed()
+}
+
+impl Follower {
+    async fn next_change(&mut self) -> Option<Result<Change, StoreError>> {
+        loop {
+            if let Some(change) = self.ready.pop_front() {
+                return Some(Ok(change));
+            }
+            match self.state {
+                State::Behind => match self.readers.changes(self.prefix.clone(), self.next).await {
+                    Ok(caught) => {
+                        self.ready.extend(caught.changes);
+                        self.next = caught.next;
+                        if caught.complete {
+                            self.state = State::Live;
+                        }
+                    }
+                    Err(error) => return self.end(error),
+                },
+                State::Live => match self.live.recv().await {
+                    Ok(change) => self.take(&change),
+                    Err(RecvError::Lagged(_)) => self.state = State::Behind,
+                    Err(RecvError::Closed) => return self.end(StoreError::Closed),
+                },
+                State::Ended => return None,
+            }
+        }
+    }
+
+    fn take(&mut self, change: &Change) {
+        if change.revision < self.next {
+            return;
+        }
+        self.next = change.revision.next();
+        let events: Vec<_> = change
+            .events
+            .iter()
+            .filter(|e| e.key().starts_with(&self.prefix))
+            .cloned()
+            .collect();
+        if !events.is_empty() {
+            self.ready.push_back(Change {
+                revision: change.revision,
+                events,
+            });
+        }
+    }
+
+    fn end(&mut self, error: StoreError) -> Option<Result<Change, StoreError>> {
+        self.state = State::Ended;
+        Some(Err(error))
+    }
+}
