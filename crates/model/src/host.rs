@@ -10,21 +10,9 @@ use utoipa::ToSchema;
 
 /// A three-part version of a program.
 #[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Default,
-    Serialize,
-    Deserialize,
-    ToSchema,
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
 )]
 #[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, example = "10.0.2")]
 pub struct Version {
     pub major: u32,
     pub minor: u32,
@@ -85,9 +73,12 @@ impl FromStr for Version {
 /// Versions of the programs that decide what a host can run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HypervisorVersions {
+    #[schema(value_type = String, example = "11.3.0")]
     pub libvirt: Version,
+    #[schema(value_type = String, example = "10.0.2")]
     pub qemu: Version,
     /// None: not installed, no VM with a TPM can run here.
+    #[schema(value_type = Option<String>, example = "0.7.1")]
     pub swtpm: Option<Version>,
     pub agent: String,
 }
