@@ -1,0 +1,271 @@
+//! The agent's API: spoken by the controller over mutual TLS, and by nobody else.
+//!
+//! | method and path | body | answer |
+//! |---|---|---|
+//! | `GET /v1/events` | | stream of [`AgentEvent`], a snapshot first |
+//! | `POST /v1/operations` | [`OperationRequest`] | stream of [`OperationLine`], the last one `Done` or `Failed` |
+//! | `POST /v1/operations/cancel` | [`CancelRequest`] | 204 |
+//! | `POST /v1/questions` | [`Question`] | [`IncomingAnswer`] |
+//! | `GET /v1/vms/{id}` | | [`VmDetail`] |
+//! | `GET /v1/vms/{id}/console` | | upgrade to raw bytes (`Upgrade: fleetward-console`) |
+//! | `GET /v1/images/{sha256}` | | 204 when present, 404 |
+//! | `PUT /v1/images/{sha256}?format=` | the file | 204 |
+//! | `DELETE /v1/images/{sha256}` | | 204 |
+//! | `GET /v1/audit?after=N` | | list of audit records, oldest first |
+//!
+//! An operation runs on when the connection that started it breaks: asking for the same (job, VM, operation) again
+//! attaches to it, or starts it again where a restarted agent has forgotten it. Each operation is safe to repeat.
+
+use fleetward_model::guardian::EndorsedGuardian;
+use fleetward_model::host::HostFacts;
+use fleetward_model::vm::{VmMetadata, VmObserved, VmSpec};
+use fleetward_model::{Failure, HostName, JobId, KeyId, VmId};
+use serde::{Deserialize, Serialize};
+
+pub const EVENTS: &str = "/v1/events";
+pub const OPERATIONS: &str = "/v1/operations";
+pub const OPERATIONS_CANCEL: &str = "/v1/operations/cancel";
+pub const QUESTIONS: &str = "/v1/questions";
+pub const VM: &str = "/v1/vms/{id}";
+pub const VM_CONSOLE: &str = "/v1/vms/{id}/console";
+pub const IMAGE: &str = "/v1/images/{sha256}";
+pub const AUDIT: &str = "/v1/audit";
+
+/// Token of the console's HTTP upgrade.
+pub const CONSOLE_PROTOCOL: &str = "fleetward-console";
+
+/// Something the controller should know, in the order it happened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum AgentEvent {
+    /// Everything; the first line of every stream, and again after libvirt was away.
+    Snapshot {
+        facts: Box<HostFacts>,
+        vms: Vec<VmObserved>,
+    },
+    /// The host's facts, every few seconds: also the sign of life.
+    Facts {
+        facts: Box<HostFacts>,
+    },
+    VmChanged {
+        vm: Box<VmObserved>,
+    },
+    VmRemoved {
+        id: VmId,
+    },
+}
+
+/// One operation on one VM, for one job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OperationRequest {
+    pub job: JobId,
+    /// Fencing: refused with `STALE_GENERATION` when older than what the host has done for this VM.
+    pub generation: u64,
+    pub vm: VmId,
+    pub operation: Operation,
+}
+
+/// A disk that is to arrive by migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncomingDisk {
+    pub target: String,
+    /// False: it lies in a directory that both hosts share.
+    pub copy: bool,
+}
+
+/// The other host of a migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    pub host: HostName,
+    /// `address:port` of its agent.
+    pub address: String,
+}
+
+/// What an agent can be asked to do. Each variant's documentation names the operation that undoes it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Operation {
+    /// Makes the disks of the specification; images are present already. Undone by `DeleteVolumes`.
+    CreateVolumes { spec: VmSpec },
+    /// Removes the files of the specification's disks. Refused while the VM is defined and not stopped.
+    DeleteVolumes { spec: VmSpec },
+    /// Makes a TPM for a VM that has none: state in place, key protector for this host's own guardian and the
+    /// recipients. Answer `TpmMade`, the same one when repeated. Undone by `RemoveTpm`.
+    MakeTpm { recipients: Vec<EndorsedGuardian> },
+    /// Removes the TPM state; with `keep`, moves it to the agent's history with its key protector.
+    RemoveTpm { keep: bool },
+    /// Defines the domain. Undone by `Undefine`.
+    Define { metadata: Box<VmMetadata> },
+    /// Removes the definition and the UEFI variables of a stopped VM.
+    Undefine,
+    /// Opens the key protector, loads the secret, starts. Refused when it cannot be opened. Undone by `Stop` with force.
+    Start,
+    /// Asks the guest to shut down and waits; or cuts the power.
+    Stop { force: bool, deadline_seconds: u32 },
+    /// Source of a migration: wraps the key for endorsed guardians too, keeping it. Answer `Protector`.
+    /// Undone by `PutProtector` with the former one.
+    Grant { to: Vec<EndorsedGuardian> },
+    /// Puts back a key protector for the same key.
+    PutProtector { key_protector: String },
+    /// Destination: opens the key protector, loads the secret, makes volumes for what is copied, listens.
+    /// Undone by `AbandonIncoming`.
+    PrepareIncoming {
+        metadata: Box<VmMetadata>,
+        disks: Vec<IncomingDisk>,
+        live: bool,
+        from: Peer,
+    },
+    /// Destination: removes everything of an arrival that will not be completed. Refused once it is committed.
+    AbandonIncoming {
+        spec: VmSpec,
+        disks: Vec<IncomingDisk>,
+    },
+    /// Source: moves the running VM; it arrives paused. Answer `Migrated`. A repeat after success answers again.
+    MigrateLive { to: Peer, disks: Vec<IncomingDisk> },
+    /// Source: sends disks, UEFI variables and TPM state of a stopped VM. Answer `Migrated`.
+    SendStopped { to: Peer, disks: Vec<IncomingDisk> },
+    /// Source: whether the VM's memory has left for good. Answer `MigrationState`.
+    MigrationState,
+    /// Source, from here on forward only: marks the copy here as departed, so that nothing starts it again.
+    Depart,
+    /// Destination: it is the VM now; lets it run when it came running.
+    CommitIncoming { live: bool },
+    /// Source: removes what stayed behind (definition, variables, copied volumes, TPM state, secret).
+    CleanUpDeparted {
+        spec: VmSpec,
+        disks: Vec<IncomingDisk>,
+    },
+}
+
+impl Operation {
+    /// Name in failpoints, logs and audit records.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::CreateVolumes { .. } => "create-volumes",
+            Self::DeleteVolumes { .. } => "delete-volumes",
+            Self::MakeTpm { .. } => "make-tpm",
+            Self::RemoveTpm { .. } => "remove-tpm",
+            Self::Define { .. } => "define",
+            Self::Undefine => "undefine",
+            Self::Start => "start",
+            Self::Stop { .. } => "stop",
+            Self::Grant { .. } => "grant",
+            Self::PutProtector { .. } => "put-protector",
+            Self::PrepareIncoming { .. } => "prepare-incoming",
+            Self::AbandonIncoming { .. } => "abandon-incoming",
+            Self::MigrateLive { .. } => "migrate-live",
+            Self::SendStopped { .. } => "send-stopped",
+            Self::MigrationState => "migration-state",
+            Self::Depart => "depart",
+            Self::CommitIncoming { .. } => "commit-incoming",
+            Self::CleanUpDeparted { .. } => "clean-up-departed",
+        }
+    }
+}
+
+/// What an operation answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum OperationResult {
+    Nothing,
+    TpmMade {
+        /// Base64 of the DER.
+        key_protector: String,
+        key_id: KeyId,
+        /// Base64 of the DER.
+        ek_certificate: String,
+    },
+    Protector {
+        key_protector: String,
+    },
+    Migrated {
+        total_ms: u64,
+        /// Pause of the guest so far, as libvirt measured it; the controller adds the hand-over.
+        downtime_ms: Option<u64>,
+        transferred: u64,
+    },
+    MigrationState {
+        state: SourceState,
+    },
+    /// After `CommitIncoming` of a live migration: how long after the source's stop the guest ran again.
+    Committed,
+}
+
+/// Where a VM's memory is, as its source sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceState {
+    /// It runs here (or is paused here).
+    Here,
+    /// It does not run here: it has left, or has ended.
+    NotHere,
+}
+
+/// A line of an operation's answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "line", rename_all = "snake_case")]
+pub enum OperationLine {
+    Progress {
+        /// Bytes.
+        done: u64,
+        /// Bytes; may grow.
+        total: u64,
+        text: String,
+    },
+    Done {
+        result: OperationResult,
+    },
+    Failed {
+        failure: Failure,
+        /// Trying the same again later may help without anybody acting.
+        transient: bool,
+    },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CancelRequest {
+    pub job: JobId,
+    pub vm: VmId,
+}
+
+/// What preflight asks a possible destination, beyond its facts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Question {
+    pub metadata: VmMetadata,
+    /// The running guest's CPU; none when it is stopped.
+    pub cpu_xml: Option<String>,
+}
+
+/// The destination's answer. Each is none when it could not be found out, which counts as failed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IncomingAnswer {
+    pub uuid_taken: Option<bool>,
+    pub name_taken: Option<bool>,
+    /// None when the CPU fits; else what is missing.
+    pub cpu_problem: Option<String>,
+    pub can_open: CanOpen,
+}
+
+/// Whether a host can open a key protector now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "can_open", rename_all = "snake_case")]
+pub enum CanOpen {
+    /// The VM has no TPM.
+    NoTpm,
+    Yes,
+    /// No guardian of this host is among its recipients.
+    NotGranted,
+    /// It is, but it does not open.
+    Unreadable {
+        because: String,
+    },
+}
+
+/// One VM with what only its host knows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VmDetail {
+    pub vm: VmObserved,
+    pub cpu_xml: Option<String>,
+    /// Whether the host can open the key protector.
+    pub can_open: CanOpen,
+}

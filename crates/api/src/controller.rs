@@ -1,0 +1,489 @@
+//! The controller's API: paths, the role each endpoint needs, and the bodies.
+//!
+//! [`ENDPOINTS`] is the whole list; the router, the OpenAPI description and the test that walks it without credentials
+//! are all held against it.
+
+use fleetward_model::error::Finding;
+use fleetward_model::guardian::{CertificateRole, GuardianFacts};
+use fleetward_model::host::{HostFacts, HostState};
+use fleetward_model::vm::{DiskObserved, Firmware, Profile, TpmObserved, VmState};
+use fleetward_model::{
+    ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, ImageName, JobId, Labels,
+    PoolName, VmId, VmName,
+};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// What a caller may do. Key rights (`keeper`) are separate from VM rights (`operator`); `admin` has both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Viewer,
+    Operator,
+    Keeper,
+    Admin,
+}
+
+impl Role {
+    /// Whether a caller of this role may use an endpoint that needs `needed`.
+    pub const fn allows(self, needed: Self) -> bool {
+        match (self, needed) {
+            (Self::Admin, _) | (_, Self::Viewer) => true,
+            (Self::Operator, Self::Operator) | (Self::Keeper, Self::Keeper) => true,
+            (Self::Viewer | Self::Operator | Self::Keeper, _) => false,
+        }
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Keeper => "keeper",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// Who may call an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Role(Role),
+    /// A join token in the body instead of a certificate.
+    JoinToken,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint {
+    pub method: &'static str,
+    pub path: &'static str,
+    pub access: Access,
+}
+
+const fn endpoint(method: &'static str, path: &'static str, role: Role) -> Endpoint {
+    Endpoint {
+        method,
+        path,
+        access: Access::Role(role),
+    }
+}
+
+/// Every endpoint of the controller.
+pub const ENDPOINTS: &[Endpoint] = &[
+    endpoint("GET", "/v1/status", Role::Viewer),
+    endpoint("GET", "/v1/openapi.json", Role::Viewer),
+    Endpoint {
+        method: "POST",
+        path: "/v1/join",
+        access: Access::JoinToken,
+    },
+    endpoint("GET", "/v1/hosts", Role::Viewer),
+    endpoint("GET", "/v1/hosts/{host}", Role::Viewer),
+    endpoint("DELETE", "/v1/hosts/{host}", Role::Admin),
+    endpoint("POST", "/v1/hosts/{host}/drain", Role::Operator),
+    endpoint("POST", "/v1/hosts/{host}/resume", Role::Operator),
+    endpoint("POST", "/v1/host-tokens", Role::Admin),
+    endpoint("POST", "/v1/admins", Role::Admin),
+    endpoint("GET", "/v1/images", Role::Viewer),
+    endpoint("PUT", "/v1/images/{image}", Role::Operator),
+    endpoint("DELETE", "/v1/images/{image}", Role::Operator),
+    endpoint("GET", "/v1/vms", Role::Viewer),
+    endpoint("POST", "/v1/vms", Role::Operator),
+    endpoint("GET", "/v1/vms/{vm}", Role::Viewer),
+    endpoint("DELETE", "/v1/vms/{vm}", Role::Operator),
+    endpoint("POST", "/v1/vms/{vm}/start", Role::Operator),
+    endpoint("POST", "/v1/vms/{vm}/stop", Role::Operator),
+    endpoint("POST", "/v1/vms/{vm}/migrate", Role::Operator),
+    endpoint("GET", "/v1/vms/{vm}/console", Role::Operator),
+    endpoint("GET", "/v1/check", Role::Viewer),
+    endpoint("GET", "/v1/jobs", Role::Viewer),
+    endpoint("GET", "/v1/jobs/{job}", Role::Viewer),
+    endpoint("GET", "/v1/jobs/{job}/events", Role::Viewer),
+    endpoint("POST", "/v1/jobs/{job}/cancel", Role::Operator),
+    endpoint("GET", "/v1/guardians", Role::Viewer),
+    endpoint("GET", "/v1/guardians/{guardian}", Role::Viewer),
+    endpoint("GET", "/v1/audit", Role::Keeper),
+    endpoint("GET", "/v1/audit/verify", Role::Keeper),
+    endpoint("POST", "/v1/rebuild", Role::Admin),
+];
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    pub version: String,
+    /// The fleet's id.
+    pub fleet: String,
+    /// SHA-256 of the fleet authority's certificate, hex.
+    pub authority: String,
+    pub hosts: u32,
+    pub hosts_online: u32,
+    pub vms: u32,
+    pub jobs_running: u32,
+}
+
+/// A host in lists and on its own.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct HostView {
+    pub name: HostName,
+    pub group: GroupName,
+    pub state: HostState,
+    /// `address:port` of its agent; none until it has joined.
+    pub address: Option<String>,
+    /// Last reported facts.
+    pub facts: Option<HostFacts>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_seen: Option<OffsetDateTime>,
+    pub vms: u32,
+    pub warnings: Vec<String>,
+}
+
+/// `POST /v1/host-tokens`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    pub host: HostName,
+    #[serde(default)]
+    pub group: GroupName,
+    /// Seconds, 1 to 604,800 (a week); default one hour.
+    #[serde(default = "one_hour")]
+    pub ttl_seconds: u32,
+}
+
+fn one_hour() -> u32 {
+    3600
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenView {
+    pub host: HostName,
+    pub group: GroupName,
+    /// Shown once.
+    pub token: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires: OffsetDateTime,
+}
+
+/// `POST /v1/join`, from an agent.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    pub token: String,
+    /// PEM certificate request for the host's identity.
+    pub host_csr: String,
+    /// PEM certificate request for the host's EK issuing authority.
+    pub ek_csr: String,
+    pub guardian: GuardianFacts,
+    /// `address:port` on which the controller and other agents reach this one.
+    pub address: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct JoinReply {
+    pub host: HostName,
+    pub group: GroupName,
+    /// The fleet's id.
+    pub fleet: String,
+    /// PEM.
+    pub host_certificate: String,
+    /// PEM; to be pinned.
+    pub authority_certificate: String,
+    /// PEM, this host's issuing certificate.
+    pub ek_certificate: String,
+    /// PEM, the fleet's EK root.
+    pub ek_root_certificate: String,
+}
+
+/// `POST /v1/admins`: a client certificate for somebody not on the controller's machine.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdminRequest {
+    /// Letters, digits, `.`, `_`, `-`, at most 63.
+    pub name: HostName,
+    pub role: Role,
+    /// PEM certificate request; the private key stays with the caller.
+    pub csr: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AdminReply {
+    /// PEM.
+    pub certificate: String,
+    /// PEM.
+    pub authority_certificate: String,
+}
+
+/// An image of the library.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageView {
+    pub name: ImageName,
+    /// `qcow2`, `raw` or `iso`.
+    pub format: String,
+    /// Bytes of the file.
+    pub size_bytes: u64,
+    /// Bytes of the disk.
+    pub virtual_size_bytes: u64,
+    /// Hex.
+    pub sha256: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub imported: OffsetDateTime,
+}
+
+/// `POST /v1/vms`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmCreateRequest {
+    pub name: VmName,
+    #[serde(default)]
+    pub profile: Profile,
+    /// Content of the system disk; none: an empty disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageName>,
+    /// Size of the system disk, bytes; not smaller than the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<ByteSize>,
+    /// Installer medium.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iso: Option<ImageName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<ByteSize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupName>,
+    #[serde(default)]
+    pub pool: PoolName,
+    #[serde(default = "yes")]
+    pub tpm: bool,
+    #[serde(default = "yes")]
+    pub secure_boot: bool,
+    #[serde(default)]
+    pub start: bool,
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A VM, as `vm show` gives it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct VmView {
+    pub name: VmName,
+    pub id: VmId,
+    pub host: HostName,
+    pub group: Option<GroupName>,
+    pub state: VmState,
+    /// libvirt's word for why.
+    pub reason: String,
+    /// False for a domain Fleetward did not make.
+    pub managed: bool,
+    pub cpus: u32,
+    pub memory_bytes: ByteSize,
+    pub firmware: Option<Firmware>,
+    pub disks: Vec<DiskObserved>,
+    pub tpm: TpmObserved,
+    pub labels: Labels,
+    pub profile: Option<Profile>,
+    /// The job that holds it.
+    pub job: Option<JobId>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub created: Option<OffsetDateTime>,
+    /// When the host last reported it; old when the host is unreachable.
+    #[serde(with = "time::serde::rfc3339")]
+    pub observed: OffsetDateTime,
+}
+
+/// `POST /v1/vms/{vm}/stop`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StopRequest {
+    /// Cut the power instead of asking the guest.
+    #[serde(default)]
+    pub force: bool,
+    /// Seconds to wait for the guest, 1 to 3,600.
+    #[serde(default = "two_minutes")]
+    pub deadline_seconds: u32,
+}
+
+fn two_minutes() -> u32 {
+    120
+}
+
+/// `POST /v1/vms/{vm}/migrate`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    pub to: HostName,
+    /// The VM is stopped and stays so.
+    #[serde(default)]
+    pub offline: bool,
+}
+
+/// Answer of everything that takes long (HTTP 202), and of what turned out to be done already.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Accepted {
+    /// None: nothing had to be done.
+    pub job: Option<JobId>,
+}
+
+/// Query of `DELETE /v1/vms/{vm}`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct DeleteQuery {
+    #[serde(default)]
+    pub keep_tpm_state: bool,
+}
+
+/// Query of `GET /v1/vms`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct VmQuery {
+    pub host: Option<HostName>,
+    /// `key=value`.
+    pub label: Option<String>,
+    pub tpm: Option<bool>,
+}
+
+/// Query of `GET /v1/check`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct CheckQuery {
+    pub vm: Option<VmName>,
+    pub to: Option<HostName>,
+    /// Check a move of the stopped VM.
+    #[serde(default)]
+    pub offline: bool,
+}
+
+/// Whether one VM can move to (or, on its own host, start on) one host.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct CheckView {
+    pub vm: VmName,
+    pub from: HostName,
+    pub to: HostName,
+    pub possible: bool,
+    /// The first blocking finding's code.
+    pub code: Option<ErrorCode>,
+    pub findings: Vec<Finding>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    Pending,
+    Running,
+    /// Going back step by step.
+    Undoing,
+    Done,
+    /// Failed or cancelled, and everything it had done is undone.
+    Undone,
+}
+
+impl JobState {
+    pub const fn has_ended(self) -> bool {
+        matches!(self, Self::Done | Self::Undone)
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Undoing => "undoing",
+            Self::Done => "done",
+            Self::Undone => "undone",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct JobView {
+    pub id: JobId,
+    /// `vm-create`, `vm-migrate`, ...
+    pub kind: String,
+    /// What it works on.
+    pub target: String,
+    pub state: JobState,
+    pub created_by: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ended: Option<OffsetDateTime>,
+    pub steps: Vec<StepView>,
+    /// Name of the step that runs or waits.
+    pub current: Option<String>,
+    pub progress: Option<ProgressView>,
+    /// Why it waits, when it does: a host that does not answer.
+    pub waiting: Option<String>,
+    pub cancellable: bool,
+    pub failure: Option<Failure>,
+    /// What it reports, by kind: a migration's downtime, a created VM's name.
+    #[schema(value_type = Option<Object>)]
+    pub result: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct StepView {
+    pub name: String,
+    /// `pending`, `running`, `done`, `undoing`, `undone`, `failed`.
+    pub state: String,
+    pub attempts: u32,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub started: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ended: Option<OffsetDateTime>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProgressView {
+    /// Bytes.
+    pub done: u64,
+    /// Bytes.
+    pub total: u64,
+    pub text: String,
+}
+
+/// One certificate of a guardian: a row of `guardian list`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct GuardianView {
+    pub guardian: GuardianId,
+    pub role: CertificateRole,
+    pub serial: String,
+    pub sha1: String,
+    pub sha256: String,
+    pub subject: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+    pub days_left: i64,
+    pub has_private_key: bool,
+    pub host: HostName,
+    /// VMs whose key is wrapped for it.
+    pub vms: Vec<VmName>,
+}
+
+/// Query of `GET /v1/audit`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct AuditQuery {
+    pub vm: Option<VmName>,
+    /// RFC 3339.
+    pub since: Option<String>,
+}
+
+/// Answer of `GET /v1/audit/verify`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AuditVerdict {
+    pub intact: bool,
+    pub records: u64,
+    /// The first record that does not fit, and why.
+    pub broken: Option<String>,
+}
+
+/// Answer of `POST /v1/rebuild`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RebuildView {
+    pub hosts_asked: u32,
+    pub hosts_answered: u32,
+    pub vms: u32,
+    /// Hosts that did not answer, names that clash.
+    pub warnings: Vec<String>,
+}

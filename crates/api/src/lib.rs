@@ -1,0 +1,13 @@
+//! Wire types and paths of the HTTP APIs: what is said between command line, controller and agents.
+//!
+//! Refuses to know how any service works. Every body is JSON; streams are newline-delimited JSON (`application/x-ndjson`),
+//! one value a line. Errors are a [`fleetward_model::Failure`] with the HTTP status of its code's class.
+
+pub mod agent;
+pub mod controller;
+
+/// Content type of streams.
+pub const NDJSON: &str = "application/x-ndjson";
+
+/// Largest JSON body either service takes, bytes.
+pub const MAX_BODY: usize = 1 << 20;
