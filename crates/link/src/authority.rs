@@ -1,0 +1,519 @@
+//! The fleet's authority: the key that says who belongs to the fleet, and the root of its EK certificates.
+//!
+//! Both live on the controller, each in one file of mode 0600 that holds certificate and key together, so that
+//! a crash leaves both or neither. A copy of the certificate alone lies beside it for administrators.
+//! The authority decides nothing: who may have which identity is the controller's business.
+
+use crate::credential::certificate_pem;
+use crate::durable::{self, Readers};
+use crate::identity::{FleetId, Identity};
+use crate::trust::{FleetTrust, TrustError};
+use fleetward_model::HostName;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
+
+/// How long members' certificates live; renew at two thirds.
+pub const MEMBER_LIFETIME: Duration = Duration::days(365);
+
+/// Longest certificate request accepted, in bytes.
+pub const MAX_CSR: usize = 16 * 1024;
+
+const AUTHORITY_LIFETIME: Duration = Duration::days(20 * 365);
+
+/// Clocks of hosts are never quite together; a certificate is valid this long before it was made.
+const CLOCK_TOLERANCE: Duration = Duration::days(1);
+
+/// When a certificate is valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// First moment.
+    pub not_before: OffsetDateTime,
+    /// Last moment.
+    pub not_after: OffsetDateTime,
+}
+
+impl Validity {
+    /// From `now`, less a tolerance for clocks, for `lifetime`.
+    pub fn starting(now: OffsetDateTime, lifetime: Duration) -> Self {
+        Self {
+            not_before: now - CLOCK_TOLERANCE,
+            not_after: now + lifetime,
+        }
+    }
+}
+
+/// The certificate authority of a fleet (ECDSA P-256).
+pub struct FleetAuthority {
+    files: AuthorityFiles,
+    trust: FleetTrust,
+}
+
+impl FleetAuthority {
+    /// Opens the authority in `dir`, making a new fleet's if there is none. The directory must exist.
+    pub fn open(dir: &Path, now: OffsetDateTime) -> Result<Self, AuthorityError> {
+        let files = AuthorityFiles::open(dir, "authority", || {
+            let fleet = FleetId::random();
+            authority_params(
+                &format!("Fleetward Authority {fleet}"),
+                Some(fleet.to_uri()),
+                Validity::starting(now, AUTHORITY_LIFETIME),
+                BasicConstraints::Constrained(0),
+            )
+        })?;
+        let trust = FleetTrust::from_der(&files.certificate)?;
+        Ok(Self { files, trust })
+    }
+
+    /// The fleet.
+    pub fn fleet(&self) -> FleetId {
+        self.trust.fleet()
+    }
+
+    /// The public half, as agents and administrators pin it.
+    pub fn trust(&self) -> &FleetTrust {
+        &self.trust
+    }
+
+    /// Certifies the key of a request (PEM, PKCS #10) as `identity`; a renewal is the same call again.
+    ///
+    /// Nothing but the public key is taken from the request. Returns the chain as PEM: the new
+    /// certificate, then the authority's, which joining hosts compare with their token.
+    pub fn issue(
+        &self,
+        csr_pem: &str,
+        identity: &Identity,
+        validity: Validity,
+    ) -> Result<String, AuthorityError> {
+        let request = parse_request(csr_pem)?;
+        let algorithm = request.public_key.algorithm();
+        if *algorithm != rcgen::PKCS_ECDSA_P256_SHA256
+            && *algorithm != rcgen::PKCS_ECDSA_P384_SHA384
+        {
+            return Err(AuthorityError::RequestKey);
+        }
+        let mut params = params(&identity.to_string(), self.files.clamp(validity)?)?;
+        params.subject_alt_names = vec![uri(identity.to_uri(self.fleet()))?];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = match identity {
+            Identity::Controller | Identity::Host(_) => vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ],
+            Identity::Admin { .. } => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        };
+        self.files.sign_certificate(params, &request)
+    }
+
+    /// Signs a statement (ECDSA P-256 with SHA-256, ASN.1 signature); [`FleetTrust::verify`] checks it.
+    ///
+    /// The same key signs certificates, whose signed part begins with a DER SEQUENCE (0x30), that is with the
+    /// digit zero: statements that begin so are refused, so that none can ever pass for a certificate.
+    pub fn sign(&self, statement: &[u8]) -> Result<Vec<u8>, AuthorityError> {
+        if matches!(statement.first(), None | Some(0x30)) {
+            return Err(AuthorityError::Statement);
+        }
+        rcgen::SigningKey::sign(&self.files.key, statement).map_err(AuthorityError::Sign)
+    }
+}
+
+impl fmt::Debug for FleetAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetAuthority")
+            .field("trust", &self.trust)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The root above all endorsement-key certificates of a fleet's TPMs.
+///
+/// It only ever certifies hosts' intermediate authorities, which then make their TPMs' certificates themselves.
+pub struct EkRoot {
+    files: AuthorityFiles,
+}
+
+impl EkRoot {
+    /// Opens the EK root in `dir`, making a new one for `fleet` if there is none.
+    pub fn open(dir: &Path, fleet: FleetId, now: OffsetDateTime) -> Result<Self, AuthorityError> {
+        let files = AuthorityFiles::open(dir, "ek-root", || {
+            authority_params(
+                &format!("Fleetward TPM Root {fleet}"),
+                None,
+                Validity::starting(now, AUTHORITY_LIFETIME),
+                BasicConstraints::Constrained(1),
+            )
+        })?;
+        Ok(Self { files })
+    }
+
+    /// The root certificate, PEM.
+    pub fn certificate_pem(&self) -> String {
+        certificate_pem(&self.files.certificate)
+    }
+
+    /// Certifies a host's key (PEM, PKCS #10) as an EK authority that may make no further authorities.
+    ///
+    /// Returns the chain as PEM: the host's authority, then the root. It lives as long as the root: TPMs
+    /// outlive the hosts that made them.
+    pub fn issue_host_authority(
+        &self,
+        csr_pem: &str,
+        host: &HostName,
+        now: OffsetDateTime,
+    ) -> Result<String, AuthorityError> {
+        let request = parse_request(csr_pem)?;
+        let validity = self
+            .files
+            .clamp(Validity::starting(now, AUTHORITY_LIFETIME))?;
+        let params = authority_params(
+            &format!("Fleetward TPM Authority {host}"),
+            None,
+            validity,
+            BasicConstraints::Constrained(0),
+        )?;
+        self.files.sign_certificate(params, &request)
+    }
+}
+
+impl fmt::Debug for EkRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EkRoot").finish_non_exhaustive()
+    }
+}
+
+/// `<name>.pem` (certificate and key, 0600) is the truth, `<name>.crt` a copy for people.
+struct AuthorityFiles {
+    certificate: CertificateDer<'static>,
+    key: KeyPair,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+}
+
+impl AuthorityFiles {
+    fn open(
+        dir: &Path,
+        name: &str,
+        new: impl FnOnce() -> Result<CertificateParams, AuthorityError>,
+    ) -> Result<Self, AuthorityError> {
+        let path = dir.join(format!("{name}.pem"));
+        let failed = |source| AuthorityError::File {
+            path: path.clone(),
+            source,
+        };
+        if !path.try_exists().map_err(failed)? {
+            let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+                .map_err(AuthorityError::Sign)?;
+            let certificate = new()?.self_signed(&key).map_err(AuthorityError::Sign)?;
+            let key = Zeroizing::new(key.serialize_pem());
+            let text = Zeroizing::new(format!("{}{}", certificate.pem(), key.as_str()));
+            // Losing the race to another opener is fine: what lies there is read below.
+            durable::create(&path, text.as_bytes(), Readers::Owner).map_err(failed)?;
+        }
+        let text = Zeroizing::new(std::fs::read_to_string(&path).map_err(failed)?);
+        let files =
+            Self::parse(&text).ok_or_else(|| AuthorityError::Damaged { path: path.clone() })?;
+
+        let copy = dir.join(format!("{name}.crt"));
+        let pem = certificate_pem(&files.certificate);
+        if std::fs::read(&copy).ok().as_deref() != Some(pem.as_bytes()) {
+            durable::replace(&copy, pem.as_bytes(), Readers::Everybody)
+                .map_err(|source| AuthorityError::File { path: copy, source })?;
+        }
+        Ok(files)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let certificate = CertificateDer::from_pem_slice(text.as_bytes()).ok()?;
+        let key = rustls_pki_types::PrivateKeyDer::from_pem_slice(text.as_bytes()).ok()?;
+        let key = KeyPair::try_from(&key).ok()?;
+        let (_, parsed) = X509Certificate::from_der(&certificate).ok()?;
+        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+            return None;
+        }
+        let (not_before, not_after) = (
+            parsed.validity().not_before.to_datetime(),
+            parsed.validity().not_after.to_datetime(),
+        );
+        Some(Self {
+            not_before,
+            not_after,
+            certificate,
+            key,
+        })
+    }
+
+    /// No certificate outlives the one that signed it.
+    fn clamp(&self, wanted: Validity) -> Result<Validity, AuthorityError> {
+        let validity = Validity {
+            not_before: wanted.not_before.max(self.not_before),
+            not_after: wanted.not_after.min(self.not_after),
+        };
+        if validity.not_before >= validity.not_after {
+            return Err(AuthorityError::Validity);
+        }
+        Ok(validity)
+    }
+
+    fn sign_certificate(
+        &self,
+        params: CertificateParams,
+        request: &CertificateSigningRequestParams,
+    ) -> Result<String, AuthorityError> {
+        let issuer =
+            Issuer::from_ca_cert_der(&self.certificate, &self.key).map_err(AuthorityError::Sign)?;
+        let certificate = params
+            .signed_by(&request.public_key, &issuer)
+            .map_err(AuthorityError::Sign)?;
+        Ok(format!(
+            "{}{}",
+            certificate_pem(certificate.der()),
+            certificate_pem(&self.certificate)
+        ))
+    }
+}
+
+fn parse_request(csr_pem: &str) -> Result<CertificateSigningRequestParams, AuthorityError> {
+    if csr_pem.len() > MAX_CSR {
+        return Err(AuthorityError::RequestSize {
+            size: csr_pem.len(),
+        });
+    }
+    CertificateSigningRequestParams::from_pem(csr_pem).map_err(AuthorityError::Request)
+}
+
+fn params(common_name: &str, validity: Validity) -> Result<CertificateParams, AuthorityError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
+    params.not_before = validity.not_before;
+    params.not_after = validity.not_after;
+    params.use_authority_key_identifier_extension = true;
+    // A renewal certifies the same key again: the number must not be derived from the key.
+    let mut serial = [0; 16];
+    aws_lc_rs::rand::fill(&mut serial).map_err(|_| AuthorityError::Randomness)?;
+    serial[0] = serial[0] & 0x7f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    Ok(params)
+}
+
+fn authority_params(
+    common_name: &str,
+    identity: Option<String>,
+    validity: Validity,
+    depth: BasicConstraints,
+) -> Result<CertificateParams, AuthorityError> {
+    let mut params = params(common_name, validity)?;
+    params.subject_alt_names = identity.map(uri).transpose()?.into_iter().collect();
+    params.is_ca = IsCa::Ca(depth);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn uri(text: String) -> Result<SanType, AuthorityError> {
+    text.try_into()
+        .map(SanType::URI)
+        .map_err(AuthorityError::Sign)
+}
+
+/// Why the authority did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// A file of the authority that cannot be read or written.
+    #[error("cannot use the authority's file {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file that holds no matching certificate and key.
+    #[error("the authority's file {path} is damaged: it does not hold a certificate and its key")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate that is not a fleet authority's.
+    #[error("the authority's certificate cannot be used")]
+    Trust(#[from] TrustError),
+    /// A request longer than [`MAX_CSR`].
+    #[error("a certificate request has at most {MAX_CSR} bytes, this has {size}")]
+    RequestSize {
+        /// Bytes.
+        size: usize,
+    },
+    /// A request that cannot be read or is not signed by its own key.
+    #[error("the certificate request cannot be read or is not signed by its own key")]
+    Request(#[source] rcgen::Error),
+    /// A request for a key of a kind we do not certify.
+    #[error("only ECDSA P-256 and P-384 keys are certified as members of a fleet")]
+    RequestKey,
+    /// A validity that the authority's own does not cover.
+    #[error("the authority's own certificate is not valid at the time asked for")]
+    Validity,
+    /// A statement that is empty or could be taken for a certificate.
+    #[error("the authority does not sign statements that are empty or begin like a certificate")]
+    Statement,
+    /// The signature itself failed.
+    #[error("cannot make a certificate or signature")]
+    Sign(#[source] rcgen::Error),
+    /// No random numbers.
+    #[error("the system gives no random numbers")]
+    Randomness,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credential::KeyRequest;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn now() -> OffsetDateTime {
+        OffsetDateTime::now_utc()
+    }
+
+    fn authority() -> (tempfile::TempDir, FleetAuthority) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let authority = FleetAuthority::open(dir.path(), now()).expect("new authority");
+        (dir, authority)
+    }
+
+    #[test]
+    fn an_authority_is_the_same_after_it_is_opened_again() {
+        let (dir, first) = authority();
+        let second = FleetAuthority::open(dir.path(), now()).expect("open");
+        assert_eq!(first.fleet(), second.fleet());
+        assert_eq!(first.trust().fingerprint(), second.trust().fingerprint());
+        let mode = |name: &str| {
+            let metadata = std::fs::metadata(dir.path().join(name)).expect(name);
+            metadata.permissions().mode() & 0o777
+        };
+        assert_eq!(mode("authority.pem"), 0o600);
+        assert_eq!(mode("authority.crt"), 0o644);
+        let copy = FleetTrust::load(&dir.path().join("authority.crt")).expect("copy");
+        assert_eq!(copy.fingerprint(), first.trust().fingerprint());
+    }
+
+    #[test]
+    fn a_damaged_authority_is_refused_and_never_replaced() {
+        let (dir, _) = authority();
+        let path = dir.path().join("authority.pem");
+        std::fs::write(&path, "garbage").expect("damage");
+        let opened = FleetAuthority::open(dir.path(), now());
+        assert!(matches!(opened, Err(AuthorityError::Damaged { .. })));
+        assert_eq!(std::fs::read(&path).expect("read"), b"garbage");
+    }
+
+    #[test]
+    fn a_certificate_carries_only_the_identity_the_controller_chose() {
+        let (_dir, authority) = authority();
+        let request = KeyRequest::generate().expect("request");
+        let host = Identity::Host("a".parse().expect("name"));
+        let chain = authority
+            .issue(
+                request.csr_pem(),
+                &host,
+                Validity::starting(now(), MEMBER_LIFETIME),
+            )
+            .expect("issue");
+        let credential = request.into_credential(&chain).expect("credential");
+        assert_eq!(credential.identity().identity, host);
+        assert_eq!(credential.identity().fleet, authority.fleet());
+
+        let renewal = KeyRequest::from_credential(&credential).expect("renewal");
+        let later = Validity::starting(now() + Duration::days(200), MEMBER_LIFETIME);
+        let chain = authority
+            .issue(renewal.csr_pem(), &host, later)
+            .expect("issue again");
+        let renewed = renewal.into_credential(&chain).expect("renewed");
+        assert!(renewed.not_after() > credential.not_after());
+        assert_ne!(renewed.chain_pem(), credential.chain_pem());
+    }
+
+    #[test]
+    fn requests_that_are_garbage_huge_or_of_another_algorithm_are_refused() {
+        let (_dir, authority) = authority();
+        let issue = |csr: &str| {
+            let validity = Validity::starting(now(), MEMBER_LIFETIME);
+            authority.issue(csr, &Identity::Controller, validity)
+        };
+        assert!(matches!(issue("x"), Err(AuthorityError::Request(_))));
+        let huge = "x".repeat(MAX_CSR + 1);
+        assert!(matches!(
+            issue(&huge),
+            Err(AuthorityError::RequestSize { .. })
+        ));
+        let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("key");
+        let csr = CertificateParams::default()
+            .serialize_request(&key)
+            .expect("csr");
+        let csr = csr.pem().expect("pem");
+        assert!(matches!(issue(&csr), Err(AuthorityError::RequestKey)));
+    }
+
+    #[test]
+    fn statements_are_signed_for_this_fleet_only_and_never_look_like_certificates() {
+        let (_dir, ours) = authority();
+        let (_dir, other) = authority();
+        let signature = ours.sign(b"fleetward-endorsement/1 x").expect("sign");
+        let trust = ours.trust();
+        assert!(
+            trust
+                .verify(b"fleetward-endorsement/1 x", &signature)
+                .is_ok()
+        );
+        assert!(
+            trust
+                .verify(b"fleetward-endorsement/1 y", &signature)
+                .is_err()
+        );
+        let foreign = other
+            .trust()
+            .verify(b"fleetward-endorsement/1 x", &signature);
+        assert!(foreign.is_err());
+        assert!(matches!(
+            ours.sign(b"0\x82"),
+            Err(AuthorityError::Statement)
+        ));
+        assert!(matches!(ours.sign(b""), Err(AuthorityError::Statement)));
+    }
+
+    #[test]
+    fn a_host_ek_authority_chains_to_the_root_and_makes_no_further_authorities() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let root = EkRoot::open(dir.path(), FleetId::random(), now()).expect("root");
+        let request = KeyRequest::generate().expect("request");
+        let host = "a".parse().expect("name");
+        let chain = root
+            .issue_host_authority(request.csr_pem(), &host, now())
+            .expect("issue");
+        let chain: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(chain.as_bytes())
+            .collect::<Result<_, _>>()
+            .expect("pem");
+        let [own, parent] = chain.as_slice() else {
+            panic!("a chain of two");
+        };
+        let (_, own) = X509Certificate::from_der(own).expect("own");
+        let (_, parent) = X509Certificate::from_der(parent).expect("root");
+        own.verify_signature(Some(parent.public_key()))
+            .expect("signed by the root");
+        let constraints = own
+            .basic_constraints()
+            .expect("readable")
+            .expect("present")
+            .value;
+        assert!(constraints.ca);
+        assert_eq!(constraints.path_len_constraint, Some(0));
+        assert!(own.validity().not_after <= parent.validity().not_after);
+    }
+}

@@ -1,0 +1,269 @@
+//! A program's own certificate and private key: asking for one, keeping it, exchanging it while running.
+//!
+//! ```text
+//!   KeyRequest::generate ──csr_pem──► authority ──chain_pem──► into_credential ──► LiveCredential
+//!            ▲                                                      │ store/load        │ replace
+//!            └──────────────── renewal: from_credential ◄───────────┘                   └─► next handshake
+//! ```
+
+use crate::durable::{self, Readers};
+use crate::identity::{FleetIdentity, IdentityError};
+use crate::tls;
+use arc_swap::ArcSwap;
+use base64::Engine;
+use rustls::client::ResolvesClientCert;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{Error as TlsError, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::fmt::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
+
+/// A new key pair and the request to certify it. The identity is the authority's to choose, so none is asked for.
+pub struct KeyRequest {
+    key_pem: Zeroizing<String>,
+    csr_pem: String,
+}
+
+impl KeyRequest {
+    /// Makes an ECDSA P-256 key pair.
+    pub fn generate() -> Result<Self, CredentialError> {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+            .map_err(CredentialError::Generate)?;
+        Self::for_key(&key)
+    }
+
+    /// Asks for a new certificate on the key of `credential`, before the old one runs out.
+    pub fn from_credential(credential: &Credential) -> Result<Self, CredentialError> {
+        let key =
+            rcgen::KeyPair::from_pem(&credential.key_pem).map_err(CredentialError::Generate)?;
+        Self::for_key(&key)
+    }
+
+    fn for_key(key: &rcgen::KeyPair) -> Result<Self, CredentialError> {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let csr_pem = params
+            .serialize_request(key)
+            .and_then(|csr| csr.pem())
+            .map_err(CredentialError::Generate)?;
+        Ok(Self {
+            key_pem: Zeroizing::new(key.serialize_pem()),
+            csr_pem,
+        })
+    }
+
+    /// The request, PEM (PKCS #10).
+    pub fn csr_pem(&self) -> &str {
+        &self.csr_pem
+    }
+
+    /// Joins the key with the chain the authority answered.
+    pub fn into_credential(self, chain_pem: &str) -> Result<Credential, CredentialError> {
+        Credential::from_pem(chain_pem, &self.key_pem)
+    }
+}
+
+impl fmt::Debug for KeyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyRequest").finish_non_exhaustive()
+    }
+}
+
+/// A certificate chain (own certificate first, the authority last) with its private key.
+pub struct Credential {
+    certified: Arc<CertifiedKey>,
+    key_pem: Zeroizing<String>,
+    identity: FleetIdentity,
+    not_after: OffsetDateTime,
+}
+
+impl Credential {
+    /// Puts a chain and a key together, both PEM; they must belong together.
+    pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, CredentialError> {
+        let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| CredentialError::Chain)?;
+        let own = chain.first().ok_or(CredentialError::Chain)?;
+        let identity = FleetIdentity::from_certificate(own)?;
+        let (_, parsed) = X509Certificate::from_der(own).map_err(|_| CredentialError::Chain)?;
+        let not_after = parsed.validity().not_after.to_datetime();
+
+        let key =
+            PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| CredentialError::Key)?;
+        let signing = tls::provider()
+            .key_provider
+            .load_private_key(key)
+            .map_err(|_| CredentialError::Key)?;
+        let certified = CertifiedKey::new(chain, signing);
+        certified
+            .keys_match()
+            .map_err(|_| CredentialError::Mismatch)?;
+        Ok(Self {
+            certified: Arc::new(certified),
+            key_pem: Zeroizing::new(key_pem.to_owned()),
+            identity,
+            not_after,
+        })
+    }
+
+    /// Reads what [`store`](Self::store) wrote, or any PEM file with a chain and a key.
+    pub fn load(path: &Path) -> Result<Self, CredentialError> {
+        let text = read(path)?;
+        Self::from_pem(&text, &text)
+    }
+
+    /// Reads chain and key from two PEM files, as administrators keep them.
+    pub fn load_pair(chain: &Path, key: &Path) -> Result<Self, CredentialError> {
+        Self::from_pem(&read(chain)?, &read(key)?)
+    }
+
+    /// Writes chain and key into one file of mode 0600, whole or not at all.
+    pub fn store(&self, path: &Path) -> Result<(), CredentialError> {
+        let text = Zeroizing::new(format!("{}{}", self.chain_pem(), self.key_pem.as_str()));
+        durable::replace(path, text.as_bytes(), Readers::Owner).map_err(|source| {
+            CredentialError::Write {
+                path: path.to_owned(),
+                source,
+            }
+        })
+    }
+
+    /// The chain as PEM, without the key.
+    pub fn chain_pem(&self) -> String {
+        self.certified.cert.iter().map(certificate_pem).collect()
+    }
+
+    /// Whom the certificate speaks for.
+    pub fn identity(&self) -> &FleetIdentity {
+        &self.identity
+    }
+
+    /// When the certificate runs out.
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.not_after
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential")
+            .field("identity", &self.identity)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The credential a running program shows in handshakes; replacing it does not touch live connections.
+#[derive(Clone)]
+pub struct LiveCredential(Arc<ArcSwap<Credential>>);
+
+impl LiveCredential {
+    /// Starts with `credential`.
+    pub fn new(credential: Credential) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(credential)))
+    }
+
+    /// Shows `credential` in every handshake from now on.
+    pub fn replace(&self, credential: Credential) {
+        self.0.store(Arc::new(credential));
+    }
+
+    /// What is shown now.
+    pub fn current(&self) -> Arc<Credential> {
+        self.0.load_full()
+    }
+}
+
+impl fmt::Debug for LiveCredential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LiveCredential")
+            .field(&self.current())
+            .finish()
+    }
+}
+
+impl ResolvesServerCert for LiveCredential {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load().certified.clone())
+    }
+}
+
+impl ResolvesClientCert for LiveCredential {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load().certified.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// One certificate as PEM.
+pub(crate) fn certificate_pem(der: &CertificateDer<'_>) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = String::with_capacity(text.len() + text.len() / 64 + 64);
+    pem.push_str("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        let line = std::str::from_utf8(line).expect("base64 is ascii");
+        writeln!(pem, "{line}").expect("strings take all writes");
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
+}
+
+fn read(path: &Path) -> Result<Zeroizing<String>, CredentialError> {
+    std::fs::read_to_string(path)
+        .map(Zeroizing::new)
+        .map_err(|source| CredentialError::Read {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Why a credential cannot be made, read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    /// Making a key pair or request.
+    #[error("cannot make a key and certificate request")]
+    Generate(#[source] rcgen::Error),
+    /// A file that cannot be read.
+    #[error("cannot read the credential {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that cannot be written.
+    #[error("cannot write the credential {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No readable certificate chain.
+    #[error("the credential holds no readable certificate chain")]
+    Chain,
+    /// No readable private key of a kind we use.
+    #[error("the credential holds no usable private key")]
+    Key,
+    /// Certificate and key of different pairs.
+    #[error("certificate and private key do not belong together")]
+    Mismatch,
+    /// A certificate that names no fleet member.
+    #[error("the certificate names no member of a fleet")]
+    Identity(#[from] IdentityError),
+}
+
+impl From<CredentialError> for TlsError {
+    fn from(error: CredentialError) -> Self {
+        Self::General(error.to_string())
+    }
+}

@@ -1,0 +1,191 @@
+//! Reaching a member of the fleet: TCP, then TLS, within one deadline, and what went wrong if not.
+
+use crate::identity::Identity;
+use crate::tls::{self, ClientTls, PeerError};
+use nix::sys::socket::{setsockopt, sockopt};
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::BufReader;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, TlsStream};
+
+/// How long reaching a peer may take, TLS included, unless the caller says otherwise.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection to a verified member.
+///
+/// The buffer is for throughput: TLS reads a few kilobytes at a time, which would be a system call each.
+pub(crate) type MemberStream = TlsStream<BufReader<TcpStream>>;
+
+const READ_BUFFER: usize = 256 * 1024;
+
+/// A peer that has lost power sends nothing to say so. These bound the time until we notice (some 25 s idle,
+/// 20 s with data under way).
+const KEEPALIVE_IDLE_SECONDS: u32 = 10;
+const KEEPALIVE_INTERVAL_SECONDS: u32 = 5;
+const KEEPALIVE_PROBES: u32 = 3;
+const UNACKNOWLEDGED_MILLISECONDS: u32 = 20_000;
+
+/// Connects to `address` (`host:port`) and makes sure of who answers.
+pub(crate) async fn dial(
+    address: &str,
+    tls: &ClientTls,
+    protocol: &[u8],
+    timeout: Duration,
+) -> Result<MemberStream, DialError> {
+    let attempt = async {
+        let tcp = TcpStream::connect(address)
+            .await
+            .map_err(|error| DialError::from_connect(address, error))?;
+        prepare(&tcp).map_err(|error| DialError::from_connect(address, error))?;
+        let config = tls
+            .config(protocol)
+            .map_err(|error| DialError::from_tls(address, &error))?;
+        let stream = TlsConnector::from(config)
+            .connect(tls::unused_server_name(), buffered(tcp))
+            .await
+            .map_err(|error| DialError::from_handshake(address, error))?;
+        Ok(TlsStream::from(stream))
+    };
+    match tokio::time::timeout(timeout, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(DialError::Timeout {
+            address: address.to_owned(),
+            after: timeout,
+        }),
+    }
+}
+
+/// Sets what every connection between members has, on either side.
+pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    setsockopt(tcp, sockopt::KeepAlive, &true)?;
+    setsockopt(tcp, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS)?;
+    setsockopt(tcp, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_SECONDS)?;
+    setsockopt(tcp, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?;
+    setsockopt(tcp, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MILLISECONDS)?;
+    Ok(())
+}
+
+pub(crate) fn buffered(tcp: TcpStream) -> BufReader<TcpStream> {
+    BufReader::with_capacity(READ_BUFFER, tcp)
+}
+
+/// Why a peer was not reached.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DialError {
+    /// Nobody listens there.
+    #[error("{address} refuses connections")]
+    Refused {
+        /// Where, an address or a socket path.
+        address: String,
+    },
+    /// The network or the name does not lead there.
+    #[error("{address} cannot be reached")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+    /// No answer in time.
+    #[error("{address} did not answer within {} s", .after.as_secs_f32())]
+    Timeout {
+        /// Where.
+        address: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// A member of the fleet, but another one.
+    #[error("{address} is {found}, not {expected}")]
+    IdentityMismatch {
+        /// Where.
+        address: String,
+        /// Who was called.
+        expected: Box<Identity>,
+        /// Who answered.
+        found: Box<Identity>,
+    },
+    /// We do not believe the peer's certificate, or it does not believe ours.
+    #[error("{address} and we do not trust each other: {reason}")]
+    TlsRefused {
+        /// Where.
+        address: String,
+        /// Which of the checks failed.
+        reason: String,
+    },
+    /// The connection broke during the handshake.
+    #[error("the connection to {address} broke during the handshake")]
+    Broken {
+        /// Where.
+        address: String,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+}
+
+impl DialError {
+    pub(crate) fn from_connect(address: &str, error: io::Error) -> Self {
+        let address = address.to_owned();
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Self::Refused { address },
+            _ => Self::Unreachable {
+                address,
+                source: Arc::new(error),
+            },
+        }
+    }
+
+    pub(crate) fn from_tls(address: &str, error: &rustls::Error) -> Self {
+        let address = address.to_owned();
+        match tls::peer_error(error) {
+            Some(PeerError::Mismatch { expected, found }) => Self::IdentityMismatch {
+                address,
+                expected: Box::new(expected.clone()),
+                found: Box::new(found.clone()),
+            },
+            Some(other) => Self::TlsRefused {
+                address,
+                reason: other.to_string(),
+            },
+            None => Self::TlsRefused {
+                address,
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    fn from_handshake(address: &str, error: io::Error) -> Self {
+        match tls_error_in(&error) {
+            Some(tls) => Self::from_tls(address, tls),
+            None => Self::Broken {
+                address: address.to_owned(),
+                source: Arc::new(error),
+            },
+        }
+    }
+}
+
+/// The TLS error at the bottom of an error, if there is one.
+///
+/// With TLS 1.3 a server judges the client's certificate after the client considers the handshake done, so
+/// its refusal arrives as the failure of the first read or write.
+pub(crate) fn tls_error_in<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+            return Some(tls);
+        }
+        // An I/O error hides what it wraps from the chain of sources.
+        next = match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
+}

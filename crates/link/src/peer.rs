@@ -1,0 +1,71 @@
+//! Who sent a request, whichever way it came.
+//!
+//! [`serve`](crate::serve) puts a [`Peer`] into the extensions of every request, and handlers take it as an argument.
+//! A request without one was not accepted by us and is refused.
+
+use crate::identity::{Identity, Role};
+use axum::extract::FromRequestParts;
+use http::StatusCode;
+use http::request::Parts;
+use std::fmt;
+
+/// The sender of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// Over TLS without a certificate: a host that joins, or somebody who has no business here.
+    Anonymous,
+    /// Over TLS with a certificate of the fleet.
+    Member(Identity),
+    /// Over the Unix socket, whose file permissions decide who may open it.
+    Local {
+        /// The user id of the process at the other end.
+        uid: u32,
+        /// Its process id, 0 where the kernel did not tell.
+        pid: i32,
+    },
+}
+
+impl Peer {
+    /// The member of the fleet, if it is one.
+    pub fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Member(identity) => Some(identity),
+            Self::Anonymous | Self::Local { .. } => None,
+        }
+    }
+
+    /// The role of an administrator. Local administrators have every right; the controller and hosts
+    /// are no administrators.
+    pub fn role(&self) -> Option<Role> {
+        match self {
+            Self::Local { .. } => Some(Role::Admin),
+            Self::Member(Identity::Admin { role, .. }) => Some(*role),
+            Self::Member(Identity::Controller | Identity::Host(_)) | Self::Anonymous => None,
+        }
+    }
+}
+
+/// As audit records name it.
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anonymous => f.write_str("anonymous"),
+            Self::Member(Identity::Controller) => f.write_str("controller"),
+            Self::Member(Identity::Host(name)) => write!(f, "host:{name}"),
+            Self::Member(Identity::Admin { name, .. }) => write!(f, "admin:{name}"),
+            Self::Local { uid, .. } => write!(f, "local:{uid}"),
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Peer {
+    type Rejection = StatusCode;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, StatusCode> {
+        parts
+            .extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or(StatusCode::UNAUTHORIZED)
+    }
+}

@@ -1,0 +1,410 @@
+//! One router behind two doors: TLS for the fleet, a Unix socket for local administrators.
+//!
+//! ```text
+//!              accept (never waits for a peer)
+//!                 │ one task each, limited in number
+//!   TCP ──► handshake ── http/1.1 ───────────► router, with Peer::Member or Peer::Anonymous
+//!              │  └───── fleetward-tunnel/1 ──► TunnelService, after its header has been read
+//!              └ refused, too slow: closed
+//!   Unix ─► credentials of the peer ──────────► router, with Peer::Local
+//! ```
+//!
+//! A peer that is slow in its handshake or its request's header holds up nobody else and is cut off in time.
+
+use crate::dial::{self, MemberStream};
+use crate::identity::Identity;
+use crate::local::{SocketFile, SocketSpec};
+use crate::peer::Peer;
+use crate::tls::{ALPN_HTTP, ALPN_TUNNEL, ServerTls};
+use crate::tunnel::{IncomingTunnel, TunnelService};
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, ToSocketAddrs, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a server allows its peers.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections in their handshake at once.
+    pub handshakes: usize,
+    /// Connections at once.
+    pub connections: usize,
+    /// Time for a handshake, and for the header of a tunnel.
+    pub handshake_timeout: Duration,
+    /// Time for the header of a request, which is also how long a connection may lie idle.
+    pub header_timeout: Duration,
+    /// Time that requests under way get when the server stops.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshakes: 256,
+            connections: 4096,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(60),
+            shutdown_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The door for the fleet.
+pub struct TlsServer {
+    listener: TcpListener,
+    tls: ServerTls,
+    tunnels: Option<Arc<dyn TunnelService>>,
+    limits: Limits,
+}
+
+impl TlsServer {
+    /// Listens on `address`.
+    pub async fn bind(address: impl ToSocketAddrs, tls: ServerTls) -> io::Result<Self> {
+        Ok(Self {
+            listener: TcpListener::bind(address).await?,
+            tls,
+            tunnels: None,
+            limits: Limits::default(),
+        })
+    }
+
+    /// Also takes byte tunnels from other members of the fleet.
+    pub fn with_tunnels(mut self, service: Arc<dyn TunnelService>) -> Self {
+        self.tunnels = Some(service);
+        self
+    }
+
+    /// Sets other limits.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop`, then lets requests under way end within the grace time.
+    ///
+    /// Fails only if the server's own TLS configuration is unusable.
+    pub async fn serve(self, router: Router, stop: CancellationToken) -> io::Result<()> {
+        let protocols: &[&[u8]] = match self.tunnels {
+            Some(_) => &[ALPN_HTTP, ALPN_TUNNEL],
+            None => &[ALPN_HTTP],
+        };
+        let config = self.tls.config(protocols).map_err(io::Error::other)?;
+        let door = Arc::new(TlsDoor {
+            acceptor: TlsAcceptor::from(config),
+            tls: self.tls,
+            tunnels: self.tunnels,
+            limits: self.limits,
+            handshakes: Arc::new(Semaphore::new(self.limits.handshakes)),
+            router,
+            house: House::new(self.limits, stop),
+        });
+        while let Some((tcp, address)) =
+            door.house.next(async || self.listener.accept().await).await
+        {
+            let Some(permit) = door.house.admit() else {
+                tracing::warn!(%address, "too many connections, closing the newest");
+                continue;
+            };
+            let Ok(handshake) = door.handshakes.clone().try_acquire_owned() else {
+                tracing::warn!(%address, "too many handshakes at once, closing the newest");
+                continue;
+            };
+            let visitor = door.clone();
+            door.house.spawn(async move {
+                visitor.receive(tcp, address, handshake).await;
+                drop(permit);
+            });
+        }
+        drop(self.listener);
+        door.house.close().await;
+        Ok(())
+    }
+}
+
+/// The door for local administrators.
+pub struct UnixServer {
+    listener: UnixListener,
+    file: SocketFile,
+    spec: SocketSpec,
+    limits: Limits,
+}
+
+impl UnixServer {
+    /// Listens on a socket file, which goes away with the server.
+    pub fn bind(spec: SocketSpec) -> io::Result<Self> {
+        let (listener, file) = spec.listen()?;
+        Ok(Self {
+            listener,
+            file,
+            spec,
+            limits: Limits::default(),
+        })
+    }
+
+    /// Sets other limits.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
+        &self.spec.path
+    }
+
+    /// Serves until `stop`, then lets requests under way end within the grace time.
+    pub async fn serve(self, router: Router, stop: CancellationToken) -> io::Result<()> {
+        let house = Arc::new(House::new(self.limits, stop));
+        while let Some((stream, _)) = house.next(async || self.listener.accept().await).await {
+            let Some(permit) = house.admit() else {
+                tracing::warn!("too many local connections, closing the newest");
+                continue;
+            };
+            let credentials = match stream.peer_cred() {
+                Ok(credentials) => credentials,
+                Err(error) => {
+                    tracing::warn!(%error, "a local connection without credentials");
+                    continue;
+                }
+            };
+            let peer = Peer::Local {
+                uid: credentials.uid(),
+                pid: credentials.pid().unwrap_or(0),
+            };
+            let (router, host) = (router.clone(), house.clone());
+            house.spawn(async move {
+                host.serve_http(stream, peer, None, router).await;
+                drop(permit);
+            });
+        }
+        drop(self.listener);
+        drop(self.file);
+        house.close().await;
+        Ok(())
+    }
+}
+
+/// What all connections through the TLS door share.
+struct TlsDoor {
+    acceptor: TlsAcceptor,
+    tls: ServerTls,
+    tunnels: Option<Arc<dyn TunnelService>>,
+    limits: Limits,
+    handshakes: Arc<Semaphore>,
+    router: Router,
+    house: House,
+}
+
+impl TlsDoor {
+    async fn receive(&self, tcp: TcpStream, address: SocketAddr, handshake: OwnedSemaphorePermit) {
+        let Some((stream, client)) = self.handshake(tcp, address).await else {
+            return;
+        };
+        drop(handshake);
+        let protocol = stream.get_ref().1.alpn_protocol();
+        match (&self.tunnels, client) {
+            (Some(service), Some(client)) if protocol == Some(ALPN_TUNNEL) => {
+                self.receive_tunnel(service.as_ref(), stream, client).await;
+            }
+            (_, None) if protocol == Some(ALPN_TUNNEL) => {
+                tracing::warn!(%address, "a tunnel without a client certificate, closing it");
+            }
+            (_, client) => {
+                let peer = client.map_or(Peer::Anonymous, Peer::Member);
+                self.house
+                    .serve_http(stream, peer, Some(address), self.router.clone())
+                    .await;
+            }
+        }
+    }
+
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+        address: SocketAddr,
+    ) -> Option<(MemberStream, Option<Identity>)> {
+        if let Err(error) = dial::prepare(&tcp) {
+            tracing::debug!(%address, %error, "the connection was gone before its handshake");
+            return None;
+        }
+        let accepting = self.acceptor.accept(dial::buffered(tcp)).into_fallible();
+        let handshake = tokio::time::timeout(self.limits.handshake_timeout, accepting);
+        let stream = tokio::select! {
+            () = self.house.stop.cancelled() => return None,
+            result = handshake => match result {
+                Ok(Ok(stream)) => TlsStream::from(stream),
+                Ok(Err((error, tcp))) => {
+                    tracing::info!(%address, %error, "handshake refused");
+                    linger(tcp).await;
+                    return None;
+                }
+                Err(_) => {
+                    tracing::info!(%address, "handshake too slow");
+                    return None;
+                }
+            },
+        };
+        match self
+            .tls
+            .client_identity(stream.get_ref().1.peer_certificates())
+        {
+            Ok(client) => Some((stream, client)),
+            Err(error) => {
+                tracing::info!(%address, %error, "handshake refused");
+                None
+            }
+        }
+    }
+
+    async fn receive_tunnel(
+        &self,
+        service: &dyn TunnelService,
+        stream: MemberStream,
+        client: Identity,
+    ) {
+        let reading = IncomingTunnel::read(stream, client.clone());
+        match tokio::time::timeout(self.limits.handshake_timeout, reading).await {
+            Ok(Ok(incoming)) => tokio::select! {
+                () = self.house.stop.cancelled() => {}
+                () = service.serve(incoming) => {}
+            },
+            Ok(Err(error)) => tracing::info!(peer = %client, %error, "no tunnel header"),
+            Err(_) => tracing::info!(peer = %client, "tunnel header too slow"),
+        }
+    }
+}
+
+/// Closes a refused connection so that the refusal arrives: with unread bytes in our buffer the kernel
+/// would send a reset, which makes the other side forget the alert it has not read yet.
+async fn linger(mut tcp: impl AsyncRead + AsyncWrite + Unpin) {
+    let drain = async {
+        tcp.shutdown().await?;
+        let mut rest = [0; 4096];
+        for _ in 0..16 {
+            if tcp.read(&mut rest).await? == 0 {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    };
+    // Whatever comes of it, the connection is closed afterwards.
+    let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
+}
+
+/// The connections of one server: their number, their end, and how HTTP is spoken on them.
+struct House {
+    limits: Limits,
+    connections: Arc<Semaphore>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    abort: CancellationToken,
+}
+
+impl House {
+    fn new(limits: Limits, stop: CancellationToken) -> Self {
+        Self {
+            limits,
+            connections: Arc::new(Semaphore::new(limits.connections)),
+            tasks: TaskTracker::new(),
+            stop,
+            abort: CancellationToken::new(),
+        }
+    }
+
+    /// The next connection, or `None` when the server stops.
+    async fn next<T>(&self, accept: impl AsyncFn() -> io::Result<T>) -> Option<T> {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return None,
+                accepted = accept() => accepted,
+            };
+            match accepted {
+                Ok(connection) => return Some(connection),
+                // Of one connection that was gone again, or of the process, which has too many
+                // files open; waiting helps the second and does not hurt the first.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self) -> Option<OwnedSemaphorePermit> {
+        self.connections.clone().try_acquire_owned().ok()
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let abort = self.abort.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = abort.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    async fn close(&self) {
+        self.tasks.close();
+        if tokio::time::timeout(self.limits.shutdown_grace, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            self.abort.cancel();
+            self.tasks.wait().await;
+        }
+    }
+
+    async fn serve_http(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Peer,
+        address: Option<SocketAddr>,
+        router: Router,
+    ) {
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            if let Some(address) = address {
+                request.extensions_mut().insert(ConnectInfo(address));
+            }
+            router.clone().call(request)
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.header_timeout)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = self.stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, "an HTTP connection ended badly");
+        }
+    }
+}

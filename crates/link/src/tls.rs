@@ -1,0 +1,353 @@
+//! TLS 1.3 under the fleet's authority: who must show a certificate, and whom one believes to be talking to.
+//!
+//! Names in DNS and addresses mean nothing here: a peer is the [`Identity`] in its certificate. Sessions are never
+//! resumed, so that every connection checks certificates afresh; nothing below TLS 1.3 is offered.
+
+use crate::credential::LiveCredential;
+use crate::identity::{FleetIdentity, Identity, IdentityError};
+use crate::trust::{Fingerprint, FleetTrust, TrustError};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    ServerConfig, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+/// The protocol of the HTTP APIs.
+pub(crate) const ALPN_HTTP: &[u8] = b"http/1.1";
+/// The protocol of byte tunnels.
+pub(crate) const ALPN_TUNNEL: &[u8] = b"fleetward-tunnel/1";
+
+/// The cryptography of all connections.
+pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+        LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    &PROVIDER
+}
+
+/// Whether a client must show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// None, no connection: agents.
+    Required,
+    /// Without one the peer is anonymous, and the application decides what that allows: the
+    /// controller, where a joining host has only its token. A certificate that *is* shown must be good.
+    Optional,
+}
+
+/// How a server meets its clients.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    credential: LiveCredential,
+    trust: FleetTrust,
+    clients: ClientCertificates,
+}
+
+impl ServerTls {
+    /// A server that shows `credential` and believes clients of `trust`.
+    pub fn new(credential: LiveCredential, trust: FleetTrust, clients: ClientCertificates) -> Self {
+        Self {
+            credential,
+            trust,
+            clients,
+        }
+    }
+
+    /// The configuration for `protocols`; a client that offers only others is refused.
+    pub(crate) fn config(&self, protocols: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
+        let verifier = FleetClientVerifier::new(&self.trust, self.clients)?;
+        let mut config = ServerConfig::builder_with_provider(provider().clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::new(self.credential.clone()));
+        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+
+    /// The client of a finished handshake, `None` if it showed no certificate.
+    pub(crate) fn client_identity(
+        &self,
+        certificates: Option<&[CertificateDer<'_>]>,
+    ) -> Result<Option<Identity>, PeerError> {
+        match certificates.and_then(<[_]>::first) {
+            None => Ok(None),
+            Some(own) => member_of(&self.trust, own).map(Some),
+        }
+    }
+}
+
+/// How a client meets one expected server.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    verifier: Arc<ServerVerifier>,
+    credential: Option<LiveCredential>,
+}
+
+impl ClientTls {
+    /// A member of the fleet that talks to `expected` and nobody else.
+    pub fn member(credential: LiveCredential, trust: FleetTrust, expected: Identity) -> Self {
+        Self {
+            verifier: Arc::new(ServerVerifier {
+                anchor: Anchor::Pinned(trust),
+                expected,
+            }),
+            credential: Some(credential),
+        }
+    }
+
+    /// A host that joins: it has no certificate yet and knows the authority by its fingerprint alone.
+    ///
+    /// The server must present the authority's certificate in its chain and be its fleet's controller.
+    pub fn join(authority: Fingerprint) -> Self {
+        Self {
+            verifier: Arc::new(ServerVerifier {
+                anchor: Anchor::Fingerprint(authority),
+                expected: Identity::Controller,
+            }),
+            credential: None,
+        }
+    }
+
+    /// Whom this reaches.
+    pub fn expected(&self) -> &Identity {
+        &self.verifier.expected
+    }
+
+    pub(crate) fn config(&self, protocol: &[u8]) -> Result<Arc<ClientConfig>, Error> {
+        let builder = ClientConfig::builder_with_provider(provider().clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            // Not weaker than the standard verifier: the same chain check, another notion of name.
+            .dangerous()
+            .with_custom_certificate_verifier(self.verifier.clone());
+        let mut config = match &self.credential {
+            Some(credential) => builder.with_client_cert_resolver(Arc::new(credential.clone())),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![protocol.to_vec()];
+        config.enable_sni = false;
+        config.resumption = Resumption::disabled();
+        Ok(Arc::new(config))
+    }
+}
+
+/// The name rustls wants from every client; our verifier does not look at it.
+pub(crate) fn unused_server_name() -> ServerName<'static> {
+    ServerName::try_from("member.fleetward.invalid").expect("a well-formed DNS name")
+}
+
+/// What speaks against a peer whose certificate is otherwise in order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// A member of the fleet, but not the one that was called.
+    #[error("expected {expected}, found {found}")]
+    Mismatch {
+        /// Who was called.
+        expected: Identity,
+        /// Who answered.
+        found: Identity,
+    },
+    /// A certificate that names another fleet than its authority's.
+    #[error("the certificate names another fleet")]
+    ForeignFleet,
+    /// A certificate that names nobody.
+    #[error("the certificate names no member of a fleet")]
+    Identity(#[from] IdentityError),
+    /// The chain lacks the authority a join token told of.
+    #[error("the server does not belong to the authority named by the join token")]
+    OtherAuthority,
+}
+
+impl From<PeerError> for Error {
+    fn from(error: PeerError) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+    }
+}
+
+/// The peer error inside a TLS error, if that is what it is.
+pub(crate) fn peer_error(error: &Error) -> Option<&PeerError> {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {
+            inner.downcast_ref()
+        }
+        _ => None,
+    }
+}
+
+fn member_of(trust: &FleetTrust, certificate: &[u8]) -> Result<Identity, PeerError> {
+    let FleetIdentity { fleet, identity } = FleetIdentity::from_certificate(certificate)?;
+    if fleet != trust.fleet() {
+        return Err(PeerError::ForeignFleet);
+    }
+    Ok(identity)
+}
+
+#[derive(Debug)]
+enum Anchor {
+    Pinned(FleetTrust),
+    Fingerprint(Fingerprint),
+}
+
+#[derive(Debug)]
+struct ServerVerifier {
+    anchor: Anchor,
+    expected: Identity,
+}
+
+impl ServerVerifier {
+    fn trust(&self, intermediates: &[CertificateDer<'_>]) -> Result<FleetTrust, Error> {
+        match &self.anchor {
+            Anchor::Pinned(trust) => Ok(trust.clone()),
+            Anchor::Fingerprint(wanted) => {
+                let authority = intermediates
+                    .iter()
+                    .find(|certificate| Fingerprint::of(certificate) == *wanted)
+                    .ok_or(PeerError::OtherAuthority)?;
+                FleetTrust::from_der(authority).map_err(|error| match error {
+                    TrustError::Identity(error) => PeerError::Identity(error).into(),
+                    other => Error::General(other.to_string()),
+                })
+            }
+        }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let trust = self.trust(intermediates)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(end_entity)?,
+            trust.roots(),
+            intermediates,
+            now,
+            provider().signature_verification_algorithms.all,
+        )?;
+        let found = member_of(&trust, end_entity)?;
+        if found != self.expected {
+            return Err(PeerError::Mismatch {
+                expected: self.expected.clone(),
+                found,
+            }
+            .into());
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("only TLS 1.3 is spoken here".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &provider().signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// The standard check of client certificates, and that the certificate names a member of this fleet.
+struct FleetClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    trust: FleetTrust,
+}
+
+impl FleetClientVerifier {
+    fn new(trust: &FleetTrust, clients: ClientCertificates) -> Result<Self, Error> {
+        let builder =
+            WebPkiClientVerifier::builder_with_provider(trust.roots().clone(), provider().clone());
+        let builder = match clients {
+            ClientCertificates::Required => builder,
+            ClientCertificates::Optional => builder.allow_unauthenticated(),
+        };
+        let chain = builder
+            .build()
+            .map_err(|error| Error::General(error.to_string()))?;
+        Ok(Self {
+            chain,
+            trust: trust.clone(),
+        })
+    }
+}
+
+impl fmt::Debug for FleetClientVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetClientVerifier")
+            .field("trust", &self.trust)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ClientCertVerifier for FleetClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.chain.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now)?;
+        member_of(&self.trust, end_entity)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
