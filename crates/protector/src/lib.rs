@@ -1,0 +1,21 @@
+//! The public half of Fleetward's key handling: guardians' certificates, key protectors as far as they can be read
+//! without a private key, endorsements, the rules over them, and the certificates of the fleet's EK authority.
+//!
+//! Nothing in here can open a key protector; the other half is `fleetward-protector-open`, which controller and command
+//! line never link. Refuses to know: files, network, clocks, randomness (times and random bytes are arguments), TPM keys.
+
+pub mod algorithm;
+pub mod certificate;
+mod der_limits;
+pub mod ek;
+pub mod endorsement;
+pub mod envelope;
+pub mod guardian;
+pub mod key_protector;
+pub mod rules;
+
+pub use certificate::{CertificateError, GuardianCertificate};
+pub use endorsement::{AuthorityKey, Endorsement, EndorsementError, EndorsementStatement};
+pub use guardian::{Guardian, GuardianError};
+pub use key_protector::{Binding, Inspection, KeyProtector, KeyProtectorError, Recipient};
+pub use rules::{ExpiredAllowed, GrantRefusal, ReplaceRefusal};
