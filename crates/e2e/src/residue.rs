@@ -1,0 +1,130 @@
+//! What lies on a host: domains, volumes, TPM state, UEFI variables, secrets, sockets. Compared with what the fleet
+//! says there should be, so that nothing is ever left over and nothing is ever missing.
+
+use crate::fleet::{Fleet, text};
+use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+
+/// One host's things that belong to VMs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Residue {
+    /// `name state`, as virsh prints them.
+    pub domains: BTreeSet<String>,
+    /// File names in the pools.
+    pub volumes: BTreeSet<String>,
+    /// VM uuids with TPM state.
+    pub tpm: BTreeSet<String>,
+    pub nvram: BTreeSet<String>,
+    /// Uuids of loaded secrets.
+    pub secrets: BTreeSet<String>,
+    /// Sockets and directories of migrations.
+    pub sockets: BTreeSet<String>,
+}
+
+/// Prints one `kind value` line for each thing.
+const LOOK: &str = r#"
+virsh -q list --all | awk '{state=$3; for (i=4;i<=NF;i++) state=state"-"$i; print "domain", $2, state}'
+virsh -q secret-list | awk '$1 ~ /-/ {print "secret", $1}'
+for f in /var/lib/fleetward/volumes/* /var/lib/fleetward-shared/*; do [ -e "$f" ] && echo "volume ${f##*/}"; done
+for f in /var/lib/libvirt/swtpm/*/tpm2/tpm2-00.permall; do [ -e "$f" ] && { d=${f%/tpm2/*}; echo "tpm ${d##*/}"; }; done
+for f in /var/lib/libvirt/qemu/nvram/*; do [ -e "$f" ] && echo "nvram ${f##*/}"; done
+find /run/fleetward/mig -mindepth 1 2>/dev/null | sed 's/^/socket /'
+true
+"#;
+
+impl Residue {
+    /// Looks at a host.
+    pub fn of(fleet: &Fleet, host: &str) -> Result<Self> {
+        let said = fleet.exec(host, &["sh", "-c", LOOK])?.ok()?;
+        let mut residue = Self::default();
+        for line in said.stdout.lines() {
+            let Some((kind, value)) = line.split_once(' ') else {
+                continue;
+            };
+            let set = match kind {
+                "domain" => &mut residue.domains,
+                "secret" => &mut residue.secrets,
+                "volume" => &mut residue.volumes,
+                "tpm" => &mut residue.tpm,
+                "nvram" => &mut residue.nvram,
+                "socket" => &mut residue.sockets,
+                _ => continue,
+            };
+            set.insert(value.to_owned());
+        }
+        Ok(residue)
+    }
+
+    /// What should lie on `host` according to the fleet's own list of VMs.
+    pub fn expected(fleet: &Fleet, host: &str) -> Result<Self> {
+        let mut expected = Self::default();
+        for vm in fleet
+            .json(&["vm", "list"])?
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            let (id, name, state) = (text(vm, "id")?, text(vm, "name")?, text(vm, "state")?);
+            let shared = vm["disks"].as_array().into_iter().flatten();
+            for disk in shared {
+                let path = text(disk, "path")?;
+                if vm["host"] == host || path.contains("/fleetward-shared/") {
+                    expected
+                        .volumes
+                        .insert(path.rsplit('/').next().unwrap_or_default().to_owned());
+                }
+            }
+            if vm["host"] != host {
+                continue;
+            }
+            let running = state == "running";
+            expected.domains.insert(format!(
+                "{name} {}",
+                if running { "running" } else { "shut-off" }
+            ));
+            if vm["tpm"]["enabled"] == true {
+                expected.tpm.insert(id.clone());
+                if running {
+                    expected.secrets.insert(id);
+                }
+            }
+        }
+        Ok(expected)
+    }
+
+    /// The names that are here and not in `other`, for messages. UEFI variables are compared by number, since their
+    /// file names are libvirt's.
+    fn difference(&self, other: &Self) -> Vec<String> {
+        let pairs = [
+            ("domain", &self.domains, &other.domains),
+            ("volume", &self.volumes, &other.volumes),
+            ("TPM state", &self.tpm, &other.tpm),
+            ("secret", &self.secrets, &other.secrets),
+            ("socket", &self.sockets, &other.sockets),
+        ];
+        pairs
+            .into_iter()
+            .flat_map(|(kind, a, b)| a.difference(b).map(move |x| format!("{kind} {x}")))
+            .collect()
+    }
+}
+
+/// Every host holds exactly what the fleet's VMs need.
+pub fn none_anywhere(fleet: &Fleet, hosts: &[&str]) -> Result<()> {
+    for host in hosts {
+        let found = Residue::of(fleet, host)?;
+        let expected = Residue::expected(fleet, host)?;
+        let (extra, missing) = (found.difference(&expected), expected.difference(&found));
+        ensure!(
+            extra.is_empty() && missing.is_empty(),
+            "on host {host}: left over {extra:?}, missing {missing:?}"
+        );
+        ensure!(
+            found.nvram.len() <= expected.domains.len(),
+            "on host {host}: UEFI variables left over: {:?} for {:?}",
+            found.nvram,
+            expected.domains
+        );
+    }
+    Ok(())
+}

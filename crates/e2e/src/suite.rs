@@ -1,0 +1,60 @@
+//! A test program with one lab: cases run one after the other and share it.
+
+use crate::fleet::Fleet;
+use anyhow::Result;
+use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// A case: its claim, and the function that proves it.
+pub type Case = (&'static str, fn(&Fleet) -> Result<()>);
+
+/// Runs the cases on a lab of that name; the lab is up only when a case really runs.
+///
+/// `FLEETWARD_E2E_FAIL_FAST=1` ends at the first failure and leaves the lab up for a look.
+pub fn run(lab: &'static str, up: &'static [&'static str], cases: &[Case]) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let fleet: Arc<Mutex<Option<Fleet>>> = Arc::default();
+    let mut trials: Vec<Trial> = cases
+        .iter()
+        .map(|&(claim, case)| {
+            let fleet = fleet.clone();
+            Trial::test(claim, move || {
+                let mut fleet = fleet
+                    .lock()
+                    .map_err(|_| Failed::from("an earlier case panicked"))?;
+                if fleet.is_none() {
+                    *fleet = Some(Fleet::up(lab, up).map_err(shown)?);
+                }
+                let fleet = fleet.as_ref().expect("just brought up");
+                let start = Instant::now();
+                let result = case(fleet);
+                eprintln!("{claim}: {:.1} s", start.elapsed().as_secs_f32());
+                if let Err(error) = &result
+                    && std::env::var_os("FLEETWARD_E2E_FAIL_FAST").is_some()
+                {
+                    eprintln!("{claim}: {error:#}\nthe lab {lab} is left up");
+                    std::process::exit(101);
+                }
+                result.map_err(shown)
+            })
+        })
+        .collect();
+    let last = fleet.clone();
+    trials.push(Trial::test(
+        "taking_the_lab_down_leaves_nothing",
+        move || match last.lock().ok().and_then(|mut fleet| fleet.take()) {
+            Some(fleet) => fleet.down().map_err(shown),
+            None => Ok(()),
+        },
+    ));
+    let conclusion: Conclusion = libtest_mimic::run(&arguments, trials);
+    drop(fleet.lock().ok().and_then(|mut fleet| fleet.take()));
+    conclusion.exit_code()
+}
+
+fn shown(error: anyhow::Error) -> Failed {
+    Failed::from(format!("{error:#}"))
+}
