@@ -1,0 +1,311 @@
+//! What an attacker with the files gets: nothing. What an administrator with the guardian's key gets: everything.
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use fleetward_e2e::fleet::{Fleet, run, text};
+use fleetward_e2e::{guest, suite};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+fn main() -> ExitCode {
+    suite::run(
+        "e2e-keys",
+        &["--hosts", "2"],
+        &[
+            (
+                "tpm_state_copied_away_does_not_open_without_the_key",
+                copied_state_is_useless,
+            ),
+            (
+                "the_emergency_recipe_opens_key_protector_and_tpm_state",
+                emergency_recipe,
+            ),
+            (
+                "a_vm_whose_protector_does_not_open_is_not_started_and_gets_no_new_tpm",
+                unreadable_protector,
+            ),
+        ],
+    )
+}
+
+/// A directory outside the lab, removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("fleetward-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn state_file(id: &str) -> String {
+    format!("/var/lib/libvirt/swtpm/{id}/tpm2/tpm2-00.permall")
+}
+
+/// Copies a file out of a host.
+fn fetch(fleet: &Fleet, host: &str, path: &str, to: &Path) -> Result<()> {
+    let said = fleet.exec(host, &["base64", "-w0", path])?.ok()?;
+    fs::write(to, STANDARD.decode(said.stdout.trim())?)?;
+    Ok(())
+}
+
+/// Whether stock swtpm loads the state in `directory` with that key text.
+fn swtpm_opens(directory: &Path, key: &str) -> Result<bool> {
+    let password = directory.join("password");
+    fs::write(&password, key)?;
+    // The state is only decrypted when the TPM starts: `startup-clear` starts it at once, and swtpm ends when that fails.
+    let (control, server) = (directory.join("ctrl"), directory.join("server"));
+    let mut swtpm = Command::new("swtpm")
+        .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+        .arg("--tpmstate")
+        .arg(format!("dir={}", directory.display()))
+        .arg("--key")
+        .arg(format!("pwdfile={},mode=aes-256-cbc", password.display()))
+        .arg("--ctrl")
+        .arg(format!("type=unixio,path={}", control.display()))
+        .arg("--server")
+        .arg(format!("type=unixio,path={}", server.display()))
+        .spawn()
+        .context("swtpm")?;
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let lives = swtpm.try_wait()?.is_none();
+    if lives {
+        swtpm.kill()?;
+    }
+    swtpm.wait()?;
+    fs::remove_file(&password)?;
+    Ok(lives)
+}
+
+fn copied_state_is_useless(fleet: &Fleet) -> Result<()> {
+    fleet
+        .cli(&[
+            "vm",
+            "create",
+            "vault",
+            "--image",
+            "lab-guest",
+            "--memory",
+            "512M",
+            "--host",
+            "a",
+            "--start",
+        ])?
+        .ok()?;
+    guest::booted(fleet, "vault", 1)?;
+    let id = text(&fleet.vm("vault")?, "id")?;
+    let scratch = Scratch::new("copied")?;
+    fetch(
+        fleet,
+        "a",
+        &state_file(&id),
+        &scratch.path("tpm2-00.permall"),
+    )?;
+    ensure!(
+        !swtpm_opens(&scratch.0, "some other passphrase")?,
+        "the state opened with a wrong key"
+    );
+    Ok(())
+}
+
+/// Follows docs/emergency-recovery.md, then looks for the key it found everywhere it must not be.
+fn emergency_recipe(fleet: &Fleet) -> Result<()> {
+    let scratch = Scratch::new("recipe")?;
+    let vm = fleet.vm("vault")?;
+    let id = text(&vm, "id")?;
+
+    // The private key, exported on the host by root with a password.
+    let guardian = text(&vm["tpm"], "owner")?;
+    fleet.exec("a", &["sh", "-c", "mkdir -p /run/export && umask 077 && printf %s 'correct horse' > /run/export/password"])?.ok()?;
+    fleet
+        .exec(
+            "a",
+            &[
+                "fleetward-agent",
+                "guardian",
+                "export-pfx",
+                &guardian,
+                "--out",
+                "/run/export",
+                "--password-file",
+                "/run/export/password",
+            ],
+        )?
+        .ok()?;
+    for pfx in ["VMSigning.pfx", "VMEncryption.pfx"] {
+        fetch(
+            fleet,
+            "a",
+            &format!("/run/export/{pfx}"),
+            &scratch.path(pfx),
+        )?;
+    }
+    // The key protector, from the domain's metadata.
+    let xml = fleet
+        .exec("a", &["virsh", "dumpxml", "vault"])?
+        .ok()?
+        .stdout;
+    let (_, rest) = xml
+        .split_once(":key_protector>")
+        .context("no key protector in the domain")?;
+    let (protector, _) = rest.split_once("</").context("unclosed key protector")?;
+    fs::write(
+        scratch.path("protector.der"),
+        STANDARD.decode(protector.split_whitespace().collect::<String>())?,
+    )?;
+
+    let openssl = |arguments: &str| -> Result<()> {
+        run(Command::new("openssl")
+            .current_dir(&scratch.0)
+            .args(arguments.split_whitespace()))?
+        .ok()
+        .map(drop)
+    };
+    fs::write(scratch.path("password"), "correct horse")?;
+    openssl("pkcs12 -in VMSigning.pfx -passin file:password -nokeys -out owner.pem")?;
+    openssl("pkcs12 -in VMEncryption.pfx -passin file:password -nodes -out guardian.pem")?;
+    openssl(
+        "cms -verify -inform DER -in protector.der -CAfile owner.pem -purpose any -binary -outform DER -out enveloped.der",
+    )?;
+    openssl(
+        "cms -decrypt -inform DER -in enveloped.der -recip guardian.pem -inkey guardian.pem -binary -out record.json",
+    )?;
+    let record: serde_json::Value =
+        serde_json::from_slice(&fs::read(scratch.path("record.json"))?)?;
+    let key = text(&record, "tpm_key")?;
+    ensure!(STANDARD.decode(&key)?.len() == 32, "not a 32-byte key");
+    ensure!(
+        text(&record, "vm_id").or_else(|_| text(&record, "vm"))? == id,
+        "the record is of another VM: {id}"
+    );
+
+    // The state opens with stock swtpm and that key.
+    let state = scratch.path("state");
+    fs::create_dir(&state)?;
+    fetch(fleet, "a", &state_file(&id), &state.join("tpm2-00.permall"))?;
+    ensure!(
+        swtpm_opens(&state, &key)?,
+        "the state does not open with the recovered key"
+    );
+
+    the_key_is_nowhere(fleet, &STANDARD.decode(&key)?)
+}
+
+/// Searches the lab's files, command lines, environments and logs while the VM runs.
+fn the_key_is_nowhere(fleet: &Fleet, key: &[u8]) -> Result<()> {
+    let forms = [
+        key.to_vec(),
+        hex::encode(key).into_bytes(),
+        hex::encode_upper(key).into_bytes(),
+        STANDARD.encode(key).into_bytes(),
+    ];
+    let mut found = Vec::new();
+    let mut looked = 0;
+    let mut look = |path: &Path| {
+        // Sockets, devices and files that vanish while we look have no content to search.
+        let Ok(content) = fs::read(path) else { return };
+        looked += 1;
+        for form in &forms {
+            if content.windows(form.len()).any(|w| w == form) {
+                found.push(path.to_owned());
+            }
+        }
+    };
+    for file in files_below(&fleet.directory()) {
+        look(&file);
+    }
+    for process in fs::read_dir("/proc")?.flatten() {
+        if process
+            .file_name()
+            .to_string_lossy()
+            .bytes()
+            .all(|b| b.is_ascii_digit())
+        {
+            look(&process.path().join("cmdline"));
+            look(&process.path().join("environ"));
+        }
+    }
+    // The hosts' private mounts are seen from inside.
+    for host in ["a", "b"] {
+        let pattern = format!("{}|{}", STANDARD.encode(key), hex::encode(key));
+        let said = fleet.exec(
+            host,
+            &[
+                "grep",
+                "-rlaiE",
+                "--exclude-dir=export",
+                &pattern,
+                "/run",
+                "/var/lib/fleetward",
+                "/var/lib/libvirt",
+                "/etc/libvirt",
+                "/etc/fleetward",
+                "/var/log",
+            ],
+        )?;
+        found.extend(said.stdout.lines().map(PathBuf::from));
+    }
+    ensure!(looked > 50, "only {looked} files were searched");
+    ensure!(found.is_empty(), "the TPM key lies in {found:?}");
+    Ok(())
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut todo = vec![directory.to_owned()];
+    while let Some(directory) = todo.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(t) if t.is_dir() => todo.push(entry.path()),
+                Ok(t) if t.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    files
+}
+
+fn unreadable_protector(fleet: &Fleet) -> Result<()> {
+    fleet.cli(&["vm", "stop", "vault", "--force"])?.ok()?;
+    let id = text(&fleet.vm("vault")?, "id")?;
+    let digest = |fleet: &Fleet| -> Result<String> {
+        Ok(fleet
+            .exec("a", &["sha256sum", &state_file(&id)])?
+            .ok()?
+            .stdout)
+    };
+    let before = digest(fleet)?;
+    // The state gone: refused, and no new TPM appears in its place.
+    let file = state_file(&id);
+    fleet
+        .exec("a", &["mv", &file, "/var/lib/fleetward/aside"])?
+        .ok()?;
+    fleet
+        .cli(&["vm", "start", "vault"])?
+        .refused(4, "TPM_STATE_MISSING")?;
+    ensure!(
+        fleet.exec("a", &["test", "-e", &file])?.code != 0,
+        "a new TPM was made"
+    );
+    fleet
+        .exec("a", &["mv", "/var/lib/fleetward/aside", &file])?
+        .ok()?;
+    ensure!(digest(fleet)? == before);
+    fleet.cli(&["vm", "start", "vault"])?.ok()?;
+    let tick = guest::booted(fleet, "vault", 2)?;
+    ensure!(tick.unseal == "ok", "{tick:?}");
+    Ok(())
+}
