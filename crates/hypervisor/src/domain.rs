@@ -51,7 +51,8 @@ pub struct DomainDefinition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DomainState {
     Running,
-    /// Not executing, memory present. `incoming`: the memory is still arriving.
+    /// Not executing, memory present. `incoming`: the memory is still arriving; afterwards the copy at the destination
+    /// is paused and not incoming, and so is the copy at the source for the moment of the switch-over.
     Paused {
         incoming: bool,
     },
@@ -64,13 +65,16 @@ pub enum StopReason {
     /// Never started, shut down by the guest, destroyed, or not known.
     Ordinary,
     Crashed,
-    /// Its memory has moved away completely.
+    /// Its memory has moved away completely. Stays `Ordinary` after libvirtd has restarted.
     Migrated,
     /// It could not start or its incoming memory was lost.
     Failed,
 }
 
 /// A domain as the hypervisor reports it.
+///
+/// While memory is arriving ([`DomainState::Paused`] with `incoming`) or the domain is just being started, libvirt does
+/// not tell the definition: then `firmware`, `machine`, `disks`, `nvram_path`, `tpm`, `cpu_xml` and `console` are empty.
 #[derive(Debug, Clone)]
 pub struct DomainObserved {
     pub id: VmId,
@@ -126,6 +130,8 @@ pub enum HypervisorEvent {
     Removed(VmId),
     /// The connection to libvirt broke; events may have been missed until `Connected`.
     Disconnected,
+    /// libvirt answers (again). When it restarted, every secret is gone: running domains do without, but a start or an
+    /// arriving migration needs it loaded again.
     Connected,
 }
 
@@ -156,6 +162,8 @@ pub struct MigrationRequest {
     /// NBD for disks; the destination's QEMU listens on the same path.
     pub disk_socket: PathBuf,
     pub disks: MigrationDisks,
+    /// Metadata of the copy there, from its first moment on; the copy here keeps its own.
+    pub arriving: VmMetadata,
 }
 
 /// Bytes moved so far; memory may grow while the guest writes.
@@ -224,12 +232,15 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn check_cpu(&self, cpu_xml: &str) -> Result<CpuVerdict>;
 
     /// Moves a running domain's memory, devices, TPM and disks to the destination, where it arrives *paused*; here it
-    /// ends stopped ([`StopReason::Migrated`]) and stays defined. When this fails the domain runs here as before.
+    /// ends stopped ([`StopReason::Migrated`]) and stays defined. When this fails the domain runs here as before, but
+    /// when the link broke at the very end a paused, persistent copy may stay at the destination: such a copy is no
+    /// proof that the domain has left. Only this function's success, or a source seen stopped, is.
     ///
     /// Not idempotent. Progress is reported at least once a second.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] after `cancel`, [`Error::WrongState`] when it does not run, [`Error::Migration`].
+    /// [`Error::Cancelled`] after `cancel`, [`Error::WrongState`] when it does not run, [`Error::Migration`]; all of them
+    /// mean that it is still here. [`Error::Unavailable`]: libvirt went away meanwhile, and how it ended must be looked up.
     async fn migrate(
         &self,
         id: VmId,
@@ -239,7 +250,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     ) -> Result<MigrationOutcome>;
 
     /// Stops a migration of this domain that an earlier agent process left behind, and waits until the domain is
-    /// itself again. Nothing to do is fine.
+    /// itself again: a copy that was left behind paused in the switch-over runs on. Only while the destination's copy
+    /// has not been resumed. Nothing to do is fine.
     async fn abort_leftover_migration(&self, id: VmId) -> Result<()>;
 
     /// What happens from now on.
