@@ -1,0 +1,66 @@
+//! Export of a guardian as PFX (PKCS #12): one file per certificate and key, AES-256 and SHA-256.
+//!
+//! The only way a private key leaves a host. Who may ask, and the audit record of it, are the caller's business.
+
+use crate::local_guardian::LocalGuardian;
+use fleetward_model::guardian::CertificateRole;
+use p12_keystore::{
+    Certificate, EncryptionAlgorithm, KeyStore, KeyStoreEntry, MacAlgorithm, PrivateKey,
+    PrivateKeyChain,
+};
+use zeroize::Zeroizing;
+
+/// Rounds of key derivation, for encryption and for the MAC.
+const ITERATIONS: u32 = 100_000;
+
+/// Fewest characters of a password; a PFX can be guessed at offline.
+pub const MIN_PASSWORD: usize = 8;
+
+/// Why no PFX was written.
+#[derive(Debug, thiserror::Error)]
+pub enum PfxError {
+    #[error("the password has fewer than {MIN_PASSWORD} characters")]
+    PasswordTooShort,
+    #[error("the PFX file was not written")]
+    Write(#[source] p12_keystore::error::Error),
+}
+
+/// The file name that Hyper-V administrators use for this certificate.
+pub fn file_name(role: CertificateRole) -> &'static str {
+    match role {
+        CertificateRole::Signing => "VMSigning.pfx",
+        CertificateRole::Encryption => "VMEncryption.pfx",
+    }
+}
+
+/// One certificate of the guardian with its private key, encrypted under `password`.
+pub fn export(
+    guardian: &LocalGuardian,
+    role: CertificateRole,
+    password: &Zeroizing<String>,
+) -> Result<Zeroizing<Vec<u8>>, PfxError> {
+    if password.chars().count() < MIN_PASSWORD {
+        return Err(PfxError::PasswordTooShort);
+    }
+    let certificate = match role {
+        CertificateRole::Signing => guardian.public().signing(),
+        CertificateRole::Encryption => guardian.public().encryption(),
+    };
+    let entry = Certificate::from_der(certificate.der()).map_err(PfxError::Write)?;
+    let key = PrivateKey::from_der(guardian.key(role).pkcs8()).map_err(PfxError::Write)?;
+    let mut store = KeyStore::new();
+    let chain = PrivateKeyChain::new(certificate.sha1().as_slice(), key, [entry]);
+    store.add_entry(
+        &certificate.subject(),
+        KeyStoreEntry::PrivateKeyChain(chain),
+    );
+    let pfx = store
+        .writer(password)
+        .encryption_algorithm(EncryptionAlgorithm::PbeWithHmacSha256AndAes256)
+        .encryption_iterations(ITERATIONS)
+        .mac_algorithm(MacAlgorithm::HmacSha256)
+        .mac_iterations(ITERATIONS)
+        .write()
+        .map_err(PfxError::Write)?;
+    Ok(Zeroizing::new(pfx))
+}

@@ -1,0 +1,233 @@
+//! What sealing, opening, granting and revoking promise.
+
+mod support;
+
+use fleetward_model::VmId;
+use fleetward_protector::{ExpiredAllowed, KeyProtector, KeyProtectorError};
+use fleetward_protector_open::{
+    OpenError, SealError, SealRequest, grant, open, open_with_any, revoke, seal, take_over,
+};
+use support::{ALPHA, BETA, OLD, key_id, now, sealed, tpm_key, vm};
+
+#[test]
+fn owner_and_recipients_open_and_nobody_else() {
+    let protector = sealed(&ALPHA, &[BETA.public().clone()]);
+    for guardian in [&*ALPHA, &*BETA] {
+        let opened = open(&protector, vm(), guardian).unwrap();
+        assert!(opened.tpm_key.same_as(&tpm_key()));
+        assert_eq!(opened.binding, protector.inspect().binding);
+    }
+    assert!(matches!(
+        open(&protector, vm(), &OLD),
+        Err(OpenError::NotGranted { .. })
+    ));
+    assert!(open_with_any(&protector, vm(), [&*OLD, &*BETA]).is_ok());
+}
+
+#[test]
+fn inspection_tells_everything_but_the_key() {
+    let protector = sealed(&ALPHA, &[BETA.public().clone()]);
+    let inspection = KeyProtector::from_base64(&protector.to_base64())
+        .unwrap()
+        .inspect()
+        .clone();
+    assert_eq!(inspection.binding.vm_id, vm());
+    assert_eq!(inspection.binding.key_id, key_id());
+    assert_eq!(inspection.revision, 1);
+    assert_eq!(&inspection.owner, ALPHA.public());
+    assert!(
+        inspection.is_granted(ALPHA.id())
+            && inspection.is_granted(BETA.id())
+            && !inspection.is_granted(OLD.id())
+    );
+    let key = tpm_key().expose_base64();
+    assert!(!String::from_utf8_lossy(protector.der()).contains(key.as_str()));
+    assert!(!format!("{protector:?} {:?}", open(&protector, vm(), &BETA)).contains(key.as_str()));
+}
+
+#[test]
+fn a_protector_opens_only_on_its_own_vm() {
+    let other = VmId(uuid::Uuid::from_u128(9));
+    assert!(matches!(
+        open(&sealed(&ALPHA, &[]), other, &ALPHA),
+        Err(OpenError::OtherVm { .. })
+    ));
+    let refused = grant(
+        &sealed(&ALPHA, &[]),
+        other,
+        &ALPHA,
+        &[BETA.public().clone()],
+        now(),
+        &ExpiredAllowed::none(),
+    );
+    assert!(matches!(
+        refused,
+        Err(SealError::Open(OpenError::OtherVm { .. }))
+    ));
+}
+
+#[test]
+fn a_grant_keeps_the_key_and_repeating_it_changes_nothing() {
+    let before = sealed(&ALPHA, &[]);
+    let granted = grant(
+        &before,
+        vm(),
+        &ALPHA,
+        &[BETA.public().clone(), BETA.public().clone()],
+        now(),
+        &ExpiredAllowed::none(),
+    )
+    .unwrap();
+    assert!(
+        open(&granted, vm(), &BETA)
+            .unwrap()
+            .tpm_key
+            .same_as(&tpm_key())
+    );
+    assert!(open(&granted, vm(), &ALPHA).is_ok());
+    assert_eq!(granted.inspect().binding, before.inspect().binding);
+    assert_eq!(granted.inspect().revision, 2);
+    let again = grant(
+        &granted,
+        vm(),
+        &ALPHA,
+        &[BETA.public().clone()],
+        now(),
+        &ExpiredAllowed::none(),
+    )
+    .unwrap();
+    assert_eq!(again, granted);
+}
+
+#[test]
+fn only_the_owner_grants_and_revokes() {
+    let protector = sealed(&ALPHA, &[BETA.public().clone()]);
+    let refused = grant(
+        &protector,
+        vm(),
+        &BETA,
+        &[OLD.public().clone()],
+        now(),
+        &ExpiredAllowed::none(),
+    );
+    assert!(matches!(refused, Err(SealError::NotOwner { .. })));
+    assert!(matches!(
+        revoke(&protector, vm(), &BETA, ALPHA.id(), now()),
+        Err(SealError::NotOwner { .. })
+    ));
+}
+
+#[test]
+fn a_revoked_guardian_no_longer_opens_and_the_owner_stays() {
+    let protector = sealed(&ALPHA, &[BETA.public().clone()]);
+    let revoked = revoke(&protector, vm(), &ALPHA, BETA.id(), now()).unwrap();
+    assert!(matches!(
+        open(&revoked, vm(), &BETA),
+        Err(OpenError::NotGranted { .. })
+    ));
+    assert!(open(&revoked, vm(), &ALPHA).is_ok());
+    assert_eq!(
+        revoke(&revoked, vm(), &ALPHA, BETA.id(), now()).unwrap(),
+        revoked
+    );
+    assert!(matches!(
+        revoke(&revoked, vm(), &ALPHA, ALPHA.id(), now()),
+        Err(SealError::OwnerRevoked { .. })
+    ));
+}
+
+#[test]
+fn a_granted_guardian_can_take_over_with_the_same_key() {
+    let protector = sealed(&ALPHA, &[BETA.public().clone()]);
+    let taken = take_over(&protector, vm(), &BETA, &[], now(), &ExpiredAllowed::none()).unwrap();
+    assert_eq!(taken.inspect().owner.id(), BETA.id());
+    assert_eq!(taken.inspect().binding, protector.inspect().binding);
+    assert_eq!(taken.inspect().revision, 2);
+    assert!(
+        open(&taken, vm(), &BETA)
+            .unwrap()
+            .tpm_key
+            .same_as(&tpm_key())
+    );
+    assert!(open(&taken, vm(), &ALPHA).is_err());
+    assert!(
+        take_over(
+            &sealed(&ALPHA, &[]),
+            vm(),
+            &BETA,
+            &[],
+            now(),
+            &ExpiredAllowed::none()
+        )
+        .is_err()
+    );
+}
+
+#[test]
+fn expired_guardians_open_and_are_granted_only_by_name() {
+    let protector = sealed(&ALPHA, &[]);
+    let old = [OLD.public().clone()];
+    let refused = grant(
+        &protector,
+        vm(),
+        &ALPHA,
+        &old,
+        now(),
+        &ExpiredAllowed::none(),
+    );
+    assert!(matches!(refused, Err(SealError::Certificate(_))));
+    let named = ExpiredAllowed::named([OLD.id().clone()]);
+    let granted = grant(&protector, vm(), &ALPHA, &old, now(), &named).unwrap();
+    assert!(open(&granted, vm(), &OLD).is_ok());
+    let request = SealRequest {
+        vm_id: vm(),
+        key_id: key_id(),
+        tpm_key: &tpm_key(),
+        owner: &OLD,
+        recipients: &[],
+        now: now(),
+        expired: &ExpiredAllowed::none(),
+    };
+    assert!(matches!(seal(&request), Err(SealError::Certificate(_))));
+}
+
+#[test]
+fn every_changed_bit_of_a_protector_is_noticed() {
+    let protector = sealed(&ALPHA, &[]);
+    // Every byte once, another bit each time; 2 kB of RSA verifications.
+    for at in 0..protector.der().len() {
+        let mut altered = protector.der().to_vec();
+        altered[at] ^= 1 << (at % 8);
+        assert!(
+            KeyProtector::from_der(&altered).is_err(),
+            "byte {at} altered unnoticed"
+        );
+    }
+}
+
+#[test]
+fn no_prefix_and_no_extension_of_a_protector_is_one() {
+    let der = sealed(&ALPHA, &[BETA.public().clone()]).der().to_vec();
+    for length in 0..der.len() {
+        assert!(
+            KeyProtector::from_der(&der[..length]).is_err(),
+            "prefix of {length} bytes"
+        );
+    }
+    assert!(KeyProtector::from_der(&[&der[..], &[0]].concat()).is_err());
+    assert!(matches!(
+        KeyProtector::from_der(&vec![0x30; 300_000]),
+        Err(KeyProtectorError::TooLarge { .. })
+    ));
+}
+
+#[test]
+fn fifty_hosts_fit_and_more_than_the_limit_are_refused() {
+    let protector = sealed(&ALPHA, &[BETA.public().clone()]);
+    let one_more = protector.der().len() - sealed(&ALPHA, &[]).der().len();
+    assert!(one_more < 750, "one more guardian costs {one_more} bytes");
+    assert!(
+        one_more * fleetward_protector::envelope::MAX_RECIPIENTS
+            < fleetward_protector::envelope::MAX_ENVELOPE
+    );
+}
