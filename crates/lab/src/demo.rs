@@ -1,0 +1,4 @@
+//! stub
+pub fn run_demo(_: &str) -> anyhow::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! The lab's network: a bridge in the switch's network namespace, one link to each node. Nothing of it is
+//! visible to the machine, so labs cannot collide and a dead lab leaves no link.
+//!
+//! Cutting is silent, as a pulled cable behind a switch is: packets vanish, connections stay open until
+//! somebody's time runs out. One node is cut off by taking its port out of the bridge; a pair is cut by giving
+//! each the other's address with a hardware address that nobody has.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::process::ProcessId;
+use crate::programs::{run, tool};
+use crate::record::address_of;
+
+const BRIDGE: &str = "bridge";
+const NOBODY: &str = "02:00:00:00:00:01";
+
+pub(crate) fn make_bridge(switch: ProcessId) -> Result<()> {
+    ip(switch, &["link", "set", "lo", "up"])?;
+    ip(switch, &["link", "add", BRIDGE, "type", "bridge"])?;
+    ip(switch, &["link", "set", BRIDGE, "up"])
+}
+
+/// Gives a node that was just switched on its link and address.
+pub(crate) fn plug_in(switch: ProcessId, node: ProcessId, index: u8) -> Result<()> {
+    let (port, pid) = (port(index), node.pid.to_string());
+    let address = format!("{}/24", address_of(index));
+    // The kernel removes the link of a dead node a moment after the node.
+    let _ = ip(switch, &["link", "del", &port]);
+    ip(
+        switch,
+        &[
+            "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &pid,
+        ],
+    )?;
+    ip(switch, &["link", "set", &port, "master", BRIDGE, "up"])?;
+    ip(node, &["link", "set", "lo", "up"])?;
+    ip(node, &["addr", "add", &address, "dev", "eth0"])?;
+    ip(node, &["link", "set", "eth0", "up"])
+}
+
+pub(crate) fn cut_off(switch: ProcessId, index: u8) -> Result<()> {
+    ip(switch, &["link", "set", &port(index), "nomaster"])
+}
+
+pub(crate) fn is_cut_off(switch: ProcessId, index: u8) -> bool {
+    ip_output(switch, &["-o", "link", "show", "dev", &port(index)])
+        .is_ok_and(|text| !text.contains(&format!("master {BRIDGE}")))
+}
+
+pub(crate) fn cut_pair(one: (ProcessId, u8), other: (ProcessId, u8)) -> Result<()> {
+    for (node, peer) in [(one.0, other.1), (other.0, one.1)] {
+        let peer = address_of(peer);
+        ip(
+            node,
+            &[
+                "neigh",
+                "replace",
+                &peer,
+                "lladdr",
+                NOBODY,
+                "nud",
+                "permanent",
+                "dev",
+                "eth0",
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+/// Undoes every cut that concerns the node.
+pub(crate) fn heal(switch: ProcessId, node: (ProcessId, u8), peers: &[ProcessId]) -> Result<()> {
+    ip(switch, &["link", "set", &port(node.1), "master", BRIDGE])?;
+    ip(
+        node.0,
+        &["neigh", "flush", "dev", "eth0", "nud", "permanent"],
+    )?;
+    let address = address_of(node.1);
+    for peer in peers {
+        ip(
+            *peer,
+            &[
+                "neigh",
+                "flush",
+                "dev",
+                "eth0",
+                "nud",
+                "permanent",
+                "to",
+                &address,
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+fn port(index: u8) -> String {
+    format!("port{index}")
+}
+
+fn ip(node: ProcessId, arguments: &[&str]) -> Result<()> {
+    ip_output(node, arguments).map(drop)
+}
+
+fn ip_output(node: ProcessId, arguments: &[&str]) -> Result<String> {
+    if !node.is_alive() {
+        bail!("the node is switched off");
+    }
+    let mut command = Command::new(tool("nsenter")?);
+    command
+        .args(["-t", &node.pid.to_string(), "-n", "--"])
+        .arg(tool("ip")?)
+        .args(arguments);
+    Ok(String::from_utf8_lossy(&run(&mut command)?.stdout).into_owned())
+}
