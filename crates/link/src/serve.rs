@@ -118,9 +118,10 @@ impl TlsServer {
             router,
             house: House::new(self.limits, stop),
         });
-        while let Some((tcp, address)) =
-            door.house.next(async || self.listener.accept().await).await
-        {
+        while let Some(accepted) = door.house.next(self.listener.accept()).await {
+            let Ok((tcp, address)) = accepted else {
+                continue;
+            };
             let Some(permit) = door.house.admit() else {
                 tracing::warn!(%address, "too many connections, closing the newest");
                 continue;
@@ -175,7 +176,8 @@ impl UnixServer {
     /// Serves until `stop`, then lets requests under way end within the grace time.
     pub async fn serve(self, router: Router, stop: CancellationToken) -> io::Result<()> {
         let house = Arc::new(House::new(self.limits, stop));
-        while let Some((stream, _)) = house.next(async || self.listener.accept().await).await {
+        while let Some(accepted) = house.next(self.listener.accept()).await {
+            let Ok((stream, _)) = accepted else { continue };
             let Some(permit) = house.admit() else {
                 tracing::warn!("too many local connections, closing the newest");
                 continue;
@@ -331,24 +333,20 @@ impl House {
         }
     }
 
-    /// The next connection, or `None` when the server stops.
-    async fn next<T>(&self, accept: impl AsyncFn() -> io::Result<T>) -> Option<T> {
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return None,
-                accepted = accept() => accepted,
-            };
-            match accepted {
-                Ok(connection) => return Some(connection),
-                // Of one connection that was gone again, or of the process, which has too many
-                // files open; waiting helps the second and does not hurt the first.
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+    /// The next connection, or `None` when the server stops. An error has been dealt with.
+    async fn next<T>(&self, accept: impl Future<Output = io::Result<T>>) -> Option<io::Result<T>> {
+        let accepted = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return None,
+            accepted = accept => accepted,
+        };
+        if let Err(error) = &accepted {
+            // Of one connection that was gone again, or of the process, which has too many files open;
+            // waiting helps the second and does not hurt the first.
+            tracing::warn!(%error, "cannot accept a connection");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
         }
+        Some(accepted)
     }
 
     fn admit(&self) -> Option<OwnedSemaphorePermit> {
