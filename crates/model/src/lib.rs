@@ -3,11 +3,14 @@
 //!
 //! Refuses to know: I/O, clocks, randomness, async. Times and random values arrive as arguments.
 
+pub mod audit;
 pub mod error;
 pub mod guardian;
 pub mod host;
 pub mod id;
 pub mod name;
+pub mod placement;
+pub mod preflight;
 pub mod profile;
 pub mod size;
 pub mod transition;

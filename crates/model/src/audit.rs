@@ -1,0 +1,309 @@
+//! The audit trail's record and the rule that chains records: every use of a key, in order, on one host.
+//!
+//! ```text
+//!   genesis ◄── record 1 ◄── record 2 ◄── … each carries the hash of the one before
+//! ```
+//! `hash` is SHA-256 over the record's canonical JSON without `hash` itself: fields in the order of the type, no white
+//! space. Changing, removing or exchanging a record breaks the chain at that place; cutting off the end does not, and is
+//! found by whoever remembers a later `seq` (the controller keeps a copy of what it has read).
+
+use crate::{GuardianId, HostName, JobId, VmId};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// `previous` of the first record of a host.
+pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// What was done with a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuditAction {
+    /// A guardian's keys were made.
+    MakeGuardian,
+    /// A host became a member of a fleet and pinned its authority.
+    Join,
+    /// A TPM and its key were made and sealed.
+    MakeTpm,
+    /// A key protector was opened, so that the VM can run here.
+    Open,
+    /// A TPM key was wrapped for one more guardian.
+    Grant,
+    /// An earlier key protector was put back.
+    PutProtector,
+    /// A VM's TPM state was removed or moved into the history.
+    RemoveTpm,
+    /// A guardian's private keys left the host in PFX files.
+    ExportPfx,
+    /// Controller: a join token was made.
+    MakeToken,
+    /// Controller: the fleet's authority vouched for a host's guardian.
+    Endorse,
+    /// Controller: an administrator got a certificate.
+    CertifyAdmin,
+    /// Controller: a host was taken out of the fleet.
+    RemoveHost,
+    /// Controller: somebody started a job.
+    SubmitJob,
+    /// Controller: somebody cancelled a job.
+    CancelJob,
+    /// Controller: the inventory was read anew from the hosts.
+    Rebuild,
+}
+
+impl AuditAction {
+    /// The word in lists.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MakeGuardian => "make-guardian",
+            Self::Join => "join",
+            Self::MakeTpm => "make-tpm",
+            Self::Open => "open",
+            Self::Grant => "grant",
+            Self::PutProtector => "put-protector",
+            Self::RemoveTpm => "remove-tpm",
+            Self::ExportPfx => "export-pfx",
+            Self::MakeToken => "make-token",
+            Self::Endorse => "endorse",
+            Self::CertifyAdmin => "certify-admin",
+            Self::RemoveHost => "remove-host",
+            Self::SubmitJob => "submit-job",
+            Self::CancelJob => "cancel-job",
+            Self::Rebuild => "rebuild",
+        }
+    }
+}
+
+impl fmt::Display for AuditAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What happened, before it has a place in the chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEvent {
+    pub time: OffsetDateTime,
+    pub host: HostName,
+    /// Who asked: `controller`, `local:0`, `agent`.
+    pub actor: String,
+    pub action: AuditAction,
+    pub vm: Option<VmId>,
+    /// The guardian whose key was used, or for whom a key was wrapped.
+    pub guardian: Option<GuardianId>,
+    /// Why it was allowed.
+    pub reason: String,
+    pub job: Option<JobId>,
+}
+
+/// One line of a host's audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditRecord {
+    /// Counts from 1, without gaps.
+    pub seq: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub time: OffsetDateTime,
+    pub host: HostName,
+    pub actor: String,
+    pub action: AuditAction,
+    #[serde(default)]
+    pub vm: Option<VmId>,
+    #[serde(default)]
+    pub guardian: Option<GuardianId>,
+    pub reason: String,
+    #[serde(default)]
+    pub job: Option<JobId>,
+    /// Hash of the record before, [`GENESIS`] for the first.
+    pub previous: String,
+    /// SHA-256 of all of the above, 64 hex digits.
+    pub hash: String,
+}
+
+impl AuditRecord {
+    /// Gives an event its place after `last`.
+    pub fn chain(last: Option<&Self>, event: AuditEvent) -> Self {
+        let mut record = Self {
+            seq: last.map_or(1, |last| last.seq + 1),
+            time: event.time,
+            host: event.host,
+            actor: event.actor,
+            action: event.action,
+            vm: event.vm,
+            guardian: event.guardian,
+            reason: event.reason,
+            job: event.job,
+            previous: last.map_or_else(|| GENESIS.to_owned(), |last| last.hash.clone()),
+            hash: String::new(),
+        };
+        record.hash = record.expected_hash();
+        record
+    }
+
+    /// What `hash` must be for the other fields.
+    pub fn expected_hash(&self) -> String {
+        let unhashed = Self {
+            hash: String::new(),
+            ..self.clone()
+        };
+        let json = serde_json::to_vec(&unhashed).expect("plain fields are JSON");
+        hex::encode(Sha256::digest(json))
+    }
+}
+
+/// Where and why a chain does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuditBreak {
+    #[error("record {seq} of host {host} was changed: its hash does not fit")]
+    Changed { host: HostName, seq: u64 },
+    #[error(
+        "after record {after} of host {host} comes record {found}: records are missing or out of order"
+    )]
+    Missing {
+        host: HostName,
+        after: u64,
+        found: u64,
+    },
+    #[error(
+        "record {seq} of host {host} does not follow from the one before it: that one was changed or replaced"
+    )]
+    Unlinked { host: HostName, seq: u64 },
+    #[error("record {seq} is of host {found} in the chain of host {host}")]
+    OtherHost {
+        host: HostName,
+        found: HostName,
+        seq: u64,
+    },
+}
+
+/// Checks the records of one host, oldest first, naming the first that does not fit.
+///
+/// `before` is the last record known to be good, none when `records` start with the host's first.
+pub fn verify<'a>(
+    before: Option<&'a AuditRecord>,
+    records: impl IntoIterator<Item = &'a AuditRecord>,
+) -> Result<(), AuditBreak> {
+    let mut last = before;
+    for record in records {
+        let host = &last.unwrap_or(record).host;
+        if record.host != *host {
+            return Err(AuditBreak::OtherHost {
+                host: host.clone(),
+                found: record.host.clone(),
+                seq: record.seq,
+            });
+        }
+        let after = last.map_or(0, |last| last.seq);
+        if record.seq != after + 1 {
+            return Err(AuditBreak::Missing {
+                host: host.clone(),
+                after,
+                found: record.seq,
+            });
+        }
+        if record.hash != record.expected_hash() {
+            return Err(AuditBreak::Changed {
+                host: host.clone(),
+                seq: record.seq,
+            });
+        }
+        let previous = last.map_or(GENESIS, |last| last.hash.as_str());
+        if record.previous != previous {
+            return Err(AuditBreak::Unlinked {
+                host: host.clone(),
+                seq: record.seq,
+            });
+        }
+        last = Some(record);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> HostName {
+        "host-a".parse().expect("name")
+    }
+
+    fn chain(length: u64) -> Vec<AuditRecord> {
+        let mut records: Vec<AuditRecord> = Vec::new();
+        for n in 0..length {
+            let event = AuditEvent {
+                time: OffsetDateTime::UNIX_EPOCH,
+                host: host(),
+                actor: "controller".into(),
+                action: AuditAction::Open,
+                vm: None,
+                guardian: None,
+                reason: format!("start {n}"),
+                job: None,
+            };
+            records.push(AuditRecord::chain(records.last(), event));
+        }
+        records
+    }
+
+    #[test]
+    fn an_untouched_chain_holds_whole_and_in_parts() {
+        let records = chain(5);
+        assert_eq!(verify(None, &records), Ok(()));
+        assert_eq!(verify(Some(&records[1]), &records[2..]), Ok(()));
+    }
+
+    #[test]
+    fn a_changed_record_is_named() {
+        let mut records = chain(5);
+        records[2].reason = "nothing to see".into();
+        assert_eq!(
+            verify(None, &records),
+            Err(AuditBreak::Changed {
+                host: host(),
+                seq: 3
+            })
+        );
+        // Mending its hash moves the break to the next one.
+        records[2].hash = records[2].expected_hash();
+        assert_eq!(
+            verify(None, &records),
+            Err(AuditBreak::Unlinked {
+                host: host(),
+                seq: 4
+            })
+        );
+    }
+
+    #[test]
+    fn removed_and_exchanged_records_are_named() {
+        let mut removed = chain(5);
+        removed.remove(1);
+        assert_eq!(
+            verify(None, &removed),
+            Err(AuditBreak::Missing {
+                host: host(),
+                after: 1,
+                found: 3
+            })
+        );
+        let mut exchanged = chain(5);
+        exchanged.swap(2, 3);
+        assert!(matches!(
+            verify(None, &exchanged),
+            Err(AuditBreak::Missing {
+                after: 2,
+                found: 4,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn a_record_survives_its_json() {
+        let record = chain(1).remove(0);
+        let json = serde_json::to_string(&record).expect("json");
+        let read: AuditRecord = serde_json::from_str(&json).expect("json");
+        assert_eq!(read.expected_hash(), record.hash);
+    }
+}
