@@ -1,0 +1,351 @@
+//! The SQLite store: the claims every store must meet, and what only a file can suffer.
+
+use fleetward_store::{
+    Range, Revision, SqliteOptions, SqliteStore, Store, StoreError, Txn, store_conformance_tests,
+};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Says that this test process is somebody's child, and which store it is to write.
+const CHILD: &str = "STORE_TEST_CHILD";
+
+async fn fresh() -> (TempDir, Arc<dyn Store>) {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = SqliteStore::open(dir.path().join("store.db"))
+        .await
+        .expect("open");
+    (dir, Arc::new(store))
+}
+
+store_conformance_tests!(fresh());
+
+fn database() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("store.db");
+    (dir, path)
+}
+
+async fn put(store: &dyn Store, key: &str, value: impl Into<Vec<u8>>) -> Revision {
+    let outcome = store
+        .commit(Txn::new().put(key, value.into()))
+        .await
+        .expect("commit");
+    outcome.committed().expect("no conflict")
+}
+
+/// This test program again, running only the test called `name`, as a child.
+fn child(name: &str, path: &Path, wrapper: &[&str]) -> Command {
+    let this = std::env::current_exe().expect("own path");
+    let mut command = match wrapper {
+        [] => Command::new(this),
+        [program, arguments @ ..] => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(this);
+            command
+        }
+    };
+    command
+        .args(["--exact", name, "--ignored", "--nocapture"])
+        .env(CHILD, path);
+    command.stdout(Stdio::piped());
+    command
+}
+
+/// The lines of a child that begin with `mark`, without it.
+fn lines(child: &mut Child, mark: &'static str) -> impl Iterator<Item = String> + use<> {
+    let output = BufReader::new(child.stdout.take().expect("piped"));
+    output
+        .lines()
+        .map_while(Result::ok)
+        .filter_map(move |line| {
+            let at = line.find(mark)?;
+            Some(line[at + mark.len()..].to_owned())
+        })
+}
+
+fn say(mark: &str, what: impl std::fmt::Display) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{mark}{what}")
+        .and_then(|()| out.flush())
+        .expect("a parent that listens");
+}
+
+#[tokio::test]
+async fn everything_is_there_after_reopening() {
+    let (_dir, path) = database();
+    let store = SqliteStore::open(&path).await.expect("open");
+    let revision = put(&store, "a", "1").await;
+    drop(store);
+    let store = SqliteStore::open(&path).await.expect("open again");
+    assert_eq!(store.revision().await.expect("revision"), revision);
+    assert_eq!(
+        &store.get("a").await.expect("get").expect("there").value[..],
+        b"1"
+    );
+    assert_eq!(put(&store, "b", "2").await, revision.next());
+}
+
+#[tokio::test]
+async fn leases_end_with_the_process_that_held_them() {
+    let (_dir, path) = database();
+    let store = SqliteStore::open(&path).await.expect("open");
+    let lease = store
+        .lease_grant(Duration::from_secs(3600))
+        .await
+        .expect("grant");
+    let txn = Txn::new()
+        .put_leased("owner", "me", lease)
+        .put("other", "x");
+    let _ = store.commit(txn).await.expect("commit");
+    drop(store);
+    let store = SqliteStore::open(&path).await.expect("open again");
+    assert_eq!(store.get("owner").await.expect("get"), None);
+    assert!(store.get("other").await.expect("get").is_some());
+    let gone = store.lease_keep_alive(lease).await;
+    assert!(
+        matches!(gone, Err(StoreError::LeaseGone { .. })),
+        "{gone:?}"
+    );
+}
+
+#[tokio::test]
+async fn only_the_owner_may_read_the_files() {
+    let (dir, path) = database();
+    std::fs::write(&path, []).expect("an empty file, readable by all");
+    let store = SqliteStore::open(&path).await.expect("open");
+    put(&store, "a", "1").await;
+    for file in std::fs::read_dir(dir.path()).expect("list") {
+        let file = file.expect("entry");
+        let mode = file.metadata().expect("metadata").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{:?}", file.path());
+    }
+}
+
+#[tokio::test]
+async fn a_second_opener_is_told_who_has_the_store() {
+    let (_dir, path) = database();
+    let store = SqliteStore::open(&path).await.expect("open");
+    let second = SqliteStore::open(&path).await;
+    assert!(
+        matches!(&second, Err(StoreError::InUse { holder: Some(pid), .. }) if *pid == std::process::id()),
+        "{second:?}"
+    );
+    drop(store);
+    SqliteStore::open(&path).await.expect("free again");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_store_is_refused_and_left_alone() {
+    let (_dir, path) = database();
+    let text = "this is a letter, not a database\n".repeat(200);
+    std::fs::write(&path, &text).expect("write");
+    let refused = SqliteStore::open(&path).await;
+    assert!(
+        matches!(refused, Err(StoreError::Corrupt { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(std::fs::read_to_string(&path).expect("read"), text);
+}
+
+#[tokio::test]
+async fn a_damaged_store_is_refused() {
+    let (_dir, path) = database();
+    let store = SqliteStore::open(&path).await.expect("open");
+    for i in 0..200 {
+        put(&store, &format!("key/{i}"), vec![7; 500]).await;
+    }
+    drop(store);
+    let mut bytes = std::fs::read(&path).expect("read");
+    let length = bytes.len();
+    bytes[4096..length - 100].fill(0x5a);
+    std::fs::write(&path, bytes).expect("write");
+    let refused = SqliteStore::open(&path).await;
+    assert!(
+        matches!(refused, Err(StoreError::Corrupt { .. })),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_store_of_a_newer_version_is_refused() {
+    let (_dir, path) = database();
+    drop(SqliteStore::open(&path).await.expect("open"));
+    let connection = rusqlite::Connection::open(&path).expect("open");
+    connection
+        .pragma_update(None, "user_version", 99)
+        .expect("set");
+    drop(connection);
+    let refused = SqliteStore::open(&path).await;
+    assert!(
+        matches!(refused, Err(StoreError::TooNew { found: 99, .. })),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn history_is_forgotten_by_itself() {
+    let (_dir, path) = database();
+    let options = SqliteOptions {
+        history: 100,
+        ..SqliteOptions::default()
+    };
+    let store = SqliteStore::open_with(&path, options).await.expect("open");
+    let first = put(&store, "a", "1").await;
+    for _ in 0..60 {
+        let txns = (0..20).map(|i| store.commit(Txn::new().put(format!("k/{i}"), "x")));
+        futures_util::future::try_join_all(txns)
+            .await
+            .expect("commit");
+    }
+    let past = store.list(Range::prefix("").at(first)).await;
+    assert!(
+        matches!(past, Err(StoreError::Compacted { .. })),
+        "{past:?}"
+    );
+    assert!(store.get("a").await.expect("get").is_some());
+}
+
+#[tokio::test]
+async fn a_full_disk_is_named_and_leaves_the_store_usable() {
+    let (_dir, path) = database();
+    let options = SqliteOptions {
+        size_limit: Some(256 * 1024),
+        ..SqliteOptions::default()
+    };
+    let store = SqliteStore::open_with(&path, options).await.expect("open");
+    let written = fill(&store).await;
+    assert!(written > 2, "{written} written");
+    // what was acknowledged is there, what was refused is not, and small changes go on once there is room
+    let page = store.list(Range::prefix("fill/")).await.expect("list");
+    assert_eq!(page.entries.len(), written);
+    drop(store);
+    let store = SqliteStore::open(&path)
+        .await
+        .expect("open without the limit");
+    put(&store, "fill/more", vec![1; 100_000]).await;
+}
+
+/// Writes until the disk is full; how many writes were acknowledged.
+async fn fill(store: &dyn Store) -> usize {
+    for i in 0.. {
+        let txn = Txn::new().put(format!("fill/{i}"), vec![i as u8; 20_000]);
+        match store.commit(txn).await {
+            Ok(outcome) => drop(outcome.committed().expect("no conflict")),
+            Err(StoreError::DiskFull { .. }) => return i,
+            Err(other) => panic!("not told that the disk is full: {other:?}"),
+        }
+    }
+    unreachable!("a disk without end")
+}
+
+/// Needs root for a small file system of its own; elsewhere the test above stands alone.
+#[test]
+fn a_really_full_file_system_is_named() {
+    let (dir, path) = database();
+    let mount = format!(
+        "mount -t tmpfs -o size=1m none {} && exec \"$@\"",
+        dir.path().display()
+    );
+    let wrapper = ["unshare", "--mount", "sh", "-c", &mount, "sh"];
+    let able = Command::new("unshare").args(["--mount", "true"]).output();
+    if !able.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: may not mount");
+        return;
+    }
+    let mut child = child("child_fills_the_disk", &path, &wrapper)
+        .spawn()
+        .expect("spawn");
+    let said: Vec<_> = lines(&mut child, "filled: ").collect();
+    assert!(child.wait().expect("wait").success());
+    assert_eq!(said.len(), 1, "{said:?}");
+}
+
+#[tokio::test]
+#[ignore = "run as a child of a_really_full_file_system_is_named"]
+async fn child_fills_the_disk() {
+    let Some(path) = std::env::var_os(CHILD) else {
+        return;
+    };
+    let store = SqliteStore::open(&path).await.expect("open");
+    let written = fill(&store).await;
+    let page = store.list(Range::prefix("fill/")).await.expect("list");
+    assert_eq!(page.entries.len(), written);
+    assert!(written > 2);
+    say("filled: ", written);
+}
+
+#[tokio::test]
+async fn every_acknowledged_write_survives_a_kill() {
+    for round in 0..5_u64 {
+        let (_dir, path) = database();
+        let mut child = child("child_writes_until_killed", &path, &[])
+            .spawn()
+            .expect("spawn");
+        let acknowledged = tokio::task::spawn_blocking(move || {
+            let mut acknowledged = Vec::new();
+            let mut said = lines(&mut child, "written: ");
+            for line in said.by_ref().take(40 + 17 * round as usize) {
+                acknowledged.push(line);
+            }
+            child.kill().expect("kill");
+            // what it said before it died
+            acknowledged.extend(said);
+            child.wait().expect("wait");
+            acknowledged
+        })
+        .await
+        .expect("no panic");
+        assert!(acknowledged.len() >= 40);
+
+        let store = SqliteStore::open(&path)
+            .await
+            .expect("open what the killed one left");
+        let current = store.revision().await.expect("revision");
+        for line in acknowledged {
+            let (key, revision) = line.split_once(' ').expect("key and revision");
+            let entry = store.get(key).await.expect("get").expect("acknowledged");
+            assert_eq!(entry.mod_revision.to_string(), revision);
+            assert!(entry.mod_revision <= current);
+            let twin = store.get(&key.replace("key/", "twin/")).await.expect("get");
+            assert_eq!(
+                twin.expect("same transaction").mod_revision,
+                entry.mod_revision
+            );
+        }
+        assert_eq!(put(&store, "after", "x").await, current.next());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run as a child of every_acknowledged_write_survives_a_kill"]
+async fn child_writes_until_killed() {
+    let Some(path) = std::env::var_os(CHILD) else {
+        return;
+    };
+    let store = Arc::new(SqliteStore::open(&path).await.expect("open"));
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                for i in 0.. {
+                    let key = format!("key/{writer}-{i}");
+                    let twin = format!("twin/{writer}-{i}");
+                    let txn = Txn::new().put(&key, vec![1; 3000]).put(twin, "x");
+                    let outcome = store.commit(txn).await.expect("commit");
+                    say(
+                        "written: ",
+                        format_args!("{key} {}", outcome.committed().expect("done")),
+                    );
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.expect("no panic");
+    }
+}
