@@ -108,9 +108,10 @@ impl Envelope {
             });
         }
         let data: AuthEnvelopedData = info.content.decode_as().map_err(malformed)?;
-        let envelope = Self::from_cms(data)?;
-        if envelope.to_der()? == der {
-            Ok(envelope)
+        // Compared in the form it came in: writers differ in how they spell absent parameters.
+        let again = encode(&data).map_err(malformed)?;
+        if again == der {
+            Self::from_cms(data)
         } else {
             Err(EnvelopeError::NotCanonical)
         }
@@ -118,13 +119,9 @@ impl Envelope {
 
     /// The DER `ContentInfo` that `openssl cms -decrypt` takes.
     pub fn to_der(&self) -> Result<Vec<u8>, EnvelopeError> {
-        let malformed = |e| EnvelopeError::Malformed(Some(e));
-        let data = self.to_cms().map_err(malformed)?;
-        let info = ContentInfo {
-            content_type: ID_CT_AUTH_ENVELOPED_DATA,
-            content: Any::encode_from(&data).map_err(malformed)?,
-        };
-        info.to_der().map_err(malformed)
+        self.to_cms()
+            .and_then(|data| encode(&data))
+            .map_err(|e| EnvelopeError::Malformed(Some(e)))
     }
 
     /// The wrapping for `certificate`, if there is one.
@@ -234,6 +231,14 @@ struct AuthEnvelopedData {
         optional = "true"
     )]
     unauth_attrs: Option<Attributes>,
+}
+
+fn encode(data: &AuthEnvelopedData) -> der::Result<Vec<u8>> {
+    ContentInfo {
+        content_type: ID_CT_AUTH_ENVELOPED_DATA,
+        content: Any::encode_from(data)?,
+    }
+    .to_der()
 }
 
 fn wrapped_from_cms(info: RecipientInfo) -> Result<WrappedKey, EnvelopeError> {
