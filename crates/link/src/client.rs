@@ -262,6 +262,21 @@ impl Request<'_> {
         ] {
             self.headers.insert(name, value);
         }
+        self.switch_protocols().await
+    }
+
+    /// Asks for an upgrade to `protocol` and gives its raw bytes.
+    pub async fn upgrade(mut self, protocol: &'static str) -> Result<UpgradedIo, ClientError> {
+        for (name, value) in [
+            (header::CONNECTION, HeaderValue::from_static("upgrade")),
+            (header::UPGRADE, HeaderValue::from_static(protocol)),
+        ] {
+            self.headers.insert(name, value);
+        }
+        self.switch_protocols().await
+    }
+
+    async fn switch_protocols(self) -> Result<UpgradedIo, ClientError> {
         let endpoint = self.client.endpoint.clone();
         let response = self.exchange().await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {

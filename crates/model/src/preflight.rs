@@ -1,0 +1,577 @@
+//! Preflight: whether a VM can move to a host, or start where it is, as pure rules over facts from both hosts.
+//!
+//! Each rule adds findings: code, what, fix. The keys come first, because that is what people meet most; a check that
+//! could not be made counts as failed. A key that the source may grant inside the group is no finding: the migration
+//! grants it by itself.
+
+use crate::error::Finding;
+use crate::host::{Accelerator, HostFacts, Version};
+use crate::transition::{Answer, Request, answer};
+use crate::vm::{VmObserved, VmState};
+use crate::{ByteSize, ErrorCode, GroupName, HostName, PoolName};
+use std::collections::BTreeMap;
+use time::{Duration, OffsetDateTime};
+
+/// The oldest libvirt that moves a VM with an encrypted TPM as we need it.
+pub const MIN_LIBVIRT: Version = Version::new(9, 0, 0);
+/// The oldest QEMU tried.
+pub const MIN_QEMU: Version = Version::new(7, 2, 0);
+/// The oldest swtpm tried.
+pub const MIN_SWTPM: Version = Version::new(0, 7, 1);
+/// How far two hosts' clocks may be apart.
+pub const CLOCK_LIMIT: Duration = Duration::seconds(60);
+
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Move while it runs.
+    Live,
+    /// Move while it is stopped.
+    Stopped,
+    /// Start where it is; source and destination are one host.
+    Start,
+}
+
+/// A host, as the controller knows it.
+#[derive(Debug, Clone)]
+pub struct Side<'a> {
+    pub name: &'a HostName,
+    pub group: &'a GroupName,
+    pub reachable: bool,
+    pub drained: bool,
+    pub facts: Option<&'a HostFacts>,
+    /// By the controller's clock, when the facts arrived.
+    pub reported: Option<OffsetDateTime>,
+}
+
+/// Whether a host can open the VM's key protector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opening {
+    /// The VM has no TPM.
+    NoTpm,
+    Yes,
+    NotGranted,
+    Unreadable(String),
+}
+
+/// What the destination said of the VM; none where it could not find out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incoming {
+    pub uuid_taken: Option<bool>,
+    pub name_taken: Option<bool>,
+    /// None when the CPU fits.
+    pub cpu_problem: Option<String>,
+    pub opening: Opening,
+}
+
+/// Everything the rules look at.
+#[derive(Debug, Clone)]
+pub struct Facts<'a> {
+    pub mode: Mode,
+    pub now: OffsetDateTime,
+    pub vm: &'a VmObserved,
+    pub source: Side<'a>,
+    pub destination: Side<'a>,
+    /// Whether the VM's own host can open the key protector; none when it did not say.
+    pub source_opening: Option<Opening>,
+    /// None when the destination did not answer.
+    pub incoming: Option<Incoming>,
+}
+
+/// All findings, the blocking ones that matter most first. Empty: nothing speaks against it.
+pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
+    if facts.vm.metadata.is_none() {
+        let what = format!("domain {} was not made by Fleetward", facts.vm.name);
+        return vec![Finding::usual(ErrorCode::VmNotManaged, what)];
+    }
+    match facts.mode {
+        Mode::Start => [keys_at_home, reachable, state, tpm_state, programs]
+            .iter()
+            .flat_map(|rule| rule(facts))
+            .collect(),
+        Mode::Live | Mode::Stopped => {
+            if facts.source.name == facts.destination.name {
+                let what = format!(
+                    "VM {} is on host {} already",
+                    facts.vm.name, facts.source.name
+                );
+                return vec![Finding::usual(ErrorCode::SameHost, what)];
+            }
+            let rules = [
+                keys,
+                reachable,
+                drained,
+                state,
+                tpm_state,
+                programs,
+                not_older,
+                machine,
+                accelerator,
+                secure_boot,
+                pools,
+                memory,
+                taken,
+                clocks,
+            ];
+            rules.iter().flat_map(|rule| rule(facts)).collect()
+        }
+    }
+}
+
+type Findings = Vec<Finding>;
+
+/// Keys and groups of a move.
+fn keys(facts: &Facts<'_>) -> Findings {
+    let mut found = Vec::new();
+    let (vm, destination) = (facts.vm, &facts.destination);
+    let group = vm_group(facts);
+    let other_group = group != destination.group;
+    let opening = facts.incoming.as_ref().map(|i| &i.opening);
+    let guardian = destination.facts.and_then(HostFacts::own_guardian);
+    let wrapped = guardian.is_some_and(|own| vm.tpm.guardians.contains(&own.id))
+        || matches!(opening, Some(Opening::Yes));
+    if vm.tpm.enabled {
+        if other_group && !wrapped {
+            found.push(Finding::usual(
+                ErrorCode::KeyNotGranted,
+                format!(
+                    "VM {} belongs to group {group}, host {} to group {}, and the VM's TPM key is not wrapped for that \
+                     host's guardian, so it could not be opened there (Hyper-V reports this as error 10698)",
+                    vm.name, destination.name, destination.group
+                ),
+            ));
+        }
+        if !other_group && !wrapped {
+            found.extend(grantable(facts));
+        }
+        if let (true, Some(own)) = (wrapped, guardian)
+            && own.not_after().is_some_and(|end| end < facts.now)
+        {
+            found.push(Finding {
+                blocking: false,
+                ..expired(destination.name)
+            });
+        }
+        if let Some(Opening::Unreadable(because)) = opening {
+            found.push(Finding::usual(
+                ErrorCode::KeyProtectorUnreadable,
+                format!(
+                    "host {} cannot open the key protector of VM {}: {because}",
+                    destination.name, vm.name
+                ),
+            ));
+        }
+    }
+    if other_group {
+        found.push(Finding::usual(
+            ErrorCode::GroupForbids,
+            format!(
+                "VM {} belongs to group {group}, host {} to group {}",
+                vm.name, destination.name, destination.group
+            ),
+        ));
+    }
+    found
+}
+
+/// Whether the source can wrap the key for a destination of its own group.
+fn grantable(facts: &Facts<'_>) -> Findings {
+    let (vm, destination) = (facts.vm, &facts.destination);
+    let mut found = Vec::new();
+    match destination.facts.map(HostFacts::own_guardian) {
+        None => {} // a host that never reported; said by `reachable`
+        Some(None) => found.push(Finding::blocking(
+            ErrorCode::KeyNotGranted,
+            format!(
+                "host {} has no guardian of its own to wrap the key of VM {} for",
+                destination.name, vm.name
+            ),
+            format!("restart the agent on host {}", destination.name),
+        )),
+        Some(Some(own)) if own.not_after().is_none_or(|end| end < facts.now) => {
+            found.push(expired(destination.name));
+        }
+        Some(Some(_)) => {}
+    }
+    match &facts.source_opening {
+        Some(Opening::Yes | Opening::NoTpm) => {}
+        Some(Opening::NotGranted) => found.push(Finding::usual(
+            ErrorCode::KeyNotGranted,
+            format!(
+                "host {} itself cannot open the key of VM {}, and so cannot grant it",
+                facts.source.name, vm.name
+            ),
+        )),
+        Some(Opening::Unreadable(because)) => found.push(Finding::usual(
+            ErrorCode::KeyProtectorUnreadable,
+            format!(
+                "host {} cannot open the key protector of VM {}: {because}",
+                facts.source.name, vm.name
+            ),
+        )),
+        None if facts.source.reachable => found.push(unavailable(
+            facts.source.name,
+            "whether it can open the VM's key protector",
+        )),
+        None => {}
+    }
+    found
+}
+
+/// The key of a start.
+fn keys_at_home(facts: &Facts<'_>) -> Findings {
+    let (vm, host) = (facts.vm, facts.source.name);
+    if !vm.tpm.enabled {
+        return Vec::new();
+    }
+    let finding = match &facts.source_opening {
+        Some(Opening::Yes | Opening::NoTpm) => return Vec::new(),
+        Some(Opening::NotGranted) => Finding::usual(
+            ErrorCode::KeyNotGranted,
+            format!(
+                "the TPM key of VM {} is not wrapped for any guardian of host {host}",
+                vm.name
+            ),
+        ),
+        Some(Opening::Unreadable(because)) => Finding::usual(
+            ErrorCode::KeyProtectorUnreadable,
+            format!(
+                "host {host} cannot open the key protector of VM {}: {because}",
+                vm.name
+            ),
+        ),
+        None if !facts.source.reachable => return Vec::new(),
+        None => unavailable(host, "whether it can open the VM's key protector"),
+    };
+    vec![finding]
+}
+
+fn reachable(facts: &Facts<'_>) -> Findings {
+    let mut found = Vec::new();
+    for side in sides(facts) {
+        if !side.reachable {
+            let what = format!("host {} does not answer", side.name);
+            let fix = format!("see that its agent runs: fleetward host show {}", side.name);
+            found.push(Finding::blocking(ErrorCode::HostUnreachable, what, fix));
+        } else if side.facts.is_none() {
+            found.push(unavailable(side.name, "its facts"));
+        }
+    }
+    if facts.mode != Mode::Start && facts.destination.reachable && facts.incoming.is_none() {
+        found.push(unavailable(
+            facts.destination.name,
+            "whether it takes the VM",
+        ));
+    }
+    found
+}
+
+fn drained(facts: &Facts<'_>) -> Findings {
+    let host = facts.destination.name;
+    only(facts.destination.drained, || {
+        Finding::blocking(
+            ErrorCode::HostDrained,
+            format!("host {host} is drained"),
+            format!("fleetward host resume {host}"),
+        )
+    })
+}
+
+fn state(facts: &Facts<'_>) -> Findings {
+    let request = match facts.mode {
+        Mode::Live => Request::MigrateLive,
+        Mode::Stopped => Request::MigrateOffline,
+        Mode::Start => return Vec::new(),
+    };
+    match answer(facts.vm.state, request) {
+        Answer::Accept | Answer::Ignore => Vec::new(),
+        Answer::Refuse(code, why) => {
+            let what = format!("VM {} is {}: {why}", facts.vm.name, facts.vm.state);
+            vec![Finding::usual(code, what)]
+        }
+    }
+}
+
+fn tpm_state(facts: &Facts<'_>) -> Findings {
+    let tpm = &facts.vm.tpm;
+    // swtpm writes the file when it likes while the VM runs
+    let expected = tpm.enabled && facts.vm.state == VmState::Stopped;
+    only(expected && !tpm.state_present, || {
+        let what = format!(
+            "the TPM state of VM {} is gone from host {}",
+            facts.vm.name, facts.source.name
+        );
+        Finding::usual(ErrorCode::TpmStateMissing, what)
+    })
+}
+
+/// Programs that are too old by themselves.
+fn programs(facts: &Facts<'_>) -> Findings {
+    let Some(there) = facts.destination.facts else {
+        return Vec::new();
+    };
+    let host = facts.destination.name;
+    let versions = &there.versions;
+    let mut found = Vec::new();
+    for (code, program, has, needs) in [
+        (
+            ErrorCode::LibvirtTooOld,
+            "libvirt",
+            versions.libvirt,
+            MIN_LIBVIRT,
+        ),
+        (ErrorCode::QemuTooOld, "QEMU", versions.qemu, MIN_QEMU),
+    ] {
+        if has < needs {
+            let what = format!("host {host} has {program} {has}, at least {needs} is needed");
+            found.push(Finding::usual(code, what));
+        }
+    }
+    if facts.vm.tpm.enabled {
+        match versions.swtpm {
+            None => {
+                let what = format!("host {host} has no swtpm");
+                found.push(Finding::usual(ErrorCode::SwtpmMissing, what));
+            }
+            Some(has) if has < MIN_SWTPM => {
+                let what = format!("host {host} has swtpm {has}, at least {MIN_SWTPM} is needed");
+                found.push(Finding::usual(ErrorCode::SwtpmTooOld, what));
+            }
+            Some(_) => {}
+        }
+    }
+    found
+}
+
+/// Programs that are older than where the VM is now.
+fn not_older(facts: &Facts<'_>) -> Findings {
+    let (Some(here), Some(there)) = (facts.source.facts, facts.destination.facts) else {
+        return Vec::new();
+    };
+    let (here, there) = (&here.versions, &there.versions);
+    let mut found = Vec::new();
+    let mut compare = |code, program: &str, here: Version, there: Version| {
+        if there < here {
+            let what = format!(
+                "host {} has {program} {there}, the VM comes from {program} {here} on host {}",
+                facts.destination.name, facts.source.name
+            );
+            found.push(Finding::usual(code, what));
+        }
+    };
+    if facts.mode == Mode::Live {
+        compare(
+            ErrorCode::LibvirtTooOld,
+            "libvirt",
+            here.libvirt,
+            there.libvirt,
+        );
+        compare(ErrorCode::QemuTooOld, "QEMU", here.qemu, there.qemu);
+    }
+    if let (true, Some(here), Some(there)) = (facts.vm.tpm.enabled, here.swtpm, there.swtpm) {
+        compare(ErrorCode::SwtpmTooOld, "swtpm", here, there);
+    }
+    found
+}
+
+fn machine(facts: &Facts<'_>) -> Findings {
+    let Some(there) = facts.destination.facts else {
+        return Vec::new();
+    };
+    let mut found = only(!there.machines.contains(&facts.vm.machine), || {
+        let (host, machine) = (facts.destination.name, &facts.vm.machine);
+        let what = format!(
+            "host {host} has no machine type {machine}, which VM {} uses",
+            facts.vm.name
+        );
+        Finding::usual(ErrorCode::MachineMissing, what)
+    });
+    let problem = facts.incoming.as_ref().and_then(|i| i.cpu_problem.as_ref());
+    if let (Mode::Live, Some(problem)) = (facts.mode, problem) {
+        let what = format!(
+            "the CPU of host {} does not fit: {problem}",
+            facts.destination.name
+        );
+        found.push(Finding::usual(ErrorCode::CpuIncompatible, what));
+    }
+    found
+}
+
+fn accelerator(facts: &Facts<'_>) -> Findings {
+    let Some(there) = facts.destination.facts else {
+        return Vec::new();
+    };
+    let has = match facts.vm.accelerator.as_str() {
+        "kvm" => Accelerator::Kvm,
+        _ => Accelerator::Tcg,
+    };
+    only(facts.mode == Mode::Live && has != there.accelerator, || {
+        let (word, there) = (has.as_str(), there.accelerator.as_str());
+        let (vm, host) = (&facts.vm.name, facts.destination.name);
+        let what = format!("VM {vm} runs with {word}, host {host} runs VMs with {there}");
+        Finding::usual(ErrorCode::AcceleratorDiffers, what)
+    })
+}
+
+fn secure_boot(facts: &Facts<'_>) -> Findings {
+    let needs = facts.vm.firmware.is_some_and(|f| f.secure_boot);
+    let missing = facts.destination.facts.is_some_and(|f| !f.secure_boot);
+    only(needs && missing, || {
+        let what = format!(
+            "host {} has no firmware with Secure Boot",
+            facts.destination.name
+        );
+        Finding::usual(ErrorCode::SecureBootMissing, what)
+    })
+}
+
+fn pools(facts: &Facts<'_>) -> Findings {
+    let Some(there) = facts.destination.facts else {
+        return Vec::new();
+    };
+    let host = facts.destination.name;
+    let mut found = Vec::new();
+    let mut copied: BTreeMap<&PoolName, (u64, u64)> = BTreeMap::new();
+    for disk in &facts.vm.disks {
+        let Some(pool) = there.pool(&disk.pool) else {
+            let what = format!(
+                "host {host} has no pool {}, where disk {} lies",
+                disk.pool, disk.target
+            );
+            found.push(Finding::usual(ErrorCode::PoolMissing, what));
+            continue;
+        };
+        let here = facts.source.facts.and_then(|f| f.pool(&disk.pool));
+        if let (Mode::Live, Some(here)) = (facts.mode, here)
+            && here.path != pool.path
+        {
+            let what = format!(
+                "pool {} is {} on host {host}, {} on host {}",
+                disk.pool, pool.path, here.path, facts.source.name
+            );
+            found.push(Finding::usual(ErrorCode::PoolPathDiffers, what));
+        }
+        if disk.pool_id != pool.id {
+            let sums = copied.entry(&disk.pool).or_default();
+            sums.0 += disk.allocated.0;
+            sums.1 += disk.size.0;
+        }
+    }
+    for (name, (allocated, whole)) in copied {
+        let Some(pool) = there.pool(name) else {
+            continue;
+        };
+        let available = pool.available;
+        if available.0 < allocated {
+            let what = format!(
+                "pool {name} of host {host} has {available} left, {} are needed",
+                ByteSize(allocated)
+            );
+            found.push(Finding::usual(ErrorCode::NoSpace, what));
+        } else if available.0 < whole {
+            let what = format!(
+                "pool {name} of host {host} has {available} left; the disks may grow to {}",
+                ByteSize(whole)
+            );
+            let finding = Finding::usual(ErrorCode::NoSpace, what);
+            found.push(Finding {
+                blocking: false,
+                ..finding
+            });
+        }
+    }
+    found
+}
+
+fn memory(facts: &Facts<'_>) -> Findings {
+    let Some(there) = facts.destination.facts else {
+        return Vec::new();
+    };
+    let (has, word) = match facts.mode {
+        Mode::Live => (there.memory_available, "free"),
+        Mode::Stopped | Mode::Start => (there.memory, "in all"),
+    };
+    only(has < facts.vm.memory, || {
+        let (host, needs) = (facts.destination.name, facts.vm.memory);
+        let what = format!("host {host} has {has} of memory {word}, the VM needs {needs}");
+        Finding::usual(ErrorCode::NoMemory, what)
+    })
+}
+
+fn taken(facts: &Facts<'_>) -> Findings {
+    let Some(incoming) = &facts.incoming else {
+        return Vec::new(); // said by `reachable`
+    };
+    let (host, vm) = (facts.destination.name, facts.vm);
+    let mut found = Vec::new();
+    match incoming.uuid_taken {
+        Some(false) => {}
+        Some(true) => {
+            let what = format!(
+                "host {host} already has a domain with the uuid of VM {}, {}",
+                vm.name, vm.id
+            );
+            found.push(Finding::usual(ErrorCode::UuidTaken, what));
+        }
+        None => found.push(unavailable(host, "whether the VM's uuid is free")),
+    }
+    match incoming.name_taken {
+        Some(false) => {}
+        Some(true) => {
+            let what = format!("host {host} already has another domain called {}", vm.name);
+            found.push(Finding::usual(ErrorCode::NameTaken, what));
+        }
+        None => found.push(unavailable(host, "whether the VM's name is free")),
+    }
+    found
+}
+
+/// Each clock is compared with the controller's at the moment its report arrived, so that old reports do not mislead.
+fn clocks(facts: &Facts<'_>) -> Findings {
+    let offset = |side: &Side<'_>| Some(side.facts?.clock - side.reported?);
+    let (Some(here), Some(there)) = (offset(&facts.source), offset(&facts.destination)) else {
+        return Vec::new();
+    };
+    let apart = (here - there).abs();
+    only(apart > CLOCK_LIMIT, || {
+        let what = format!(
+            "the clocks of hosts {} and {} are {} s apart, at most {} s are allowed",
+            facts.source.name,
+            facts.destination.name,
+            apart.whole_seconds(),
+            CLOCK_LIMIT.whole_seconds()
+        );
+        Finding::usual(ErrorCode::ClocksApart, what)
+    })
+}
+
+fn vm_group<'a>(facts: &Facts<'a>) -> &'a GroupName {
+    let metadata = facts.vm.metadata.as_ref();
+    metadata.map_or(facts.source.group, |m| &m.spec.group)
+}
+
+fn sides<'f, 'a>(facts: &'f Facts<'a>) -> impl Iterator<Item = &'f Side<'a>> {
+    let both = facts.source.name != facts.destination.name;
+    [Some(&facts.source), both.then_some(&facts.destination)]
+        .into_iter()
+        .flatten()
+}
+
+fn only(condition: bool, finding: impl FnOnce() -> Finding) -> Findings {
+    condition.then(finding).into_iter().collect()
+}
+
+fn expired(host: &HostName) -> Finding {
+    let what = format!("the certificates of host {host}'s guardian have expired");
+    Finding::usual(ErrorCode::GuardianExpired, what)
+}
+
+fn unavailable(host: &HostName, what: &str) -> Finding {
+    let what = format!("host {host} did not tell {what}");
+    Finding::usual(ErrorCode::CheckUnavailable, what)
+}
+
+#[cfg(test)]
+pub(crate) mod samples;
+#[cfg(test)]
+mod tests;

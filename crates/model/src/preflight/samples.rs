@@ -1,0 +1,140 @@
+//! Two hosts and a VM that fit each other, for tests to spoil one thing at a time.
+
+use crate::guardian::{CertificateFacts, CertificateRole, GuardianFacts};
+use crate::host::{Accelerator, HostFacts, HypervisorVersions, PoolFacts, Version};
+use crate::vm::{
+    DiskBus, DiskObserved, DiskSpec, Firmware, FirmwareKind, Profile, TpmObserved, VmMetadata,
+    VmObserved, VmSpec, VmState,
+};
+use crate::{ByteSize, GroupName, GuardianId, PoolName, VmId};
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+pub(crate) const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+fn guardian(host: &str) -> GuardianFacts {
+    let certificate = |role| CertificateFacts {
+        role,
+        serial: "01".into(),
+        sha1: String::new(),
+        sha256: String::new(),
+        subject: host.into(),
+        not_before: NOW - Duration::days(1),
+        not_after: NOW + Duration::days(1),
+        der_base64: String::new(),
+    };
+    let mut digest = [0; 32];
+    digest[..host.len()].copy_from_slice(host.as_bytes());
+    GuardianFacts {
+        id: GuardianId::from_digest(digest),
+        host: host.parse().expect("name"),
+        own: true,
+        has_private_key: true,
+        certificates: vec![
+            certificate(CertificateRole::Signing),
+            certificate(CertificateRole::Encryption),
+        ],
+    }
+}
+
+pub(crate) fn facts(host: &str) -> HostFacts {
+    HostFacts {
+        host: host.parse().expect("name"),
+        group: GroupName::default(),
+        versions: HypervisorVersions {
+            libvirt: Version::new(11, 3, 0),
+            qemu: Version::new(10, 0, 2),
+            swtpm: Some(Version::new(0, 7, 1)),
+            agent: "0.1.0".into(),
+        },
+        accelerator: Accelerator::Tcg,
+        cpus: 4,
+        arch: "x86_64".into(),
+        cpu_model: "EPYC".into(),
+        memory: ByteSize::gib(32),
+        memory_available: ByteSize::gib(16),
+        machines: vec!["pc-q35-10.0".into()],
+        secure_boot: true,
+        pools: vec![PoolFacts {
+            name: PoolName::default(),
+            id: format!("pool of {host}"),
+            path: "/var/lib/fleetward/volumes".into(),
+            capacity: ByteSize::gib(1000),
+            available: ByteSize::gib(500),
+        }],
+        guardians: vec![guardian(host)],
+        clock: NOW,
+        tpm_pool: 4,
+        warnings: Vec::new(),
+    }
+}
+
+pub(crate) fn vm(host: &str) -> VmObserved {
+    let id = VmId(Uuid::from_u128(7));
+    let owner = guardian(host).id;
+    let firmware = Firmware {
+        kind: FirmwareKind::Uefi,
+        secure_boot: true,
+    };
+    let spec = VmSpec {
+        id,
+        name: "web".parse().expect("name"),
+        group: GroupName::default(),
+        profile: Profile::Linux,
+        cpus: 1,
+        memory: ByteSize::gib(1),
+        firmware,
+        tpm: true,
+        disks: vec![DiskSpec {
+            target: "vda".into(),
+            bus: DiskBus::Virtio,
+            pool: PoolName::default(),
+            volume: format!("{id}-vda.qcow2"),
+            size: ByteSize::gib(10),
+        }],
+        cdrom: None,
+        mac: None,
+        labels: Default::default(),
+        created: NOW,
+    };
+    VmObserved {
+        id,
+        name: spec.name.clone(),
+        host: host.parse().expect("name"),
+        state: VmState::Running,
+        reason: "booted".into(),
+        cpus: spec.cpus,
+        memory: spec.memory,
+        firmware: Some(firmware),
+        machine: "pc-q35-10.0".into(),
+        accelerator: "qemu".into(),
+        disks: vec![DiskObserved {
+            target: "vda".into(),
+            bus: DiskBus::Virtio,
+            pool: PoolName::default(),
+            pool_id: format!("pool of {host}"),
+            path: format!("/var/lib/fleetward/volumes/{id}-vda.qcow2"),
+            format: "qcow2".into(),
+            size: ByteSize::gib(10),
+            allocated: ByteSize::gib(1),
+        }],
+        tpm: TpmObserved {
+            enabled: true,
+            version: "2.0".into(),
+            model: "tpm-crb".into(),
+            state_present: true,
+            key_id: None,
+            owner: Some(owner.clone()),
+            guardians: vec![owner],
+            ek_certificate: None,
+        },
+        metadata: Some(VmMetadata {
+            spec,
+            generation: 1,
+            key_protector: None,
+            ek_certificate: None,
+            transit: None,
+        }),
+        observed: NOW,
+    }
+}

@@ -1,0 +1,256 @@
+use super::samples::{self, NOW};
+use super::*;
+
+/// The facts of a move that fits, in pieces a test can spoil.
+struct Case {
+    mode: Mode,
+    vm: VmObserved,
+    here: Option<HostFacts>,
+    there: Option<HostFacts>,
+    reachable: (bool, bool),
+    drained: bool,
+    source_opening: Option<Opening>,
+    incoming: Option<Incoming>,
+    destination: HostName,
+    destination_group: GroupName,
+}
+
+fn fitting() -> Case {
+    Case {
+        mode: Mode::Live,
+        vm: samples::vm("a"),
+        here: Some(samples::facts("a")),
+        there: Some(samples::facts("b")),
+        reachable: (true, true),
+        drained: false,
+        source_opening: Some(Opening::Yes),
+        incoming: Some(Incoming {
+            uuid_taken: Some(false),
+            name_taken: Some(false),
+            cpu_problem: None,
+            opening: Opening::NotGranted,
+        }),
+        destination: "b".parse().expect("name"),
+        destination_group: GroupName::default(),
+    }
+}
+
+impl Case {
+    fn there(&mut self) -> &mut HostFacts {
+        self.there.as_mut().expect("facts")
+    }
+
+    fn incoming(&mut self) -> &mut Incoming {
+        self.incoming.as_mut().expect("answer")
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        let (here, group) = ("a".parse().expect("name"), GroupName::default());
+        check(&Facts {
+            mode: self.mode,
+            now: NOW,
+            vm: &self.vm,
+            source: Side {
+                name: &here,
+                group: &group,
+                reachable: self.reachable.0,
+                drained: false,
+                facts: self.here.as_ref(),
+                reported: Some(NOW),
+            },
+            destination: Side {
+                name: &self.destination,
+                group: &self.destination_group,
+                reachable: self.reachable.1,
+                drained: self.drained,
+                facts: self.there.as_ref(),
+                reported: Some(NOW),
+            },
+            source_opening: self.source_opening.clone(),
+            incoming: self.incoming.clone(),
+        })
+    }
+
+    fn codes(&self) -> Vec<ErrorCode> {
+        let findings = self.findings();
+        findings
+            .iter()
+            .filter(|f| f.blocking)
+            .map(|f| f.code)
+            .collect()
+    }
+}
+
+fn stop(case: &mut Case) {
+    case.mode = Mode::Stopped;
+    case.vm.state = VmState::Stopped;
+}
+
+#[test]
+fn nothing_speaks_against_hosts_that_fit() {
+    let mut case = fitting();
+    assert_eq!(case.findings(), []);
+    stop(&mut case);
+    assert_eq!(case.findings(), []);
+    case.mode = Mode::Start;
+    case.destination = "a".parse().expect("name");
+    case.incoming = None;
+    assert_eq!(case.findings(), []);
+}
+
+#[test]
+fn each_rule_alone_says_its_code() {
+    use ErrorCode as C;
+    type Spoil = fn(&mut Case);
+    let cases: &[(C, Spoil)] = &[
+        (C::VmNotManaged, |c| c.vm.metadata = None),
+        (C::SameHost, |c| c.destination = "a".parse().expect("name")),
+        (C::KeyNotGranted, |c| c.there().guardians.clear()),
+        (C::KeyNotGranted, |c| {
+            c.source_opening = Some(Opening::NotGranted)
+        }),
+        (C::KeyProtectorUnreadable, |c| {
+            c.source_opening = Some(Opening::Unreadable("torn".into()));
+        }),
+        (C::KeyProtectorUnreadable, |c| {
+            c.incoming().opening = Opening::Unreadable("torn".into());
+        }),
+        (C::CheckUnavailable, |c| c.source_opening = None),
+        (C::GuardianExpired, |c| {
+            for certificate in &mut c.there().guardians[0].certificates {
+                certificate.not_after = NOW - Duration::days(1);
+            }
+        }),
+        (C::HostUnreachable, |c| c.reachable.0 = false),
+        (C::HostUnreachable, |c| {
+            c.reachable.1 = false;
+            c.incoming = None;
+        }),
+        (C::CheckUnavailable, |c| c.incoming = None),
+        (C::CheckUnavailable, |c| c.there = None),
+        (C::HostDrained, |c| c.drained = true),
+        (C::VmNotRunning, |c| c.vm.state = VmState::Stopped),
+        (C::VmStateWrong, |c| c.vm.state = VmState::Paused),
+        (C::VmRunning, |c| c.mode = Mode::Stopped),
+        (C::TpmStateMissing, |c| {
+            stop(c);
+            c.vm.tpm.state_present = false;
+        }),
+        (C::SwtpmMissing, |c| c.there().versions.swtpm = None),
+        (C::MachineMissing, |c| c.there().machines.clear()),
+        (C::CpuIncompatible, |c| {
+            c.incoming().cpu_problem = Some("avx512f".into())
+        }),
+        (C::AcceleratorDiffers, |c| {
+            c.there().accelerator = Accelerator::Kvm
+        }),
+        (C::SecureBootMissing, |c| c.there().secure_boot = false),
+        (C::PoolMissing, |c| c.there().pools.clear()),
+        (C::PoolPathDiffers, |c| {
+            c.there().pools[0].path = "/srv".into()
+        }),
+        (C::NoSpace, |c| c.there().pools[0].available = ByteSize(1)),
+        (C::NoMemory, |c| c.there().memory_available = ByteSize(1)),
+        (C::UuidTaken, |c| c.incoming().uuid_taken = Some(true)),
+        (C::CheckUnavailable, |c| c.incoming().uuid_taken = None),
+        (C::NameTaken, |c| c.incoming().name_taken = Some(true)),
+        (C::CheckUnavailable, |c| c.incoming().name_taken = None),
+        (C::ClocksApart, |c| {
+            c.there().clock = NOW + Duration::seconds(61)
+        }),
+    ];
+    for (i, (code, spoil)) in cases.iter().enumerate() {
+        let mut case = fitting();
+        spoil(&mut case);
+        assert_eq!(case.codes(), [*code], "case {i}");
+    }
+}
+
+#[test]
+fn programs_too_old_or_older_than_at_the_source_are_refused() {
+    let mut case = fitting();
+    case.there().versions.qemu = Version::new(9, 2, 0);
+    case.there().versions.libvirt = Version::new(10, 0, 0);
+    assert_eq!(
+        case.codes(),
+        [ErrorCode::LibvirtTooOld, ErrorCode::QemuTooOld]
+    );
+    stop(&mut case);
+    assert_eq!(case.codes(), [], "a stopped VM's memory does not move");
+
+    let mut case = fitting();
+    for facts in [&mut case.here, &mut case.there].into_iter().flatten() {
+        facts.versions.qemu = Version::new(7, 1, 0);
+        facts.versions.libvirt = Version::new(8, 10, 0);
+        facts.versions.swtpm = Some(Version::new(0, 7, 0));
+    }
+    let too_old = [
+        ErrorCode::LibvirtTooOld,
+        ErrorCode::QemuTooOld,
+        ErrorCode::SwtpmTooOld,
+    ];
+    assert_eq!(case.codes(), too_old);
+
+    let mut case = fitting();
+    case.here.as_mut().expect("facts").versions.swtpm = Some(Version::new(0, 8, 0));
+    assert_eq!(case.codes(), [ErrorCode::SwtpmTooOld]);
+}
+
+#[test]
+fn a_host_of_another_group_is_refused_because_of_the_key_first() {
+    let mut case = fitting();
+    case.destination_group = "edge".parse().expect("group");
+    case.there().group = "edge".parse().expect("group");
+    case.there().pools.clear();
+    let findings = case.findings();
+    assert_eq!(findings[0].code, ErrorCode::KeyNotGranted);
+    for word in ["group default", "group edge", "10698"] {
+        assert!(findings[0].what.contains(word), "{}", findings[0].what);
+    }
+    assert_eq!(findings[1].code, ErrorCode::GroupForbids);
+}
+
+#[test]
+fn a_wrapping_alone_does_not_open_another_group() {
+    let mut case = fitting();
+    case.destination_group = "edge".parse().expect("group");
+    case.incoming().opening = Opening::Yes;
+    assert_eq!(case.codes(), [ErrorCode::GroupForbids]);
+}
+
+#[test]
+fn a_vm_without_tpm_needs_no_key() {
+    let mut case = fitting();
+    case.vm.tpm.enabled = false;
+    case.source_opening = Some(Opening::NoTpm);
+    case.incoming().opening = Opening::NoTpm;
+    case.there().versions.swtpm = None;
+    assert_eq!(case.findings(), []);
+}
+
+#[test]
+fn a_shared_pool_needs_no_space() {
+    let mut case = fitting();
+    case.there().pools[0].id = "pool of a".into();
+    case.there().pools[0].available = ByteSize(1);
+    assert_eq!(case.findings(), []);
+}
+
+#[test]
+fn tight_space_is_a_remark() {
+    let mut case = fitting();
+    case.there().pools[0].available = ByteSize::gib(2);
+    let findings = case.findings();
+    assert_eq!(findings.len(), 1);
+    assert!(!findings[0].blocking);
+}
+
+#[test]
+fn a_start_needs_the_key_only() {
+    let mut case = fitting();
+    stop(&mut case);
+    case.mode = Mode::Start;
+    case.destination = "a".parse().expect("name");
+    case.source_opening = Some(Opening::NotGranted);
+    assert_eq!(case.codes(), [ErrorCode::KeyNotGranted]);
+}
