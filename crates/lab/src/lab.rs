@@ -183,7 +183,7 @@ impl Lab {
                 lab.record.accelerator.name()
             )),
             (true, 0) => say("is up already"),
-            (true, n) => say(&format!("was up already; added {n} hosts")),
+            (true, n) => say(&format!("was up already; hosts added: {n}")),
         }
         Ok(lab)
     }

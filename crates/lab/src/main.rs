@@ -105,7 +105,7 @@ enum Verb {
         #[command(flatten)]
         lab: LabName,
         /// End all labs
-        #[arg(long, conflicts_with = "name")]
+        #[arg(long)]
         all: bool,
     },
     /// The guest image
@@ -115,8 +115,9 @@ enum Verb {
     },
     /// Show a VM with a TPM moving between two hosts, step by step
     Demo {
-        #[command(flatten)]
-        lab: LabName,
+        /// Which lab to bring up for it
+        #[arg(long, default_value = "demo")]
+        name: String,
         /// Take the lab down at the end
         #[arg(long)]
         down: bool,
@@ -214,10 +215,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
             }
             println!("{}", out.as_deref().unwrap_or(image.path()).display());
         }
-        Verb::Demo { lab, down } => {
-            run_demo(&lab.name)?;
+        Verb::Demo { name, down } => {
+            run_demo(&name)?;
             if down {
-                end(&lab.name)?;
+                end(&name)?;
             }
         }
         Verb::NodeLaunch { lab, node } => fleetward_lab::launch_main(&lab, &node)?,

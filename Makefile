@@ -1,0 +1,39 @@
+# What people do with this repository. Everything real is in scripts/, xtask and the programs; this only names it.
+# Cargo's target directory may be elsewhere (CARGO_TARGET_DIR).
+
+TARGET ?= $(or $(CARGO_TARGET_DIR),target)
+BIN := $(TARGET)/debug
+LAB := $(BIN)/fleetward-lab
+
+.PHONY: help packages build demo test soak bench down clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+packages: ## install the Debian packages that are missing
+	@scripts/install-packages
+
+build: packages ## build all programs
+	cargo build --workspace --locked
+
+demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves the lab up
+	$(LAB) demo
+
+test: build ## everything that must hold before a change lands (at most 40 minutes on two cores); needs root
+	cargo xtask check
+	cargo test --locked -p fleetward-e2e
+	@scripts/nothing-left $(LAB)
+
+soak: build ## the end-to-end tests with every point of every job walked by kill -9 (hours)
+	FLEETWARD_E2E_SOAK=1 cargo test --locked -p fleetward-e2e
+	@scripts/nothing-left $(LAB)
+
+bench: packages ## ratios against virt-install and virsh migrate, and the size of the idle services
+	cargo build --workspace --release --locked
+	$(TARGET)/release/fleetward-bench
+
+down: ## end the demo and the lab of the default name
+	@if [ -x $(LAB) ]; then $(LAB) down --name demo && $(LAB) down; fi
+
+clean: down ## the same, and remove what was built
+	cargo clean
