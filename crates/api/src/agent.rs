@@ -18,7 +18,7 @@
 
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::HostFacts;
-use fleetward_model::vm::{VmMetadata, VmObserved, VmSpec};
+use fleetward_model::vm::{VmMetadata, VmObserved, VmSpec, VolumeSource};
 use fleetward_model::{Failure, HostName, JobId, KeyId, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -85,8 +85,13 @@ pub struct Peer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Operation {
-    /// Makes the disks of the specification; images are present already. Undone by `DeleteVolumes`.
-    CreateVolumes { spec: VmSpec },
+    /// Makes the disks of the specification; images are present already. `sources` has one entry for each disk, same
+    /// order; missing ones mean empty disks. Undone by `DeleteVolumes`.
+    CreateVolumes {
+        spec: VmSpec,
+        #[serde(default)]
+        sources: Vec<VolumeSource>,
+    },
     /// Removes the files of the specification's disks. Refused while the VM is defined and not stopped.
     DeleteVolumes { spec: VmSpec },
     /// Makes a TPM for a VM that has none: state in place, key protector for this host's own guardian and the
