@@ -1,26 +1,21 @@
-//! The fleet's authority: the key that says who belongs to the fleet, and the root of its EK certificates.
+//! The fleet's authority: the key that says who belongs to the fleet. It lives on the controller.
 //!
-//! Both live on the controller, each in one file of mode 0600 that holds certificate and key together, so that
-//! a crash leaves both or neither. A copy of the certificate alone lies beside it for administrators.
-//! The authority decides nothing: who may have which identity is the controller's business.
+//! It decides nothing: who may have which identity is the controller's business. How it is kept is told in
+//! `authority_files`, what others know of it in [`trust`](crate::trust).
 
+use crate::authority_files::AuthorityFiles;
 use crate::credential::certificate_pem;
-use crate::durable::{self, Readers};
 use crate::identity::{FleetId, Identity};
 use crate::trust::{FleetTrust, TrustError};
-use fleetward_model::HostName;
+use fleetward_protector::ek::EkIssueError;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType, SerialNumber,
 };
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use time::{Duration, OffsetDateTime};
-use x509_parser::prelude::{FromDer, X509Certificate};
-use zeroize::Zeroizing;
 
 /// How long members' certificates live; renew at two thirds.
 pub const MEMBER_LIFETIME: Duration = Duration::days(365);
@@ -61,14 +56,15 @@ pub struct FleetAuthority {
 impl FleetAuthority {
     /// Opens the authority in `dir`, making a new fleet's if there is none. The directory must exist.
     pub fn open(dir: &Path, now: OffsetDateTime) -> Result<Self, AuthorityError> {
-        let files = AuthorityFiles::open(dir, "authority", || {
+        let files = AuthorityFiles::open(dir, "authority", |key| {
             let fleet = FleetId::random();
-            authority_params(
-                &format!("Fleetward Authority {fleet}"),
-                Some(fleet.to_uri()),
-                Validity::starting(now, AUTHORITY_LIFETIME),
-                BasicConstraints::Constrained(0),
-            )
+            let validity = Validity::starting(now, AUTHORITY_LIFETIME);
+            let mut params = params(&format!("Fleetward Authority {fleet}"), validity)?;
+            params.subject_alt_names = vec![uri(fleet.to_uri())?];
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            let certificate = params.self_signed(key).map_err(AuthorityError::Sign)?;
+            Ok(certificate.der().clone())
         })?;
         let trust = FleetTrust::from_der(&files.certificate)?;
         Ok(Self { files, trust })
@@ -101,7 +97,7 @@ impl FleetAuthority {
         {
             return Err(AuthorityError::RequestKey);
         }
-        let mut params = params(&identity.to_string(), self.files.clamp(validity)?)?;
+        let mut params = params(common_name(identity), self.clamp(validity)?)?;
         params.subject_alt_names = vec![uri(identity.to_uri(self.fleet()))?];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match identity {
@@ -111,7 +107,16 @@ impl FleetAuthority {
             ],
             Identity::Admin { .. } => vec![ExtendedKeyUsagePurpose::ClientAuth],
         };
-        self.files.sign_certificate(params, &request)
+        let issuer = Issuer::from_ca_cert_der(&self.files.certificate, &self.files.key)
+            .map_err(AuthorityError::Sign)?;
+        let certificate = params
+            .signed_by(&request.public_key, &issuer)
+            .map_err(AuthorityError::Sign)?;
+        Ok(format!(
+            "{}{}",
+            certificate_pem(certificate.der()),
+            certificate_pem(&self.files.certificate)
+        ))
     }
 
     /// Signs a statement (ECDSA P-256 with SHA-256, ASN.1 signature); [`FleetTrust::verify`] checks it.
@@ -124,6 +129,18 @@ impl FleetAuthority {
         }
         rcgen::SigningKey::sign(&self.files.key, statement).map_err(AuthorityError::Sign)
     }
+
+    /// No certificate outlives the one that signed it.
+    fn clamp(&self, wanted: Validity) -> Result<Validity, AuthorityError> {
+        let validity = Validity {
+            not_before: wanted.not_before.max(self.files.not_before),
+            not_after: wanted.not_after.min(self.files.not_after),
+        };
+        if validity.not_before >= validity.not_after {
+            return Err(AuthorityError::Validity);
+        }
+        Ok(validity)
+    }
 }
 
 impl fmt::Debug for FleetAuthority {
@@ -134,154 +151,18 @@ impl fmt::Debug for FleetAuthority {
     }
 }
 
-/// The root above all endorsement-key certificates of a fleet's TPMs.
-///
-/// It only ever certifies hosts' intermediate authorities, which then make their TPMs' certificates themselves.
-pub struct EkRoot {
-    files: AuthorityFiles,
-}
-
-impl EkRoot {
-    /// Opens the EK root in `dir`, making a new one for `fleet` if there is none.
-    pub fn open(dir: &Path, fleet: FleetId, now: OffsetDateTime) -> Result<Self, AuthorityError> {
-        let files = AuthorityFiles::open(dir, "ek-root", || {
-            authority_params(
-                &format!("Fleetward TPM Root {fleet}"),
-                None,
-                Validity::starting(now, AUTHORITY_LIFETIME),
-                BasicConstraints::Constrained(1),
-            )
-        })?;
-        Ok(Self { files })
-    }
-
-    /// The root certificate, PEM.
-    pub fn certificate_pem(&self) -> String {
-        certificate_pem(&self.files.certificate)
-    }
-
-    /// Certifies a host's key (PEM, PKCS #10) as an EK authority that may make no further authorities.
-    ///
-    /// Returns the chain as PEM: the host's authority, then the root. It lives as long as the root: TPMs
-    /// outlive the hosts that made them.
-    pub fn issue_host_authority(
-        &self,
-        csr_pem: &str,
-        host: &HostName,
-        now: OffsetDateTime,
-    ) -> Result<String, AuthorityError> {
-        let request = parse_request(csr_pem)?;
-        let validity = self
-            .files
-            .clamp(Validity::starting(now, AUTHORITY_LIFETIME))?;
-        let params = authority_params(
-            &format!("Fleetward TPM Authority {host}"),
-            None,
-            validity,
-            BasicConstraints::Constrained(0),
-        )?;
-        self.files.sign_certificate(params, &request)
+/// For people who look at the certificate: at most 64 characters fit, so the name alone.
+fn common_name(identity: &Identity) -> &str {
+    match identity {
+        Identity::Controller => "controller",
+        Identity::Host(name) => name.as_str(),
+        Identity::Admin { name, .. } => name.as_str(),
     }
 }
 
-impl fmt::Debug for EkRoot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EkRoot").finish_non_exhaustive()
-    }
-}
-
-/// `<name>.pem` (certificate and key, 0600) is the truth, `<name>.crt` a copy for people.
-struct AuthorityFiles {
-    certificate: CertificateDer<'static>,
-    key: KeyPair,
-    not_before: OffsetDateTime,
-    not_after: OffsetDateTime,
-}
-
-impl AuthorityFiles {
-    fn open(
-        dir: &Path,
-        name: &str,
-        new: impl FnOnce() -> Result<CertificateParams, AuthorityError>,
-    ) -> Result<Self, AuthorityError> {
-        let path = dir.join(format!("{name}.pem"));
-        let failed = |source| AuthorityError::File {
-            path: path.clone(),
-            source,
-        };
-        if !path.try_exists().map_err(failed)? {
-            let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-                .map_err(AuthorityError::Sign)?;
-            let certificate = new()?.self_signed(&key).map_err(AuthorityError::Sign)?;
-            let key = Zeroizing::new(key.serialize_pem());
-            let text = Zeroizing::new(format!("{}{}", certificate.pem(), key.as_str()));
-            // Losing the race to another opener is fine: what lies there is read below.
-            durable::create(&path, text.as_bytes(), Readers::Owner).map_err(failed)?;
-        }
-        let text = Zeroizing::new(std::fs::read_to_string(&path).map_err(failed)?);
-        let files =
-            Self::parse(&text).ok_or_else(|| AuthorityError::Damaged { path: path.clone() })?;
-
-        let copy = dir.join(format!("{name}.crt"));
-        let pem = certificate_pem(&files.certificate);
-        if std::fs::read(&copy).ok().as_deref() != Some(pem.as_bytes()) {
-            durable::replace(&copy, pem.as_bytes(), Readers::Everybody)
-                .map_err(|source| AuthorityError::File { path: copy, source })?;
-        }
-        Ok(files)
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let certificate = CertificateDer::from_pem_slice(text.as_bytes()).ok()?;
-        let key = rustls_pki_types::PrivateKeyDer::from_pem_slice(text.as_bytes()).ok()?;
-        let key = KeyPair::try_from(&key).ok()?;
-        let (_, parsed) = X509Certificate::from_der(&certificate).ok()?;
-        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return None;
-        }
-        let (not_before, not_after) = (
-            parsed.validity().not_before.to_datetime(),
-            parsed.validity().not_after.to_datetime(),
-        );
-        Some(Self {
-            not_before,
-            not_after,
-            certificate,
-            key,
-        })
-    }
-
-    /// No certificate outlives the one that signed it.
-    fn clamp(&self, wanted: Validity) -> Result<Validity, AuthorityError> {
-        let validity = Validity {
-            not_before: wanted.not_before.max(self.not_before),
-            not_after: wanted.not_after.min(self.not_after),
-        };
-        if validity.not_before >= validity.not_after {
-            return Err(AuthorityError::Validity);
-        }
-        Ok(validity)
-    }
-
-    fn sign_certificate(
-        &self,
-        params: CertificateParams,
-        request: &CertificateSigningRequestParams,
-    ) -> Result<String, AuthorityError> {
-        let issuer =
-            Issuer::from_ca_cert_der(&self.certificate, &self.key).map_err(AuthorityError::Sign)?;
-        let certificate = params
-            .signed_by(&request.public_key, &issuer)
-            .map_err(AuthorityError::Sign)?;
-        Ok(format!(
-            "{}{}",
-            certificate_pem(certificate.der()),
-            certificate_pem(&self.certificate)
-        ))
-    }
-}
-
-fn parse_request(csr_pem: &str) -> Result<CertificateSigningRequestParams, AuthorityError> {
+pub(crate) fn parse_request(
+    csr_pem: &str,
+) -> Result<CertificateSigningRequestParams, AuthorityError> {
     if csr_pem.len() > MAX_CSR {
         return Err(AuthorityError::RequestSize {
             size: csr_pem.len(),
@@ -300,24 +181,16 @@ fn params(common_name: &str, validity: Validity) -> Result<CertificateParams, Au
     params.not_after = validity.not_after;
     params.use_authority_key_identifier_extension = true;
     // A renewal certifies the same key again: the number must not be derived from the key.
-    let mut serial = [0; 16];
-    aws_lc_rs::rand::fill(&mut serial).map_err(|_| AuthorityError::Randomness)?;
+    let mut serial = random()?;
     serial[0] = serial[0] & 0x7f | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     Ok(params)
 }
 
-fn authority_params(
-    common_name: &str,
-    identity: Option<String>,
-    validity: Validity,
-    depth: BasicConstraints,
-) -> Result<CertificateParams, AuthorityError> {
-    let mut params = params(common_name, validity)?;
-    params.subject_alt_names = identity.map(uri).transpose()?.into_iter().collect();
-    params.is_ca = IsCa::Ca(depth);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params)
+pub(crate) fn random() -> Result<[u8; 16], AuthorityError> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| AuthorityError::Randomness)?;
+    Ok(bytes)
 }
 
 fn uri(text: String) -> Result<SanType, AuthorityError> {
@@ -367,6 +240,9 @@ pub enum AuthorityError {
     /// The signature itself failed.
     #[error("cannot make a certificate or signature")]
     Sign(#[source] rcgen::Error),
+    /// An EK authority that cannot be certified.
+    #[error("cannot certify an EK authority")]
+    Ek(#[from] EkIssueError),
     /// No random numbers.
     #[error("the system gives no random numbers")]
     Randomness,
@@ -453,7 +329,7 @@ mod tests {
             issue(&huge),
             Err(AuthorityError::RequestSize { .. })
         ));
-        let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("key");
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("key");
         let csr = CertificateParams::default()
             .serialize_request(&key)
             .expect("csr");
@@ -486,34 +362,5 @@ mod tests {
             Err(AuthorityError::Statement)
         ));
         assert!(matches!(ours.sign(b""), Err(AuthorityError::Statement)));
-    }
-
-    #[test]
-    fn a_host_ek_authority_chains_to_the_root_and_makes_no_further_authorities() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let root = EkRoot::open(dir.path(), FleetId::random(), now()).expect("root");
-        let request = KeyRequest::generate().expect("request");
-        let host = "a".parse().expect("name");
-        let chain = root
-            .issue_host_authority(request.csr_pem(), &host, now())
-            .expect("issue");
-        let chain: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(chain.as_bytes())
-            .collect::<Result<_, _>>()
-            .expect("pem");
-        let [own, parent] = chain.as_slice() else {
-            panic!("a chain of two");
-        };
-        let (_, own) = X509Certificate::from_der(own).expect("own");
-        let (_, parent) = X509Certificate::from_der(parent).expect("root");
-        own.verify_signature(Some(parent.public_key()))
-            .expect("signed by the root");
-        let constraints = own
-            .basic_constraints()
-            .expect("readable")
-            .expect("present")
-            .value;
-        assert!(constraints.ca);
-        assert_eq!(constraints.path_len_constraint, Some(0));
-        assert!(own.validity().not_after <= parent.validity().not_after);
     }
 }

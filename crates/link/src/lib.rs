@@ -4,7 +4,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`identity`] | who a certificate speaks for, roles and rights |
-//! | [`authority`] | the controller's keys: members' certificates, statements, the EK root |
+//! | [`authority`] | the controller's key: members' certificates, statements |
+//! | [`ek_root`] | the root of the TPMs' endorsement-key certificates |
 //! | [`trust`] | the pinned authority, as everybody else knows it |
 //! | [`credential`] | a program's own certificate and key, exchanged while running |
 //! | [`token`] | join tokens |
@@ -15,10 +16,12 @@
 //! | [`local`] | Unix sockets |
 
 pub mod authority;
+mod authority_files;
 pub mod client;
 pub mod credential;
 pub mod dial;
 mod durable;
+pub mod ek_root;
 pub mod identity;
 pub mod local;
 pub mod peer;
@@ -28,10 +31,11 @@ pub mod token;
 pub mod trust;
 pub mod tunnel;
 
-pub use authority::{AuthorityError, EkRoot, FleetAuthority, Validity};
+pub use authority::{AuthorityError, FleetAuthority, Validity};
 pub use client::{Client, ClientError};
 pub use credential::{Credential, CredentialError, KeyRequest, LiveCredential};
 pub use dial::DialError;
+pub use ek_root::EkRoot;
 pub use identity::{AdminName, FleetId, FleetIdentity, Identity, IdentityError, Right, Role};
 pub use local::SocketSpec;
 pub use peer::Peer;
