@@ -15,6 +15,7 @@
 
 mod accelerator;
 mod demo;
+mod ending;
 mod files;
 mod fleet;
 mod guest;
@@ -28,9 +29,10 @@ mod serial;
 
 pub use accelerator::Accelerator;
 pub use demo::run_demo;
+pub use ending::Leftovers;
 pub use files::LabFiles;
 pub use guest::GuestImage;
-pub use lab::{HostOptions, Lab, Leftovers, Target, UpOptions, base_dir};
+pub use lab::{HostOptions, Lab, Target, UpOptions, base_dir};
 pub use node::{init_main, launch_main, spawn_main};
 pub use process::ProcessId;
 pub use record::{HostRecord, LabRecord};

@@ -1,5 +1,7 @@
 //! The lab itself, without a fleet on it: what other tests rely on when they kill, cut and restart.
 
+#![allow(clippy::unwrap_used)] // a panic here is a failed claim
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
