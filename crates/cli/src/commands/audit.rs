@@ -1,0 +1,48 @@
+//! `fleetward audit`
+
+use super::Context;
+use crate::args::AuditArgs;
+use crate::exit::{Exit, Stop};
+use crate::{messages, table};
+use fleetward_model::{ErrorCode, Failure};
+use time::format_description::well_known::Rfc3339;
+
+pub(super) async fn run(context: &Context, args: AuditArgs) -> Result<Exit, Stop> {
+    if args.verify {
+        return verify(context).await;
+    }
+    let since = args
+        .since
+        .map(|at| at.format(&Rfc3339))
+        .transpose()
+        .map_err(|error| {
+            Failure::new(ErrorCode::InvalidArgument, "--since is out of range").because(error)
+        })?;
+    let records = context
+        .controller
+        .audit(args.vm.as_ref(), since.as_deref())
+        .await?;
+    context
+        .output
+        .document(&records, || table::audit(&records))?;
+    Ok(Exit::Done)
+}
+
+async fn verify(context: &Context) -> Result<Exit, Stop> {
+    let verdict = context.controller.verify_audit().await?;
+    if verdict.intact {
+        context
+            .output
+            .document(&verdict, || messages::audit_intact(verdict.records))?;
+        return Ok(Exit::Done);
+    }
+    if !context.output.is_table() {
+        context.output.document(&verdict, String::new)?;
+    }
+    Err(Failure::new(
+        ErrorCode::AuditBroken,
+        "the audit log is not as it was written",
+    )
+    .because(verdict.broken.unwrap_or_default())
+    .into())
+}

@@ -1,0 +1,86 @@
+//! `fleetward check`, and `fleetward vm migrate --check`.
+
+use super::Context;
+use crate::args::CheckArgs;
+use crate::exit::{Exit, Stop};
+use crate::{messages, table};
+use fleetward_api::controller::CheckView;
+use fleetward_model::{ErrorCode, Failure, HostName, VmName};
+
+pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<Exit, Stop> {
+    let CheckArgs { vm, to, offline } = args;
+    match (vm, to) {
+        (Some(vm), Some(to)) => moves(context, &[vm], &to, offline).await,
+        (Some(vm), None) => {
+            let checks = context.controller.check(Some(&vm), None, offline).await?;
+            context
+                .output
+                .document(&checks, || table::findings(&checks))?;
+            Ok(Exit::Done)
+        }
+        (None, to) => {
+            let checks = context.controller.check(None, to.as_ref(), offline).await?;
+            context
+                .output
+                .document(&checks, || table::check_matrix(&checks))?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// Whether each VM can move to `to`. One that cannot makes the command fail with the reason.
+pub(super) async fn moves(
+    context: &Context,
+    names: &[VmName],
+    to: &HostName,
+    offline: bool,
+) -> Result<Exit, Stop> {
+    let mut checks = Vec::new();
+    for name in names {
+        checks.extend(
+            context
+                .controller
+                .check(Some(name), Some(to), offline)
+                .await?,
+        );
+    }
+    context.output.document(&checks, || explain(&checks))?;
+    let mut refused = checks.into_iter().filter(|check| !check.possible);
+    match (refused.next(), names.len()) {
+        (None, _) => Ok(Exit::Done),
+        (Some(check), 1) => Err(refusal(check).into()),
+        (Some(_), _) => Ok(Exit::SomeFailed),
+    }
+}
+
+/// A sentence for each VM that can, the findings for the others.
+fn explain(checks: &[CheckView]) -> String {
+    let silent = |check: &&CheckView| check.possible && check.findings.is_empty();
+    let mut text: Vec<String> = checks.iter().filter(silent).map(sentence).collect();
+    let speaking: Vec<CheckView> = checks.iter().filter(|c| !silent(c)).cloned().collect();
+    if !speaking.is_empty() {
+        text.push(table::findings(&speaking));
+    }
+    text.join("\n")
+}
+
+fn sentence(check: &CheckView) -> String {
+    if check.from == check.to {
+        messages::startable(&check.vm, &check.to)
+    } else {
+        messages::movable(&check.vm, &check.to)
+    }
+}
+
+fn refusal(check: CheckView) -> Failure {
+    let what = format!(
+        "{} cannot move from {} to {}",
+        check.vm, check.from, check.to
+    );
+    let code = check.code.unwrap_or(ErrorCode::CheckUnavailable);
+    let failure = Failure::from_findings(what.clone(), check.findings);
+    let mut failure = failure.unwrap_or_else(|| Failure::new(code, what));
+    // They are on stdout already.
+    failure.findings.clear();
+    failure
+}

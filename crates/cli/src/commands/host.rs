@@ -1,0 +1,73 @@
+//! `fleetward host ...`
+
+use super::Context;
+use crate::args::HostCommand;
+use crate::confirm::confirm;
+use crate::exit::{Exit, Stop, say};
+use crate::{messages, table};
+use fleetward_api::controller::TokenRequest;
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
+use serde_json::json;
+use std::time::Duration;
+
+pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit, Stop> {
+    let Context {
+        controller, output, ..
+    } = context;
+    match command {
+        HostCommand::Token { name, group, ttl } => token(context, name, group, ttl).await?,
+        HostCommand::List => {
+            let hosts = controller.hosts().await?;
+            output.document(&hosts, || table::hosts(&hosts))?;
+        }
+        HostCommand::Show { name } => {
+            let host = controller.host(&name).await?;
+            output.document(&host, || table::host(&host))?;
+        }
+        HostCommand::Drain { name } => {
+            controller.drain_host(&name).await?;
+            let host = controller.host(&name).await?;
+            output.success(&host, || messages::host_drained(&name))?;
+        }
+        HostCommand::Resume { name } => {
+            controller.resume_host(&name).await?;
+            let host = controller.host(&name).await?;
+            output.success(&host, || messages::host_resumed(&name))?;
+        }
+        HostCommand::Remove { name } => {
+            confirm(context.yes, &messages::confirm_remove_host(&name))?;
+            controller.remove_host(&name).await?;
+            output.success(&json!({ "removed": name }), || {
+                messages::host_removed(&name)
+            })?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// The token alone goes to stdout, so that a script can pass it on.
+async fn token(
+    context: &Context,
+    host: HostName,
+    group: GroupName,
+    ttl: Duration,
+) -> Result<(), Stop> {
+    let ttl_seconds = u32::try_from(ttl.as_secs()).map_err(|_| {
+        Failure::new(
+            ErrorCode::InvalidArgument,
+            "a token is not good for that long",
+        )
+        .fix("--ttl 7d or less")
+    })?;
+    let request = TokenRequest {
+        host,
+        group,
+        ttl_seconds,
+    };
+    let made = context.controller.make_token(&request).await?;
+    context.output.document(&made, || made.token.clone())?;
+    if context.output.is_table() && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+        say(&messages::join_hint("TOKEN"));
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! `fleetward job ...`
+
+use super::Context;
+use crate::args::JobCommand;
+use crate::exit::{Exit, Stop};
+use crate::{interrupt, messages, table, wait};
+use fleetward_api::controller::JobView;
+use fleetward_model::{ErrorCode, Failure, JobId};
+
+pub(super) async fn run(context: &Context, command: JobCommand) -> Result<Exit, Stop> {
+    let Context {
+        controller,
+        output,
+        progress,
+        ..
+    } = context;
+    match command {
+        JobCommand::List { active } => {
+            let mut jobs = controller.jobs().await?;
+            jobs.retain(|job| !active || !job.state.has_ended());
+            output.document(&jobs, || table::jobs(&jobs))?;
+        }
+        JobCommand::Show { id } => {
+            let job = controller.job(find(context, &id).await?).await?;
+            output.document(&job, || table::job(&job))?;
+        }
+        JobCommand::Watch { id } => {
+            let id = find(context, &id).await?;
+            let target = controller.job(id).await?.target;
+            let interrupt = interrupt::on_ctrl_c();
+            let job = wait::for_job(controller, progress, &interrupt, &target, id).await?;
+            output.success(&job, || table::job(&job))?;
+        }
+        JobCommand::Cancel { id } => {
+            let id = find(context, &id).await?;
+            controller.cancel_job(id).await?;
+            let job = controller.job(id).await?;
+            output.success(&job, || messages::cancel_asked(id))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// The job of an id, or of the beginning of one as tables show it.
+async fn find(context: &Context, text: &str) -> Result<JobId, Failure> {
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    let jobs = context.controller.jobs().await?;
+    one_of(&jobs, text)
+}
+
+fn one_of(jobs: &[JobView], text: &str) -> Result<JobId, Failure> {
+    let wanted = text.to_ascii_lowercase();
+    let mut found = jobs
+        .iter()
+        .filter(|job| job.id.to_string().starts_with(&wanted));
+    match (found.next(), found.next()) {
+        (Some(job), None) => Ok(job.id),
+        (Some(_), Some(_)) => Err(Failure::new(
+            ErrorCode::InvalidArgument,
+            format!("several jobs begin with {text:?}"),
+        )
+        .fix("write more of the id")),
+        (None, _) => Err(Failure::new(
+            ErrorCode::JobNotFound,
+            format!("there is no job {text:?}"),
+        )),
+    }
+}

@@ -1,0 +1,62 @@
+//! What each command does: one module for each noun. They call the API, wait, and print; nothing else.
+
+mod admin;
+mod audit;
+mod check;
+mod fleet;
+mod guardian;
+mod host;
+mod image;
+mod job;
+mod local;
+mod vm;
+
+use crate::args::{Command, ControllerCommand, Global};
+use crate::controller::Controller;
+use crate::exit::{Exit, Stop};
+use crate::output::Output;
+use crate::progress::Progress;
+use fleetward_model::{ErrorCode, Failure};
+
+/// What every command works with.
+pub(crate) struct Context {
+    pub(crate) controller: Controller,
+    pub(crate) output: Output,
+    pub(crate) progress: Progress,
+    /// Questions are answered already.
+    pub(crate) yes: bool,
+}
+
+impl Context {
+    pub(crate) fn new(options: Global) -> Result<Self, Failure> {
+        Ok(Self {
+            controller: Controller::from_options(&options)?,
+            output: Output::new(options.output, options.quiet),
+            progress: Progress::new(options.quiet),
+            yes: options.yes,
+        })
+    }
+}
+
+pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit, Stop> {
+    match command {
+        Command::Controller(ControllerCommand::Run(_)) => Err(Failure::new(
+            ErrorCode::Internal,
+            "this program does not hold the controller",
+        )
+        .into()),
+        Command::Controller(ControllerCommand::Rebuild) => fleet::rebuild(context).await,
+        Command::Status => fleet::status(context).await,
+        Command::Host(command) => host::run(context, command).await,
+        Command::Image(command) => image::run(context, command).await,
+        Command::Vm(command) => vm::run(context, command).await,
+        Command::Check(args) => check::run(context, args).await,
+        Command::Job(command) => job::run(context, command).await,
+        Command::Audit(args) => audit::run(context, args).await,
+        Command::Guardian(command) => guardian::run(context, command).await,
+        Command::Admin(command) => admin::run(context, command).await,
+        Command::Explain { code } => local::explain(context, code.as_deref()),
+        Command::Completion { shell } => local::completion(shell),
+        Command::Man { out } => local::man(&out),
+    }
+}

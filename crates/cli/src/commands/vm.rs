@@ -1,0 +1,212 @@
+//! `fleetward vm ...`
+
+use super::{Context, check};
+use crate::args::{Switch, VmCommand, VmCreate};
+use crate::bulk::{self, Words};
+use crate::confirm::confirm;
+use crate::exit::{Exit, Stop, say};
+use crate::{console, interrupt, messages, table, wait};
+use fleetward_api::controller::{Accepted, MigrateRequest, StopRequest, VmCreateRequest, VmView};
+use fleetward_model::{ErrorCode, Failure, HostName, LabelKey, VmName};
+use std::time::Duration;
+
+pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, Stop> {
+    let controller = &context.controller;
+    match command {
+        VmCommand::Create(args) => create(context, args).await,
+        VmCommand::List { host, labels, tpm } => list(context, host, labels, tpm).await,
+        VmCommand::Show { name } => {
+            let vm = controller.vm(&name).await?;
+            context.output.document(&vm, || table::vm(&vm))?;
+            Ok(Exit::Done)
+        }
+        VmCommand::Start { names, wait } => {
+            let request = async |name| controller.start_vm(&name).await;
+            let words = Words {
+                done: &|_| messages::STARTED.to_owned(),
+                already: messages::STARTED_ALREADY,
+            };
+            each(context, names, wait.no_wait, words, request).await
+        }
+        VmCommand::Stop {
+            names,
+            force,
+            deadline,
+            wait,
+        } => {
+            let stop = StopRequest {
+                force,
+                deadline_seconds: seconds(deadline)?,
+            };
+            let request = async |name| controller.stop_vm(&name, &stop).await;
+            let words = Words {
+                done: &|_| messages::STOPPED.to_owned(),
+                already: messages::STOPPED_ALREADY,
+            };
+            each(context, names, wait.no_wait, words, request).await
+        }
+        VmCommand::Delete {
+            names,
+            keep_tpm_state,
+            wait,
+        } => {
+            confirm(
+                context.yes,
+                &messages::confirm_delete_vms(&names, keep_tpm_state),
+            )?;
+            let request = async |name| controller.delete_vm(&name, keep_tpm_state).await;
+            let words = Words {
+                done: &|_| messages::DELETED.to_owned(),
+                already: messages::DELETED_ALREADY,
+            };
+            each(context, names, wait.no_wait, words, request).await
+        }
+        VmCommand::Console { name } => attach(context, &name).await,
+        VmCommand::Migrate {
+            names,
+            to,
+            check: true,
+            offline,
+            ..
+        } => check::moves(context, &names, &to, offline).await,
+        VmCommand::Migrate {
+            names,
+            to,
+            check: false,
+            offline,
+            wait,
+        } => {
+            let migrate = MigrateRequest {
+                to: to.clone(),
+                offline,
+            };
+            let request = async |name| controller.migrate_vm(&name, &migrate).await;
+            let words = Words {
+                done: &|job| messages::migrated(&to, job.result.as_ref()),
+                already: messages::MIGRATED_ALREADY,
+            };
+            each(context, names, wait.no_wait, words, request).await
+        }
+    }
+}
+
+async fn each<R>(
+    context: &Context,
+    names: Vec<VmName>,
+    no_wait: bool,
+    words: Words<'_>,
+    request: impl Fn(VmName) -> R,
+) -> Result<Exit, Stop>
+where
+    R: Future<Output = Result<Accepted, Failure>>,
+{
+    if no_wait {
+        bulk::submit(context, names, request).await
+    } else {
+        bulk::run(context, names, words, request).await
+    }
+}
+
+async fn create(context: &Context, args: VmCreate) -> Result<Exit, Stop> {
+    let Context {
+        controller, output, ..
+    } = context;
+    let name = args.name.clone();
+    let no_wait = args.wait.no_wait;
+    let started = args.start;
+    let Accepted { job } = controller.create_vm(&request_of(args)).await?;
+    match job {
+        Some(job) if no_wait => {
+            let accepted = Accepted { job: Some(job) };
+            output.document(&accepted, || job.to_string())?;
+            return Ok(Exit::Done);
+        }
+        Some(job) => {
+            let interrupt = interrupt::on_ctrl_c();
+            wait::for_job(
+                controller,
+                &context.progress,
+                &interrupt,
+                name.as_str(),
+                job,
+            )
+            .await?;
+        }
+        None => output.line(&format!("{name}: {}", messages::CREATED_ALREADY))?,
+    }
+    let vm = controller.vm(&name).await?;
+    output.success(&vm, || {
+        if started {
+            messages::vm_created_and_started(&vm.name, &vm.host)
+        } else {
+            messages::vm_created(&vm.name, &vm.host)
+        }
+    })?;
+    Ok(Exit::Done)
+}
+
+fn request_of(args: VmCreate) -> VmCreateRequest {
+    VmCreateRequest {
+        name: args.name,
+        profile: args.profile,
+        image: args.image,
+        disk_bytes: args.disk,
+        iso: args.iso,
+        cpus: args.cpus,
+        memory_bytes: args.memory,
+        host: args.host,
+        group: args.group,
+        pool: args.pool,
+        tpm: !args.no_tpm,
+        secure_boot: !args.no_secure_boot,
+        start: args.start,
+        labels: args.labels.into_iter().collect(),
+    }
+}
+
+async fn list(
+    context: &Context,
+    host: Option<HostName>,
+    labels: Vec<(LabelKey, String)>,
+    tpm: Option<Switch>,
+) -> Result<Exit, Stop> {
+    // The API filters by one label; more are for us.
+    let first = labels.first().map(|(key, value)| format!("{key}={value}"));
+    let tpm = tpm.map(|switch| switch == Switch::On);
+    let vms = context
+        .controller
+        .vms(host.as_ref(), first.as_deref(), tpm)
+        .await?;
+    let has_all = |vm: &VmView| {
+        labels
+            .iter()
+            .all(|(key, value)| vm.labels.get(key) == Some(value))
+    };
+    let vms: Vec<VmView> = vms.into_iter().filter(has_all).collect();
+    context.output.document(&vms, || table::vms(&vms))?;
+    Ok(Exit::Done)
+}
+
+async fn attach(context: &Context, name: &VmName) -> Result<Exit, Stop> {
+    let io = context.controller.console(name).await?;
+    say(&messages::console_open(name));
+    let left = console::run(io).await?;
+    say(match left {
+        console::Left::Here => messages::CONSOLE_LEFT,
+        console::Left::There => messages::CONSOLE_ENDED,
+    });
+    Ok(Exit::Done)
+}
+
+fn seconds(deadline: Duration) -> Result<u32, Failure> {
+    u32::try_from(deadline.as_secs())
+        .ok()
+        .filter(|seconds| (1..=3600).contains(seconds))
+        .ok_or_else(|| {
+            Failure::new(
+                ErrorCode::InvalidArgument,
+                "a guest gets 1 second to 1 hour",
+            )
+            .fix("--deadline 2m")
+        })
+}

@@ -1,0 +1,148 @@
+//! Every sentence of the command line that is neither help (see `args`), nor a table's heading, nor an error from the
+//! controller. One place, so that another language is one more file like this one.
+//!
+//! Functions rather than a message format: the compiler sees to it that each message gets its arguments, and nothing
+//! is looked up while running.
+
+use fleetward_model::{Failure, JobId, VmName};
+use std::fmt::Display;
+use std::io;
+
+pub(crate) const NOTHING_CHANGED: &str = "nothing was changed";
+pub(crate) const NOT_STARTED: &str = "not begun: interrupted";
+pub(crate) const CONSOLE_LEFT: &str = "console closed";
+pub(crate) const CONSOLE_ENDED: &str = "the VM ended the console";
+pub(crate) const QUESTION_SUFFIX: &str = "[y/N]";
+
+/// The three-line form of the contract, and the findings behind it when there are several.
+pub(crate) fn failure(failure: &Failure) -> String {
+    let mut text = failure.to_string();
+    if failure.findings.len() > 1 {
+        for finding in &failure.findings {
+            let kind = if finding.blocking { "found" } else { "remark" };
+            text.push_str(&format!("\n  {kind}: {}: {}", finding.code, finding.what));
+        }
+    }
+    text
+}
+
+pub(crate) fn output_failed(error: &io::Error) -> String {
+    format!("cannot write the result: {error}")
+}
+
+pub(crate) fn job_goes_on(job: JobId) -> String {
+    format!("the job goes on; follow it with: fleetward job watch {job}")
+}
+
+pub(crate) fn connection_lost(job: JobId) -> String {
+    format!("the connection to the controller broke; job {job} goes on, trying again")
+}
+
+pub(crate) fn vm_created(name: &VmName, host: &impl Display) -> String {
+    format!("{name} created on {host}")
+}
+
+pub(crate) fn vm_created_and_started(name: &VmName, host: &impl Display) -> String {
+    format!("{name} created and started on {host}")
+}
+
+pub(crate) const STARTED: &str = "started";
+pub(crate) const STARTED_ALREADY: &str = "runs already";
+pub(crate) const STOPPED: &str = "stopped";
+pub(crate) const STOPPED_ALREADY: &str = "is stopped already";
+pub(crate) const DELETED: &str = "deleted";
+pub(crate) const DELETED_ALREADY: &str = "is gone already";
+pub(crate) const CREATED_ALREADY: &str = "exists already";
+pub(crate) const MIGRATED_ALREADY: &str = "is there already";
+
+pub(crate) fn migrated(to: &impl Display, result: Option<&serde_json::Value>) -> String {
+    let downtime = result
+        .and_then(|result| result.get("downtime_ms"))
+        .and_then(serde_json::Value::as_u64);
+    match downtime {
+        Some(milliseconds) => format!("moved to {to}, downtime {milliseconds} ms"),
+        None => format!("moved to {to}"),
+    }
+}
+
+pub(crate) fn bulk_summary(succeeded: usize, failed: usize, skipped: usize) -> String {
+    format!("{succeeded} succeeded, {failed} failed, {skipped} skipped")
+}
+
+pub(crate) fn confirm_delete_vms(names: &[VmName], keep_tpm_state: bool) -> String {
+    let names: Vec<&str> = names.iter().map(VmName::as_str).collect();
+    let what = if keep_tpm_state {
+        "their disks"
+    } else {
+        "their disks and TPMs"
+    };
+    format!("Delete {} with {what}?", names.join(", "))
+}
+
+pub(crate) fn confirm_remove_host(name: &impl Display) -> String {
+    format!(
+        "Remove host {name} from the fleet? It can come back only with a new token and a new certificate."
+    )
+}
+
+pub(crate) fn confirm_delete_image(name: &impl Display) -> String {
+    format!("Delete image {name}?")
+}
+
+pub(crate) fn host_drained(name: &impl Display) -> String {
+    format!("{name} takes no new VMs")
+}
+
+pub(crate) fn host_resumed(name: &impl Display) -> String {
+    format!("{name} takes VMs again")
+}
+
+pub(crate) fn host_removed(name: &impl Display) -> String {
+    format!("{name} removed from the fleet")
+}
+
+pub(crate) fn join_hint(token: &str) -> String {
+    format!("On that machine, as root: fleetward-agent join {token}")
+}
+
+pub(crate) fn image_deleted(name: &impl Display) -> String {
+    format!("{name} deleted")
+}
+
+pub(crate) fn image_imported(name: &impl Display, sha256: &str) -> String {
+    format!("{name} imported, sha256 {sha256}")
+}
+
+pub(crate) fn cancel_asked(job: JobId) -> String {
+    format!("asked to cancel; follow it with: fleetward job watch {job}")
+}
+
+pub(crate) fn console_open(name: &VmName) -> String {
+    format!("connected to {name}; Ctrl-] leaves")
+}
+
+pub(crate) fn audit_intact(records: u64) -> String {
+    format!("intact: {records} records")
+}
+
+pub(crate) fn rebuilt(vms: u32, answered: u32, asked: u32) -> String {
+    format!("{vms} VMs found on {answered} of {asked} hosts")
+}
+
+pub(crate) fn movable(vm: &VmName, to: &impl Display) -> String {
+    format!("{vm} can move to {to}")
+}
+
+pub(crate) fn startable(vm: &VmName, host: &impl Display) -> String {
+    format!("{vm} can start on {host}")
+}
+
+pub(crate) fn admin_created(name: &impl Display, files: [&impl Display; 2]) -> String {
+    let [certificate, authority] = files;
+    format!(
+        "{name} may use the controller from elsewhere with:\n\
+         export FLEETWARD_CONTROLLER=https://HOST:7440\n\
+         export FLEETWARD_CERT={certificate}\n\
+         export FLEETWARD_CA={authority}"
+    )
+}

@@ -1,0 +1,215 @@
+//! Progress on stderr: bars on a terminal, plain lines elsewhere, nothing when it should be quiet.
+
+use crate::exit::say;
+use fleetward_api::controller::{JobView, ProgressView};
+use fleetward_model::ByteSize;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::io::{self, IsTerminal};
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// Plain lines tell of every so many per cent.
+const LINE_EVERY_PERCENT: u64 = 25;
+const TICK: Duration = Duration::from_millis(120);
+
+/// Shows what runs.
+#[derive(Debug, Clone)]
+pub(crate) enum Progress {
+    Silent,
+    Lines,
+    Bars(MultiProgress),
+}
+
+impl Progress {
+    pub(crate) fn new(quiet: bool) -> Self {
+        if quiet {
+            Self::Silent
+        } else if io::stderr().is_terminal() {
+            Self::Bars(MultiProgress::new())
+        } else {
+            Self::Lines
+        }
+    }
+
+    /// Begins to show one thing, by its name.
+    pub(crate) fn task(&self, name: &str) -> Task {
+        Task {
+            name: name.to_owned(),
+            shown: match self {
+                Self::Silent => Shown::Silent,
+                Self::Lines => Shown::Lines(Mutex::default()),
+                Self::Bars(bars) => {
+                    let bar = bars.add(ProgressBar::new_spinner().with_style(spinner()));
+                    bar.set_prefix(name.to_owned());
+                    bar.enable_steady_tick(TICK);
+                    Shown::Bar(bar)
+                }
+            },
+        }
+    }
+
+    /// A remark, above the bars where there are any.
+    pub(crate) fn remark(&self, text: &str) {
+        match self {
+            Self::Silent => {}
+            Self::Lines => say(text),
+            Self::Bars(bars) => bars.suspend(|| say(text)),
+        }
+    }
+
+    /// Writes to stdout without a bar in the way.
+    pub(crate) fn around<T>(&self, write: impl FnOnce() -> T) -> T {
+        match self {
+            Self::Bars(bars) => bars.suspend(write),
+            Self::Silent | Self::Lines => write(),
+        }
+    }
+}
+
+/// One thing that is shown. Dropping it takes its bar away.
+#[derive(Debug)]
+pub(crate) struct Task {
+    name: String,
+    shown: Shown,
+}
+
+#[derive(Debug)]
+enum Shown {
+    Silent,
+    /// The line printed last, so that none is printed twice.
+    Lines(Mutex<String>),
+    Bar(ProgressBar),
+}
+
+impl Task {
+    /// Shows a job's step and how far it is.
+    pub(crate) fn job(&self, job: &JobView) {
+        if job.state.has_ended() {
+            return;
+        }
+        let step = describe(job);
+        match &self.shown {
+            Shown::Silent => {}
+            Shown::Lines(last) => {
+                let percent = job.progress.as_ref().and_then(percent);
+                self.line(last, &with_percent(&step, percent));
+            }
+            Shown::Bar(bar) => {
+                match job.progress.as_ref().filter(|p| p.total > 0) {
+                    Some(progress) => bytes(bar, progress.done, progress.total),
+                    None => bar.set_style(spinner()),
+                }
+                bar.set_message(step);
+            }
+        }
+    }
+
+    /// Shows an upload.
+    pub(crate) fn upload(&self, done: u64, total: u64) {
+        match &self.shown {
+            Shown::Silent => {}
+            Shown::Lines(last) => {
+                let view = ProgressView {
+                    done,
+                    total,
+                    text: String::new(),
+                };
+                self.line(
+                    last,
+                    &with_percent(&format!("{} to send", ByteSize(total)), percent(&view)),
+                );
+            }
+            Shown::Bar(bar) => bytes(bar, done, total),
+        }
+    }
+
+    fn line(&self, last: &Mutex<String>, text: &str) {
+        let mut last = last.lock().expect("nothing panics while holding it");
+        if *last != text {
+            text.clone_into(&mut last);
+            say(&format!("{}: {text}", self.name));
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// `step 3/7 make-tpm`, and what it says of itself.
+fn describe(job: &JobView) -> String {
+    if let Some(reason) = &job.waiting {
+        return format!("waiting: {reason}");
+    }
+    let undoing = matches!(job.state, fleetward_api::controller::JobState::Undoing);
+    let Some(current) = &job.current else {
+        return job.state.as_str().to_owned();
+    };
+    let at = job.steps.iter().position(|step| &step.name == current);
+    let mut text = match at {
+        Some(at) => format!("step {}/{} {current}", at + 1, job.steps.len()),
+        None => current.clone(),
+    };
+    if undoing {
+        text = format!("undoing {current}");
+    }
+    match &job.progress {
+        Some(progress) if !progress.text.is_empty() => format!("{text}: {}", progress.text),
+        _ => text,
+    }
+}
+
+/// In the coarse steps of plain lines.
+fn percent(progress: &ProgressView) -> Option<u64> {
+    let exact = progress
+        .done
+        .saturating_mul(100)
+        .checked_div(progress.total)?;
+    Some(exact.min(100) / LINE_EVERY_PERCENT * LINE_EVERY_PERCENT)
+}
+
+fn with_percent(text: &str, percent: Option<u64>) -> String {
+    match percent {
+        Some(percent) => format!("{text}, {percent} %"),
+        None => text.to_owned(),
+    }
+}
+
+fn bytes(bar: &ProgressBar, done: u64, total: u64) {
+    bar.set_style(
+        ProgressStyle::with_template(
+            "{prefix} [{bar:24}] {percent:>3} % {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {wide_msg}",
+        )
+        .expect("a good template")
+        .progress_chars("=> "),
+    );
+    bar.set_length(total);
+    bar.set_position(done.min(total));
+}
+
+fn spinner() -> ProgressStyle {
+    ProgressStyle::with_template("{prefix} {spinner} {elapsed} {wide_msg}")
+        .expect("a good template")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_total_of_nothing_has_no_percentage() {
+        let view = |done, total| ProgressView {
+            done,
+            total,
+            text: String::new(),
+        };
+        assert_eq!(percent(&view(0, 0)), None);
+        assert_eq!(percent(&view(74, 100)), Some(50));
+        assert_eq!(percent(&view(120, 100)), Some(100));
+        assert!(percent(&view(u64::MAX, u64::MAX)).is_some(), "no overflow");
+    }
+}

@@ -1,0 +1,616 @@
+//! Tables for people: aligned columns, short ids, sizes with units, no frames.
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use fleetward_api::controller::{
+    CheckView, GuardianView, HostView, ImageView, JobView, Status, StepView, VmView,
+};
+use fleetward_model::guardian::CertificateRole;
+use fleetward_model::{ByteSize, ErrorCode, GuardianId, HostName, JobId};
+use std::collections::{BTreeMap, BTreeSet};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+
+/// What stands where there is nothing.
+const NONE: &str = "-";
+
+pub(crate) fn hosts(hosts: &[HostView]) -> String {
+    let mut table = Rows::new(&[
+        "NAME",
+        "GROUP",
+        "STATE",
+        "ADDRESS",
+        ">VMS",
+        ">CPUS",
+        ">MEMORY",
+        ">FREE",
+        "RUNS ON",
+        "QEMU",
+        "SWTPM",
+        ">WARNINGS",
+    ]);
+    for host in hosts {
+        let fact = |of: &dyn Fn(&fleetward_model::host::HostFacts) -> String| {
+            host.facts.as_ref().map_or_else(|| NONE.to_owned(), of)
+        };
+        table.add([
+            host.name.to_string(),
+            host.group.to_string(),
+            host.state.as_str().to_owned(),
+            or_none(host.address.as_deref()),
+            host.vms.to_string(),
+            fact(&|f| f.cpus.to_string()),
+            fact(&|f| f.memory.to_string()),
+            fact(&|f| f.memory_available.to_string()),
+            fact(&|f| f.accelerator.as_str().to_owned()),
+            fact(&|f| f.versions.qemu.to_string()),
+            fact(&|f| or_none(f.versions.swtpm)),
+            count(host.warnings.len()),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn host(host: &HostView) -> String {
+    let mut sheet = Sheet::default();
+    sheet.add("Name", &host.name);
+    sheet.add("Group", &host.group);
+    sheet.add("State", host.state.as_str());
+    sheet.add("Address", or_none(host.address.as_deref()));
+    sheet.add("Last seen", moment_or_none(host.last_seen));
+    sheet.add("VMs", host.vms);
+    if let Some(facts) = &host.facts {
+        let versions = &facts.versions;
+        sheet.add(
+            "CPUs",
+            format!("{} ({}, {})", facts.cpus, facts.cpu_model, facts.arch),
+        );
+        sheet.add(
+            "Memory",
+            format!("{}, {} free", facts.memory, facts.memory_available),
+        );
+        sheet.add("Runs VMs with", facts.accelerator.as_str());
+        sheet.add(
+            "Secure Boot",
+            if facts.secure_boot {
+                "available"
+            } else {
+                "missing"
+            },
+        );
+        sheet.add("libvirt", versions.libvirt);
+        sheet.add("QEMU", versions.qemu);
+        sheet.add("swtpm", or_none(versions.swtpm));
+        sheet.add("Agent", &versions.agent);
+        sheet.add("TPMs ready", facts.tpm_pool);
+        for pool in &facts.pools {
+            sheet.add(
+                &format!("Pool {}", pool.name),
+                format!(
+                    "{}, {} of {} free",
+                    pool.path, pool.available, pool.capacity
+                ),
+            );
+        }
+        for guardian in &facts.guardians {
+            let until = guardian.not_after().map_or_else(|| NONE.to_owned(), day);
+            let kind = if guardian.own { "own" } else { "imported" };
+            sheet.add(
+                "Guardian",
+                format!("{}, {kind}, until {until}", guardian.id.short()),
+            );
+        }
+    }
+    for warning in &host.warnings {
+        sheet.add("Warning", warning);
+    }
+    sheet.text()
+}
+
+pub(crate) fn images(images: &[ImageView]) -> String {
+    let mut table = Rows::new(&["NAME", "FORMAT", ">FILE", ">DISK", "SHA256", "IMPORTED"]);
+    for image in images {
+        table.add([
+            image.name.to_string(),
+            image.format.clone(),
+            ByteSize(image.size_bytes).to_string(),
+            ByteSize(image.virtual_size_bytes).to_string(),
+            short(&image.sha256),
+            moment(image.imported),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn vms(vms: &[VmView]) -> String {
+    let mut table = Rows::new(&[
+        "NAME", "STATE", "HOST", ">CPUS", ">MEMORY", "TPM", "PROFILE", "LABELS", "ID",
+    ]);
+    for vm in vms {
+        table.add([
+            vm.name.to_string(),
+            vm.state.to_string(),
+            vm.host.to_string(),
+            vm.cpus.to_string(),
+            vm.memory_bytes.to_string(),
+            tpm_word(vm).to_owned(),
+            match vm.profile {
+                Some(profile) => profile.to_string(),
+                None if vm.managed => NONE.to_owned(),
+                None => "(not managed)".to_owned(),
+            },
+            labels(vm),
+            short(&vm.id.to_string()),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn vm(vm: &VmView) -> String {
+    let mut sheet = Sheet::default();
+    sheet.add("Name", &vm.name);
+    sheet.add("Id", vm.id);
+    sheet.add("State", format!("{} ({})", vm.state, vm.reason));
+    sheet.add("Host", &vm.host);
+    sheet.add("Group", or_none(vm.group.as_ref()));
+    sheet.add("Profile", or_none(vm.profile));
+    sheet.add(
+        "Managed",
+        if vm.managed {
+            "yes"
+        } else {
+            "no, made outside Fleetward"
+        },
+    );
+    sheet.add("CPUs", vm.cpus);
+    sheet.add("Memory", vm.memory_bytes);
+    sheet.add(
+        "Firmware",
+        match vm.firmware {
+            Some(firmware) if firmware.secure_boot => "UEFI with Secure Boot",
+            Some(_) => "UEFI",
+            None => NONE,
+        },
+    );
+    for disk in &vm.disks {
+        sheet.add(
+            &format!("Disk {}", disk.target),
+            format!(
+                "{} ({} taken), pool {}, {}",
+                disk.size, disk.allocated, disk.pool, disk.path
+            ),
+        );
+    }
+    if vm.tpm.enabled {
+        let tpm = &vm.tpm;
+        let state = if tpm.state_present {
+            "present"
+        } else {
+            "not made yet"
+        };
+        sheet.add(
+            "TPM",
+            format!("{} ({}), state {state}", tpm.version, tpm.model),
+        );
+        sheet.add("TPM key", or_none(tpm.key_id));
+        sheet.add(
+            "Key owner",
+            or_none(tpm.owner.as_ref().map(GuardianId::short)),
+        );
+        let guardians: Vec<&str> = tpm.guardians.iter().map(GuardianId::short).collect();
+        sheet.add(
+            "Key wrapped for",
+            if guardians.is_empty() {
+                NONE.to_owned()
+            } else {
+                guardians.join(", ")
+            },
+        );
+        sheet.add("EK certificate", or_none(tpm.ek_certificate.as_deref()));
+    } else {
+        sheet.add("TPM", "off");
+    }
+    sheet.add("Labels", labels(vm));
+    if let Some(job) = vm.job {
+        sheet.add("Job", job);
+    }
+    sheet.add("Created", moment_or_none(vm.created));
+    sheet.add("Observed", moment(vm.observed));
+    sheet.text()
+}
+
+/// VMs against hosts: `here`, `yes`, or why not.
+pub(crate) fn check_matrix(checks: &[CheckView]) -> String {
+    let hosts: BTreeSet<&HostName> = checks.iter().map(|check| &check.to).collect();
+    let mut rows: BTreeMap<_, BTreeMap<&HostName, String>> = BTreeMap::new();
+    for check in checks {
+        let word = match check.code {
+            _ if check.possible && check.from == check.to => "here".to_owned(),
+            _ if check.possible => "yes".to_owned(),
+            Some(code) => code.to_string(),
+            None => "no".to_owned(),
+        };
+        rows.entry((&check.vm, &check.from))
+            .or_default()
+            .insert(&check.to, word);
+    }
+    let mut heading = vec!["VM".to_owned(), "ON".to_owned()];
+    heading.extend(hosts.iter().map(ToString::to_string));
+    let mut table = Rows::with_heading(heading);
+    for ((vm, from), words) in rows {
+        let mut row = vec![vm.to_string(), from.to_string()];
+        row.extend(hosts.iter().map(|host| or_none(words.get(host))));
+        table.add(row);
+    }
+    table.text()
+}
+
+/// Every finding, with what helps.
+pub(crate) fn findings(checks: &[CheckView]) -> String {
+    let mut table = Rows::new(&["VM", "TO", "POSSIBLE", "CODE", "FOUND", "FIX"]);
+    for check in checks {
+        let possible = if check.possible { "yes" } else { "no" };
+        if check.findings.is_empty() {
+            let none = [NONE, NONE, NONE].map(str::to_owned);
+            let [code, what, fix] = none;
+            table.add([
+                check.vm.to_string(),
+                check.to.to_string(),
+                possible.to_owned(),
+                code,
+                what,
+                fix,
+            ]);
+        }
+        for finding in &check.findings {
+            table.add([
+                check.vm.to_string(),
+                check.to.to_string(),
+                possible.to_owned(),
+                finding.code.to_string(),
+                finding.what.clone(),
+                finding.fix.clone(),
+            ]);
+        }
+    }
+    table.text()
+}
+
+pub(crate) fn jobs(jobs: &[JobView]) -> String {
+    let mut table = Rows::new(&[
+        "ID", "KIND", "TARGET", "STATE", "STEP", "BY", "CREATED", "TOOK",
+    ]);
+    for job in jobs {
+        table.add([
+            job_id(job.id),
+            job.kind.clone(),
+            job.target.clone(),
+            job.state.as_str().to_owned(),
+            match &job.failure {
+                Some(failure) => failure.code.to_string(),
+                None => or_none(job.current.as_deref()),
+            },
+            job.created_by.clone(),
+            moment(job.created),
+            took(Some(job.created), job.ended),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn job(job: &JobView) -> String {
+    let mut sheet = Sheet::default();
+    sheet.add("Id", job.id);
+    sheet.add("Kind", &job.kind);
+    sheet.add("Target", &job.target);
+    sheet.add("State", job.state.as_str());
+    sheet.add("By", &job.created_by);
+    sheet.add("Created", moment(job.created));
+    sheet.add("Ended", moment_or_none(job.ended));
+    sheet.add("Took", took(Some(job.created), job.ended));
+    if let Some(reason) = &job.waiting {
+        sheet.add("Waits", reason);
+    }
+    if !job.state.has_ended() {
+        sheet.add(
+            "Cancellable",
+            if job.cancellable {
+                "yes"
+            } else {
+                "no, it can only go on"
+            },
+        );
+    }
+    if let Some(failure) = &job.failure {
+        sheet.add("Failure", format!("{}: {}", failure.code, failure.what));
+        sheet.add("  because", &failure.because);
+        sheet.add("  fix", &failure.fix);
+    }
+    if let Some(result) = job.result.as_ref().filter(|result| !result.is_null()) {
+        sheet.add("Result", result);
+    }
+    format!("{}\n\n{}", sheet.text(), steps(&job.steps))
+}
+
+fn steps(steps: &[StepView]) -> String {
+    let mut table = Rows::new(&["STEP", "STATE", ">ATTEMPTS", "TOOK"]);
+    for step in steps {
+        table.add([
+            step.name.clone(),
+            step.state.clone(),
+            step.attempts.to_string(),
+            took(step.started, step.ended),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn guardians(guardians: &[GuardianView]) -> String {
+    let mut table = Rows::new(&[
+        "GUARDIAN",
+        "HOST",
+        "ROLE",
+        "SERIAL",
+        "SHA1",
+        "NOT AFTER",
+        ">DAYS LEFT",
+        "KEY",
+        ">VMS",
+    ]);
+    for certificate in guardians {
+        table.add([
+            certificate.guardian.short().to_owned(),
+            certificate.host.to_string(),
+            role(certificate.role).to_owned(),
+            certificate.serial.clone(),
+            certificate.sha1.clone(),
+            day(certificate.not_after),
+            certificate.days_left.to_string(),
+            (if certificate.has_private_key {
+                "yes"
+            } else {
+                "no"
+            })
+            .to_owned(),
+            certificate.vms.len().to_string(),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn guardian(certificates: &[GuardianView]) -> String {
+    let mut sheet = Sheet::default();
+    if let Some(first) = certificates.first() {
+        sheet.add("Guardian", &first.guardian);
+        sheet.add("Host", &first.host);
+        sheet.add(
+            "Private keys",
+            if first.has_private_key {
+                "on that host"
+            } else {
+                "not on that host"
+            },
+        );
+        let vms: Vec<&str> = first.vms.iter().map(|vm| vm.as_str()).collect();
+        sheet.add(
+            "VMs",
+            if vms.is_empty() {
+                NONE.to_owned()
+            } else {
+                vms.join(", ")
+            },
+        );
+    }
+    for certificate in certificates {
+        sheet.blank();
+        sheet.add("Certificate", role(certificate.role));
+        sheet.add("Subject", &certificate.subject);
+        sheet.add("Serial", &certificate.serial);
+        sheet.add("SHA-1", &certificate.sha1);
+        sheet.add("SHA-256", &certificate.sha256);
+        sheet.add(
+            "Not after",
+            format!(
+                "{} ({} days left)",
+                moment(certificate.not_after),
+                certificate.days_left
+            ),
+        );
+    }
+    sheet.text()
+}
+
+/// What a person asks first; the chain's hashes are in the JSON.
+pub(crate) fn audit(records: &[serde_json::Value]) -> String {
+    let mut table = Rows::new(&["TIME", "HOST", "WHO", "ACTION", "VM", "GUARDIAN", "WHY"]);
+    for record in records {
+        let field = |name: &str| match record.get(name) {
+            Some(serde_json::Value::String(text)) => text.clone(),
+            None | Some(serde_json::Value::Null) => NONE.to_owned(),
+            Some(other) => other.to_string(),
+        };
+        let time = field("time");
+        let time = OffsetDateTime::parse(&time, &Rfc3339).map_or(time, moment);
+        table.add([
+            time,
+            field("host"),
+            field("actor"),
+            field("action"),
+            short(&field("vm")),
+            short(&field("guardian")),
+            field("reason"),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn status(status: &Status) -> String {
+    let mut sheet = Sheet::default();
+    sheet.add("Controller", &status.version);
+    sheet.add("Fleet", &status.fleet);
+    sheet.add("Authority", &status.authority);
+    sheet.add(
+        "Hosts",
+        format!("{} of {} online", status.hosts_online, status.hosts),
+    );
+    sheet.add("VMs", status.vms);
+    sheet.add("Jobs running", status.jobs_running);
+    sheet.text()
+}
+
+pub(crate) fn codes(codes: &[ErrorCode]) -> String {
+    let mut table = Rows::new(&["CODE", ">EXIT", "MEANING"]);
+    for code in codes {
+        table.add([
+            code.to_string(),
+            code.class().exit_code().to_string(),
+            code.summary().to_owned(),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn code(code: ErrorCode) -> String {
+    let class = code.class();
+    let mut sheet = Sheet::default();
+    sheet.add("Code", code);
+    sheet.add("Meaning", code.summary());
+    sheet.add("Fix", code.usual_fix());
+    sheet.add("Exit code", class.exit_code());
+    sheet.add("HTTP status", class.http_status());
+    sheet.text()
+}
+
+/// A table in the making. A heading that begins with `>` is of numbers, aligned to the right.
+struct Rows(Table);
+
+impl Rows {
+    fn new(heading: &[&str]) -> Self {
+        Self::with_heading(heading.iter().map(|title| (*title).to_owned()).collect())
+    }
+
+    fn with_heading(heading: Vec<String>) -> Self {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        let numbers: Vec<bool> = heading.iter().map(|title| title.starts_with('>')).collect();
+        table.set_header(
+            heading
+                .iter()
+                .map(|title| Cell::new(title.trim_start_matches('>'))),
+        );
+        for (column, is_number) in table.column_iter_mut().zip(numbers) {
+            column.set_padding((0, 2));
+            if is_number {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        Self(table)
+    }
+
+    fn add(&mut self, row: impl IntoIterator<Item = String>) {
+        // A line feed in a foreign text must not break the row.
+        self.0
+            .add_row(row.into_iter().map(|cell| cell.replace(['\n', '\r'], " ")));
+    }
+
+    fn text(self) -> String {
+        self.0.trim_fmt()
+    }
+}
+
+/// Names and values of one object, one pair a line.
+#[derive(Default)]
+struct Sheet(Vec<Option<(String, String)>>);
+
+impl Sheet {
+    fn add(&mut self, name: &str, value: impl std::fmt::Display) {
+        self.0.push(Some((name.to_owned(), value.to_string())));
+    }
+
+    fn blank(&mut self) {
+        self.0.push(None);
+    }
+
+    fn text(self) -> String {
+        let names = self.0.iter().flatten().map(|(name, _)| name.len());
+        let width = names.max().unwrap_or(0) + 1;
+        let lines = self.0.into_iter().map(|line| match line {
+            None => String::new(),
+            Some((name, value)) => format!("{:width$} {value}", format!("{name}:")),
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn tpm_word(vm: &VmView) -> &'static str {
+    match (vm.tpm.enabled, vm.tpm.state_present) {
+        (false, _) => "off",
+        (true, true) => "on",
+        (true, false) => "on, no state",
+    }
+}
+
+fn labels(vm: &VmView) -> String {
+    let pairs: Vec<String> = vm
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    if pairs.is_empty() {
+        NONE.to_owned()
+    } else {
+        pairs.join(",")
+    }
+}
+
+fn role(role: CertificateRole) -> &'static str {
+    match role {
+        CertificateRole::Signing => "signing",
+        CertificateRole::Encryption => "encryption",
+    }
+}
+
+fn or_none(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| NONE.to_owned(), |value| value.to_string())
+}
+
+fn count(number: usize) -> String {
+    if number == 0 {
+        NONE.to_owned()
+    } else {
+        number.to_string()
+    }
+}
+
+fn short(id: &str) -> String {
+    match id.get(..12) {
+        Some(beginning) => beginning.trim_end_matches('-').to_owned(),
+        None => id.to_owned(),
+    }
+}
+
+fn job_id(id: JobId) -> String {
+    short(&id.to_string())
+}
+
+fn moment(at: OffsetDateTime) -> String {
+    let form = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    at.to_offset(time::UtcOffset::UTC)
+        .format(&form)
+        .unwrap_or_else(|_| at.to_string())
+}
+
+fn moment_or_none(at: Option<OffsetDateTime>) -> String {
+    at.map_or_else(|| NONE.to_owned(), moment)
+}
+
+fn day(at: OffsetDateTime) -> String {
+    at.date().to_string()
+}
+
+fn took(from: Option<OffsetDateTime>, to: Option<OffsetDateTime>) -> String {
+    match (from, to) {
+        (Some(from), Some(to)) => format!("{:.1} s", (to - from).as_seconds_f64()),
+        _ => NONE.to_owned(),
+    }
+}

@@ -1,0 +1,101 @@
+//! Following a job to its end, across lost connections and restarts of the controller.
+
+use crate::controller::Controller;
+use crate::exit::Stop;
+use crate::messages;
+use crate::progress::{Progress, Task};
+use fleetward_api::controller::{JobState, JobView};
+use fleetward_model::error::Class;
+use fleetward_model::{ErrorCode, Failure, JobId};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long a controller may be away before waiting for a job is given up (the job goes on).
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Waits for `job` to end well, and shows it under `name` until then.
+///
+/// # Errors
+/// What the job failed with; [`Stop::Interrupted`] when `interrupt` fires.
+pub(crate) async fn for_job(
+    controller: &Controller,
+    progress: &Progress,
+    interrupt: &CancellationToken,
+    name: &str,
+    job: JobId,
+) -> Result<JobView, Stop> {
+    let task = progress.task(name);
+    let ended = tokio::select! {
+        ended = follow(controller, progress, &task, job) => ended?,
+        () = interrupt.cancelled() => return Err(Stop::Interrupted(vec![job])),
+    };
+    drop(task);
+    match ended.state {
+        JobState::Done => Ok(ended),
+        _ => Err(failure_of(ended).into()),
+    }
+}
+
+/// What a job that did not end well has to say.
+fn failure_of(job: JobView) -> Failure {
+    job.failure.unwrap_or_else(|| {
+        Failure::new(
+            ErrorCode::Internal,
+            format!(
+                "job {} of {} ended as {}",
+                job.id,
+                job.target,
+                job.state.as_str()
+            ),
+        )
+        .because("it does not say why")
+    })
+}
+
+async fn follow(
+    controller: &Controller,
+    progress: &Progress,
+    task: &Task,
+    job: JobId,
+) -> Result<JobView, Failure> {
+    let mut heard = Instant::now();
+    let mut told = false;
+    loop {
+        let lost = match listen(controller, task, job, &mut heard).await {
+            Ok(Some(ended)) => return Ok(ended),
+            Ok(None) => None,
+            Err(failure) if failure.code.class() == Class::Unreachable => Some(failure),
+            Err(failure) => return Err(failure),
+        };
+        if let Some(failure) = lost {
+            if heard.elapsed() > PATIENCE {
+                return Err(failure.fix(messages::job_goes_on(job)));
+            }
+            if !told {
+                progress.remark(&messages::connection_lost(job));
+                told = true;
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// The job's end, or `None` when the stream ended before the job.
+async fn listen(
+    controller: &Controller,
+    task: &Task,
+    job: JobId,
+    heard: &mut Instant,
+) -> Result<Option<JobView>, Failure> {
+    let mut events = controller.job_events(job).await?;
+    while let Some(view) = events.next().await? {
+        *heard = Instant::now();
+        task.job(&view);
+        if view.state.has_ended() {
+            return Ok(Some(view));
+        }
+    }
+    Ok(None)
+}

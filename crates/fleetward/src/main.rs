@@ -1,0 +1,36 @@
+//! `fleetward`: the command line, and the controller as a service.
+//!
+//! The one place where the two rooms meet: the command line knows the controller's API only, so this program takes
+//! `controller run` and passes everything else on.
+
+mod service;
+
+use fleetward_cli::{Command, ControllerCommand};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match fleetward_cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error[INTERNAL]: cannot start\n  because: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = match cli.command {
+        Command::Controller(ControllerCommand::Run(options)) => {
+            let socket = service::socket_of(&cli.global.socket, &options.data);
+            runtime.block_on(service::run(options, socket))
+        }
+        _ => runtime.block_on(fleetward_cli::run(cli)),
+    };
+    // A read of stdin may be under way, for which there is nothing to wait.
+    runtime.shutdown_background();
+    code
+}

@@ -1,0 +1,37 @@
+//! The controller as a process: its log, its options, its exit code.
+
+use fleetward_cli::ControllerRun;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Filter of the log, in the syntax of `tracing_subscriber::EnvFilter`.
+const LOG_VARIABLE: &str = "FLEETWARD_LOG";
+
+/// Runs the controller until it is told to end.
+pub(crate) async fn run(options: ControllerRun, socket: Option<PathBuf>) -> ExitCode {
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let options = fleetward_controller::Options {
+        data: options.data,
+        listen: options.listen,
+        advertise: options.advertise,
+        socket,
+    };
+    match fleetward_controller::run(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the controller ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The socket to make: beside the data, unless `--socket` names another.
+pub(crate) fn socket_of(given: &Path, data: &Path) -> Option<PathBuf> {
+    let default = Path::new(fleetward_cli::args::DEFAULT_DATA).join("controller.sock");
+    (given != default).then(|| given.to_owned()).or_else(|| Some(data.join("controller.sock")))
+}
