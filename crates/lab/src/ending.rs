@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::files::LabFiles;
 use crate::node;
-use crate::process::{all_processes, wait_until};
+use crate::process::{ProcessId, all_processes, wait_until};
 use crate::record::{LabRecord, boot_id};
 
 /// What is still there after `down`; empty when all is well.
@@ -28,10 +28,7 @@ pub(crate) fn clear(files: &LabFiles) -> Result<Leftovers> {
     let mut processes = record.map(|r| r.processes()).unwrap_or_default();
     processes.retain(|p| p.is_alive());
     processes.extend(node::find_strays(files));
-    let namespaces: Vec<String> = processes
-        .iter()
-        .flat_map(|p| NAMESPACES.into_iter().filter_map(|kind| p.namespace(kind)))
-        .collect();
+    let members = members_of(&processes);
     for process in &processes {
         process.kill()?;
     }
@@ -41,9 +38,9 @@ pub(crate) fn clear(files: &LabFiles) -> Result<Leftovers> {
     }
     // The kernel lets go of a dead host's loop device and namespaces a moment later.
     let _ = wait_until(Duration::from_secs(10), || {
-        look_for_leftovers(files, &namespaces).0.is_empty()
+        look_for_leftovers(files, &members).0.is_empty()
     });
-    let leftovers = look_for_leftovers(files, &namespaces);
+    let leftovers = look_for_leftovers(files, &members);
     match fs::remove_dir_all(files.root()) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -54,24 +51,34 @@ pub(crate) fn clear(files: &LabFiles) -> Result<Leftovers> {
     Ok(leftovers)
 }
 
-/// Processes, namespaces, mounts and loop devices that belong to the lab. Links live in its namespaces.
-fn look_for_leftovers(files: &LabFiles, namespaces: &[String]) -> Leftovers {
+/// Everybody in the namespaces of these process 1s. A namespace lives as long as one of them does. To be asked
+/// before they are killed: the kernel gives a dead namespace's number to the next one, which may be another lab's.
+fn members_of(processes: &[ProcessId]) -> Vec<(ProcessId, String)> {
+    let namespaces = |process: &ProcessId| -> Vec<String> {
+        NAMESPACES
+            .into_iter()
+            .filter_map(|kind| process.namespace(kind))
+            .collect()
+    };
+    // A launcher may still be in the machine's own.
+    let machine = ProcessId::of(1).map(|p| namespaces(&p)).unwrap_or_default();
+    let mut ours: Vec<String> = processes.iter().flat_map(namespaces).collect();
+    ours.retain(|namespace| !machine.contains(namespace));
+    all_processes()
+        .into_iter()
+        .filter(|(process, _)| namespaces(process).iter().any(|n| ours.contains(n)))
+        .map(|(process, arguments)| (process, arguments.join(" ")))
+        .collect()
+}
+
+/// Processes (and with them namespaces), mounts and loop devices of the lab. Links live in its namespaces.
+fn look_for_leftovers(files: &LabFiles, members: &[(ProcessId, String)]) -> Leftovers {
     let mut found = Vec::new();
     for process in node::find_strays(files) {
         found.push(format!("process {}", process.pid));
     }
-    for (process, arguments) in all_processes() {
-        let inside = NAMESPACES
-            .into_iter()
-            .filter_map(|kind| process.namespace(kind))
-            .find(|n| namespaces.contains(n));
-        if let Some(namespace) = inside {
-            found.push(format!(
-                "process {} ({}) in {namespace}",
-                process.pid,
-                arguments.join(" ")
-            ));
-        }
+    for (process, arguments) in members.iter().filter(|(process, _)| process.is_alive()) {
+        found.push(format!("process {} ({arguments})", process.pid));
     }
     let root = files.root().to_string_lossy();
     let below = format!("{root}/");
