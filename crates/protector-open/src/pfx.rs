@@ -1,6 +1,7 @@
 //! Export of a guardian as PFX (PKCS #12): one file per certificate and key, AES-256 and SHA-256.
 //!
-//! The only way a private key leaves a host. Who may ask, and the audit record of it, are the caller's business.
+//! The only way a private key leaves a host. Who may ask, and the audit record of it, are the caller's business. p12-keystore frees its
+//! copies of the key without wiping them, so the export belongs into a process of its own that ends afterwards.
 
 use crate::local_guardian::LocalGuardian;
 use fleetward_model::guardian::CertificateRole;

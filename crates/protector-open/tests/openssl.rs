@@ -1,12 +1,14 @@
 //! Key protectors and stock OpenSSL, in both directions: the emergency recipe depends on it.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod support;
 
+use fleetward_model::VmId;
 use fleetward_model::guardian::CertificateRole;
 use fleetward_protector::envelope::Envelope;
-use fleetward_protector::key_protector::Draft;
-use fleetward_protector::{ExpiredAllowed, KeyProtector, KeyProtectorError, Recipient};
-use fleetward_protector_open::{LocalGuardian, grant, open, pfx};
+use fleetward_protector::key_protector::{Draft, SigningFailed};
+use fleetward_protector::{Binding, ExpiredAllowed, KeyProtector, KeyProtectorError, Recipient};
+use fleetward_protector_open::{LocalGuardian, OpenError, grant, open, pfx};
 use support::{ALPHA, BETA, Bench, key_id, now, sealed, tpm_key, vm};
 use zeroize::Zeroizing;
 
@@ -44,6 +46,18 @@ fn record(
     ))?;
     let json = bench.openssl(&format!("cms -decrypt -inform DER -in envelope.der -recip {recipient}-encryption.crt -inkey {recipient}-encryption.key"))?;
     Ok(serde_json::from_slice(&json).unwrap())
+}
+
+/// A raw PSS signature by alpha's exported key.
+fn sign_with_openssl(bench: &Bench, message: &[u8]) -> Result<Vec<u8>, SigningFailed> {
+    bench.write("message", message);
+    let options = "-sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:digest";
+    bench
+        .openssl(&format!(
+            "dgst -sha256 -sign alpha-signing.key {options} -out signature message"
+        ))
+        .map_err(|_| SigningFailed)?;
+    Ok(bench.read("signature"))
 }
 
 #[test]
@@ -131,17 +145,8 @@ fn an_envelope_made_by_openssl_opens() {
         envelope,
         signed: now(),
     };
-    let protector = KeyProtector::assemble(draft, |message| {
-        bench.write("message", message);
-        let options = "-sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:digest";
-        bench
-            .openssl(&format!(
-                "dgst -sha256 -sign alpha-signing.key {options} -out signature message"
-            ))
-            .unwrap();
-        Ok(bench.read("signature"))
-    })
-    .unwrap();
+    let protector =
+        KeyProtector::assemble(draft, |message| sign_with_openssl(&bench, message)).unwrap();
     for guardian in [&*ALPHA, &*BETA] {
         assert!(
             open(&protector, vm(), guardian)
@@ -295,4 +300,67 @@ fn the_guardian_id_can_be_computed_by_hand() {
     bench.write("pair", &pair);
     let id = String::from_utf8(bench.openssl("dgst -sha256 -r pair").unwrap()).unwrap();
     assert!(id.starts_with(ALPHA.id().as_str()), "{id}");
+}
+
+#[test]
+fn a_record_of_another_vm_under_a_good_signature_does_not_open() {
+    let bench = Bench::new();
+    export(&bench, &ALPHA, "alpha");
+    let other = VmId(uuid::Uuid::from_u128(77));
+    let protector = sealed(&ALPHA, &[]);
+    let draft = Draft {
+        binding: Binding {
+            vm_id: other,
+            ..protector.inspect().binding
+        },
+        revision: 1,
+        owner: ALPHA.public(),
+        recipients: protector.inspect().recipients.clone(),
+        envelope: protector.envelope().clone(),
+        signed: now(),
+    };
+    let forged =
+        KeyProtector::assemble(draft, |message| sign_with_openssl(&bench, message)).unwrap();
+    assert!(matches!(
+        open(&forged, other, &ALPHA),
+        Err(OpenError::RecordDiffers)
+    ));
+}
+
+#[test]
+fn a_list_of_guardians_that_the_wrappings_do_not_bear_out_is_refused() {
+    let bench = Bench::new();
+    export(&bench, &ALPHA, "alpha");
+    let protector = sealed(&ALPHA, &[]);
+    let assemble = |recipients: Vec<Recipient>| {
+        let draft = Draft {
+            binding: protector.inspect().binding,
+            revision: 1,
+            owner: ALPHA.public(),
+            recipients,
+            envelope: protector.envelope().clone(),
+            signed: now(),
+        };
+        KeyProtector::assemble(draft, |message| sign_with_openssl(&bench, message))
+    };
+    let alpha = Recipient::of(ALPHA.public());
+    let misnamed = Recipient {
+        guardian: BETA.id().clone(),
+        serial: alpha.serial.clone(),
+    };
+    assert!(assemble(vec![alpha.clone()]).is_ok());
+    for wrong in [
+        vec![],
+        vec![alpha.clone(), alpha.clone()],
+        vec![alpha.clone(), Recipient::of(BETA.public())],
+    ] {
+        assert!(matches!(
+            assemble(wrong),
+            Err(KeyProtectorError::RecipientsDiffer)
+        ));
+    }
+    assert!(matches!(
+        assemble(vec![misnamed]),
+        Err(KeyProtectorError::OwnerNotRecipient)
+    ));
 }

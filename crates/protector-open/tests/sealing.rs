@@ -1,4 +1,5 @@
 //! What sealing, opening, granting and revoking promise.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! What the stored form of a guardian promises.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod support;
 

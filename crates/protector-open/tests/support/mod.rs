@@ -1,5 +1,10 @@
 //! Shared by the tests: guardians made once (RSA keys are slow), and the `openssl` program.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test program uses its part; a panic is a failed test")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test program uses its part; a panic is a failed test"
+)]
 
 use fleetward_model::{HostName, KeyId, VmId};
 use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector};
