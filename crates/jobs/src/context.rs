@@ -1,6 +1,9 @@
 //! What a running step sees of its job.
 
-use crate::{Data, Engine, Job, JobKind, Progress, Step, StepError, Submission};
+use crate::engine::child_id;
+use crate::{
+    Data, Engine, Job, JobError, JobKind, JobState, Progress, Step, StepError, Submission,
+};
 use fleetward_model::{ErrorCode, Failure, JobId};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -134,9 +137,24 @@ impl<I: Data> StepContext<I> {
             () = self.core.cancelled.cancelled() => {}
         }
         match engine.cancel(child, &self.core.created_by).await {
-            Ok(()) | Err(crate::JobError::NotCancellable { .. }) => Ok(engine.wait(child).await?),
+            Ok(()) | Err(JobError::NotCancellable { .. }) => Ok(engine.wait(child).await?),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// For the undo of a step with children: cancels the child called `name` and waits for its end,
+    /// which tells what is left to take back. `None` where no such child was ever submitted.
+    ///
+    /// Children go on by themselves when their parent's step is interrupted, so an undo begins with this.
+    pub async fn stop_child(&self, name: &str) -> Result<Option<Job>, StepError> {
+        let child = child_id(self.core.job, name);
+        let engine = &self.core.engine;
+        match engine.cancel(child, &self.core.created_by).await {
+            Err(JobError::NotFound { .. }) => return Ok(None),
+            Ok(()) | Err(JobError::NotCancellable { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Some(engine.wait(child).await?))
     }
 
     /// [`start_child`](Self::start_child), [`wait_for_child`](Self::wait_for_child), and the child's
@@ -148,7 +166,7 @@ impl<I: Data> StepContext<I> {
     ) -> Result<Job, StepError> {
         let child = self.start_child::<K>(name, input).await?;
         let job = self.wait_for_child(child).await?;
-        if job.state == crate::JobState::Done {
+        if job.state == JobState::Done {
             return Ok(job);
         }
         let unexplained =

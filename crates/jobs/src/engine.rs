@@ -102,8 +102,13 @@ impl Submission {
     /// As a child of `parent`, with an id that follows from parent and name.
     pub fn child_of(mut self, parent: JobId, name: &str) -> Self {
         self.parent = Some(parent);
-        self.with_id(JobId(Uuid::new_v5(&parent.0, name.as_bytes())))
+        self.with_id(child_id(parent, name))
     }
+}
+
+/// The same for the same parent and name, in every process.
+pub(crate) fn child_id(parent: JobId, name: &str) -> JobId {
+    JobId(Uuid::new_v5(&parent.0, name.as_bytes()))
 }
 
 /// Runs jobs. Clones are handles on the same engine; when the last is dropped the engine stops, its

@@ -186,12 +186,11 @@ impl AnyKind {
     }
 
     pub(crate) fn step_infos(&self) -> Vec<StepInfo> {
-        let crossing = self.crossing();
-        let info = |(i, step): (usize, &Box<dyn AnyStep>)| StepInfo {
-            point_of_no_return: crossing == Some(i),
-            ..step.info()
-        };
-        self.steps.iter().enumerate().map(info).collect()
+        let mut infos: Vec<StepInfo> = self.steps.iter().map(|step| step.info()).collect();
+        if let Some(crossing) = self.crossing() {
+            infos[crossing].point_of_no_return = true;
+        }
+        infos
     }
 }
 

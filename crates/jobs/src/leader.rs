@@ -256,6 +256,10 @@ impl Leader {
             return self.set_aside(job, revision).await;
         };
         let signal = Arc::new(CancelSignal::default());
+        // asked for before this look; of what is asked for later the watch tells
+        if let Some(request) = self.shared.ledger.cancel_request(id).await? {
+            signal.fire(request);
+        }
         let progress = Arc::new(watch::Sender::new(None));
         self.shared.live().insert(id, Arc::clone(&progress));
         let slots = job.parent.is_none().then(|| Arc::clone(&self.slots));
@@ -274,10 +278,6 @@ impl Leader {
             .tasks
             .spawn(run_in_slot(runner, slots, Arc::clone(&signal), id));
         self.running.insert(id, (signal, task));
-        // asked for before this engine looked: from here on the watch tells
-        if let Some(request) = self.shared.ledger.cancel_request(id).await? {
-            self.cancel(id, request);
-        }
         Ok(())
     }
 

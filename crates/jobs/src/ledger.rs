@@ -184,6 +184,8 @@ impl Ledger {
             let (key, state) = (cancel_key(id), job.state);
             match state {
                 JobState::Undoing => return Ok(()),
+                // an earlier request has had its way
+                JobState::Undone if job.cancel.is_some() => return Ok(()),
                 JobState::Pending | JobState::Running if !job.past_return => {}
                 _ => return Err(JobError::NotCancellable { id, state }),
             }

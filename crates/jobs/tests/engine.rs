@@ -1,5 +1,7 @@
 //! The engine's claims, with steps that do as they are told.
 
+#![allow(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
+
 use fleetward_jobs::{
     Backoff, Engine, EngineOptions, Job, JobError, JobFilter, JobKind, JobState, Registry,
     Retention, Step, StepContext, StepError, StepState, Steps, Submission, UndoStep, async_trait,
@@ -481,11 +483,7 @@ async fn a_cancel_before_the_point_of_no_return_takes_everything_back_at_any_ste
             .filter(|c| c.starts_with("undo"))
             .count();
         assert_eq!(undone, i);
-        let late = engine.cancel(id, "boss").await;
-        assert!(
-            matches!(late, Err(JobError::NotCancellable { .. })),
-            "{late:?}"
-        );
+        engine.cancel(id, "boss").await.expect("and later, too");
     }
 }
 
@@ -503,6 +501,11 @@ async fn a_cancel_that_comes_too_late_at_the_crossing_step_lets_the_job_go_on() 
     let job = end_of(&engine, id).await;
     assert_eq!(job.state, JobState::Done);
     assert_eq!(scene.world.effects(), NAMES[1..]);
+    let late = engine.cancel(id, "boss").await;
+    assert!(
+        matches!(late, Err(JobError::NotCancellable { .. })),
+        "{late:?}"
+    );
 
     // at any other step the effect is taken back
     scene.world.effects.lock().unwrap().clear();

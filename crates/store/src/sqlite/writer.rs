@@ -145,7 +145,7 @@ impl Writer {
         let due = self.due();
         match self.write(&due, works) {
             Ok(Written { changes, results }) => {
-                due.iter().for_each(|lease| drop(self.leases.remove(lease)));
+                self.leases.retain(|id, _| !due.contains(id));
                 for change in changes {
                     // no watcher is no error
                     let _ = self.changes.send(Arc::new(change));
