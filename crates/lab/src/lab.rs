@@ -242,7 +242,10 @@ impl Lab {
 
     /// A command that will run inside the host (or `controller`); the caller adds program and arguments.
     pub fn exec(&self, name: &str) -> Result<Command> {
-        node::enter(self.node(name)?.0)
+        let mut command = node::enter(self.node(name)?.0)?;
+        let own = self.programs.dir().display();
+        command.env("PATH", format!("{own}:{}", node::PATH));
+        Ok(command)
     }
 
     /// `fleetward`, talking to this lab.

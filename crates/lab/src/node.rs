@@ -38,8 +38,8 @@ const PRIVATE: [(&str, bool); 7] = [
     ("/var/log", true),
 ];
 
-/// The whole environment of what runs in a node, besides what the lab adds.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where programs of a node are looked for.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Switches a node on and waits until its world stands. What was on its disk is still there; /run is empty.
 pub(crate) fn power_on(
