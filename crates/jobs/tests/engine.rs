@@ -7,7 +7,7 @@ use fleetward_jobs::{
     Retention, Step, StepContext, StepError, StepState, Steps, Submission, UndoStep, async_trait,
 };
 use fleetward_model::{ErrorCode, Failure, JobId};
-use fleetward_store::{Range, SqliteStore, Store};
+use fleetward_store::{Range, SqliteOptions, SqliteStore, Store, StoreError, Txn};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
@@ -217,7 +217,7 @@ impl Step<Order> for RunChild {
 }
 
 struct Scene {
-    _dir: TempDir,
+    dir: TempDir,
     store: Arc<dyn Store>,
     world: Arc<World>,
 }
@@ -248,7 +248,7 @@ impl Scene {
             .await
             .unwrap();
         Self {
-            _dir: dir,
+            dir,
             store: Arc::new(store),
             world: Arc::default(),
         }
@@ -765,16 +765,10 @@ async fn a_cancel_asked_for_while_no_engine_runs_is_heeded_by_the_next() {
     scene.reached().await;
     engine.shutdown().await;
     engine.cancel(id, "boss").await.unwrap();
-    let job = end_of(&scene.engine_kept(), id).await;
+    let next = scene.engine();
+    let job = end_of(&next, id).await;
     assert_eq!(job.state, JobState::Undone);
     assert!(scene.world.effects().is_empty());
-}
-
-impl Scene {
-    /// An engine that outlives the statement it is made in.
-    fn engine_kept(&self) -> &'static Engine {
-        Box::leak(Box::new(self.engine()))
-    }
 }
 
 /// Reports progress, then waits for the test's word.
@@ -956,7 +950,8 @@ async fn a_job_of_an_unknown_kind_waits_for_a_program_that_knows_it() {
     );
     stranger.shutdown().await;
 
-    let job = end_of(scene.engine_kept(), id).await;
+    let next = scene.engine();
+    let job = end_of(&next, id).await;
     assert_eq!(job.state, JobState::Done);
 }
 
@@ -1018,6 +1013,47 @@ async fn more_jobs_than_slots_wait_their_turn_and_can_be_cancelled_meanwhile() {
     assert_eq!(end_of(&engine, first).await.state, JobState::Done);
     assert_eq!(end_of(&engine, second).await.state, JobState::Done);
     assert_eq!(scene.world.calls(), ["one", "one"]);
+}
+
+#[tokio::test]
+async fn a_full_disk_holds_a_job_up_and_room_lets_it_go_on() {
+    let mut scene = Scene::new().await;
+    let options = SqliteOptions {
+        size_limit: Some(512 * 1024),
+        ..SqliteOptions::default()
+    };
+    let path = scene.dir.path().join("small.db");
+    scene.store = Arc::new(SqliteStore::open_with(path, options).await.unwrap());
+    scene.world.plan("two", [Act::Gate]);
+    let engine = scene.engine();
+    let id = engine
+        .submit::<Crossing>(&order("a"), "tester")
+        .await
+        .unwrap();
+    scene.reached().await;
+    // old versions, which can be compacted away, then new keys into what gaps are left
+    let fill = |key: String, size| scene.store.commit(Txn::new().put(key, vec![7; size]));
+    while fill("fill".into(), 50_000).await.is_ok() {}
+    for size in [2_000, 1] {
+        let mut n = 0;
+        while fill(format!("fill/{size}/{n}"), size).await.is_ok() {
+            n += 1;
+        }
+    }
+    let refused = engine.submit::<Short>(&order("b"), "tester").await;
+    assert!(
+        matches!(refused, Err(JobError::Store(StoreError::DiskFull { .. }))),
+        "{refused:?}"
+    );
+    scene.world.gate.notify_one();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(scene.world.calls().last().unwrap(), "two");
+    assert_eq!(engine.get(id).await.unwrap().state, JobState::Running);
+
+    let everything = scene.store.revision().await.unwrap();
+    scene.store.compact(everything).await.unwrap();
+    assert_eq!(end_of(&engine, id).await.state, JobState::Done);
+    assert_eq!(scene.world.calls(), NAMES);
 }
 
 #[tokio::test]
