@@ -200,9 +200,9 @@ pub enum OperationResult {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceState {
-    /// It runs here (or is paused here).
+    /// It runs here, is paused here, or has ended by itself here: this copy is the VM, the migration is undone.
     Here,
-    /// It does not run here: it has left, or has ended.
+    /// It has left: the destination's copy is the VM's only memory, from here on it goes forward.
     NotHere,
 }
 

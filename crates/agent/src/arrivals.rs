@@ -1,0 +1,294 @@
+//! Tunnels from other hosts: what the source of a migration may reach here, and for how long.
+//!
+//! A tunnel is let in only from the host an arrival was announced for, only in the name of that arrival's job, and only
+//! while `transit.json` says that the copy here is incoming. Committing or abandoning the arrival ends its tunnels.
+
+use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::host::Host;
+use crate::keyring::{Purpose, parse_protector};
+use crate::operation::incoming::{make_socket_directory, remove_arrived};
+use crate::record::{Incoming, TransitRecord, VmRecord};
+use crate::transfer;
+use async_trait::async_trait;
+use fleetward_link::Identity;
+use fleetward_link::tunnel::{IncomingTunnel, Traffic, TunnelError, TunnelHeader, TunnelService};
+use fleetward_model::{ErrorCode, Failure, JobId, VmId};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::io::AsyncReadExt;
+use tokio_util::sync::CancellationToken;
+
+/// The kind of all tunnels between agents.
+const KIND: &str = "migration";
+
+/// Where libvirt listens: one daemon for everything, or one for QEMU.
+const LIBVIRT_SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
+
+/// What a tunnel is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "use", rename_all = "snake_case")]
+pub(crate) enum ChannelUse {
+    /// Whether the destination is still there.
+    Ping,
+    /// Clears away what an earlier attempt left, and makes ready for the next.
+    Arm,
+    Libvirt,
+    Memory,
+    Disk,
+    /// One file of a stopped VM.
+    File {
+        #[serde(flatten)]
+        item: transfer::Item,
+    },
+    /// All files of a stopped VM have been sent.
+    Complete,
+}
+
+/// A tunnel's parameters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Channel {
+    job: JobId,
+    channel: ChannelUse,
+}
+
+impl Channel {
+    pub(crate) fn new(job: JobId, channel: ChannelUse) -> Self {
+        Self { job, channel }
+    }
+
+    /// The header that asks for it.
+    pub(crate) fn header(&self, vm: VmId) -> TunnelHeader {
+        let params = serde_json::to_value(self).expect("plain fields are JSON");
+        TunnelHeader::new(KIND, vm.to_string()).with_params(params)
+    }
+}
+
+/// The ends of all tunnels into arrivals.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals(Mutex<HashMap<VmId, CancellationToken>>);
+
+impl Arrivals {
+    fn token(&self, vm: VmId) -> CancellationToken {
+        self.lock().entry(vm).or_default().clone()
+    }
+
+    /// Ends the tunnels of an arrival.
+    pub(crate) fn close(&self, vm: VmId) {
+        if let Some(token) = self.lock().remove(&vm) {
+            token.cancel();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, CancellationToken>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets tunnels in.
+pub(crate) struct TunnelDoor(pub(crate) Weak<Host>);
+
+#[async_trait]
+impl TunnelService for TunnelDoor {
+    async fn serve(&self, tunnel: IncomingTunnel) {
+        let Some(host) = self.0.upgrade() else {
+            return;
+        };
+        let from = tunnel.from.clone();
+        match admit(&host, &tunnel) {
+            Ok((vm, channel, incoming)) => {
+                let end = host.arrivals.token(vm);
+                let carried = tokio::select! {
+                    () = end.cancelled() => return,
+                    carried = carry(&host, tunnel, vm, &channel, *incoming) => carried,
+                };
+                if let Err(error) = carried {
+                    tracing::info!(%vm, %from, error = &error as &dyn std::error::Error, "a tunnel ended badly");
+                }
+            }
+            Err(trouble) => {
+                tracing::warn!(%from, because = trouble.failure.because, "a tunnel was refused");
+                refuse(tunnel, &trouble).await;
+            }
+        }
+    }
+}
+
+/// Whether a tunnel belongs to an arrival that is under way.
+fn admit(host: &Host, tunnel: &IncomingTunnel) -> Result<(VmId, ChannelUse, Box<Incoming>)> {
+    let no = |because: &str| {
+        Trouble::lasting(Failure::new(ErrorCode::CredentialsRefused, "the tunnel").because(because))
+    };
+    let Identity::Host(from) = &tunnel.from else {
+        return Err(no("tunnels are for hosts"));
+    };
+    if tunnel.header.kind != KIND {
+        return Err(no("there is no such tunnel"));
+    }
+    let vm: VmId = tunnel
+        .header
+        .session
+        .parse()
+        .map_err(|_| no("the session is no VM's id"))?;
+    let channel: Channel = serde_json::from_value(tunnel.header.params.clone())
+        .map_err(|_| no("its parameters cannot be read"))?;
+    match host.record(vm).incoming()? {
+        Some(incoming) if incoming.job == channel.job && incoming.from.host == *from => {
+            Ok((vm, channel.channel, Box::new(incoming)))
+        }
+        Some(_) | None => Err(no(
+            "no migration of that VM from that host is expected here",
+        )),
+    }
+}
+
+async fn carry(
+    host: &Arc<Host>,
+    tunnel: IncomingTunnel,
+    vm: VmId,
+    channel: &ChannelUse,
+    incoming: Incoming,
+) -> Result<(), TunnelError> {
+    let socket = |name: &str| host.layout.migration(vm).join(name);
+    let traffic = Traffic::default();
+    match channel {
+        ChannelUse::Ping => answer(tunnel, Ok(())).await,
+        ChannelUse::Arm => {
+            let armed = arm(host, vm, &incoming).await;
+            answer(tunnel, armed).await
+        }
+        ChannelUse::Libvirt => tunnel.forward_to_unix(&libvirt_socket(), &traffic).await,
+        ChannelUse::Memory => {
+            tunnel
+                .forward_to_unix(&socket("memory.sock"), &traffic)
+                .await
+        }
+        ChannelUse::Disk => tunnel.forward_to_unix(&socket("disk.sock"), &traffic).await,
+        ChannelUse::File { item } => transfer::receive(host, vm, item, &incoming, tunnel).await,
+        ChannelUse::Complete => {
+            let completed = complete(&host.record(vm), incoming);
+            answer(tunnel, completed).await
+        }
+    }
+}
+
+/// Accepts a call that has nothing more to say, and waits until the caller has heard it.
+async fn answer(tunnel: IncomingTunnel, result: Result<()>) -> Result<(), TunnelError> {
+    match result {
+        Ok(()) => {
+            let mut tunnel = tunnel.accept().await.map_err(TunnelError::Stream)?;
+            // The caller hangs up when it has read the answer; how it does so does not matter.
+            let _ = tunnel.read(&mut [0]).await;
+            Ok(())
+        }
+        Err(trouble) => {
+            refuse(tunnel, &trouble).await;
+            Ok(())
+        }
+    }
+}
+
+pub(crate) async fn refuse(tunnel: IncomingTunnel, trouble: &Trouble) {
+    let failure = &trouble.failure;
+    let message = format!("{}: {}", failure.what, failure.because);
+    if let Err(error) = tunnel.refuse(failure.code.as_str(), &message).await {
+        tracing::debug!(%error, "a refusal was not heard");
+    }
+}
+
+/// Makes ready for memory: the source says that the VM runs there, so whatever is here of it is not the VM.
+async fn arm(host: &Host, vm: VmId, incoming: &Incoming) -> Result<()> {
+    if host.operations.is_busy(vm) {
+        return Err(Failure::new(ErrorCode::VmBusy, format!("VM {vm}"))
+            .because("an operation of it is under way at the destination")
+            .into());
+    }
+    remove_arrived(host, vm).await?;
+    make_socket_directory(host, vm)?;
+    load_secret(host, vm, incoming).await
+}
+
+/// Loads the secret of an arrival, for the first time or because libvirt has forgotten it.
+async fn load_secret(host: &Host, vm: VmId, incoming: &Incoming) -> Result<()> {
+    if !incoming.metadata.spec.tpm {
+        return Ok(());
+    }
+    let text = incoming
+        .metadata
+        .key_protector
+        .as_deref()
+        .unwrap_or_default();
+    let purpose = Purpose {
+        actor: "controller".into(),
+        reason: "the VM migrates to this host".into(),
+        job: Some(incoming.job),
+    };
+    let secret = host
+        .keyring
+        .open_secret(&parse_protector(text, vm)?, vm, &purpose)?;
+    host.hypervisor
+        .load_secret(vm, &secret)
+        .await
+        .attempt(|| format!("loading the secret of VM {vm}"))
+}
+
+/// libvirt forgets ephemeral secrets when it restarts: arrivals that are under way need theirs again.
+pub(crate) async fn load_secrets_again(host: &Host) {
+    let Ok(entries) = std::fs::read_dir(host.layout.vms()) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let Some(vm) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<VmId>().ok())
+        else {
+            continue;
+        };
+        if let Ok(Some(incoming)) = host.record(vm).incoming()
+            && let Err(trouble) = load_secret(host, vm, &incoming).await
+        {
+            tracing::warn!(%vm, because = trouble.failure.because, "the secret of an arrival is not loaded again");
+        }
+    }
+}
+
+fn complete(record: &VmRecord, mut incoming: Incoming) -> Result<()> {
+    let spec = &incoming.metadata.spec;
+    let mut expected: Vec<String> = incoming
+        .disks
+        .iter()
+        .filter(|disk| disk.copy)
+        .map(|disk| {
+            transfer::Item::Disk {
+                target: disk.target.clone(),
+            }
+            .name()
+        })
+        .collect();
+    if spec.tpm {
+        expected.push(transfer::Item::Tpm.name());
+    }
+    if let Some(missing) = expected
+        .iter()
+        .find(|name| !incoming.received.contains_key(*name))
+    {
+        return Err(
+            Failure::new(ErrorCode::MigrationFailed, format!("VM {}", spec.name))
+                .because(format!("{missing} has not arrived"))
+                .into(),
+        );
+    }
+    incoming.complete = true;
+    record.keep_transit(&TransitRecord::Incoming(Box::new(incoming)))
+}
+
+fn libvirt_socket() -> PathBuf {
+    LIBVIRT_SOCKETS
+        .iter()
+        .map(Path::new)
+        .find(|path| path.exists())
+        .unwrap_or(Path::new(LIBVIRT_SOCKETS[0]))
+        .to_owned()
+}

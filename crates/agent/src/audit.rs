@@ -1,0 +1,164 @@
+//! The host's audit log: one JSON record a line, chained, on the disk before the key is used.
+
+use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
+use fleetward_model::{GuardianId, HostName, JobId, VmId};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use time::OffsetDateTime;
+
+/// Longest line read back, in bytes.
+const MAX_RECORD: u64 = 64 * 1024;
+
+/// Most records given in one answer.
+const MAX_ANSWER: usize = 1000;
+
+/// The log, open for appending. One process at a time may append; others (`export-pfx` beside a running agent) wait.
+#[derive(Debug)]
+pub struct AuditLog {
+    path: PathBuf,
+    host: HostName,
+    /// Keeps the records of this process in order.
+    turn: Mutex<()>,
+}
+
+/// What is recorded; time and host are added.
+#[derive(Debug, Clone)]
+pub struct Use {
+    pub actor: String,
+    pub action: AuditAction,
+    pub vm: Option<VmId>,
+    pub guardian: Option<GuardianId>,
+    pub reason: String,
+    pub job: Option<JobId>,
+}
+
+impl AuditLog {
+    pub fn new(path: PathBuf, host: HostName) -> Self {
+        Self {
+            path,
+            host,
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// Appends a record; it is on the disk when this returns.
+    pub fn record(&self, used: Use) -> io::Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .mode(0o600)
+            .open(&self.path)?;
+        let mut file = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
+            .map_err(|(_, errno)| io::Error::from(errno))?;
+        let last = last_record(&mut file)?;
+        let event = AuditEvent {
+            time: OffsetDateTime::now_utc(),
+            host: self.host.clone(),
+            actor: used.actor,
+            action: used.action,
+            vm: used.vm,
+            guardian: used.guardian,
+            reason: used.reason,
+            job: used.job,
+        };
+        let mut line = serde_json::to_vec(&AuditRecord::chain(last.as_ref(), event))?;
+        line.push(b'\n');
+        file.write_all(&line)?;
+        file.sync_data()
+    }
+
+    /// Records with a higher number than `after`, oldest first, at most a thousand.
+    pub fn after(&self, after: u64) -> io::Result<Vec<AuditRecord>> {
+        read_after(&self.path, after)
+    }
+}
+
+fn read_after(path: &Path, after: u64) -> io::Result<Vec<AuditRecord>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut records = Vec::new();
+    for line in BufReader::new(file).lines() {
+        let line = line?;
+        // A line that cannot be read is a break in the chain, which whoever verifies will see as a gap.
+        let Ok(record) = serde_json::from_str::<AuditRecord>(&line) else {
+            continue;
+        };
+        if record.seq > after {
+            records.push(record);
+            if records.len() == MAX_ANSWER {
+                break;
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// The last whole record. A line without its end was cut by a crash before its key was used, and is taken away.
+fn last_record(file: &mut File) -> io::Result<Option<AuditRecord>> {
+    let length = file.seek(SeekFrom::End(0))?;
+    let start = length.saturating_sub(MAX_RECORD);
+    file.seek(SeekFrom::Start(start))?;
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail)?;
+    let whole = tail
+        .iter()
+        .rposition(|b| *b == b'\n')
+        .map_or(0, |at| at + 1);
+    if whole < tail.len() {
+        tracing::warn!("the audit log ended in half a record, which is cut off");
+        file.set_len(start + whole as u64)?;
+        tail.truncate(whole);
+    }
+    let Some(line) = tail.split(|b| *b == b'\n').rfind(|line| !line.is_empty()) else {
+        return Ok(None);
+    };
+    serde_json::from_slice(line).map(Some).map_err(|error| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the last audit record cannot be read: {error}"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(dir: &Path) -> AuditLog {
+        AuditLog::new(dir.join("audit.log"), "host-a".parse().expect("name"))
+    }
+
+    fn opened(reason: &str) -> Use {
+        Use {
+            actor: "controller".into(),
+            action: AuditAction::Open,
+            vm: None,
+            guardian: None,
+            reason: reason.into(),
+            job: None,
+        }
+    }
+
+    #[test]
+    fn records_chain_across_restarts_and_half_written_lines() {
+        let dir = tempfile::tempdir().expect("directory");
+        log(dir.path()).record(opened("one")).expect("record");
+        log(dir.path()).record(opened("two")).expect("record");
+        let path = dir.path().join("audit.log");
+        let mut file = OpenOptions::new().append(true).open(&path).expect("open");
+        file.write_all(b"{\"seq\":3,\"ti").expect("write");
+        log(dir.path()).record(opened("three")).expect("record");
+
+        let records = log(dir.path()).after(0).expect("read");
+        assert_eq!(records.len(), 3);
+        assert_eq!(fleetward_model::audit::verify(None, &records), Ok(()));
+        assert_eq!(log(dir.path()).after(2).expect("read").len(), 1);
+    }
+}

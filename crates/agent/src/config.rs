@@ -1,0 +1,231 @@
+//! `agent.toml`: what an administrator sets on a host. Everything has a default but the address others use.
+//!
+//! ```toml
+//! advertise = "192.0.2.11:7443"      # where controller and other agents reach this host
+//! accelerator = "auto"               # auto, kvm or tcg
+//!
+//! [[pool]]
+//! name = "default"
+//! path = "/var/lib/fleetward/volumes"
+//! ```
+
+use fleetward_model::PoolName;
+use fleetward_model::host::Accelerator;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Where the configuration lies unless `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/fleetward/agent.toml";
+
+/// Largest configuration file read, in bytes.
+const MAX_CONFIG: u64 = 256 * 1024;
+
+/// The host's configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Identity, guardian keys, records of VMs, images, audit log.
+    pub data_dir: PathBuf,
+    /// Sockets; may vanish with a reboot.
+    pub run_dir: PathBuf,
+    /// The one port.
+    pub listen: SocketAddr,
+    /// `address:port` that reaches `listen` from other machines; needed to join.
+    pub advertise: Option<String>,
+    pub libvirt_uri: String,
+    pub accelerator: AcceleratorChoice,
+    /// Directory of serial logs, one file a VM; none: no logs. Must be the same on all hosts of a group.
+    pub serial_log_dir: Option<PathBuf>,
+    /// How many TPMs to keep ready, 0 to 64.
+    pub tpm_pool_size: usize,
+    /// Where libvirt keeps UEFI variables. Must be the same on all hosts of a group.
+    pub nvram_dir: PathBuf,
+    /// The group that QEMU runs as: it must reach the sockets of a migration.
+    pub qemu_group: String,
+    #[serde(rename = "pool")]
+    pub pools: Vec<PoolConfig>,
+}
+
+/// A directory of volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolConfig {
+    pub name: PoolName,
+    pub path: PathBuf,
+}
+
+/// What starts VMs here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AcceleratorChoice {
+    /// KVM where a guest really boots under it, translation elsewhere.
+    #[default]
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+impl AcceleratorChoice {
+    /// The choice, when it is one.
+    pub const fn fixed(self) -> Option<Accelerator> {
+        match self {
+            Self::Auto => None,
+            Self::Kvm => Some(Accelerator::Kvm),
+            Self::Tcg => Some(Accelerator::Tcg),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/fleetward".into(),
+            run_dir: "/run/fleetward".into(),
+            listen: SocketAddr::from(([0, 0, 0, 0], 7443)),
+            advertise: None,
+            libvirt_uri: "qemu:///system".into(),
+            accelerator: AcceleratorChoice::Auto,
+            serial_log_dir: None,
+            tpm_pool_size: 4,
+            nvram_dir: "/var/lib/libvirt/qemu/nvram".into(),
+            qemu_group: "kvm".into(),
+            pools: vec![PoolConfig {
+                name: PoolName::default(),
+                path: "/var/lib/fleetward/volumes".into(),
+            }],
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the configuration {path} has more than {MAX_CONFIG} bytes")]
+    TooLarge { path: PathBuf },
+    #[error("the configuration {path} is wrong: {because}")]
+    Malformed { path: PathBuf, because: String },
+    #[error("in the configuration {path}, {key} {because}")]
+    Value {
+        path: PathBuf,
+        key: &'static str,
+        because: String,
+    },
+}
+
+impl Config {
+    /// Reads a file. A missing one at the default place means that everything is at its default.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        match std::fs::metadata(path) {
+            Err(e)
+                if e.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) =>
+            {
+                return Ok(Self::default());
+            }
+            Err(e) => return Err(read(e)),
+            Ok(metadata) if metadata.len() > MAX_CONFIG => {
+                return Err(ConfigError::TooLarge {
+                    path: path.to_owned(),
+                });
+            }
+            Ok(_) => {}
+        }
+        Self::parse(path, &std::fs::read_to_string(path).map_err(read)?)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Malformed {
+            path: path.to_owned(),
+            because: error.to_string(),
+        })?;
+        let wrong = |key, because: String| {
+            Err(ConfigError::Value {
+                path: path.to_owned(),
+                key,
+                because,
+            })
+        };
+        for (key, value) in [
+            ("data_dir", Some(&config.data_dir)),
+            ("run_dir", Some(&config.run_dir)),
+            ("nvram_dir", Some(&config.nvram_dir)),
+            ("serial_log_dir", config.serial_log_dir.as_ref()),
+        ] {
+            if value.is_some_and(|v| !v.is_absolute()) {
+                return wrong(key, "must be an absolute path".into());
+            }
+        }
+        if config.tpm_pool_size > 64 {
+            return wrong("tpm_pool_size", "is at most 64".into());
+        }
+        if let Some(address) = &config.advertise
+            && !address
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        {
+            return wrong(
+                "advertise",
+                format!("must be address:port, not {address:?}"),
+            );
+        }
+        let mut names = BTreeSet::new();
+        for pool in &config.pools {
+            if !pool.path.is_absolute() {
+                return wrong(
+                    "pool.path",
+                    format!("must be absolute, not {:?}", pool.path),
+                );
+            }
+            if !names.insert(&pool.name) {
+                return wrong("pool.name", format!("{} is there twice", pool.name));
+            }
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("agent.toml"), text)
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        let config = parse("").expect("defaults");
+        assert_eq!(config.data_dir, Path::new("/var/lib/fleetward"));
+        assert_eq!(config.pools.len(), 1);
+        assert_eq!(config.accelerator.fixed(), None);
+    }
+
+    #[test]
+    fn unknown_keys_and_impossible_values_are_named() {
+        for (text, word) in [
+            ("datadir = '/x'", "datadir"),
+            ("data_dir = 'x'", "data_dir"),
+            ("advertise = 'host'", "advertise"),
+            ("tpm_pool_size = 1000", "tpm_pool_size"),
+            ("accelerator = 'xen'", "accelerator"),
+            ("[[pool]]\nname = '../x'\npath = '/x'", "name"),
+            (
+                "[[pool]]\nname = 'a'\npath = '/x'\n[[pool]]\nname = 'a'\npath = '/y'",
+                "twice",
+            ),
+        ] {
+            let error = parse(text).expect_err(text).to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! A VM's serial console: bytes both ways between the controller and the guest's pty.
+//!
+//! Two dialects of the same upgrade: raw bytes (`Upgrade: fleetward-console`), or WebSocket binary frames.
+
+use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::host::Host;
+use axum::extract::ws::{Message, WebSocket};
+use fleetward_model::{ErrorCode, Failure, VmId};
+use futures_util::{SinkExt, StreamExt};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+
+/// The guest's end of the console. A pty is no pipe, but is read, written and waited for like one.
+pub(crate) struct Pty {
+    from_guest: pipe::Receiver,
+    to_guest: pipe::Sender,
+}
+
+/// Opens the console of a running VM.
+pub(crate) async fn open(host: &Host, vm: VmId) -> Result<Pty> {
+    let domain = host
+        .hypervisor
+        .inspect(vm)
+        .await
+        .attempt(|| format!("the console of VM {vm}"))?;
+    let path = domain.console.ok_or_else(|| {
+        Failure::new(
+            ErrorCode::VmNotRunning,
+            format!("the console of VM {}", domain.name),
+        )
+        .because("the VM does not run, or has no serial console")
+    })?;
+    Pty::open(&path)
+        .map_err(|error| Trouble::file(format!("the console of VM {}", domain.name), path, &error))
+}
+
+impl Pty {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
+            .open(path)?;
+        // What is typed is the guest's to echo and interpret.
+        let mut settings = tcgetattr(&file)?;
+        cfmakeraw(&mut settings);
+        tcsetattr(&file, SetArg::TCSANOW, &settings)?;
+        Ok(Self {
+            to_guest: pipe::Sender::from_file_unchecked(file.try_clone()?)?,
+            from_guest: pipe::Receiver::from_file_unchecked(file)?,
+        })
+    }
+}
+
+/// Carries raw bytes until either side ends.
+pub(crate) async fn carry_raw(upgraded: Upgraded, pty: Pty) {
+    let Pty {
+        mut from_guest,
+        mut to_guest,
+    } = pty;
+    let (mut from_user, mut to_user) = tokio::io::split(TokioIo::new(upgraded));
+    // The first end ends the console; how it came about is of no interest.
+    tokio::select! {
+        _ = tokio::io::copy(&mut from_guest, &mut to_user) => {}
+        _ = tokio::io::copy(&mut from_user, &mut to_guest) => {}
+    }
+    // The user's side may be gone already.
+    let _ = to_user.shutdown().await;
+}
+
+/// Carries WebSocket frames until either side ends.
+pub(crate) async fn carry_frames(socket: WebSocket, pty: Pty) {
+    let Pty {
+        mut from_guest,
+        mut to_guest,
+    } = pty;
+    let (mut to_user, mut from_user) = socket.split();
+    let output = async {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = from_guest.read(&mut buffer).await {
+            let frame = Message::Binary(buffer[..length].to_vec().into());
+            if to_user.send(frame).await.is_err() {
+                break;
+            }
+        }
+        // The user's side may be gone already.
+        let _ = to_user.close().await;
+    };
+    let input = async {
+        while let Some(Ok(message)) = from_user.next().await {
+            let bytes = match message {
+                Message::Binary(bytes) => bytes,
+                Message::Text(text) => text.into(),
+                Message::Ping(_) | Message::Pong(_) => continue,
+                Message::Close(_) => break,
+            };
+            if to_guest.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = output => {}
+        () = input => {}
+    }
+}

@@ -1,0 +1,102 @@
+//! Files that are whole or absent after a crash, private unless they must not be.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// Replaces `path`, mode 0600, and does not return before it is on the disk.
+pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension(format!("{}.new", uuid::Uuid::new_v4().simple()));
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|mut file| {
+            file.write_all(content)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // The error of the write is the one that matters.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_parent(path)
+}
+
+/// The same for a JSON document.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    write(path, &serde_json::to_vec(value)?)
+}
+
+/// Reads a file that may be missing.
+pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a JSON document that may be missing. One that cannot be understood is an error, not absent.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    read(path)?
+        .map(|content| serde_json::from_slice(&content).map_err(io::Error::from))
+        .transpose()
+}
+
+/// Removes a file; a missing one is fine.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_parent(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a directory with what is in it; a missing one is fine.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => sync_parent(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a directory of that mode, parents included, whatever the process's mask is. An existing one gets the mode.
+pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(mode).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Makes what happened in a file's directory durable.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_file_is_private_and_alone() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("record.json");
+        write(&path, b"1").expect("write");
+        write(&path, b"2").expect("write");
+        assert_eq!(read(&path).expect("read").as_deref(), Some(&b"2"[..]));
+        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
+        let mode = fs::metadata(&path).expect("metadata").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        remove(&path).expect("remove");
+        remove(&path).expect("twice");
+        assert_eq!(read(&path).expect("read"), None);
+    }
+}

@@ -1,0 +1,116 @@
+//! How what goes wrong on a host becomes a [`Failure`], and whether trying again may help.
+
+use fleetward_hypervisor::Error as HypervisorError;
+use fleetward_model::{ErrorCode, Failure};
+use std::error::Error;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// A failed operation: what the controller gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    pub failure: Failure,
+    /// Trying the same again later may help without anybody acting.
+    pub transient: bool,
+}
+
+pub(crate) type Result<T, E = Trouble> = std::result::Result<T, E>;
+
+impl Trouble {
+    /// Somebody must act, or the request was wrong.
+    pub(crate) fn lasting(failure: Failure) -> Self {
+        Self {
+            failure,
+            transient: false,
+        }
+    }
+
+    /// It may pass by itself.
+    pub(crate) fn passing(failure: Failure) -> Self {
+        Self {
+            failure,
+            transient: true,
+        }
+    }
+
+    /// A refusal with the code's usual fix.
+    pub(crate) fn refuse(
+        code: ErrorCode,
+        what: impl Into<String>,
+        because: impl Into<String>,
+    ) -> Self {
+        Self::lasting(Failure::new(code, what).because(because.into()))
+    }
+
+    /// A file of the agent's own could not be read or written.
+    pub(crate) fn file(
+        what: impl Into<String>,
+        path: impl Into<PathBuf>,
+        error: &std::io::Error,
+    ) -> Self {
+        let path: PathBuf = path.into();
+        let code = match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                ErrorCode::NoSpace
+            }
+            _ => ErrorCode::Internal,
+        };
+        Self::lasting(Failure::new(code, what).because(format!("{}: {error}", path.display())))
+    }
+
+    /// The hypervisor's error, said of the attempt `what`.
+    pub(crate) fn hypervisor(what: impl Into<String>, error: &HypervisorError) -> Self {
+        let code = match error {
+            HypervisorError::NoDomain(_) => ErrorCode::VmNotFound,
+            HypervisorError::NameTaken { .. } => ErrorCode::NameTaken,
+            HypervisorError::NoSpace { .. } => ErrorCode::NoSpace,
+            HypervisorError::BadImage { .. } => ErrorCode::ImageInvalid,
+            HypervisorError::WrongState { .. } => ErrorCode::VmStateWrong,
+            HypervisorError::Tpm(_) => ErrorCode::TpmFailed,
+            HypervisorError::Cancelled => ErrorCode::Cancelled,
+            HypervisorError::Migration(_) => ErrorCode::MigrationFailed,
+            HypervisorError::File { source, .. }
+                if source.kind() == std::io::ErrorKind::StorageFull =>
+            {
+                ErrorCode::NoSpace
+            }
+            HypervisorError::Unavailable(_)
+            | HypervisorError::Program { .. }
+            | HypervisorError::File { .. }
+            | HypervisorError::Libvirt { .. } => ErrorCode::HypervisorFailed,
+        };
+        Self {
+            failure: Failure::new(code, what).because(chain(error)),
+            transient: error.is_transient(),
+        }
+    }
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::lasting(failure)
+    }
+}
+
+/// An error with its causes, as one sentence.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        write!(text, ": {error}").expect("strings take all writes");
+        cause = error.source();
+    }
+    text
+}
+
+/// `map_err` for results of the hypervisor.
+pub(crate) trait HypervisorResult<T> {
+    /// Says what was attempted when it failed.
+    fn attempt(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> HypervisorResult<T> for fleetward_hypervisor::Result<T> {
+    fn attempt(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| Trouble::hypervisor(what(), &error))
+    }
+}

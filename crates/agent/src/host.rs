@@ -1,0 +1,166 @@
+//! One host: what all operations, answers and tunnels work with. Put together once, at start.
+
+use crate::arrivals::Arrivals;
+use crate::audit::AuditLog;
+use crate::config::Config;
+use crate::fence::Fence;
+use crate::images::Images;
+use crate::keyring::Keyring;
+use crate::layout::Layout;
+use crate::membership::{EkCertifier, Member, Membership};
+use crate::observe::Observer;
+use crate::operation::table::OperationTable;
+use crate::pools::Pools;
+use crate::record::VmRecord;
+use crate::tpm_pool::TpmPool;
+use fleetward_hypervisor::{
+    DomainState, Error as HypervisorError, SharedHypervisor, TpmFactory, Volumes,
+};
+use fleetward_link::tunnel::TunnelDialer;
+use fleetward_link::{FleetTrust, LiveCredential};
+use fleetward_model::VmId;
+use fleetward_protector::AuthorityKey;
+use std::sync::Arc;
+
+/// What the agent drives: domains, disk files and TPM state of one host.
+#[derive(Clone)]
+pub struct Machinery {
+    pub hypervisor: SharedHypervisor,
+    pub volumes: Arc<dyn Volumes>,
+    pub tpms: Arc<dyn TpmFactory>,
+}
+
+/// Everything of one host.
+pub(crate) struct Host {
+    pub config: Config,
+    pub layout: Layout,
+    pub member: Member,
+    pub hypervisor: SharedHypervisor,
+    pub volumes: Arc<dyn Volumes>,
+    pub tpms: Arc<dyn TpmFactory>,
+    pub keyring: Keyring,
+    pub authority: AuthorityKey,
+    pub ek: EkCertifier,
+    pub audit: Arc<AuditLog>,
+    pub fence: Fence,
+    pub pools: Pools,
+    pub images: Images,
+    pub tpm_pool: TpmPool,
+    pub operations: OperationTable,
+    pub observer: Observer,
+    pub arrivals: Arrivals,
+    pub credential: LiveCredential,
+    pub trust: FleetTrust,
+    pub dialer: TunnelDialer,
+    /// Group id that QEMU runs with; none where the configured group does not exist.
+    pub qemu_group: Option<u32>,
+    /// What an administrator should know.
+    pub warnings: Vec<String>,
+}
+
+impl Host {
+    pub(crate) fn new(
+        config: Config,
+        membership: Membership,
+        keyring: Keyring,
+        audit: Arc<AuditLog>,
+        machinery: Machinery,
+    ) -> Arc<Self> {
+        let layout = Layout::new(&config);
+        let credential = LiveCredential::new(membership.credential);
+        let mut warnings = Vec::new();
+        if !keyring.is_sealed() {
+            warnings.push(format!(
+                "the private keys of this host's guardian lie unencrypted in {} (mode 0600); \
+                 give the service a credential fleetward-guardian-key to seal them",
+                layout.guardians().display()
+            ));
+        }
+        let qemu_group = match nix::unistd::Group::from_name(&config.qemu_group) {
+            Ok(Some(group)) => Some(group.gid.as_raw()),
+            Ok(None) | Err(_) => {
+                warnings.push(format!(
+                    "there is no group {:?} (qemu_group): running VMs cannot migrate",
+                    config.qemu_group
+                ));
+                None
+            }
+        };
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        Arc::new(Self {
+            fence: Fence::new(layout.generations()),
+            pools: Pools::new(config.pools.clone()),
+            images: Images::new(layout.images(), machinery.volumes.clone()),
+            tpm_pool: TpmPool::new(layout.tpm_pool(), config.tpm_pool_size),
+            operations: OperationTable::default(),
+            observer: Observer::new(),
+            arrivals: Arrivals::default(),
+            dialer: TunnelDialer::new(credential.clone(), membership.trust.clone())
+                .with_timeout(std::time::Duration::from_secs(5)),
+            member: membership.member,
+            trust: membership.trust,
+            authority: membership.authority,
+            ek: membership.ek,
+            hypervisor: machinery.hypervisor,
+            volumes: machinery.volumes,
+            tpms: machinery.tpms,
+            layout,
+            config,
+            keyring,
+            audit,
+            credential,
+            qemu_group,
+            warnings,
+        })
+    }
+
+    pub(crate) fn record(&self, vm: VmId) -> VmRecord {
+        VmRecord::of(&self.layout, vm)
+    }
+
+    /// After an operation, or when a VM's process has ended: no secret stays for a VM that does not run here.
+    pub(crate) async fn tidy_after(&self, vm: VmId) {
+        let record = self.record(vm);
+        let arriving = match record.incoming() {
+            Ok(incoming) => incoming.is_some(),
+            Err(_) => true,
+        };
+        if !arriving {
+            self.drop_unneeded_secret(vm).await;
+        }
+        record.tidy();
+    }
+
+    async fn drop_unneeded_secret(&self, vm: VmId) {
+        let needed = match self.hypervisor.inspect(vm).await {
+            Ok(domain) => match domain.state {
+                DomainState::Running | DomainState::Paused { .. } => true,
+                DomainState::Stopped(_) => false,
+            },
+            Err(HypervisorError::NoDomain(_)) => false,
+            // libvirt does not answer, so it keeps no secret that we could drop; the next look drops it.
+            Err(_) => return,
+        };
+        if !needed && let Err(error) = self.hypervisor.drop_secret(vm).await {
+            tracing::warn!(%vm, %error, "a secret could not be dropped");
+        }
+    }
+
+    /// Drops the secrets of all VMs that do not run: after a start of the agent or of libvirt.
+    pub(crate) async fn drop_unneeded_secrets(&self) {
+        let loaded = match self.hypervisor.loaded_secrets().await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::warn!(%error, "the loaded secrets are not known");
+                return;
+            }
+        };
+        for vm in loaded {
+            if !self.operations.is_busy(vm) {
+                self.tidy_after(vm).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Where things lie on a host, and nothing else.
+//!
+//! ```text
+//! data_dir/ 0711            pools may lie below it, and QEMU must pass through
+//!   identity/ 0700          certificate, pinned authority, EK authority, membership
+//!   guardians/ 0700         private keys of guardians
+//!   vms/<id>/ 0700          key protector (last good one), EK certificate, halves of migrations
+//!   generations/<id>        fencing; outlives the VM
+//!   history/<id>/<time>/    TPM state that was removed but kept
+//!   tpm-pool/<uuid>/ 0711   TPMs made ahead; swtpm works in there
+//!   images/ 0711            image cache
+//!   audit.log 0600
+//! run_dir/mig/<id>/ 2770    sockets of a migration, group of QEMU
+//! ```
+
+use crate::config::Config;
+use crate::durable;
+use fleetward_model::VmId;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The host's directories.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    data: PathBuf,
+    run: PathBuf,
+    nvram: PathBuf,
+}
+
+impl Layout {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            data: config.data_dir.clone(),
+            run: config.run_dir.clone(),
+            nvram: config.nvram_dir.clone(),
+        }
+    }
+
+    /// Makes what is missing and sets the modes of what is there.
+    pub fn prepare(&self) -> io::Result<()> {
+        for (path, mode) in [
+            (self.data.clone(), 0o711),
+            (self.identity(), 0o700),
+            (self.guardians(), 0o700),
+            (self.vms(), 0o700),
+            (self.generations(), 0o700),
+            (self.history(), 0o700),
+            (self.tpm_pool(), 0o711),
+            (self.images(), 0o711),
+            (self.run.clone(), 0o711),
+            (self.migrations(), 0o711),
+        ] {
+            durable::make_directory(&path, mode)?;
+        }
+        Ok(())
+    }
+
+    pub fn identity(&self) -> PathBuf {
+        self.data.join("identity")
+    }
+
+    pub fn guardians(&self) -> PathBuf {
+        self.data.join("guardians")
+    }
+
+    pub(crate) fn vms(&self) -> PathBuf {
+        self.data.join("vms")
+    }
+
+    pub(crate) fn vm(&self, vm: VmId) -> PathBuf {
+        self.vms().join(vm.to_string())
+    }
+
+    pub(crate) fn generations(&self) -> PathBuf {
+        self.data.join("generations")
+    }
+
+    pub(crate) fn history(&self) -> PathBuf {
+        self.data.join("history")
+    }
+
+    pub(crate) fn tpm_pool(&self) -> PathBuf {
+        self.data.join("tpm-pool")
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
+    pub fn audit_log(&self) -> PathBuf {
+        self.data.join("audit.log")
+    }
+
+    pub(crate) fn migrations(&self) -> PathBuf {
+        self.run.join("mig")
+    }
+
+    pub(crate) fn migration(&self, vm: VmId) -> PathBuf {
+        self.migrations().join(vm.to_string())
+    }
+
+    /// UEFI variables, by id: two VMs may have had the same name, never the same id.
+    pub(crate) fn nvram(&self, vm: VmId) -> PathBuf {
+        self.nvram.join(format!("{vm}_VARS.fd"))
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+}

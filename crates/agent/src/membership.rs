@@ -1,0 +1,194 @@
+//! This host's place in its fleet, as `join` stored it: name, certificate, pinned authority, EK authority.
+//!
+//! `member.json` is written last, so a host has either joined completely or not at all.
+
+use crate::durable;
+use crate::layout::Layout;
+use aws_lc_rs::rand;
+use fleetward_hypervisor::{EkIssuer, EkPublic};
+use fleetward_link::{Credential, CredentialError, FleetTrust, TrustError};
+use fleetward_model::{GroupName, HostName};
+use fleetward_protector::ek::{EkAuthority, EkPublicKey, RandomSerial, TpmIdentity};
+use fleetward_protector::{AuthorityKey, EndorsementError};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::PathBuf;
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+/// What `join` was told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Member {
+    pub host: HostName,
+    pub group: GroupName,
+    /// The fleet's id.
+    pub fleet: String,
+    /// `address:port` of the controller that was joined.
+    pub controller: String,
+    /// `address:port` under which this host was announced.
+    pub address: String,
+}
+
+/// The files of the membership.
+#[derive(Debug, Clone)]
+pub struct MembershipFiles {
+    directory: PathBuf,
+}
+
+/// Everything a running agent needs of its membership.
+#[derive(Debug)]
+pub struct Membership {
+    pub member: Member,
+    pub credential: Credential,
+    pub trust: FleetTrust,
+    /// The authority's key, for endorsements.
+    pub authority: AuthorityKey,
+    pub ek: EkCertifier,
+}
+
+/// Why there is no membership.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    #[error("this host has not joined a fleet; run: fleetward-agent join TOKEN")]
+    NotJoined,
+    #[error("cannot read or write the membership file {path}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("the host's certificate cannot be used")]
+    Credential(#[from] CredentialError),
+    #[error("the pinned authority cannot be used")]
+    Trust(#[from] TrustError),
+    #[error("the pinned authority cannot endorse")]
+    Authority(#[from] EndorsementError),
+    #[error("the host's EK authority cannot be used: {0}")]
+    Ek(String),
+}
+
+impl MembershipFiles {
+    pub fn new(layout: &Layout) -> Self {
+        Self {
+            directory: layout.identity(),
+        }
+    }
+
+    /// Whether this host has joined.
+    pub fn member(&self) -> Result<Option<Member>, MembershipError> {
+        let path = self.directory.join("member.json");
+        durable::read_json(&path).map_err(|source| MembershipError::File { path, source })
+    }
+
+    /// Loads everything.
+    pub fn load(&self) -> Result<Membership, MembershipError> {
+        let member = self.member()?.ok_or(MembershipError::NotJoined)?;
+        let trust = FleetTrust::load(&self.directory.join("authority.pem"))?;
+        let authority = AuthorityKey::from_certificate(trust.certificate())?;
+        Ok(Membership {
+            credential: Credential::load(&self.directory.join("host.pem"))?,
+            ek: EkCertifier::from_pem(
+                &self.read_text("ek-authority.pem")?,
+                &self.read_text("ek-authority.key")?,
+            )?,
+            trust,
+            authority,
+            member,
+        })
+    }
+
+    /// Stores a new membership, `member.json` last.
+    pub(crate) fn store(
+        &self,
+        member: &Member,
+        credential: &Credential,
+        trust: &FleetTrust,
+        ek_chain_pem: &str,
+        ek_key_pem: &Zeroizing<String>,
+    ) -> Result<(), MembershipError> {
+        // Proves that what came back fits together before any of it is believed.
+        EkCertifier::from_pem(ek_chain_pem, ek_key_pem)?;
+        credential.store(&self.directory.join("host.pem"))?;
+        let path = self.directory.join("authority.pem");
+        trust
+            .store(&path)
+            .map_err(|source| MembershipError::File { path, source })?;
+        self.write("ek-authority.pem", ek_chain_pem.as_bytes())?;
+        self.write("ek-authority.key", ek_key_pem.as_bytes())?;
+        let json = serde_json::to_vec_pretty(member).expect("plain fields are JSON");
+        self.write("member.json", &json)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), MembershipError> {
+        let path = self.directory.join(name);
+        durable::write(&path, content).map_err(|source| MembershipError::File { path, source })
+    }
+
+    fn read_text(&self, name: &str) -> Result<Zeroizing<String>, MembershipError> {
+        let path = self.directory.join(name);
+        std::fs::read_to_string(&path)
+            .map(Zeroizing::new)
+            .map_err(|source| MembershipError::File { path, source })
+    }
+}
+
+/// Issues the EK certificates of TPMs that are made on this host.
+pub struct EkCertifier {
+    authority: EkAuthority<rcgen::KeyPair>,
+}
+
+impl EkCertifier {
+    fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, MembershipError> {
+        let (_, certificate) = first_certificate(chain_pem)
+            .ok_or_else(|| MembershipError::Ek("its certificate cannot be read".into()))?;
+        let key = rcgen::KeyPair::from_pem(key_pem)
+            .map_err(|error| MembershipError::Ek(error.to_string()))?;
+        let authority = EkAuthority::new(&certificate, key)
+            .map_err(|error| MembershipError::Ek(error.to_string()))?;
+        Ok(Self { authority })
+    }
+}
+
+impl std::fmt::Debug for EkCertifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EkCertifier")
+    }
+}
+
+impl EkIssuer for EkCertifier {
+    fn issue(&self, public: &EkPublic) -> Result<Vec<u8>, String> {
+        let key = match public {
+            EkPublic::Rsa { modulus } => EkPublicKey::from_rsa_modulus(modulus),
+            EkPublic::Ecc { x, y } => {
+                let curve = if x.len() > 32 {
+                    "secp384r1"
+                } else {
+                    "secp256r1"
+                };
+                let (x, y) = (hex::encode(x), hex::encode(y));
+                EkPublicKey::from_swtpm(&format!("x={x},y={y},id={curve}"))
+            }
+        }
+        .map_err(|error| error.to_string())?;
+        let mut serial = [0; 16];
+        rand::fill(&mut serial).map_err(|_| "the system gives no random numbers".to_owned())?;
+        self.authority
+            .issue_ek(
+                &key,
+                &TpmIdentity::default(),
+                RandomSerial::new(serial),
+                OffsetDateTime::now_utc(),
+            )
+            .map_err(|error| crate::failure::chain(&error))
+    }
+}
+
+/// The first certificate of a PEM chain: the rest of the text, and its DER.
+fn first_certificate(pem: &str) -> Option<(&str, Vec<u8>)> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    let (_, rest) = pem.split_once(BEGIN)?;
+    let (body, rest) = rest.split_once(END)?;
+    let compact: String = body.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    use base64::Engine;
+    let der = base64::engine::general_purpose::STANDARD
+        .decode(compact)
+        .ok()?;
+    Some((rest, der))
+}

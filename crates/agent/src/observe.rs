@@ -1,0 +1,329 @@
+//! What the controller sees of this host: facts every few seconds, VMs as soon as they change.
+//!
+//! One watcher follows the hypervisor's events and looks again at what they name; streams share what it finds. A reader
+//! that falls behind, and everybody after libvirt was away, gets a new snapshot instead of a gap.
+
+use crate::arrivals;
+use crate::failure::{HypervisorResult, Result};
+use crate::host::Host;
+use fleetward_api::agent::AgentEvent;
+use fleetward_hypervisor::{
+    DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent, StopReason,
+};
+use fleetward_model::host::{Accelerator, HostFacts, HypervisorVersions, PoolFacts};
+use fleetward_model::vm::{DiskBus, DiskObserved, TpmObserved, VmMetadata, VmObserved, VmState};
+use fleetward_model::{ByteSize, VmId};
+use fleetward_protector::KeyProtector;
+use futures_util::Stream;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// How often facts are sent: also the sign of life.
+const FACTS: Duration = Duration::from_secs(3);
+
+/// How often a hypervisor that does not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Events kept for a slow reader.
+const BACKLOG: usize = 256;
+
+/// Where changes are announced.
+#[derive(Debug)]
+pub(crate) struct Observer {
+    events: broadcast::Sender<Arc<AgentEvent>>,
+    look: mpsc::UnboundedSender<VmId>,
+    looks: std::sync::Mutex<Option<mpsc::UnboundedReceiver<VmId>>>,
+}
+
+impl Observer {
+    pub(crate) fn new() -> Self {
+        let (look, looks) = mpsc::unbounded_channel();
+        Self {
+            events: broadcast::channel(BACKLOG).0,
+            look,
+            looks: std::sync::Mutex::new(Some(looks)),
+        }
+    }
+
+    /// Asks for a look at a VM: an operation has ended.
+    pub(crate) fn look_at(&self, vm: VmId) {
+        // Without a watcher nobody is told, and nobody listens.
+        let _ = self.look.send(vm);
+    }
+
+    fn announce(&self, event: AgentEvent) {
+        // Nobody listens now; whoever comes later starts with a snapshot.
+        let _ = self.events.send(Arc::new(event));
+    }
+}
+
+/// Follows the hypervisor until `stop`.
+pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
+    let mut events = host.hypervisor.events();
+    let mut looks = host
+        .observer
+        .looks
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .take()
+        .expect("there is one watcher");
+    let mut facts_due = tokio::time::interval(FACTS);
+    facts_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            event = events.recv() => match event {
+                Ok(HypervisorEvent::Changed(vm)) => look(&host, vm).await,
+                Ok(HypervisorEvent::Stopped(vm)) => {
+                    if !host.operations.is_busy(vm) {
+                        host.tidy_after(vm).await;
+                    }
+                    look(&host, vm).await;
+                }
+                Ok(HypervisorEvent::Removed(vm)) => look(&host, vm).await,
+                Ok(HypervisorEvent::Disconnected) => tracing::warn!("libvirt does not answer"),
+                Ok(HypervisorEvent::Connected) => {
+                    tracing::info!("libvirt answers");
+                    host.drop_unneeded_secrets().await;
+                    arrivals::load_secrets_again(&host).await;
+                    announce_snapshot(&host).await;
+                }
+                Err(RecvError::Lagged(_)) => announce_snapshot(&host).await,
+                Err(RecvError::Closed) => return,
+            },
+            Some(vm) = looks.recv() => look(&host, vm).await,
+            _ = facts_due.tick() => {
+                if host.observer.events.receiver_count() > 0
+                    && let Ok(facts) = facts(&host).await
+                {
+                    host.observer.announce(AgentEvent::Facts { facts: Box::new(facts) });
+                }
+            }
+        }
+    }
+}
+
+async fn look(host: &Host, vm: VmId) {
+    if host.observer.events.receiver_count() == 0 {
+        return;
+    }
+    let event = match observe(host, vm).await {
+        Ok(Some(vm)) => AgentEvent::VmChanged { vm: Box::new(vm) },
+        Ok(None) => AgentEvent::VmRemoved { id: vm },
+        // The hypervisor is away: a snapshot follows when it is back.
+        Err(_) => return,
+    };
+    host.observer.announce(event);
+}
+
+async fn announce_snapshot(host: &Host) {
+    if host.observer.events.receiver_count() == 0 {
+        return;
+    }
+    match snapshot(host).await {
+        Ok(snapshot) => host.observer.announce(snapshot),
+        Err(trouble) => tracing::warn!(because = trouble.failure.because, "no snapshot"),
+    }
+}
+
+/// The events of one reader: a snapshot, then everything that changes.
+pub(crate) fn events(host: Arc<Host>) -> impl Stream<Item = Arc<AgentEvent>> {
+    let receiver = host.observer.events.subscribe();
+    futures_util::stream::unfold(
+        (host, receiver, true),
+        |(host, mut receiver, mut anew)| async move {
+            loop {
+                if anew {
+                    match snapshot(&host).await {
+                        Ok(snapshot) => return Some((Arc::new(snapshot), (host, receiver, false))),
+                        Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+                    }
+                    continue;
+                }
+                match receiver.recv().await {
+                    Ok(event) => return Some((event, (host, receiver, false))),
+                    Err(RecvError::Lagged(_)) => anew = true,
+                    Err(RecvError::Closed) => return None,
+                }
+            }
+        },
+    )
+}
+
+async fn snapshot(host: &Host) -> Result<AgentEvent> {
+    let facts = facts(host).await?;
+    let domains = host
+        .hypervisor
+        .list()
+        .await
+        .attempt(|| "listing the VMs".to_owned())?;
+    let mut vms = Vec::with_capacity(domains.len());
+    for domain in domains {
+        vms.push(describe(host, domain, &facts.pools).await);
+    }
+    Ok(AgentEvent::Snapshot {
+        facts: Box::new(facts),
+        vms,
+    })
+}
+
+/// What this host is and has now.
+pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
+    let found = host
+        .hypervisor
+        .facts()
+        .await
+        .attempt(|| format!("asking the hypervisor of host {}", host.member.host))?;
+    let (pools, pool_warnings) = host.pools.facts();
+    Ok(HostFacts {
+        host: host.member.host.clone(),
+        group: host.member.group.clone(),
+        versions: HypervisorVersions {
+            libvirt: found.libvirt,
+            qemu: found.qemu,
+            swtpm: found.swtpm,
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+        accelerator: found.accelerator,
+        cpus: found.cpus,
+        arch: found.arch,
+        cpu_model: found.cpu_model,
+        memory: found.memory,
+        memory_available: found.memory_available,
+        machines: found.machines,
+        secure_boot: found.secure_boot,
+        pools,
+        guardians: host.keyring.facts(),
+        clock: OffsetDateTime::now_utc(),
+        tpm_pool: host.tpm_pool.ready(),
+        warnings: host.warnings.iter().cloned().chain(pool_warnings).collect(),
+    })
+}
+
+/// One VM as it is now, none when this host has none of that id.
+pub(crate) async fn observe(host: &Host, vm: VmId) -> Result<Option<VmObserved>> {
+    match host.hypervisor.inspect(vm).await {
+        Ok(domain) => {
+            let (pools, _) = host.pools.facts();
+            Ok(Some(describe(host, domain, &pools).await))
+        }
+        Err(HypervisorError::NoDomain(_)) => Ok(None),
+        Err(error) => Err(crate::failure::Trouble::hypervisor(
+            format!("looking at VM {vm}"),
+            &error,
+        )),
+    }
+}
+
+async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> VmObserved {
+    let mut metadata = domain.metadata.clone();
+    if let Some(metadata) = &mut metadata {
+        // Our own record decides: a live migration brings the source's metadata along.
+        metadata.transit = match host.record(domain.id).transit() {
+            Ok(transit) => transit.map(|record| record.transit()),
+            Err(_) => metadata.transit,
+        };
+    }
+    let state_present = matches!(host.tpms.state(domain.id).await, Ok(Some(_)));
+    VmObserved {
+        id: domain.id,
+        host: host.member.host.clone(),
+        state: state_of(domain.state),
+        reason: domain.reason.to_owned(),
+        cpus: domain.cpus,
+        memory: domain.memory,
+        firmware: domain.firmware,
+        machine: domain.machine.clone(),
+        accelerator: match domain.accelerator {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg => "qemu",
+        }
+        .to_owned(),
+        disks: describe_disks(host, &domain, metadata.as_ref(), pools),
+        tpm: describe_tpm(domain.tpm, state_present, metadata.as_ref()),
+        name: domain.name,
+        metadata,
+        observed: OffsetDateTime::now_utc(),
+    }
+}
+
+/// A stopped VM is stopped, whatever stopped it; the reason says that.
+fn state_of(state: DomainState) -> VmState {
+    match state {
+        DomainState::Running => VmState::Running,
+        DomainState::Paused { .. } => VmState::Paused,
+        DomainState::Stopped(
+            StopReason::Ordinary | StopReason::Crashed | StopReason::Migrated | StopReason::Failed,
+        ) => VmState::Stopped,
+    }
+}
+
+/// Disks that lie in pools; others are none of ours.
+fn describe_disks(
+    host: &Host,
+    domain: &DomainObserved,
+    metadata: Option<&VmMetadata>,
+    pools: &[PoolFacts],
+) -> Vec<DiskObserved> {
+    domain
+        .disks
+        .iter()
+        .filter_map(|(target, path)| {
+            let pool = host.pools.holding(pools, path)?;
+            let spec = metadata.and_then(|m| m.spec.disks.iter().find(|d| d.target == *target));
+            let (length, allocated) = size_of(path);
+            Some(DiskObserved {
+                target: target.clone(),
+                bus: spec.map_or_else(|| bus_of(target), |spec| spec.bus),
+                pool: pool.name.clone(),
+                pool_id: pool.id.clone(),
+                path: path.display().to_string(),
+                format: "qcow2".to_owned(),
+                size: spec.map_or(ByteSize(length), |spec| spec.size),
+                allocated: ByteSize(allocated),
+            })
+        })
+        .collect()
+}
+
+fn bus_of(target: &str) -> DiskBus {
+    if target.starts_with("sd") {
+        DiskBus::Sata
+    } else {
+        DiskBus::Virtio
+    }
+}
+
+/// Length and bytes taken of a file, zero when it is not there.
+fn size_of(path: &Path) -> (u64, u64) {
+    std::fs::metadata(path).map_or((0, 0), |found| (found.len(), found.blocks() * 512))
+}
+
+fn describe_tpm(enabled: bool, state_present: bool, metadata: Option<&VmMetadata>) -> TpmObserved {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use sha2::{Digest, Sha256};
+    let protector = metadata
+        .and_then(|m| m.key_protector.as_deref())
+        .and_then(|text| KeyProtector::from_base64(text).ok());
+    let inspection = protector.as_ref().map(KeyProtector::inspect);
+    TpmObserved {
+        enabled,
+        version: "2.0".to_owned(),
+        model: "tpm-crb".to_owned(),
+        state_present,
+        key_id: inspection.map(|i| i.binding.key_id),
+        owner: inspection.map(|i| i.owner.id().clone()),
+        guardians: inspection.map(|i| i.guardian_ids()).unwrap_or_default(),
+        ek_certificate: metadata
+            .and_then(|m| m.ek_certificate.as_deref())
+            .and_then(|text| STANDARD.decode(text).ok())
+            .map(|der| hex::encode(Sha256::digest(der))),
+    }
+}

@@ -1,0 +1,224 @@
+//! Volumes and definitions: made before a VM first starts, removed after it last stopped.
+
+use super::Task;
+use crate::failure::{HypervisorResult, Result, Trouble};
+use fleetward_api::agent::OperationResult;
+use fleetward_hypervisor::{DomainDefinition, Error as HypervisorError};
+use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
+use fleetward_model::{ErrorCode, Failure};
+use std::path::Path;
+
+impl Task<'_> {
+    /// Makes the disks; none is left when one cannot be made.
+    pub(super) async fn create_volumes(
+        &self,
+        spec: &VmSpec,
+        sources: &[VolumeSource],
+    ) -> Result<OperationResult> {
+        self.require_same_vm(spec)?;
+        self.require_whole()?;
+        if self.look().await?.is_none()
+            && let Err(trouble) = self.create_each_volume(spec, sources).await
+        {
+            // What failed is worth telling, not that its rests could not be removed: the undo tries again.
+            let _ = self.remove_volume_files(spec).await;
+            return Err(trouble);
+        }
+        Ok(OperationResult::Nothing)
+    }
+
+    async fn create_each_volume(&self, spec: &VmSpec, sources: &[VolumeSource]) -> Result<()> {
+        for (at, disk) in spec.disks.iter().enumerate() {
+            if self.cancel.is_cancelled() {
+                return Err(self.cancelled());
+            }
+            let path = self.host.pools.volume(disk)?;
+            self.progress(0, 0, &format!("making disk {}", disk.target));
+            let what = || format!("disk {} of VM {}", disk.target, spec.name);
+            match sources.get(at).unwrap_or(&VolumeSource::Empty) {
+                VolumeSource::Empty => {
+                    self.host.pools.require_space(&disk.pool, 0)?;
+                    self.host.volumes.create_empty(&path, disk.size).await
+                }
+                VolumeSource::Image { image, sha256 } => {
+                    let image = self.host.images.require(image.as_str(), sha256)?;
+                    let size = std::fs::metadata(&image.path)
+                        .map_err(|error| Trouble::file(what(), &image.path, &error))?
+                        .len();
+                    if !path.exists() {
+                        self.host.pools.require_space(&disk.pool, size)?;
+                    }
+                    self.host
+                        .volumes
+                        .create_from_image(&image.path, image.format, &path, disk.size)
+                        .await
+                }
+            }
+            .attempt(what)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the disks' files. Refused while the VM is defined and not stopped.
+    pub(super) async fn delete_volumes(&self, spec: &VmSpec) -> Result<OperationResult> {
+        self.require_same_vm(spec)?;
+        self.require_stopped().await?;
+        self.remove_volume_files(spec).await?;
+        Ok(OperationResult::Nothing)
+    }
+
+    async fn remove_volume_files(&self, spec: &VmSpec) -> Result<()> {
+        for disk in &spec.disks {
+            // A pool that is not configured any more holds nothing that could be removed.
+            match self.host.pools.volume(disk) {
+                Ok(path) => self.delete_file(&path).await?,
+                Err(Trouble { failure, .. }) if failure.code == ErrorCode::PoolMissing => {}
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn delete_file(&self, path: &Path) -> Result<()> {
+        self.host
+            .volumes
+            .delete(path)
+            .await
+            .attempt(|| format!("removing {}", path.display()))
+    }
+
+    /// Defines the domain; a repeat defines it anew.
+    pub(super) async fn define(&self, metadata: &VmMetadata) -> Result<OperationResult> {
+        self.require_same_vm(&metadata.spec)?;
+        self.require_whole()?;
+        if let Some(domain) = self.look().await?
+            && domain.metadata.is_none()
+        {
+            return Err(Trouble::refuse(
+                ErrorCode::UuidTaken,
+                format!("VM {}", metadata.spec.name),
+                format!(
+                    "a domain {} that Fleetward did not make has its uuid",
+                    domain.name
+                ),
+            ));
+        }
+        let mut metadata = metadata.clone();
+        metadata.generation = self.generation;
+        metadata.transit = None;
+        if metadata.spec.tpm {
+            self.complete_tpm_metadata(&mut metadata)?;
+        }
+        self.define_domain(metadata).await?;
+        Ok(OperationResult::Nothing)
+    }
+
+    /// A VM's key protector is the one that was made with its TPM here; another one is refused.
+    fn complete_tpm_metadata(&self, metadata: &mut VmMetadata) -> Result<()> {
+        use base64::Engine;
+        use base64::engine::general_purpose::STANDARD;
+        let made = self.record.protector()?.map(|der| STANDARD.encode(der));
+        match (&metadata.key_protector, made) {
+            (Some(given), Some(made)) if *given != made => {
+                return Err(Trouble::refuse(
+                    ErrorCode::KeyProtectorUnreadable,
+                    format!("VM {}", metadata.spec.name),
+                    "the definition brings another key protector than its TPM was made with",
+                ));
+            }
+            (Some(_), _) => {}
+            (None, Some(made)) => metadata.key_protector = Some(made),
+            (None, None) => {
+                return Err(Trouble::refuse(
+                    ErrorCode::KeyProtectorUnreadable,
+                    format!("VM {}", metadata.spec.name),
+                    "it is to have a TPM, but none has been made",
+                ));
+            }
+        }
+        if metadata.ek_certificate.is_none() {
+            metadata.ek_certificate = self
+                .record
+                .ek_certificate()?
+                .map(|der| STANDARD.encode(der));
+        }
+        Ok(())
+    }
+
+    /// Hands the definition to the hypervisor, its paths resolved.
+    pub(super) async fn define_domain(&self, metadata: VmMetadata) -> Result<()> {
+        let spec = &metadata.spec;
+        let cdrom_path = match &spec.cdrom {
+            None => None,
+            Some(cdrom) => {
+                let image = self
+                    .host
+                    .images
+                    .require(cdrom.image.as_str(), &cdrom.sha256)?;
+                Some(image.path)
+            }
+        };
+        let definition = DomainDefinition {
+            disk_paths: self.host.pools.volumes(spec)?,
+            cdrom_path,
+            serial_log: self
+                .host
+                .config
+                .serial_log_dir
+                .as_ref()
+                .map(|dir| dir.join(format!("{}.log", spec.name))),
+            nvram_path: self.host.layout.nvram(self.vm),
+            metadata: metadata.clone(),
+        };
+        self.host
+            .hypervisor
+            .define(&definition)
+            .await
+            .attempt(|| format!("defining VM {}", spec.name))
+    }
+
+    /// Removes the definition and the UEFI variables of a stopped VM.
+    pub(super) async fn undefine(&self) -> Result<OperationResult> {
+        match self.require_stopped().await? {
+            Some(domain) if domain.metadata.is_none() => {
+                return Err(Failure::new(
+                    ErrorCode::VmNotManaged,
+                    format!("VM {} ({})", domain.name, self.vm),
+                )
+                .into());
+            }
+            Some(_) | None => {}
+        }
+        self.require_whole()?;
+        self.remove_definition().await?;
+        self.record.forget_migrations()?;
+        Ok(OperationResult::Nothing)
+    }
+
+    /// Definition, UEFI variables and secret, whichever of them are there.
+    pub(super) async fn remove_definition(&self) -> Result<()> {
+        match self.host.hypervisor.undefine(self.vm).await {
+            Ok(()) | Err(HypervisorError::NoDomain(_)) => {}
+            Err(error) => {
+                return Err(Trouble::hypervisor(
+                    format!("undefining VM {}", self.vm),
+                    &error,
+                ));
+            }
+        }
+        self.delete_file(&self.host.layout.nvram(self.vm)).await?;
+        self.drop_secret().await
+    }
+
+    /// The specification must be of the VM that the request names.
+    pub(super) fn require_same_vm(&self, spec: &VmSpec) -> Result<()> {
+        if spec.id == self.vm {
+            return Ok(());
+        }
+        Err(Trouble::refuse(
+            ErrorCode::InvalidRequest,
+            format!("VM {}", self.vm),
+            format!("the specification is of VM {}", spec.id),
+        ))
+    }
+}

@@ -1,0 +1,416 @@
+//! The source of a migration.
+//!
+//! ```text
+//!  the VM ── MigrateLive | SendStopped ──► left ── Depart ──► departed ── CleanUpDeparted ──► nothing
+//!    ▲              │ any failure           │
+//!    └──────────────┴── (undone) ───────────┘
+//! ```
+//! *Left* is a fact on the disk (`outgoing.json`): the memory or the files are at the destination, the VM does not run here.
+//! It is still undone by doing nothing here. *Departed* is the point of no return: nothing starts this copy again.
+
+use super::Task;
+use crate::arrivals::{Channel, ChannelUse};
+use crate::failure::{HypervisorResult, Result, Trouble, chain};
+use crate::record::{Outgoing, TransitRecord};
+use fleetward_api::agent::{IncomingDisk, OperationResult, Peer, SourceState};
+use fleetward_hypervisor::{
+    DomainState, Error as HypervisorError, MigrationDisks, MigrationOutcome, MigrationProgress,
+    MigrationRequest, StopReason,
+};
+use fleetward_link::tunnel::{TunnelError, TunnelTarget, UnixRelay};
+use fleetward_link::{Identity, SocketSpec};
+use fleetward_model::vm::{Transit, TransitSide, VmMetadata, VmSpec};
+use fleetward_model::{ErrorCode, Failure};
+use std::path::Path;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How often the destination is called while memory moves.
+const CALL: Duration = Duration::from_secs(2);
+
+/// A destination that has not answered for so long is lost.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// How long an abort may take before the sockets are closed under it.
+const ABORT: Duration = Duration::from_secs(2);
+
+impl Task<'_> {
+    /// Moves the running VM; it arrives paused. A repeat after success answers again.
+    pub(super) async fn migrate_live(
+        &self,
+        to: &Peer,
+        disks: &[IncomingDisk],
+    ) -> Result<OperationResult> {
+        if let Some(outgoing) = self.left_already()? {
+            return Ok(outgoing.answer());
+        }
+        self.require_whole()?;
+        self.host
+            .hypervisor
+            .abort_leftover_migration(self.vm)
+            .await
+            .attempt(|| format!("ending an earlier migration of VM {}", self.vm))?;
+        let (domain, metadata) = self.managed().await?;
+        match domain.state {
+            DomainState::Running => {}
+            DomainState::Stopped(StopReason::Migrated) => return self.leave(None),
+            DomainState::Paused { .. } | DomainState::Stopped(_) => {
+                return Err(Trouble::refuse(
+                    ErrorCode::VmNotRunning,
+                    format!("VM {}", domain.name),
+                    format!("it is {} here", domain.reason),
+                ));
+            }
+        }
+        self.progress(0, 0, "calling the destination");
+        self.call(to, ChannelUse::Arm, Duration::from_secs(30))
+            .await?;
+        let outcome = self.move_memory(to, disks, &metadata).await;
+        self.remove_socket_directory()?;
+        match outcome {
+            Ok(outcome) => self.leave(Some(outcome)),
+            Err(trouble) => self.settle_after_failure(trouble).await,
+        }
+    }
+
+    /// Opens the sockets, lets libvirt migrate through them, and gives up when the destination is lost.
+    async fn move_memory(
+        &self,
+        to: &Peer,
+        disks: &[IncomingDisk],
+        metadata: &VmMetadata,
+    ) -> Result<MigrationOutcome> {
+        let directory = self.make_socket_directory()?;
+        let relays = [
+            ("libvirt.sock", ChannelUse::Libvirt),
+            ("memory.sock", ChannelUse::Memory),
+            ("disk.sock", ChannelUse::Disk),
+        ]
+        .into_iter()
+        .map(|(name, channel)| self.relay(&directory.join(name), to, channel))
+        .collect::<Result<Vec<_>>>()?;
+
+        let copied: Vec<String> = disks
+            .iter()
+            .filter(|disk| disk.copy)
+            .map(|disk| disk.target.clone())
+            .collect();
+        let mut arriving = metadata.clone();
+        arriving.transit = Some(Transit {
+            job: self.job,
+            side: TransitSide::Incoming,
+        });
+        let request = MigrationRequest {
+            libvirt_socket: directory.join("libvirt.sock"),
+            memory_socket: directory.join("memory.sock"),
+            disk_socket: directory.join("disk.sock"),
+            disks: if copied.is_empty() {
+                MigrationDisks::Shared
+            } else {
+                MigrationDisks::Copy(copied)
+            },
+            arriving,
+        };
+        let (sender, progress) = watch::channel(MigrationProgress::default());
+        let abort = CancellationToken::new();
+        let migration = self
+            .host
+            .hypervisor
+            .migrate(self.vm, &request, sender, abort.clone());
+        tokio::pin!(migration);
+
+        let mut relays = Some(relays);
+        let lost = self.destination_lost(to);
+        tokio::pin!(lost);
+        let reason = tokio::select! {
+            outcome = &mut migration => return self.judge(outcome, relays, None).await,
+            () = self.follow(progress) => unreachable!("progress is followed for ever"),
+            () = self.cancel.cancelled() => None,
+            because = &mut lost => Some(because),
+        };
+        abort.cancel();
+        let outcome = tokio::select! {
+            outcome = &mut migration => outcome,
+            () = tokio::time::sleep(ABORT) => {
+                // libvirt waits for a peer that does not answer: closed sockets it understands.
+                close(relays.take()).await;
+                migration.await
+            }
+        };
+        self.judge(outcome, relays, reason).await
+    }
+
+    async fn judge(
+        &self,
+        outcome: fleetward_hypervisor::Result<MigrationOutcome>,
+        relays: Option<Vec<UnixRelay>>,
+        lost: Option<String>,
+    ) -> Result<MigrationOutcome> {
+        let broken = relays.as_ref().and_then(|relays| {
+            relays
+                .iter()
+                .find_map(|relay| relay.last_failure())
+                .map(|error| chain(&*error))
+        });
+        close(relays).await;
+        let error = match outcome {
+            Ok(outcome) => return Ok(outcome),
+            Err(error) => error,
+        };
+        let what = || format!("migrating VM {}", self.vm);
+        if let Some(because) = lost {
+            return Err(Failure::new(ErrorCode::LinkLost, what())
+                .because(because)
+                .into());
+        }
+        if self.cancel.is_cancelled() {
+            return Err(self.cancelled());
+        }
+        let mut trouble = Trouble::hypervisor(what(), &error);
+        if let Some(broken) = broken {
+            trouble.failure.because = format!("{}; the link: {broken}", trouble.failure.because);
+        }
+        Err(trouble)
+    }
+
+    /// A failed migration leaves the VM running here. If it went nevertheless, and only the report of it failed, that is
+    /// a success.
+    async fn settle_after_failure(&self, trouble: Trouble) -> Result<OperationResult> {
+        self.host
+            .hypervisor
+            .abort_leftover_migration(self.vm)
+            .await
+            .attempt(|| format!("ending the migration of VM {}", self.vm))?;
+        match self.look().await?.map(|domain| domain.state) {
+            Some(DomainState::Stopped(StopReason::Migrated)) => self.leave(None),
+            Some(DomainState::Paused { .. }) => {
+                // Nothing at the destination runs before the commit, so it may go on here.
+                self.resume().await?;
+                Err(trouble)
+            }
+            Some(DomainState::Running | DomainState::Stopped(_)) | None => Err(trouble),
+        }
+    }
+
+    /// Puts on record that the memory or the files have left.
+    pub(super) fn leave(&self, outcome: Option<MigrationOutcome>) -> Result<OperationResult> {
+        let outgoing = Outgoing {
+            job: self.job,
+            total_ms: outcome.map_or(0, |o| o.total_ms),
+            downtime_ms: outcome.and_then(|o| o.downtime_ms),
+            transferred: outcome.map_or(0, |o| o.transferred),
+        };
+        self.record.keep_outgoing(&outgoing)?;
+        Ok(outgoing.answer())
+    }
+
+    pub(super) fn left_already(&self) -> Result<Option<Outgoing>> {
+        Ok(self
+            .record
+            .outgoing()?
+            .filter(|outgoing| outgoing.job == self.job))
+    }
+
+    fn relay(&self, path: &Path, to: &Peer, channel: ChannelUse) -> Result<UnixRelay> {
+        let mut socket = SocketSpec::new(path).with_mode(0o660);
+        if let Some(group) = self.host.qemu_group {
+            socket = socket.with_group(group);
+        }
+        let target = TunnelTarget {
+            address: to.address.clone(),
+            expected: Identity::Host(to.host.clone()),
+            header: Channel::new(self.job, channel).header(self.vm),
+        };
+        UnixRelay::open(&socket, self.host.dialer.clone(), target)
+            .map_err(|error| Trouble::file("the sockets of a migration", path, &error))
+    }
+
+    async fn follow(&self, mut progress: watch::Receiver<MigrationProgress>) {
+        loop {
+            let now = *progress.borrow_and_update();
+            self.progress(
+                now.memory_done.saturating_add(now.disk_done),
+                now.memory_total.saturating_add(now.disk_total),
+                if now.memory_done == 0 && now.disk_total > 0 {
+                    "copying disks"
+                } else {
+                    "copying memory"
+                },
+            );
+            if progress.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Returns when the destination has not answered for too long, and says so.
+    async fn destination_lost(&self, to: &Peer) -> String {
+        let mut heard = Instant::now();
+        loop {
+            tokio::time::sleep(CALL).await;
+            match self.call(to, ChannelUse::Ping, CALL).await {
+                Ok(()) => heard = Instant::now(),
+                Err(trouble) if heard.elapsed() >= PATIENCE => {
+                    return format!(
+                        "host {} does not answer any more: {}",
+                        to.host, trouble.failure.because
+                    );
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Calls the destination about this migration: it accepts, or says why not.
+    async fn call(&self, to: &Peer, channel: ChannelUse, patience: Duration) -> Result<()> {
+        let header = Channel::new(self.job, channel).header(self.vm);
+        let expected = Identity::Host(to.host.clone());
+        let dialer = self.host.dialer.clone().with_timeout(patience);
+        dialer
+            .dial(&to.address, &expected, &header)
+            .await
+            .map(drop)
+            .map_err(|error| self.refused_by(to, &error))
+    }
+
+    pub(super) fn refused_by(&self, to: &Peer, error: &TunnelError) -> Trouble {
+        match error {
+            TunnelError::Refused { code, message } => {
+                let code = code.parse().unwrap_or(ErrorCode::MigrationFailed);
+                Failure::new(code, format!("VM {} at host {}", self.vm, to.host))
+                    .because(message)
+                    .into()
+            }
+            TunnelError::Dial(_)
+            | TunnelError::NoAnswer
+            | TunnelError::Socket { .. }
+            | TunnelError::Stream(_) => Failure::new(
+                ErrorCode::LinkLost,
+                format!(
+                    "the link from host {} to host {}",
+                    self.host.member.host, to.host
+                ),
+            )
+            .because(chain(error))
+            .into(),
+        }
+    }
+
+    /// Whether the VM's memory has left for good. What an earlier process left half done is ended first.
+    pub(super) async fn migration_state(&self) -> Result<OperationResult> {
+        let departed = matches!(self.record.transit()?, Some(TransitRecord::Departed { .. }));
+        if !departed && self.left_already()?.is_none() {
+            match self.host.hypervisor.abort_leftover_migration(self.vm).await {
+                Ok(()) | Err(HypervisorError::NoDomain(_)) => {}
+                Err(error) => {
+                    return Err(Trouble::hypervisor(
+                        format!("ending the migration of VM {}", self.vm),
+                        &error,
+                    ));
+                }
+            }
+        }
+        let state = match self.look().await?.map(|domain| domain.state) {
+            Some(DomainState::Running | DomainState::Paused { .. }) => SourceState::Here,
+            // Ended by itself: its memory is nowhere, and what is here is the VM.
+            Some(DomainState::Stopped(reason))
+                if reason != StopReason::Migrated
+                    && self.left_already()?.is_none()
+                    && !departed =>
+            {
+                SourceState::Here
+            }
+            Some(DomainState::Stopped(_)) | None => SourceState::NotHere,
+        };
+        Ok(OperationResult::MigrationState { state })
+    }
+
+    /// Marks the copy here as departed, so that nothing starts it again.
+    pub(super) async fn depart(&self) -> Result<OperationResult> {
+        match self.record.transit()? {
+            Some(TransitRecord::Departed { job }) if job == self.job => {}
+            Some(TransitRecord::Departed { .. } | TransitRecord::Incoming(_)) => {
+                return Err(self.wrong_state("it is half of another migration"));
+            }
+            None => {
+                self.require_stopped().await?;
+                if self.left_already()?.is_none() {
+                    return Err(self.wrong_state("this migration has not moved it"));
+                }
+                self.record
+                    .keep_transit(&TransitRecord::Departed { job: self.job })?;
+            }
+        }
+        if let Some(domain) = self.require_stopped().await?
+            && let Some(mut metadata) = domain.metadata
+        {
+            metadata.transit = Some(Transit {
+                job: self.job,
+                side: TransitSide::Departed,
+            });
+            self.host
+                .hypervisor
+                .write_metadata(self.vm, &metadata)
+                .await
+                .attempt(|| format!("marking VM {} as departed", self.vm))?;
+        }
+        self.drop_secret().await?;
+        Ok(OperationResult::Nothing)
+    }
+
+    /// Removes what stayed behind. Only of a copy that is marked as departed, and never while it runs.
+    pub(super) async fn clean_up_departed(
+        &self,
+        spec: &VmSpec,
+        disks: &[IncomingDisk],
+    ) -> Result<OperationResult> {
+        self.require_same_vm(spec)?;
+        match self.record.transit()? {
+            Some(TransitRecord::Departed { job }) if job == self.job => {}
+            Some(TransitRecord::Departed { .. } | TransitRecord::Incoming(_)) => {
+                return Err(self.wrong_state("it is half of another migration"));
+            }
+            None if self.look().await?.is_none() => {
+                self.record.forget()?;
+                return Ok(OperationResult::Nothing);
+            }
+            None => return Err(self.wrong_state("this copy has not departed: it is the VM")),
+        }
+        self.require_stopped().await?;
+        self.remove_definition().await?;
+        for disk in spec.disks.iter().filter(|disk| {
+            disks
+                .iter()
+                .any(|copied| copied.copy && copied.target == disk.target)
+        }) {
+            self.delete_file(&self.host.pools.volume(disk)?).await?;
+        }
+        self.host
+            .tpms
+            .remove(self.vm)
+            .await
+            .attempt(|| format!("removing the departed TPM state of VM {}", spec.name))?;
+        self.remove_socket_directory()?;
+        // Last, with the mark of departure in it: until here a repeat finds what is still to be removed.
+        self.record.forget()?;
+        Ok(OperationResult::Nothing)
+    }
+}
+
+impl Outgoing {
+    fn answer(&self) -> OperationResult {
+        OperationResult::Migrated {
+            total_ms: self.total_ms,
+            downtime_ms: self.downtime_ms,
+            transferred: self.transferred,
+        }
+    }
+}
+
+async fn close(relays: Option<Vec<UnixRelay>>) {
+    for relay in relays.into_iter().flatten() {
+        relay.close().await;
+    }
+}

@@ -1,0 +1,185 @@
+//! Starting and stopping.
+
+use super::Task;
+use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::keyring::parse_protector;
+use fleetward_api::agent::OperationResult;
+use fleetward_hypervisor::DomainState;
+use fleetward_model::vm::VmMetadata;
+use fleetward_model::{ErrorCode, Failure};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A guest that is still in its firmware does not hear the power button: it is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often a stopping guest is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+impl Task<'_> {
+    /// Opens the key protector, loads the secret, starts. A running VM is left alone.
+    pub(super) async fn start(&self) -> Result<OperationResult> {
+        let (domain, metadata) = self.managed().await?;
+        self.require_whole()?;
+        match domain.state {
+            DomainState::Running => return Ok(OperationResult::Nothing),
+            DomainState::Paused { incoming: true } => {
+                return Err(self.wrong_state("its memory is still arriving"));
+            }
+            DomainState::Paused { incoming: false } => {
+                self.resume().await?;
+                return Ok(OperationResult::Nothing);
+            }
+            DomainState::Stopped(_) => {}
+        }
+        self.boot(&metadata, domain.tpm).await?;
+        Ok(OperationResult::Nothing)
+    }
+
+    /// Starts a stopped domain, its secret loaded for as long as it runs.
+    pub(super) async fn boot(&self, metadata: &VmMetadata, has_tpm: bool) -> Result<()> {
+        if has_tpm {
+            self.require_tpm_state().await?;
+            self.load_secret(metadata, "the VM starts").await?;
+        }
+        self.progress(0, 0, "starting");
+        let started = self.host.hypervisor.start(self.vm).await;
+        if has_tpm && started.is_err() {
+            // The start's error is the one to tell; a secret that stays is dropped when the operation has ended.
+            let _ = self.drop_secret().await;
+        }
+        started.attempt(|| format!("starting VM {}", metadata.spec.name))
+    }
+
+    /// Opens the VM's key protector with a guardian of this host and hands the key to the hypervisor. The key protector
+    /// has proved good then, and is kept as such.
+    pub(super) async fn load_secret(&self, metadata: &VmMetadata, reason: &str) -> Result<()> {
+        let text = metadata.key_protector.as_deref().ok_or_else(|| {
+            Failure::new(
+                ErrorCode::KeyProtectorUnreadable,
+                format!("VM {}", metadata.spec.name),
+            )
+            .because("it has a TPM, but its definition holds no key protector")
+        })?;
+        let protector = parse_protector(text, self.vm)?;
+        let secret = self
+            .host
+            .keyring
+            .open_secret(&protector, self.vm, &self.purpose(reason))?;
+        self.host
+            .hypervisor
+            .load_secret(self.vm, &secret)
+            .await
+            .attempt(|| format!("loading the secret of VM {}", metadata.spec.name))?;
+        if self.record.protector()?.as_deref() != Some(protector.der()) {
+            self.record.keep_protector(protector.der())?;
+        }
+        Ok(())
+    }
+
+    /// Refuses when the TPM's state is gone: a new one is never made in its place.
+    async fn require_tpm_state(&self) -> Result<()> {
+        let state = self
+            .host
+            .tpms
+            .state(self.vm)
+            .await
+            .attempt(|| format!("looking for the TPM state of VM {}", self.vm))?;
+        if state.is_some() {
+            return Ok(());
+        }
+        Err(
+            Failure::new(ErrorCode::TpmStateMissing, format!("VM {}", self.vm))
+                .because("there is no TPM state on this host")
+                .into(),
+        )
+    }
+
+    pub(super) async fn resume(&self) -> Result<()> {
+        self.host
+            .hypervisor
+            .resume(self.vm)
+            .await
+            .attempt(|| format!("letting VM {} run", self.vm))
+    }
+
+    /// Cuts the power, or asks the guest and waits until the deadline.
+    pub(super) async fn stop(&self, force: bool, deadline_seconds: u32) -> Result<OperationResult> {
+        let Some(domain) = self.look().await? else {
+            return Ok(OperationResult::Nothing);
+        };
+        if let DomainState::Stopped(_) = domain.state {
+            self.drop_secret_unless_arriving().await?;
+            return Ok(OperationResult::Nothing);
+        }
+        if domain.metadata.is_none() {
+            return Err(
+                Failure::new(ErrorCode::VmNotManaged, format!("VM {}", domain.name)).into(),
+            );
+        }
+        self.require_whole()?;
+        if force {
+            self.destroy().await?;
+        } else {
+            self.shut_down(Duration::from_secs(deadline_seconds.into()))
+                .await?;
+        }
+        self.drop_secret().await?;
+        Ok(OperationResult::Nothing)
+    }
+
+    async fn drop_secret_unless_arriving(&self) -> Result<()> {
+        match self.record.incoming()? {
+            Some(_) => Ok(()),
+            None => self.drop_secret().await,
+        }
+    }
+
+    pub(super) async fn destroy(&self) -> Result<()> {
+        self.host
+            .hypervisor
+            .destroy(self.vm)
+            .await
+            .attempt(|| format!("stopping VM {}", self.vm))
+    }
+
+    async fn shut_down(&self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        let mut press = Instant::now();
+        self.progress(0, 0, "waiting for the guest to shut down");
+        loop {
+            match self.look().await?.map(|domain| domain.state) {
+                None | Some(DomainState::Stopped(_)) => return Ok(()),
+                Some(DomainState::Running | DomainState::Paused { .. }) => {}
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(
+                    Failure::new(ErrorCode::ShutdownTimedOut, format!("VM {}", self.vm))
+                        .because(format!(
+                            "the guest still runs after {} s",
+                            patience.as_secs()
+                        ))
+                        .into(),
+                );
+            }
+            if now >= press {
+                press = now + PRESS_AGAIN;
+                match self.host.hypervisor.request_shutdown(self.vm).await {
+                    // It may have ended since we looked.
+                    Ok(()) | Err(fleetward_hypervisor::Error::WrongState { .. }) => {}
+                    Err(error) => {
+                        return Err(Trouble::hypervisor(
+                            format!("asking VM {} to shut down", self.vm),
+                            &error,
+                        ));
+                    }
+                }
+            }
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(self.cancelled()),
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Sending a stopped VM: disks, UEFI variables and TPM state, one after the other.
+
+use super::Task;
+use crate::arrivals::{Channel, ChannelUse};
+use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::transfer::{self, Item, Source};
+use fleetward_api::agent::{IncomingDisk, OperationResult, Peer};
+use fleetward_hypervisor::MigrationOutcome;
+use fleetward_link::Identity;
+use fleetward_model::{ErrorCode, Failure};
+use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
+
+impl Task<'_> {
+    /// Sends everything of a stopped VM. A repeat sends it again, unless it had all arrived.
+    pub(super) async fn send_stopped(
+        &self,
+        to: &Peer,
+        disks: &[IncomingDisk],
+    ) -> Result<OperationResult> {
+        if let Some(outgoing) = self.left_already()? {
+            return Ok(OperationResult::Migrated {
+                total_ms: outgoing.total_ms,
+                downtime_ms: None,
+                transferred: outgoing.transferred,
+            });
+        }
+        self.require_whole()?;
+        let (_, metadata) = self.managed().await?;
+        self.require_stopped().await?;
+        let files = self.files_to_send(&metadata.spec, disks).await?;
+        let total: u64 = files.iter().map(|(_, _, size)| size).sum();
+        let begun = Instant::now();
+        let mut done = 0;
+        for (item, source, _) in files {
+            let sending =
+                transfer::send(self.host, to, self.job, self.vm, &item, source, |bytes| {
+                    done += bytes;
+                    self.progress(done, total.max(done), &format!("sending {}", item.name()));
+                });
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(self.cancelled()),
+                sent = sending => sent?,
+            }
+        }
+        let header = Channel::new(self.job, ChannelUse::Complete).header(self.vm);
+        self.host
+            .dialer
+            .dial(&to.address, &Identity::Host(to.host.clone()), &header)
+            .await
+            .map_err(|error| self.refused_by(to, &error))?;
+        // Nothing may have started it meanwhile.
+        self.require_stopped().await?;
+        self.leave(Some(MigrationOutcome {
+            total_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            downtime_ms: None,
+            transferred: done,
+        }))
+    }
+
+    /// The files with the bytes they take.
+    async fn files_to_send(
+        &self,
+        spec: &fleetward_model::vm::VmSpec,
+        disks: &[IncomingDisk],
+    ) -> Result<Vec<(Item, Source, u64)>> {
+        let mut files = Vec::new();
+        for disk in disks.iter().filter(|disk| disk.copy) {
+            let volume = spec
+                .disks
+                .iter()
+                .find(|d| d.target == disk.target)
+                .ok_or_else(|| {
+                    Failure::new(ErrorCode::InvalidRequest, format!("disk {}", disk.target))
+                        .because(format!("VM {} has no such disk", spec.name))
+                })?;
+            let path = self.host.pools.volume(volume)?;
+            let size = std::fs::metadata(&path)
+                .map_err(|error| Trouble::file(format!("disk {}", disk.target), &path, &error))?
+                .blocks()
+                * 512;
+            let item = Item::Disk {
+                target: disk.target.clone(),
+            };
+            files.push((item, Source::File(path), size));
+        }
+        let variables = self.host.layout.nvram(self.vm);
+        // A VM that has never started has no variables yet.
+        if let Ok(metadata) = std::fs::metadata(&variables) {
+            files.push((Item::Variables, Source::File(variables), metadata.len()));
+        }
+        if spec.tpm {
+            let state = self
+                .host
+                .tpms
+                .read_state(self.vm)
+                .await
+                .attempt(|| format!("reading the TPM state of VM {}", spec.name))?;
+            let size = state.len() as u64;
+            files.push((Item::Tpm, Source::Bytes(state), size));
+        }
+        Ok(files)
+    }
+}

@@ -1,0 +1,217 @@
+//! The directories of volumes: which there are, whether two hosts share one, and where a disk's file lies.
+//!
+//! Each pool's directory holds a marker file with a random id, made by the first agent that sees it. Hosts that report the
+//! same id see the same directory, so a migration between them copies nothing and removes nothing.
+
+use crate::config::PoolConfig;
+use crate::durable;
+use crate::failure::{Result, Trouble};
+use fleetward_model::host::PoolFacts;
+use fleetward_model::vm::{DiskSpec, VmSpec};
+use fleetward_model::{ByteSize, ErrorCode, Failure, PoolName};
+use nix::sys::statvfs::statvfs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// The marker file.
+const MARKER: &str = ".fleetward-pool";
+
+/// Left free in every pool: QEMU pauses guests on a full disk, and the host needs to breathe.
+const RESERVE: u64 = 16 * ByteSize::MIB;
+
+/// The host's pools.
+#[derive(Debug, Clone)]
+pub(crate) struct Pools {
+    pools: Vec<PoolConfig>,
+}
+
+impl Pools {
+    pub(crate) fn new(pools: Vec<PoolConfig>) -> Self {
+        Self { pools }
+    }
+
+    /// What each pool has; one that cannot be used is left out, with a warning.
+    pub(crate) fn facts(&self) -> (Vec<PoolFacts>, Vec<String>) {
+        let mut facts = Vec::new();
+        let mut warnings = Vec::new();
+        for pool in &self.pools {
+            match facts_of(pool) {
+                Ok(found) => facts.push(found),
+                Err(error) => warnings.push(format!(
+                    "pool {} at {} cannot be used: {error}",
+                    pool.name,
+                    pool.path.display()
+                )),
+            }
+        }
+        (facts, warnings)
+    }
+
+    /// The pool that holds a file, by its directory.
+    pub(crate) fn holding<'a>(&self, facts: &'a [PoolFacts], path: &Path) -> Option<&'a PoolFacts> {
+        let directory = path.parent()?;
+        facts.iter().find(|pool| Path::new(&pool.path) == directory)
+    }
+
+    /// Where a disk's file lies on this host.
+    pub(crate) fn volume(&self, disk: &DiskSpec) -> Result<PathBuf> {
+        let directory = self.directory(&disk.pool)?;
+        // The name comes from outside and must stay one inside the pool.
+        let plain = !disk.volume.is_empty()
+            && !disk.volume.starts_with('.')
+            && disk.volume.len() <= 200
+            && disk
+                .volume
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        if !plain {
+            return Err(Failure::new(
+                ErrorCode::InvalidArgument,
+                format!(
+                    "volume name {:?}",
+                    disk.volume.chars().take(80).collect::<String>()
+                ),
+            )
+            .because("it is not a plain file name")
+            .into());
+        }
+        Ok(directory.join(&disk.volume))
+    }
+
+    /// The files of all of a VM's disks, in the specification's order.
+    pub(crate) fn volumes(&self, spec: &VmSpec) -> Result<Vec<PathBuf>> {
+        spec.disks.iter().map(|disk| self.volume(disk)).collect()
+    }
+
+    /// Refuses when the pool's file system has not `needed` bytes to spare.
+    pub(crate) fn require_space(&self, pool: &PoolName, needed: u64) -> Result<()> {
+        let directory = self.directory(pool)?;
+        let (_, available) = space(directory)
+            .map_err(|error| Trouble::file(format!("pool {pool}"), directory, &error))?;
+        if available < needed.saturating_add(RESERVE) {
+            return Err(no_space(
+                pool,
+                &format!(
+                    "{needed} bytes are needed, {available} are available in {}",
+                    directory.display()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn directory(&self, name: &PoolName) -> Result<&Path> {
+        self.pools
+            .iter()
+            .find(|pool| pool.name == *name)
+            .map(|pool| pool.path.as_path())
+            .ok_or_else(|| {
+                Failure::new(ErrorCode::PoolMissing, format!("pool {name}"))
+                    .because("this host's configuration has no pool of that name")
+                    .into()
+            })
+    }
+}
+
+/// The refusal of a pool that is full.
+pub(crate) fn no_space(pool: &PoolName, because: &str) -> Trouble {
+    Trouble::refuse(ErrorCode::NoSpace, format!("pool {pool}"), because)
+}
+
+/// Capacity and available bytes of the file system that holds `path`.
+fn space(path: &Path) -> io::Result<(u64, u64)> {
+    let found = statvfs(path)?;
+    let block = found.fragment_size();
+    Ok((
+        found.blocks().saturating_mul(block),
+        found.blocks_available().saturating_mul(block),
+    ))
+}
+
+fn facts_of(pool: &PoolConfig) -> io::Result<PoolFacts> {
+    if !pool.path.is_dir() {
+        durable::make_directory(&pool.path, 0o711)?;
+    }
+    let id = match read_marker(&pool.path)? {
+        Some(id) => id,
+        None => make_marker(&pool.path)?,
+    };
+    let (capacity, available) = space(&pool.path)?;
+    Ok(PoolFacts {
+        name: pool.name.clone(),
+        id,
+        path: pool.path.display().to_string(),
+        capacity: ByteSize(capacity),
+        available: ByteSize(available),
+    })
+}
+
+fn read_marker(directory: &Path) -> io::Result<Option<String>> {
+    let Some(content) = durable::read(&directory.join(MARKER))? else {
+        return Ok(None);
+    };
+    std::str::from_utf8(&content)
+        .ok()
+        .and_then(|text| text.trim().parse::<uuid::Uuid>().ok())
+        .map(|id| Some(id.to_string()))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{MARKER} holds no id")))
+}
+
+/// Of several hosts that come at once, one makes the marker: a link succeeds for the first only.
+fn make_marker(directory: &Path) -> io::Result<String> {
+    let id = uuid::Uuid::new_v4().to_string();
+    let temporary = directory.join(format!("{MARKER}.{}", uuid::Uuid::new_v4().simple()));
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(&temporary)?;
+    file.write_all(id.as_bytes())?;
+    file.sync_all()?;
+    let linked = std::fs::hard_link(&temporary, directory.join(MARKER));
+    std::fs::remove_file(&temporary)?;
+    match linked {
+        Ok(()) => durable::sync_parent(&directory.join(MARKER)).map(|()| id),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read_marker(directory)?
+            .ok_or_else(|| io::Error::other("the pool's marker came and went")),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fleetward_model::vm::DiskBus;
+
+    fn pools(dir: &Path) -> Pools {
+        Pools::new(vec![PoolConfig {
+            name: PoolName::default(),
+            path: dir.join("pool"),
+        }])
+    }
+
+    #[test]
+    fn two_hosts_see_one_id_in_a_shared_directory() {
+        let dir = tempfile::tempdir().expect("directory");
+        let (first, warnings) = pools(dir.path()).facts();
+        let (second, _) = pools(dir.path()).facts();
+        assert!(warnings.is_empty());
+        assert_eq!(first[0].id, second[0].id);
+    }
+
+    #[test]
+    fn a_volume_name_cannot_leave_its_pool() {
+        let dir = tempfile::tempdir().expect("directory");
+        for name in ["", ".", "..", "../x", "a/b", ".fleetward-pool"] {
+            let disk = DiskSpec {
+                target: "vda".into(),
+                bus: DiskBus::Virtio,
+                pool: PoolName::default(),
+                volume: name.into(),
+                size: ByteSize::mib(1),
+            };
+            assert!(pools(dir.path()).volume(&disk).is_err(), "{name:?}");
+        }
+    }
+}

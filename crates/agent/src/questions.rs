@@ -1,0 +1,82 @@
+//! What preflight asks beyond facts: could this VM come here, and does its key protector open.
+
+use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::host::Host;
+use crate::keyring::Purpose;
+use crate::observe;
+use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, VmDetail};
+use fleetward_hypervisor::CpuVerdict;
+use fleetward_model::vm::VmMetadata;
+use fleetward_model::{ErrorCode, Failure, VmId};
+
+/// Answers a question about a VM that may come here.
+pub(crate) async fn answer(host: &Host, question: &Question) -> Result<IncomingAnswer> {
+    let spec = &question.metadata.spec;
+    let domains = host.hypervisor.list().await.ok();
+    let taken = |by: &dyn Fn(&fleetward_hypervisor::DomainObserved) -> bool| {
+        domains.as_ref().map(|domains| domains.iter().any(by))
+    };
+    let cpu_problem = match &question.cpu_xml {
+        None => None,
+        Some(cpu) => match host.hypervisor.check_cpu(cpu).await {
+            Ok(CpuVerdict::Compatible) => None,
+            Ok(CpuVerdict::Incompatible(missing)) => Some(missing),
+            Err(error) => Some(format!("it could not be found out: {error}")),
+        },
+    };
+    Ok(IncomingAnswer {
+        uuid_taken: taken(&|domain| domain.id == spec.id),
+        name_taken: taken(&|domain| domain.name == spec.name && domain.id != spec.id),
+        cpu_problem,
+        can_open: can_open(
+            host,
+            &question.metadata,
+            "a check whether the VM can come here",
+        ),
+    })
+}
+
+/// One VM with what only its host knows.
+pub(crate) async fn detail(host: &Host, vm: VmId) -> Result<VmDetail> {
+    let observed = observe::observe(host, vm)
+        .await?
+        .ok_or_else(|| not_here(host, vm))?;
+    let domain = host
+        .hypervisor
+        .inspect(vm)
+        .await
+        .attempt(|| format!("looking at VM {vm}"))?;
+    let can_open = match &observed.metadata {
+        Some(metadata) if domain.tpm => {
+            can_open(host, metadata, "a check whether the VM can start")
+        }
+        Some(_) | None => CanOpen::NoTpm,
+    };
+    Ok(VmDetail {
+        vm: observed,
+        cpu_xml: domain.cpu_xml,
+        can_open,
+    })
+}
+
+pub(crate) fn not_here(host: &Host, vm: VmId) -> Trouble {
+    Failure::new(ErrorCode::VmNotFound, format!("VM {vm}"))
+        .because(format!("host {} has no such VM", host.member.host))
+        .into()
+}
+
+fn can_open(host: &Host, metadata: &VmMetadata, reason: &str) -> CanOpen {
+    if !metadata.spec.tpm {
+        return CanOpen::NoTpm;
+    }
+    let purpose = Purpose {
+        actor: "controller".into(),
+        reason: reason.to_owned(),
+        job: None,
+    };
+    host.keyring.can_open(
+        metadata.key_protector.as_deref(),
+        metadata.spec.id,
+        &purpose,
+    )
+}

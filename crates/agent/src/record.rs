@@ -1,0 +1,217 @@
+//! What this host remembers of one VM beside libvirt's definition: `data_dir/vms/<id>/`.
+//!
+//! | file | is there |
+//! |---|---|
+//! | `protector.der` | the last good key protector, from before the TPM state is installed until the VM leaves |
+//! | `ek.der` | the EK certificate of a TPM that was made here |
+//! | `tpm-staged/` | a TPM that is made but not installed yet |
+//! | `transit.json` | while this copy is half of a migration: incoming, or departed |
+//! | `outgoing.json` | on the source, from the moment the VM's memory or files have left completely |
+//! | `committed.json` | after an arrival was committed: by which job |
+//!
+//! `transit.json` is the truth about which copy is the VM: live migration carries the source's metadata along, so the
+//! metadata of an arriving domain cannot tell.
+
+use crate::durable;
+use crate::failure::{Result, Trouble};
+use crate::layout::Layout;
+use fleetward_api::agent::{IncomingDisk, Peer};
+use fleetward_model::vm::{Transit, TransitSide, VmMetadata};
+use fleetward_model::{JobId, VmId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// This copy's place in a migration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "side", rename_all = "snake_case")]
+pub(crate) enum TransitRecord {
+    Incoming(Box<Incoming>),
+    Departed { job: JobId },
+}
+
+/// An arrival.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Incoming {
+    pub job: JobId,
+    pub metadata: VmMetadata,
+    pub disks: Vec<IncomingDisk>,
+    pub live: bool,
+    pub from: Peer,
+    /// Volumes that did not exist before: the only ones an abandoned arrival removes.
+    pub made: Vec<PathBuf>,
+    /// Files that have arrived whole, with their SHA-256 (stopped VMs).
+    #[serde(default)]
+    pub received: BTreeMap<String, String>,
+    /// Everything is here; said by the source.
+    #[serde(default)]
+    pub complete: bool,
+}
+
+/// A departure whose memory or files have left completely.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Outgoing {
+    pub job: JobId,
+    pub total_ms: u64,
+    pub downtime_ms: Option<u64>,
+    pub transferred: u64,
+}
+
+impl TransitRecord {
+    /// As it shows in the VM's metadata.
+    pub(crate) fn transit(&self) -> Transit {
+        match self {
+            Self::Incoming(incoming) => Transit {
+                job: incoming.job,
+                side: TransitSide::Incoming,
+            },
+            Self::Departed { job } => Transit {
+                job: *job,
+                side: TransitSide::Departed,
+            },
+        }
+    }
+}
+
+/// The files of one VM.
+#[derive(Debug, Clone)]
+pub(crate) struct VmRecord {
+    vm: VmId,
+    directory: PathBuf,
+}
+
+impl VmRecord {
+    pub(crate) fn of(layout: &Layout, vm: VmId) -> Self {
+        Self {
+            vm,
+            directory: layout.vm(vm),
+        }
+    }
+
+    pub(crate) fn protector(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.directory.join("protector.der");
+        durable::read(&path).map_err(|e| self.trouble(&path, &e))
+    }
+
+    pub(crate) fn keep_protector(&self, der: &[u8]) -> Result<()> {
+        self.write("protector.der", der)
+    }
+
+    pub(crate) fn ek_certificate(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.directory.join("ek.der");
+        durable::read(&path).map_err(|e| self.trouble(&path, &e))
+    }
+
+    pub(crate) fn keep_ek_certificate(&self, der: &[u8]) -> Result<()> {
+        self.write("ek.der", der)
+    }
+
+    /// Forgets key protector and EK certificate.
+    pub(crate) fn forget_tpm(&self) -> Result<()> {
+        for name in ["protector.der", "ek.der"] {
+            let path = self.directory.join(name);
+            durable::remove(&path).map_err(|e| self.trouble(&path, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Where a made TPM waits to be installed.
+    pub(crate) fn staged_tpm(&self) -> PathBuf {
+        self.directory.join("tpm-staged")
+    }
+
+    pub(crate) fn transit(&self) -> Result<Option<TransitRecord>> {
+        self.read_json("transit.json")
+    }
+
+    pub(crate) fn keep_transit(&self, transit: &TransitRecord) -> Result<()> {
+        self.write_json("transit.json", transit)
+    }
+
+    pub(crate) fn forget_transit(&self) -> Result<()> {
+        self.remove("transit.json")
+    }
+
+    /// The arrival under way, if this copy is one.
+    pub(crate) fn incoming(&self) -> Result<Option<Incoming>> {
+        Ok(match self.transit()? {
+            Some(TransitRecord::Incoming(incoming)) => Some(*incoming),
+            Some(TransitRecord::Departed { .. }) | None => None,
+        })
+    }
+
+    /// The last arrival that was committed here.
+    pub(crate) fn committed(&self) -> Result<Option<JobId>> {
+        self.read_json("committed.json")
+    }
+
+    pub(crate) fn keep_committed(&self, job: JobId) -> Result<()> {
+        self.write_json("committed.json", &job)
+    }
+
+    pub(crate) fn outgoing(&self) -> Result<Option<Outgoing>> {
+        self.read_json("outgoing.json")
+    }
+
+    pub(crate) fn keep_outgoing(&self, outgoing: &Outgoing) -> Result<()> {
+        self.write_json("outgoing.json", outgoing)
+    }
+
+    pub(crate) fn forget_outgoing(&self) -> Result<()> {
+        self.remove("outgoing.json")
+    }
+
+    /// Forgets migrations that are over.
+    pub(crate) fn forget_migrations(&self) -> Result<()> {
+        self.forget_outgoing()?;
+        self.remove("committed.json")
+    }
+
+    /// Forgets the VM altogether, its place in a migration last.
+    pub(crate) fn forget(&self) -> Result<()> {
+        self.forget_tpm()?;
+        self.forget_migrations()?;
+        self.forget_transit()?;
+        durable::remove_tree(&self.directory).map_err(|e| self.trouble(&self.directory, &e))
+    }
+
+    /// Removes the directory if nothing is in it any more.
+    pub(crate) fn tidy(&self) {
+        // A directory that is not empty, or not there, is as it should be.
+        let _ = std::fs::remove_dir(&self.directory);
+    }
+
+    /// Makes the VM's directory.
+    pub(crate) fn prepare(&self) -> Result<()> {
+        durable::make_directory(&self.directory, 0o700)
+            .map_err(|e| self.trouble(&self.directory, &e))
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        self.prepare()?;
+        let path = self.directory.join(name);
+        durable::write(&path, content).map_err(|e| self.trouble(&path, &e))
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        self.prepare()?;
+        let path = self.directory.join(name);
+        durable::write_json(&path, value).map_err(|e| self.trouble(&path, &e))
+    }
+
+    fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let path = self.directory.join(name);
+        durable::read_json(&path).map_err(|e| self.trouble(&path, &e))
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let path = self.directory.join(name);
+        durable::remove(&path).map_err(|e| self.trouble(&path, &e))
+    }
+
+    fn trouble(&self, path: &Path, error: &io::Error) -> Trouble {
+        Trouble::file(format!("the record of VM {}", self.vm), path, error)
+    }
+}

@@ -1,0 +1,134 @@
+//! The agent at work: put together, cleaned up after a crash, served until told to stop.
+
+use crate::arrivals::TunnelDoor;
+use crate::audit::AuditLog;
+use crate::config::Config;
+use crate::durable;
+use crate::host::{Host, Machinery};
+use crate::keyring::{Keyring, KeyringError};
+use crate::layout::Layout;
+use crate::membership::{MembershipError, MembershipFiles};
+use crate::{observe, server};
+use fleetward_link::{ClientCertificates, ServerTls, TlsServer};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("cannot prepare {path}")]
+    Prepare { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    #[error("the guardian store cannot be used")]
+    Keyring(#[from] KeyringError),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: std::net::SocketAddr,
+        source: io::Error,
+    },
+    #[error("another agent uses {path}")]
+    InUse { path: PathBuf },
+    #[error("the server failed")]
+    Serve(#[source] io::Error),
+}
+
+/// A running agent's address, and its end.
+pub struct Agent {
+    server: TlsServer,
+    host: Arc<Host>,
+    /// Held as long as the agent lives: two agents on one data directory would undo each other.
+    _lock: nix::fcntl::Flock<std::fs::File>,
+}
+
+impl Agent {
+    /// Loads what `join` stored, cleans up after a crash, and listens.
+    pub async fn open(config: Config, machinery: Machinery) -> Result<Self, RunError> {
+        let layout = Layout::new(&config);
+        layout.prepare().map_err(|source| RunError::Prepare {
+            path: layout.data().to_owned(),
+            source,
+        })?;
+        let lock = lock(&layout)?;
+        let membership = MembershipFiles::new(&layout).load()?;
+        let audit = Arc::new(AuditLog::new(
+            layout.audit_log(),
+            membership.member.host.clone(),
+        ));
+        let keyring = Keyring::open(
+            &layout.guardians(),
+            membership.member.host.clone(),
+            audit.clone(),
+        )?;
+        let address = config.listen;
+        let host = Host::new(config, membership, keyring, audit, machinery);
+        let tls = ServerTls::new(
+            host.credential.clone(),
+            host.trust.clone(),
+            ClientCertificates::Required,
+        );
+        let server = TlsServer::bind(address, tls)
+            .await
+            .map_err(|source| RunError::Listen { address, source })?
+            .with_tunnels(Arc::new(TunnelDoor(Arc::downgrade(&host))));
+        Ok(Self {
+            server,
+            host,
+            _lock: lock,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<std::net::SocketAddr> {
+        self.server.local_addr()
+    }
+
+    /// Serves until `stop`.
+    pub async fn serve(self, stop: CancellationToken) -> Result<(), RunError> {
+        let host = self.host;
+        clean_up(&host).await;
+        let watcher = tokio::spawn(observe::watch(host.clone(), stop.clone()));
+        let pool = {
+            let (host, stop) = (host.clone(), stop.clone());
+            tokio::spawn(async move { host.tpm_pool.keep_full(host.clone(), stop).await })
+        };
+        tracing::info!(
+            host = %host.member.host, group = %host.member.group, listen = %host.config.listen,
+            "the agent is at work"
+        );
+        let served = self.server.serve(server::router(host.clone()), stop).await;
+        pool.abort();
+        watcher.abort();
+        served.map_err(RunError::Serve)
+    }
+}
+
+/// Rests of an earlier process: half-made files, dead sockets, secrets that nobody needs. Domains are left alone; the
+/// controller's jobs know what to do with them.
+async fn clean_up(host: &Arc<Host>) {
+    host.images.clean();
+    host.tpm_pool.clean();
+    if let Err(error) =
+        durable::remove_tree(&host.layout.migrations()).and_then(|()| host.layout.prepare())
+    {
+        tracing::warn!(%error, "sockets of earlier migrations stay");
+    }
+    host.drop_unneeded_secrets().await;
+}
+
+fn lock(layout: &Layout) -> Result<nix::fcntl::Flock<std::fs::File>, RunError> {
+    let path = layout.data().join("agent.lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| RunError::Prepare {
+            path: path.clone(),
+            source,
+        })?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|_| RunError::InUse { path })
+}

@@ -1,0 +1,281 @@
+//! The agent's HTTP API. Only the controller may call it; what the paths mean stands in [`fleetward_api::agent`].
+
+use crate::failure::Trouble;
+use crate::host::Host;
+use crate::operation::table::{is_last, vanished};
+use crate::{console, observe, questions};
+use axum::body::{Body, BodyDataStream};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use fleetward_api::agent::{self as api, CancelRequest, OperationLine, OperationRequest, Question};
+use fleetward_api::{MAX_BODY, NDJSON};
+use fleetward_link::{Identity, Peer};
+use fleetward_model::{ErrorCode, Failure, VmId};
+use futures_util::{Stream, StreamExt};
+use http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A stream that has nothing new says its last line again, so that nobody takes it for dead.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+
+/// How often an operation's progress is told at most.
+const PACE: Duration = Duration::from_millis(100);
+
+/// The whole API.
+pub(crate) fn router(host: Arc<Host>) -> Router {
+    Router::new()
+        .route(api::EVENTS, get(events))
+        .route(api::OPERATIONS, post(operate))
+        .route(api::OPERATIONS_CANCEL, post(cancel))
+        .route(api::QUESTIONS, post(question))
+        .route(api::VM, get(vm))
+        .route(api::VM_CONSOLE, get(vm_console))
+        .route(
+            api::IMAGE,
+            get(image)
+                .put(put_image)
+                .delete(delete_image)
+                .layer(DefaultBodyLimit::disable()),
+        )
+        .route(api::AUDIT, get(audit))
+        .fallback(nothing_here)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(only_the_controller))
+        .with_state(host)
+}
+
+async fn only_the_controller(request: Request, next: Next) -> Response {
+    match request.extensions().get::<Peer>() {
+        Some(Peer::Member(Identity::Controller)) => next.run(request).await,
+        Some(Peer::Member(other)) => Refusal(
+            Failure::new(ErrorCode::RoleMissing, "the agent's API")
+                .because(format!("only the controller may call it, not {other}")),
+        )
+        .into_response(),
+        Some(Peer::Anonymous | Peer::Local { .. }) | None => Refusal(Failure::new(
+            ErrorCode::CredentialsMissing,
+            "the agent's API",
+        ))
+        .into_response(),
+    }
+}
+
+/// A failure as an HTTP answer.
+struct Refusal(Failure);
+
+impl From<Trouble> for Refusal {
+    fn from(trouble: Trouble) -> Self {
+        Self(trouble.failure)
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self(failure)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.class().http_status())
+            .expect("the table holds HTTP statuses");
+        (status, Json(self.0)).into_response()
+    }
+}
+
+type Answer<T> = Result<T, Refusal>;
+
+async fn nothing_here() -> Refusal {
+    Refusal(Failure::new(ErrorCode::NotFound, "that address"))
+}
+
+/// The JSON body, or the refusal in our own words.
+fn body<T>(body: Result<Json<T>, JsonRejection>) -> Answer<T> {
+    body.map(|Json(value)| value).map_err(|rejection| {
+        let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            ErrorCode::TooLarge
+        } else {
+            ErrorCode::InvalidRequest
+        };
+        Refusal(Failure::new(code, "the request").because(rejection.body_text()))
+    })
+}
+
+fn vm_id(text: &str) -> Answer<VmId> {
+    text.parse().map_err(|_| {
+        Refusal(Failure::new(ErrorCode::InvalidArgument, "the VM's id").because("it is no uuid"))
+    })
+}
+
+/// Lines of JSON as they come.
+fn lines<T: Serialize + Send + 'static>(
+    values: impl Stream<Item = T> + Send + 'static,
+) -> Response {
+    let lines = values.map(|value| {
+        let mut line = serde_json::to_vec(&value).expect("wire types are JSON");
+        line.push(b'\n');
+        Ok::<_, Infallible>(Bytes::from(line))
+    });
+    ([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response()
+}
+
+async fn events(State(host): State<Arc<Host>>) -> Response {
+    lines(observe::events(host))
+}
+
+async fn operate(
+    State(host): State<Arc<Host>>,
+    request: Result<Json<OperationRequest>, JsonRejection>,
+) -> Answer<Response> {
+    let progress = host.operations.begin(&host, body(request)?)?;
+    Ok(lines(follow(progress)))
+}
+
+/// The lines of an operation until its last; each tells the newest, not all there were.
+fn follow(progress: watch::Receiver<OperationLine>) -> impl Stream<Item = OperationLine> {
+    futures_util::stream::unfold(Some((progress, true)), |state| async move {
+        let (mut progress, first) = state?;
+        if !first {
+            let changed = tokio::time::timeout(SIGN_OF_LIFE, progress.changed()).await;
+            if matches!(changed, Ok(Err(_))) && !is_last(&progress.borrow()) {
+                return Some((vanished(), None));
+            }
+        }
+        let line = progress.borrow_and_update().clone();
+        if is_last(&line) {
+            return Some((line, None));
+        }
+        if !first {
+            tokio::time::sleep(PACE).await;
+        }
+        Some((line, Some((progress, false))))
+    })
+}
+
+async fn cancel(
+    State(host): State<Arc<Host>>,
+    request: Result<Json<CancelRequest>, JsonRejection>,
+) -> Answer<StatusCode> {
+    host.operations.cancel(&body(request)?);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn question(
+    State(host): State<Arc<Host>>,
+    request: Result<Json<Question>, JsonRejection>,
+) -> Answer<Response> {
+    let answer = questions::answer(&host, &body(request)?).await?;
+    Ok(Json(answer).into_response())
+}
+
+async fn vm(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<Response> {
+    let detail = questions::detail(&host, vm_id(&id)?).await?;
+    Ok(Json(detail).into_response())
+}
+
+async fn vm_console(
+    State(host): State<Arc<Host>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Answer<Response> {
+    let wanted = request
+        .headers()
+        .get(header::UPGRADE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let vm = vm_id(&id)?;
+    if wanted == api::CONSOLE_PROTOCOL {
+        let pty = console::open(&host, vm).await?;
+        tokio::spawn(async move {
+            match hyper::upgrade::on(request).await {
+                Ok(upgraded) => console::carry_raw(upgraded, pty).await,
+                Err(error) => tracing::debug!(%error, "a console was not upgraded"),
+            }
+        });
+        return Ok((
+            StatusCode::SWITCHING_PROTOCOLS,
+            [
+                (header::CONNECTION, "upgrade"),
+                (header::UPGRADE, api::CONSOLE_PROTOCOL),
+            ],
+        )
+            .into_response());
+    }
+    let (mut parts, _) = request.into_parts();
+    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &())
+        .await
+        .map_err(|rejection| {
+            Refusal(
+                Failure::new(ErrorCode::InvalidRequest, "the console")
+                    .because(rejection.body_text()),
+            )
+        })?;
+    let pty = console::open(&host, vm).await?;
+    Ok(upgrade.on_upgrade(|socket| console::carry_frames(socket, pty)))
+}
+
+async fn image(State(host): State<Arc<Host>>, Path(sha256): Path<String>) -> Answer<StatusCode> {
+    match host.images.find(&sha256) {
+        Some(_) => Ok(StatusCode::NO_CONTENT),
+        None => Err(Refusal(Failure::new(ErrorCode::ImageNotFound, "the image"))),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct ImageQuery {
+    format: String,
+}
+
+async fn put_image(
+    State(host): State<Arc<Host>>,
+    Path(sha256): Path<String>,
+    Query(query): Query<ImageQuery>,
+    request: Request,
+) -> Answer<StatusCode> {
+    let length = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.parse().ok());
+    let content: BodyDataStream = request.into_body().into_data_stream();
+    host.images
+        .receive(&sha256, &query.format, length, content)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn delete_image(
+    State(host): State<Arc<Host>>,
+    Path(sha256): Path<String>,
+) -> Answer<StatusCode> {
+    host.images.remove(&sha256)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+struct AuditQuery {
+    #[serde(default)]
+    after: u64,
+}
+
+async fn audit(State(host): State<Arc<Host>>, Query(query): Query<AuditQuery>) -> Answer<Response> {
+    let log = host.audit.clone();
+    let records = tokio::task::spawn_blocking(move || log.after(query.after))
+        .await
+        .expect("reading the audit log does not panic")
+        .map_err(|error| {
+            Refusal(Failure::new(ErrorCode::Internal, "the audit log").because(error))
+        })?;
+    Ok(Json(records).into_response())
+}

@@ -1,0 +1,254 @@
+//! TPMs made ahead of time, so that nobody waits for keys to be generated.
+//!
+//! A ready TPM is a directory: encrypted state, EK certificate, and the TPM key sealed for this host's own guardian under
+//! the directory's id in the place of a VM's. Nothing of it is in the clear, and it becomes a VM's by being renamed.
+//!
+//! ```text
+//!   making-<id>/ ── all three files there ──► <id>/ ── taken ──► vms/<vm>/tpm-staged/
+//!       └── found at start: removed
+//! ```
+
+use crate::durable;
+use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::host::Host;
+use crate::keyring::Keyring;
+use fleetward_hypervisor::SecretText;
+use fleetward_model::{ErrorCode, Failure, VmId};
+use fleetward_protector_open::TpmKey;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, Notify};
+use tokio_util::sync::CancellationToken;
+
+/// How long refilling waits after a failure.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// How long the host must have been at rest before TPMs are made ahead.
+const CALM: Duration = Duration::from_secs(2);
+
+const MAKING: &str = "making-";
+
+/// One TPM that belongs to no VM yet.
+#[derive(Debug, Clone)]
+pub(crate) struct ReadyTpm {
+    directory: PathBuf,
+}
+
+impl ReadyTpm {
+    pub(crate) fn at(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Whether all of it is there.
+    pub(crate) fn is_whole(&self) -> bool {
+        ["id", "key.der", "ek.der"]
+            .iter()
+            .all(|name| self.directory.join(name).is_file())
+            && self.state().join("tpm2-00.permall").is_file()
+    }
+
+    /// The directory of the encrypted state.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    pub(crate) fn ek_certificate(&self) -> Result<Vec<u8>> {
+        self.read("ek.der")
+    }
+
+    /// Opens the TPM key.
+    pub(crate) fn open(&self, keyring: &Keyring) -> Result<TpmKey> {
+        let damaged = |because: String| {
+            Trouble::refuse(ErrorCode::TpmFailed, "a TPM made ahead of time", because)
+        };
+        let id = String::from_utf8(self.read("id")?)
+            .ok()
+            .and_then(|text| text.parse::<VmId>().ok())
+            .ok_or_else(|| damaged("its id cannot be read".into()))?;
+        keyring
+            .open_ahead(&self.read("key.der")?, id)
+            .map_err(damaged)
+    }
+
+    /// Removes what is there of it.
+    pub(crate) fn remove(&self) -> Result<()> {
+        durable::remove_tree(&self.directory)
+            .map_err(|error| Trouble::file("a TPM made ahead of time", &self.directory, &error))
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.directory.join(name);
+        std::fs::read(&path)
+            .map_err(|error| Trouble::file("a TPM made ahead of time", &path, &error))
+    }
+}
+
+/// The ready TPMs of a host.
+#[derive(Debug)]
+pub(crate) struct TpmPool {
+    directory: PathBuf,
+    size: usize,
+    /// One taker at a time, so that two never take the same.
+    taking: Mutex<()>,
+    taken: Notify,
+}
+
+impl TpmPool {
+    pub(crate) fn new(directory: PathBuf, size: usize) -> Self {
+        Self {
+            directory,
+            size,
+            taking: Mutex::new(()),
+            taken: Notify::new(),
+        }
+    }
+
+    /// Removes what a crash left half made.
+    pub(crate) fn clean(&self) {
+        for path in self.entries() {
+            let half = path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(MAKING));
+            if (half || !ReadyTpm::at(path.clone()).is_whole())
+                && let Err(error) = durable::remove_tree(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "cannot remove half a TPM");
+            }
+        }
+    }
+
+    /// How many are ready.
+    pub(crate) fn ready(&self) -> u32 {
+        u32::try_from(self.ready_entries().len()).unwrap_or(u32::MAX)
+    }
+
+    /// Moves a ready TPM to `target`, or makes one there.
+    pub(crate) async fn take(&self, host: &Host, target: &ReadyTpm) -> Result<()> {
+        let entry = {
+            let _turn = self.taking.lock().await;
+            let mut taken = None;
+            for entry in self.ready_entries() {
+                // Sealed by a guardian that this host has lost: of no use, and in the way.
+                if ReadyTpm::at(entry.clone()).open(&host.keyring).is_err() {
+                    tracing::warn!(path = %entry.display(), "a TPM made ahead does not open and is removed");
+                    ReadyTpm::at(entry).remove()?;
+                    continue;
+                }
+                self.place(&entry, target)?;
+                taken = Some(());
+                break;
+            }
+            taken
+        };
+        self.taken.notify_one();
+        if entry.is_some() {
+            return Ok(());
+        }
+        let made = self.make(host).await?;
+        self.place(&made, target)
+    }
+
+    fn place(&self, entry: &Path, target: &ReadyTpm) -> Result<()> {
+        std::fs::rename(entry, &target.directory)
+            .and_then(|()| durable::sync_parent(&target.directory))
+            .and_then(|()| durable::sync_parent(entry))
+            .map_err(|error| Trouble::file("a TPM made ahead of time", entry, &error))
+    }
+
+    /// Keeps the pool full while the host has nothing better to do.
+    pub(crate) async fn keep_full(&self, host: Arc<Host>, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let pause = if self.ready_entries().len() >= self.size {
+                None
+            } else if host.operations.is_any_under_way() {
+                Some(CALM)
+            } else {
+                match self.make_ahead(&host).await {
+                    Ok(()) => continue,
+                    Err(trouble) => {
+                        tracing::warn!(
+                            because = trouble.failure.because,
+                            "no TPM could be made ahead"
+                        );
+                        Some(PAUSE)
+                    }
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.taken.notified() => {}
+                () = sleep_or_wait(pause) => {}
+            }
+        }
+    }
+
+    async fn make_ahead(&self, host: &Host) -> Result<()> {
+        let made = self.make(host).await?;
+        let name = made
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix(MAKING))
+            .expect("made under that name");
+        let ready = self.directory.join(name);
+        std::fs::rename(&made, &ready)
+            .and_then(|()| durable::sync_parent(&ready))
+            .map_err(|error| Trouble::file("a TPM made ahead of time", &ready, &error))
+    }
+
+    /// Makes one, under a name that says that it is nobody's.
+    async fn make(&self, host: &Host) -> Result<PathBuf> {
+        let id = VmId(uuid::Uuid::new_v4());
+        let directory = self.directory.join(format!("{MAKING}{id}"));
+        let made = self.make_in(host, id, &directory).await;
+        if made.is_err() {
+            // The reason why it was not made is what matters; the next start removes what stays.
+            let _ = durable::remove_tree(&directory);
+        }
+        made.map(|()| directory)
+    }
+
+    async fn make_in(&self, host: &Host, id: VmId, directory: &Path) -> Result<()> {
+        let trouble = |error: &std::io::Error| Trouble::file("a new TPM", directory, error);
+        durable::make_directory(directory, 0o711).map_err(|error| trouble(&error))?;
+        let key = TpmKey::generate()
+            .map_err(|error| Failure::new(ErrorCode::Internal, "a new TPM key").because(error))?;
+        let secret = SecretText::new(key.expose_base64());
+        let made = host
+            .tpms
+            .manufacture(&directory.join("state"), &secret, &host.ek)
+            .await
+            .attempt(|| "making a TPM".to_owned())?;
+        drop(secret);
+        let sealed = host.keyring.seal_ahead(id, &key).map_err(|because| {
+            Trouble::refuse(ErrorCode::TpmFailed, "sealing a new TPM key", because)
+        })?;
+        durable::write(&directory.join("ek.der"), &made.ek_certificate)
+            .and_then(|()| durable::write(&directory.join("key.der"), sealed.der()))
+            .and_then(|()| durable::write(&directory.join("id"), id.to_string().as_bytes()))
+            .map_err(|error| trouble(&error))
+    }
+
+    fn ready_entries(&self) -> Vec<PathBuf> {
+        self.entries()
+            .into_iter()
+            .filter(|path| {
+                path.file_name()
+                    .is_some_and(|name| !name.to_string_lossy().starts_with(MAKING))
+            })
+            .collect()
+    }
+
+    fn entries(&self) -> Vec<PathBuf> {
+        std::fs::read_dir(&self.directory)
+            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+            .unwrap_or_default()
+    }
+}
+
+async fn sleep_or_wait(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,135 @@
+//! `fleetward-agent`: the program of every host. Puts the agent and libvirt together; decides nothing.
+
+mod guardian;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use fleetward_agent::config::{AcceleratorChoice, Config, DEFAULT_PATH};
+use fleetward_agent::{Agent, Machinery, hardening, join};
+use fleetward_hypervisor_libvirt::{LibvirtConfig, LibvirtHost};
+use fleetward_model::Failure;
+use fleetward_model::host::Accelerator;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// The agent of a Fleetward host.
+#[derive(Debug, Parser)]
+#[command(name = "fleetward-agent", version)]
+struct Arguments {
+    /// The configuration.
+    #[arg(long, default_value = DEFAULT_PATH, global = true)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Join a fleet, once, with a token made by `fleetward host token NAME`.
+    Join {
+        /// The token; `-` reads it from standard input.
+        token: String,
+    },
+    /// Run in the foreground until SIGTERM or SIGINT.
+    Run,
+    /// This host's guardians.
+    Guardian {
+        #[command(subcommand)]
+        command: guardian::GuardianCommand,
+    },
+}
+
+fn main() -> ExitCode {
+    if let Some(code) = fleetward_hypervisor_libvirt::ek_certificate_tool_main() {
+        return code;
+    }
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match carry_out(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if let Some(failure) = error.downcast_ref::<Failure>() {
+                eprintln!("{failure}");
+                return ExitCode::from(failure.code.class().exit_code());
+            }
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
+    hardening::forbid_core_dumps().context("cannot forbid core dumps")?;
+    let config = Config::load(&arguments.config)?;
+    // Two threads carry all there is to carry; work that blocks has threads of its own, which end when idle.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(64)
+        .thread_keep_alive(std::time::Duration::from_secs(5))
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    match arguments.command {
+        Command::Join { token } => runtime.block_on(join_fleet(&config, token)),
+        Command::Run => runtime.block_on(run(config)),
+        Command::Guardian { command } => guardian::carry_out(&config, command),
+    }
+}
+
+async fn join_fleet(config: &Config, token: String) -> anyhow::Result<()> {
+    let token = if token == "-" {
+        std::io::read_to_string(std::io::stdin()).context("cannot read the token")?
+    } else {
+        token
+    };
+    let joined = join::join(config, &token).await?;
+    let member = joined.member;
+    println!("joined fleet {} as host {} of group {}", member.fleet, member.host, member.group);
+    println!("  authority  {} (SHA-256, pinned)", joined.authority);
+    println!("  guardian   {}", joined.guardian);
+    println!("  address    {}", member.address);
+    println!("next: start the agent: fleetward-agent run (or systemctl enable --now fleetward-agent)");
+    Ok(())
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let accelerator = match config.accelerator {
+        AcceleratorChoice::Auto => fleetward_hypervisor_libvirt::probe_accelerator().await,
+        AcceleratorChoice::Kvm => Accelerator::Kvm,
+        AcceleratorChoice::Tcg => Accelerator::Tcg,
+    };
+    let libvirt = Arc::new(LibvirtHost::start(LibvirtConfig {
+        uri: config.libvirt_uri.clone(),
+        accelerator,
+        run_dir: config.run_dir.clone(),
+        ek_certificate_tool: std::env::current_exe().context("cannot find this program")?,
+    })?);
+    let machinery = Machinery {
+        hypervisor: libvirt.clone(),
+        volumes: libvirt.clone(),
+        tpms: libvirt,
+    };
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; VMs run on");
+        stopping.cancel();
+    });
+    Agent::open(config, machinery).await?.serve(stop).await?;
+    Ok(())
+}
