@@ -1,0 +1,275 @@
+//! The little of libvirt that the `virt` crate does not offer safely: the event loop, domain events, a connection that
+//! closes itself, comparing a CPU with the hypervisor's, aborting a job. All of this crate's `unsafe` is here.
+//!
+//! Knows nothing of our types: domains are uuids, events are small enums.
+#![allow(unsafe_code)]
+
+use std::ffi::{CString, c_int, c_void};
+use std::ops::Deref;
+use std::sync::Once;
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::Error;
+
+/// A connection that is closed when it is dropped; `virt`'s own is not.
+#[derive(Debug)]
+pub(crate) struct Connection(Connect);
+
+impl Connection {
+    /// Opens one; starts the event loop before the first, since keepalive and events need it.
+    pub(crate) fn open(uri: &str) -> Result<Self, Error> {
+        start_event_loop();
+        let connection = Self(Connect::open(Some(uri))?);
+        // A libvirtd that stops answering for fifteen seconds is gone. Old transports refuse keepalive; they do without.
+        let _ = connection.set_keep_alive(5, 3);
+        Ok(connection)
+    }
+}
+
+impl Deref for Connection {
+    type Target = Connect;
+
+    fn deref(&self) -> &Connect {
+        &self.0
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let _ = self.0.close();
+    }
+}
+
+/// What libvirt says of a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DomainEvent {
+    Changed(Uuid),
+    Stopped(Uuid),
+    Undefined(Uuid),
+}
+
+type Callback = Box<dyn Fn(DomainEvent) + Send + Sync>;
+
+/// Registered callbacks; they end when this is dropped. Keeps the connection's object alive, so drop it first.
+pub(crate) struct Subscription<'c> {
+    connection: &'c Connection,
+    ids: Vec<c_int>,
+}
+
+impl<'c> Subscription<'c> {
+    /// Calls `callback` on the event loop's thread for every event of every domain. It must not block.
+    pub(crate) fn new(
+        connection: &'c Connection,
+        callback: impl Fn(DomainEvent) + Send + Sync + Clone + 'static,
+    ) -> Result<Self, Error> {
+        let mut subscription = Self {
+            connection,
+            ids: Vec::new(),
+        };
+        // SAFETY: libvirt's generic callback type is a place-holder; for VIR_DOMAIN_EVENT_ID_LIFECYCLE it calls the
+        // function with exactly `lifecycle`'s signature, and for METADATA_CHANGE with `metadata_change`'s.
+        let lifecycle =
+            unsafe { std::mem::transmute::<Lifecycle, Generic>(lifecycle as Lifecycle) };
+        // SAFETY: as above.
+        let metadata = unsafe {
+            std::mem::transmute::<MetadataChange, Generic>(metadata_change as MetadataChange)
+        };
+        subscription.register(
+            virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+            lifecycle,
+            Box::new(callback.clone()),
+        )?;
+        subscription.register(
+            virt_sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
+            metadata,
+            Box::new(callback),
+        )?;
+        Ok(subscription)
+    }
+
+    fn register(
+        &mut self,
+        event: virt_sys::virDomainEventID,
+        function: Generic,
+        callback: Callback,
+    ) -> Result<(), Error> {
+        let opaque = Box::into_raw(Box::new(callback)).cast::<c_void>();
+        // SAFETY: the connection is open; a null domain means all; `opaque` is a leaked `Box<Callback>` that
+        // `free_callback` takes back once libvirt no longer uses it.
+        let id = unsafe {
+            virt_sys::virConnectDomainEventRegisterAny(
+                self.connection.as_ptr(),
+                std::ptr::null_mut(),
+                event as c_int,
+                Some(function),
+                opaque,
+                Some(free_callback),
+            )
+        };
+        if id < 0 {
+            let error = Error::last_error();
+            // SAFETY: registration failed, so libvirt neither kept nor freed the pointer.
+            drop(unsafe { Box::from_raw(opaque.cast::<Callback>()) });
+            return Err(error);
+        }
+        self.ids.push(id);
+        Ok(())
+    }
+}
+
+impl Drop for Subscription<'_> {
+    fn drop(&mut self) {
+        for id in self.ids.drain(..) {
+            // SAFETY: the id came from this connection, which is still open as an object, dead or alive.
+            unsafe { virt_sys::virConnectDomainEventDeregisterAny(self.connection.as_ptr(), id) };
+        }
+    }
+}
+
+type Generic = unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, *mut c_void);
+type Lifecycle = unsafe extern "C" fn(
+    virt_sys::virConnectPtr,
+    virt_sys::virDomainPtr,
+    c_int,
+    c_int,
+    *mut c_void,
+) -> c_int;
+type MetadataChange = unsafe extern "C" fn(
+    virt_sys::virConnectPtr,
+    virt_sys::virDomainPtr,
+    c_int,
+    *const std::ffi::c_char,
+    *mut c_void,
+);
+
+unsafe extern "C" fn lifecycle(
+    _: virt_sys::virConnectPtr,
+    domain: virt_sys::virDomainPtr,
+    event: c_int,
+    _detail: c_int,
+    opaque: *mut c_void,
+) -> c_int {
+    // SAFETY: libvirt passes a live domain for the length of the call.
+    if let Some(id) = unsafe { uuid_of(domain) } {
+        let event = match event as virt_sys::virDomainEventType {
+            virt_sys::VIR_DOMAIN_EVENT_STOPPED => DomainEvent::Stopped(id),
+            virt_sys::VIR_DOMAIN_EVENT_UNDEFINED => DomainEvent::Undefined(id),
+            _ => DomainEvent::Changed(id),
+        };
+        // SAFETY: `opaque` is the `Box<Callback>` given at registration, not yet freed.
+        unsafe { call(opaque, event) };
+    }
+    0
+}
+
+unsafe extern "C" fn metadata_change(
+    _: virt_sys::virConnectPtr,
+    domain: virt_sys::virDomainPtr,
+    _kind: c_int,
+    _uri: *const std::ffi::c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a live domain for the length of the call.
+    if let Some(id) = unsafe { uuid_of(domain) } {
+        // SAFETY: `opaque` is the `Box<Callback>` given at registration, not yet freed.
+        unsafe { call(opaque, DomainEvent::Changed(id)) };
+    }
+}
+
+/// SAFETY: `opaque` is a live `Box<Callback>`'s pointer.
+unsafe fn call(opaque: *mut c_void, event: DomainEvent) {
+    // SAFETY: the caller's promise.
+    let callback = unsafe { &*opaque.cast::<Callback>() };
+    callback(event);
+}
+
+/// SAFETY: `domain` is a live domain.
+unsafe fn uuid_of(domain: virt_sys::virDomainPtr) -> Option<Uuid> {
+    let mut bytes = [0_u8; 16];
+    // SAFETY: the caller's promise; the buffer has VIR_UUID_BUFLEN bytes.
+    let answer = unsafe { virt_sys::virDomainGetUUID(domain, bytes.as_mut_ptr()) };
+    (answer == 0).then(|| Uuid::from_bytes(bytes))
+}
+
+unsafe extern "C" fn free_callback(opaque: *mut c_void) {
+    // SAFETY: libvirt calls this once, when it has made its last call with the pointer.
+    drop(unsafe { Box::from_raw(opaque.cast::<Callback>()) });
+}
+
+/// Starts the one event loop of this process. libvirt wants it registered before any connection is opened.
+fn start_event_loop() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        // Without this libvirt prints every error on stderr.
+        virt::error::clear_error_callback();
+        // SAFETY: called once, before any connection of this process.
+        let registered = unsafe { virt_sys::virEventRegisterDefaultImpl() };
+        if registered < 0 {
+            tracing::error!(error = %Error::last_error(), "no libvirt event loop; events are missing");
+            return;
+        }
+        let spawned = std::thread::Builder::new()
+            .name("libvirt-events".into())
+            .spawn(|| {
+                loop {
+                    // SAFETY: the default implementation is registered, and only this thread runs it.
+                    if unsafe { virt_sys::virEventRunDefaultImpl() } < 0 {
+                        tracing::warn!(error = %Error::last_error(), "a round of libvirt's event loop failed");
+                        std::thread::sleep(std::time::Duration::from_millis(100));
+                    }
+                }
+            });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "no thread for libvirt's event loop; events are missing");
+        }
+    });
+}
+
+/// How a CPU compares with what the default emulator offers for `virttype` (`kvm` or `qemu`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CpuComparison {
+    Incompatible,
+    Fits,
+}
+
+/// Compares; with missing features libvirt fails and names them in the error.
+pub(crate) fn compare_hypervisor_cpu(
+    connection: &Connection,
+    virttype: &str,
+    cpu_xml: &str,
+) -> Result<CpuComparison, Error> {
+    // Texts with a NUL byte end there; libvirt then complains of broken XML.
+    let c_string =
+        |text: &str| CString::new(text.split('\0').next().unwrap_or_default()).unwrap_or_default();
+    let virttype = c_string(virttype);
+    let cpu = c_string(cpu_xml);
+    // SAFETY: an open connection, NUL-terminated strings that outlive the call, null where libvirt chooses itself.
+    let answer = unsafe {
+        virt_sys::virConnectCompareHypervisorCPU(
+            connection.as_ptr(),
+            std::ptr::null(),
+            std::ptr::null(),
+            std::ptr::null(),
+            virttype.as_ptr(),
+            cpu.as_ptr(),
+            virt_sys::VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE,
+        )
+    };
+    match answer {
+        virt_sys::VIR_CPU_COMPARE_INCOMPATIBLE => Ok(CpuComparison::Incompatible),
+        virt_sys::VIR_CPU_COMPARE_IDENTICAL | virt_sys::VIR_CPU_COMPARE_SUPERSET => {
+            Ok(CpuComparison::Fits)
+        }
+        _ => Err(Error::last_error()),
+    }
+}
+
+/// Stops the domain's job, a migration in our case; returns before the job has ended.
+pub(crate) fn abort_job(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: a live domain.
+    match unsafe { virt_sys::virDomainAbortJob(domain.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(Error::last_error()),
+    }
+}

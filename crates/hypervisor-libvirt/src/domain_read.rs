@@ -1,0 +1,331 @@
+//! What libvirt says of a domain, read into our types. Pure: numbers and XML in, [`DomainObserved`] out.
+//!
+//! Domains that somebody else made are read as far as they can be: nothing about them is an error.
+
+use crate::metadata;
+use fleetward_hypervisor::{DomainObserved, DomainState, StopReason};
+use fleetward_model::host::Accelerator;
+use fleetward_model::vm::{Firmware, FirmwareKind, VmMetadata};
+use fleetward_model::{ByteSize, VmId, VmName};
+use roxmltree::{Document, Node};
+use std::path::PathBuf;
+
+/// Our state and libvirt's word for the reason. `incoming` is whether memory is arriving, which the numbers do not say.
+pub(crate) fn domain_state(
+    state: virt_sys::virDomainState,
+    reason: i32,
+    incoming: bool,
+) -> (DomainState, &'static str) {
+    let stopped = |why, word| (DomainState::Stopped(why), word);
+    let paused = |word| (DomainState::Paused { incoming }, word);
+    match state {
+        virt_sys::VIR_DOMAIN_PAUSED => paused(paused_word(reason)),
+        // Whatever else has a process may be executing.
+        virt_sys::VIR_DOMAIN_RUNNING => (DomainState::Running, running_word(reason)),
+        virt_sys::VIR_DOMAIN_BLOCKED => (DomainState::Running, "blocked"),
+        virt_sys::VIR_DOMAIN_SHUTDOWN => (DomainState::Running, "shutting down"),
+        virt_sys::VIR_DOMAIN_PMSUSPENDED => (DomainState::Running, "suspended by the guest"),
+        virt_sys::VIR_DOMAIN_CRASHED => stopped(StopReason::Crashed, "crashed"),
+        virt_sys::VIR_DOMAIN_SHUTOFF => match reason as virt_sys::virDomainShutoffReason {
+            virt_sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN => stopped(StopReason::Ordinary, "shutdown"),
+            virt_sys::VIR_DOMAIN_SHUTOFF_DESTROYED => stopped(StopReason::Ordinary, "destroyed"),
+            virt_sys::VIR_DOMAIN_SHUTOFF_CRASHED => stopped(StopReason::Crashed, "crashed"),
+            virt_sys::VIR_DOMAIN_SHUTOFF_MIGRATED => stopped(StopReason::Migrated, "migrated"),
+            virt_sys::VIR_DOMAIN_SHUTOFF_SAVED => stopped(StopReason::Ordinary, "saved"),
+            virt_sys::VIR_DOMAIN_SHUTOFF_FAILED => stopped(StopReason::Failed, "failed"),
+            virt_sys::VIR_DOMAIN_SHUTOFF_DAEMON => stopped(StopReason::Ordinary, "daemon"),
+            _ => stopped(StopReason::Ordinary, "unknown"),
+        },
+        _ => stopped(StopReason::Ordinary, "unknown"),
+    }
+}
+
+fn running_word(reason: i32) -> &'static str {
+    const WORDS: [&str; 11] = [
+        "unknown",
+        "booted",
+        "migrated",
+        "restored",
+        "from snapshot",
+        "unpaused",
+        "migration canceled",
+        "save canceled",
+        "wakeup",
+        "crashed",
+        "post-copy",
+    ];
+    word(&WORDS, reason)
+}
+
+fn paused_word(reason: i32) -> &'static str {
+    const WORDS: [&str; 12] = [
+        "unknown",
+        "user",
+        "migrating",
+        "saving",
+        "dumping",
+        "i/o error",
+        "watchdog",
+        "from snapshot",
+        "shutting down",
+        "creating snapshot",
+        "crashed",
+        "starting up",
+    ];
+    word(&WORDS, reason)
+}
+
+fn word(words: &[&'static str], reason: i32) -> &'static str {
+    usize::try_from(reason)
+        .ok()
+        .and_then(|index| words.get(index))
+        .copied()
+        .unwrap_or("unknown")
+}
+
+/// A foreign domain's name need not be one of ours; the rest becomes dashes, with the uuid to keep it unique.
+pub(crate) fn vm_name(text: &str, id: VmId) -> VmName {
+    text.parse().unwrap_or_else(|_| {
+        let kept: String = text
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
+                    c
+                } else {
+                    '-'
+                }
+            })
+            .take(40)
+            .collect();
+        format!("x{kept}-{}", &id.to_string()[..8])
+            .parse()
+            .expect("made of permitted characters")
+    })
+}
+
+/// What libvirt answers at once about any domain, even while it is busy with it.
+pub(crate) struct Basics {
+    pub(crate) id: VmId,
+    pub(crate) name: VmName,
+    pub(crate) state: DomainState,
+    pub(crate) reason: &'static str,
+    pub(crate) persistent: bool,
+    pub(crate) cpus: u32,
+    pub(crate) memory: ByteSize,
+}
+
+/// Without the definition, which libvirt does not tell now.
+pub(crate) fn observed_in_part(
+    basics: Basics,
+    metadata: Option<VmMetadata>,
+    accelerator: Accelerator,
+) -> DomainObserved {
+    DomainObserved {
+        id: basics.id,
+        name: basics.name,
+        state: basics.state,
+        reason: basics.reason,
+        persistent: basics.persistent,
+        metadata,
+        cpus: basics.cpus,
+        memory: basics.memory,
+        firmware: None,
+        machine: String::new(),
+        accelerator,
+        disks: Vec::new(),
+        nvram_path: None,
+        tpm: false,
+        cpu_xml: None,
+        console: None,
+    }
+}
+
+/// With the definition. XML that cannot be read leaves the part empty; libvirt does not write such.
+pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
+    let mut seen = observed_in_part(basics, None, Accelerator::Tcg);
+    let Ok(document) = Document::parse(xml) else {
+        tracing::warn!(domain = %seen.id, "libvirt's definition of a domain is not XML");
+        return seen;
+    };
+    let root = document.root_element();
+    if root.attribute("type") == Some("kvm") {
+        seen.accelerator = Accelerator::Kvm;
+    }
+    seen.metadata = child(root, "metadata")
+        .and_then(metadata::find)
+        .and_then(metadata::read);
+    if let Some(os) = child(root, "os") {
+        seen.firmware = firmware(os);
+        seen.machine = machine(os).unwrap_or_default().to_owned();
+        seen.nvram_path = child(os, "nvram").and_then(|n| n.text()).map(PathBuf::from);
+    }
+    seen.cpu_xml = child(root, "cpu").map(|cpu| xml[cpu.range()].to_owned());
+    if let Some(devices) = child(root, "devices") {
+        seen.disks = devices.children().filter_map(disk).collect();
+        seen.tpm = child(devices, "tpm").is_some();
+        seen.console = child(devices, "serial")
+            .filter(|serial| serial.attribute("type") == Some("pty"))
+            .and_then(|serial| child(serial, "source"))
+            .and_then(|source| source.attribute("path"))
+            .map(PathBuf::from);
+    }
+    seen
+}
+
+/// The machine type written down in a definition.
+pub(crate) fn machine_of(xml: &str) -> Option<String> {
+    let document = Document::parse(xml).ok()?;
+    machine(child(document.root_element(), "os")?).map(str::to_owned)
+}
+
+/// The definition with our element replaced (or added).
+///
+/// # Errors
+/// A sentence, when it is no definition.
+pub(crate) fn with_metadata(xml: &str, metadata: &VmMetadata) -> Result<String, String> {
+    let document = Document::parse(xml).map_err(|error| error.to_string())?;
+    let root = document.root_element();
+    let ours = metadata::element(metadata);
+    let spliced = |range: std::ops::Range<usize>, new: &str| {
+        format!("{}{new}{}", &xml[..range.start], &xml[range.end..])
+    };
+    match child(root, "metadata") {
+        Some(holder) => Ok(match metadata::find(holder) {
+            Some(old) => spliced(old.range(), &ours),
+            // Only foreign elements inside: ours goes before the first of them.
+            None => match holder.first_child() {
+                Some(first) => spliced(first.range().start..first.range().start, &ours),
+                None => spliced(holder.range(), &format!("<metadata>{ours}</metadata>")),
+            },
+        }),
+        None => {
+            let uuid = child(root, "uuid").ok_or("the definition has no uuid")?;
+            let end = uuid.range().end;
+            Ok(spliced(end..end, &format!("<metadata>{ours}</metadata>")))
+        }
+    }
+}
+
+fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+    node.children().find(|c| c.has_tag_name(name))
+}
+
+fn machine<'a>(os: Node<'a, '_>) -> Option<&'a str> {
+    child(os, "type").and_then(|kind| kind.attribute("machine"))
+}
+
+/// UEFI is what libvirt chose by `firmware='efi'`, or a loader in flash that somebody named.
+fn firmware(os: Node<'_, '_>) -> Option<Firmware> {
+    let loader = child(os, "loader");
+    let uefi = os.attribute("firmware") == Some("efi")
+        || loader.is_some_and(|l| l.attribute("type") == Some("pflash"));
+    let chosen = child(os, "firmware").and_then(|choice| {
+        choice
+            .children()
+            .find(|feature| feature.attribute("name") == Some("secure-boot"))
+            .map(|feature| feature.attribute("enabled") == Some("yes"))
+    });
+    let secure_boot =
+        chosen.unwrap_or_else(|| loader.is_some_and(|l| l.attribute("secure") == Some("yes")));
+    uefi.then_some(Firmware {
+        kind: FirmwareKind::Uefi,
+        secure_boot,
+    })
+}
+
+fn disk(node: Node<'_, '_>) -> Option<(String, PathBuf)> {
+    if !node.has_tag_name("disk") || matches!(node.attribute("device"), Some("cdrom" | "floppy")) {
+        return None;
+    }
+    let target = child(node, "target")?.attribute("dev")?.to_owned();
+    let source = child(node, "source")?;
+    let path = source
+        .attribute("file")
+        .or_else(|| source.attribute("dev"))?;
+    Some((target, PathBuf::from(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain_xml::{NEWEST_MACHINE, domain_xml, tests::sample};
+
+    fn basics(id: VmId) -> Basics {
+        Basics {
+            id,
+            name: "win11-01".parse().unwrap(),
+            state: DomainState::Running,
+            reason: "booted",
+            persistent: true,
+            cpus: 2,
+            memory: ByteSize::gib(4),
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let definition = sample();
+        let xml = domain_xml(&definition, Accelerator::Kvm, NEWEST_MACHINE);
+        let seen = observed(basics(definition.metadata.spec.id), &xml);
+        assert_eq!(seen.metadata.as_ref(), Some(&definition.metadata));
+        assert_eq!(seen.firmware, Some(definition.metadata.spec.firmware));
+        assert_eq!(seen.accelerator, Accelerator::Kvm);
+        assert_eq!(
+            seen.disks,
+            [("sda".to_owned(), definition.disk_paths[0].clone())],
+            "the installer's medium is no disk"
+        );
+        assert_eq!(seen.nvram_path, Some(definition.nvram_path));
+        assert!(seen.tpm && seen.cpu_xml.is_some_and(|cpu| cpu.starts_with("<cpu")));
+    }
+
+    #[test]
+    fn foreign_domains_are_read_as_far_as_possible() {
+        let id: VmId = "6b0d7a52-94c8-4f66-b2f4-0f4a5b1f5b01".parse().unwrap();
+        let seen = observed(
+            basics(id),
+            "<domain type='qemu'><metadata><x xmlns='urn:other'/></metadata><os><type machine='pc'>hvm</type></os>\
+             <devices><disk device='disk'><source network='x'/></disk></devices></domain>",
+        );
+        assert_eq!((seen.metadata, seen.firmware), (None, None));
+        assert!(seen.disks.is_empty());
+        assert_eq!(vm_name("My VM (old)", id).as_str(), "xMy-VM--old--6b0d7a52");
+        observed(basics(id), "not xml");
+    }
+
+    #[test]
+    fn only_our_own_element_is_replaced() {
+        let mut metadata = sample().metadata;
+        metadata.generation = 7;
+        let foreign = "<x xmlns='urn:other'>kept</x>";
+        for before in [
+            domain_xml(&sample(), Accelerator::Tcg, NEWEST_MACHINE),
+            format!("<domain><uuid>1</uuid><metadata>{foreign}</metadata><os/></domain>"),
+            "<domain><uuid>1</uuid><metadata/><os/></domain>".to_owned(),
+            "<domain><uuid>1</uuid><os/></domain>".to_owned(),
+        ] {
+            let after = with_metadata(&before, &metadata).unwrap();
+            let id = metadata.spec.id;
+            assert_eq!(
+                observed(basics(id), &after).metadata,
+                Some(metadata.clone()),
+                "{after}"
+            );
+            assert_eq!(before.contains(foreign), after.contains(foreign));
+        }
+        assert!(with_metadata("<domain/>", &metadata).is_err());
+    }
+
+    #[test]
+    fn a_source_in_the_switch_over_is_not_incoming() {
+        let paused = virt_sys::VIR_DOMAIN_PAUSED;
+        assert_eq!(
+            domain_state(paused, 2, false),
+            (DomainState::Paused { incoming: false }, "migrating")
+        );
+        assert_eq!(
+            domain_state(virt_sys::VIR_DOMAIN_SHUTOFF, 4, false).0,
+            DomainState::Stopped(StopReason::Migrated)
+        );
+    }
+}

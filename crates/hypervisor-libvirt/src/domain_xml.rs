@@ -1,0 +1,389 @@
+//! A domain definition as libvirt's XML. Pure: definition in, text out.
+//!
+//! Every machine is a q35 with UEFI; what differs hangs on the profile (disk bus, network card, clock, enlightenments)
+//! and on what starts it (KVM or translation). No display but VNC on a Unix socket that libvirt makes, no network but
+//! QEMU's own user-mode one: both need nothing from the host and move with the VM.
+
+use crate::metadata;
+use fleetward_hypervisor::DomainDefinition;
+use fleetward_model::host::Accelerator;
+use fleetward_model::vm::{DiskBus, VmSpec};
+use quick_xml::Writer;
+use quick_xml::events::{BytesText, Event};
+use std::io;
+use std::path::Path;
+
+/// Machine type of a domain that has none yet; libvirt writes down the version it stands for.
+pub(crate) const NEWEST_MACHINE: &str = "q35";
+
+type Out = Writer<Vec<u8>>;
+
+/// The definition's XML; `machine` is the type it already has, or [`NEWEST_MACHINE`].
+pub(crate) fn domain_xml(
+    definition: &DomainDefinition,
+    accelerator: Accelerator,
+    machine: &str,
+) -> String {
+    let spec = &definition.metadata.spec;
+    let mut out = Writer::new(Vec::new());
+    write_domain(&mut out, definition, spec, accelerator, machine).expect("writing to memory");
+    String::from_utf8(out.into_inner()).expect("written from strings")
+}
+
+fn write_domain(
+    out: &mut Out,
+    definition: &DomainDefinition,
+    spec: &VmSpec,
+    accelerator: Accelerator,
+    machine: &str,
+) -> io::Result<()> {
+    let kind = match accelerator {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "qemu",
+    };
+    element(out, "domain", &[("type", kind)], |out| {
+        text(out, "name", &[], spec.name.as_str())?;
+        text(out, "uuid", &[], &spec.id.to_string())?;
+        element(out, "metadata", &[], |out| {
+            // The element is whole XML already.
+            let ours = metadata::element(&definition.metadata);
+            out.write_event(Event::Text(BytesText::from_escaped(ours)))
+        })?;
+        let memory = (spec.memory.bytes() / 1024).to_string();
+        text(out, "memory", &[("unit", "KiB")], &memory)?;
+        text(out, "vcpu", &[], &spec.cpus.to_string())?;
+        write_firmware(out, spec, &definition.nvram_path, machine)?;
+        write_features(out, spec, accelerator)?;
+        write_cpu(out, spec, accelerator)?;
+        write_clock(out, spec, accelerator)?;
+        text(out, "on_poweroff", &[], "destroy")?;
+        text(out, "on_reboot", &[], "restart")?;
+        text(out, "on_crash", &[], "destroy")?;
+        element(out, "pm", &[], |out| {
+            empty(out, "suspend-to-mem", &[("enabled", "no")])?;
+            empty(out, "suspend-to-disk", &[("enabled", "no")])
+        })?;
+        element(out, "devices", &[], |out| {
+            write_disks(out, definition, spec)?;
+            write_network(out, spec)?;
+            write_consoles(out, definition)?;
+            write_tpm(out, spec)?;
+            write_comforts(out)
+        })
+    })
+}
+
+fn write_firmware(out: &mut Out, spec: &VmSpec, nvram: &Path, machine: &str) -> io::Result<()> {
+    let secure = yes_no(spec.firmware.secure_boot);
+    element(out, "os", &[("firmware", "efi")], |out| {
+        text(
+            out,
+            "type",
+            &[("arch", "x86_64"), ("machine", machine)],
+            "hvm",
+        )?;
+        element(out, "firmware", &[], |out| {
+            for feature in ["secure-boot", "enrolled-keys"] {
+                empty(out, "feature", &[("enabled", secure), ("name", feature)])?;
+            }
+            Ok(())
+        })?;
+        text(out, "nvram", &[], &path_text(nvram))
+    })
+}
+
+fn write_features(out: &mut Out, spec: &VmSpec, accelerator: Accelerator) -> io::Result<()> {
+    element(out, "features", &[], |out| {
+        empty(out, "acpi", &[])?;
+        empty(out, "apic", &[])?;
+        if spec.firmware.secure_boot {
+            empty(out, "smm", &[("state", "on")])?;
+        }
+        if enlightened(spec, accelerator) {
+            element(out, "hyperv", &[("mode", "custom")], |out| {
+                for feature in ["relaxed", "vapic", "vpindex", "runtime", "synic", "stimer"] {
+                    empty(out, feature, &[("state", "on")])?;
+                }
+                empty(out, "spinlocks", &[("state", "on"), ("retries", "8191")])?;
+                empty(out, "frequencies", &[("state", "on")])
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// Hyper-V enlightenments exist only under KVM.
+fn enlightened(spec: &VmSpec, accelerator: Accelerator) -> bool {
+    spec.profile.devices().hyperv && accelerator == Accelerator::Kvm
+}
+
+fn write_cpu(out: &mut Out, spec: &VmSpec, accelerator: Accelerator) -> io::Result<()> {
+    let mode = match accelerator {
+        Accelerator::Kvm => "host-model",
+        Accelerator::Tcg => "maximum",
+    };
+    element(out, "cpu", &[("mode", mode)], |out| {
+        // One socket: Windows client editions use no more than two.
+        let cores = spec.cpus.to_string();
+        empty(
+            out,
+            "topology",
+            &[("sockets", "1"), ("cores", &cores), ("threads", "1")],
+        )
+    })
+}
+
+fn write_clock(out: &mut Out, spec: &VmSpec, accelerator: Accelerator) -> io::Result<()> {
+    let offset = if spec.profile.devices().clock_local {
+        "localtime"
+    } else {
+        "utc"
+    };
+    element(out, "clock", &[("offset", offset)], |out| {
+        empty(out, "timer", &[("name", "rtc"), ("tickpolicy", "catchup")])?;
+        empty(out, "timer", &[("name", "pit"), ("tickpolicy", "delay")])?;
+        empty(out, "timer", &[("name", "hpet"), ("present", "no")])?;
+        if enlightened(spec, accelerator) {
+            empty(out, "timer", &[("name", "hypervclock"), ("present", "yes")])?;
+        }
+        Ok(())
+    })
+}
+
+fn write_disks(out: &mut Out, definition: &DomainDefinition, spec: &VmSpec) -> io::Result<()> {
+    for (index, (disk, path)) in spec.disks.iter().zip(&definition.disk_paths).enumerate() {
+        let bus = match disk.bus {
+            DiskBus::Virtio => "virtio",
+            DiskBus::Sata => "sata",
+        };
+        element(
+            out,
+            "disk",
+            &[("type", "file"), ("device", "disk")],
+            |out| {
+                empty(
+                    out,
+                    "driver",
+                    &[
+                        ("name", "qemu"),
+                        ("type", "qcow2"),
+                        ("discard", "unmap"),
+                        ("detect_zeroes", "unmap"),
+                    ],
+                )?;
+                empty(out, "source", &[("file", &path_text(path))])?;
+                empty(out, "target", &[("dev", &disk.target), ("bus", bus)])?;
+                empty(out, "boot", &[("order", &(index + 1).to_string())])
+            },
+        )?;
+    }
+    let Some(cdrom) = &definition.cdrom_path else {
+        return Ok(());
+    };
+    // After the disks: an empty disk does not boot, an installed one should.
+    let order = (spec.disks.len() + 1).to_string();
+    let target = free_sata_target(spec);
+    element(
+        out,
+        "disk",
+        &[("type", "file"), ("device", "cdrom")],
+        |out| {
+            empty(out, "driver", &[("name", "qemu"), ("type", "raw")])?;
+            empty(out, "source", &[("file", &path_text(cdrom))])?;
+            empty(out, "target", &[("dev", &target), ("bus", "sata")])?;
+            empty(out, "readonly", &[])?;
+            empty(out, "boot", &[("order", &order)])
+        },
+    )
+}
+
+fn free_sata_target(spec: &VmSpec) -> String {
+    ('a'..='z')
+        .map(|letter| format!("sd{letter}"))
+        .find(|target| spec.disks.iter().all(|disk| &disk.target != target))
+        .unwrap_or_else(|| "sdaa".to_owned())
+}
+
+fn write_network(out: &mut Out, spec: &VmSpec) -> io::Result<()> {
+    let Some(mac) = &spec.mac else {
+        return Ok(());
+    };
+    element(out, "interface", &[("type", "user")], |out| {
+        empty(out, "mac", &[("address", mac)])?;
+        empty(out, "model", &[("type", spec.profile.devices().network)])
+    })
+}
+
+fn write_consoles(out: &mut Out, definition: &DomainDefinition) -> io::Result<()> {
+    element(out, "serial", &[("type", "pty")], |out| {
+        if let Some(log) = &definition.serial_log {
+            empty(out, "log", &[("file", &path_text(log)), ("append", "on")])?;
+        }
+        empty(out, "target", &[("type", "isa-serial"), ("port", "0")])
+    })?;
+    element(out, "channel", &[("type", "unix")], |out| {
+        let agent = "org.qemu.guest_agent.0";
+        empty(out, "target", &[("type", "virtio"), ("name", agent)])
+    })?;
+    element(out, "graphics", &[("type", "vnc")], |out| {
+        empty(out, "listen", &[("type", "socket")])
+    })?;
+    element(out, "video", &[], |out| {
+        empty(out, "model", &[("type", "vga")])
+    })
+}
+
+fn write_tpm(out: &mut Out, spec: &VmSpec) -> io::Result<()> {
+    if !spec.tpm {
+        return Ok(());
+    }
+    let secret = spec.id.to_string();
+    element(out, "tpm", &[("model", "tpm-crb")], |out| {
+        let backend = [("type", "emulator"), ("version", "2.0")];
+        element(out, "backend", &backend, |out| {
+            empty(out, "encryption", &[("secret", &secret)])
+        })
+    })
+}
+
+fn write_comforts(out: &mut Out) -> io::Result<()> {
+    empty(
+        out,
+        "controller",
+        &[("type", "usb"), ("model", "qemu-xhci")],
+    )?;
+    // A tablet keeps the pointer of a viewer and of the guest together.
+    empty(out, "input", &[("type", "tablet"), ("bus", "usb")])?;
+    element(out, "rng", &[("model", "virtio")], |out| {
+        text(out, "backend", &[("model", "random")], "/dev/urandom")
+    })?;
+    empty(out, "memballoon", &[("model", "virtio")])
+}
+
+fn element(
+    out: &mut Out,
+    name: &str,
+    attributes: &[(&str, &str)],
+    inner: impl FnOnce(&mut Out) -> io::Result<()>,
+) -> io::Result<()> {
+    out.create_element(name)
+        .with_attributes(attributes.iter().copied())
+        .write_inner_content(inner)
+        .map(drop)
+}
+
+fn empty(out: &mut Out, name: &str, attributes: &[(&str, &str)]) -> io::Result<()> {
+    out.create_element(name)
+        .with_attributes(attributes.iter().copied())
+        .write_empty()
+        .map(drop)
+}
+
+fn text(out: &mut Out, name: &str, attributes: &[(&str, &str)], value: &str) -> io::Result<()> {
+    out.create_element(name)
+        .with_attributes(attributes.iter().copied())
+        .write_text_content(BytesText::new(value))
+        .map(drop)
+}
+
+const fn yes_no(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+/// Paths come from configuration and from names we made: UTF-8.
+fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use fleetward_model::vm::{DiskSpec, Firmware, FirmwareKind, Profile, VmMetadata};
+    use fleetward_model::{ByteSize, VmId};
+    use std::path::PathBuf;
+
+    /// A Windows VM with everything.
+    pub(crate) fn sample() -> DomainDefinition {
+        let id: VmId = "6b0d7a52-94c8-4f66-b2f4-0f4a5b1f5b01".parse().unwrap();
+        DomainDefinition {
+            metadata: VmMetadata {
+                spec: VmSpec {
+                    id,
+                    name: "win11-01".parse().unwrap(),
+                    group: "default".parse().unwrap(),
+                    profile: Profile::Windows11,
+                    cpus: 2,
+                    memory: ByteSize::gib(4),
+                    firmware: Firmware {
+                        kind: FirmwareKind::Uefi,
+                        secure_boot: true,
+                    },
+                    tpm: true,
+                    disks: vec![DiskSpec {
+                        target: "sda".into(),
+                        bus: DiskBus::Sata,
+                        pool: "default".parse().unwrap(),
+                        volume: format!("{id}-sda.qcow2"),
+                        size: ByteSize::gib(64),
+                    }],
+                    cdrom: None,
+                    mac: Some("52:54:00:12:34:56".into()),
+                    labels: Default::default(),
+                    created: time::OffsetDateTime::UNIX_EPOCH,
+                },
+                generation: 1,
+                key_protector: Some("MIIK".into()),
+                ek_certificate: None,
+                transit: None,
+            },
+            disk_paths: vec![PathBuf::from("/srv/a & b/sda.qcow2")],
+            cdrom_path: Some(PathBuf::from("/srv/win11.iso")),
+            serial_log: Some(PathBuf::from("/var/log/vm/'x'.log")),
+            nvram_path: PathBuf::from("/var/lib/libvirt/qemu/nvram/x.fd"),
+        }
+    }
+
+    #[test]
+    fn a_windows_vm_has_what_its_installer_looks_for() {
+        let xml = domain_xml(&sample(), Accelerator::Kvm, NEWEST_MACHINE);
+        let document = roxmltree::Document::parse(&xml).expect("well-formed");
+        let has = |name: &str, attribute: &str, value: &str| {
+            document
+                .descendants()
+                .any(|n| n.has_tag_name(name) && n.attribute(attribute) == Some(value))
+        };
+        assert!(has("tpm", "model", "tpm-crb"));
+        assert!(has(
+            "encryption",
+            "secret",
+            "6b0d7a52-94c8-4f66-b2f4-0f4a5b1f5b01"
+        ));
+        assert!(has("smm", "state", "on"));
+        assert!(has("clock", "offset", "localtime"));
+        assert!(has("stimer", "state", "on"));
+        assert!(
+            has("target", "dev", "sdb"),
+            "the installer's drive follows the disk"
+        );
+        assert!(has("source", "file", "/srv/a & b/sda.qcow2"), "escaped");
+    }
+
+    #[test]
+    fn enlightenments_are_left_out_under_translation() {
+        let xml = domain_xml(&sample(), Accelerator::Tcg, "pc-q35-10.0");
+        assert!(!xml.contains("hyperv") && xml.contains("maximum") && xml.contains("pc-q35-10.0"));
+    }
+
+    #[test]
+    fn a_vm_without_tpm_network_and_secure_boot_has_none() {
+        let mut definition = sample();
+        definition.metadata.spec.tpm = false;
+        definition.metadata.spec.mac = None;
+        definition.metadata.spec.firmware.secure_boot = false;
+        let xml = domain_xml(&definition, Accelerator::Tcg, NEWEST_MACHINE);
+        for absent in ["<tpm", "<interface", "<smm"] {
+            assert!(!xml.contains(absent), "{absent}");
+        }
+        assert!(xml.contains(r#"enabled="no" name="secure-boot""#));
+    }
+}

@@ -1,0 +1,489 @@
+//! [`LibvirtHost`]: one host's domains and secrets through libvirt. Which calls there are and what their errors mean.
+
+use crate::binding::Connection;
+use crate::connection::{LONG, Libvirt};
+use crate::domain_read::{self, Basics};
+use crate::domain_xml::{self, NEWEST_MACHINE};
+use crate::program::Programs;
+use crate::tpm::TpmPlace;
+use crate::{facts, metadata, migration};
+use async_trait::async_trait;
+use fleetward_hypervisor::{
+    CpuVerdict, DomainDefinition, DomainObserved, DomainState, Error, Hypervisor, HypervisorEvent,
+    HypervisorFacts, MigrationOutcome, MigrationProgress, MigrationRequest, Result, SecretText,
+};
+use fleetward_model::host::Accelerator;
+use fleetward_model::vm::VmMetadata;
+use fleetward_model::{ByteSize, VmId};
+use std::path::PathBuf;
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use virt::domain::Domain;
+use virt::error::ErrorNumber;
+use virt::secret::Secret;
+
+/// Where a host's parts are.
+#[derive(Debug, Clone)]
+pub struct LibvirtConfig {
+    /// `qemu:///system`.
+    pub uri: String,
+    /// What starts domains.
+    pub accelerator: Accelerator,
+    /// Directory for short-lived files and sockets, private to root.
+    pub run_dir: PathBuf,
+    /// The program that answers swtpm_setup's request for an EK certificate: the agent itself under the name
+    /// [`crate::EK_CERTIFICATE_TOOL`].
+    pub ek_certificate_tool: PathBuf,
+}
+
+/// A host with libvirt, swtpm and QEMU's tools.
+pub struct LibvirtHost {
+    pub(crate) libvirt: Libvirt,
+    pub(crate) programs: Programs,
+    pub(crate) tpm_place: TpmPlace,
+    pub(crate) config: LibvirtConfig,
+}
+
+impl LibvirtHost {
+    /// Begins to connect and returns at once; calls are [`Error::Unavailable`] until libvirt answers.
+    ///
+    /// # Errors
+    /// A program is missing, or the system cannot start a thread.
+    pub fn start(config: LibvirtConfig) -> Result<Self> {
+        let programs = Programs::find()?;
+        let libvirt =
+            Libvirt::start(&config.uri).map_err(|error| Error::Unavailable(error.to_string()))?;
+        Ok(Self {
+            libvirt,
+            programs,
+            tpm_place: TpmPlace::standard(),
+            config,
+        })
+    }
+
+    async fn with_domain<T: Send + 'static>(
+        &self,
+        id: VmId,
+        work: impl FnOnce(&Domain) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.libvirt
+            .call(move |connection| work(&domain(connection, id)?))
+            .await
+    }
+}
+
+#[async_trait]
+impl Hypervisor for LibvirtHost {
+    async fn facts(&self) -> Result<HypervisorFacts> {
+        let swtpm = facts::swtpm_version(&self.programs).await;
+        let accelerator = self.config.accelerator;
+        self.libvirt
+            .call(move |connection| facts::read(connection, accelerator, swtpm))
+            .await
+    }
+
+    async fn list(&self) -> Result<Vec<DomainObserved>> {
+        let accelerator = self.config.accelerator;
+        self.libvirt
+            .call(move |connection| {
+                let domains = connection
+                    .list_all_domains(0)
+                    .map_err(failed("list domains"))?;
+                let mut seen = Vec::with_capacity(domains.len());
+                for domain in &domains {
+                    match observe(domain, accelerator) {
+                        Ok(observed) => seen.push(observed),
+                        // Gone since the list was made.
+                        Err(Error::NoDomain(_)) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(seen)
+            })
+            .await
+    }
+
+    async fn inspect(&self, id: VmId) -> Result<DomainObserved> {
+        let accelerator = self.config.accelerator;
+        self.with_domain(id, move |domain| observe(domain, accelerator))
+            .await
+    }
+
+    async fn define(&self, definition: &DomainDefinition) -> Result<()> {
+        let definition = definition.clone();
+        let accelerator = self.config.accelerator;
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                define(connection, &definition, accelerator)
+            })
+            .await
+    }
+
+    async fn write_metadata(&self, id: VmId, metadata: &VmMetadata) -> Result<()> {
+        let element = metadata::element_for_set(metadata);
+        self.with_domain(id, move |domain| write_metadata(domain, &element))
+            .await
+    }
+
+    async fn start(&self, id: VmId) -> Result<()> {
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                let domain = domain(connection, id)?;
+                match domain.create() {
+                    Ok(_) => Ok(()),
+                    // Somebody was faster, or it is running already.
+                    Err(error) if error.code() == ErrorNumber::OperationInvalid => {
+                        match observe_state(&domain)? {
+                            DomainState::Running => Ok(()),
+                            state => Err(wrong_state(id, state, "start")),
+                        }
+                    }
+                    Err(error) => Err(failed("start the domain")(error)),
+                }
+            })
+            .await
+    }
+
+    async fn request_shutdown(&self, id: VmId) -> Result<()> {
+        self.with_domain(id, move |domain| {
+            domain.shutdown().map(drop).map_err(|error| {
+                if error.code() == ErrorNumber::OperationInvalid {
+                    wrong_state_now(domain, id, "shut down")
+                } else {
+                    failed("ask the guest to shut down")(error)
+                }
+            })
+        })
+        .await
+    }
+
+    async fn destroy(&self, id: VmId) -> Result<()> {
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                let domain = domain(connection, id)?;
+                match domain.destroy() {
+                    Ok(()) => Ok(()),
+                    // A transient domain is gone with its process.
+                    Err(error) if error.code() == ErrorNumber::NoDomain => Ok(()),
+                    Err(error) if error.code() == ErrorNumber::OperationInvalid => {
+                        match observe_state(&domain) {
+                            Ok(DomainState::Stopped(_)) | Err(Error::NoDomain(_)) => Ok(()),
+                            _ => Err(failed("destroy the domain")(error)),
+                        }
+                    }
+                    Err(error) => Err(failed("destroy the domain")(error)),
+                }
+            })
+            .await
+    }
+
+    async fn resume(&self, id: VmId) -> Result<()> {
+        self.libvirt
+            .call_alone(LONG, move |connection| resume(&domain(connection, id)?, id))
+            .await
+    }
+
+    async fn undefine(&self, id: VmId) -> Result<()> {
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                let domain = match domain(connection, id) {
+                    Ok(domain) => domain,
+                    Err(Error::NoDomain(_)) => return Ok(()),
+                    Err(error) => return Err(error),
+                };
+                let state = observe_state(&domain)?;
+                if !matches!(state, DomainState::Stopped(_)) {
+                    return Err(wrong_state(id, state, "be undefined"));
+                }
+                let flags = virt_sys::VIR_DOMAIN_UNDEFINE_NVRAM
+                    | virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM
+                    | virt_sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                    | virt_sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                    | virt_sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
+                match domain.undefine_flags(flags) {
+                    Err(error) if error.code() != ErrorNumber::NoDomain => {
+                        Err(failed("undefine the domain")(error))
+                    }
+                    _ => Ok(()),
+                }
+            })
+            .await
+    }
+
+    async fn load_secret(&self, id: VmId, text: &SecretText) -> Result<()> {
+        let value = zeroize::Zeroizing::new(text.expose().as_bytes().to_vec());
+        self.libvirt
+            .call(move |connection| {
+                let secret = Secret::define_xml(connection, &secret_xml(id), 0)
+                    .map_err(failed("define the TPM's secret"))?;
+                secret
+                    .set_value(&value, 0)
+                    .map_err(failed("load the TPM's secret"))
+            })
+            .await
+    }
+
+    async fn drop_secret(&self, id: VmId) -> Result<()> {
+        self.libvirt
+            .call(
+                move |connection| match Secret::lookup_by_uuid(connection, id.0) {
+                    Ok(secret) => secret.undefine().map_err(failed("forget the TPM's secret")),
+                    Err(error) if error.code() == ErrorNumber::NoSecret => Ok(()),
+                    Err(error) => Err(failed("look up the TPM's secret")(error)),
+                },
+            )
+            .await
+    }
+
+    async fn loaded_secrets(&self) -> Result<Vec<VmId>> {
+        self.libvirt
+            .call(|connection| {
+                let secrets = connection
+                    .list_all_secrets(virt_sys::VIR_CONNECT_LIST_SECRETS_EPHEMERAL)
+                    .map_err(failed("list secrets"))?;
+                Ok(secrets.iter().filter_map(our_secret).collect())
+            })
+            .await
+    }
+
+    async fn check_cpu(&self, cpu_xml: &str) -> Result<CpuVerdict> {
+        let cpu_xml = cpu_xml.to_owned();
+        let accelerator = self.config.accelerator;
+        self.libvirt
+            .call(move |connection| facts::check_cpu(connection, accelerator, &cpu_xml))
+            .await
+    }
+
+    async fn migrate(
+        &self,
+        id: VmId,
+        request: &MigrationRequest,
+        progress: watch::Sender<MigrationProgress>,
+        cancel: CancellationToken,
+    ) -> Result<MigrationOutcome> {
+        migration::migrate(&self.libvirt, id, request, progress, cancel).await
+    }
+
+    async fn abort_leftover_migration(&self, id: VmId) -> Result<()> {
+        migration::abort_leftover(&self.libvirt, id).await
+    }
+
+    fn events(&self) -> broadcast::Receiver<HypervisorEvent> {
+        self.libvirt.events()
+    }
+}
+
+/// Turns libvirt's error into ours; to be used as `map_err(failed("list domains"))`.
+pub(crate) fn failed(attempt: &'static str) -> impl FnOnce(virt::error::Error) -> Error {
+    move |error| Error::Libvirt {
+        attempt,
+        message: error.message().to_owned(),
+    }
+}
+
+/// The domain of that uuid.
+pub(crate) fn domain(connection: &Connection, id: VmId) -> Result<Domain> {
+    Domain::lookup_by_uuid(connection, id.0).map_err(|error| match error.code() {
+        ErrorNumber::NoDomain => Error::NoDomain(id),
+        _ => failed("look up the domain")(error),
+    })
+}
+
+/// A domain's state; answered at once whatever libvirt is doing with it.
+pub(crate) fn observe_state(domain: &Domain) -> Result<DomainState> {
+    Ok(glance(domain)?.state)
+}
+
+/// What can always be asked.
+struct Glance {
+    id: VmId,
+    state: DomainState,
+    reason: &'static str,
+    persistent: bool,
+    /// libvirt answers a request for the definition only when the memory has arrived, or the process has started.
+    definition_waits: bool,
+}
+
+fn glance(domain: &Domain) -> Result<Glance> {
+    let id = domain_id(domain)?;
+    let (state, reason) = domain
+        .get_state()
+        .map_err(gone_or(id, "see the domain's state"))?;
+    let persistent = domain
+        .is_persistent()
+        .map_err(gone_or(id, "see whether the domain is defined"))?;
+    let paused_for = |why: virt_sys::virDomainPausedReason| {
+        state == virt_sys::VIR_DOMAIN_PAUSED && reason as virt_sys::virDomainPausedReason == why
+    };
+    let starting = paused_for(virt_sys::VIR_DOMAIN_PAUSED_STARTING_UP);
+    let arriving = paused_for(virt_sys::VIR_DOMAIN_PAUSED_MIGRATION) && migration::arrives(domain);
+    // What starts here without being defined here comes from elsewhere.
+    let incoming = arriving || (starting && !persistent);
+    let (state, reason) = domain_read::domain_state(state, reason, incoming);
+    Ok(Glance {
+        id,
+        state,
+        reason,
+        persistent,
+        definition_waits: arriving || starting,
+    })
+}
+
+/// Everything about one domain: one pass, a handful of calls.
+fn observe(domain: &Domain, accelerator: Accelerator) -> Result<DomainObserved> {
+    let seen = glance(domain)?;
+    let id = seen.id;
+    let name = domain.get_name().map_err(gone_or(id, "name the domain"))?;
+    let info = domain
+        .get_info()
+        .map_err(gone_or(id, "see the domain's size"))?;
+    let basics = Basics {
+        id,
+        name: domain_read::vm_name(&name, id),
+        state: seen.state,
+        reason: seen.reason,
+        persistent: seen.persistent,
+        cpus: info.nr_virt_cpu,
+        memory: ByteSize(info.max_mem * 1024),
+    };
+    if seen.definition_waits {
+        let metadata = read_metadata(domain);
+        return Ok(domain_read::observed_in_part(basics, metadata, accelerator));
+    }
+    let xml = domain
+        .get_xml_desc(0)
+        .map_err(gone_or(id, "read the domain's definition"))?;
+    Ok(domain_read::observed(basics, &xml))
+}
+
+fn read_metadata(domain: &Domain) -> Option<VmMetadata> {
+    domain
+        .get_metadata(
+            virt_sys::VIR_DOMAIN_METADATA_ELEMENT as i32,
+            Some(metadata::NAMESPACE),
+            virt_sys::VIR_DOMAIN_AFFECT_CURRENT,
+        )
+        .ok()
+        .and_then(|xml| metadata::parse(&xml))
+}
+
+fn write_metadata(domain: &Domain, element: &str) -> Result<()> {
+    let active = domain.is_active().map_err(failed("look at the domain"))?;
+    let persistent = domain
+        .is_persistent()
+        .map_err(failed("look at the domain"))?;
+    let mut flags = 0;
+    if active {
+        flags |= virt_sys::VIR_DOMAIN_AFFECT_LIVE;
+    }
+    if persistent {
+        flags |= virt_sys::VIR_DOMAIN_AFFECT_CONFIG;
+    }
+    domain
+        .set_metadata(
+            virt_sys::VIR_DOMAIN_METADATA_ELEMENT as i32,
+            Some(element),
+            Some(metadata::PREFIX),
+            Some(metadata::NAMESPACE),
+            flags,
+        )
+        .map(drop)
+        .map_err(failed("write the domain's metadata"))
+}
+
+fn define(
+    connection: &Connection,
+    definition: &DomainDefinition,
+    accelerator: Accelerator,
+) -> Result<()> {
+    let spec = &definition.metadata.spec;
+    if let Ok(other) = Domain::lookup_by_name(connection, spec.name.as_str())
+        && domain_id(&other)? != spec.id
+    {
+        return Err(Error::NameTaken {
+            name: spec.name.to_string(),
+        });
+    }
+    // A machine keeps its version for life: what the guest saw yesterday it sees tomorrow.
+    let machine = match domain(connection, spec.id) {
+        Ok(known) => known
+            .get_xml_desc(virt_sys::VIR_DOMAIN_XML_INACTIVE)
+            .ok()
+            .and_then(|xml| domain_read::machine_of(&xml)),
+        Err(Error::NoDomain(_)) => None,
+        Err(error) => return Err(error),
+    };
+    let xml = domain_xml::domain_xml(
+        definition,
+        accelerator,
+        machine.as_deref().unwrap_or(NEWEST_MACHINE),
+    );
+    Domain::define_xml_flags(connection, &xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE)
+        .map(drop)
+        .map_err(failed("define the domain"))
+}
+
+pub(crate) fn resume(domain: &Domain, id: VmId) -> Result<()> {
+    match observe_state(domain)? {
+        DomainState::Running => return Ok(()),
+        state @ (DomainState::Stopped(_) | DomainState::Paused { incoming: true }) => {
+            return Err(wrong_state(id, state, "resume"));
+        }
+        DomainState::Paused { incoming: false } => {}
+    }
+    domain
+        .resume()
+        .map(drop)
+        .map_err(failed("resume the domain"))
+}
+
+fn domain_id(domain: &Domain) -> Result<VmId> {
+    let id: Uuid = domain.get_uuid().map_err(failed("read a domain's uuid"))?;
+    Ok(VmId(id))
+}
+
+fn gone_or(id: VmId, attempt: &'static str) -> impl FnOnce(virt::error::Error) -> Error {
+    move |error| match error.code() {
+        ErrorNumber::NoDomain => Error::NoDomain(id),
+        _ => failed(attempt)(error),
+    }
+}
+
+pub(crate) fn wrong_state(id: VmId, state: DomainState, attempt: &'static str) -> Error {
+    let state = match state {
+        DomainState::Running => "running",
+        DomainState::Paused { incoming: true } => "still arriving",
+        DomainState::Paused { incoming: false } => "paused",
+        DomainState::Stopped(_) => "stopped",
+    };
+    Error::WrongState {
+        id,
+        state: state.to_owned(),
+        attempt,
+    }
+}
+
+fn wrong_state_now(domain: &Domain, id: VmId, attempt: &'static str) -> Error {
+    match observe_state(domain) {
+        Ok(state) => wrong_state(id, state, attempt),
+        Err(error) => error,
+    }
+}
+
+/// An ephemeral secret is never written to disk, a private one is never handed out again.
+fn secret_xml(id: VmId) -> String {
+    format!(
+        "<secret ephemeral='yes' private='yes'><uuid>{id}</uuid>\
+         <description>TPM key of a virtual machine (Fleetward)</description>\
+         <usage type='vtpm'><name>{id}</name></usage></secret>"
+    )
+}
+
+/// Ours: for a TPM, named after its own uuid.
+fn our_secret(secret: &Secret) -> Option<VmId> {
+    let id = secret.get_uuid().ok()?;
+    let usage = secret.get_usage_id().ok()?;
+    let vtpm = secret.get_usage_type().ok()? == virt_sys::VIR_SECRET_USAGE_TYPE_VTPM;
+    (vtpm && usage == id.to_string()).then_some(VmId(id))
+}

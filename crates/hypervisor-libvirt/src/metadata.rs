@@ -1,0 +1,119 @@
+//! Our element in a domain's `<metadata>`: how it is written and read. Nothing here touches libvirt.
+//!
+//! ```xml
+//! <fleetward:vm xmlns:fleetward="https://fleetward.dev/ns/vm/1" version="1">
+//!   <fleetward:record>{"spec":{...},"generation":3}</fleetward:record>
+//!   <fleetward:key_protector>MIIK...</fleetward:key_protector>
+//! </fleetward:vm>
+//! ```
+//! The record is JSON; the key protector stands by itself so that a person can take it out with `virsh dumpxml` and a
+//! text tool when nothing else works any more.
+
+use fleetward_model::vm::VmMetadata;
+use quick_xml::Writer;
+use quick_xml::events::BytesText;
+use std::io;
+
+/// Namespace of our element.
+pub const NAMESPACE: &str = "https://fleetward.dev/ns/vm/1";
+/// Prefix of our element, also libvirt's key for it.
+pub const PREFIX: &str = "fleetward";
+/// The form described above; any other is not read.
+const VERSION: &str = "1";
+
+/// The element by itself, as it stands in a domain definition.
+pub(crate) fn element(metadata: &VmMetadata) -> String {
+    render(metadata, true)
+}
+
+/// The element as `virDomainSetMetadata` wants it: libvirt adds the namespace to it and all within.
+pub(crate) fn element_for_set(metadata: &VmMetadata) -> String {
+    render(metadata, false)
+}
+
+fn render(metadata: &VmMetadata, namespaced: bool) -> String {
+    let mut record = metadata.clone();
+    let key_protector = record.key_protector.take();
+    let record = serde_json::to_string(&record).expect("names and numbers always serialise");
+    let name = |local: &str| {
+        if namespaced {
+            format!("{PREFIX}:{local}")
+        } else {
+            local.to_owned()
+        }
+    };
+    let mut writer = Writer::new(Vec::new());
+    let mut root = writer.create_element(name("vm"));
+    let declaration = format!("xmlns:{PREFIX}");
+    if namespaced {
+        root = root.with_attribute((declaration.as_str(), NAMESPACE));
+    }
+    root.with_attribute(("version", VERSION))
+        .write_inner_content(|inner| -> io::Result<()> {
+            inner
+                .create_element(name("record"))
+                .write_text_content(BytesText::new(&record))?;
+            if let Some(key_protector) = &key_protector {
+                inner
+                    .create_element(name("key_protector"))
+                    .write_text_content(BytesText::new(key_protector))?;
+            }
+            Ok(())
+        })
+        .expect("writing to memory");
+    String::from_utf8(writer.into_inner()).expect("written from strings")
+}
+
+/// Our element among the children of a `<metadata>` element.
+pub(crate) fn find<'a, 'i>(metadata: roxmltree::Node<'a, 'i>) -> Option<roxmltree::Node<'a, 'i>> {
+    metadata
+        .children()
+        .find(|child| child.has_tag_name((NAMESPACE, "vm")))
+}
+
+/// Reads our element, with or without its namespace; none when it is of another version or damaged.
+pub(crate) fn read(vm: roxmltree::Node<'_, '_>) -> Option<VmMetadata> {
+    if vm.attribute("version") != Some(VERSION) {
+        return None;
+    }
+    let text_of = |name: &str| {
+        vm.children()
+            .find(|child| child.is_element() && child.tag_name().name() == name)
+            .map(|child| child.text().unwrap_or_default().trim())
+    };
+    let mut metadata: VmMetadata = serde_json::from_str(text_of("record")?).ok()?;
+    metadata.key_protector = text_of("key_protector").map(str::to_owned);
+    Some(metadata)
+}
+
+/// Reads what `virDomainGetMetadata` returns.
+pub(crate) fn parse(xml: &str) -> Option<VmMetadata> {
+    let document = roxmltree::Document::parse(xml).ok()?;
+    read(document.root_element())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain_xml::tests::sample;
+
+    #[test]
+    fn metadata_survives_the_round_trip_in_both_forms() {
+        let mut metadata = sample().metadata;
+        metadata.key_protector = Some("MIIK".repeat(25_000));
+        let label = "<&\"'>\u{fffd} \n";
+        metadata
+            .spec
+            .labels
+            .insert("note".parse().unwrap(), label.to_owned());
+        assert_eq!(parse(&element(&metadata)), Some(metadata.clone()));
+        assert_eq!(parse(&element_for_set(&metadata)), Some(metadata));
+    }
+
+    #[test]
+    fn another_version_is_not_guessed_at() {
+        let text = element(&sample().metadata).replace("version=\"1\"", "version=\"2\"");
+        assert_eq!(parse(&text), None);
+        assert_eq!(parse("<vm version='1'><record>{}</record></vm>"), None);
+    }
+}

@@ -1,0 +1,214 @@
+//! Starting other programs: absolute path, argument vector, empty environment, time limit, output limit, no leftovers.
+
+use fleetward_hypervisor::{Error, Result};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+/// Where programs are looked for; nothing that a user can write to.
+const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Limit for programs that only look or make something small.
+pub(crate) const SHORT: Duration = Duration::from_secs(60);
+/// Bytes of output kept; programs of ours never come near.
+const OUTPUT_LIMIT: u64 = 1 << 20;
+
+/// The programs this crate uses, found once.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    pub(crate) qemu_img: Program,
+    /// None: no VM with a TPM can run here, all else can.
+    pub(crate) swtpm: Option<Program>,
+    pub(crate) swtpm_setup: Option<Program>,
+}
+
+impl Programs {
+    pub(crate) fn find() -> Result<Self> {
+        Ok(Self {
+            qemu_img: Program::find("qemu-img").ok_or_else(|| missing("qemu-img"))?,
+            swtpm: Program::find("swtpm"),
+            swtpm_setup: Program::find("swtpm_setup"),
+        })
+    }
+}
+
+pub(crate) fn missing(program: &'static str) -> Error {
+    Error::Program {
+        program,
+        because: "it is not installed".to_owned(),
+    }
+}
+
+/// A program at a fixed place.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    name: &'static str,
+    path: PathBuf,
+}
+
+impl Program {
+    pub(crate) fn find(name: &'static str) -> Option<Self> {
+        SEARCH_PATH
+            .split(':')
+            .map(|directory| Path::new(directory).join(name))
+            .find(|path| path.is_file())
+            .map(|path| Self { name, path })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs it to its end; standard output as text.
+    ///
+    /// # Errors
+    /// `Program` with its last words on standard error.
+    pub(crate) async fn run(&self, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
+        self.run_with(arguments, None, SHORT).await
+    }
+
+    /// Runs it with bytes on standard input. The bytes are written to a pipe and nowhere else.
+    pub(crate) async fn run_with(
+        &self,
+        arguments: &[impl AsRef<OsStr>],
+        input: Option<&[u8]>,
+        limit: Duration,
+    ) -> Result<String> {
+        let failed = |because: String| Error::Program {
+            program: self.name,
+            because,
+        };
+        let mut child = Command::new(&self.path)
+            .args(arguments)
+            .env_clear()
+            .env("PATH", SEARCH_PATH)
+            .env("LC_ALL", "C")
+            .current_dir("/")
+            .stdin(if input.is_some() {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own, so that whatever it starts ends with it.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed(error.to_string()))?;
+        let group = Group(child.id());
+        let mut stdin = child.stdin.take();
+        let stdout = child.stdout.take();
+        let stderr = child.stderr.take();
+        let work = async {
+            let feed = async {
+                if let (Some(stdin), Some(input)) = (&mut stdin, input) {
+                    // A program that does not read its input says why on standard error.
+                    let _ = stdin.write_all(input).await;
+                }
+                drop(stdin.take());
+            };
+            let ((), said, complained, status) =
+                tokio::join!(feed, read_up_to(stdout), read_up_to(stderr), child.wait());
+            (said, complained, status)
+        };
+        let Ok((said, complained, status)) = tokio::time::timeout(limit, work).await else {
+            return Err(failed(format!("no end within {} s", limit.as_secs())));
+        };
+        let status = status.map_err(|error| failed(error.to_string()))?;
+        group.ended();
+        if status.success() {
+            Ok(said)
+        } else {
+            let last = last_words(&complained)
+                .or_else(|| last_words(&said))
+                .unwrap_or_else(|| status.to_string());
+            Err(failed(last))
+        }
+    }
+}
+
+/// Kills what is left of a process group when the run is given up.
+struct Group(Option<u32>);
+
+impl Group {
+    fn ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0.and_then(|pid| i32::try_from(pid).ok()) {
+            // Not there any more is what we want.
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Reads to the end, so that the writer never blocks, and keeps the beginning.
+async fn read_up_to(stream: Option<impl AsyncRead + Unpin>) -> String {
+    let Some(mut stream) = stream else {
+        return String::new();
+    };
+    let mut kept = Vec::new();
+    let _ = (&mut stream)
+        .take(OUTPUT_LIMIT)
+        .read_to_end(&mut kept)
+        .await;
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+/// The last three lines that say anything.
+fn last_words(text: &str) -> Option<String> {
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
+    (!lines.is_empty()).then(|| lines[lines.len().saturating_sub(3)..].join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_does_not_end_is_killed_with_its_children() {
+        let sh = Program::find("sh").expect("a shell");
+        let marker = format!("{}", 86_000 + std::process::id() % 1000);
+        let script = format!("sleep {marker} & wait");
+        let result = sh
+            .run_with(&["-c", &script], None, Duration::from_millis(300))
+            .await;
+        assert!(matches!(result, Err(Error::Program { .. })));
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while sleeps(&marker) {
+            assert!(std::time::Instant::now() < deadline, "the child lives on");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn sleeps(argument: &str) -> bool {
+        std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            std::fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|text| text == format!("sleep\0{argument}\0").as_bytes())
+        })
+    }
+
+    #[tokio::test]
+    async fn the_last_words_of_a_failed_program_are_the_reason() {
+        let sh = Program::find("sh").expect("a shell");
+        let error = sh.run(&["-c", "echo one >&2; exit 3"]).await.unwrap_err();
+        assert_eq!(error.to_string(), "sh failed: one");
+        let echoed = sh
+            .run_with(&["-c", "cat"], Some(b"through a pipe"), SHORT)
+            .await;
+        assert_eq!(echoed.unwrap(), "through a pipe");
+    }
+}

@@ -1,0 +1,430 @@
+//! TPM state: made by swtpm_setup, put where libvirt looks for it, read, written and removed.
+//!
+//! ```text
+//!  DIR/tpm2-00.permall --install (rename)--> /var/lib/libvirt/swtpm/UUID/tpm2/tpm2-00.permall
+//! ```
+//! libvirt makes a TPM itself only when that directory is missing at the first start; ours is there before. State is
+//! only ever written encrypted: swtpm_setup gets the key's text through a pipe before it makes anything.
+
+use crate::ek_certificate::{EK_CERTIFICATE_TOOL, serve_one};
+use crate::host::LibvirtHost;
+use crate::owner::Owner;
+use crate::program::{SHORT, missing};
+use crate::volumes::{blocking, file_error, sync_parent};
+use async_trait::async_trait;
+use fleetward_hypervisor::{EkIssuer, EkPublic, Error, MadeTpm, Result, SecretText, TpmFactory};
+use fleetward_model::VmId;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use tokio::net::UnixListener;
+
+/// swtpm's name for the permanent state of a TPM 2.0.
+const STATE_FILE: &str = "tpm2-00.permall";
+/// Largest state file read; they have 6 to 20 KiB.
+const MAX_STATE: u64 = 1 << 20;
+
+/// Where libvirt keeps TPM state, and as whom swtpm runs.
+#[derive(Debug, Clone)]
+pub(crate) struct TpmPlace {
+    root: PathBuf,
+    owner: Owner,
+}
+
+impl TpmPlace {
+    /// libvirt's own.
+    pub(crate) fn standard() -> Self {
+        Self {
+            root: PathBuf::from("/var/lib/libvirt/swtpm"),
+            owner: Owner::swtpm(),
+        }
+    }
+
+    fn vm(&self, vm: VmId) -> PathBuf {
+        self.root.join(vm.to_string())
+    }
+
+    fn directory(&self, vm: VmId) -> PathBuf {
+        self.vm(vm).join("tpm2")
+    }
+
+    fn file(&self, vm: VmId) -> PathBuf {
+        self.directory(vm).join(STATE_FILE)
+    }
+
+    fn staging(&self, vm: VmId) -> PathBuf {
+        self.vm(vm).join(".tpm2.new")
+    }
+}
+
+#[async_trait]
+impl TpmFactory for LibvirtHost {
+    async fn manufacture(
+        &self,
+        directory: &Path,
+        key: &SecretText,
+        issuer: &dyn EkIssuer,
+    ) -> Result<MadeTpm> {
+        let fresh = FreshDirectory::make(directory)?;
+        let workshop = Workshop::open(self)?;
+        let ek_certificate = workshop.make(self, directory, key, issuer).await?;
+        let made = directory.to_owned();
+        blocking(move || {
+            // swtpm leaves its lock file; nobody holds it any more.
+            let _ = fs::remove_file(made.join(".lock"));
+            sync(&made.join(STATE_FILE))?;
+            sync(&made)
+        })
+        .await?;
+        fresh.keep();
+        Ok(MadeTpm {
+            directory: directory.to_owned(),
+            ek_certificate,
+        })
+    }
+
+    async fn install(&self, vm: VmId, made: &Path) -> Result<()> {
+        let place = self.tpm_place.clone();
+        let made = made.to_owned();
+        blocking(move || install(&place, vm, &made)).await
+    }
+
+    async fn state(&self, vm: VmId) -> Result<Option<PathBuf>> {
+        let file = self.tpm_place.file(vm);
+        blocking(move || {
+            let there = file.try_exists().map_err(file_error("look for", &file))?;
+            Ok(there.then_some(file))
+        })
+        .await
+    }
+
+    async fn write_state(&self, vm: VmId, state: &[u8]) -> Result<()> {
+        let place = self.tpm_place.clone();
+        let state = state.to_vec();
+        blocking(move || {
+            if already(&place, vm, &state)? {
+                return Ok(());
+            }
+            let staging = prepare_staging(&place, vm)?;
+            write_file(&staging.join(STATE_FILE), &state)?;
+            put_in_place(&place, vm, &staging)
+        })
+        .await
+    }
+
+    async fn read_state(&self, vm: VmId) -> Result<Vec<u8>> {
+        let file = self.tpm_place.file(vm);
+        blocking(move || read_file(&file)).await
+    }
+
+    async fn remove(&self, vm: VmId) -> Result<()> {
+        let place = self.tpm_place.clone();
+        blocking(move || {
+            let directory = place.vm(vm);
+            match fs::remove_dir_all(&directory) {
+                Ok(()) => sync_parent(&directory),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(file_error("remove", &directory)(error)),
+            }
+        })
+        .await
+    }
+}
+
+/// A directory that goes away again unless the work in it succeeded.
+struct FreshDirectory<'a>(Option<&'a Path>);
+
+impl<'a> FreshDirectory<'a> {
+    fn make(path: &'a Path) -> Result<Self> {
+        if !path.is_absolute() {
+            return Err(Error::Tpm("its directory's path is not absolute".into()));
+        }
+        make_directory(path, 0o700).map_err(file_error("make", path))?;
+        Ok(Self(Some(path)))
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for FreshDirectory<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.0 {
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
+/// What making one TPM needs besides swtpm_setup: its configuration and the socket the certificate tool calls.
+struct Workshop {
+    directory: tempfile::TempDir,
+    listener: UnixListener,
+}
+
+impl Workshop {
+    fn open(host: &LibvirtHost) -> Result<Self> {
+        let run_dir = &host.config.run_dir;
+        let directory = tempfile::Builder::new()
+            .prefix("tpm-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(run_dir)
+            .map_err(file_error("make a directory in", run_dir))?;
+        let tool = directory.path().join(EK_CERTIFICATE_TOOL);
+        std::os::unix::fs::symlink(&host.config.ek_certificate_tool, &tool)
+            .map_err(file_error("make", &tool))?;
+        let socket = directory.path().join("ek.sock");
+        let listener = UnixListener::bind(&socket).map_err(file_error("listen on", &socket))?;
+        let configuration = format!(
+            "create_certs_tool = {}\ncreate_certs_tool_config = {}\ncreate_certs_tool_options = /dev/null\n\
+             active_pcr_banks = sha256\n",
+            tool.display(),
+            socket.display()
+        );
+        let file = directory.path().join("swtpm_setup.conf");
+        fs::write(&file, configuration).map_err(file_error("write", &file))?;
+        Ok(Self {
+            directory,
+            listener,
+        })
+    }
+
+    /// Runs swtpm_setup and answers its requests for certificates; returns the RSA key's.
+    async fn make(
+        &self,
+        host: &LibvirtHost,
+        directory: &Path,
+        key: &SecretText,
+        issuer: &dyn EkIssuer,
+    ) -> Result<Vec<u8>> {
+        let setup = host
+            .programs
+            .swtpm_setup
+            .as_ref()
+            .ok_or_else(|| missing("swtpm_setup"))?;
+        let configuration = self.directory.path().join("swtpm_setup.conf");
+        let arguments = [
+            "--tpm2",
+            "--tpmstate",
+            &format!("dir://{}", directory.display()),
+            "--create-ek-cert",
+            "--lock-nvram",
+            "--not-overwrite",
+            "--pcr-banks",
+            "sha256",
+            "--cipher",
+            "aes-256-cbc",
+            // Standard input: a pipe, the only way the key's text takes.
+            "--pwdfile-fd",
+            "0",
+            "--config",
+            &configuration.to_string_lossy(),
+        ]
+        .map(str::to_owned);
+        let setup = setup.run_with(&arguments, Some(key.expose().as_bytes()), SHORT);
+        tokio::pin!(setup);
+        let mut rsa = None;
+        loop {
+            tokio::select! {
+                done = &mut setup => {
+                    done.map_err(|error| Error::Tpm(error.to_string()))?;
+                    break;
+                }
+                accepted = self.listener.accept() => {
+                    let Ok((mut stream, _)) = accepted else { continue };
+                    let served = serve_one(&mut stream, |public| {
+                        let certificate = issuer.issue(public)?;
+                        if matches!(public, EkPublic::Rsa { .. }) {
+                            rsa = Some(certificate.clone());
+                        }
+                        Ok(certificate)
+                    });
+                    if let Err(error) = served.await {
+                        tracing::debug!(%error, "a request for an EK certificate was broken off");
+                    }
+                }
+            }
+        }
+        rsa.ok_or_else(|| Error::Tpm("swtpm_setup asked for no RSA EK certificate".into()))
+    }
+}
+
+fn install(place: &TpmPlace, vm: VmId, made: &Path) -> Result<()> {
+    let source = made.join(STATE_FILE);
+    let state = match read_file(&source) {
+        Ok(state) => state,
+        // Moved by an earlier call.
+        Err(_) if !made.exists() && place.file(vm).exists() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !already(place, vm, &state)? {
+        let staging = prepare_staging(place, vm)?;
+        // A copy rather than a move: the two directories may lie on different file systems.
+        write_file(&staging.join(STATE_FILE), &state)?;
+        put_in_place(place, vm, &staging)?;
+    }
+    match fs::remove_dir_all(made) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(file_error("remove", made)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether this very state is in place; another one is an error.
+fn already(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<bool> {
+    let file = place.file(vm);
+    match read_file(&file) {
+        Ok(there) if there == state => Ok(true),
+        Ok(_) => Err(Error::Tpm(format!(
+            "the VM {vm} has TPM state already, and it is another one"
+        ))),
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// An empty directory on the right file system, with libvirt's owner and modes all the way down.
+fn prepare_staging(place: &TpmPlace, vm: VmId) -> Result<PathBuf> {
+    for directory in [&place.root, &place.vm(vm)] {
+        match make_directory(directory, 0o711) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(file_error("make", directory)(error));
+            }
+            _ => {}
+        }
+    }
+    let staging = place.staging(vm);
+    match fs::remove_dir_all(&staging) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(file_error("remove", &staging)(error));
+        }
+        _ => {}
+    }
+    make_directory(&staging, 0o700).map_err(file_error("make", &staging))?;
+    Ok(staging)
+}
+
+/// Gives the staged state to swtpm and moves it where libvirt looks, durably.
+fn put_in_place(place: &TpmPlace, vm: VmId, staging: &Path) -> Result<()> {
+    let target = place.directory(vm);
+    let (uid, gid) = (place.owner.uid.as_raw(), place.owner.gid.as_raw());
+    for path in [&staging.join(STATE_FILE), staging] {
+        chown(path, Some(uid), Some(gid)).map_err(file_error("give to swtpm", path))?;
+    }
+    sync(staging)?;
+    // A directory without state may stand there, with swtpm's lock file at most.
+    let _ = fs::remove_file(target.join(".lock"));
+    fs::rename(staging, &target).map_err(file_error("put in place", &target))?;
+    sync_parent(&target)?;
+    sync_parent(&place.vm(vm))
+}
+
+fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().mode(mode).create(path)?;
+    // Whatever the umask says.
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let written = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        });
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::StorageFull => Error::NoSpace {
+            path: path.to_owned(),
+        },
+        _ => file_error("write", path)(error),
+    })
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut file = File::open(path).map_err(file_error("open", path))?;
+    (&mut file)
+        .take(MAX_STATE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(file_error("read", path))?;
+    if bytes.len() as u64 > MAX_STATE || bytes.is_empty() {
+        return Err(Error::Tpm(format!(
+            "{} is no TPM state: it has {} bytes",
+            path.display(),
+            bytes.len()
+        )));
+    }
+    Ok(bytes)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(file_error("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::{getgid, getuid};
+
+    fn place(root: &Path) -> TpmPlace {
+        TpmPlace {
+            root: root.join("swtpm"),
+            owner: Owner {
+                uid: getuid(),
+                gid: getgid(),
+            },
+        }
+    }
+
+    fn made(root: &Path, content: &[u8]) -> PathBuf {
+        let made = root.join("made");
+        fs::create_dir(&made).unwrap();
+        fs::write(made.join(STATE_FILE), content).unwrap();
+        made
+    }
+
+    #[test]
+    fn installing_twice_is_installing_once() {
+        let root = tempfile::tempdir().unwrap();
+        let (place, vm) = (place(root.path()), VmId(uuid::Uuid::new_v4()));
+        let made = made(root.path(), b"state");
+        install(&place, vm, &made).unwrap();
+        install(&place, vm, &made).unwrap();
+        assert_eq!(read_file(&place.file(vm)).unwrap(), b"state");
+        assert!(!made.exists() && !place.staging(vm).exists());
+    }
+
+    #[test]
+    fn state_that_is_there_is_never_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let (place, vm) = (place(root.path()), VmId(uuid::Uuid::new_v4()));
+        install(&place, vm, &made(root.path(), b"state")).unwrap();
+        let other = made(root.path(), b"another");
+        assert!(matches!(install(&place, vm, &other), Err(Error::Tpm(_))));
+        assert_eq!(read_file(&place.file(vm)).unwrap(), b"state");
+        assert!(other.exists(), "what was refused is kept");
+    }
+
+    #[test]
+    fn a_crash_before_the_rename_leaves_nothing_in_the_way() {
+        let root = tempfile::tempdir().unwrap();
+        let (place, vm) = (place(root.path()), VmId(uuid::Uuid::new_v4()));
+        let staging = prepare_staging(&place, vm).unwrap();
+        fs::write(staging.join(STATE_FILE), b"half").unwrap();
+        fs::create_dir(place.directory(vm)).unwrap();
+        fs::write(place.directory(vm).join(".lock"), b"").unwrap();
+        install(&place, vm, &made(root.path(), b"state")).unwrap();
+        assert_eq!(read_file(&place.file(vm)).unwrap(), b"state");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&place.vm(vm)), 0o711);
+        assert_eq!(mode(&place.directory(vm)), 0o700);
+        assert_eq!(mode(&place.file(vm)), 0o600);
+    }
+}

@@ -1,0 +1,385 @@
+//! Disk files through qemu-img, and what may be handed to it.
+//!
+//! qemu-img opens whatever an image names: backing files, data files, URLs. So a file is looked at here first, by its
+//! header alone, and only a plain one reaches qemu-img, always with its format said. Volumes are made beside their
+//! place and renamed, so that no half volume ever shows.
+
+use crate::host::LibvirtHost;
+use crate::owner::Owner;
+use crate::program::{Program, SHORT};
+use async_trait::async_trait;
+use fleetward_hypervisor::{Error, Result, VolumeInfo, Volumes};
+use fleetward_model::ByteSize;
+use serde::Deserialize;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Limit for copying an image.
+const COPY_LIMIT: Duration = Duration::from_secs(2 * 3600);
+
+#[async_trait]
+impl Volumes for LibvirtHost {
+    async fn inspect(&self, path: &Path, format: Option<&str>) -> Result<VolumeInfo> {
+        inspect(&self.programs.qemu_img, path, format).await
+    }
+
+    async fn create_empty(&self, path: &Path, size: ByteSize) -> Result<()> {
+        let qemu_img = &self.programs.qemu_img;
+        if exists_as_wanted(qemu_img, path, size).await? {
+            return Ok(());
+        }
+        let part = Part::beside(path)?;
+        let size = size.bytes().to_string();
+        let arguments = ["create", "-q", "-f", "qcow2"].map(OsString::from);
+        let arguments = [&arguments[..], &[part.0.clone().into(), size.into()]].concat();
+        qemu_img
+            .run(&arguments)
+            .await
+            .map_err(|error| full(error, path))?;
+        part.finish(path).await
+    }
+
+    async fn create_from_image(
+        &self,
+        image: &Path,
+        image_format: &str,
+        path: &Path,
+        size: ByteSize,
+    ) -> Result<()> {
+        let qemu_img = &self.programs.qemu_img;
+        if exists_as_wanted(qemu_img, path, size).await? {
+            return Ok(());
+        }
+        let source = inspect(qemu_img, image, Some(image_format)).await?;
+        if source.virtual_size > size {
+            return Err(bad(
+                image,
+                format!("its {} do not fit into {size}", source.virtual_size),
+            ));
+        }
+        let part = Part::beside(path)?;
+        let options = ["convert", "-q", "-f", &source.format, "-O", "qcow2"];
+        let mut arguments: Vec<OsString> = options.iter().map(OsString::from).collect();
+        arguments.extend([image.into(), part.0.clone().into()]);
+        qemu_img
+            .run_with(&arguments, None, COPY_LIMIT)
+            .await
+            .map_err(|error| full(error, path))?;
+        if source.virtual_size < size {
+            let mut arguments: Vec<OsString> = ["resize", "-q", "-f", "qcow2"]
+                .iter()
+                .map(OsString::from)
+                .collect();
+            arguments.extend([part.0.clone().into(), size.bytes().to_string().into()]);
+            qemu_img
+                .run(&arguments)
+                .await
+                .map_err(|error| full(error, path))?;
+        }
+        part.finish(path).await
+    }
+
+    async fn adopt(&self, path: &Path) -> Result<()> {
+        let path = path.to_owned();
+        blocking(move || {
+            let file = open_plain(&path)?;
+            give(&file, Owner::qemu()).map_err(file_error("give to QEMU", &path))
+        })
+        .await
+    }
+
+    async fn delete(&self, path: &Path) -> Result<()> {
+        let path = path.to_owned();
+        blocking(move || {
+            for victim in [part_path(&path), path] {
+                match fs::remove_file(&victim) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(file_error("remove", &victim)(error));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// What qemu-img says of an image, as far as we read it.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct ImageInfo {
+    format: String,
+    virtual_size: u64,
+    backing_filename: Option<String>,
+    #[serde(default)]
+    encrypted: bool,
+    #[serde(default)]
+    format_specific: FormatSpecific,
+}
+
+#[derive(Deserialize, Default)]
+struct FormatSpecific {
+    #[serde(default)]
+    data: FormatData,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+struct FormatData {
+    #[serde(default)]
+    corrupt: bool,
+    data_file: Option<String>,
+}
+
+async fn inspect(qemu_img: &Program, path: &Path, format: Option<&str>) -> Result<VolumeInfo> {
+    let looked_at = path.to_owned();
+    let (found, allocated) = blocking(move || {
+        let mut file = open_plain(&looked_at)?;
+        let allocated = file
+            .metadata()
+            .map_err(file_error("look at", &looked_at))?
+            .blocks()
+            * 512;
+        Ok((look_at_header(&mut file, &looked_at)?, allocated))
+    })
+    .await?;
+    let wanted = match format {
+        None => found,
+        Some("iso") => "raw",
+        Some(wanted @ ("qcow2" | "raw")) => {
+            if wanted != found {
+                return Err(bad(path, format!("it is {found}, not {wanted}")));
+            }
+            wanted
+        }
+        Some(other) => return Err(bad(path, format!("the format {other:?} is not supported"))),
+    };
+    let mut arguments: Vec<OsString> = ["info", "-U", "--output=json", "-f", wanted]
+        .iter()
+        .map(OsString::from)
+        .collect();
+    arguments.push(path.into());
+    let said = match qemu_img.run_with(&arguments, None, SHORT).await {
+        Ok(said) => said,
+        Err(Error::Program { because, .. }) => return Err(bad(path, because)),
+        Err(error) => return Err(error),
+    };
+    let info: ImageInfo = serde_json::from_str(&said).map_err(|error| {
+        bad(
+            path,
+            format!("qemu-img's answer is not understood: {error}"),
+        )
+    })?;
+    let data = info.format_specific.data;
+    if info.format != wanted
+        || info.backing_filename.is_some()
+        || info.encrypted
+        || data.corrupt
+        || data.data_file.is_some()
+    {
+        return Err(bad(
+            path,
+            "it is damaged, encrypted or refers to other files",
+        ));
+    }
+    Ok(VolumeInfo {
+        format: info.format,
+        virtual_size: ByteSize(info.virtual_size),
+        allocated: ByteSize(allocated),
+        backing_file: None,
+    })
+}
+
+/// Opens a regular file, never through a link as its last component, never blocking on a pipe.
+fn open_plain(path: &Path) -> Result<File> {
+    if !path.is_absolute() {
+        return Err(bad(path, "its path is not absolute"));
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(nix::libc::ELOOP) => bad(path, "it is a symbolic link"),
+            _ => file_error("open", path)(error),
+        })?;
+    let kind = file.metadata().map_err(file_error("look at", path))?;
+    if kind.is_file() {
+        Ok(file)
+    } else {
+        Err(bad(path, "it is not a regular file"))
+    }
+}
+
+/// Beginnings of formats that QEMU would read and we do not.
+const FOREIGN: [(&[u8], &str); 6] = [
+    (b"KDMV", "VMDK"),
+    (b"COWD", "VMDK"),
+    (b"# Disk DescriptorFile", "VMDK"),
+    (b"vhdxfile", "VHDX"),
+    (b"conectix", "VHD"),
+    (b"QED\0", "QED"),
+];
+
+/// `qcow2` or `raw`, from the first bytes (qcow2: QEMU's docs/interop/qcow2.txt).
+fn look_at_header(file: &mut File, path: &Path) -> Result<&'static str> {
+    let mut header = Vec::with_capacity(104);
+    file.take(104)
+        .read_to_end(&mut header)
+        .map_err(file_error("read", path))?;
+    if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| header.starts_with(magic)) {
+        return Err(bad(path, format!("it is a {name} image")));
+    }
+    if !header.starts_with(b"QFI\xfb") {
+        return Ok("raw");
+    }
+    let number = |at: usize, length: usize| {
+        header
+            .get(at..at + length)
+            .map(|bytes| bytes.iter().fold(0_u64, |n, &b| (n << 8) | u64::from(b)))
+            .ok_or_else(|| bad(path, "its header is cut off"))
+    };
+    let version = number(4, 4)?;
+    if !matches!(version, 2 | 3) {
+        return Err(bad(
+            path,
+            format!("qcow version {version} is not supported"),
+        ));
+    }
+    if number(8, 8)? != 0 {
+        return Err(bad(path, "it refers to a backing file"));
+    }
+    if number(32, 4)? != 0 {
+        return Err(bad(path, "it is encrypted"));
+    }
+    if version == 3 {
+        let incompatible = number(72, 8)?;
+        if incompatible & 0b10 != 0 {
+            return Err(bad(path, "it is marked as corrupt"));
+        }
+        if incompatible & 0b100 != 0 {
+            return Err(bad(path, "its data lies in another file"));
+        }
+    }
+    Ok("qcow2")
+}
+
+/// Whether the volume is there already. Volumes appear whole, so one of the right size is done.
+async fn exists_as_wanted(qemu_img: &Program, path: &Path, size: ByteSize) -> Result<bool> {
+    match inspect(qemu_img, path, Some("qcow2")).await {
+        Ok(info) if info.virtual_size == size => Ok(true),
+        Ok(info) => Err(bad(
+            path,
+            format!(
+                "it exists already and holds {}, not {size}",
+                info.virtual_size
+            ),
+        )),
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file under construction; removed unless finished.
+struct Part(PathBuf);
+
+impl Part {
+    fn beside(path: &Path) -> Result<Self> {
+        let part = part_path(path);
+        match fs::remove_file(&part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(file_error("remove", &part)(error))
+            }
+            _ => Ok(Self(part)),
+        }
+    }
+
+    /// Gives it to QEMU and moves it into place, durably.
+    async fn finish(self, path: &Path) -> Result<()> {
+        let path = path.to_owned();
+        blocking(move || {
+            let file = open_plain(&self.0)?;
+            give(&file, Owner::qemu()).map_err(file_error("give to QEMU", &self.0))?;
+            file.sync_all().map_err(|error| match error.kind() {
+                io::ErrorKind::StorageFull => Error::NoSpace { path: path.clone() },
+                _ => file_error("write", &self.0)(error),
+            })?;
+            fs::rename(&self.0, &path).map_err(file_error("put in place", &path))?;
+            sync_parent(&path)
+        })
+        .await
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // After a rename there is nothing left to remove.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn part_path(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".part");
+    path.with_file_name(name)
+}
+
+fn give(file: &File, owner: Owner) -> io::Result<()> {
+    std::os::unix::fs::fchown(file, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))
+}
+
+/// Makes a rename in the directory survive a power cut.
+pub(crate) fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    File::open(parent)
+        .and_then(|directory| directory.sync_all())
+        .map_err(file_error("write", parent))
+}
+
+/// qemu-img's complaint about a full disk has a name of its own.
+fn full(error: Error, path: &Path) -> Error {
+    match error {
+        Error::Program { because, .. } if because.contains("No space left on device") => {
+            Error::NoSpace {
+                path: path.to_owned(),
+            }
+        }
+        other => other,
+    }
+}
+
+fn bad(path: &Path, because: impl Into<String>) -> Error {
+    Error::BadImage {
+        path: path.to_owned(),
+        because: because.into(),
+    }
+}
+
+pub(crate) fn file_error(
+    attempt: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> Error + use<> {
+    let path = path.to_owned();
+    move |source| Error::File {
+        attempt,
+        path,
+        source,
+    }
+}
+
+/// Runs file work where it may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Unavailable("file work was abandoned".into())),
+    }
+}
