@@ -48,7 +48,7 @@ pub struct Global {
     pub yes: bool,
 
     /// The controller's Unix socket, for administrators on its machine
-    #[arg(long, global = true, env = "FLEETWARD_SOCKET", hide_env_values = true, value_name = "PATH",
+    #[arg(long, global = true, env = "FLEETWARD_SOCKET", hide_env_values = true, hide_short_help = true, value_name = "PATH",
           default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
 
@@ -58,6 +58,7 @@ pub struct Global {
         global = true,
         env = "FLEETWARD_CONTROLLER",
         hide_env_values = true,
+        hide_short_help = true,
         value_name = "URL"
     )]
     pub controller: Option<String>,
@@ -68,6 +69,7 @@ pub struct Global {
         global = true,
         env = "FLEETWARD_CERT",
         hide_env_values = true,
+        hide_short_help = true,
         value_name = "FILE"
     )]
     pub cert: Option<PathBuf>,
@@ -78,6 +80,7 @@ pub struct Global {
         global = true,
         env = "FLEETWARD_KEY",
         hide_env_values = true,
+        hide_short_help = true,
         value_name = "FILE"
     )]
     pub key: Option<PathBuf>,
@@ -88,6 +91,7 @@ pub struct Global {
         global = true,
         env = "FLEETWARD_CA",
         hide_env_values = true,
+        hide_short_help = true,
         value_name = "FILE"
     )]
     pub ca: Option<PathBuf>,
@@ -192,8 +196,12 @@ pub enum HostCommand {
     List,
     /// Shows one host
     Show { name: HostName },
-    /// Lets a host take no new VMs
-    Drain { name: HostName },
+    /// Moves a host's VMs elsewhere in its group, and lets it take no new ones
+    Drain {
+        name: HostName,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Ends a drain
     Resume { name: HostName },
     /// Removes an empty host from the fleet

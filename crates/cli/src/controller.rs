@@ -27,6 +27,8 @@ const EVENT_SILENCE: Duration = Duration::from_secs(60);
 /// Answers to requests that ask all hosts take longer than others.
 const SLOW: Duration = Duration::from_secs(180);
 
+const DEFAULT_PORT: u16 = 7440;
+
 /// The controller, reached over its socket or over TLS.
 #[derive(Debug, Clone)]
 pub(crate) struct Controller {
@@ -64,9 +66,10 @@ impl Controller {
         self.get(&format!("/v1/hosts/{name}")).await
     }
 
-    pub(crate) async fn drain_host(&self, name: &HostName) -> Result<(), Failure> {
-        self.ask(Method::POST, &format!("/v1/hosts/{name}/drain"))
-            .await
+    pub(crate) async fn drain_host(&self, name: &HostName) -> Result<Accepted, Failure> {
+        let path = format!("/v1/hosts/{name}/drain");
+        let response = self.send(Method::POST, &path).await?;
+        response.json().await.map_err(|e| self.failure(e))
     }
 
     pub(crate) async fn resume_host(&self, name: &HostName) -> Result<(), Failure> {
@@ -316,12 +319,17 @@ fn address_of(url: &str) -> Result<String, Failure> {
         .fix("write https://HOST:PORT")
     };
     let uri: http::Uri = url.parse().map_err(|_| refuse())?;
-    match (uri.scheme_str(), uri.host(), uri.path()) {
-        (Some("https"), Some(host), "" | "/") => {
-            Ok(format!("{host}:{}", uri.port_u16().unwrap_or(7440)))
-        }
-        _ => Err(refuse()),
-    }
+    let (Some("https"), Some(authority), "" | "/") =
+        (uri.scheme_str(), uri.authority(), uri.path())
+    else {
+        return Err(refuse());
+    };
+    let port = match authority.as_str().strip_prefix(authority.host()) {
+        Some("") => DEFAULT_PORT,
+        Some(_) => authority.port_u16().ok_or_else(refuse)?,
+        None => return Err(refuse()),
+    };
+    Ok(format!("{}:{port}", authority.host()))
 }
 
 fn tls(options: &Global) -> Result<ClientTls, Failure> {
@@ -445,6 +453,7 @@ mod tests {
             "https://c/v1",
             "",
             "https://c:99999",
+            "https://me@c",
         ] {
             let refused = address_of(bad).expect_err(bad);
             assert_eq!(refused.code, ErrorCode::InvalidArgument);

@@ -90,7 +90,7 @@ pub(crate) fn confirm_delete_image(name: &impl Display) -> String {
 }
 
 pub(crate) fn host_drained(name: &impl Display) -> String {
-    format!("{name} takes no new VMs")
+    format!("{name} is empty and takes no new VMs")
 }
 
 pub(crate) fn host_resumed(name: &impl Display) -> String {

@@ -582,11 +582,10 @@ fn count(number: usize) -> String {
     }
 }
 
+/// The first group of a uuid, or twelve digits of a digest: enough to name it to us again.
 fn short(id: &str) -> String {
-    match id.get(..12) {
-        Some(beginning) => beginning.trim_end_matches('-').to_owned(),
-        None => id.to_owned(),
-    }
+    let length = if id.get(8..9) == Some("-") { 8 } else { 12 };
+    id.get(..length).unwrap_or(id).to_owned()
 }
 
 fn job_id(id: JobId) -> String {

@@ -33,5 +33,7 @@ pub(crate) async fn run(options: ControllerRun, socket: Option<PathBuf>) -> Exit
 /// The socket to make: beside the data, unless `--socket` names another.
 pub(crate) fn socket_of(given: &Path, data: &Path) -> Option<PathBuf> {
     let default = Path::new(fleetward_cli::args::DEFAULT_DATA).join("controller.sock");
-    (given != default).then(|| given.to_owned()).or_else(|| Some(data.join("controller.sock")))
+    (given != default)
+        .then(|| given.to_owned())
+        .or_else(|| Some(data.join("controller.sock")))
 }

@@ -1,10 +1,10 @@
 //! `fleetward host ...`
 
 use super::Context;
-use crate::args::HostCommand;
+use crate::args::{HostCommand, Wait};
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
-use crate::{messages, table};
+use crate::{interrupt, messages, table, wait};
 use fleetward_api::controller::TokenRequest;
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
 use serde_json::json;
@@ -24,11 +24,7 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
             let host = controller.host(&name).await?;
             output.document(&host, || table::host(&host))?;
         }
-        HostCommand::Drain { name } => {
-            controller.drain_host(&name).await?;
-            let host = controller.host(&name).await?;
-            output.success(&host, || messages::host_drained(&name))?;
-        }
+        HostCommand::Drain { name, wait } => drain(context, &name, wait).await?,
         HostCommand::Resume { name } => {
             controller.resume_host(&name).await?;
             let host = controller.host(&name).await?;
@@ -43,6 +39,27 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
         }
     }
     Ok(Exit::Done)
+}
+
+async fn drain(context: &Context, name: &HostName, wait: Wait) -> Result<(), Stop> {
+    let Context {
+        controller,
+        output,
+        progress,
+        ..
+    } = context;
+    let accepted = controller.drain_host(name).await?;
+    if let Some(job) = accepted.job {
+        if wait.no_wait {
+            output.document(&accepted, || job.to_string())?;
+            return Ok(());
+        }
+        let interrupt = interrupt::on_ctrl_c();
+        wait::for_job(controller, progress, &interrupt, name.as_str(), job).await?;
+    }
+    let host = controller.host(name).await?;
+    output.success(&host, || messages::host_drained(name))?;
+    Ok(())
 }
 
 /// The token alone goes to stdout, so that a script can pass it on.

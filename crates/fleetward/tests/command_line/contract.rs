@@ -1,0 +1,265 @@
+//! Exit codes, the form of errors, tables and JSON.
+
+use crate::fake::{Fake, fleetward};
+use serde_json::Value;
+use std::io::Read;
+use std::process::Stdio;
+
+fn code_and_stderr(mut command: assert_cmd::Command) -> (i32, String) {
+    let output = command.output().unwrap();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+fn stdout(mut command: assert_cmd::Command) -> String {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_controller_that_is_not_there_is_exit_6() {
+    let (code, stderr) = code_and_stderr(fleetward(&[
+        "--socket",
+        "/nowhere/controller.sock",
+        "vm",
+        "list",
+    ]));
+    assert_eq!(code, 6);
+    assert!(
+        stderr.starts_with("error[CONTROLLER_UNREACHABLE]: "),
+        "{stderr}"
+    );
+    assert!(
+        stderr.contains("\n  because: ") && stderr.contains("\n  fix: "),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn an_unknown_error_code_is_exit_5_and_a_known_one_is_explained_without_a_controller() {
+    let (code, stderr) = code_and_stderr(fleetward(&["explain", "NO_SUCH_CODE"]));
+    assert_eq!((code, stderr.lines().count()), (5, 2), "{stderr}");
+    let known: Value = serde_json::from_str(&stdout(fleetward(&[
+        "explain",
+        "key_not_granted",
+        "-o",
+        "json",
+    ])))
+    .unwrap();
+    assert_eq!(known["exit_code"], 4);
+    assert!(known["summary"].as_str().unwrap().contains("10698"));
+}
+
+#[test]
+fn what_cannot_be_parsed_is_exit_2() {
+    for arguments in [
+        &["vm", "frobnicate"][..],
+        &["vm", "create"],
+        &["vm", "create", "../etc"],
+        &["vm", "create", "web", "--memory", "much"],
+        &["vm", "create", "web", "--label", "no-equals-sign"],
+        &["host", "token", "a", "--ttl", "soon"],
+        &["vm", "list", "-o", "xml"],
+        &["vm", "clone", "web", "web2"],
+    ] {
+        let (code, stderr) = code_and_stderr(fleetward(arguments));
+        assert_eq!(code, 2, "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn destroying_needs_yes_where_nobody_can_be_asked() {
+    let fake = Fake::start();
+    let (code, stderr) = code_and_stderr(fake.fleetward(&["vm", "delete", "web"]));
+    assert_eq!(code, 2);
+    assert!(stderr.starts_with("error[CONFIRMATION_NEEDED]"), "{stderr}");
+    let (code, _) = code_and_stderr(fake.fleetward(&["vm", "delete", "web", "--yes"]));
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn an_unknown_vm_is_exit_5_with_an_empty_stdout() {
+    let fake = Fake::start();
+    let output = fake
+        .fleetward(&["vm", "show", "ghost", "-o", "json"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn vm_list_is_an_aligned_table() {
+    let fake = Fake::start();
+    insta::assert_snapshot!("vm_list", stdout(fake.fleetward(&["vm", "list"])));
+}
+
+#[test]
+fn vm_show_has_the_keys_that_scripts_rely_on() {
+    let fake = Fake::start();
+    let vm: Value = serde_json::from_str(&stdout(
+        fake.fleetward(&["vm", "show", "web", "-o", "json"]),
+    ))
+    .unwrap();
+    for key in [
+        "name",
+        "id",
+        "host",
+        "state",
+        "cpus",
+        "memory_bytes",
+        "firmware",
+        "disks",
+        "tpm",
+        "labels",
+        "profile",
+    ] {
+        assert!(vm.get(key).is_some(), "{key}");
+    }
+    assert_eq!(vm["firmware"]["type"], "uefi");
+    for key in [
+        "enabled",
+        "version",
+        "model",
+        "state_present",
+        "key_id",
+        "owner",
+        "guardians",
+        "ek_certificate",
+    ] {
+        assert!(vm["tpm"].get(key).is_some(), "tpm.{key}");
+    }
+    assert_eq!(vm["memory_bytes"], 4_294_967_296_u64);
+    insta::assert_snapshot!("vm_show", stdout(fake.fleetward(&["vm", "show", "web"])));
+}
+
+#[test]
+fn guardian_list_has_a_row_for_each_certificate() {
+    let fake = Fake::start();
+    let rows: Value =
+        serde_json::from_str(&stdout(fake.fleetward(&["guardian", "list", "-o", "json"]))).unwrap();
+    assert_eq!(rows.as_array().unwrap().len(), 2);
+    for key in [
+        "guardian",
+        "role",
+        "serial",
+        "sha1",
+        "sha256",
+        "subject",
+        "not_after",
+        "days_left",
+        "has_private_key",
+        "host",
+        "vms",
+    ] {
+        assert!(rows[0].get(key).is_some(), "{key}");
+    }
+    insta::assert_snapshot!(
+        "guardian_list",
+        stdout(fake.fleetward(&["guardian", "list"]))
+    );
+    let one = stdout(fake.fleetward(&["guardian", "show", "abab"]));
+    assert!(one.contains("on that host"), "{one}");
+}
+
+#[test]
+fn yaml_says_the_same_as_json() {
+    let fake = Fake::start();
+    let yaml = stdout(fake.fleetward(&["vm", "list", "-o", "yaml"]));
+    assert!(yaml.contains("- name: web"), "{yaml}");
+}
+
+#[test]
+fn several_labels_must_all_fit() {
+    let fake = Fake::start();
+    let list = |labels: &[&str]| {
+        let arguments = [&["vm", "list", "-o", "json"], labels].concat();
+        let vms: Value = serde_json::from_str(&stdout(fake.fleetward(&arguments))).unwrap();
+        vms.as_array().unwrap().len()
+    };
+    assert_eq!(list(&["--label", "tier=front"]), 2);
+    assert_eq!(list(&["--label", "tier=front", "--label", "tier=back"]), 0);
+}
+
+#[test]
+fn the_matrix_shows_yes_here_and_the_reason_for_no() {
+    let fake = Fake::start();
+    insta::assert_snapshot!("check", stdout(fake.fleetward(&["check"])));
+}
+
+#[test]
+fn a_move_that_cannot_be_is_exit_4_with_the_finding() {
+    let fake = Fake::start();
+    for arguments in [
+        &["vm", "migrate", "web", "--to", "c", "--check"][..],
+        &["check", "web", "--to", "c"],
+    ] {
+        let output = fake.fleetward(arguments).output().unwrap();
+        let (stdout, stderr) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert_eq!(output.status.code(), Some(4), "{stderr}");
+        assert!(
+            stderr.starts_with("error[KEY_NOT_GRANTED]: web cannot move from a to c\n  because: "),
+            "{stderr}"
+        );
+        assert!(stdout.contains("use a host of the group"), "{stdout}");
+    }
+    let good = stdout(fake.fleetward(&["check", "web", "--to", "b"]));
+    assert_eq!(good, "web can move to b\n");
+}
+
+#[test]
+fn an_image_that_arrives_altered_is_noticed() {
+    let fake = Fake::start();
+    let file = fake.directory().join("disk.raw");
+    std::fs::write(&file, vec![7; 300_000]).unwrap();
+    let file = file.to_str().unwrap();
+    let good = stdout(fake.fleetward(&["image", "import", "good", file]));
+    assert!(good.starts_with("good imported, sha256 "), "{good}");
+    let (code, stderr) = code_and_stderr(fake.fleetward(&["image", "import", "altered", file]));
+    assert_eq!(code, 4);
+    assert!(stderr.contains("error[IMAGE_INVALID]"), "{stderr}");
+    let (code, _) = code_and_stderr(fake.fleetward(&["image", "import", "good", "/nowhere/disk"]));
+    assert_eq!(code, 2);
+}
+
+#[test]
+fn a_broken_audit_chain_fails_and_names_the_record() {
+    let fake = Fake::start();
+    let (code, stderr) = code_and_stderr(fake.fleetward(&["audit", "--verify"]));
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains("error[AUDIT_BROKEN]") && stderr.contains("record 3"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let program = assert_cmd::cargo::cargo_bin("fleetward");
+    let mut child = std::process::Command::new(program)
+        .arg("explain")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut stderr = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut stderr)
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(stderr, "");
+}

@@ -1,0 +1,234 @@
+//! A controller that says what the tests need said: two VMs, two hosts, and jobs with a fixed course.
+
+use assert_cmd::Command;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use tempfile::TempDir;
+
+/// Jobs are told apart by their last digit.
+pub(crate) const GOOD_JOB: &str = "00000000-0000-4000-8000-000000000001";
+pub(crate) const BAD_JOB: &str = "00000000-0000-4000-8000-000000000002";
+pub(crate) const ENDLESS_JOB: &str = "00000000-0000-4000-8000-000000000003";
+
+/// A running fake. Ends with the test's process; its socket goes with the directory.
+pub(crate) struct Fake {
+    directory: TempDir,
+}
+
+impl Fake {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("controller.sock");
+        let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+                axum::serve(listener, router()).await.unwrap();
+            });
+        });
+        Self { directory }
+    }
+
+    /// The program, told to talk to this fake.
+    pub(crate) fn fleetward(&self, arguments: &[&str]) -> Command {
+        let mut command = fleetward(arguments);
+        command.env(
+            "FLEETWARD_SOCKET",
+            self.directory.path().join("controller.sock"),
+        );
+        command
+    }
+
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+}
+
+/// The program, without anything of the surroundings it could take notice of.
+pub(crate) fn fleetward(arguments: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("fleetward").unwrap();
+    for variable in ["CONTROLLER", "CERT", "KEY", "CA"] {
+        command.env_remove(format!("FLEETWARD_{variable}"));
+    }
+    command.env("COLUMNS", "100").args(arguments);
+    command
+}
+
+fn router() -> Router {
+    Router::new()
+        .route("/v1/vms", get(async || axum::Json(json!([vm("web", "a"), vm("db", "b")]))))
+        .route("/v1/vms/{vm}", get(show_vm).delete(async |vm| request("delete", vm)))
+        .route("/v1/vms/{vm}/start", post(async |vm| request("start", vm)))
+        .route("/v1/vms/{vm}/migrate", post(async |vm| request("migrate", vm)))
+        .route("/v1/jobs", get(async || axum::Json(json!([ended(GOOD_JOB)]))))
+        .route("/v1/jobs/{job}/events", get(events))
+        .route("/v1/check", get(check))
+        .route("/v1/guardians", get(async || axum::Json(guardians())))
+        .route("/v1/images/{image}", put(import))
+        .route("/v1/audit/verify", get(async || {
+            axum::Json(json!({ "intact": false, "records": 7, "broken": "record 3 of host a was changed" }))
+        }))
+}
+
+async fn show_vm(Path(name): Path<String>) -> Response {
+    match name.as_str() {
+        "web" | "db" => axum::Json(vm(&name, "a")).into_response(),
+        _ => no_vm(&name),
+    }
+}
+
+/// What a request for a job answers: by the VM's name.
+fn request(verb: &str, Path(name): Path<String>) -> Response {
+    match name.as_str() {
+        "web" => accepted(Some(GOOD_JOB)),
+        "db" => accepted(Some(BAD_JOB)),
+        "endless" => accepted(Some(ENDLESS_JOB)),
+        "idle" => accepted(None),
+        "busy" => failure(
+            StatusCode::CONFLICT,
+            &json!({ "code": "VM_BUSY", "what": format!("cannot {verb} busy"), "because": "job 7 works on it", "fix": "wait" }),
+        ),
+        _ => no_vm(&name),
+    }
+}
+
+fn accepted(job: Option<&str>) -> Response {
+    (StatusCode::ACCEPTED, axum::Json(json!({ "job": job }))).into_response()
+}
+
+fn failure(status: StatusCode, body: &Value) -> Response {
+    (status, axum::Json(body.clone())).into_response()
+}
+
+fn no_vm(name: &str) -> Response {
+    failure(
+        StatusCode::NOT_FOUND,
+        &json!({ "code": "VM_NOT_FOUND", "what": format!("there is no VM {name}"), "fix": "fleetward vm list" }),
+    )
+}
+
+async fn events(Path(job): Path<String>) -> Response {
+    let mut states = vec![
+        running(&job, "prepare", 0),
+        running(&job, "copy", 20),
+        running(&job, "copy", 60),
+    ];
+    if job != ENDLESS_JOB {
+        states.push(ended(&job));
+    }
+    let mut body: String = states.iter().map(|state| format!("{state}\n")).collect();
+    body.push('\n');
+    if job == ENDLESS_JOB {
+        let open = axum::body::Bytes::from(body);
+        let stream = futures_of(open);
+        return Body::from_stream(stream).into_response();
+    }
+    body.into_response()
+}
+
+/// The text, and then silence.
+fn futures_of(
+    first: Bytes,
+) -> impl futures_util::Stream<Item = Result<Bytes, std::convert::Infallible>> {
+    use futures_util::StreamExt;
+    futures_util::stream::once(async { Ok(first) }).chain(futures_util::stream::pending())
+}
+
+fn running(job: &str, step: &str, percent: u64) -> Value {
+    json!({
+        "id": job, "kind": "vm-start", "target": "web", "state": "running", "created_by": "local:0",
+        "created": "2026-11-23T08:00:00Z", "ended": null, "current": step, "waiting": null,
+        "cancellable": true, "failure": null, "result": null,
+        "progress": (percent > 0).then(|| json!({ "done": percent, "total": 100, "text": "" })),
+        "steps": [step_of("prepare"), step_of("copy")],
+    })
+}
+
+fn step_of(name: &str) -> Value {
+    json!({ "name": name, "state": "running", "attempts": 1, "started": null, "ended": null })
+}
+
+fn ended(job: &str) -> Value {
+    let mut view = running(job, "copy", 0);
+    view["ended"] = json!("2026-11-23T08:00:02.5Z");
+    view["current"] = Value::Null;
+    view["progress"] = Value::Null;
+    if job == BAD_JOB {
+        view["state"] = json!("undone");
+        view["failure"] = json!({
+            "code": "NO_SPACE", "what": "cannot copy the disk of db to b", "because": "2 GiB free, 4 GiB needed", "fix": "free some space"
+        });
+    } else {
+        view["state"] = json!("done");
+        view["result"] = json!({ "downtime_ms": 207 });
+    }
+    view
+}
+
+fn vm(name: &str, host: &str) -> Value {
+    json!({
+        "name": name, "id": "6f1c1f0e-5b0a-4c58-9a51-2f7ad1f0c001", "host": host, "group": "default", "state": "running",
+        "reason": "booted", "managed": true, "cpus": 2, "memory_bytes": 4_294_967_296_u64,
+        "firmware": { "type": "uefi", "secure_boot": true },
+        "disks": [{ "target": "vda", "bus": "virtio", "pool": "default", "pool_id": "p", "path": "/p/v.qcow2",
+                    "format": "qcow2", "size": 68_719_476_736_u64, "allocated": 1_048_576 }],
+        "tpm": { "enabled": name == "web", "version": "2.0", "model": "tpm-crb", "state_present": true,
+                 "key_id": null, "owner": null, "guardians": [], "ek_certificate": null },
+        "labels": { "tier": "front" }, "profile": "linux", "job": null,
+        "created": "2026-11-23T08:00:00Z", "observed": "2026-11-23T09:00:00Z",
+    })
+}
+
+async fn check(Query(query): Query<HashMap<String, String>>) -> Response {
+    let view = |vm: &str, to: &str, code: Option<&str>| {
+        let findings = code.map(|code| {
+            json!({ "code": code, "what": format!("the TPM key of {vm} is not wrapped for {to}"), "fix": "use a host of the group", "blocking": true })
+        });
+        json!({ "vm": vm, "from": "a", "to": to, "possible": code.is_none(), "code": code,
+                "findings": Vec::from_iter(findings) })
+    };
+    let mut all = vec![
+        view("web", "a", None),
+        view("web", "b", None),
+        view("web", "c", Some("KEY_NOT_GRANTED")),
+    ];
+    let wanted = |view: &Value, key: &str| {
+        query
+            .get(key)
+            .is_none_or(|value| view[key] == value.as_str())
+    };
+    all.retain(|view| wanted(view, "vm") && wanted(view, "to"));
+    axum::Json(all).into_response()
+}
+
+fn guardians() -> Value {
+    let row = |role: &str, digit: &str| {
+        json!({
+            "guardian": "ab".repeat(32), "role": role, "serial": digit.repeat(8), "sha1": digit.repeat(40),
+            "sha256": digit.repeat(64), "subject": "CN=Shielded VM", "not_after": "2036-11-23T00:00:00Z",
+            "days_left": 3652, "has_private_key": true, "host": "a", "vms": ["web"],
+        })
+    };
+    json!([row("signing", "1"), row("encryption", "2")])
+}
+
+async fn import(Path(name): Path<String>, body: Bytes) -> Response {
+    let sha256 = match name.as_str() {
+        "altered" => "0".repeat(64),
+        _ => hex::encode(Sha256::digest(&body)),
+    };
+    axum::Json(json!({
+        "name": name, "format": "raw", "size_bytes": body.len(), "virtual_size_bytes": body.len(),
+        "sha256": sha256, "imported": "2026-11-23T08:00:00Z",
+    }))
+    .into_response()
+}

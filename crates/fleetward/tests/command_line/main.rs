@@ -1,0 +1,10 @@
+//! The command line from outside: the program is run, against a fake controller on a Unix socket, and what it prints
+//! and how it ends is held against the contract.
+
+// A panic in a test is a failed claim, in the helpers too.
+#![allow(clippy::unwrap_used)]
+
+mod contract;
+mod fake;
+mod help;
+mod jobs;

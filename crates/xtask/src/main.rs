@@ -1,0 +1,84 @@
+//! Commands for developers: `cargo xtask check`, `cargo xtask generate`.
+//!
+//! Everything is done by running cargo on the whole workspace, so that nothing is built twice with other features.
+
+mod generate;
+mod layering;
+mod step;
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+use step::{Steps, cargo};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  check      layering, formatting, clippy with warnings denied, tests, generated files
+  layering   only: who may know whom
+  generate   writes docs/reference/ and docs/openapi.json, and man pages and completions into target/";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["check"] => check(),
+        ["layering"] => layering::check(),
+        ["generate"] => generate::write(),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What has to hold before a change lands, the quick things first. All of it runs, also after a failure.
+///
+/// The end-to-end tests need root and a lab; `make test` runs them. Whether generated files are up to date is among
+/// the tests, see [`generate`].
+fn check() -> Result<()> {
+    let mut steps = Steps::default();
+    steps.run("layering", layering::check);
+    steps.run("format", || cargo(&["fmt", "--all", "--check"], &[]));
+    steps.run("clippy", || {
+        cargo(
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--locked",
+                "--quiet",
+                "--",
+                "--deny=warnings",
+            ],
+            &[],
+        )
+    });
+    steps.run("tests", || {
+        cargo(
+            &[
+                "test",
+                "--workspace",
+                "--exclude=fleetward-e2e",
+                "--locked",
+                "--quiet",
+            ],
+            &[],
+        )
+    });
+    if steps.report() {
+        Ok(())
+    } else {
+        bail!("not everything holds")
+    }
+}

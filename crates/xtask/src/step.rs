@@ -1,0 +1,78 @@
+//! Steps with a name, a result and a time, and the running of cargo.
+
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Steps that have run.
+#[derive(Default)]
+pub(crate) struct Steps(Vec<Step>);
+
+struct Step {
+    name: &'static str,
+    took: Duration,
+    failure: Option<anyhow::Error>,
+}
+
+impl Steps {
+    /// Runs one and says so.
+    pub(crate) fn run(&mut self, name: &'static str, what: impl FnOnce() -> Result<()>) {
+        println!("== {name}");
+        let begin = Instant::now();
+        let failure = what().err();
+        self.0.push(Step {
+            name,
+            took: begin.elapsed(),
+            failure,
+        });
+    }
+
+    /// Prints a line for each, and says whether all went well.
+    pub(crate) fn report(self) -> bool {
+        println!("==");
+        for step in &self.0 {
+            let took = step.took.as_secs_f64();
+            match &step.failure {
+                None => println!("{:10} {took:7.1} s  ok", step.name),
+                Some(error) => println!("{:10} {took:7.1} s  FAILED: {error:#}", step.name),
+            }
+        }
+        let total: Duration = self.0.iter().map(|step| step.took).sum();
+        println!("{:10} {:7.1} s", "together", total.as_secs_f64());
+        self.0.iter().all(|step| step.failure.is_none())
+    }
+}
+
+/// Runs the cargo that runs us, in the workspace's directory.
+pub(crate) fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    let status = command(arguments)
+        .envs(environment.iter().copied())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo {} ended with {status}", arguments[0]);
+    }
+    Ok(())
+}
+
+/// The same, for what it prints.
+pub(crate) fn cargo_output(arguments: &[&str]) -> Result<Vec<u8>> {
+    let output = command(arguments)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("cargo {} ended with {}", arguments[0], output.status);
+    }
+    Ok(output.stdout)
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let workspace = here.ancestors().nth(2).unwrap_or(here);
+    let mut command = Command::new(cargo);
+    command.args(arguments).current_dir(workspace);
+    command
+}
