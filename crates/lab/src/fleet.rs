@@ -117,23 +117,30 @@ pub(crate) fn start_controller(
     })
 }
 
-/// Starts the agent of a host that has joined; does nothing when it runs.
+/// Starts the agent of a host that has joined and waits until it listens; does nothing when it runs.
 pub(crate) fn start_agent(programs: &Programs, files: &LabFiles, host: &HostRecord) -> Result<()> {
     let init = init_of(host)?;
-    if node::find(init, "fleetward-agent").is_some() {
-        return Ok(());
+    if node::find(init, "fleetward-agent").is_none() {
+        let hold = files.hold();
+        let log = files.node(&host.name).log("agent");
+        let environment = [("FLEETWARD_HOLD_DIR", hold.as_path())];
+        node::spawn(
+            programs,
+            init,
+            &log,
+            &programs.agent(),
+            &["run"],
+            &environment,
+        )?;
     }
-    let hold = files.hold();
-    let log = files.node(&host.name).log("agent");
-    let environment = [("FLEETWARD_HOLD_DIR", hold.as_path())];
-    node::spawn(
-        programs,
-        init,
-        &log,
-        &programs.agent(),
-        &["run"],
-        &environment,
-    )
+    // The controller may still take it for online from before it was killed.
+    wait_until(Duration::from_secs(30), || node::listens(init, AGENT_PORT)).with_context(|| {
+        format!(
+            "the agent of host {} does not listen{}",
+            host.name,
+            tail(files, &host.name, "agent")
+        )
+    })
 }
 
 /// Token, `fleetward-agent join`: what an administrator does once for each host.

@@ -359,3 +359,30 @@ fn parse_size(text: &str) -> Result<u64> {
         .checked_mul(1 << shift)
         .with_context(|| format!("{text} is too large"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units_and_nonsense_is_refused() {
+        assert_eq!(parse_size("64M").unwrap(), 64 << 20);
+        assert_eq!(parse_size("1G").unwrap(), 1 << 30);
+        for bad in [
+            "",
+            "M",
+            "1T",
+            "-1M",
+            "99999999999999999999",
+            "18446744073709551615K",
+        ] {
+            assert!(parse_size(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -136,6 +136,20 @@ pub(crate) fn find(init: ProcessId, program: &str) -> Option<ProcessId> {
         .find(|id| id.namespace("pid").as_deref() == Some(&namespace))
 }
 
+/// Whether somebody in the node accepts connections on this TCP port.
+pub(crate) fn listens(init: ProcessId, port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    let suffix = format!(":{port:04X}");
+    ["tcp", "tcp6"].iter().any(|table| {
+        let text = fs::read_to_string(format!("/proc/{}/net/{table}", init.pid));
+        text.unwrap_or_default().lines().skip(1).any(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            fields.next().is_some_and(|local| local.ends_with(&suffix))
+                && fields.nth(1) == Some(LISTEN)
+        })
+    })
+}
+
 /// Process 1s and launchers of this lab, whatever its record says.
 pub(crate) fn find_strays(files: &LabFiles) -> Vec<ProcessId> {
     let root = files.root().to_string_lossy();
