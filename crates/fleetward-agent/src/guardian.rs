@@ -98,7 +98,10 @@ fn list(guardians: &[GuardianFacts], output: Option<Output>) -> anyhow::Result<(
     match output.unwrap_or(Output::Table) {
         Output::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
         Output::Table => {
-            println!("{:<14}{:<12}{:<34}{:<42}{:<12}DAYS", "GUARDIAN", "ROLE", "SERIAL", "SHA1", "NOT AFTER");
+            println!(
+                "{:<14}{:<12}{:<34}{:<42}{:<12}DAYS",
+                "GUARDIAN", "ROLE", "SERIAL", "SHA1", "NOT AFTER"
+            );
             for row in rows {
                 let role = match row.role {
                     CertificateRole::Signing => "signing",
@@ -134,7 +137,12 @@ fn row(guardian: &GuardianFacts, certificate: &CertificateFacts, now: OffsetDate
     }
 }
 
-fn export(keyring: &Keyring, id: &str, out: &Path, password_file: Option<&Path>) -> anyhow::Result<()> {
+fn export(
+    keyring: &Keyring,
+    id: &str,
+    out: &Path,
+    password_file: Option<&Path>,
+) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("only root may export private keys");
     }
@@ -165,7 +173,9 @@ fn export(keyring: &Keyring, id: &str, out: &Path, password_file: Option<&Path>)
             .with_context(|| format!("cannot write {}", path.display()))?;
         println!("{}", path.display());
     }
-    eprintln!("Whoever has these files and the password can open every VM this guardian was granted. Keep them offline.");
+    eprintln!(
+        "Whoever has these files and the password can open every VM this guardian was granted. Keep them offline."
+    );
     Ok(())
 }
 
@@ -176,10 +186,15 @@ fn find(guardians: &[GuardianFacts], id: &str) -> Result<GuardianId, Failure> {
         .filter(|guardian| !wanted.is_empty() && guardian.id.as_str().starts_with(&wanted));
     match (found.next(), found.next()) {
         (Some(guardian), None) => Ok(guardian.id.clone()),
-        (Some(_), Some(_)) => Err(Failure::new(ErrorCode::InvalidArgument, format!("guardian {id}"))
-            .because("several guardians begin so")),
-        (None, _) => Err(Failure::new(ErrorCode::GuardianNotFound, format!("guardian {id}"))
-            .because("this host does not hold it")),
+        (Some(_), Some(_)) => Err(Failure::new(
+            ErrorCode::InvalidArgument,
+            format!("guardian {id}"),
+        )
+        .because("several guardians begin so")),
+        (None, _) => Err(
+            Failure::new(ErrorCode::GuardianNotFound, format!("guardian {id}"))
+                .because("this host does not hold it"),
+        ),
     }
 }
 
@@ -204,7 +219,9 @@ fn read_password(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     let text = Zeroizing::new(
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
     );
-    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
+    Ok(Zeroizing::new(
+        text.lines().next().unwrap_or_default().to_owned(),
+    ))
 }
 
 fn ask_password() -> anyhow::Result<Zeroizing<String>> {
@@ -229,7 +246,9 @@ fn ask(prompt: &str) -> io::Result<Zeroizing<String>> {
     let mut line = Zeroizing::new(String::new());
     io::stdin().lock().read_line(&mut line)?;
     eprintln!();
-    Ok(Zeroizing::new(line.trim_end_matches(['\n', '\r']).to_owned()))
+    Ok(Zeroizing::new(
+        line.trim_end_matches(['\n', '\r']).to_owned(),
+    ))
 }
 
 /// The terminal without echo, until dropped.

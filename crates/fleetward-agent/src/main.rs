@@ -6,10 +6,12 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use fleetward_agent::config::{AcceleratorChoice, Config, DEFAULT_PATH};
 use fleetward_agent::{Agent, Machinery, hardening, join};
-use fleetward_hypervisor_libvirt::{LibvirtConfig, LibvirtHost};
+use fleetward_hypervisor_libvirt::{
+    EK_CERTIFICATE_TOOL, LibvirtConfig, LibvirtHost, ek_certificate_tool_main, probe_accelerator,
+};
 use fleetward_model::Failure;
 use fleetward_model::host::Accelerator;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,8 +46,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = fleetward_hypervisor_libvirt::ek_certificate_tool_main() {
-        return code;
+    // swtpm_setup asks a program for EK certificates: this one, under another name.
+    if called_as(EK_CERTIFICATE_TOOL) {
+        return ek_certificate_tool_main();
     }
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
@@ -65,6 +68,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn called_as(name: &str) -> bool {
+    std::env::args_os().next().is_some_and(|program| {
+        Path::new(&program)
+            .file_name()
+            .is_some_and(|file| file == name)
+    })
 }
 
 fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
@@ -93,17 +104,22 @@ async fn join_fleet(config: &Config, token: String) -> anyhow::Result<()> {
     };
     let joined = join::join(config, &token).await?;
     let member = joined.member;
-    println!("joined fleet {} as host {} of group {}", member.fleet, member.host, member.group);
+    println!(
+        "joined fleet {} as host {} of group {}",
+        member.fleet, member.host, member.group
+    );
     println!("  authority  {} (SHA-256, pinned)", joined.authority);
     println!("  guardian   {}", joined.guardian);
     println!("  address    {}", member.address);
-    println!("next: start the agent: fleetward-agent run (or systemctl enable --now fleetward-agent)");
+    println!(
+        "next: start the agent: fleetward-agent run (or systemctl enable --now fleetward-agent)"
+    );
     Ok(())
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
     let accelerator = match config.accelerator {
-        AcceleratorChoice::Auto => fleetward_hypervisor_libvirt::probe_accelerator().await,
+        AcceleratorChoice::Auto => probe_accelerator().await,
         AcceleratorChoice::Kvm => Accelerator::Kvm,
         AcceleratorChoice::Tcg => Accelerator::Tcg,
     };
