@@ -444,9 +444,9 @@ impl Lab {
             }
         }
         self.record.save(&self.files)?;
-        for host in &self.record.hosts {
-            fleet::start_agent(&self.programs, &self.files, host)?;
-        }
+        each_at_once(&self.record.hosts, |host| {
+            fleet::start_agent(&self.programs, &self.files, host)
+        })?;
         let names: Vec<&str> = self.record.hosts.iter().map(|h| h.name.as_str()).collect();
         fleet::wait_online(&self.programs, &self.files, &names)?;
         fleet::import_image(&self.programs, &self.files, image)
