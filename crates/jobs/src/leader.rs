@@ -158,6 +158,8 @@ impl Leader {
         self.tasks.shutdown().await;
         self.shared.live().clear();
         alive.abort();
+        // its hold on the store ends only with it, and whoever shuts down may want to open that again
+        let _ = alive.await;
         if let Err(error) = self.shared.ledger.store.lease_revoke(lease).await {
             tracing::debug!(%error, "the lead runs out by itself");
         }
