@@ -1,0 +1,310 @@
+//! The agents as the controller calls them: one typed client a host, over mutual TLS to exactly that host.
+//!
+//! An operation runs on in the agent when its stream breaks; the step that wanted it is tried again by the job engine and
+//! attaches to it by asking for the same thing.
+
+use crate::fleet::Fleet;
+use crate::hosts::{HostRecord, Hosts};
+use fleetward_api::agent::{
+    self, AgentEvent, CancelRequest, IncomingAnswer, Operation, OperationLine, OperationRequest,
+    OperationResult, Question, VmDetail,
+};
+use fleetward_jobs::{Data, StepContext, StepError};
+use fleetward_link::client::{Lines, UpgradedIo};
+use fleetward_link::{Client, ClientError, ClientTls, Identity};
+use fleetward_model::audit::AuditRecord;
+use fleetward_model::{ErrorCode, Failure, HostName, VmId};
+use http::Method;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A question is answered within this, or the check counts as failed.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Clients of all hosts.
+#[derive(Debug)]
+pub(crate) struct Agents {
+    fleet: Arc<Fleet>,
+    hosts: Arc<Hosts>,
+    clients: Mutex<HashMap<HostName, (String, Client)>>,
+}
+
+impl Agents {
+    pub(crate) fn new(fleet: Arc<Fleet>, hosts: Arc<Hosts>) -> Self {
+        Self {
+            fleet,
+            hosts,
+            clients: Mutex::default(),
+        }
+    }
+
+    /// The agent of a host of the fleet.
+    pub(crate) fn of(&self, host: &HostName) -> Result<Agent, Failure> {
+        let HostRecord { address, .. } = self.hosts.of(host)?;
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, client)) = clients.get(host)
+            && *known == address
+        {
+            return Ok(Agent {
+                host: host.clone(),
+                client: client.clone(),
+            });
+        }
+        let tls = ClientTls::member(
+            self.fleet.credential().clone(),
+            self.fleet.trust().clone(),
+            Identity::Host(host.clone()),
+        );
+        let client = Client::tls(&address, tls);
+        clients.insert(host.clone(), (address, client.clone()));
+        Ok(Agent {
+            host: host.clone(),
+            client,
+        })
+    }
+}
+
+/// One host's agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Agent {
+    host: HostName,
+    client: Client,
+}
+
+impl Agent {
+    /// Its events; `silence` without a line ends them.
+    pub(crate) async fn events(&self, silence: Duration) -> Result<Events, Failure> {
+        let request = self.client.request(Method::GET, agent::EVENTS);
+        let request = request
+            .response_timeout(Some(silence))
+            .idle_timeout(Some(silence));
+        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        Ok(Events {
+            agent: self.clone(),
+            lines: response.lines(),
+        })
+    }
+
+    /// Runs an operation for a job's step to its end, passing on progress and cancellation.
+    pub(crate) async fn run<I: Data>(
+        &self,
+        cx: &StepContext<I>,
+        vm: VmId,
+        operation: Operation,
+    ) -> Result<OperationResult, StepError> {
+        let name = operation.name();
+        let request = OperationRequest {
+            job: cx.job(),
+            generation: cx.generation(),
+            vm,
+            operation,
+        };
+        let response = self
+            .client
+            .request(Method::POST, agent::OPERATIONS)
+            .json(&request)
+            .response_timeout(Some(Duration::from_secs(30)))
+            .idle_timeout(None)
+            .send()
+            .await
+            .map_err(|error| self.failed(&error))?;
+        let mut lines = response.lines();
+        let mut asked_to_stop = false;
+        loop {
+            let line = tokio::select! {
+                line = lines.next_json::<OperationLine>() => line.map_err(|error| self.failed(&error))?,
+                () = cx.cancelled().cancelled(), if !asked_to_stop => {
+                    asked_to_stop = true;
+                    self.cancel(&CancelRequest { job: cx.job(), vm }).await;
+                    continue;
+                }
+            };
+            match line {
+                Some(OperationLine::Progress { done, total, text }) => {
+                    if total > 0 {
+                        cx.progress().bytes(done, total);
+                    }
+                    cx.progress().text(text);
+                }
+                Some(OperationLine::Done { result }) => return Ok(result),
+                Some(OperationLine::Failed { failure, transient }) => {
+                    return Err(if transient {
+                        StepError::retryable(failure)
+                    } else {
+                        StepError::from(failure)
+                    });
+                }
+                None => {
+                    let what = format!("host {} broke off during {name}", self.host);
+                    return Err(StepError::retryable(Failure::new(
+                        ErrorCode::HostUnreachable,
+                        what,
+                    )));
+                }
+            }
+        }
+    }
+
+    /// A lost request does no harm: the engine drops the step when its grace is over, and undoes it.
+    async fn cancel(&self, request: &CancelRequest) {
+        let request = self
+            .client
+            .request(Method::POST, agent::OPERATIONS_CANCEL)
+            .json(request);
+        if let Err(error) = request.send().await {
+            tracing::warn!(host = %self.host, %error, "cannot cancel the operation");
+        }
+    }
+
+    /// What it says of one VM; none when it has no such domain.
+    pub(crate) async fn vm(&self, id: VmId) -> Result<Option<VmDetail>, Failure> {
+        let path = agent::VM.replace("{id}", &id.to_string());
+        let request = self
+            .client
+            .request(Method::GET, &path)
+            .response_timeout(Some(QUESTION_TIMEOUT));
+        let answer = match request.send().await {
+            Ok(response) => response.json().await.map(Some),
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(detail) => Ok(detail),
+            Err(error) => match self.failed(&error) {
+                failure if failure.code == ErrorCode::VmNotFound => Ok(None),
+                failure => Err(failure),
+            },
+        }
+    }
+
+    pub(crate) async fn ask(&self, question: &Question) -> Result<IncomingAnswer, Failure> {
+        let request = self
+            .client
+            .request(Method::POST, agent::QUESTIONS)
+            .json(question);
+        let answer = async {
+            let response = request
+                .response_timeout(Some(QUESTION_TIMEOUT))
+                .send()
+                .await?;
+            response.json().await
+        };
+        answer.await.map_err(|error| self.failed(&error))
+    }
+
+    pub(crate) async fn has_image(&self, sha256: &str) -> Result<bool, Failure> {
+        let path = agent::IMAGE.replace("{sha256}", sha256);
+        match self.client.request(Method::GET, &path).send().await {
+            Ok(_) => Ok(true),
+            Err(ClientError::Status { code, .. }) if code == http::StatusCode::NOT_FOUND => {
+                Ok(false)
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// Sends an image; `progress` hears of the bytes as they go.
+    pub(crate) async fn put_image(
+        &self,
+        sha256: &str,
+        format: &str,
+        file: &Path,
+        progress: impl Fn(u64, u64) + Send + 'static,
+    ) -> Result<(), Failure> {
+        let unreadable = |error: std::io::Error| {
+            Failure::new(
+                ErrorCode::Internal,
+                format!("cannot read the image {sha256}"),
+            )
+            .because(error)
+        };
+        let file = tokio::fs::File::open(file).await.map_err(unreadable)?;
+        let total = file.metadata().await.map_err(unreadable)?.len();
+        let path = format!(
+            "{}?format={format}",
+            agent::IMAGE.replace("{sha256}", sha256)
+        );
+        let mut done = 0;
+        let pieces = tokio_util::io::ReaderStream::with_capacity(file, 256 * 1024);
+        let counted = futures_util::StreamExt::inspect(pieces, move |piece| {
+            done += piece.as_ref().map_or(0, |bytes| bytes.len() as u64);
+            progress(done, total);
+        });
+        let request = self
+            .client
+            .request(Method::PUT, &path)
+            .stream(counted, Some(total));
+        let sent = request.response_timeout(None).send().await;
+        sent.map(drop).map_err(|error| self.failed(&error))
+    }
+
+    pub(crate) async fn delete_image(&self, sha256: &str) -> Result<(), Failure> {
+        let path = agent::IMAGE.replace("{sha256}", sha256);
+        match self.client.request(Method::DELETE, &path).send().await {
+            Err(ClientError::Status { code, .. }) if code == http::StatusCode::NOT_FOUND => Ok(()),
+            sent => sent.map(drop).map_err(|error| self.failed(&error)),
+        }
+    }
+
+    pub(crate) async fn audit_after(&self, seq: u64) -> Result<Vec<AuditRecord>, Failure> {
+        let path = format!("{}?after={seq}", agent::AUDIT);
+        self.client
+            .get(&path)
+            .await
+            .map_err(|error| self.failed(&error))
+    }
+
+    /// The raw bytes of a VM's serial console.
+    pub(crate) async fn console(&self, id: VmId) -> Result<UpgradedIo, Failure> {
+        let path = agent::VM_CONSOLE.replace("{id}", &id.to_string());
+        let request = self.client.request(Method::GET, &path);
+        let upgraded = request.upgrade(agent::CONSOLE_PROTOCOL).await;
+        upgraded.map_err(|error| self.failed(&error))
+    }
+
+    fn failed(&self, error: &ClientError) -> Failure {
+        let host = &self.host;
+        match error {
+            ClientError::Status { code, body } => {
+                serde_json::from_slice(body).unwrap_or_else(|_| {
+                    Failure::new(
+                        ErrorCode::Internal,
+                        format!("host {host} refused, and did not say why"),
+                    )
+                    .because(format!("its agent answered {code}"))
+                })
+            }
+            ClientError::Decode(_) | ClientError::NotText | ClientError::TooLong { .. } => {
+                Failure::new(
+                    ErrorCode::Internal,
+                    format!("the answer of host {host} cannot be understood"),
+                )
+                .because(crate::chain(error))
+            }
+            _ => Failure::new(
+                ErrorCode::HostUnreachable,
+                format!("host {host} does not answer"),
+            )
+            .because(crate::chain(error))
+            .fix(format!(
+                "see that its agent runs and that its port is reachable: fleetward host show {host}"
+            )),
+        }
+    }
+}
+
+/// What an agent says as it happens.
+#[derive(Debug)]
+pub(crate) struct Events {
+    agent: Agent,
+    lines: Lines,
+}
+
+impl Events {
+    /// The next event; none when the agent ended the stream.
+    pub(crate) async fn next(&mut self) -> Result<Option<AgentEvent>, Failure> {
+        let next = self.lines.next_json().await;
+        next.map_err(|error| self.agent.failed(&error))
+    }
+}

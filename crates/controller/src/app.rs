@@ -1,0 +1,191 @@
+//! The running controller: the world, the job engine, and the tasks around them.
+
+use crate::agents::Agents;
+use crate::audit::{Act, Audit};
+use crate::fleet::Fleet;
+use crate::holders::Holder;
+use crate::hosts::Hosts;
+use crate::images::Images;
+use crate::inventory::Inventory;
+use crate::watch::Watchers;
+use crate::work;
+use crate::world::World;
+use anyhow::Context;
+use fleetward_jobs::{Engine, EngineOptions, Job, JobError, JobFilter, JobKind};
+use fleetward_model::audit::AuditAction;
+use fleetward_model::{Failure, JobId};
+use fleetward_store::{Guard, Store, StoreExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+/// Renewed long before it runs out; the new one is only for new connections.
+const RENEW_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) world: Arc<World>,
+    pub(crate) engine: Engine,
+    pub(crate) watchers: Arc<Watchers>,
+    /// Held from choosing a host to the submission, so that two creations do not count on the same memory.
+    pub(crate) placing: Arc<tokio::sync::Mutex<()>>,
+    /// Where joining hosts find the controller.
+    pub(crate) advertise: Arc<str>,
+}
+
+impl App {
+    /// Brings everything up: first what memory holds, then the jobs that were under way, then the hosts.
+    pub(crate) async fn start(
+        store: Arc<dyn Store>,
+        fleet: Arc<Fleet>,
+        data: &Path,
+        advertise: String,
+        stop: CancellationToken,
+        now: OffsetDateTime,
+    ) -> anyhow::Result<Self> {
+        start_above_all_generations(&store, now).await?;
+        let hosts = Arc::new(Hosts::open(store.clone(), data).await?);
+        let world = Arc::new(World {
+            inventory: Inventory::open(store.clone()).await?,
+            agents: Agents::new(fleet.clone(), hosts.clone()),
+            images: Images::open(data)
+                .await
+                .context("cannot read the image library")?,
+            audit: Audit::open(store.clone()).await?,
+            holders: Default::default(),
+            pushes: Default::default(),
+            hosts,
+            fleet,
+            store: store.clone(),
+        });
+        let engine = Engine::start(store, work::registry(&world), EngineOptions::default());
+        let app = Self {
+            world,
+            engine,
+            watchers: Arc::new(Watchers::new(stop.clone())),
+            placing: Arc::default(),
+            advertise: advertise.into(),
+        };
+        for job in app
+            .engine
+            .list(&JobFilter {
+                active: Some(true),
+                ..JobFilter::default()
+            })
+            .await?
+        {
+            app.follow(&job);
+        }
+        for host in app.world.hosts.all() {
+            app.watchers.watch(&app.world, &host.name);
+        }
+        tokio::spawn(keep_written(app.world.clone(), stop.clone()));
+        tokio::spawn(keep_certified(app.world.fleet.clone(), stop));
+        Ok(app)
+    }
+
+    /// Submits a job for `by` and remembers that it holds what it works on.
+    pub(crate) async fn submit<K: JobKind>(
+        &self,
+        input: &K::Input,
+        by: &str,
+    ) -> Result<JobId, JobError> {
+        let id = self.engine.submit::<K>(input, by).await?;
+        let job = self.engine.get(id).await?;
+        self.follow(&job);
+        let act = Act {
+            vm: work::vm_of(&job),
+            job: Some(id),
+            ..Act::new(
+                by,
+                AuditAction::SubmitJob,
+                format!("{} {}", job.kind, work::target(&job)),
+            )
+        };
+        if let Err(error) = self.world.audit.own(act).await {
+            tracing::error!(%id, %error, "cannot record the job in the audit log");
+        }
+        Ok(id)
+    }
+
+    fn follow(&self, job: &Job) {
+        let holder = Holder {
+            kind: job.kind.clone(),
+            vm: work::vm_of(job),
+            reservation: work::reservation_of(job),
+        };
+        self.world.holders.add(job.id, holder);
+        let (app, id) = (self.clone(), job.id);
+        tokio::spawn(async move {
+            loop {
+                match app.engine.wait(id).await {
+                    Ok(_) | Err(JobError::NotFound { .. } | JobError::ShutDown) => break,
+                    Err(error) => {
+                        tracing::warn!(%id, %error, "cannot follow the job");
+                        tokio::time::sleep(crate::STORE_PAUSE).await;
+                    }
+                }
+            }
+            app.world.holders.remove(id);
+        });
+    }
+
+    /// Records an act of the controller's own.
+    pub(crate) async fn record(&self, act: Act) -> Result<(), Failure> {
+        self.world.audit.own(act).await
+    }
+
+    /// Ends the jobs' steps (they go on at the next start) and writes what is not written yet.
+    pub(crate) async fn stop(&self) {
+        self.engine.shutdown().await;
+        if let Err(error) = self.world.inventory.flush(OffsetDateTime::now_utc()).await {
+            tracing::warn!(%error, "cannot write the inventory");
+        }
+    }
+}
+
+/// Hosts remember the generations they have seen. A new store starts at the clock's milliseconds, which no earlier store of
+/// the same fleet can have counted up to: it would have needed a thousand attempts a second.
+async fn start_above_all_generations(
+    store: &Arc<dyn Store>,
+    now: OffsetDateTime,
+) -> anyhow::Result<()> {
+    const KEY: &str = "controller/begun";
+    if store.get(KEY).await?.is_some() {
+        return Ok(());
+    }
+    let above = u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+    Engine::raise_generation(store, above).await?;
+    let _ = store.put_json(KEY, &above, Guard::Any).await?;
+    Ok(())
+}
+
+async fn keep_written(world: Arc<World>, stop: CancellationToken) {
+    let mut changes = world.inventory.changes();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+        if let Err(error) = world.inventory.flush(OffsetDateTime::now_utc()).await {
+            tracing::warn!(%error, "cannot write the inventory");
+        }
+        // many events come together: one write for all of them
+        tokio::time::sleep(crate::STORE_PAUSE).await;
+    }
+}
+
+async fn keep_certified(fleet: Arc<Fleet>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RENEW_EVERY) => {}
+        }
+        if let Err(error) = fleet.renew(OffsetDateTime::now_utc()) {
+            tracing::error!(%error, "cannot renew the controller's certificate");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The audit trail: the hosts' records, copied and checked as they come, and the controller's own.
+//!
+//! Records are kept one a key (`audit/<host>/<seq>`). A host whose records do not follow from those already read is marked
+//! (`audit-break/<host>`), shown as a warning, and its further records are not taken: the copy here is the evidence.
+
+use fleetward_api::controller::AuditVerdict;
+use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord, verify};
+use fleetward_model::{Failure, HostName, JobId, VmId};
+use fleetward_store::{Guard, Store, StoreError, StoreExt, Txn};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+
+/// The name under which the controller keeps its own records; no host may have it.
+pub(crate) const CONTROLLER: &str = "controller";
+
+/// The audit trail.
+#[derive(Debug)]
+pub(crate) struct Audit {
+    store: Arc<dyn Store>,
+    /// The last record of each chain.
+    last: Mutex<HashMap<HostName, AuditRecord>>,
+    broken: StdMutex<BTreeMap<HostName, String>>,
+}
+
+impl Audit {
+    pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let mut last: HashMap<HostName, AuditRecord> = HashMap::new();
+        for (key, found) in store.list_json::<AuditRecord>("audit/").await?.0 {
+            if chain_of(&key) == found.value.host.as_str() {
+                last.insert(found.value.host.clone(), found.value); // in order of seq
+            }
+        }
+        let mut broken = BTreeMap::new();
+        for (key, found) in store.list_json::<String>("audit-break/").await?.0 {
+            if let Some(Ok(host)) = key.strip_prefix("audit-break/").map(str::parse) {
+                broken.insert(host, found.value);
+            }
+        }
+        Ok(Self {
+            store,
+            last: Mutex::new(last),
+            broken: StdMutex::new(broken),
+        })
+    }
+
+    /// Records an act of the controller's own.
+    pub(crate) async fn own(&self, act: Act) -> Result<(), Failure> {
+        let host: HostName = CONTROLLER.parse().expect("a well-formed name");
+        let mut last = self.last.lock().await;
+        let record = AuditRecord::chain(
+            last.get(&host),
+            AuditEvent {
+                time: OffsetDateTime::now_utc(),
+                host: host.clone(),
+                actor: act.actor,
+                action: act.action,
+                vm: act.vm,
+                guardian: act.guardian,
+                reason: act.reason,
+                job: act.job,
+            },
+        );
+        let put = self
+            .store
+            .put_json(&key(&record), &record, Guard::Absent)
+            .await;
+        let _ = put.map_err(|error| crate::store_failure(&error))?;
+        last.insert(host, record);
+        Ok(())
+    }
+
+    /// The number of the last record read of `host`.
+    pub(crate) async fn position(&self, host: &HostName) -> u64 {
+        self.last
+            .lock()
+            .await
+            .get(host)
+            .map_or(0, |record| record.seq)
+    }
+
+    /// Takes further records of `host`, oldest first.
+    pub(crate) async fn take(
+        &self,
+        host: &HostName,
+        records: Vec<AuditRecord>,
+    ) -> Result<(), StoreError> {
+        let mut last = self.last.lock().await;
+        if self.break_of(host).is_some() {
+            return Ok(());
+        }
+        for record in records {
+            let before = last.get(host);
+            let follows = if record.host == *host {
+                verify(before, [&record]).map_err(|found| found.to_string())
+            } else {
+                Err(format!("host {host} sent a record of host {}", record.host))
+            };
+            if let Err(why) = follows {
+                tracing::error!(%host, %why, "the host's audit log is broken");
+                let _ = self
+                    .store
+                    .put_json(&format!("audit-break/{host}"), &why, Guard::Any)
+                    .await?;
+                self.broken().insert(host.clone(), why);
+                return Ok(());
+            }
+            let _ = self
+                .store
+                .put_json(&key(&record), &record, Guard::Any)
+                .await?;
+            last.insert(host.clone(), record);
+        }
+        Ok(())
+    }
+
+    /// Puts the chain of a host that left the fleet aside: a machine of the same name starts a new one.
+    pub(crate) async fn retire(
+        &self,
+        host: &HostName,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let mut last = self.last.lock().await;
+        let (found, _) = self
+            .store
+            .list_json::<AuditRecord>(&format!("audit/{host}/"))
+            .await?;
+        let former = format!("audit/{host}@{}", now.unix_timestamp());
+        for (key, found) in found {
+            let kept = format!("{former}/{:020}", found.value.seq);
+            let txn = Txn::new().delete(key).put_json(kept, &found.value)?;
+            let _ = self.store.commit(txn).await?;
+        }
+        let _ = self
+            .store
+            .commit(Txn::new().delete(format!("audit-break/{host}")))
+            .await?;
+        self.broken().remove(host);
+        last.remove(host);
+        Ok(())
+    }
+
+    /// Why the records of `host` are not trusted.
+    pub(crate) fn break_of(&self, host: &HostName) -> Option<String> {
+        self.broken().get(host).cloned()
+    }
+
+    /// Records of all hosts, oldest first.
+    pub(crate) async fn list(
+        &self,
+        vm: Option<VmId>,
+        since: Option<OffsetDateTime>,
+    ) -> Result<Vec<AuditRecord>, StoreError> {
+        let (found, _) = self.store.list_json::<AuditRecord>("audit/").await?;
+        let mut records: Vec<_> = found
+            .into_iter()
+            .map(|(_, found)| found.value)
+            .filter(|record| vm.is_none_or(|vm| record.vm == Some(vm)))
+            .filter(|record| since.is_none_or(|since| record.time >= since))
+            .collect();
+        records.sort_by(|a, b| (a.time, &a.host, a.seq).cmp(&(b.time, &b.host, b.seq)));
+        Ok(records)
+    }
+
+    /// Checks every chain from its first record.
+    pub(crate) async fn verdict(&self) -> Result<AuditVerdict, StoreError> {
+        let (found, _) = self.store.list_json::<AuditRecord>("audit/").await?;
+        let records = found.len() as u64;
+        let mut chains: BTreeMap<String, Vec<AuditRecord>> = BTreeMap::new();
+        for (key, found) in found {
+            chains
+                .entry(chain_of(&key).to_owned())
+                .or_default()
+                .push(found.value);
+        }
+        let broken = chains
+            .values()
+            .find_map(|chain| verify(None, chain).err().map(|found| found.to_string()))
+            .or_else(|| self.broken().values().next().cloned());
+        // the end cut off is seen only by who remembers it
+        let last = self.last.lock().await;
+        let shortened = last.values().find(|record| {
+            let chain = chains.get(record.host.as_str());
+            chain.and_then(|c| c.last()).map(|r| &r.hash) != Some(&record.hash)
+        });
+        let broken = broken.or_else(|| {
+            shortened.map(|r| format!("records of host {} up to {} are missing", r.host, r.seq))
+        });
+        Ok(AuditVerdict {
+            intact: broken.is_none(),
+            records,
+            broken,
+        })
+    }
+
+    fn broken(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostName, String>> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Something the controller did.
+#[derive(Debug)]
+pub(crate) struct Act {
+    pub(crate) actor: String,
+    pub(crate) action: AuditAction,
+    pub(crate) reason: String,
+    pub(crate) vm: Option<VmId>,
+    pub(crate) guardian: Option<fleetward_model::GuardianId>,
+    pub(crate) job: Option<JobId>,
+}
+
+impl Act {
+    pub(crate) fn new(
+        actor: impl ToString,
+        action: AuditAction,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self {
+            actor: actor.to_string(),
+            action,
+            reason: reason.into(),
+            vm: None,
+            guardian: None,
+            job: None,
+        }
+    }
+}
+
+/// `host`, or `host@time` once it has left.
+fn chain_of(key: &str) -> &str {
+    key.split('/').nth(1).unwrap_or_default()
+}
+
+fn key(record: &AuditRecord) -> String {
+    format!("audit/{}/{:020}", record.host, record.seq)
+}

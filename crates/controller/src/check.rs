@@ -1,0 +1,143 @@
+//! Preflight, the asking half: collects what the pure rules of `model::preflight` look at.
+
+use crate::world::{HostFactsNow, World};
+use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, VmDetail};
+use fleetward_api::controller::CheckView;
+use fleetward_model::preflight::{Facts, Incoming, Mode, Opening, check};
+use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::{Failure, HostName};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use std::sync::Arc;
+use time::OffsetDateTime;
+
+/// Checks at once; each is a question to a host.
+const CHECKS_AT_ONCE: usize = 16;
+
+/// What a VM's own host says of it, asked once for all destinations.
+#[derive(Debug, Clone)]
+pub(crate) struct AtHome {
+    pub(crate) vm: VmObserved,
+    pub(crate) detail: Option<VmDetail>,
+}
+
+impl AtHome {
+    /// Asks the VM's host; without an answer, what was last seen has to do.
+    pub(crate) async fn ask(world: &World, vm: &VmObserved) -> Self {
+        let host = &vm.host;
+        let detail = match world.agents.of(host) {
+            Ok(agent) if world.inventory.seen(host).online => agent.vm(vm.id).await.ok().flatten(),
+            _ => None,
+        };
+        let vm = detail
+            .as_ref()
+            .map_or_else(|| vm.clone(), |detail| detail.vm.clone());
+        Self { vm, detail }
+    }
+}
+
+/// Checks one VM against one host; on its own host, whether it can start.
+pub(crate) async fn against(
+    world: &World,
+    home: &AtHome,
+    to: &HostName,
+    offline: bool,
+) -> Result<CheckView, Failure> {
+    let vm = &home.vm;
+    let source = HostFactsNow::of(world, &vm.host)?;
+    let destination = HostFactsNow::of(world, to)?;
+    let mode = match (offline, vm.host == *to) {
+        (_, true) => Mode::Start,
+        (true, false) => Mode::Stopped,
+        (false, false) => Mode::Live,
+    };
+    let incoming = match (&vm.metadata, mode) {
+        (Some(metadata), Mode::Live | Mode::Stopped) if destination.online() => {
+            let cpu_xml = home
+                .detail
+                .as_ref()
+                .and_then(|detail| detail.cpu_xml.clone());
+            let question = Question {
+                metadata: metadata.clone(),
+                cpu_xml,
+            };
+            let answered = async { world.agents.of(to)?.ask(&question).await };
+            match answered.await {
+                Ok(answer) => Some(incoming(answer)),
+                Err(error) => {
+                    tracing::info!(host = %to, vm = %vm.name, error = %error.what, "a check could not be made");
+                    None
+                }
+            }
+        }
+        _ => None,
+    };
+    let findings = check(&Facts {
+        mode,
+        now: OffsetDateTime::now_utc(),
+        vm,
+        source: source.side(),
+        destination: destination.side(),
+        source_opening: home
+            .detail
+            .as_ref()
+            .map(|detail| opening(detail.can_open.clone())),
+        incoming,
+    });
+    let code = findings
+        .iter()
+        .find(|finding| finding.blocking)
+        .map(|finding| finding.code);
+    Ok(CheckView {
+        vm: vm.name.clone(),
+        from: vm.host.clone(),
+        to: to.clone(),
+        possible: code.is_none(),
+        code,
+        findings,
+    })
+}
+
+/// Checks VMs against hosts, in the order given. With `as_it_is`, stopped VMs are checked for a move while stopped.
+pub(crate) async fn matrix(
+    world: &Arc<World>,
+    vms: Vec<Arc<VmObserved>>,
+    hosts: Vec<HostName>,
+    offline: bool,
+    as_it_is: bool,
+) -> Result<Vec<CheckView>, Failure> {
+    let asked = vms.into_iter().map(|vm| {
+        let world = Arc::clone(world);
+        async move { Arc::new(AtHome::ask(&world, &vm).await) }
+    });
+    let homes: Vec<_> = stream::iter(asked).buffered(CHECKS_AT_ONCE).collect().await;
+    let mut checks = Vec::new();
+    for home in homes {
+        let offline = offline || as_it_is && home.vm.state == VmState::Stopped;
+        for host in &hosts {
+            let (world, home, host) = (Arc::clone(world), Arc::clone(&home), host.clone());
+            checks.push(async move { against(&world, &home, &host, offline).await });
+        }
+    }
+    stream::iter(checks)
+        .buffered(CHECKS_AT_ONCE)
+        .try_collect()
+        .await
+}
+
+fn incoming(answer: IncomingAnswer) -> Incoming {
+    Incoming {
+        uuid_taken: answer.uuid_taken,
+        name_taken: answer.name_taken,
+        cpu_problem: answer.cpu_problem,
+        opening: opening(answer.can_open),
+    }
+}
+
+fn opening(can_open: CanOpen) -> Opening {
+    match can_open {
+        CanOpen::NoTpm => Opening::NoTpm,
+        CanOpen::Yes => Opening::Yes,
+        CanOpen::NotGranted => Opening::NotGranted,
+        CanOpen::Unreadable { because } => Opening::Unreadable(because),
+    }
+}

@@ -1,0 +1,136 @@
+//! The fleet's keys as the controller uses them: who gets which certificate, which guardians are vouched for.
+//!
+//! Holds the authority, the EK root and the controller's own certificate. Decides nothing about who may ask.
+
+use anyhow::Context;
+use fleetward_link::authority::MEMBER_LIFETIME;
+use fleetward_link::{
+    AuthorityError, Credential, EkRoot, FleetAuthority, FleetTrust, Identity, KeyRequest,
+    LiveCredential, Validity,
+};
+use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts};
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
+use fleetward_protector::key_protector::SigningFailed;
+use fleetward_protector::{Endorsement, EndorsementStatement, Guardian};
+use std::path::Path;
+use time::{Duration, OffsetDateTime};
+
+/// How long the authority's word for a guardian counts: it is given anew for each use.
+const ENDORSEMENT_LIFETIME: Duration = Duration::days(1);
+
+/// The keys of the fleet.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    authority: FleetAuthority,
+    ek_root: EkRoot,
+    own: LiveCredential,
+}
+
+impl Fleet {
+    /// Opens the authority in `dir`, making a new fleet where there is none.
+    pub(crate) fn open(dir: &Path, now: OffsetDateTime) -> anyhow::Result<Self> {
+        let authority =
+            FleetAuthority::open(dir, now).context("cannot open the fleet's authority")?;
+        let ek_root = EkRoot::open(dir, authority.fleet(), now)
+            .context("cannot open the root of the fleet's TPM certificates")?;
+        let own = LiveCredential::new(own_credential(&authority, now)?);
+        Ok(Self {
+            authority,
+            ek_root,
+            own,
+        })
+    }
+
+    /// Gives the controller a new certificate; the old one's key is forgotten with it.
+    pub(crate) fn renew(&self, now: OffsetDateTime) -> anyhow::Result<()> {
+        self.own.replace(own_credential(&self.authority, now)?);
+        Ok(())
+    }
+
+    pub(crate) fn trust(&self) -> &FleetTrust {
+        self.authority.trust()
+    }
+
+    pub(crate) fn credential(&self) -> &LiveCredential {
+        &self.own
+    }
+
+    pub(crate) fn id(&self) -> String {
+        self.authority.fleet().to_string()
+    }
+
+    pub(crate) fn ek_root_pem(&self) -> String {
+        self.ek_root.certificate_pem()
+    }
+
+    /// A certificate for a member, PEM: its own, then the authority's.
+    pub(crate) fn certify(
+        &self,
+        csr: &str,
+        member: &Identity,
+        now: OffsetDateTime,
+    ) -> Result<String, Failure> {
+        let validity = Validity::starting(now, MEMBER_LIFETIME);
+        let issued = self.authority.issue(csr, member, validity);
+        issued.map_err(|error| refused("the certificate request", &error))
+    }
+
+    /// A host's authority for the certificates of its TPMs, PEM: its own, then the root's.
+    pub(crate) fn certify_ek_authority(
+        &self,
+        csr: &str,
+        host: &HostName,
+        now: OffsetDateTime,
+    ) -> Result<String, Failure> {
+        let issued = self.ek_root.issue_host_authority(csr, host, now);
+        issued.map_err(|error| refused("the request for a TPM authority", &error))
+    }
+
+    /// The authority's word that `guardian` belongs to `host` of `group`.
+    pub(crate) fn endorse(
+        &self,
+        guardian: &GuardianFacts,
+        host: &HostName,
+        group: &GroupName,
+        now: OffsetDateTime,
+    ) -> Result<EndorsedGuardian, Failure> {
+        let parsed = Guardian::from_facts(guardian).map_err(|error| {
+            Failure::new(
+                ErrorCode::InvalidRequest,
+                format!("the guardian of host {host} cannot be used"),
+            )
+            .because(error)
+        })?;
+        let until = now + ENDORSEMENT_LIFETIME;
+        let statement = EndorsementStatement::new(&parsed, host.clone(), group.clone(), now, until);
+        let sign = |bytes: &[u8]| self.authority.sign(bytes).map_err(|_| SigningFailed);
+        let endorsement = Endorsement::sign(statement, sign).map_err(|error| {
+            Failure::new(
+                ErrorCode::Internal,
+                format!("the guardian of host {host} cannot be endorsed"),
+            )
+            .because(error)
+        })?;
+        Ok(EndorsedGuardian {
+            guardian: guardian.clone(),
+            group: group.clone(),
+            endorsement: endorsement.text().to_owned(),
+        })
+    }
+}
+
+/// The controller's key is made at each start and lies nowhere.
+fn own_credential(authority: &FleetAuthority, now: OffsetDateTime) -> anyhow::Result<Credential> {
+    let request = KeyRequest::generate()?;
+    let validity = Validity::starting(now, MEMBER_LIFETIME);
+    let chain = authority.issue(request.csr_pem(), &Identity::Controller, validity)?;
+    Ok(request.into_credential(&chain)?)
+}
+
+fn refused(what: &str, error: &AuthorityError) -> Failure {
+    Failure::new(
+        ErrorCode::InvalidRequest,
+        format!("{what} cannot be answered"),
+    )
+    .because(error)
+}

@@ -1,0 +1,53 @@
+//! Which job holds which VM right now, in memory: lists say so without asking the store, and placement counts
+//! creations under way.
+
+use crate::work::Reservation;
+use fleetward_model::{JobId, VmId};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// A job that has not ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Holder {
+    pub(crate) kind: String,
+    pub(crate) vm: Option<VmId>,
+    /// What a creation will take of its host.
+    pub(crate) reservation: Option<Reservation>,
+}
+
+/// All jobs that have not ended.
+#[derive(Debug, Default)]
+pub(crate) struct Holders(Mutex<HashMap<JobId, Holder>>);
+
+impl Holders {
+    pub(crate) fn add(&self, job: JobId, holder: Holder) {
+        self.lock().insert(job, holder);
+    }
+
+    pub(crate) fn remove(&self, job: JobId) {
+        self.lock().remove(&job);
+    }
+
+    /// The job that works on a VM, and its kind.
+    pub(crate) fn of(&self, vm: VmId) -> Option<(JobId, String)> {
+        let holders = self.lock();
+        let found = holders.iter().find(|(_, holder)| holder.vm == Some(vm))?;
+        Some((*found.0, found.1.kind.clone()))
+    }
+
+    pub(crate) fn reservations(&self) -> Vec<Reservation> {
+        let holders = self.lock();
+        holders
+            .values()
+            .filter_map(|holder| holder.reservation.clone())
+            .collect()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Holder>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,187 @@
+//! The hosts that have joined: kept in the store, read from memory, mirrored in files.
+//!
+//! The mirror (`DATA/hosts/<name>.json`) lies beside the authority's files so that a controller that has lost its database
+//! still knows whom to ask for everything else. It is written after the store and removed before it: whatever is in the
+//! store is in the fleet.
+
+use anyhow::Context;
+use fleetward_model::guardian::GuardianFacts;
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
+use fleetward_store::{Guard, Outcome, Store, StoreError, StoreExt, Txn};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use time::OffsetDateTime;
+
+/// A member of the fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HostRecord {
+    pub(crate) name: HostName,
+    pub(crate) group: GroupName,
+    /// `address:port` of its agent.
+    pub(crate) address: String,
+    /// The guardian it came with, which the authority vouches for.
+    pub(crate) guardian: GuardianFacts,
+    #[serde(with = "time::serde::rfc3339")]
+    pub(crate) joined: OffsetDateTime,
+    #[serde(default)]
+    pub(crate) drained: bool,
+}
+
+/// All hosts.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    store: Arc<dyn Store>,
+    mirror: PathBuf,
+    known: RwLock<BTreeMap<HostName, HostRecord>>,
+}
+
+pub(crate) fn key(host: &HostName) -> String {
+    format!("host/{host}")
+}
+
+impl Hosts {
+    /// Reads the hosts, and takes those back that only the mirror knows.
+    pub(crate) async fn open(store: Arc<dyn Store>, data: &Path) -> anyhow::Result<Self> {
+        let mirror = data.join("hosts");
+        tokio::fs::create_dir_all(&mirror)
+            .await
+            .with_context(|| format!("cannot make {}", mirror.display()))?;
+        let (stored, _) = store.list_json::<HostRecord>("host/").await?;
+        let mut known: BTreeMap<_, _> = stored
+            .into_iter()
+            .map(|(_, found)| (found.value.name.clone(), found.value))
+            .collect();
+        let hosts = Self {
+            store,
+            mirror,
+            known: RwLock::default(),
+        };
+        for record in hosts.mirrored().await? {
+            if !known.contains_key(&record.name) {
+                tracing::warn!(host = %record.name, "taking back a host that the database does not know");
+                let _ = hosts
+                    .store
+                    .put_json(&key(&record.name), &record, Guard::Absent)
+                    .await?;
+                known.insert(record.name.clone(), record);
+            }
+        }
+        for record in known.values() {
+            hosts.mirror(record).await;
+        }
+        *hosts.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+        Ok(hosts)
+    }
+
+    pub(crate) fn all(&self) -> Vec<HostRecord> {
+        self.read(|known| known.values().cloned().collect())
+    }
+
+    pub(crate) fn find(&self, host: &HostName) -> Option<HostRecord> {
+        self.read(|known| known.get(host).cloned())
+    }
+
+    /// As [`find`](Self::find), `HOST_NOT_FOUND` else.
+    pub(crate) fn of(&self, host: &HostName) -> Result<HostRecord, Failure> {
+        let missing = || Failure::new(ErrorCode::HostNotFound, format!("no host {host}"));
+        self.find(host).ok_or_else(missing)
+    }
+
+    /// Adds a host, in one transaction with `txn`.
+    pub(crate) async fn add(&self, record: HostRecord, txn: Txn) -> Result<Outcome, StoreError> {
+        let key = key(&record.name);
+        let txn = txn.if_absent(&key).put_json(&key, &record)?;
+        let outcome = self.store.commit(txn).await?;
+        if outcome.committed().is_some() {
+            self.mirror(&record).await;
+            self.write(|known| known.insert(record.name.clone(), record));
+        }
+        Ok(outcome)
+    }
+
+    pub(crate) async fn set_drained(
+        &self,
+        host: &HostName,
+        drained: bool,
+    ) -> Result<HostRecord, Failure> {
+        let record = HostRecord {
+            drained,
+            ..self.of(host)?
+        };
+        let put = self.store.put_json(&key(host), &record, Guard::Any).await;
+        let _ = put.map_err(|error| crate::store_failure(&error))?;
+        self.mirror(&record).await;
+        self.write(|known| known.insert(host.clone(), record.clone()));
+        Ok(record)
+    }
+
+    pub(crate) async fn remove(&self, host: &HostName) -> Result<(), Failure> {
+        let failed = |error: std::io::Error| {
+            Failure::new(
+                ErrorCode::StoreFailed,
+                format!("host {host} cannot be removed"),
+            )
+            .because(error)
+        };
+        match tokio::fs::remove_file(self.file(host)).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
+        let txn = Txn::new()
+            .delete(key(host))
+            .delete(crate::tokens::key(host));
+        let _ = self
+            .store
+            .commit(txn)
+            .await
+            .map_err(|error| crate::store_failure(&error))?;
+        self.write(|known| known.remove(host));
+        Ok(())
+    }
+
+    fn file(&self, host: &HostName) -> PathBuf {
+        self.mirror.join(format!("{host}.json"))
+    }
+
+    /// Failing here costs nothing but the ability to rebuild; the next start tries again.
+    async fn mirror(&self, record: &HostRecord) {
+        let written = async {
+            let json = serde_json::to_vec_pretty(record)?;
+            let new = self.mirror.join(format!(".{}.new", record.name));
+            tokio::fs::write(&new, json).await?;
+            tokio::fs::rename(&new, self.file(&record.name)).await
+        };
+        if let Err(error) = written.await {
+            tracing::error!(host = %record.name, %error, "cannot mirror the host's record");
+        }
+    }
+
+    async fn mirrored(&self) -> anyhow::Result<Vec<HostRecord>> {
+        let mut found = Vec::new();
+        let mut files = tokio::fs::read_dir(&self.mirror).await?;
+        while let Some(file) = files.next_entry().await? {
+            let path = file.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let text = tokio::fs::read(&path).await?;
+            match serde_json::from_slice(&text) {
+                Ok(record) => found.push(record),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "not a host's record"),
+            }
+        }
+        Ok(found)
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&BTreeMap<HostName, HostRecord>) -> T) -> T {
+        look(&self.known.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut BTreeMap<HostName, HostRecord>) -> T) -> T {
+        change(&mut self.known.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}

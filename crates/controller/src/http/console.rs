@@ -1,0 +1,73 @@
+//! A VM's serial console: a WebSocket to the caller, raw bytes to the agent.
+
+use super::Answer;
+use crate::app::App;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, State};
+use axum::response::Response;
+use fleetward_link::client::UpgradedIo;
+use fleetward_model::vm::VmState;
+use fleetward_model::{ErrorCode, Failure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const PIECE: usize = 16 * 1024;
+
+/// Binary frames with the bytes as they are, in both directions.
+#[utoipa::path(
+    get, path = "/v1/vms/{vm}/console", params(("vm" = String, Path, description = "name or id")),
+    responses((status = 101, description = "WebSocket"))
+)]
+pub(super) async fn vm_console(
+    State(app): State<App>,
+    Path(vm): Path<String>,
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Answer<Response> {
+    let upgrade = upgrade.map_err(|error| {
+        Failure::new(
+            ErrorCode::InvalidRequest,
+            "a console is reached by WebSocket",
+        )
+        .because(error)
+    })?;
+    let vm = app.world.inventory.find(&vm)?;
+    if vm.state == VmState::Stopped {
+        let what = format!("VM {} is stopped", vm.name);
+        return Err(Failure::new(ErrorCode::VmNotRunning, what)
+            .fix(format!("fleetward vm start {}", vm.name))
+            .into());
+    }
+    // asked first: what is wrong then is still an answer
+    let agent = app.world.agents.of(&vm.host)?.console(vm.id).await?;
+    Ok(upgrade.on_upgrade(move |socket| bridge(socket, agent)))
+}
+
+/// Until either side ends.
+async fn bridge(mut socket: WebSocket, mut agent: UpgradedIo) {
+    let mut piece = vec![0; PIECE];
+    loop {
+        tokio::select! {
+            read = agent.read(&mut piece) => match read {
+                Ok(0) | Err(_) => break,
+                Ok(n) => {
+                    let bytes = bytes::Bytes::copy_from_slice(&piece[..n]);
+                    if socket.send(Message::Binary(bytes)).await.is_err() {
+                        return;
+                    }
+                }
+            },
+            message = socket.recv() => {
+                let sent = match message {
+                    Some(Ok(Message::Binary(bytes))) => agent.write_all(&bytes).await,
+                    Some(Ok(Message::Text(text))) => agent.write_all(text.as_bytes()).await,
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                };
+                if sent.is_err() || agent.flush().await.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    // the caller may be gone too
+    let _ = socket.send(Message::Close(None)).await;
+}

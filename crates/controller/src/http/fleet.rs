@@ -1,0 +1,255 @@
+//! The fleet itself: status, joining, tokens, administrators, rebuilding the inventory.
+
+use super::body::Body;
+use super::{Answer, view};
+use crate::app::App;
+use crate::audit::{Act, CONTROLLER};
+use crate::hosts::HostRecord;
+use crate::tokens;
+use axum::Json;
+use axum::extract::State;
+use fleetward_api::controller::{
+    AdminReply, AdminRequest, JoinReply, JoinRequest, RebuildView, Role, Status, TokenRequest,
+    TokenView,
+};
+use fleetward_link::{AdminName, Identity, Peer};
+use fleetward_model::audit::AuditAction;
+use fleetward_model::guardian::GuardianFacts;
+use fleetward_model::{ErrorCode, Failure};
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// How long a rebuild waits for hosts.
+const REBUILD_PATIENCE: Duration = Duration::from_secs(10);
+
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+pub(super) async fn status(State(app): State<App>) -> Json<Status> {
+    Json(view::status(&app))
+}
+
+#[utoipa::path(post, path = "/v1/host-tokens", request_body = TokenRequest, responses((status = 200, body = TokenView)))]
+pub(super) async fn host_token(
+    State(app): State<App>,
+    peer: Peer,
+    Body(request): Body<TokenRequest>,
+) -> Answer<Json<TokenView>> {
+    let world = &app.world;
+    let host = request.host.clone();
+    if host.as_str() == CONTROLLER {
+        let what = format!("no host can be called {CONTROLLER}");
+        return Err(Failure::new(ErrorCode::InvalidArgument, what)
+            .fix("choose another name")
+            .into());
+    }
+    if world.hosts.find(&host).is_some() {
+        return Err(already_joined(format!("host {host} has joined already")).into());
+    }
+    let why = format!("host {host}, group {}", request.group);
+    let now = OffsetDateTime::now_utc();
+    let made = tokens::make(
+        &*world.store,
+        world.fleet.trust(),
+        &app.advertise,
+        request,
+        now,
+    )
+    .await?;
+    app.record(Act::new(&peer, AuditAction::MakeToken, why))
+        .await?;
+    Ok(Json(made))
+}
+
+/// From an agent that has a token and nothing else.
+#[utoipa::path(post, path = "/v1/join", request_body = JoinRequest, responses((status = 200, body = JoinReply)))]
+pub(super) async fn join(
+    State(app): State<App>,
+    Body(request): Body<JoinRequest>,
+) -> Answer<Json<JoinReply>> {
+    let world = &app.world;
+    let now = OffsetDateTime::now_utc();
+    let usable = tokens::look_up(&*world.store, world.fleet.trust(), &request.token, now).await?;
+    let (host, group) = (usable.record.host.clone(), usable.record.group.clone());
+    if !is_address(&request.address) {
+        let what = format!(
+            "host {host} cannot be reached at {:?}",
+            clip(&request.address)
+        );
+        return Err(Failure::new(ErrorCode::InvalidArgument, what)
+            .because("that is no address:port")
+            .fix("set advertise = \"ADDRESS:PORT\" in the agent's configuration")
+            .into());
+    }
+    let guardian = GuardianFacts {
+        host: host.clone(),
+        own: true,
+        ..request.guardian
+    };
+    if let Some(other) = world
+        .hosts
+        .all()
+        .iter()
+        .find(|h| h.guardian.id == guardian.id)
+    {
+        return Err(already_joined(format!(
+            "this machine has joined already, as host {}",
+            other.name
+        ))
+        .into());
+    }
+    // whatever is wrong with the request shows before the token is used up
+    world.fleet.endorse(&guardian, &host, &group, now)?;
+    let host_certificate =
+        world
+            .fleet
+            .certify(&request.host_csr, &Identity::Host(host.clone()), now)?;
+    let ek_certificate = world
+        .fleet
+        .certify_ek_authority(&request.ek_csr, &host, now)?;
+
+    let record = HostRecord {
+        name: host.clone(),
+        group: group.clone(),
+        address: request.address,
+        guardian,
+        joined: now,
+        drained: false,
+    };
+    let endorsed = record.guardian.id.clone();
+    if world
+        .hosts
+        .add(record, usable.use_up()?)
+        .await?
+        .committed()
+        .is_none()
+    {
+        return Err(Failure::new(
+            ErrorCode::TokenUsed,
+            format!("the join token of host {host} is not accepted"),
+        )
+        .because("it was used at the same moment, or the host has joined")
+        .into());
+    }
+    for act in [
+        Act::new(
+            format!("host:{host}"),
+            AuditAction::Join,
+            format!("join token, group {group}"),
+        ),
+        Act {
+            guardian: Some(endorsed),
+            ..Act::new(
+                CONTROLLER,
+                AuditAction::Endorse,
+                format!("host {host} joined group {group}"),
+            )
+        },
+    ] {
+        app.record(act).await?;
+    }
+    tracing::info!(%host, %group, "a host joined");
+    app.watchers.watch(world, &host);
+    Ok(Json(JoinReply {
+        host,
+        group,
+        fleet: world.fleet.id(),
+        host_certificate,
+        authority_certificate: world.fleet.trust().to_pem(),
+        ek_certificate,
+        ek_root_certificate: world.fleet.ek_root_pem(),
+    }))
+}
+
+#[utoipa::path(post, path = "/v1/admins", request_body = AdminRequest, responses((status = 200, body = AdminReply)))]
+pub(super) async fn admin(
+    State(app): State<App>,
+    peer: Peer,
+    Body(request): Body<AdminRequest>,
+) -> Answer<Json<AdminReply>> {
+    let fleet = &app.world.fleet;
+    let name: AdminName = super::parsed("administrator's name", request.name.as_str())?;
+    let role = match request.role {
+        Role::Viewer => fleetward_link::Role::Viewer,
+        Role::Operator => fleetward_link::Role::Operator,
+        Role::Keeper => fleetward_link::Role::Keeper,
+        Role::Admin => fleetward_link::Role::Admin,
+    };
+    let why = format!("{name}, {role}");
+    let certificate = fleet.certify(
+        &request.csr,
+        &Identity::Admin { name, role },
+        OffsetDateTime::now_utc(),
+    )?;
+    app.record(Act::new(&peer, AuditAction::CertifyAdmin, why))
+        .await?;
+    Ok(Json(AdminReply {
+        certificate,
+        authority_certificate: fleet.trust().to_pem(),
+    }))
+}
+
+/// Forgets what is remembered of VMs and asks every host anew.
+#[utoipa::path(post, path = "/v1/rebuild", responses((status = 200, body = RebuildView)))]
+pub(super) async fn rebuild(State(app): State<App>, peer: Peer) -> Answer<Json<RebuildView>> {
+    let world = &app.world;
+    app.record(Act::new(&peer, AuditAction::Rebuild, "asked for"))
+        .await?;
+    let hosts = world.hosts.all();
+    let before: Vec<_> = hosts
+        .iter()
+        .map(|host| world.inventory.seen(&host.name).snapshots)
+        .collect();
+    world.inventory.forget_vms();
+    for host in &hosts {
+        app.watchers.watch(world, &host.name);
+    }
+    let answered = || {
+        let now = hosts
+            .iter()
+            .map(|host| world.inventory.seen(&host.name).snapshots);
+        now.zip(&before)
+            .map(|(now, before)| now > *before)
+            .collect::<Vec<_>>()
+    };
+    let mut changes = world.inventory.changes();
+    let all = async { while answered().contains(&false) && changes.changed().await.is_ok() {} };
+    // hosts that stay silent are named below
+    let _ = tokio::time::timeout(REBUILD_PATIENCE, all).await;
+    let mut warnings = Vec::new();
+    let answered = answered();
+    for (host, answered) in hosts.iter().zip(&answered) {
+        if !answered {
+            warnings.push(format!(
+                "host {} does not answer; its VMs appear when it does",
+                host.name
+            ));
+        }
+        warnings.extend(world.inventory.contradictions(&host.name));
+    }
+    Ok(Json(RebuildView {
+        hosts_asked: hosts.len() as u32,
+        hosts_answered: answered.iter().filter(|answered| **answered).count() as u32,
+        vms: world
+            .inventory
+            .vms()
+            .iter()
+            .filter(|vm| vm.metadata.is_some())
+            .count() as u32,
+        warnings,
+    }))
+}
+
+fn already_joined(what: String) -> Failure {
+    Failure::new(ErrorCode::AlreadyJoined, what)
+}
+
+fn is_address(text: &str) -> bool {
+    text.len() <= 300
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control())
+        && text.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0)
+        })
+}
+
+fn clip(text: &str) -> String {
+    text.chars().take(60).collect()
+}

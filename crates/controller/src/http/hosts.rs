@@ -1,0 +1,115 @@
+//! Hosts: list, show, remove, drain, resume.
+
+use super::{Answer, parsed, view};
+use crate::app::App;
+use crate::audit::Act;
+use crate::tokens::TokenRecord;
+use crate::work::{DrainInput, HostDrain};
+use axum::Json;
+use axum::extract::{Path, State};
+use fleetward_api::controller::{Accepted, HostView};
+use fleetward_jobs::JobError;
+use fleetward_link::Peer;
+use fleetward_model::audit::AuditAction;
+use fleetward_model::{ErrorCode, Failure, HostName};
+use fleetward_store::StoreExt;
+use http::StatusCode;
+use time::OffsetDateTime;
+
+#[utoipa::path(get, path = "/v1/hosts", responses((status = 200, body = Vec<HostView>)))]
+pub(super) async fn host_list(State(app): State<App>) -> Answer<Json<Vec<HostView>>> {
+    let world = &app.world;
+    let mut hosts: Vec<_> = world
+        .hosts
+        .all()
+        .iter()
+        .map(|host| view::host(world, host))
+        .collect();
+    let now = OffsetDateTime::now_utc();
+    let (tokens, _) = world.store.list_json::<TokenRecord>("token/").await?;
+    let waiting = tokens.into_iter().map(|(_, found)| found.value);
+    hosts.extend(
+        waiting
+            .filter(|token| !token.used && token.expires > now)
+            .map(view::invited),
+    );
+    hosts.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Json(hosts))
+}
+
+#[utoipa::path(get, path = "/v1/hosts/{host}", params(("host" = String, Path)), responses((status = 200, body = HostView)))]
+pub(super) async fn host_show(
+    State(app): State<App>,
+    Path(host): Path<String>,
+) -> Answer<Json<HostView>> {
+    let host: HostName = parsed("host's name", &host)?;
+    Ok(Json(view::host(&app.world, &app.world.hosts.of(&host)?)))
+}
+
+/// Takes a host without VMs out of the fleet. Its certificate stays valid until it ends, but nobody talks to it any more.
+#[utoipa::path(delete, path = "/v1/hosts/{host}", params(("host" = String, Path)), responses((status = 204)))]
+pub(super) async fn host_remove(
+    State(app): State<App>,
+    peer: Peer,
+    Path(host): Path<String>,
+) -> Answer<StatusCode> {
+    let host: HostName = parsed("host's name", &host)?;
+    let world = &app.world;
+    world.hosts.of(&host)?;
+    let vms = world.inventory.vms_on(&host);
+    let ours: Vec<_> = vms
+        .iter()
+        .filter(|vm| vm.metadata.is_some())
+        .map(|vm| vm.name.as_str())
+        .collect();
+    if !ours.is_empty() {
+        let what = format!("host {host} still has {} VMs", ours.len());
+        return Err(Failure::new(ErrorCode::HostNotEmpty, what)
+            .because(ours.join(", "))
+            .fix(format!(
+                "fleetward host drain {host}, and try again when it is empty"
+            ))
+            .into());
+    }
+    app.record(Act::new(
+        &peer,
+        AuditAction::RemoveHost,
+        format!("host {host}"),
+    ))
+    .await?;
+    app.watchers.forget(&host);
+    world.hosts.remove(&host).await?;
+    world.inventory.forget_host(&host).await?;
+    world.audit.retire(&host, OffsetDateTime::now_utc()).await?;
+    tracing::info!(%host, "a host was removed");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// From now on the host takes no VMs; a job moves those it has.
+#[utoipa::path(post, path = "/v1/hosts/{host}/drain", params(("host" = String, Path)), responses((status = 202, body = Accepted)))]
+pub(super) async fn host_drain(
+    State(app): State<App>,
+    peer: Peer,
+    Path(host): Path<String>,
+) -> Answer<(StatusCode, Json<Accepted>)> {
+    let host: HostName = parsed("host's name", &host)?;
+    app.world.hosts.set_drained(&host, true).await?;
+    let job = match app
+        .submit::<HostDrain>(&DrainInput { host }, &peer.to_string())
+        .await
+    {
+        Ok(job) | Err(JobError::Busy { by: job, .. }) => job,
+        Err(error) => return Err(error.into()),
+    };
+    Ok((StatusCode::ACCEPTED, Json(Accepted { job: Some(job) })))
+}
+
+#[utoipa::path(post, path = "/v1/hosts/{host}/resume", params(("host" = String, Path)), responses((status = 200, body = HostView)))]
+pub(super) async fn host_resume(
+    State(app): State<App>,
+    Path(host): Path<String>,
+) -> Answer<Json<HostView>> {
+    let host: HostName = parsed("host's name", &host)?;
+    let record = app.world.hosts.set_drained(&host, false).await?;
+    Ok(Json(view::host(&app.world, &record)))
+}

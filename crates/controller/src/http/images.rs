@@ -1,0 +1,95 @@
+//! Images: list, import, delete.
+
+use super::body::Params;
+use super::{Answer, parsed};
+use crate::app::App;
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use fleetward_api::controller::ImageView;
+use fleetward_model::{ErrorCode, Failure, ImageName};
+use http::StatusCode;
+use serde::Deserialize;
+use time::OffsetDateTime;
+
+/// Query of an import.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImportQuery {
+    format: Option<String>,
+}
+
+#[utoipa::path(get, path = "/v1/images", responses((status = 200, body = Vec<ImageView>)))]
+pub(super) async fn image_list(State(app): State<App>) -> Json<Vec<ImageView>> {
+    Json(app.world.images.all())
+}
+
+/// The body is the file.
+#[utoipa::path(
+    put, path = "/v1/images/{image}",
+    params(("image" = String, Path), ("format" = Option<String>, Query, description = "qcow2, raw or iso")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, body = ImageView))
+)]
+pub(super) async fn image_import(
+    State(app): State<App>,
+    Path(image): Path<String>,
+    Params(query): Params<ImportQuery>,
+    request: Request,
+) -> Answer<Json<ImageView>> {
+    let name: ImageName = parsed("image's name", &image)?;
+    let content = request.into_body().into_data_stream();
+    let now = OffsetDateTime::now_utc();
+    let image = app
+        .world
+        .images
+        .import(&name, query.format.as_deref(), content, now)
+        .await?;
+    Ok(Json(image))
+}
+
+#[utoipa::path(delete, path = "/v1/images/{image}", params(("image" = String, Path)), responses((status = 204)))]
+pub(super) async fn image_delete(
+    State(app): State<App>,
+    Path(image): Path<String>,
+) -> Answer<StatusCode> {
+    let name: ImageName = parsed("image's name", &image)?;
+    let world = &app.world;
+    let known = world.images.of(&name)?;
+    let users: Vec<_> = world
+        .inventory
+        .vms()
+        .into_iter()
+        .filter(|vm| {
+            let cdrom = vm.metadata.as_ref().and_then(|m| m.spec.cdrom.as_ref());
+            cdrom.is_some_and(|cdrom| cdrom.sha256 == known.sha256)
+        })
+        .map(|vm| vm.name.to_string())
+        .collect();
+    if !users.is_empty() {
+        let what = format!(
+            "image {name} is the installer medium of {} VMs",
+            users.len()
+        );
+        return Err(Failure::new(ErrorCode::ImageInUse, what)
+            .because(users.join(", "))
+            .into());
+    }
+    if world.images.delete(&name).await? {
+        let world = world.clone();
+        tokio::spawn(async move {
+            for host in world.hosts.all() {
+                let deleted = async {
+                    world
+                        .agents
+                        .of(&host.name)?
+                        .delete_image(&known.sha256)
+                        .await
+                };
+                if let Err(error) = deleted.await {
+                    tracing::info!(host = %host.name, error = %error.what, "the image stays in the host's cache");
+                }
+            }
+        });
+    }
+    Ok(StatusCode::NO_CONTENT)
+}

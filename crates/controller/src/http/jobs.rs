@@ -1,0 +1,93 @@
+//! Jobs: list, show, follow, cancel.
+
+use super::{Answer, parsed, view};
+use crate::app::App;
+use crate::audit::Act;
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use fleetward_api::NDJSON;
+use fleetward_api::controller::JobView;
+use fleetward_jobs::JobFilter;
+use fleetward_link::Peer;
+use fleetward_model::JobId;
+use fleetward_model::audit::AuditAction;
+use futures_util::{StreamExt, stream};
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use std::convert::Infallible;
+use std::time::Duration;
+
+/// A blank line this often says that the stream is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const LISTED: usize = 1000;
+
+/// Newest first.
+#[utoipa::path(get, path = "/v1/jobs", responses((status = 200, body = Vec<JobView>)))]
+pub(super) async fn job_list(State(app): State<App>) -> Answer<Json<Vec<JobView>>> {
+    let filter = JobFilter {
+        limit: Some(LISTED),
+        ..JobFilter::default()
+    };
+    let jobs = app.engine.list(&filter).await?;
+    Ok(Json(jobs.into_iter().map(view::job).collect()))
+}
+
+#[utoipa::path(get, path = "/v1/jobs/{job}", params(("job" = String, Path)), responses((status = 200, body = JobView)))]
+pub(super) async fn job_show(
+    State(app): State<App>,
+    Path(job): Path<String>,
+) -> Answer<Json<JobView>> {
+    let id: JobId = parsed("job's id", &job)?;
+    Ok(Json(view::job(app.engine.get(id).await?)))
+}
+
+/// The job as it is, then each time it changes, until it has ended.
+#[utoipa::path(
+    get, path = "/v1/jobs/{job}/events", params(("job" = String, Path)),
+    responses((status = 200, body = JobView, content_type = "application/x-ndjson"))
+)]
+pub(super) async fn job_events(
+    State(app): State<App>,
+    Path(job): Path<String>,
+) -> Answer<Response> {
+    let id: JobId = parsed("job's id", &job)?;
+    let updates = app.engine.watch(id).await?;
+    let lines = stream::unfold(updates, |mut updates| async move {
+        let line = match tokio::time::timeout(KEEP_ALIVE, updates.next()).await {
+            Err(_) => Bytes::from_static(b"\n"),
+            Ok(Some(Ok(job))) => {
+                let mut line = serde_json::to_vec(&view::job(job)).ok()?;
+                line.push(b'\n');
+                line.into()
+            }
+            Ok(Some(Err(error))) => {
+                tracing::warn!(%error, "the job can no longer be followed");
+                return None;
+            }
+            Ok(None) => return None,
+        };
+        Some((Ok::<_, Infallible>(line), updates))
+    });
+    Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response())
+}
+
+/// Asks the job to stop and take back what it did.
+#[utoipa::path(post, path = "/v1/jobs/{job}/cancel", params(("job" = String, Path)), responses((status = 202)))]
+pub(super) async fn job_cancel(
+    State(app): State<App>,
+    peer: Peer,
+    Path(job): Path<String>,
+) -> Answer<StatusCode> {
+    let id: JobId = parsed("job's id", &job)?;
+    let by = peer.to_string();
+    app.engine.cancel(id, &by).await?;
+    let act = Act {
+        job: Some(id),
+        ..Act::new(by, AuditAction::CancelJob, "asked for")
+    };
+    app.record(act).await?;
+    Ok(StatusCode::ACCEPTED)
+}

@@ -1,0 +1,159 @@
+//! From what is known to what is shown.
+
+use crate::app::App;
+use crate::hosts::HostRecord;
+use crate::tokens::TokenRecord;
+use crate::work;
+use crate::world::World;
+use fleetward_api::controller::{HostView, JobState, JobView, ProgressView, StepView, VmView};
+use fleetward_jobs::{Job, StepState};
+use fleetward_model::host::HostState;
+use fleetward_model::vm::{VmObserved, VmState};
+
+/// A VM, with the job that holds it.
+pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
+    let holder = world.holders.of(vm.id);
+    let moves = holder
+        .as_ref()
+        .is_some_and(|(_, kind)| kind.starts_with("vm-migrate"));
+    let spec = vm.metadata.as_ref().map(|metadata| &metadata.spec);
+    VmView {
+        name: vm.name.clone(),
+        id: vm.id,
+        host: vm.host.clone(),
+        group: spec.map(|spec| spec.group.clone()),
+        state: if moves { VmState::Migrating } else { vm.state },
+        reason: vm.reason.clone(),
+        managed: spec.is_some(),
+        cpus: vm.cpus,
+        memory_bytes: vm.memory,
+        firmware: vm.firmware,
+        disks: vm.disks.clone(),
+        tpm: vm.tpm.clone(),
+        labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
+        profile: spec.map(|spec| spec.profile),
+        job: holder.map(|(job, _)| job),
+        created: spec.map(|spec| spec.created),
+        observed: vm.observed,
+    }
+}
+
+/// A host of the fleet.
+pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
+    let seen = world.inventory.seen(&record.name);
+    let mut warnings = seen
+        .facts
+        .as_ref()
+        .map(|facts| facts.warnings.clone())
+        .unwrap_or_default();
+    warnings.extend(world.inventory.contradictions(&record.name));
+    warnings.extend(
+        world
+            .audit
+            .break_of(&record.name)
+            .map(|why| format!("audit log: {why}")),
+    );
+    HostView {
+        name: record.name.clone(),
+        group: record.group.clone(),
+        state: world.state_of(record),
+        address: Some(record.address.clone()),
+        last_seen: seen.last_seen,
+        vms: world.inventory.vms_on(&record.name).len() as u32,
+        facts: seen.facts.map(|facts| (*facts).clone()),
+        warnings,
+    }
+}
+
+/// A host that has a token and has not joined.
+pub(super) fn invited(token: TokenRecord) -> HostView {
+    HostView {
+        name: token.host,
+        group: token.group,
+        state: HostState::Invited,
+        address: None,
+        facts: None,
+        last_seen: None,
+        vms: 0,
+        warnings: Vec::new(),
+    }
+}
+
+/// A job.
+pub(super) fn job(job: Job) -> JobView {
+    use fleetward_jobs::JobState as Inner;
+    let state = match job.state {
+        Inner::Pending => JobState::Pending,
+        Inner::Running => JobState::Running,
+        Inner::Undoing => JobState::Undoing,
+        Inner::Done => JobState::Done,
+        // given up by hand: `failure` says so
+        Inner::Undone | Inner::Failed => JobState::Undone,
+    };
+    JobView {
+        id: job.id,
+        target: work::target(&job),
+        state,
+        created_by: job.created_by.clone(),
+        created: job.created_at,
+        ended: job.ended_at,
+        current: job.current_step().map(|step| step.name.clone()),
+        progress: job.progress.as_ref().map(|progress| ProgressView {
+            done: progress.done_bytes.unwrap_or(0),
+            total: progress.total_bytes.unwrap_or(0),
+            text: progress.text.clone().unwrap_or_default(),
+        }),
+        waiting: job.waiting.as_ref().map(|waiting| waiting.reason.clone()),
+        cancellable: matches!(job.state, Inner::Pending | Inner::Running) && !job.past_return,
+        result: (job.state == Inner::Done)
+            .then(|| work::result(&job))
+            .flatten(),
+        steps: job
+            .steps
+            .into_iter()
+            .map(|step| StepView {
+                name: step.name,
+                state: step_state(step.state).to_owned(),
+                attempts: step.attempts,
+                started: step.started_at,
+                ended: step.ended_at,
+            })
+            .collect(),
+        kind: job.kind,
+        failure: job.failure,
+    }
+}
+
+const fn step_state(state: StepState) -> &'static str {
+    match state {
+        StepState::Pending => "pending",
+        StepState::Running => "running",
+        StepState::Done => "done",
+        StepState::Failed => "failed",
+        StepState::Undoing => "undoing",
+        StepState::Undone => "undone",
+    }
+}
+
+/// The numbers of `GET /v1/status`.
+pub(super) fn status(app: &App) -> fleetward_api::controller::Status {
+    let world = &app.world;
+    let hosts = world.hosts.all();
+    let online = hosts
+        .iter()
+        .filter(|host| world.inventory.seen(&host.name).online);
+    fleetward_api::controller::Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        fleet: world.fleet.id(),
+        authority: world.fleet.trust().fingerprint().to_string(),
+        hosts_online: online.count() as u32,
+        hosts: hosts.len() as u32,
+        vms: world
+            .inventory
+            .vms()
+            .iter()
+            .filter(|vm| vm.metadata.is_some())
+            .count() as u32,
+        jobs_running: world.holders.count() as u32,
+    }
+}

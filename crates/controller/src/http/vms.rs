@@ -1,0 +1,320 @@
+//! VMs: list, show, and what is asked of them. Everything that takes long becomes a job; what can be refused at once is.
+
+use super::body::{Body, Params};
+use super::{Answer, Refusal, view};
+use crate::app::App;
+use crate::check::{AtHome, against, matrix};
+use crate::work::{
+    DeleteInput, MigrateInput, StartInput, StopInput, VmCreate, VmDelete, VmMigrate,
+    VmMigrateStopped, VmStart, VmStop,
+};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use fleetward_api::controller::{
+    Accepted, CheckQuery, CheckView, DeleteQuery, MigrateRequest, StopRequest, VmCreateRequest,
+    VmQuery, VmView,
+};
+use fleetward_jobs::{JobError, JobKind};
+use fleetward_link::Peer;
+use fleetward_model::transition::{self, Request};
+use fleetward_model::vm::VmObserved;
+use fleetward_model::{ErrorCode, Failure, HostName, JobId};
+use http::StatusCode;
+use std::sync::Arc;
+
+#[utoipa::path(
+    get, path = "/v1/vms",
+    params(
+        ("host" = Option<String>, Query),
+        ("label" = Option<String>, Query, description = "key=value"),
+        ("tpm" = Option<bool>, Query),
+    ),
+    responses((status = 200, body = Vec<VmView>))
+)]
+pub(super) async fn vm_list(
+    State(app): State<App>,
+    Params(query): Params<VmQuery>,
+) -> Answer<Json<Vec<VmView>>> {
+    let label = match &query.label {
+        None => None,
+        Some(text) => Some(text.split_once('=').ok_or_else(|| {
+            Failure::new(ErrorCode::InvalidArgument, "a label is KEY=VALUE")
+                .fix("--label KEY=VALUE")
+        })?),
+    };
+    let vms = app.world.inventory.vms();
+    let shown = vms.iter().map(|vm| view::vm(&app.world, vm)).filter(|vm| {
+        let labelled = |(key, value)| {
+            vm.labels
+                .iter()
+                .any(|(k, v)| k.as_str() == key && v == value)
+        };
+        query.host.as_ref().is_none_or(|host| vm.host == *host)
+            && query.tpm.is_none_or(|tpm| vm.tpm.enabled == tpm)
+            && label.is_none_or(labelled)
+    });
+    Ok(Json(shown.collect()))
+}
+
+#[utoipa::path(get, path = "/v1/vms/{vm}", params(("vm" = String, Path, description = "name or id")), responses((status = 200, body = VmView)))]
+pub(super) async fn vm_show(
+    State(app): State<App>,
+    Path(vm): Path<String>,
+) -> Answer<Json<VmView>> {
+    let vm = app.world.inventory.find(&vm)?;
+    Ok(Json(view::vm(&app.world, &vm)))
+}
+
+#[utoipa::path(post, path = "/v1/vms", request_body = VmCreateRequest, responses((status = 202, body = Accepted)))]
+pub(super) async fn vm_create(
+    State(app): State<App>,
+    peer: Peer,
+    Body(request): Body<VmCreateRequest>,
+) -> Answer<Response> {
+    let world = &app.world;
+    let wanted = crate::creation::plan(&world.images, request)?;
+    if let Some(host) = world.inventory.is_taken(&wanted.name) {
+        let what = format!("there is a VM {} already, on host {host}", wanted.name);
+        return Err(Failure::new(ErrorCode::NameTaken, what).into());
+    }
+    let _turn = app.placing.lock().await;
+    let host = world.place(&wanted.needs, &[])?;
+    let group = world.hosts.of(&host)?.group;
+    let name = wanted.name.clone();
+    let input = wanted.on(host, group, time::OffsetDateTime::now_utc());
+    match app.submit::<VmCreate>(&input, &peer.to_string()).await {
+        Ok(job) => Ok(accepted(Some(job))),
+        Err(JobError::Busy { by, .. }) => {
+            let what = format!("a VM {name} is being made or changed by job {by}");
+            Err(Failure::new(ErrorCode::NameTaken, what).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[utoipa::path(
+    delete, path = "/v1/vms/{vm}",
+    params(("vm" = String, Path, description = "name or id"), ("keep_tpm_state" = Option<bool>, Query)),
+    responses((status = 202, body = Accepted))
+)]
+pub(super) async fn vm_delete(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Params(query): Params<DeleteQuery>,
+) -> Answer<Response> {
+    let vm = app.world.inventory.find(&vm)?;
+    if let Some(done) = decide(&app, &vm, Request::Delete)? {
+        return Ok(done);
+    }
+    let spec = vm
+        .metadata
+        .as_ref()
+        .map(|m| m.spec.clone())
+        .expect("decide refuses what is not ours");
+    let input = DeleteInput {
+        vm: vm.id,
+        name: vm.name.clone(),
+        host: vm.host.clone(),
+        spec,
+        keep_tpm_state: query.keep_tpm_state,
+    };
+    submit::<VmDelete>(&app, &vm, &peer, &input).await
+}
+
+#[utoipa::path(post, path = "/v1/vms/{vm}/start", params(("vm" = String, Path, description = "name or id")), responses((status = 202, body = Accepted), (status = 200, body = Accepted, description = "it runs already")))]
+pub(super) async fn vm_start(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+) -> Answer<Response> {
+    let vm = app.world.inventory.find(&vm)?;
+    if let Some(done) = decide(&app, &vm, Request::Start)? {
+        return Ok(done);
+    }
+    let input = StartInput {
+        vm: vm.id,
+        name: vm.name.clone(),
+        host: vm.host.clone(),
+    };
+    submit::<VmStart>(&app, &vm, &peer, &input).await
+}
+
+#[utoipa::path(
+    post, path = "/v1/vms/{vm}/stop", params(("vm" = String, Path, description = "name or id")), request_body = StopRequest,
+    responses((status = 202, body = Accepted), (status = 200, body = Accepted, description = "it is stopped already"))
+)]
+pub(super) async fn vm_stop(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Body(request): Body<StopRequest>,
+) -> Answer<Response> {
+    if !(1..=3600).contains(&request.deadline_seconds) {
+        let what = format!(
+            "a guest gets 1 to 3600 seconds, not {}",
+            request.deadline_seconds
+        );
+        return Err(Failure::new(ErrorCode::InvalidArgument, what).into());
+    }
+    let vm = app.world.inventory.find(&vm)?;
+    if let Some(done) = decide(&app, &vm, Request::Stop)? {
+        return Ok(done);
+    }
+    let input = StopInput {
+        vm: vm.id,
+        name: vm.name.clone(),
+        host: vm.host.clone(),
+        force: request.force,
+        deadline_seconds: request.deadline_seconds,
+    };
+    submit::<VmStop>(&app, &vm, &peer, &input).await
+}
+
+/// Refused with every finding when something speaks against it; nothing has happened then.
+#[utoipa::path(
+    post, path = "/v1/vms/{vm}/migrate", params(("vm" = String, Path, description = "name or id")),
+    request_body = MigrateRequest, responses((status = 202, body = Accepted))
+)]
+pub(super) async fn vm_migrate(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Body(request): Body<MigrateRequest>,
+) -> Answer<Response> {
+    let world = &app.world;
+    let vm = world.inventory.find(&vm)?;
+    world.hosts.of(&request.to)?;
+    if let Some((job, _)) = world.holders.of(vm.id) {
+        return Err(busy(&vm, job).into());
+    }
+    if vm.host == request.to {
+        let what = format!("VM {} is on host {} already", vm.name, request.to);
+        return Err(Failure::new(ErrorCode::SameHost, what).into());
+    }
+    let home = AtHome::ask(world, &vm).await;
+    let checked = against(world, &home, &request.to, request.offline).await?;
+    let what = format!(
+        "VM {} cannot move from host {} to host {}",
+        vm.name, vm.host, request.to
+    );
+    if let Some(failure) = Failure::from_findings(what, checked.findings) {
+        return Err(failure.into());
+    }
+    let input = MigrateInput {
+        vm: vm.id,
+        name: vm.name.clone(),
+        from: vm.host.clone(),
+        to: request.to,
+        live: !request.offline,
+    };
+    if request.offline {
+        submit::<VmMigrateStopped>(&app, &vm, &peer, &input).await
+    } else {
+        submit::<VmMigrate>(&app, &vm, &peer, &input).await
+    }
+}
+
+/// Whether VMs can move to hosts; on its own host, whether a VM can start. Without arguments all VMs against all hosts.
+#[utoipa::path(
+    get, path = "/v1/check",
+    params(
+        ("vm" = Option<String>, Query),
+        ("to" = Option<String>, Query),
+        ("offline" = Option<bool>, Query, description = "check a move of the stopped VM"),
+    ),
+    responses((status = 200, body = Vec<CheckView>))
+)]
+pub(super) async fn check(
+    State(app): State<App>,
+    Params(query): Params<CheckQuery>,
+) -> Answer<Json<Vec<CheckView>>> {
+    let world = &app.world;
+    let vms: Vec<Arc<VmObserved>> = match &query.vm {
+        Some(name) => vec![world.inventory.find(name.as_str())?],
+        None => world
+            .inventory
+            .vms()
+            .into_iter()
+            .filter(|vm| vm.metadata.is_some())
+            .collect(),
+    };
+    let hosts: Vec<HostName> = match query.to {
+        Some(host) => vec![world.hosts.of(&host)?.name],
+        None => world
+            .hosts
+            .all()
+            .into_iter()
+            .map(|host| host.name)
+            .collect(),
+    };
+    // a stopped VM can only move as it is
+    let as_it_is = query.vm.is_none();
+    let checked = matrix(world, vms, hosts, query.offline, as_it_is).await?;
+    Ok(Json(checked))
+}
+
+/// Whether the request makes sense now. Some: there is nothing to do.
+fn decide(app: &App, vm: &VmObserved, request: Request) -> Result<Option<Response>, Refusal> {
+    if vm.metadata.is_none() {
+        let what = format!("domain {} was not made by Fleetward", vm.name);
+        return Err(Failure::new(ErrorCode::VmNotManaged, what)
+            .fix(format!("manage it with virsh on host {}", vm.host))
+            .into());
+    }
+    if let Some((job, _)) = app.world.holders.of(vm.id) {
+        return Err(busy(vm, job).into());
+    }
+    if !app.world.inventory.seen(&vm.host).online {
+        let what = format!("host {} of VM {} does not answer", vm.host, vm.name);
+        return Err(Failure::new(ErrorCode::HostUnreachable, what)
+            .fix(format!(
+                "see that its agent runs: fleetward host show {}",
+                vm.host
+            ))
+            .into());
+    }
+    match transition::answer(vm.state, request) {
+        transition::Answer::Accept => Ok(None),
+        transition::Answer::Ignore => Ok(Some(accepted(None))),
+        transition::Answer::Refuse(code, why) => {
+            let what = format!("VM {} is {}", vm.name, vm.state);
+            let failure = Failure::new(code, what).because(why);
+            let fix = failure.fix.replace("NAME", vm.name.as_str());
+            Err(failure.fix(fix).into())
+        }
+    }
+}
+
+async fn submit<K: JobKind>(
+    app: &App,
+    vm: &VmObserved,
+    peer: &Peer,
+    input: &K::Input,
+) -> Answer<Response> {
+    match app.submit::<K>(input, &peer.to_string()).await {
+        Ok(job) => Ok(accepted(Some(job))),
+        Err(JobError::Busy { by, .. }) => Err(busy(vm, by).into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn busy(vm: &VmObserved, job: JobId) -> Failure {
+    Failure::new(
+        ErrorCode::VmBusy,
+        format!("job {job} works on VM {}", vm.name),
+    )
+    .fix(format!(
+        "wait for it: fleetward job watch {job}; or cancel it: fleetward job cancel {job}"
+    ))
+}
+
+fn accepted(job: Option<JobId>) -> Response {
+    let status = if job.is_some() {
+        StatusCode::ACCEPTED
+    } else {
+        StatusCode::OK
+    };
+    (status, Json(Accepted { job })).into_response()
+}

@@ -1,0 +1,218 @@
+//! The image library: disk images and installer media, in files.
+//!
+//! ```text
+//!   DATA/images/<sha256>        content
+//!   DATA/images/<name>.json     what is known of it: the name's existence is this file's
+//!   DATA/images/.<uuid>.new     arriving; removed at the next start
+//! ```
+//! An image is looked at before it gets a name: a disk that refers to other files would make a host read whatever its
+//! maker wanted.
+
+use crate::image_format::{self, Looked};
+use bytes::Bytes;
+use fleetward_api::controller::ImageView;
+use fleetward_model::{ErrorCode, Failure, ImageName};
+use futures_util::{Stream, StreamExt};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+use time::OffsetDateTime;
+use tokio::io::AsyncWriteExt;
+use uuid::Uuid;
+
+/// Largest image, bytes.
+const MAX_IMAGE: u64 = 2 << 40;
+
+/// All images.
+#[derive(Debug)]
+pub(crate) struct Images {
+    dir: PathBuf,
+    known: RwLock<BTreeMap<ImageName, ImageView>>,
+}
+
+impl Images {
+    pub(crate) async fn open(data: &Path) -> io::Result<Self> {
+        let dir = data.join("images");
+        tokio::fs::create_dir_all(&dir).await?;
+        let mut known = BTreeMap::new();
+        let mut files = tokio::fs::read_dir(&dir).await?;
+        while let Some(file) = files.next_entry().await? {
+            let path = file.path();
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("json") => {
+                    match serde_json::from_slice::<ImageView>(&tokio::fs::read(&path).await?) {
+                        Ok(image) => {
+                            known.insert(image.name.clone(), image);
+                        }
+                        Err(error) => {
+                            tracing::warn!(path = %path.display(), %error, "not an image's record")
+                        }
+                    }
+                }
+                Some("new") => tokio::fs::remove_file(&path).await?,
+                _ => {}
+            }
+        }
+        Ok(Self {
+            dir,
+            known: RwLock::new(known),
+        })
+    }
+
+    pub(crate) fn all(&self) -> Vec<ImageView> {
+        self.known
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    pub(crate) fn of(&self, name: &ImageName) -> Result<ImageView, Failure> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let missing = || Failure::new(ErrorCode::ImageNotFound, format!("no image {name}"));
+        known.get(name).cloned().ok_or_else(missing)
+    }
+
+    /// Where the content of an image lies.
+    pub(crate) fn file(&self, sha256: &str) -> PathBuf {
+        self.dir.join(sha256)
+    }
+
+    /// Takes an image as it arrives. The same content under the same name is no error.
+    pub(crate) async fn import<E: std::fmt::Display>(
+        &self,
+        name: &ImageName,
+        format: Option<&str>,
+        content: impl Stream<Item = Result<Bytes, E>>,
+        now: OffsetDateTime,
+    ) -> Result<ImageView, Failure> {
+        let arriving = Arriving(self.dir.join(format!(".{}.new", Uuid::new_v4())));
+        let (size, sha256) = receive(&arriving.0, content).await?;
+        let path = arriving.0.clone();
+        let format = format.map(str::to_owned);
+        let looked =
+            tokio::task::spawn_blocking(move || image_format::look(&path, format.as_deref()))
+                .await
+                .expect("looking at an image does not panic");
+        let Looked {
+            format,
+            virtual_size,
+        } = looked.map_err(|error| {
+            let code = match error {
+                image_format::Refusal::UnknownFormat(_) => ErrorCode::InvalidArgument,
+                image_format::Refusal::Read(_) => ErrorCode::Internal,
+                _ => ErrorCode::ImageInvalid,
+            };
+            Failure::new(code, format!("image {name} cannot be imported")).because(error)
+        })?;
+        let image = ImageView {
+            name: name.clone(),
+            format: format.to_owned(),
+            size_bytes: size,
+            virtual_size_bytes: virtual_size,
+            sha256,
+            imported: now,
+        };
+        if let Ok(known) = self.of(name) {
+            if known.sha256 == image.sha256 {
+                return Ok(known);
+            }
+            let what = format!("there is another image {name}");
+            return Err(Failure::new(ErrorCode::NameTaken, what).fix(format!(
+                "choose another name, or first: fleetward image delete {name}"
+            )));
+        }
+        let kept = self.keep(&arriving.0, &image).await;
+        kept.map_err(|error| write_failure(name, &error))?;
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(name.clone(), image.clone());
+        Ok(image)
+    }
+
+    async fn keep(&self, arrived: &Path, image: &ImageView) -> io::Result<()> {
+        tokio::fs::rename(arrived, self.file(&image.sha256)).await?;
+        let new = self.dir.join(format!(".{}.new", Uuid::new_v4()));
+        tokio::fs::write(&new, serde_json::to_vec_pretty(image)?).await?;
+        tokio::fs::rename(new, self.record(&image.name)).await
+    }
+
+    /// Removes a name, and the content when no other name has it. True when the content went.
+    pub(crate) async fn delete(&self, name: &ImageName) -> Result<bool, Failure> {
+        let image = self.of(name)?;
+        let failed = |error: io::Error| write_failure(name, &error);
+        tokio::fs::remove_file(self.record(name))
+            .await
+            .map_err(failed)?;
+        let still_used = {
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            known.remove(name);
+            known.values().any(|other| other.sha256 == image.sha256)
+        };
+        if !still_used {
+            tokio::fs::remove_file(self.file(&image.sha256))
+                .await
+                .map_err(failed)?;
+        }
+        Ok(!still_used)
+    }
+
+    fn record(&self, name: &ImageName) -> PathBuf {
+        self.dir.join(format!("{name}.json"))
+    }
+}
+
+/// A file that goes away unless it was moved.
+struct Arriving(PathBuf);
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        // gone already when the image was kept
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Writes the content; gives its size and SHA-256 in hex.
+async fn receive<E: std::fmt::Display>(
+    path: &Path,
+    content: impl Stream<Item = Result<Bytes, E>>,
+) -> Result<(u64, String), Failure> {
+    let failed = |error: io::Error| {
+        let full = error.kind() == io::ErrorKind::StorageFull;
+        let code = if full {
+            ErrorCode::NoSpace
+        } else {
+            ErrorCode::Internal
+        };
+        Failure::new(code, "the controller cannot store the image").because(error)
+    };
+    let mut file = tokio::fs::File::create_new(path).await.map_err(failed)?;
+    let mut content = std::pin::pin!(content);
+    let (mut size, mut digest) = (0u64, Sha256::new());
+    while let Some(piece) = content.next().await {
+        let piece = piece.map_err(|error| {
+            Failure::new(ErrorCode::InvalidRequest, "the image did not arrive whole").because(error)
+        })?;
+        size += piece.len() as u64;
+        if size > MAX_IMAGE {
+            return Err(Failure::new(
+                ErrorCode::TooLarge,
+                format!("an image has at most {MAX_IMAGE} bytes"),
+            ));
+        }
+        digest.update(&piece);
+        file.write_all(&piece).await.map_err(failed)?;
+    }
+    file.sync_all().await.map_err(failed)?;
+    Ok((size, hex::encode(digest.finalize())))
+}
+
+fn write_failure(name: &ImageName, error: &io::Error) -> Failure {
+    Failure::new(
+        ErrorCode::Internal,
+        format!("the files of image {name} cannot be changed"),
+    )
+    .because(error)
+}

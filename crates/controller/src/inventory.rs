@@ -1,0 +1,369 @@
+//! What the hosts last said: their facts, their VMs, whether they answer. Reads come from memory; a copy in the store
+//! lets a restarted controller answer before the hosts do.
+//!
+//! ```text
+//!   a host:  unreachable ──first line of its events──► online ──connection lost, or 10 s of silence──► unreachable
+//! ```
+//!
+//! A VM can lie on two hosts while it moves. The copy that carries no transit mark is the VM; where both carry one (the
+//! source has let go, the destination is not committed yet), the arriving one is.
+
+use fleetward_api::agent::AgentEvent;
+use fleetward_model::host::HostFacts;
+use fleetward_model::vm::{TransitSide, VmObserved, VmState};
+use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
+use fleetward_store::{Store, StoreError, StoreExt, Txn};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+const VMS: &str = "seen-vm/";
+const FACTS: &str = "seen-facts/";
+/// Facts change with every report; this often is enough for a restart.
+const FACTS_EVERY: time::Duration = time::Duration::seconds(60);
+
+/// What is known of one host at the moment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seen {
+    pub(crate) online: bool,
+    pub(crate) facts: Option<Arc<HostFacts>>,
+    /// By this machine's clock, when `facts` arrived.
+    pub(crate) reported: Option<OffsetDateTime>,
+    /// The last sign of life.
+    pub(crate) last_seen: Option<OffsetDateTime>,
+    /// Snapshots received since the start.
+    pub(crate) snapshots: u64,
+    vms: BTreeMap<VmId, Arc<VmObserved>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    hosts: HashMap<HostName, Seen>,
+    /// Keys of the store that are behind memory.
+    dirty: BTreeSet<(HostName, VmId)>,
+    facts_written: HashMap<HostName, OffsetDateTime>,
+}
+
+/// The inventory.
+#[derive(Debug)]
+pub(crate) struct Inventory {
+    store: Arc<dyn Store>,
+    state: RwLock<State>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredFacts {
+    facts: HostFacts,
+    #[serde(with = "time::serde::rfc3339")]
+    reported: OffsetDateTime,
+}
+
+impl Inventory {
+    /// Remembers what was last seen before the controller ended; nobody counts as online.
+    pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let mut state = State::default();
+        for (_, found) in store.list_json::<VmObserved>(VMS).await?.0 {
+            let vm = found.value;
+            let seen = state.hosts.entry(vm.host.clone()).or_default();
+            seen.vms.insert(vm.id, Arc::new(vm));
+        }
+        for (_, found) in store.list_json::<StoredFacts>(FACTS).await?.0 {
+            let StoredFacts { facts, reported } = found.value;
+            let seen = state.hosts.entry(facts.host.clone()).or_default();
+            seen.facts = Some(Arc::new(facts));
+            seen.reported = Some(reported);
+            seen.last_seen = Some(reported);
+        }
+        Ok(Self {
+            store,
+            state: RwLock::new(state),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    /// Takes an event of `host`.
+    pub(crate) fn apply(&self, host: &HostName, event: AgentEvent, now: OffsetDateTime) {
+        let mut state = self.write();
+        let State { hosts, dirty, .. } = &mut *state;
+        let seen = hosts.entry(host.clone()).or_default();
+        seen.last_seen = Some(now);
+        match event {
+            AgentEvent::Snapshot { facts, vms } => {
+                let new: BTreeMap<_, _> = vms.into_iter().map(|vm| (vm.id, Arc::new(vm))).collect();
+                for id in seen.vms.keys().chain(new.keys()) {
+                    if seen.vms.get(id) != new.get(id) {
+                        dirty.insert((host.clone(), *id));
+                    }
+                }
+                seen.vms = new;
+                seen.facts = Some(Arc::new(*facts));
+                seen.reported = Some(now);
+                seen.online = true;
+                seen.snapshots += 1;
+            }
+            AgentEvent::Facts { facts } => {
+                seen.facts = Some(Arc::new(*facts));
+                seen.reported = Some(now);
+            }
+            AgentEvent::VmChanged { vm } => {
+                dirty.insert((host.clone(), vm.id));
+                seen.vms.insert(vm.id, Arc::new(*vm));
+            }
+            AgentEvent::VmRemoved { id } => {
+                dirty.insert((host.clone(), id));
+                seen.vms.remove(&id);
+            }
+        }
+        drop(state);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Takes what a host said of one VM outside its events: none when it is not there. Older news is ignored.
+    pub(crate) fn observe(&self, host: &HostName, id: VmId, vm: Option<VmObserved>) {
+        let mut state = self.write();
+        let seen = state.hosts.entry(host.clone()).or_default();
+        match vm {
+            Some(vm) => {
+                let newer = seen
+                    .vms
+                    .get(&id)
+                    .is_none_or(|known| known.observed <= vm.observed);
+                if newer {
+                    seen.vms.insert(id, Arc::new(vm));
+                }
+            }
+            None => {
+                seen.vms.remove(&id);
+            }
+        }
+        state.dirty.insert((host.clone(), id));
+        drop(state);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    pub(crate) fn lost(&self, host: &HostName) {
+        if let Some(seen) = self.write().hosts.get_mut(host) {
+            seen.online = false;
+        }
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Forgets a host that left the fleet.
+    pub(crate) async fn forget_host(&self, host: &HostName) -> Result<(), StoreError> {
+        let seen = self.write().hosts.remove(host).unwrap_or_default();
+        for id in seen.vms.keys() {
+            let _ = self
+                .store
+                .commit(Txn::new().delete(vm_key(host, *id)))
+                .await?;
+        }
+        let _ = self
+            .store
+            .commit(Txn::new().delete(format!("{FACTS}{host}")))
+            .await?;
+        Ok(())
+    }
+
+    /// Forgets all VMs, so that only what hosts say now counts.
+    pub(crate) fn forget_vms(&self) {
+        let mut state = self.write();
+        let State { hosts, dirty, .. } = &mut *state;
+        for (host, seen) in hosts.iter_mut() {
+            for id in std::mem::take(&mut seen.vms).into_keys() {
+                dirty.insert((host.clone(), id));
+            }
+        }
+    }
+
+    pub(crate) fn seen(&self, host: &HostName) -> Seen {
+        self.read().hosts.get(host).cloned().unwrap_or_default()
+    }
+
+    /// Wakes at every change.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Every VM once, by name.
+    pub(crate) fn vms(&self) -> Vec<Arc<VmObserved>> {
+        let state = self.read();
+        let mut best: HashMap<VmId, Arc<VmObserved>> = HashMap::new();
+        for (online, vm) in state.copies() {
+            match best.get(&vm.id) {
+                Some(other) if !wins(online, vm, state.online(&other.host), other) => {}
+                _ => {
+                    best.insert(vm.id, vm.clone());
+                }
+            }
+        }
+        let mut vms: Vec<_> = best.into_values().collect();
+        vms.sort_by(|a, b| (&a.name, &a.host).cmp(&(&b.name, &b.host)));
+        vms
+    }
+
+    /// One VM by its id.
+    pub(crate) fn vm(&self, id: VmId) -> Option<Arc<VmObserved>> {
+        let state = self.read();
+        let mut best: Option<(bool, &Arc<VmObserved>)> = None;
+        for seen in state.hosts.values() {
+            let Some(vm) = seen.vms.get(&id) else {
+                continue;
+            };
+            if best.is_none_or(|(online, other)| wins(seen.online, vm, online, other)) {
+                best = Some((seen.online, vm));
+            }
+        }
+        best.map(|(_, vm)| vm.clone())
+    }
+
+    /// One VM by its name or id; ours before domains that others made.
+    pub(crate) fn find(&self, name_or_id: &str) -> Result<Arc<VmObserved>, Failure> {
+        let missing = || Failure::new(ErrorCode::VmNotFound, format!("no VM {name_or_id}"));
+        if let Ok(id) = name_or_id.parse::<VmId>() {
+            return self.vm(id).ok_or_else(missing);
+        }
+        let name: VmName = name_or_id.parse().map_err(|error| {
+            Failure::new(ErrorCode::InvalidArgument, "that is no VM's name")
+                .because(error)
+                .fix("fleetward vm list")
+        })?;
+        let mut named = self.vms().into_iter().filter(|vm| vm.name == name);
+        let first = named.next().ok_or_else(missing)?;
+        if first.metadata.is_some() {
+            return Ok(first);
+        }
+        Ok(named.find(|vm| vm.metadata.is_some()).unwrap_or(first))
+    }
+
+    /// Whether any host has a domain of that name.
+    pub(crate) fn is_taken(&self, name: &VmName) -> Option<HostName> {
+        let state = self.read();
+        let found = state.copies().find(|(_, vm)| vm.name == *name);
+        found.map(|(_, vm)| vm.host.clone())
+    }
+
+    /// The VMs of one host, each as what it counts: a copy that only waits to be cleaned up is not there.
+    pub(crate) fn vms_on(&self, host: &HostName) -> Vec<Arc<VmObserved>> {
+        self.vms()
+            .into_iter()
+            .filter(|vm| vm.host == *host)
+            .collect()
+    }
+
+    /// VMs that two hosts both claim, and names that two VMs have.
+    pub(crate) fn contradictions(&self, host: &HostName) -> Vec<String> {
+        let state = self.read();
+        let Some(seen) = state.hosts.get(host) else {
+            return Vec::new();
+        };
+        let mut warnings = Vec::new();
+        for vm in seen.vms.values().filter(|vm| vm.metadata.is_some()) {
+            for (_, other) in state.copies().filter(|(_, other)| other.host != *host) {
+                if other.id == vm.id && vm.is_the_vm() && other.is_the_vm() {
+                    warnings.push(format!("VM {} is also on host {}", vm.name, other.host));
+                } else if other.id != vm.id && other.name == vm.name && other.metadata.is_some() {
+                    warnings.push(format!(
+                        "host {} has another VM called {}",
+                        other.host, vm.name
+                    ));
+                }
+            }
+        }
+        warnings
+    }
+
+    /// Writes what changed to the store.
+    pub(crate) async fn flush(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        let (vms, facts) = self.take_dirty(now);
+        for (host, id, vm) in vms {
+            let key = vm_key(&host, id);
+            let txn = match vm {
+                Some(vm) => Txn::new().put_json(key, &*vm)?,
+                None => Txn::new().delete(key),
+            };
+            let _ = self.store.commit(txn).await?;
+        }
+        for (host, facts, reported) in facts {
+            let stored = StoredFacts {
+                facts: HostFacts::clone(&facts),
+                reported,
+            };
+            let txn = Txn::new().put_json(format!("{FACTS}{host}"), &stored)?;
+            let _ = self.store.commit(txn).await?;
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::type_complexity, reason = "two lists for the one caller above")]
+    fn take_dirty(
+        &self,
+        now: OffsetDateTime,
+    ) -> (
+        Vec<(HostName, VmId, Option<Arc<VmObserved>>)>,
+        Vec<(HostName, Arc<HostFacts>, OffsetDateTime)>,
+    ) {
+        let mut state = self.write();
+        let State {
+            hosts,
+            dirty,
+            facts_written,
+        } = &mut *state;
+        let vms = std::mem::take(dirty)
+            .into_iter()
+            .map(|(host, id)| {
+                let vm = hosts.get(&host).and_then(|seen| seen.vms.get(&id)).cloned();
+                (host, id, vm)
+            })
+            .collect();
+        let mut facts = Vec::new();
+        for (host, seen) in hosts.iter() {
+            let (Some(latest), Some(reported)) = (&seen.facts, seen.reported) else {
+                continue;
+            };
+            let written = facts_written.get(host);
+            if seen.snapshots > 0 && written.is_none_or(|at| now - *at >= FACTS_EVERY) {
+                facts_written.insert(host.clone(), now);
+                facts.push((host.clone(), latest.clone(), reported));
+            }
+        }
+        (vms, facts)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn copies(&self) -> impl Iterator<Item = (bool, &Arc<VmObserved>)> {
+        let hosts = self.hosts.values();
+        hosts.flat_map(|seen| seen.vms.values().map(move |vm| (seen.online, vm)))
+    }
+
+    fn online(&self, host: &HostName) -> bool {
+        self.hosts.get(host).is_some_and(|seen| seen.online)
+    }
+}
+
+/// Whether copy `a` is the VM rather than copy `b`.
+fn wins(a_online: bool, a: &VmObserved, b_online: bool, b: &VmObserved) -> bool {
+    let rank = |online: bool, vm: &VmObserved| {
+        let side = match vm.metadata.as_ref().and_then(|m| m.transit) {
+            None => 2,
+            Some(transit) => u8::from(transit.side == TransitSide::Incoming),
+        };
+        (side, online, vm.state == VmState::Running, vm.observed)
+    };
+    rank(a_online, a) > rank(b_online, b)
+}
+
+fn vm_key(host: &HostName, id: VmId) -> String {
+    format!("{VMS}{host}/{id}")
+}

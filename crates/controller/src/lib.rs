@@ -1,0 +1,151 @@
+//! The controller: the one service administrators talk to.
+//!
+//! ```text
+//!   http (handlers, guarded by api::controller::ENDPOINTS)
+//!     │ read: memory                     │ change: a job
+//!     ▼                                  ▼
+//!   inventory, hosts, images, audit    work (job kinds) ── agents ──► hosts
+//!     ▲                                  │
+//!     └── watch (one event stream a host)┘        all of it over: fleet (keys), store
+//! ```
+//!
+//! Can never open a key protector: it moves them about as texts and vouches for guardians, no more.
+
+mod agents;
+mod app;
+mod audit;
+mod check;
+mod creation;
+mod fleet;
+mod holders;
+mod hosts;
+mod http;
+mod image_format;
+mod images;
+mod inventory;
+mod tokens;
+mod watch;
+mod work;
+mod world;
+
+pub use http::openapi_json;
+
+use anyhow::Context;
+use app::App;
+use fleetward_link::{ClientCertificates, ServerTls, SocketSpec, TlsServer, UnixServer};
+use fleetward_model::{ErrorCode, Failure};
+use fleetward_store::{SqliteStore, Store, StoreError};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// How a controller is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Keys, database, images; one process at a time.
+    pub data: PathBuf,
+    /// Where agents and remote administrators connect.
+    pub listen: SocketAddr,
+    /// `host:port` that reaches `listen` from hosts; none: `listen` itself.
+    pub advertise: Option<String>,
+    /// Socket of local administrators; none: `DATA/controller.sock`.
+    pub socket: Option<PathBuf>,
+}
+
+/// Runs a controller until SIGTERM or SIGINT.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let (mut term, mut int) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let asked = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("stopping");
+        asked.cancel();
+    });
+    run_until(options, stop, |_| {}).await
+}
+
+/// Runs a controller until `stop`; `ready` hears the address it listens on.
+pub async fn run_until(
+    options: Options,
+    stop: CancellationToken,
+    ready: impl FnOnce(SocketAddr),
+) -> anyhow::Result<()> {
+    make_private(&options.data)?;
+    let now = OffsetDateTime::now_utc();
+    let store = SqliteStore::open(options.data.join("store.db")).await;
+    let store: Arc<dyn Store> = Arc::new(store.context("cannot open the store")?);
+    let fleet = Arc::new(fleet::Fleet::open(&options.data, now)?);
+    let tls = ServerTls::new(
+        fleet.credential().clone(),
+        fleet.trust().clone(),
+        ClientCertificates::Optional,
+    );
+    let server = TlsServer::bind(options.listen, tls)
+        .await
+        .with_context(|| format!("cannot listen on {}", options.listen))?;
+    let address = server.local_addr()?;
+    let socket = options
+        .socket
+        .unwrap_or_else(|| options.data.join("controller.sock"));
+    let local = UnixServer::bind(SocketSpec::new(&socket).with_mode(0o600))
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+
+    let advertise = options.advertise.unwrap_or_else(|| address.to_string());
+    let app = App::start(store, fleet, &options.data, advertise, stop.clone(), now).await?;
+    tracing::info!(fleet = app.world.fleet.id(), %address, socket = %socket.display(), "the controller is ready");
+    ready(address);
+
+    let router = http::router(app.clone());
+    let (tls, unix) = tokio::join!(
+        server.serve(router.clone(), stop.clone()),
+        local.serve(router, stop.clone())
+    );
+    app.stop().await;
+    tls.context("the server for the fleet failed")?;
+    unix.context("the server for local administrators failed")
+}
+
+/// Makes the data directory; nobody else may look into it.
+fn make_private(data: &Path) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data);
+    made.and_then(|()| std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o700)))
+        .with_context(|| format!("cannot make the data directory {}", data.display()))
+}
+
+/// How long a task waits before it tries the store again.
+const STORE_PAUSE: Duration = Duration::from_secs(2);
+
+/// An error of the store as people get it.
+fn store_failure(error: &StoreError) -> Failure {
+    Failure::new(ErrorCode::StoreFailed, "the controller's store failed").because(chain(error))
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}

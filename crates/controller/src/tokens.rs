@@ -1,0 +1,144 @@
+//! Join tokens: made for one host, good once, for a while. The store keeps only the hash of each token's secret.
+//!
+//! ```text
+//!   made ──► used (in the transaction that adds the host)
+//!     └────► expired, or replaced by a newer one for the same host
+//! ```
+
+use fleetward_api::controller::{TokenRequest, TokenView};
+use fleetward_link::{FleetTrust, JoinSecret, JoinToken, SecretHash};
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
+use fleetward_store::{Guard, Revision, Store, StoreExt, Txn};
+use serde::{Deserialize, Serialize};
+use time::{Duration, OffsetDateTime};
+
+/// Longest life of a token, seconds.
+const MAX_TTL: u32 = 7 * 24 * 3600;
+
+/// What is remembered of a token.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct TokenRecord {
+    pub(crate) host: HostName,
+    pub(crate) group: GroupName,
+    secret: SecretHash,
+    #[serde(with = "time::serde::rfc3339")]
+    pub(crate) expires: OffsetDateTime,
+    #[serde(default)]
+    pub(crate) used: bool,
+}
+
+pub(crate) fn key(host: &HostName) -> String {
+    format!("token/{host}")
+}
+
+/// Makes a token and forgets an earlier one for the same host.
+pub(crate) async fn make(
+    store: &dyn Store,
+    trust: &FleetTrust,
+    controller: &str,
+    request: TokenRequest,
+    now: OffsetDateTime,
+) -> Result<TokenView, Failure> {
+    if !(1..=MAX_TTL).contains(&request.ttl_seconds) {
+        let what = format!(
+            "a token lives 1 to {MAX_TTL} seconds, not {}",
+            request.ttl_seconds
+        );
+        return Err(Failure::new(ErrorCode::InvalidArgument, what).fix("--ttl 1h"));
+    }
+    let internal = |error| Failure::new(ErrorCode::Internal, "cannot make a token").because(error);
+    // whole seconds: that is what the token carries
+    let expires =
+        now.replace_nanosecond(0).unwrap_or(now) + Duration::seconds(request.ttl_seconds.into());
+    let token = JoinToken {
+        controller: controller.to_owned(),
+        authority: trust.fingerprint(),
+        host: request.host.clone(),
+        secret: JoinSecret::random().map_err(internal)?,
+        expires,
+    };
+    let record = TokenRecord {
+        host: request.host.clone(),
+        group: request.group.clone(),
+        secret: token.secret.hash(),
+        expires,
+        used: false,
+    };
+    let put = store
+        .put_json(&key(&request.host), &record, Guard::Any)
+        .await;
+    let _ = put.map_err(|error| crate::store_failure(&error))?;
+    Ok(TokenView {
+        host: request.host,
+        group: request.group,
+        token: token.encode().to_string(),
+        expires,
+    })
+}
+
+/// A token that may be used, and the revision to use it at.
+#[derive(Debug)]
+pub(crate) struct Usable {
+    pub(crate) record: TokenRecord,
+    revision: Revision,
+}
+
+impl Usable {
+    /// The transaction that uses it up, if nobody else has.
+    pub(crate) fn use_up(&self) -> Result<Txn, Failure> {
+        let key = key(&self.record.host);
+        let used = TokenRecord {
+            used: true,
+            ..self.record.clone()
+        };
+        let txn = Txn::new()
+            .if_unchanged(&key, self.revision)
+            .put_json(&key, &used);
+        txn.map_err(|error| crate::store_failure(&error))
+    }
+}
+
+/// Finds out whether `text` is a token that may be used now.
+pub(crate) async fn look_up(
+    store: &dyn Store,
+    trust: &FleetTrust,
+    text: &str,
+    now: OffsetDateTime,
+) -> Result<Usable, Failure> {
+    let invalid = |because: &str| {
+        Failure::new(ErrorCode::TokenInvalid, "the join token is not accepted").because(because)
+    };
+    let expired = |at: OffsetDateTime| {
+        Failure::new(ErrorCode::TokenExpired, "the join token is not accepted")
+            .because(format!("it expired at {at}"))
+    };
+    let token = match JoinToken::parse(text, now) {
+        Ok(token) => token,
+        Err(fleetward_link::TokenError::Expired { at }) => return Err(expired(at)),
+        Err(error) => return Err(invalid(&error.to_string())),
+    };
+    if token.authority != trust.fingerprint() {
+        return Err(invalid("it is of another fleet"));
+    }
+    let found = store.get_json::<TokenRecord>(&key(&token.host)).await;
+    let found = found
+        .map_err(|error| crate::store_failure(&error))?
+        .ok_or_else(|| invalid("this controller did not make it, or its host was removed"))?;
+    let record = found.value;
+    if record.secret != token.secret.hash() {
+        return Err(invalid(
+            "it was altered, or replaced by a newer one for the same host",
+        ));
+    }
+    if record.used {
+        let what = format!("the join token of host {} is not accepted", record.host);
+        return Err(Failure::new(ErrorCode::TokenUsed, what).because("it has been used already"));
+    }
+    if record.expires <= now {
+        return Err(expired(record.expires));
+    }
+    Ok(Usable {
+        record,
+        revision: found.revision,
+    })
+}

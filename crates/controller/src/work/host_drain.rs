@@ -1,0 +1,244 @@
+//! `host-drain`: moves every VM of a host elsewhere in its group, by child jobs. The host takes no new VMs from before this
+//! job begins until somebody resumes it, whatever comes of the moves.
+
+use super::{MigrateInput, Reservation, VmMigrate, VmMigrateStopped};
+use crate::holders::Holder;
+use crate::world::World;
+use fleetward_jobs::{Job, JobKind, JobState, Step, StepContext, StepError, Steps, async_trait};
+use fleetward_model::error::Finding;
+use fleetward_model::host::Accelerator;
+use fleetward_model::placement::Needs;
+use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::{ByteSize, ErrorCode, Failure, HostName, VmId, VmName};
+use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// More at once would only share the same wire.
+const MOVES_AT_ONCE: usize = 2;
+
+/// Which host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct DrainInput {
+    pub(crate) host: HostName,
+}
+
+/// The kind.
+pub(crate) struct HostDrain(pub(crate) Arc<World>);
+
+impl JobKind for HostDrain {
+    const NAME: &'static str = "host-drain";
+    type Input = DrainInput;
+
+    fn locks(input: &DrainInput) -> Vec<String> {
+        vec![format!("host/{}", input.host)]
+    }
+
+    fn steps(&self) -> Steps<DrainInput> {
+        Steps::new()
+            .check(Plan(self.0.clone()))
+            .check(MoveVms(self.0.clone()))
+    }
+}
+
+/// Where each VM goes, decided once: a resumed job must find its own children again.
+struct Plan(Arc<World>);
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Planned {
+    vm: VmId,
+    name: VmName,
+    live: bool,
+    to: Result<HostName, Failure>,
+}
+
+#[async_trait]
+impl Step<DrainInput> for Plan {
+    const NAME: &'static str = "plan";
+    type Output = Vec<Planned>;
+
+    async fn run(&self, cx: &StepContext<DrainInput>) -> Result<Vec<Planned>, StepError> {
+        let (world, host) = (&self.0, &cx.input().host);
+        let mut arrivals = Vec::new();
+        let mut plan = Vec::new();
+        for vm in world.inventory.vms_on(host) {
+            let Some(needs) = needs(&vm) else { continue };
+            let to = world.place(&needs, &arrivals);
+            if let Ok(host) = &to {
+                arrivals.push(Reservation {
+                    host: host.clone(),
+                    memory: if needs.start {
+                        needs.memory
+                    } else {
+                        ByteSize(0)
+                    },
+                    space: needs.pools,
+                });
+            }
+            plan.push(Planned {
+                vm: vm.id,
+                name: vm.name.clone(),
+                live: vm.state != VmState::Stopped,
+                to,
+            });
+        }
+        Ok(plan)
+    }
+}
+
+/// What a VM needs of another host; none for a domain that is not ours.
+fn needs(vm: &VmObserved) -> Option<Needs> {
+    let spec = &vm.metadata.as_ref()?.spec;
+    let live = vm.state != VmState::Stopped;
+    let mut needs = Needs {
+        group: Some(spec.group.clone()),
+        except: Some(vm.host.clone()),
+        memory: vm.memory,
+        start: live,
+        tpm: spec.tpm,
+        secure_boot: spec.firmware.secure_boot,
+        accelerator: live.then_some(match vm.accelerator.as_str() {
+            "kvm" => Accelerator::Kvm,
+            _ => Accelerator::Tcg,
+        }),
+        ..Needs::default()
+    };
+    for disk in &vm.disks {
+        needs.pools.entry(disk.pool.clone()).or_default().0 += disk.allocated.0;
+    }
+    Some(needs)
+}
+
+struct MoveVms(Arc<World>);
+
+/// What became of one VM.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Moved {
+    vm: VmName,
+    to: Option<HostName>,
+    failure: Option<Failure>,
+}
+
+#[async_trait]
+impl Step<DrainInput> for MoveVms {
+    const NAME: &'static str = "move-vms";
+    type Output = Vec<Moved>;
+
+    async fn run(&self, cx: &StepContext<DrainInput>) -> Result<Vec<Moved>, StepError> {
+        let plan = cx.output::<Plan>()?;
+        let (total, mut moved) = (plan.len(), Vec::new());
+        let mut moves = stream::iter(plan)
+            .map(|planned| self.run_one(cx, planned))
+            .buffer_unordered(MOVES_AT_ONCE);
+        while let Some(one) = moves.next().await {
+            moved.push(one?);
+            cx.progress()
+                .text(format!("{} of {total} VMs moved", moved.len()));
+        }
+        drop(moves);
+        let findings: Vec<_> = moved
+            .iter()
+            .filter_map(|one| {
+                let failure = one.failure.as_ref()?;
+                let what = format!("VM {}: {}", one.vm, one_line(failure));
+                Some(Finding::blocking(failure.code, what, failure.fix.clone()))
+            })
+            .collect();
+        if findings.is_empty() {
+            return Ok(moved);
+        }
+        let what = format!(
+            "{} of {total} VMs of host {} did not move",
+            findings.len(),
+            cx.input().host
+        );
+        let mut failure =
+            Failure::new(ErrorCode::HostNotEmpty, what).because(findings[0].what.clone());
+        failure.findings = findings;
+        Err(StepError::fatal(failure))
+    }
+}
+
+impl MoveVms {
+    /// Fails only where the engine does; a VM that does not move is an outcome.
+    async fn run_one(
+        &self,
+        cx: &StepContext<DrainInput>,
+        planned: Planned,
+    ) -> Result<Moved, StepError> {
+        let Planned { vm, name, live, to } = planned;
+        let to = match to {
+            Ok(to) => to,
+            Err(failure) => {
+                return Ok(Moved {
+                    vm: name,
+                    to: None,
+                    failure: Some(failure),
+                });
+            }
+        };
+        let input = MigrateInput {
+            vm,
+            name: name.clone(),
+            from: cx.input().host.clone(),
+            to: to.clone(),
+            live,
+        };
+        let child = format!("vm-{vm}");
+        let started = if live {
+            cx.start_child::<VmMigrate>(&child, &input).await
+        } else {
+            cx.start_child::<VmMigrateStopped>(&child, &input).await
+        };
+        let job = match started {
+            Ok(job) => job,
+            Err(error) if error.failure.code == ErrorCode::VmBusy => {
+                return Ok(Moved {
+                    vm: name,
+                    to: None,
+                    failure: Some(error.failure),
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        let kind = if live {
+            VmMigrate::NAME
+        } else {
+            VmMigrateStopped::NAME
+        };
+        self.0.holders.add(
+            job,
+            Holder {
+                kind: kind.to_owned(),
+                vm: Some(vm),
+                reservation: None,
+            },
+        );
+        let ended = cx.wait_for_child(job).await;
+        self.0.holders.remove(job);
+        let ended = ended?;
+        let unexplained =
+            || Failure::new(ErrorCode::Internal, format!("job {job} did not end well"));
+        let failure =
+            (ended.state != JobState::Done).then(|| ended.failure.unwrap_or_else(unexplained));
+        Ok(Moved {
+            vm: name,
+            to: Some(to),
+            failure,
+        })
+    }
+}
+
+fn one_line(failure: &Failure) -> String {
+    if failure.because.is_empty() {
+        failure.what.clone()
+    } else {
+        format!("{} ({})", failure.what, failure.because)
+    }
+}
+
+/// Where each VM went.
+pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
+    let moved: Vec<Moved> = job.output("move-vms")?;
+    Some(serde_json::json!({ "host": job.input.get("host"), "moved": moved }))
+}

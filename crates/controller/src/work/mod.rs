@@ -1,0 +1,92 @@
+//! The kinds of jobs, one file each, and what they share.
+//!
+//! Steps hold nothing but the [`World`]; what they do, they do by asking agents, with the job's id and generation.
+
+mod host_drain;
+mod vm_create;
+mod vm_delete;
+mod vm_migrate;
+mod vm_power;
+
+pub(crate) use host_drain::{DrainInput, HostDrain};
+pub(crate) use vm_create::{CreateInput, VmCreate};
+pub(crate) use vm_delete::{DeleteInput, VmDelete};
+pub(crate) use vm_migrate::{MigrateInput, VmMigrate, VmMigrateStopped};
+pub(crate) use vm_power::{StartInput, StopInput, VmStart, VmStop};
+
+use crate::world::World;
+use fleetward_jobs::{Data, Job, Registry};
+use fleetward_model::{ByteSize, HostName, PoolName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Every kind of job.
+pub(crate) fn registry(world: &Arc<World>) -> Registry {
+    Registry::new()
+        .with(VmCreate(world.clone()))
+        .with(VmStart(world.clone()))
+        .with(VmStop(world.clone()))
+        .with(VmDelete(world.clone()))
+        .with(VmMigrate(world.clone()))
+        .with(VmMigrateStopped(world.clone()))
+        .with(HostDrain(world.clone()))
+}
+
+/// Input of a job on one VM at one host.
+pub(crate) trait OnVm: Data {
+    fn vm(&self) -> VmId;
+    fn host(&self) -> &HostName;
+}
+
+/// The locks of a job on one VM.
+pub(crate) fn vm_locks(vm: VmId, name: &VmName) -> Vec<String> {
+    vec![format!("vm/{vm}"), format!("vm-name/{name}")]
+}
+
+/// What a creation under way will take of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reservation {
+    pub(crate) host: HostName,
+    pub(crate) memory: ByteSize,
+    pub(crate) space: BTreeMap<PoolName, ByteSize>,
+}
+
+/// What a job is about, for lists.
+pub(crate) fn target(job: &Job) -> String {
+    let text = |key: &str| {
+        job.input
+            .get(key)
+            .and_then(|v| v.as_str())
+            .map(str::to_owned)
+    };
+    text("name").or_else(|| text("host")).unwrap_or_default()
+}
+
+/// What an ended job reports.
+pub(crate) fn result(job: &Job) -> Option<serde_json::Value> {
+    use fleetward_jobs::JobKind;
+    match job.kind.as_str() {
+        VmCreate::NAME => vm_create::result(job),
+        VmMigrate::NAME | VmMigrateStopped::NAME => vm_migrate::result(job),
+        HostDrain::NAME => host_drain::result(job),
+        _ => None,
+    }
+}
+
+/// The VM a job works on.
+pub(crate) fn vm_of(job: &Job) -> Option<VmId> {
+    job.resources
+        .iter()
+        .find_map(|r| r.strip_prefix("vm/")?.parse().ok())
+}
+
+/// The reservation of a creation.
+pub(crate) fn reservation_of(job: &Job) -> Option<Reservation> {
+    use fleetward_jobs::JobKind;
+    if job.kind != VmCreate::NAME {
+        return None;
+    }
+    let input: CreateInput = serde_json::from_value(job.input.clone()).ok()?;
+    Some(input.reservation)
+}

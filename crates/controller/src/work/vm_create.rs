@@ -1,0 +1,283 @@
+//! `vm-create`: image to the host, volumes, TPM, definition, and the first start where it was asked for.
+
+use super::vm_power::StartVm;
+use super::{OnVm, Reservation, vm_locks};
+use crate::world::World;
+use fleetward_api::agent::Operation;
+use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
+use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use time::OffsetDateTime;
+
+/// What is created, decided before the job begins.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct CreateInput {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) host: HostName,
+    pub(crate) spec: VmSpec,
+    /// One a disk, in the same order.
+    pub(crate) sources: Vec<VolumeSource>,
+    /// Images that the host must have: hash and format.
+    pub(crate) images: Vec<(String, String)>,
+    pub(crate) start: bool,
+    pub(crate) reservation: Reservation,
+}
+
+impl OnVm for CreateInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.host
+    }
+}
+
+/// The kind.
+pub(crate) struct VmCreate(pub(crate) Arc<World>);
+
+impl JobKind for VmCreate {
+    const NAME: &'static str = "vm-create";
+    type Input = CreateInput;
+
+    fn locks(input: &CreateInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<CreateInput> {
+        Steps::new()
+            .check(ReserveName(self.0.clone()))
+            .check(PlaceImages(self.0.clone()))
+            .step(CreateVolumes(self.0.clone()))
+            .step(MakeTpm(self.0.clone()))
+            .step(Define(self.0.clone()))
+            .step(FirstStart(StartVm(self.0.clone())))
+    }
+}
+
+/// The job's lock holds the name against other creations; this looks for what is there already.
+struct ReserveName(Arc<World>);
+
+#[async_trait]
+impl Step<CreateInput> for ReserveName {
+    const NAME: &'static str = "reserve-name";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
+        let name = &cx.input().name;
+        match self.0.inventory.is_taken(name) {
+            None => Ok(()),
+            Some(host) => {
+                let what = format!("there is a VM {name} already, on host {host}");
+                Err(Failure::new(ErrorCode::NameTaken, what).into())
+            }
+        }
+    }
+}
+
+/// Images stay on the host for the next VM; there is nothing to take back.
+struct PlaceImages(Arc<World>);
+
+#[async_trait]
+impl Step<CreateInput> for PlaceImages {
+    const NAME: &'static str = "place-images";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let agent = self.0.agents.of(&input.host)?;
+        for (sha256, format) in &input.images {
+            let turn = {
+                let mut pushes = self
+                    .0
+                    .pushes
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                pushes
+                    .entry((input.host.clone(), sha256.clone()))
+                    .or_default()
+                    .clone()
+            };
+            let _turn = cx
+                .unless_cancelled(async { Ok::<_, StepError>(turn.lock().await) })
+                .await?;
+            if agent.has_image(sha256).await? {
+                continue;
+            }
+            cx.progress()
+                .text(format!("copying the image to host {}", input.host));
+            let progress = cx.progress().clone();
+            let file = self.0.images.file(sha256);
+            let sending = agent.put_image(sha256, format, &file, move |done, total| {
+                progress.bytes(done, total)
+            });
+            cx.unless_cancelled(sending).await?;
+        }
+        Ok(())
+    }
+}
+
+struct CreateVolumes(Arc<World>);
+
+#[async_trait]
+impl Step<CreateInput> for CreateVolumes {
+    const NAME: &'static str = "create-volumes";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let operation = Operation::CreateVolumes {
+            spec: input.spec.clone(),
+            sources: input.sources.clone(),
+        };
+        let done = self
+            .0
+            .agents
+            .of(&input.host)?
+            .run(cx, input.vm, operation)
+            .await;
+        done.map(drop)
+    }
+}
+
+#[async_trait]
+impl UndoStep<CreateInput> for CreateVolumes {
+    async fn undo(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let operation = Operation::DeleteVolumes {
+            spec: input.spec.clone(),
+        };
+        let done = self
+            .0
+            .agents
+            .of(&input.host)?
+            .run(cx, input.vm, operation)
+            .await;
+        done.map(drop)
+    }
+}
+
+struct MakeTpm(Arc<World>);
+
+#[async_trait]
+impl Step<CreateInput> for MakeTpm {
+    const NAME: &'static str = "make-tpm";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        if !input.spec.tpm {
+            return Ok(());
+        }
+        let now = OffsetDateTime::now_utc();
+        let recipients = self
+            .0
+            .guardians_of(&input.spec.group, Some(&input.host), now)?;
+        let operation = Operation::MakeTpm { recipients };
+        let done = self
+            .0
+            .agents
+            .of(&input.host)?
+            .run(cx, input.vm, operation)
+            .await;
+        done.map(drop)
+    }
+}
+
+#[async_trait]
+impl UndoStep<CreateInput> for MakeTpm {
+    async fn undo(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        if !input.spec.tpm {
+            return Ok(());
+        }
+        let operation = Operation::RemoveTpm { keep: false };
+        let done = self
+            .0
+            .agents
+            .of(&input.host)?
+            .run(cx, input.vm, operation)
+            .await;
+        done.map(drop)
+    }
+}
+
+/// The agent adds the key protector and the EK certificate it made.
+struct Define(Arc<World>);
+
+#[async_trait]
+impl Step<CreateInput> for Define {
+    const NAME: &'static str = "define";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let metadata = VmMetadata {
+            spec: input.spec.clone(),
+            generation: cx.generation(),
+            key_protector: None,
+            ek_certificate: None,
+            transit: None,
+        };
+        let operation = Operation::Define {
+            metadata: Box::new(metadata),
+        };
+        self.0
+            .agents
+            .of(&input.host)?
+            .run(cx, input.vm, operation)
+            .await?;
+        self.0.refresh(&input.host, input.vm).await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl UndoStep<CreateInput> for Define {
+    async fn undo(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        self.0
+            .agents
+            .of(&input.host)?
+            .run(cx, input.vm, Operation::Undefine)
+            .await?;
+        self.0.refresh(&input.host, input.vm).await;
+        Ok(())
+    }
+}
+
+struct FirstStart(StartVm);
+
+#[async_trait]
+impl Step<CreateInput> for FirstStart {
+    const NAME: &'static str = "start";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
+        if cx.input().start {
+            self.0.run(cx).await
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[async_trait]
+impl UndoStep<CreateInput> for FirstStart {
+    async fn undo(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
+        if cx.input().start {
+            self.0.undo(cx).await
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The new VM's name, id and host.
+pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
+    let input: CreateInput = serde_json::from_value(job.input.clone()).ok()?;
+    Some(serde_json::json!({ "vm": input.name, "id": input.vm, "host": input.host }))
+}

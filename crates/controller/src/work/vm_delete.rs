@@ -1,0 +1,140 @@
+//! `vm-delete`: looks once more that the VM is stopped, and from then on only goes forward.
+
+use super::{OnVm, vm_locks};
+use crate::world::World;
+use fleetward_api::agent::Operation;
+use fleetward_jobs::{JobKind, Step, StepContext, StepError, Steps, async_trait};
+use fleetward_model::transition::{Answer, Request, answer};
+use fleetward_model::vm::VmSpec;
+use fleetward_model::{Failure, HostName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// What is deleted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct DeleteInput {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) host: HostName,
+    pub(crate) spec: VmSpec,
+    pub(crate) keep_tpm_state: bool,
+}
+
+impl OnVm for DeleteInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.host
+    }
+}
+
+/// The kind.
+pub(crate) struct VmDelete(pub(crate) Arc<World>);
+
+impl JobKind for VmDelete {
+    const NAME: &'static str = "vm-delete";
+    type Input = DeleteInput;
+
+    fn locks(input: &DeleteInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<DeleteInput> {
+        Steps::new()
+            .check(SeeStopped(self.0.clone()))
+            .forward(Undefine(self.0.clone()))
+            .forward(RemoveTpm(self.0.clone()))
+            .forward(DeleteVolumes(self.0.clone()))
+            .forward(Forget(self.0.clone()))
+    }
+}
+
+struct SeeStopped(Arc<World>);
+
+#[async_trait]
+impl Step<DeleteInput> for SeeStopped {
+    const NAME: &'static str = "see-stopped";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let Some(detail) = self.0.agents.of(&input.host)?.vm(input.vm).await? else {
+            return Ok(()); // the rest is still removed
+        };
+        match answer(detail.vm.state, Request::Delete) {
+            Answer::Accept | Answer::Ignore => Ok(()),
+            Answer::Refuse(code, why) => {
+                let what = format!("VM {} cannot be deleted", input.name);
+                Err(Failure::new(code, what).because(why).into())
+            }
+        }
+    }
+}
+
+struct Undefine(Arc<World>);
+
+#[async_trait]
+impl Step<DeleteInput> for Undefine {
+    const NAME: &'static str = "undefine";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let agent = self.0.agents.of(&input.host)?;
+        agent.run(cx, input.vm, Operation::Undefine).await.map(drop)
+    }
+}
+
+struct RemoveTpm(Arc<World>);
+
+#[async_trait]
+impl Step<DeleteInput> for RemoveTpm {
+    const NAME: &'static str = "remove-tpm";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        if !input.spec.tpm {
+            return Ok(());
+        }
+        let operation = Operation::RemoveTpm {
+            keep: input.keep_tpm_state,
+        };
+        let agent = self.0.agents.of(&input.host)?;
+        agent.run(cx, input.vm, operation).await.map(drop)
+    }
+}
+
+struct DeleteVolumes(Arc<World>);
+
+#[async_trait]
+impl Step<DeleteInput> for DeleteVolumes {
+    const NAME: &'static str = "delete-volumes";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let operation = Operation::DeleteVolumes {
+            spec: input.spec.clone(),
+        };
+        let agent = self.0.agents.of(&input.host)?;
+        agent.run(cx, input.vm, operation).await.map(drop)
+    }
+}
+
+/// So that the next list no longer shows it, and its name is free.
+struct Forget(Arc<World>);
+
+#[async_trait]
+impl Step<DeleteInput> for Forget {
+    const NAME: &'static str = "forget";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        self.0.inventory.observe(&input.host, input.vm, None);
+        Ok(())
+    }
+}

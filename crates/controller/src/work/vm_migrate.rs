@@ -1,0 +1,467 @@
+//! `vm-migrate` (running) and `vm-migrate-stopped`: the VM changes its host, or nothing has happened.
+//!
+//! ```text
+//!   check ─ grant ─ prepare-incoming ─ migrate-live │ hand-over ─ clean-up
+//!                                      send-stopped │
+//!                                                   └ point of no return
+//! ```
+//! Up to the point the source has the VM, and going back means removing what arrived. A live migration that was cut off is
+//! judged by asking: while the source runs (or holds) the VM, the source wins and the arrival is removed; where it does not
+//! and the memory has arrived, there is only forward. The destination's copy runs only in `hand-over`.
+
+use super::{OnVm, vm_locks};
+use crate::check::{AtHome, against};
+use crate::world::World;
+use fleetward_api::agent::{IncomingDisk, Operation, OperationResult, Peer, SourceState};
+use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::error::Class;
+use fleetward_model::vm::{Transit, TransitSide, VmMetadata, VmState};
+use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// What moves where.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MigrateInput {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) from: HostName,
+    pub(crate) to: HostName,
+    pub(crate) live: bool,
+}
+
+impl OnVm for MigrateInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.from
+    }
+}
+
+/// The kind for running VMs.
+pub(crate) struct VmMigrate(pub(crate) Arc<World>);
+
+impl JobKind for VmMigrate {
+    const NAME: &'static str = "vm-migrate";
+    type Input = MigrateInput;
+
+    fn locks(input: &MigrateInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<MigrateInput> {
+        let world = || self.0.clone();
+        Steps::new()
+            .check(Check(world()))
+            .step(Grant(world()))
+            .step(PrepareIncoming(world()))
+            .step(MigrateLive(world()))
+            .forward(HandOver(world()))
+            .forward(CleanUp(world()))
+    }
+}
+
+/// The kind for stopped VMs.
+pub(crate) struct VmMigrateStopped(pub(crate) Arc<World>);
+
+impl JobKind for VmMigrateStopped {
+    const NAME: &'static str = "vm-migrate-stopped";
+    type Input = MigrateInput;
+
+    fn locks(input: &MigrateInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<MigrateInput> {
+        let world = || self.0.clone();
+        Steps::new()
+            .check(Check(world()))
+            .step(Grant(world()))
+            .step(PrepareIncoming(world()))
+            .step(SendStopped(world()))
+            .forward(HandOver(world()))
+            .forward(CleanUp(world()))
+    }
+}
+
+/// Checks once more, now that nobody else can change the VM, and records what it is before anything is done to it.
+struct Check(Arc<World>);
+
+/// The VM before the move.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Before {
+    metadata: VmMetadata,
+    disks: Vec<IncomingDisk>,
+    source: Peer,
+    destination: Peer,
+    /// Whether the key is yet to be wrapped for the destination.
+    grant: bool,
+}
+
+#[async_trait]
+impl Step<MigrateInput> for Check {
+    const NAME: &'static str = "check";
+    const RETRY_FOR: Duration = Duration::from_secs(30);
+    type Output = Before;
+
+    async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<Before, StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let missing = || Failure::new(ErrorCode::VmNotFound, format!("no VM {}", input.name));
+        let vm = world.inventory.vm(input.vm).ok_or_else(missing)?;
+        let home = AtHome::ask(world, &vm).await;
+        let checked = against(world, &home, &input.to, !input.live).await?;
+        let passing = |code| {
+            matches!(
+                code,
+                ErrorCode::HostUnreachable | ErrorCode::CheckUnavailable
+            )
+        };
+        let may_pass = checked
+            .findings
+            .iter()
+            .filter(|f| f.blocking)
+            .all(|f| passing(f.code));
+        let what = format!("VM {} cannot move to host {}", input.name, input.to);
+        if let Some(failure) = Failure::from_findings(what, checked.findings) {
+            return Err(if may_pass {
+                StepError::retryable(failure)
+            } else {
+                StepError::fatal(failure)
+            });
+        }
+        let vm = home.vm;
+        let metadata = vm.metadata.clone().ok_or_else(|| {
+            Failure::new(
+                ErrorCode::VmNotManaged,
+                format!("VM {} was not made by Fleetward", input.name),
+            )
+        })?;
+        let destination = world.hosts.of(&input.to)?;
+        let there = world.inventory.seen(&input.to).facts;
+        let pool_there = |disk: &fleetward_model::vm::DiskObserved| {
+            there
+                .as_ref()
+                .and_then(|facts| facts.pool(&disk.pool))
+                .map(|pool| pool.id.clone())
+        };
+        let disks = vm
+            .disks
+            .iter()
+            .map(|disk| IncomingDisk {
+                target: disk.target.clone(),
+                copy: pool_there(disk).as_ref() != Some(&disk.pool_id),
+            })
+            .collect();
+        Ok(Before {
+            disks,
+            source: Peer {
+                host: input.from.clone(),
+                address: world.hosts.of(&input.from)?.address,
+            },
+            grant: vm.tpm.enabled && !vm.tpm.guardians.contains(&destination.guardian.id),
+            destination: Peer {
+                host: input.to.clone(),
+                address: destination.address,
+            },
+            metadata,
+        })
+    }
+}
+
+/// Wraps the key for the destination where it is not yet.
+struct Grant(Arc<World>);
+
+#[async_trait]
+impl Step<MigrateInput> for Grant {
+    const NAME: &'static str = "grant";
+    /// The key protector that travels.
+    type Output = Option<String>;
+
+    async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<Option<String>, StepError> {
+        let (world, input, before) = (&self.0, cx.input(), cx.output::<Check>()?);
+        if !before.grant {
+            return Ok(before.metadata.key_protector);
+        }
+        let group = &before.metadata.spec.group;
+        let to = world.guardians_of(group, Some(&input.to), OffsetDateTime::now_utc())?;
+        let agent = world.agents.of(&input.from)?;
+        match agent.run(cx, input.vm, Operation::Grant { to }).await? {
+            OperationResult::Protector { key_protector } => Ok(Some(key_protector)),
+            other => Err(unexpected("grant", &other)),
+        }
+    }
+}
+
+#[async_trait]
+impl UndoStep<MigrateInput> for Grant {
+    /// A wrapping for a host of the VM's own group that cannot be taken back does no harm: the next move would make it again.
+    async fn undo(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let Some(before) = cx.output_if_done::<Check>()? else {
+            return Ok(());
+        };
+        let (true, Some(former)) = (before.grant, before.metadata.key_protector) else {
+            return Ok(());
+        };
+        let operation = Operation::PutProtector {
+            key_protector: former,
+        };
+        match world
+            .agents
+            .of(&input.from)?
+            .run(cx, input.vm, operation)
+            .await
+        {
+            Err(error) if error.failure.code.class() != Class::Unreachable => {
+                tracing::warn!(vm = %input.name, %error, "the grant stays");
+                Ok(())
+            }
+            done => done.map(drop),
+        }
+    }
+}
+
+struct PrepareIncoming(Arc<World>);
+
+#[async_trait]
+impl Step<MigrateInput> for PrepareIncoming {
+    const NAME: &'static str = "prepare-incoming";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
+        let (input, before) = (cx.input(), cx.output::<Check>()?);
+        let metadata = VmMetadata {
+            generation: cx.generation(),
+            key_protector: cx.output::<Grant>()?,
+            transit: Some(Transit {
+                job: cx.job(),
+                side: TransitSide::Incoming,
+            }),
+            ..before.metadata
+        };
+        let operation = Operation::PrepareIncoming {
+            metadata: Box::new(metadata),
+            disks: before.disks,
+            live: input.live,
+            from: before.source,
+        };
+        let agent = self.0.agents.of(&input.to)?;
+        agent.run(cx, input.vm, operation).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl UndoStep<MigrateInput> for PrepareIncoming {
+    async fn undo(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let Some(before) = cx.output_if_done::<Check>()? else {
+            return Ok(());
+        };
+        let operation = Operation::AbandonIncoming {
+            spec: before.metadata.spec,
+            disks: before.disks,
+        };
+        world
+            .agents
+            .of(&input.to)?
+            .run(cx, input.vm, operation)
+            .await?;
+        world.refresh(&input.to, input.vm).await;
+        world.refresh(&input.from, input.vm).await;
+        Ok(())
+    }
+}
+
+/// What the transfer took.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Moved {
+    total_ms: u64,
+    downtime_ms: Option<u64>,
+    transferred: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    at: OffsetDateTime,
+}
+
+impl Moved {
+    fn from_result(result: &OperationResult) -> Result<Self, StepError> {
+        match result {
+            OperationResult::Migrated {
+                total_ms,
+                downtime_ms,
+                transferred,
+            } => Ok(Self {
+                total_ms: *total_ms,
+                downtime_ms: *downtime_ms,
+                transferred: *transferred,
+                at: OffsetDateTime::now_utc(),
+            }),
+            other => Err(unexpected("migration", other)),
+        }
+    }
+}
+
+struct MigrateLive(Arc<World>);
+
+#[async_trait]
+impl Step<MigrateInput> for MigrateLive {
+    const NAME: &'static str = "migrate-live";
+    const RETRY_FOR: Duration = Duration::from_secs(60);
+    type Output = Moved;
+
+    async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<Moved, StepError> {
+        let (input, before) = (cx.input(), cx.output::<Check>()?);
+        let operation = Operation::MigrateLive {
+            to: before.destination,
+            disks: before.disks,
+        };
+        let agent = self.0.agents.of(&input.from)?;
+        Moved::from_result(&agent.run(cx, input.vm, operation).await?)
+    }
+}
+
+#[async_trait]
+impl UndoStep<MigrateInput> for MigrateLive {
+    async fn undo(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let source = world.agents.of(&input.from)?;
+        match source.run(cx, input.vm, Operation::MigrationState).await? {
+            OperationResult::MigrationState {
+                state: SourceState::Here,
+            } => Ok(()),
+            OperationResult::MigrationState {
+                state: SourceState::NotHere,
+            } => {
+                let arrived = world.agents.of(&input.to)?.vm(input.vm).await?;
+                match arrived.map(|detail| detail.vm.state) {
+                    Some(VmState::Paused | VmState::Running) => Err(StepError::past_undo(format!(
+                        "VM {} has left host {} and is whole on host {}",
+                        input.name, input.from, input.to
+                    ))),
+                    // the guest ended by itself; its disks and its TPM are where they were
+                    Some(VmState::Stopped | VmState::Migrating | VmState::Failed) | None => Ok(()),
+                }
+            }
+            other => Err(unexpected("migration state", &other)),
+        }
+    }
+}
+
+struct SendStopped(Arc<World>);
+
+#[async_trait]
+impl Step<MigrateInput> for SendStopped {
+    const NAME: &'static str = "send-stopped";
+    type Output = Moved;
+
+    async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<Moved, StepError> {
+        let (input, before) = (cx.input(), cx.output::<Check>()?);
+        let operation = Operation::SendStopped {
+            to: before.destination,
+            disks: before.disks,
+        };
+        let agent = self.0.agents.of(&input.from)?;
+        Moved::from_result(&agent.run(cx, input.vm, operation).await?)
+    }
+}
+
+#[async_trait]
+impl UndoStep<MigrateInput> for SendStopped {
+    /// The source still has everything; what arrived goes with `prepare-incoming`.
+    async fn undo(&self, _cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
+        Ok(())
+    }
+}
+
+/// The source lets go, the destination takes over.
+struct HandOver(Arc<World>);
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct HandedOver {
+    /// False where the source could not be reached any more; it is told before it cleans up.
+    departed: bool,
+    #[serde(with = "time::serde::rfc3339")]
+    at: OffsetDateTime,
+}
+
+#[async_trait]
+impl Step<MigrateInput> for HandOver {
+    const NAME: &'static str = "hand-over";
+    type Output = HandedOver;
+
+    async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<HandedOver, StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let source = world.agents.of(&input.from)?;
+        let departed = match source.run(cx, input.vm, Operation::Depart).await {
+            Ok(_) => true,
+            // The source has certainly stopped, and this job's lock keeps anybody from starting it there: waiting for a
+            // dead host would only keep the guest from going on.
+            Err(error) if error.failure.code.class() == Class::Unreachable => false,
+            Err(error) => return Err(error),
+        };
+        let operation = Operation::CommitIncoming { live: input.live };
+        world
+            .agents
+            .of(&input.to)?
+            .run(cx, input.vm, operation)
+            .await?;
+        let at = OffsetDateTime::now_utc();
+        world.refresh(&input.to, input.vm).await;
+        Ok(HandedOver { departed, at })
+    }
+}
+
+struct CleanUp(Arc<World>);
+
+#[async_trait]
+impl Step<MigrateInput> for CleanUp {
+    const NAME: &'static str = "clean-up";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
+        let (world, input, before) = (&self.0, cx.input(), cx.output::<Check>()?);
+        let source = world.agents.of(&input.from)?;
+        if !cx.output::<HandOver>()?.departed {
+            match source.run(cx, input.vm, Operation::Depart).await {
+                Err(error) if error.failure.code != ErrorCode::VmNotFound => return Err(error),
+                _ => {}
+            }
+        }
+        let operation = Operation::CleanUpDeparted {
+            spec: before.metadata.spec,
+            disks: before.disks,
+        };
+        source.run(cx, input.vm, operation).await?;
+        world.inventory.observe(&input.from, input.vm, None);
+        world.refresh(&input.to, input.vm).await;
+        Ok(())
+    }
+}
+
+/// How long it took, how long the guest stood still, how much went over the wire.
+pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
+    let input: MigrateInput = serde_json::from_value(job.input.clone()).ok()?;
+    let moved: Moved = job
+        .output("migrate-live")
+        .or_else(|| job.output("send-stopped"))?;
+    let over: HandedOver = job.output("hand-over")?;
+    let hand_over_ms = u64::try_from((over.at - moved.at).whole_milliseconds()).unwrap_or(0);
+    Some(serde_json::json!({
+        "vm": input.name,
+        "from": input.from,
+        "to": input.to,
+        "live": input.live,
+        "total_ms": moved.total_ms + hand_over_ms,
+        "downtime_ms": moved.downtime_ms.map(|pause| pause + hand_over_ms),
+        "hand_over_ms": hand_over_ms,
+        "transferred_bytes": moved.transferred,
+    }))
+}
+
+fn unexpected(what: &str, answer: &OperationResult) -> StepError {
+    let what = format!("the host answered the {what} with something else");
+    StepError::fatal(Failure::new(ErrorCode::Internal, what).because(format!("{answer:?}")))
+}

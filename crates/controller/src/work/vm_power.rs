@@ -1,0 +1,127 @@
+//! `vm-start` and `vm-stop`.
+
+use super::{OnVm, vm_locks};
+use crate::world::World;
+use fleetward_api::agent::Operation;
+use fleetward_jobs::{JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::{HostName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Input of `vm-start`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct StartInput {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) host: HostName,
+}
+
+impl OnVm for StartInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.host
+    }
+}
+
+/// The kind.
+pub(crate) struct VmStart(pub(crate) Arc<World>);
+
+impl JobKind for VmStart {
+    const NAME: &'static str = "vm-start";
+    type Input = StartInput;
+
+    fn locks(input: &StartInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<StartInput> {
+        Steps::new().step(StartVm(self.0.clone()))
+    }
+}
+
+/// Starts the VM of any job.
+pub(super) struct StartVm(pub(super) Arc<World>);
+
+#[async_trait]
+impl<I: OnVm> Step<I> for StartVm {
+    const NAME: &'static str = "start";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<I>) -> Result<(), StepError> {
+        let (vm, host) = (cx.input().vm(), cx.input().host());
+        self.0
+            .agents
+            .of(host)?
+            .run(cx, vm, Operation::Start)
+            .await?;
+        self.0.refresh(host, vm).await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl<I: OnVm> UndoStep<I> for StartVm {
+    async fn undo(&self, cx: &StepContext<I>) -> Result<(), StepError> {
+        let (vm, host) = (cx.input().vm(), cx.input().host());
+        let operation = Operation::Stop {
+            force: true,
+            deadline_seconds: 1,
+        };
+        self.0.agents.of(host)?.run(cx, vm, operation).await?;
+        self.0.refresh(host, vm).await;
+        Ok(())
+    }
+}
+
+/// Input of `vm-stop`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct StopInput {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) host: HostName,
+    pub(crate) force: bool,
+    pub(crate) deadline_seconds: u32,
+}
+
+/// The kind. Nothing is taken back: a guest that was asked to shut down cannot be asked to forget it.
+pub(crate) struct VmStop(pub(crate) Arc<World>);
+
+impl JobKind for VmStop {
+    const NAME: &'static str = "vm-stop";
+    type Input = StopInput;
+
+    fn locks(input: &StopInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<StopInput> {
+        Steps::new().check(StopVm(self.0.clone()))
+    }
+}
+
+struct StopVm(Arc<World>);
+
+#[async_trait]
+impl Step<StopInput> for StopVm {
+    const NAME: &'static str = "stop";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<StopInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let operation = Operation::Stop {
+            force: input.force,
+            deadline_seconds: input.deadline_seconds,
+        };
+        let done = self
+            .0
+            .agents
+            .of(&input.host)?
+            .run(cx, input.vm, operation)
+            .await;
+        self.0.refresh(&input.host, input.vm).await;
+        done.map(drop)
+    }
+}

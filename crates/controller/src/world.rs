@@ -1,0 +1,149 @@
+//! What the handlers and the job steps share: the fleet as it is known, and the ways to ask it.
+
+use crate::agents::Agents;
+use crate::audit::Audit;
+use crate::fleet::Fleet;
+use crate::holders::Holders;
+use crate::hosts::{HostRecord, Hosts};
+use crate::images::Images;
+use crate::inventory::Inventory;
+use crate::work::Reservation;
+use fleetward_model::guardian::EndorsedGuardian;
+use fleetward_model::host::HostState;
+use fleetward_model::placement::{Candidate, Needs, place};
+use fleetward_model::preflight::Side;
+use fleetward_model::{ByteSize, Failure, GroupName, HostName, PoolName, VmId};
+use fleetward_store::Store;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+
+/// A protector holds one wrapping a guardian; beyond this many it grows unwieldy, and the guardian service is the cure.
+pub(crate) const MANY_GUARDIANS: usize = 50;
+
+/// The shared parts.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) hosts: Arc<Hosts>,
+    pub(crate) inventory: Inventory,
+    pub(crate) agents: Agents,
+    pub(crate) images: Images,
+    pub(crate) audit: Audit,
+    pub(crate) holders: Holders,
+    /// Pushes of one image to one host, one after the other.
+    pub(crate) pushes: std::sync::Mutex<BTreeMap<(HostName, String), Arc<Mutex<()>>>>,
+}
+
+impl World {
+    pub(crate) fn state_of(&self, host: &HostRecord) -> HostState {
+        match (self.inventory.seen(&host.name).online, host.drained) {
+            (false, _) => HostState::Unreachable,
+            (true, true) => HostState::Drained,
+            (true, false) => HostState::Online,
+        }
+    }
+
+    /// Chooses a host; creations under way count as done, and so do `planned` arrivals.
+    pub(crate) fn place(
+        &self,
+        needs: &Needs,
+        planned: &[Reservation],
+    ) -> Result<HostName, Failure> {
+        let hosts = self.hosts.all();
+        let seen: Vec<_> = hosts
+            .iter()
+            .map(|host| self.inventory.seen(&host.name))
+            .collect();
+        let mut reservations = self.holders.reservations();
+        reservations.extend_from_slice(planned);
+        let candidates: Vec<_> = hosts
+            .iter()
+            .zip(&seen)
+            .map(|(host, seen)| {
+                let here = || reservations.iter().filter(|r| r.host == host.name);
+                let mut reserved_space: BTreeMap<PoolName, ByteSize> = BTreeMap::new();
+                for (pool, size) in here().flat_map(|r| &r.space) {
+                    reserved_space.entry(pool.clone()).or_default().0 += size.0;
+                }
+                Candidate {
+                    name: &host.name,
+                    group: &host.group,
+                    state: self.state_of(host),
+                    facts: seen.facts.as_deref(),
+                    vms: (self.inventory.vms_on(&host.name).len() + here().count()) as u32,
+                    reserved_memory: ByteSize(here().map(|r| r.memory.0).sum()),
+                    reserved_space,
+                }
+            })
+            .collect();
+        place(needs, &candidates)
+    }
+
+    /// Every guardian of a group that a key may be wrapped for now, `first` in front.
+    pub(crate) fn guardians_of(
+        &self,
+        group: &GroupName,
+        first: Option<&HostName>,
+        now: OffsetDateTime,
+    ) -> Result<Vec<EndorsedGuardian>, Failure> {
+        let mut hosts: Vec<_> = self.hosts.all();
+        hosts.retain(|host| {
+            host.group == *group && host.guardian.not_after().is_some_and(|end| end > now)
+        });
+        hosts.sort_by_key(|host| Some(&host.name) != first);
+        if hosts.len() > MANY_GUARDIANS {
+            tracing::warn!(%group, hosts = hosts.len(), limit = MANY_GUARDIANS,
+                "the group is larger than a key protector has wrappings for; keys are granted when VMs move");
+            hosts.truncate(MANY_GUARDIANS);
+        }
+        let endorse = |host: &HostRecord| {
+            self.fleet
+                .endorse(&host.guardian, &host.name, &host.group, now)
+        };
+        hosts.iter().map(endorse).collect()
+    }
+
+    /// Asks a host for one VM, so that the next read shows what a job did. What it cannot tell now its events will.
+    pub(crate) async fn refresh(&self, host: &HostName, vm: VmId) {
+        let asked = async { self.agents.of(host)?.vm(vm).await };
+        match asked.await {
+            Ok(detail) => self.inventory.observe(host, vm, detail.map(|d| d.vm)),
+            Err(error) => tracing::debug!(%host, %vm, error = %error.what, "cannot refresh the VM"),
+        }
+    }
+}
+
+/// A host with what was last seen of it, for as long as a check takes.
+#[derive(Debug)]
+pub(crate) struct HostFactsNow {
+    record: HostRecord,
+    seen: crate::inventory::Seen,
+}
+
+impl HostFactsNow {
+    pub(crate) fn of(world: &World, host: &HostName) -> Result<Self, Failure> {
+        let record = world.hosts.of(host)?;
+        Ok(Self {
+            seen: world.inventory.seen(host),
+            record,
+        })
+    }
+
+    pub(crate) fn side(&self) -> Side<'_> {
+        Side {
+            name: &self.record.name,
+            group: &self.record.group,
+            reachable: self.seen.online,
+            drained: self.record.drained,
+            facts: self.seen.facts.as_deref(),
+            reported: self.seen.reported,
+        }
+    }
+
+    pub(crate) fn online(&self) -> bool {
+        self.seen.online
+    }
+}
