@@ -99,7 +99,8 @@ pub struct Global {
 
 /// Where the controller keeps its data unless told otherwise.
 pub const DEFAULT_DATA: &str = "/var/lib/fleetward-controller";
-const DEFAULT_SOCKET: &str = "/var/lib/fleetward-controller/controller.sock";
+/// Where the controller listens for administrators on its machine unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/var/lib/fleetward-controller/controller.sock";
 
 /// Form of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

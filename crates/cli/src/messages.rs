@@ -70,13 +70,22 @@ pub(crate) fn bulk_summary(succeeded: usize, failed: usize, skipped: usize) -> S
 }
 
 pub(crate) fn confirm_delete_vms(names: &[VmName], keep_tpm_state: bool) -> String {
-    let names: Vec<&str> = names.iter().map(VmName::as_str).collect();
     let what = if keep_tpm_state {
-        "their disks"
+        "disks"
     } else {
-        "their disks and TPMs"
+        "disks and TPM"
     };
-    format!("Delete {} with {what}?", names.join(", "))
+    match names {
+        [name] => format!("Delete VM {name}, with its {what}?"),
+        names => {
+            let words: Vec<&str> = names.iter().map(VmName::as_str).collect();
+            let count = words.len();
+            format!(
+                "Delete {count} VMs, each with its {what}: {}?",
+                words.join(", ")
+            )
+        }
+    }
 }
 
 pub(crate) fn confirm_remove_host(name: &impl Display) -> String {

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     };
     let code = match cli.command {
         Command::Controller(ControllerCommand::Run(options)) => {
-            let socket = service::socket_of(&cli.global.socket, &options.data);
+            let socket = service::socket_of(&cli.global.socket);
             runtime.block_on(service::run(options, socket))
         }
         _ => runtime.block_on(fleetward_cli::run(cli)),

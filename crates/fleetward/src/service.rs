@@ -1,6 +1,7 @@
 //! The controller as a process: its log, its options, its exit code.
 
 use fleetward_cli::ControllerRun;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -14,6 +15,7 @@ pub(crate) async fn run(options: ControllerRun, socket: Option<PathBuf>) -> Exit
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let options = fleetward_controller::Options {
         data: options.data,
@@ -30,10 +32,8 @@ pub(crate) async fn run(options: ControllerRun, socket: Option<PathBuf>) -> Exit
     }
 }
 
-/// The socket to make: beside the data, unless `--socket` names another.
-pub(crate) fn socket_of(given: &Path, data: &Path) -> Option<PathBuf> {
-    let default = Path::new(fleetward_cli::args::DEFAULT_DATA).join("controller.sock");
-    (given != default)
-        .then(|| given.to_owned())
-        .or_else(|| Some(data.join("controller.sock")))
+/// The socket to make: what `--socket` names, or none, which is the one beside the data.
+pub(crate) fn socket_of(given: &Path) -> Option<PathBuf> {
+    let is_default = given == Path::new(fleetward_cli::args::DEFAULT_SOCKET);
+    (!is_default).then(|| given.to_owned())
 }
