@@ -3,6 +3,7 @@
 //! A tunnel is let in only from the host an arrival was announced for, only in the name of that arrival's job, and only
 //! while `transit.json` says that the copy here is incoming. Committing or abandoning the arrival ends its tunnels.
 
+use crate::config::Config;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::{Purpose, parse_protector};
@@ -10,8 +11,10 @@ use crate::operation::incoming::{make_socket_directory, remove_arrived};
 use crate::record::{Incoming, TransitRecord, VmRecord};
 use crate::transfer;
 use async_trait::async_trait;
+use fleetward_hypervisor::DomainState;
 use fleetward_link::Identity;
 use fleetward_link::tunnel::{IncomingTunnel, Traffic, TunnelError, TunnelHeader, TunnelService};
+use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -158,7 +161,11 @@ async fn carry(
             let armed = arm(host, vm, &incoming).await;
             answer(tunnel, armed).await
         }
-        ChannelUse::Libvirt => tunnel.forward_to_unix(&libvirt_socket(), &traffic).await,
+        ChannelUse::Libvirt => {
+            tunnel
+                .forward_to_unix(&libvirt_socket(&host.config), &traffic)
+                .await
+        }
         ChannelUse::Memory => {
             tunnel
                 .forward_to_unix(&socket("memory.sock"), &traffic)
@@ -206,23 +213,31 @@ async fn arm(host: &Host, vm: VmId, incoming: &Incoming) -> Result<()> {
     }
     remove_arrived(host, vm).await?;
     make_socket_directory(host, vm)?;
-    load_secret(host, vm, incoming).await
+    load_secret(host, vm, &incoming.metadata, Some(incoming.job)).await
 }
 
-/// Loads the secret of an arrival, for the first time or because libvirt has forgotten it.
-async fn load_secret(host: &Host, vm: VmId, incoming: &Incoming) -> Result<()> {
-    if !incoming.metadata.spec.tpm {
+/// Loads a secret, for the first time or because libvirt has forgotten it.
+async fn load_secret(
+    host: &Host,
+    vm: VmId,
+    metadata: &VmMetadata,
+    job: Option<JobId>,
+) -> Result<()> {
+    if !metadata.spec.tpm {
         return Ok(());
     }
-    let text = incoming
-        .metadata
-        .key_protector
-        .as_deref()
-        .unwrap_or_default();
-    let purpose = Purpose {
-        actor: "controller".into(),
-        reason: "the VM migrates to this host".into(),
-        job: Some(incoming.job),
+    let text = metadata.key_protector.as_deref().unwrap_or_default();
+    let purpose = match job {
+        Some(_) => Purpose {
+            actor: "controller".into(),
+            reason: "the VM migrates to this host".into(),
+            job,
+        },
+        None => Purpose {
+            actor: "agent".into(),
+            reason: "libvirt was restarted while the VM runs".into(),
+            job,
+        },
     };
     let secret = host
         .keyring
@@ -233,25 +248,40 @@ async fn load_secret(host: &Host, vm: VmId, incoming: &Incoming) -> Result<()> {
         .attempt(|| format!("loading the secret of VM {vm}"))
 }
 
-/// libvirt forgets ephemeral secrets when it restarts: arrivals that are under way need theirs again.
+/// libvirt forgets ephemeral secrets when it restarts: VMs that run, and arrivals under way, get theirs again.
 pub(crate) async fn load_secrets_again(host: &Host) {
-    let Ok(entries) = std::fs::read_dir(host.layout.vms()) else {
+    let (Ok(loaded), Ok(domains)) = (
+        host.hypervisor.loaded_secrets().await,
+        host.hypervisor.list().await,
+    ) else {
+        // Gone again; its next return brings us back here.
         return;
     };
-    for entry in entries.flatten() {
-        let Some(vm) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<VmId>().ok())
-        else {
-            continue;
-        };
-        if let Ok(Some(incoming)) = host.record(vm).incoming()
-            && let Err(trouble) = load_secret(host, vm, &incoming).await
+    let running = domains
+        .into_iter()
+        .filter(|domain| domain.tpm && !matches!(domain.state, DomainState::Stopped(_)))
+        .filter_map(|domain| Some((domain.id, domain.metadata?, None)));
+    let arriving = arriving_here(host)
+        .into_iter()
+        .map(|(vm, incoming)| (vm, incoming.metadata, Some(incoming.job)));
+    for (vm, metadata, job) in running.chain(arriving) {
+        if !loaded.contains(&vm)
+            && let Err(trouble) = load_secret(host, vm, &metadata, job).await
         {
-            tracing::warn!(%vm, because = trouble.failure.because, "the secret of an arrival is not loaded again");
+            tracing::warn!(%vm, because = trouble.failure.because, "a secret is not loaded again");
         }
     }
+}
+
+fn arriving_here(host: &Host) -> Vec<(VmId, Incoming)> {
+    let Ok(entries) = std::fs::read_dir(host.layout.vms()) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<VmId>().ok())
+        .filter_map(|vm| Some((vm, host.record(vm).incoming().ok()??)))
+        .collect()
 }
 
 fn complete(record: &VmRecord, mut incoming: Incoming) -> Result<()> {
@@ -284,7 +314,10 @@ fn complete(record: &VmRecord, mut incoming: Incoming) -> Result<()> {
     record.keep_transit(&TransitRecord::Incoming(Box::new(incoming)))
 }
 
-fn libvirt_socket() -> PathBuf {
+fn libvirt_socket(config: &Config) -> PathBuf {
+    if let Some(path) = &config.libvirt_socket {
+        return path.clone();
+    }
     LIBVIRT_SOCKETS
         .iter()
         .map(Path::new)

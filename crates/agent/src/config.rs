@@ -35,6 +35,8 @@ pub struct Config {
     /// `address:port` that reaches `listen` from other machines; needed to join.
     pub advertise: Option<String>,
     pub libvirt_uri: String,
+    /// Where a migrating VM's source reaches libvirt here; none: the usual places.
+    pub libvirt_socket: Option<PathBuf>,
     pub accelerator: AcceleratorChoice,
     /// Directory of serial logs, one file a VM; none: no logs. Must be the same on all hosts of a group.
     pub serial_log_dir: Option<PathBuf>,
@@ -86,6 +88,7 @@ impl Default for Config {
             listen: SocketAddr::from(([0, 0, 0, 0], 7443)),
             advertise: None,
             libvirt_uri: "qemu:///system".into(),
+            libvirt_socket: None,
             accelerator: AcceleratorChoice::Auto,
             serial_log_dir: None,
             tpm_pool_size: 4,
@@ -160,6 +163,7 @@ impl Config {
             ("run_dir", Some(&config.run_dir)),
             ("nvram_dir", Some(&config.nvram_dir)),
             ("serial_log_dir", config.serial_log_dir.as_ref()),
+            ("libvirt_socket", config.libvirt_socket.as_ref()),
         ] {
             if value.is_some_and(|v| !v.is_absolute()) {
                 return wrong(key, "must be an absolute path".into());

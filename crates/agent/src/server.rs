@@ -156,7 +156,9 @@ fn follow(progress: watch::Receiver<OperationLine>) -> impl Stream<Item = Operat
             return Some((line, None));
         }
         if !first {
-            tokio::time::sleep(PACE).await;
+            // slowed down, but never the end: a guest may stand still until the controller knows of it
+            let mut ahead = progress.clone();
+            let _ = tokio::time::timeout(PACE, ahead.wait_for(is_last)).await;
         }
         Some((line, Some((progress, false))))
     })

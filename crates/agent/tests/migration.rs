@@ -1,0 +1,448 @@
+//! Moving a VM between two agents, through real tunnels, with hypervisors that are none. One copy runs, always.
+
+#![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+
+mod support;
+
+use fleetward_api::agent::*;
+use fleetward_hypervisor::DomainState;
+use fleetward_model::vm::{VmMetadata, VmSpec, VmState};
+use fleetward_model::{ErrorCode, VmId};
+use std::time::Duration;
+use support::{Fleet, Job, Node, create_running, disks, record_of};
+
+struct Pair {
+    fleet: Fleet,
+    a: Node,
+    b: Node,
+    spec: VmSpec,
+    job: Job,
+}
+
+impl Pair {
+    /// A running VM on `a`, granted to `b`, prepared to arrive there.
+    async fn prepared(live: bool) -> Self {
+        let fleet = Fleet::start().await;
+        let a = Node::start(&fleet, "a").await;
+        let b = Node::start(&fleet, "b").await;
+        let (spec, mut metadata) = create_running(&fleet, &a, "vm1").await;
+        let job = Job::new(spec.id, 5);
+        if !live {
+            let stop = Operation::Stop {
+                force: true,
+                deadline_seconds: 1,
+            };
+            job.on(&a, stop).await.unwrap();
+        }
+        let to = vec![
+            fleet.endorsed("a", "default"),
+            fleet.endorsed("b", "default"),
+        ];
+        let granted = job.on(&a, Operation::Grant { to }).await.unwrap();
+        let OperationResult::Protector { key_protector } = granted else {
+            panic!()
+        };
+        metadata.key_protector = Some(key_protector);
+        let pair = Self {
+            fleet,
+            a,
+            b,
+            spec,
+            job,
+        };
+        pair.prepare(&metadata, live).await;
+        pair
+    }
+
+    async fn prepare(&self, metadata: &VmMetadata, live: bool) {
+        for _ in 0..2 {
+            let prepare = Operation::PrepareIncoming {
+                metadata: Box::new(metadata.clone()),
+                disks: disks(true),
+                live,
+                from: self.a.peer(),
+            };
+            self.job.on(&self.b, prepare).await.unwrap();
+        }
+    }
+
+    fn migrate(&self) -> Operation {
+        Operation::MigrateLive {
+            to: self.b.peer(),
+            disks: disks(true),
+        }
+    }
+
+    fn clean_up(&self) -> Operation {
+        Operation::CleanUpDeparted {
+            spec: self.spec.clone(),
+            disks: disks(true),
+        }
+    }
+
+    fn abandon(&self) -> Operation {
+        Operation::AbandonIncoming {
+            spec: self.spec.clone(),
+            disks: disks(true),
+        }
+    }
+
+    fn running(&self) -> Vec<&str> {
+        [&self.a, &self.b]
+            .into_iter()
+            .filter(|node| runs(node, self.spec.id))
+            .map(|node| node.name.as_str())
+            .collect()
+    }
+}
+
+fn runs(node: &Node, vm: VmId) -> bool {
+    node.fake.with(|s| {
+        s.domains
+            .get(&vm)
+            .is_some_and(|d| d.state == DomainState::Running)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_vm_moves_every_step_repeated_and_nothing_stays_behind() {
+    let pair = Pair::prepared(true).await;
+    let (a, b, job) = (&pair.a, &pair.b, &pair.job);
+    for _ in 0..2 {
+        let moved = job.on(a, pair.migrate()).await.unwrap();
+        assert!(
+            matches!(
+                moved,
+                OperationResult::Migrated {
+                    downtime_ms: Some(3),
+                    ..
+                }
+            ),
+            "{moved:?}"
+        );
+    }
+    assert_eq!(
+        pair.running(),
+        Vec::<&str>::new(),
+        "it waits for the commit"
+    );
+    assert_eq!(
+        job.on(b, Operation::Start).await.unwrap_err().code,
+        ErrorCode::VmStateWrong
+    );
+    let observed = b.detail(pair.spec.id).await.unwrap().vm;
+    assert!(!observed.is_the_vm());
+
+    for _ in 0..2 {
+        job.on(a, Operation::Depart).await.unwrap();
+    }
+    assert_eq!(
+        job.on(a, Operation::Start).await.unwrap_err().code,
+        ErrorCode::VmStateWrong
+    );
+    for _ in 0..2 {
+        job.on(b, Operation::CommitIncoming { live: true })
+            .await
+            .unwrap();
+    }
+    assert_eq!(pair.running(), ["b"]);
+    assert_eq!(
+        job.on(b, pair.abandon()).await.unwrap_err().code,
+        ErrorCode::VmStateWrong
+    );
+    assert_eq!(pair.running(), ["b"]);
+    for _ in 0..2 {
+        job.on(a, pair.clean_up()).await.unwrap();
+    }
+    assert_eq!(a.fake.rests(), Vec::<String>::new());
+    assert!(!record_of(a, pair.spec.id).exists());
+    assert!(
+        std::fs::read_dir(a.config.run_dir.join("mig"))
+            .unwrap()
+            .next()
+            .is_none()
+    );
+    assert!(
+        std::fs::read_dir(b.config.run_dir.join("mig"))
+            .unwrap()
+            .next()
+            .is_none()
+    );
+    let arrived = b.detail(pair.spec.id).await.unwrap();
+    assert!(arrived.vm.is_the_vm());
+    assert_eq!(arrived.can_open, CanOpen::Yes);
+
+    // And back: b is not the owner of the key protector, and becomes it.
+    let back = Job::new(pair.spec.id, 9);
+    let to = vec![
+        pair.fleet.endorsed("a", "default"),
+        pair.fleet.endorsed("b", "default"),
+    ];
+    let granted = back.on(b, Operation::Grant { to }).await.unwrap();
+    let OperationResult::Protector { key_protector } = granted else {
+        panic!()
+    };
+    let mut metadata = arrived.vm.metadata.unwrap();
+    metadata.key_protector = Some(key_protector);
+    let prepare = Operation::PrepareIncoming {
+        metadata: Box::new(metadata),
+        disks: disks(true),
+        live: true,
+        from: b.peer(),
+    };
+    back.on(a, prepare).await.unwrap();
+    back.on(
+        b,
+        Operation::MigrateLive {
+            to: a.peer(),
+            disks: disks(true),
+        },
+    )
+    .await
+    .unwrap();
+    back.on(b, Operation::Depart).await.unwrap();
+    back.on(a, Operation::CommitIncoming { live: true })
+        .await
+        .unwrap();
+    back.on(b, pair.clean_up()).await.unwrap();
+    assert_eq!(pair.running(), ["a"]);
+    assert_eq!(b.fake.rests(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abandoned_arrival_leaves_the_vm_running_and_nothing_at_the_destination() {
+    let pair = Pair::prepared(true).await;
+    // It arrives, and the source never hears of it.
+    pair.a.fake.with(|s| s.lose_report = true);
+    let failed = pair.job.on(&pair.a, pair.migrate()).await.unwrap_err();
+    assert_eq!(failed.code, ErrorCode::MigrationFailed);
+    assert_eq!(pair.running(), ["a"]);
+    let state = pair
+        .job
+        .on(&pair.a, Operation::MigrationState)
+        .await
+        .unwrap();
+    assert!(matches!(
+        state,
+        OperationResult::MigrationState {
+            state: SourceState::Here
+        }
+    ));
+    assert_eq!(
+        pair.job
+            .on(&pair.a, Operation::Depart)
+            .await
+            .unwrap_err()
+            .code,
+        ErrorCode::VmRunning
+    );
+    for _ in 0..2 {
+        pair.job.on(&pair.b, pair.abandon()).await.unwrap();
+    }
+    assert_eq!(pair.b.fake.rests(), Vec::<String>::new());
+    assert!(!record_of(&pair.b, pair.spec.id).exists());
+    assert_eq!(pair.running(), ["a"]);
+    assert_eq!(
+        pair.job
+            .on(&pair.a, pair.clean_up())
+            .await
+            .unwrap_err()
+            .code,
+        ErrorCode::VmStateWrong,
+        "what has not departed is never cleaned up"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_attempt_finds_the_destination_ready_whatever_the_first_left() {
+    let pair = Pair::prepared(true).await;
+    pair.a.fake.with(|s| s.lose_report = true);
+    pair.job.on(&pair.a, pair.migrate()).await.unwrap_err();
+    assert_eq!(
+        pair.b.fake.with(|s| s.domains.len()),
+        1,
+        "a paused copy stays"
+    );
+    pair.a.fake.with(|s| s.lose_report = false);
+    pair.b.fake.with(|s| s.secrets.clear());
+    pair.job.on(&pair.a, pair.migrate()).await.unwrap();
+    pair.job.on(&pair.a, Operation::Depart).await.unwrap();
+    pair.job
+        .on(&pair.b, Operation::CommitIncoming { live: true })
+        .await
+        .unwrap();
+    assert_eq!(pair.running(), ["b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_destination_ends_a_migration_in_time_with_the_vm_running_here() {
+    let mut pair = Pair::prepared(true).await;
+    pair.a
+        .fake
+        .with(|s| s.migration_takes = Duration::from_secs(300));
+    let begun = std::time::Instant::now();
+    let request = pair.job.request(pair.migrate());
+    let (client, a) = (pair.a.client.clone(), &pair.a);
+    let migration = a.ask(&request);
+    let cut = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        pair.b.down().await;
+    };
+    let (failed, ()) = tokio::join!(migration, cut);
+    drop(client);
+    assert_eq!(failed.unwrap_err().code, ErrorCode::LinkLost);
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(runs(&pair.a, pair.spec.id));
+    pair.b.up().await;
+    pair.job.on(&pair.b, pair.abandon()).await.unwrap();
+    assert_eq!(pair.b.fake.rests(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_migration_leaves_the_vm_running_here() {
+    let pair = Pair::prepared(true).await;
+    pair.a
+        .fake
+        .with(|s| s.migration_takes = Duration::from_secs(300));
+    let cancel = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let cancel = CancelRequest {
+            job: pair.job.id,
+            vm: pair.spec.id,
+        };
+        let sent = pair
+            .a
+            .client
+            .request(http::Method::POST, OPERATIONS_CANCEL)
+            .json(&cancel);
+        sent.send().await.unwrap();
+    };
+    let (failed, ()) = tokio::join!(pair.job.on(&pair.a, pair.migrate()), cancel);
+    assert_eq!(failed.unwrap_err().code, ErrorCode::Cancelled);
+    assert_eq!(pair.running(), ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_arrives_that_was_not_announced() {
+    let pair = Pair::prepared(true).await;
+    pair.job.on(&pair.b, pair.abandon()).await.unwrap();
+    let refused = pair.job.on(&pair.a, pair.migrate()).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::CredentialsRefused, "{refused}");
+    assert_eq!(pair.running(), ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_is_there_already_is_not_overwritten() {
+    let pair = Pair::prepared(true).await;
+    // Back onto the source itself: uuid, state and volume are all there.
+    let metadata = pair
+        .a
+        .detail(pair.spec.id)
+        .await
+        .unwrap()
+        .vm
+        .metadata
+        .unwrap();
+    let job = Job::new(pair.spec.id, 9);
+    let prepare = Operation::PrepareIncoming {
+        metadata: Box::new(metadata),
+        disks: disks(true),
+        live: true,
+        from: pair.b.peer(),
+    };
+    assert_eq!(
+        job.on(&pair.a, prepare).await.unwrap_err().code,
+        ErrorCode::UuidTaken
+    );
+    // The undo of that refused preparation touches nothing.
+    job.on(&pair.a, pair.abandon()).await.unwrap();
+    assert_eq!(pair.running(), ["a"]);
+    assert!(
+        pair.a
+            .detail(pair.spec.id)
+            .await
+            .unwrap()
+            .vm
+            .tpm
+            .state_present
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_a_wrapping_refuses_to_prepare() {
+    let fleet = Fleet::start().await;
+    let a = Node::start(&fleet, "a").await;
+    let b = Node::start(&fleet, "b").await;
+    let (spec, metadata) = create_running(&fleet, &a, "vm1").await;
+    let job = Job::new(spec.id, 5);
+    let prepare = Operation::PrepareIncoming {
+        metadata: Box::new(metadata.clone()),
+        disks: disks(true),
+        live: true,
+        from: a.peer(),
+    };
+    assert_eq!(
+        job.on(&b, prepare).await.unwrap_err().code,
+        ErrorCode::KeyNotGranted
+    );
+    let question = Question {
+        metadata,
+        cpu_xml: None,
+    };
+    let answer: IncomingAnswer = b.client.post(QUESTIONS, &question).await.unwrap();
+    assert_eq!(answer.can_open, CanOpen::NotGranted);
+    let abandon = Operation::AbandonIncoming {
+        spec: spec.clone(),
+        disks: disks(true),
+    };
+    job.on(&b, abandon).await.unwrap();
+    assert_eq!(b.fake.rests(), Vec::<String>::new());
+    assert!(!record_of(&b, spec.id).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_vm_moves_with_disk_variables_and_tpm_state() {
+    let pair = Pair::prepared(false).await;
+    let (a, b, job) = (&pair.a, &pair.b, &pair.job);
+    let disk = a.fake.root.join("pool").join(&pair.spec.disks[0].volume);
+    // Data, a hole of some megabytes, data.
+    let file = std::fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"disk end", 5 << 20).unwrap();
+    let content = std::fs::read(&disk).unwrap();
+    let tpm = std::fs::read(a.fake.tpm(pair.spec.id)).unwrap();
+
+    let early = job.on(b, Operation::CommitIncoming { live: false }).await;
+    assert_eq!(
+        early.unwrap_err().code,
+        ErrorCode::VmStateWrong,
+        "nothing has arrived"
+    );
+    for _ in 0..2 {
+        let send = Operation::SendStopped {
+            to: b.peer(),
+            disks: disks(true),
+        };
+        job.on(a, send).await.unwrap();
+        job.on(a, Operation::Depart).await.unwrap();
+        job.on(b, Operation::CommitIncoming { live: false })
+            .await
+            .unwrap();
+    }
+    job.on(a, pair.clean_up()).await.unwrap();
+    assert_eq!(a.fake.rests(), Vec::<String>::new());
+    let arrived = b.fake.root.join("pool").join(&pair.spec.disks[0].volume);
+    assert_eq!(std::fs::read(arrived).unwrap(), content);
+    assert_eq!(std::fs::read(b.fake.tpm(pair.spec.id)).unwrap(), tpm);
+    let observed = b.detail(pair.spec.id).await.unwrap().vm;
+    assert_eq!(observed.state, VmState::Stopped);
+    assert!(observed.is_the_vm());
+    Job::new(pair.spec.id, 10)
+        .on(b, Operation::Start)
+        .await
+        .unwrap();
+    assert_eq!(pair.running(), ["b"]);
+}

@@ -1,0 +1,437 @@
+//! What an agent does for one VM, over its real API, with a hypervisor that is none.
+
+#![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+
+mod support;
+
+use fleetward_api::agent::*;
+use fleetward_link::Identity;
+use fleetward_model::vm::VmState;
+use fleetward_model::{ErrorCode, Failure, VmId};
+use support::{Fleet, Job, Node, create_running, record_of, refusal, spec};
+
+fn code(result: Result<impl std::fmt::Debug, Failure>) -> ErrorCode {
+    result.expect_err("refused").code
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_is_made_started_stopped_and_deleted_and_every_step_may_be_repeated() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, metadata) = create_running(&fleet, &node, "vm1").await;
+    let detail = node.detail(spec.id).await.unwrap();
+    assert_eq!(detail.vm.state, VmState::Running);
+    assert_eq!(detail.can_open, CanOpen::Yes);
+    assert!(detail.vm.tpm.state_present);
+    assert_eq!(node.fake.with(|s| s.secrets.len()), 1);
+
+    let job = Job::new(spec.id, 2);
+    for operation in [
+        Operation::Start,
+        Operation::Define {
+            metadata: Box::new(metadata),
+        },
+        Operation::Stop {
+            force: true,
+            deadline_seconds: 1,
+        },
+        Operation::Undefine,
+        Operation::DeleteVolumes { spec: spec.clone() },
+        Operation::RemoveTpm { keep: false },
+    ] {
+        for time in ["first", "second"] {
+            job.on(&node, operation.clone())
+                .await
+                .unwrap_or_else(|f| panic!("{} the {time} time: {f}", operation.name()));
+        }
+    }
+    assert_eq!(node.fake.rests(), Vec::<String>::new());
+    assert!(!record_of(&node, spec.id).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_is_made_once_and_never_replaced() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, metadata) = create_running(&fleet, &node, "vm1").await;
+    let job = Job::new(spec.id, 2);
+    let make = || Operation::MakeTpm { recipients: vec![] };
+
+    let again = job.on(&node, make()).await.unwrap();
+    let OperationResult::TpmMade { key_protector, .. } = again else {
+        panic!()
+    };
+    assert_eq!(Some(key_protector), metadata.key_protector);
+
+    // State lost: refused, in making and in starting.
+    job.on(
+        &node,
+        Operation::Stop {
+            force: true,
+            deadline_seconds: 1,
+        },
+    )
+    .await
+    .unwrap();
+    std::fs::rename(node.fake.tpm(spec.id), node.fake.root.join("aside")).unwrap();
+    assert_eq!(
+        code(job.on(&node, make()).await),
+        ErrorCode::TpmStateMissing
+    );
+    assert_eq!(
+        code(job.on(&node, Operation::Start).await),
+        ErrorCode::TpmStateMissing
+    );
+    std::fs::remove_dir_all(record_of(&node, spec.id)).unwrap();
+    assert_eq!(
+        code(job.on(&node, make()).await),
+        ErrorCode::TpmStateMissing
+    );
+
+    // State there, protector lost everywhere: not replaced either.
+    std::fs::rename(node.fake.root.join("aside"), node.fake.tpm(spec.id)).unwrap();
+    assert_eq!(code(job.on(&node, make()).await), ErrorCode::VmStateWrong);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_generation_is_refused_and_disturbs_nothing() {
+    let fleet = Fleet::start().await;
+    let mut node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    Job::new(spec.id, 9)
+        .on(&node, Operation::Start)
+        .await
+        .unwrap();
+    node.down().await;
+    node.up().await;
+    let late = Job::new(spec.id, 8);
+    let stop = Operation::Stop {
+        force: true,
+        deadline_seconds: 1,
+    };
+    assert_eq!(code(late.on(&node, stop).await), ErrorCode::StaleGeneration);
+    assert_eq!(
+        node.detail(spec.id).await.unwrap().vm.state,
+        VmState::Running
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_attaches_and_the_operation_outlives_its_caller() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    node.fake.with(|s| s.ignore_shutdown = true);
+    let job = Job::new(spec.id, 2);
+    let stop = Operation::Stop {
+        force: false,
+        deadline_seconds: 2,
+    };
+
+    // The first caller goes away at once.
+    let response = node
+        .client
+        .request(http::Method::POST, OPERATIONS)
+        .json(&job.request(stop.clone()))
+        .send()
+        .await
+        .unwrap();
+    drop(response);
+    let begun = std::time::Instant::now();
+    assert_eq!(code(job.on(&node, stop).await), ErrorCode::ShutdownTimedOut);
+    assert!(
+        begun.elapsed().as_secs_f32() < 2.5,
+        "it was attached, not begun anew"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelling_ends_a_wait() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    node.fake.with(|s| s.ignore_shutdown = true);
+    let job = Job::new(spec.id, 2);
+    let stop = Operation::Stop {
+        force: false,
+        deadline_seconds: 600,
+    };
+    let (stopped, ()) = tokio::join!(job.on(&node, stop), async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        let cancel = CancelRequest {
+            job: job.id,
+            vm: spec.id,
+        };
+        let sent = node
+            .client
+            .request(http::Method::POST, OPERATIONS_CANCEL)
+            .json(&cancel);
+        sent.send().await.unwrap();
+    });
+    assert_eq!(code(stopped), ErrorCode::Cancelled);
+    assert_eq!(
+        node.detail(spec.id).await.unwrap().vm.state,
+        VmState::Running
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guardian_without_a_valid_endorsement_gets_nothing() {
+    let fleet = Fleet::start().await;
+    let other = Fleet::start().await;
+    let a = Node::start(&fleet, "a").await;
+    let _b = Node::start(&fleet, "b").await;
+    let _c = Node::start(&other, "c").await;
+    let (spec, metadata) = create_running(&fleet, &a, "vm1").await;
+    let job = Job::new(spec.id, 2);
+    let mut swapped = fleet.endorsed("b", "default");
+    swapped.guardian = other.endorsed("c", "default").guardian;
+    for wrong in [
+        fleet.endorsed("b", "another-group"),
+        other.endorsed("c", "default"),
+        swapped,
+    ] {
+        let refused = job.on(&a, Operation::Grant { to: vec![wrong] }).await;
+        assert_eq!(code(refused), ErrorCode::GuardianNotEndorsed);
+    }
+    let to = vec![fleet.endorsed("b", "default")];
+    let granted = job
+        .on(&a, Operation::Grant { to: to.clone() })
+        .await
+        .unwrap();
+    let repeated = job.on(&a, Operation::Grant { to }).await.unwrap();
+    let (
+        OperationResult::Protector {
+            key_protector: first,
+        },
+        OperationResult::Protector {
+            key_protector: second,
+        },
+    ) = (granted, repeated)
+    else {
+        panic!()
+    };
+    assert_eq!(first, second, "a repeated grant changes nothing");
+    assert_eq!(a.detail(spec.id).await.unwrap().vm.tpm.guardians.len(), 2);
+
+    // Undone, and again harmless when repeated.
+    let former = metadata.key_protector.clone().unwrap();
+    for _ in 0..2 {
+        let put = Operation::PutProtector {
+            key_protector: former.clone(),
+        };
+        job.on(&a, put).await.unwrap();
+    }
+    assert_eq!(a.detail(spec.id).await.unwrap().vm.tpm.guardians.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_vms_key_protector_is_never_put_on_a_vm() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (first, _) = create_running(&fleet, &node, "vm1").await;
+    let (_, other) = create_running(&fleet, &node, "vm2").await;
+    let put = Operation::PutProtector {
+        key_protector: other.key_protector.unwrap(),
+    };
+    let refused = Job::new(first.id, 2).on(&node, put).await;
+    assert_eq!(code(refused), ErrorCode::KeyProtectorUnreadable);
+    let garbage = Operation::PutProtector {
+        key_protector: "AAAA".into(),
+    };
+    let refused = Job::new(first.id, 2).on(&node, garbage).await;
+    assert_eq!(code(refused), ErrorCode::KeyProtectorUnreadable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_secret_goes_when_the_vm_stops_by_itself_and_when_the_agent_finds_it() {
+    let fleet = Fleet::start().await;
+    let mut node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    node.fake.stop_by_itself(spec.id);
+    let gone = async {
+        while node.fake.with(|s| !s.secrets.is_empty()) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(2), gone)
+        .await
+        .expect("dropped");
+
+    node.down().await;
+    node.fake.with(|s| s.secrets.insert(spec.id, "left".into()));
+    node.up().await;
+    node.detail(spec.id).await.unwrap();
+    assert!(node.fake.with(|s| s.secrets.is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_begin_with_a_snapshot_and_tell_of_changes() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    let response = node
+        .client
+        .request(http::Method::GET, EVENTS)
+        .send()
+        .await
+        .unwrap();
+    let mut lines = response.lines();
+    let first: AgentEvent = lines.next_json().await.unwrap().unwrap();
+    let AgentEvent::Snapshot { facts, vms } = first else {
+        panic!("{first:?}")
+    };
+    assert_eq!(facts.host.as_str(), "a");
+    assert_eq!(facts.guardians.len(), 1);
+    assert!(
+        !facts.warnings.is_empty(),
+        "an unsealed guardian store is said"
+    );
+    assert_eq!(vms.len(), 1);
+    assert_eq!(vms[0].disks.len(), 1);
+
+    let begun = std::time::Instant::now();
+    node.fake.stop_by_itself(spec.id);
+    loop {
+        if let AgentEvent::VmChanged { vm } = lines.next_json().await.unwrap().unwrap()
+            && vm.state == VmState::Stopped
+        {
+            break;
+        }
+    }
+    assert!(begun.elapsed().as_secs_f32() < 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_but_the_controller_may_call() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    for identity in [
+        Identity::Host("a".parse().unwrap()),
+        Identity::Admin {
+            name: "kim".parse().unwrap(),
+            role: fleetward_link::Role::Admin,
+        },
+    ] {
+        let client = fleet.client_as(&identity, "a", &node.address);
+        let refused = client.get::<serde_json::Value>("/v1/audit").await;
+        assert_eq!(refusal(refused.unwrap_err()).code, ErrorCode::RoleMissing);
+    }
+    let stranger = Fleet::start().await.client("a", &node.address);
+    assert!(
+        stranger
+            .get::<serde_json::Value>("/v1/audit")
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_are_named() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let post = async |body: serde_json::Value| {
+        let response = node
+            .client
+            .request(http::Method::POST, OPERATIONS)
+            .json(&body)
+            .send()
+            .await;
+        refusal(response.expect_err("refused")).code
+    };
+    assert_eq!(
+        post(serde_json::json!({"x": 1})).await,
+        ErrorCode::InvalidRequest
+    );
+    assert_eq!(
+        post(serde_json::json!("x".repeat(2 << 20))).await,
+        ErrorCode::TooLarge
+    );
+    let missing = node.detail(VmId(uuid::Uuid::from_u128(1))).await;
+    assert_eq!(code(missing), ErrorCode::VmNotFound);
+
+    let mut escaping = spec("vm1");
+    escaping.disks[0].volume = "../../etc/passwd".into();
+    let create = Operation::CreateVolumes {
+        spec: escaping.clone(),
+        sources: vec![],
+    };
+    assert_eq!(
+        code(Job::new(escaping.id, 1).on(&node, create).await),
+        ErrorCode::InvalidArgument
+    );
+    let mut elsewhere = spec("vm1");
+    elsewhere.disks[0].pool = "nowhere".parse().unwrap();
+    let create = Operation::CreateVolumes {
+        spec: elsewhere.clone(),
+        sources: vec![],
+    };
+    assert_eq!(
+        code(Job::new(elsewhere.id, 1).on(&node, create).await),
+        ErrorCode::PoolMissing
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_kept_only_when_it_is_what_it_says() {
+    use sha2::{Digest, Sha256};
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let put = async |sha256: String, content: &'static [u8]| {
+        node.client
+            .request(
+                http::Method::PUT,
+                &format!("/v1/images/{sha256}?format=qcow2"),
+            )
+            .upload(content, Some(content.len() as u64))
+            .send()
+            .await
+            .map_err(refusal)
+            .map(drop)
+    };
+    let good = hex::encode(Sha256::digest(b"disk content"));
+    assert_eq!(
+        code(put(good.clone(), b"disk c0ntent").await),
+        ErrorCode::ImageInvalid
+    );
+    let text = hex::encode(Sha256::digest(b"a letter"));
+    assert_eq!(code(put(text, b"a letter").await), ErrorCode::ImageInvalid);
+    put(good.clone(), b"disk content").await.unwrap();
+    put(good.clone(), b"disk content").await.unwrap();
+    let images = node.config.data_dir.join("images");
+    assert_eq!(std::fs::read_dir(&images).unwrap().count(), 1);
+    node.client
+        .request(http::Method::DELETE, &format!("/v1/images/{good}"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(std::fs::read_dir(&images).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_use_of_a_key_is_on_record_and_the_chain_holds() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    let records: Vec<fleetward_model::audit::AuditRecord> =
+        node.client.get("/v1/audit?after=0").await.unwrap();
+    fleetward_model::audit::verify(None, &records).unwrap();
+    let actions: Vec<&str> = records.iter().map(|r| r.action.as_str()).collect();
+    for expected in ["make-guardian", "join", "make-tpm", "open"] {
+        assert!(actions.contains(&expected), "{actions:?}");
+    }
+    assert!(records.iter().any(|r| r.vm == Some(spec.id)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_joins_once() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let again = fleetward_agent::join::join(&node.config, &fleet.token("a")).await;
+    assert_eq!(code(again), ErrorCode::AlreadyJoined);
+    let mut fresh = node.config.clone();
+    fresh.data_dir = fleet.dir.path().join("fresh");
+    let altered = fleet.token("b").replace("fwj1.e", "fwj1.f");
+    let refused = fleetward_agent::join::join(&fresh, &altered).await;
+    assert_eq!(code(refused), ErrorCode::TokenInvalid);
+}

@@ -1,0 +1,459 @@
+//! A hypervisor that is none: domains, secrets, volumes and TPM state in memory and in plain files.
+//!
+//! Migration really goes through the three sockets: the source's fake speaks to the destination's through whatever
+//! forwards them, one JSON line each way.
+
+use async_trait::async_trait;
+use fleetward_hypervisor::*;
+use fleetward_model::host::{Accelerator, Version};
+use fleetward_model::vm::VmMetadata;
+use fleetward_model::{ByteSize, VmId};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Clone)]
+pub struct Domain {
+    pub metadata: Option<VmMetadata>,
+    pub name: String,
+    pub state: DomainState,
+    pub disks: Vec<(String, PathBuf)>,
+    pub nvram: PathBuf,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub domains: BTreeMap<VmId, Domain>,
+    pub secrets: BTreeMap<VmId, String>,
+    pub started: Vec<VmId>,
+    pub ignore_shutdown: bool,
+    pub away: bool,
+    /// A migration takes this long before it ends.
+    pub migration_takes: std::time::Duration,
+    /// The migration arrives, and its report is lost on the way back.
+    pub lose_report: bool,
+}
+
+pub struct Fake {
+    pub root: PathBuf,
+    pub state: Mutex<State>,
+    events: broadcast::Sender<HypervisorEvent>,
+}
+
+impl Fake {
+    pub fn new(root: PathBuf) -> Arc<Self> {
+        for name in ["nvram", "swtpm", "pool"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        let fake = Arc::new(Self {
+            root,
+            state: Mutex::default(),
+            events: broadcast::channel(64).0,
+        });
+        tokio::spawn(fake.clone().listen());
+        fake
+    }
+
+    pub fn libvirt_socket(&self) -> PathBuf {
+        self.root.join("libvirt-sock")
+    }
+
+    async fn listen(self: Arc<Self>) {
+        let _ = std::fs::remove_file(self.libvirt_socket());
+        let listener = UnixListener::bind(self.libvirt_socket()).unwrap();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let fake = self.clone();
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                let mut line = String::new();
+                if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                    return;
+                }
+                let metadata: VmMetadata = serde_json::from_str(&line).unwrap();
+                let id = metadata.spec.id;
+                let answer = {
+                    let mut state = fake.state.lock().unwrap();
+                    if metadata.spec.tpm && !state.secrets.contains_key(&id) {
+                        "Secret not found\n"
+                    } else {
+                        if metadata.spec.tpm {
+                            std::fs::write(fake.tpm(id), b"arrived").unwrap();
+                        }
+                        let domain = fake.domain(metadata, DomainState::Paused { incoming: false });
+                        state.domains.insert(id, domain);
+                        "ok\n"
+                    }
+                };
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    }
+
+    fn domain(&self, metadata: VmMetadata, state: DomainState) -> Domain {
+        Domain {
+            name: metadata.spec.name.to_string(),
+            disks: metadata
+                .spec
+                .disks
+                .iter()
+                .map(|d| (d.target.clone(), self.root.join("pool").join(&d.volume)))
+                .collect(),
+            nvram: self
+                .root
+                .join("nvram")
+                .join(format!("{}_VARS.fd", metadata.spec.id)),
+            metadata: Some(metadata),
+            state,
+        }
+    }
+
+    pub fn tpm(&self, vm: VmId) -> PathBuf {
+        self.root.join("swtpm").join(vm.to_string())
+    }
+
+    pub fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.state.lock().unwrap())
+    }
+
+    /// Everything a VM can leave behind on a host.
+    pub fn rests(&self) -> Vec<String> {
+        let mut rests: Vec<String> = ["nvram", "swtpm", "pool"]
+            .iter()
+            .flat_map(|name| std::fs::read_dir(self.root.join(name)).unwrap())
+            .map(|entry| entry.unwrap().path().display().to_string())
+            .filter(|path| !path.ends_with(".fleetward-pool"))
+            .collect();
+        self.with(|s| {
+            rests.extend(s.domains.keys().map(|id| format!("domain {id}")));
+            rests.extend(s.secrets.keys().map(|id| format!("secret {id}")));
+        });
+        rests
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.with(|s| s.away) {
+            return Err(Error::Unavailable("away".into()));
+        }
+        Ok(())
+    }
+
+    fn change<T>(&self, id: VmId, change: impl FnOnce(&mut Domain) -> Result<T>) -> Result<T> {
+        self.check()?;
+        let result = self.with(|s| change(s.domains.get_mut(&id).ok_or(Error::NoDomain(id))?));
+        let _ = self.events.send(HypervisorEvent::Changed(id));
+        result
+    }
+
+    pub fn stop_by_itself(&self, id: VmId) {
+        self.with(|s| {
+            s.domains.get_mut(&id).unwrap().state = DomainState::Stopped(StopReason::Ordinary)
+        });
+        let _ = self.events.send(HypervisorEvent::Stopped(id));
+    }
+
+    fn observed(&self, id: VmId, d: &Domain) -> DomainObserved {
+        DomainObserved {
+            id,
+            name: d.name.parse().unwrap(),
+            state: d.state,
+            reason: "booted",
+            persistent: true,
+            cpus: 1,
+            memory: ByteSize::mib(256),
+            firmware: None,
+            machine: "pc-q35-10.0".into(),
+            accelerator: Accelerator::Tcg,
+            disks: d.disks.clone(),
+            nvram_path: Some(d.nvram.clone()),
+            tpm: d.metadata.as_ref().is_some_and(|m| m.spec.tpm),
+            cpu_xml: None,
+            console: None,
+            metadata: d.metadata.clone(),
+        }
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Fake {
+    async fn facts(&self) -> Result<HypervisorFacts> {
+        self.check()?;
+        Ok(HypervisorFacts {
+            libvirt: Version::new(11, 3, 0),
+            qemu: Version::new(10, 0, 2),
+            swtpm: Some(Version::new(0, 7, 1)),
+            accelerator: Accelerator::Tcg,
+            cpus: 2,
+            arch: "x86_64".into(),
+            cpu_model: "fake".into(),
+            memory: ByteSize::gib(4),
+            memory_available: ByteSize::gib(4),
+            machines: vec!["pc-q35-10.0".into()],
+            secure_boot: true,
+        })
+    }
+    async fn list(&self) -> Result<Vec<DomainObserved>> {
+        self.check()?;
+        let domains = self.with(|s| s.domains.clone());
+        Ok(domains
+            .iter()
+            .map(|(id, d)| self.observed(*id, d))
+            .collect())
+    }
+    async fn inspect(&self, id: VmId) -> Result<DomainObserved> {
+        self.check()?;
+        let domain = self.with(|s| s.domains.get(&id).cloned());
+        domain
+            .map(|d| self.observed(id, &d))
+            .ok_or(Error::NoDomain(id))
+    }
+    async fn define(&self, definition: &DomainDefinition) -> Result<()> {
+        self.check()?;
+        let id = definition.metadata.spec.id;
+        let mut domain = self.domain(
+            definition.metadata.clone(),
+            DomainState::Stopped(StopReason::Ordinary),
+        );
+        domain.nvram = definition.nvram_path.clone();
+        self.with(|s| {
+            if let Some(old) = s.domains.get(&id) {
+                domain.state = old.state;
+            }
+            s.domains.insert(id, domain);
+        });
+        let _ = self.events.send(HypervisorEvent::Changed(id));
+        Ok(())
+    }
+    async fn write_metadata(&self, id: VmId, metadata: &VmMetadata) -> Result<()> {
+        self.change(id, |d| {
+            d.metadata = Some(metadata.clone());
+            Ok(())
+        })
+    }
+    async fn start(&self, id: VmId) -> Result<()> {
+        self.check()?;
+        let tpm = self.tpm(id).exists();
+        let result = self.with(|s| {
+            let secret = s.secrets.contains_key(&id);
+            let domain = s.domains.get_mut(&id).ok_or(Error::NoDomain(id))?;
+            if domain.metadata.as_ref().is_some_and(|m| m.spec.tpm) && !(secret && tpm) {
+                return Err(Error::Libvirt {
+                    attempt: "start",
+                    message: "Secret not found".into(),
+                });
+            }
+            std::fs::write(&domain.nvram, b"vars").unwrap();
+            domain.state = DomainState::Running;
+            s.started.push(id);
+            Ok(())
+        });
+        let _ = self.events.send(HypervisorEvent::Changed(id));
+        result
+    }
+    async fn request_shutdown(&self, id: VmId) -> Result<()> {
+        let ignore = self.with(|s| s.ignore_shutdown);
+        self.change(id, |d| {
+            if !ignore {
+                d.state = DomainState::Stopped(StopReason::Ordinary);
+            }
+            Ok(())
+        })
+    }
+    async fn destroy(&self, id: VmId) -> Result<()> {
+        self.change(id, |d| {
+            if !matches!(d.state, DomainState::Stopped(_)) {
+                d.state = DomainState::Stopped(StopReason::Ordinary);
+            }
+            Ok(())
+        })
+    }
+    async fn resume(&self, id: VmId) -> Result<()> {
+        self.change(id, |d| {
+            d.state = DomainState::Running;
+            Ok(())
+        })
+    }
+    async fn undefine(&self, id: VmId) -> Result<()> {
+        self.check()?;
+        if let Some(domain) = self.with(|s| s.domains.remove(&id)) {
+            assert!(
+                matches!(domain.state, DomainState::Stopped(_)),
+                "undefined while it runs"
+            );
+            let _ = std::fs::remove_file(domain.nvram);
+        }
+        let _ = self.events.send(HypervisorEvent::Removed(id));
+        Ok(())
+    }
+    async fn load_secret(&self, id: VmId, text: &SecretText) -> Result<()> {
+        self.check()?;
+        self.with(|s| s.secrets.insert(id, text.expose().to_owned()));
+        Ok(())
+    }
+    async fn drop_secret(&self, id: VmId) -> Result<()> {
+        self.check()?;
+        self.with(|s| s.secrets.remove(&id));
+        Ok(())
+    }
+    async fn loaded_secrets(&self) -> Result<Vec<VmId>> {
+        self.check()?;
+        Ok(self.with(|s| s.secrets.keys().copied().collect()))
+    }
+    async fn check_cpu(&self, _cpu_xml: &str) -> Result<CpuVerdict> {
+        Ok(CpuVerdict::Compatible)
+    }
+    async fn migrate(
+        &self,
+        id: VmId,
+        request: &MigrationRequest,
+        progress: watch::Sender<MigrationProgress>,
+        cancel: CancellationToken,
+    ) -> Result<MigrationOutcome> {
+        let (takes, lose) = self.with(|s| (s.migration_takes, s.lose_report));
+        progress.send_replace(MigrationProgress {
+            memory_done: 1,
+            memory_total: 2,
+            ..Default::default()
+        });
+        tokio::select! {
+            () = cancel.cancelled() => return Err(Error::Cancelled),
+            () = tokio::time::sleep(takes) => {}
+        }
+        let failed = |e: std::io::Error| Error::Migration(e.to_string());
+        let stream = UnixStream::connect(&request.libvirt_socket)
+            .await
+            .map_err(failed)?;
+        let mut stream = BufReader::new(stream);
+        let mut line = serde_json::to_string(&request.arriving).unwrap();
+        line.push('\n');
+        stream.write_all(line.as_bytes()).await.map_err(failed)?;
+        let mut answer = String::new();
+        stream.read_line(&mut answer).await.map_err(failed)?;
+        if answer.trim() != "ok" {
+            return Err(Error::Migration(format!(
+                "the destination said {:?}",
+                answer.trim()
+            )));
+        }
+        if lose {
+            return Err(Error::Migration("the report was lost".into()));
+        }
+        self.change(id, |d| {
+            d.state = DomainState::Stopped(StopReason::Migrated);
+            Ok(())
+        })?;
+        Ok(MigrationOutcome {
+            total_ms: 7,
+            downtime_ms: Some(3),
+            transferred: 99,
+        })
+    }
+    async fn abort_leftover_migration(&self, id: VmId) -> Result<()> {
+        self.change(id, |d| {
+            if d.state == (DomainState::Paused { incoming: false }) {
+                d.state = DomainState::Running;
+            }
+            Ok(())
+        })
+    }
+    fn events(&self) -> broadcast::Receiver<HypervisorEvent> {
+        self.events.subscribe()
+    }
+}
+
+#[async_trait]
+impl Volumes for Fake {
+    async fn inspect(&self, path: &Path, format: Option<&str>) -> Result<VolumeInfo> {
+        let content = std::fs::read(path).unwrap();
+        if !content.starts_with(b"disk") {
+            return Err(Error::BadImage {
+                path: path.into(),
+                because: "not a disk".into(),
+            });
+        }
+        Ok(VolumeInfo {
+            format: format.unwrap_or("raw").into(),
+            virtual_size: ByteSize(content.len() as u64),
+            allocated: ByteSize(content.len() as u64),
+            backing_file: None,
+        })
+    }
+    async fn create_empty(&self, path: &Path, _size: ByteSize) -> Result<()> {
+        if !path.exists() {
+            std::fs::write(path, b"disk empty").unwrap();
+        }
+        Ok(())
+    }
+    async fn create_from_image(
+        &self,
+        image: &Path,
+        _format: &str,
+        path: &Path,
+        size: ByteSize,
+    ) -> Result<()> {
+        if size > ByteSize::gib(1000) {
+            return Err(Error::NoSpace { path: path.into() });
+        }
+        std::fs::copy(image, path).unwrap();
+        Ok(())
+    }
+    async fn adopt(&self, _path: &Path) -> Result<()> {
+        Ok(())
+    }
+    async fn delete(&self, path: &Path) -> Result<()> {
+        let _ = std::fs::remove_file(path);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl TpmFactory for Fake {
+    async fn manufacture(
+        &self,
+        directory: &Path,
+        key: &SecretText,
+        issuer: &dyn EkIssuer,
+    ) -> Result<MadeTpm> {
+        std::fs::create_dir_all(directory).unwrap();
+        let state = format!(
+            "encrypted with {} bytes of key, {}",
+            key.expose().len(),
+            directory.display()
+        );
+        std::fs::write(directory.join("tpm2-00.permall"), state).unwrap();
+        let modulus: Vec<u8> = std::iter::once(0xc1)
+            .chain((1..256).map(|n| n as u8 | 1))
+            .collect();
+        let ek_certificate = issuer
+            .issue(&EkPublic::Rsa { modulus })
+            .map_err(Error::Tpm)?;
+        Ok(MadeTpm {
+            directory: directory.into(),
+            ek_certificate,
+        })
+    }
+    async fn install(&self, vm: VmId, made: &Path) -> Result<()> {
+        assert!(!self.tpm(vm).exists(), "TPM state replaced");
+        std::fs::rename(made.join("tpm2-00.permall"), self.tpm(vm)).unwrap();
+        Ok(())
+    }
+    async fn state(&self, vm: VmId) -> Result<Option<PathBuf>> {
+        Ok(self.tpm(vm).exists().then(|| self.tpm(vm)))
+    }
+    async fn write_state(&self, vm: VmId, state: &[u8]) -> Result<()> {
+        assert!(!self.tpm(vm).exists(), "TPM state replaced");
+        std::fs::write(self.tpm(vm), state).unwrap();
+        Ok(())
+    }
+    async fn read_state(&self, vm: VmId) -> Result<Vec<u8>> {
+        Ok(std::fs::read(self.tpm(vm)).unwrap())
+    }
+    async fn remove(&self, vm: VmId) -> Result<()> {
+        let _ = std::fs::remove_file(self.tpm(vm));
+        Ok(())
+    }
+}

@@ -1,0 +1,375 @@
+//! A small fleet for tests: an authority that answers joins, and agents over fakes, all over real TLS.
+
+pub mod fake;
+
+use axum::routing::post;
+use axum::{Json, Router};
+use fake::Fake;
+use fleetward_agent::{Agent, Config, Machinery, join};
+use fleetward_api::agent::{self, *};
+use fleetward_api::controller::{JoinReply, JoinRequest};
+use fleetward_link::*;
+use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts};
+use fleetward_model::vm::*;
+use fleetward_model::*;
+use fleetward_protector::{Endorsement, EndorsementStatement, Guardian};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+/// The controller's part, as far as agents see it.
+pub struct Fleet {
+    pub authority: Arc<FleetAuthority>,
+    pub address: String,
+    credential: LiveCredential,
+    guardians: Arc<Mutex<BTreeMap<HostName, GuardianFacts>>>,
+    pub dir: tempfile::TempDir,
+}
+
+pub fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+fn validity() -> Validity {
+    Validity::starting(now(), authority::MEMBER_LIFETIME)
+}
+
+impl Fleet {
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(FleetAuthority::open(dir.path(), now()).unwrap());
+        let ek = Arc::new(EkRoot::open(dir.path(), authority.fleet(), now()).unwrap());
+        let request = KeyRequest::generate().unwrap();
+        let chain = authority
+            .issue(request.csr_pem(), &Identity::Controller, validity())
+            .unwrap();
+        let credential = LiveCredential::new(request.into_credential(&chain).unwrap());
+        let guardians: Arc<Mutex<BTreeMap<HostName, GuardianFacts>>> = Arc::default();
+        let answer = {
+            let (authority, guardians) = (authority.clone(), guardians.clone());
+            move |Json(body): Json<JoinRequest>| async move {
+                let token = JoinToken::parse(&body.token, now()).unwrap();
+                let host = token.host.clone();
+                guardians
+                    .lock()
+                    .unwrap()
+                    .insert(host.clone(), body.guardian);
+                let identity = Identity::Host(host.clone());
+                Json(JoinReply {
+                    group: "default".parse().unwrap(),
+                    fleet: authority.fleet().to_string(),
+                    host_certificate: authority
+                        .issue(&body.host_csr, &identity, validity())
+                        .unwrap(),
+                    authority_certificate: authority.trust().to_pem(),
+                    ek_certificate: ek.issue_host_authority(&body.ek_csr, &host, now()).unwrap(),
+                    ek_root_certificate: ek.certificate_pem(),
+                    host,
+                })
+            }
+        };
+        let tls = ServerTls::new(
+            credential.clone(),
+            authority.trust().clone(),
+            ClientCertificates::Optional,
+        );
+        let server = TlsServer::bind("127.0.0.1:0", tls).await.unwrap();
+        let address = server.local_addr().unwrap().to_string();
+        let router = Router::new().route("/v1/join", post(answer));
+        tokio::spawn(server.serve(router, CancellationToken::new()));
+        Self {
+            authority,
+            address,
+            credential,
+            guardians,
+            dir,
+        }
+    }
+
+    pub fn token(&self, host: &str) -> String {
+        JoinToken {
+            controller: self.address.clone(),
+            authority: self.authority.trust().fingerprint(),
+            host: host.parse().unwrap(),
+            secret: JoinSecret::random().unwrap(),
+            expires: now() + time::Duration::hours(1),
+        }
+        .encode()
+        .to_string()
+    }
+
+    pub fn client(&self, host: &str, address: &str) -> Client {
+        let tls = ClientTls::member(
+            self.credential.clone(),
+            self.authority.trust().clone(),
+            Identity::Host(host.parse().unwrap()),
+        );
+        Client::tls(address, tls)
+    }
+
+    /// A client with the certificate of somebody else of the fleet.
+    pub fn client_as(&self, identity: &Identity, host: &str, address: &str) -> Client {
+        let request = KeyRequest::generate().unwrap();
+        let chain = self
+            .authority
+            .issue(request.csr_pem(), identity, validity())
+            .unwrap();
+        let credential = LiveCredential::new(request.into_credential(&chain).unwrap());
+        let expected = Identity::Host(host.parse().unwrap());
+        Client::tls(
+            address,
+            ClientTls::member(credential, self.authority.trust().clone(), expected),
+        )
+    }
+
+    pub fn endorsed(&self, host: &str, group: &str) -> EndorsedGuardian {
+        let host: HostName = host.parse().unwrap();
+        let facts = self.guardians.lock().unwrap()[&host].clone();
+        let group: GroupName = group.parse().unwrap();
+        let guardian = Guardian::from_facts(&facts).unwrap();
+        let statement = EndorsementStatement::new(
+            &guardian,
+            host,
+            group.clone(),
+            now(),
+            now() + time::Duration::days(1),
+        );
+        let authority = self.authority.clone();
+        let endorsement = Endorsement::sign(statement, |bytes| {
+            authority
+                .sign(bytes)
+                .map_err(|_| fleetward_protector::key_protector::SigningFailed)
+        })
+        .unwrap();
+        EndorsedGuardian {
+            guardian: facts,
+            group,
+            endorsement: endorsement.text().to_owned(),
+        }
+    }
+}
+
+/// An agent over a fake; it can be stopped and started again on the same files.
+pub struct Node {
+    pub name: String,
+    pub config: Config,
+    pub fake: Arc<Fake>,
+    pub address: String,
+    pub client: Client,
+    stop: CancellationToken,
+    served: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Node {
+    /// Joins and starts a host.
+    pub async fn start(fleet: &Fleet, name: &str) -> Self {
+        let root = fleet.dir.path().join(name);
+        std::fs::create_dir_all(&root).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let address = format!("127.0.0.1:{port}");
+        let config = config(&root, &address);
+        join::join(&config, &fleet.token(name)).await.unwrap();
+        let mut node = Self {
+            name: name.to_owned(),
+            fake: Fake::new(root),
+            client: fleet.client(name, &address),
+            address,
+            config,
+            stop: CancellationToken::new(),
+            served: None,
+        };
+        node.up().await;
+        node
+    }
+
+    pub async fn up(&mut self) {
+        self.stop = CancellationToken::new();
+        let machinery = Machinery {
+            hypervisor: self.fake.clone(),
+            volumes: self.fake.clone(),
+            tpms: self.fake.clone(),
+        };
+        let agent = Agent::open(self.config.clone(), machinery).await.unwrap();
+        // Connections to an earlier agent are dead, and known to be so only when used.
+        self.client = self.client.clone().with_timeouts(Default::default());
+        let stop = self.stop.clone();
+        self.served = Some(tokio::spawn(
+            async move { agent.serve(stop).await.unwrap() },
+        ));
+    }
+
+    /// Stops the agent; what it was doing ends with it.
+    pub async fn down(&mut self) {
+        self.stop.cancel();
+        self.served.take().unwrap().await.unwrap();
+    }
+
+    pub fn peer(&self) -> agent::Peer {
+        agent::Peer {
+            host: self.name.parse().unwrap(),
+            address: self.address.clone(),
+        }
+    }
+
+    pub async fn ask(&self, request: &OperationRequest) -> Result<OperationResult, Failure> {
+        let response = self
+            .client
+            .request(http::Method::POST, OPERATIONS)
+            .json(request)
+            .send()
+            .await
+            .map_err(refusal)?;
+        let mut lines = response.lines();
+        loop {
+            match lines
+                .next_json::<OperationLine>()
+                .await
+                .unwrap()
+                .expect("a last line")
+            {
+                OperationLine::Progress { .. } => {}
+                OperationLine::Done { result } => return Ok(result),
+                OperationLine::Failed { failure, .. } => return Err(failure),
+            }
+        }
+    }
+
+    pub async fn detail(&self, vm: VmId) -> Result<VmDetail, Failure> {
+        self.client
+            .get(&format!("/v1/vms/{vm}"))
+            .await
+            .map_err(refusal)
+    }
+}
+
+pub fn refusal(error: ClientError) -> Failure {
+    match error {
+        ClientError::Status { body, .. } => serde_json::from_slice(&body).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn config(root: &Path, address: &str) -> Config {
+    let text = format!(
+        "data_dir = '{r}/data'\nrun_dir = '{r}/run'\nlisten = '{address}'\nadvertise = '{address}'\n\
+         nvram_dir = '{r}/nvram'\nlibvirt_socket = '{r}/libvirt-sock'\ntpm_pool_size = 1\nqemu_group = 'root'\n\
+         [[pool]]\nname = 'default'\npath = '{r}/pool'\n",
+        r = root.display()
+    );
+    let path = root.join("agent.toml");
+    std::fs::write(&path, text).unwrap();
+    Config::load(&path).unwrap()
+}
+
+/// A job's requests for one VM, with rising generations.
+pub struct Job {
+    pub id: JobId,
+    pub vm: VmId,
+    pub generation: u64,
+}
+
+impl Job {
+    pub fn new(vm: VmId, generation: u64) -> Self {
+        Self {
+            id: JobId(uuid::Uuid::new_v4()),
+            vm,
+            generation,
+        }
+    }
+
+    pub fn request(&self, operation: Operation) -> OperationRequest {
+        OperationRequest {
+            job: self.id,
+            generation: self.generation,
+            vm: self.vm,
+            operation,
+        }
+    }
+
+    pub async fn on(&self, node: &Node, operation: Operation) -> Result<OperationResult, Failure> {
+        node.ask(&self.request(operation)).await
+    }
+}
+
+pub fn spec(name: &str) -> VmSpec {
+    let id = VmId(uuid::Uuid::new_v4());
+    VmSpec {
+        id,
+        name: name.parse().unwrap(),
+        group: GroupName::default(),
+        profile: Profile::Linux,
+        cpus: 1,
+        memory: ByteSize::mib(512),
+        firmware: Firmware {
+            kind: FirmwareKind::Uefi,
+            secure_boot: true,
+        },
+        tpm: true,
+        disks: vec![DiskSpec {
+            target: "vda".into(),
+            bus: DiskBus::Virtio,
+            pool: PoolName::default(),
+            volume: format!("{id}-vda.qcow2"),
+            size: ByteSize::mib(64),
+        }],
+        cdrom: None,
+        mac: None,
+        labels: Labels::new(),
+        created: now(),
+    }
+}
+
+pub fn disks(copy: bool) -> Vec<IncomingDisk> {
+    vec![IncomingDisk {
+        target: "vda".into(),
+        copy,
+    }]
+}
+
+/// Makes, defines and starts a VM; gives its metadata.
+pub async fn create_running(fleet: &Fleet, node: &Node, name: &str) -> (VmSpec, VmMetadata) {
+    let spec = spec(name);
+    let job = Job::new(spec.id, 1);
+    let create = Operation::CreateVolumes {
+        spec: spec.clone(),
+        sources: vec![],
+    };
+    job.on(node, create).await.unwrap();
+    let recipients = vec![fleet.endorsed(&node.name, "default")];
+    let made = job
+        .on(node, Operation::MakeTpm { recipients })
+        .await
+        .unwrap();
+    let OperationResult::TpmMade {
+        key_protector,
+        ek_certificate,
+        ..
+    } = made
+    else {
+        panic!("{made:?}")
+    };
+    let metadata = VmMetadata {
+        spec: spec.clone(),
+        generation: 1,
+        key_protector: Some(key_protector),
+        ek_certificate: Some(ek_certificate),
+        transit: None,
+    };
+    let define = Operation::Define {
+        metadata: Box::new(metadata.clone()),
+    };
+    job.on(node, define).await.unwrap();
+    job.on(node, Operation::Start).await.unwrap();
+    (spec, metadata)
+}
+
+/// Files of the agent that belong to a VM.
+pub fn record_of(node: &Node, vm: VmId) -> PathBuf {
+    node.config.data_dir.join("vms").join(vm.to_string())
+}
