@@ -1,13 +1,15 @@
 //! Starting other programs: absolute path, argument vector, empty environment, time limit, output limit, no leftovers.
 
+use command_fds::{CommandFdExt, FdMapping};
 use fleetward_hypervisor::{Error, Result};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 /// Where programs are looked for; nothing that a user can write to.
@@ -16,6 +18,9 @@ const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 pub(crate) const SHORT: Duration = Duration::from_secs(60);
 /// Bytes of output kept; programs of ours never come near.
 const OUTPUT_LIMIT: u64 = 1 << 20;
+
+/// Where a program finds the secret it is given.
+pub(crate) const SECRET_FD: i32 = 3;
 
 /// The programs this crate uses, found once.
 #[derive(Debug, Clone)]
@@ -71,28 +76,41 @@ impl Program {
         self.run_with(arguments, None, SHORT).await
     }
 
-    /// Runs it with bytes on standard input. The bytes are written to a pipe and nowhere else.
+    /// Runs it with a secret that it can read from the descriptor [`SECRET_FD`]: a pipe, written once, and nowhere
+    /// else. Not standard input: swtpm_setup gives the swtpm it starts an empty one, which then takes the empty text
+    /// for the key without a word.
     pub(crate) async fn run_with(
         &self,
         arguments: &[impl AsRef<OsStr>],
-        input: Option<&[u8]>,
+        secret: Option<&[u8]>,
         limit: Duration,
     ) -> Result<String> {
         let failed = |because: String| Error::Program {
             program: self.name,
             because,
         };
-        let mut child = Command::new(&self.path)
+        let mut command = Command::new(&self.path);
+        if let Some(secret) = secret {
+            let (reader, mut writer) = std::io::pipe().map_err(|error| failed(error.to_string()))?;
+            // A few bytes fit into any pipe before somebody reads.
+            writer
+                .write_all(secret)
+                .map_err(|error| failed(error.to_string()))?;
+            let mapping = FdMapping {
+                parent_fd: reader.into(),
+                child_fd: SECRET_FD,
+            };
+            command
+                .fd_mappings(vec![mapping])
+                .map_err(|error| failed(error.to_string()))?;
+        }
+        let mut child = command
             .args(arguments)
             .env_clear()
             .env("PATH", SEARCH_PATH)
             .env("LC_ALL", "C")
             .current_dir("/")
-            .stdin(if input.is_some() {
-                Stdio::piped()
-            } else {
-                Stdio::null()
-            })
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             // A group of its own, so that whatever it starts ends with it.
@@ -100,20 +118,14 @@ impl Program {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| failed(error.to_string()))?;
+        // It holds our reading end of the pipe.
+        drop(command);
         let group = Group(child.id());
-        let mut stdin = child.stdin.take();
         let stdout = child.stdout.take();
         let stderr = child.stderr.take();
         let work = async {
-            let feed = async {
-                if let (Some(stdin), Some(input)) = (&mut stdin, input) {
-                    // A program that does not read its input says why on standard error.
-                    let _ = stdin.write_all(input).await;
-                }
-                drop(stdin.take());
-            };
-            let ((), said, complained, status) =
-                tokio::join!(feed, read_up_to(stdout), read_up_to(stderr), child.wait());
+            let (said, complained, status) =
+                tokio::join!(read_up_to(stdout), read_up_to(stderr), child.wait());
             (said, complained, status)
         };
         let Ok((said, complained, status)) = tokio::time::timeout(limit, work).await else {
@@ -207,7 +219,7 @@ mod tests {
         let error = sh.run(&["-c", "echo one >&2; exit 3"]).await.unwrap_err();
         assert_eq!(error.to_string(), "sh failed: one");
         let echoed = sh
-            .run_with(&["-c", "cat"], Some(b"through a pipe"), SHORT)
+            .run_with(&["-c", "cat <&3"], Some(b"through a pipe"), SHORT)
             .await;
         assert_eq!(echoed.unwrap(), "through a pipe");
     }

@@ -9,7 +9,7 @@
 use crate::ek_certificate::{EK_CERTIFICATE_TOOL, serve_one};
 use crate::host::LibvirtHost;
 use crate::owner::Owner;
-use crate::program::{SHORT, missing};
+use crate::program::{SECRET_FD, SHORT, missing};
 use crate::volumes::{blocking, file_error, sync_parent};
 use async_trait::async_trait;
 use fleetward_hypervisor::{EkIssuer, EkPublic, Error, MadeTpm, Result, SecretText, TpmFactory};
@@ -215,9 +215,8 @@ impl Workshop {
             "sha256",
             "--cipher",
             "aes-256-cbc",
-            // Standard input: a pipe, the only way the key's text takes.
             "--pwdfile-fd",
-            "0",
+            &SECRET_FD.to_string(),
             "--config",
             &configuration.to_string_lossy(),
         ]
