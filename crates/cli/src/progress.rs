@@ -1,7 +1,7 @@
 //! Progress on stderr: bars on a terminal, plain lines elsewhere, nothing when it should be quiet.
 
 use crate::exit::say;
-use fleetward_api::controller::{JobView, ProgressView};
+use fleetward_api::controller::{JobState, JobView, ProgressView};
 use fleetward_model::ByteSize;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal};
@@ -91,7 +91,8 @@ impl Task {
         match &self.shown {
             Shown::Silent => {}
             Shown::Lines(last) => {
-                let percent = job.progress.as_ref().and_then(percent);
+                let going = job.state != JobState::Undoing;
+                let percent = job.progress.as_ref().filter(|_| going).and_then(percent);
                 self.line(last, &with_percent(&step, percent));
             }
             Shown::Bar(bar) => {
@@ -145,18 +146,18 @@ fn describe(job: &JobView) -> String {
     if let Some(reason) = &job.waiting {
         return format!("waiting: {reason}");
     }
-    let undoing = matches!(job.state, fleetward_api::controller::JobState::Undoing);
     let Some(current) = &job.current else {
         return job.state.as_str().to_owned();
     };
+    if job.state == JobState::Undoing {
+        // What the step said of itself was said going forward.
+        return format!("undoing {current}");
+    }
     let at = job.steps.iter().position(|step| &step.name == current);
-    let mut text = match at {
+    let text = match at {
         Some(at) => format!("step {}/{} {current}", at + 1, job.steps.len()),
         None => current.clone(),
     };
-    if undoing {
-        text = format!("undoing {current}");
-    }
     match &job.progress {
         Some(progress) if !progress.text.is_empty() => format!("{text}: {}", progress.text),
         _ => text,
