@@ -47,7 +47,7 @@ impl Programs {
         for program in [self.fleetward(), self.agent()] {
             if !program.exists() {
                 bail!(
-                    "{} is missing\n  fix: cargo build -p fleetward -p fleetward-agent, or set FLEETWARD_BIN_DIR, or use --no-fleet",
+                    "{} is missing\n  fix: cargo build --workspace, or set FLEETWARD_BIN_DIR, or use --no-fleet",
                     program.display()
                 );
             }
