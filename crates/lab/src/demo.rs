@@ -120,7 +120,8 @@ impl Demo<'_> {
             .command(arguments)
             .output()
             .context("start fleetward")?;
-        for text in [&output.stdout, &output.stderr] {
+        // Progress goes to standard error and comes before the result.
+        for text in [&output.stderr, &output.stdout] {
             for line in String::from_utf8_lossy(text).lines() {
                 println!("    {line}");
             }
