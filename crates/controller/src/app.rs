@@ -34,6 +34,7 @@ pub(crate) struct App {
     pub(crate) placing: Arc<tokio::sync::Mutex<()>>,
     /// Where joining hosts find the controller.
     pub(crate) advertise: Arc<str>,
+    stop: CancellationToken,
 }
 
 impl App {
@@ -56,7 +57,6 @@ impl App {
                 .context("cannot read the image library")?,
             audit: Audit::open(store.clone()).await?,
             holders: Default::default(),
-            pushes: Default::default(),
             hosts,
             fleet,
             store: store.clone(),
@@ -68,6 +68,7 @@ impl App {
             watchers: Arc::new(Watchers::new(stop.clone())),
             placing: Arc::default(),
             advertise: advertise.into(),
+            stop: stop.clone(),
         };
         for job in app
             .engine
@@ -120,17 +121,23 @@ impl App {
         self.world.holders.add(job.id, holder);
         let (app, id) = (self.clone(), job.id);
         tokio::spawn(async move {
-            loop {
-                match app.engine.wait(id).await {
-                    Ok(_) | Err(JobError::NotFound { .. } | JobError::ShutDown) => break,
-                    Err(error) => {
-                        tracing::warn!(%id, %error, "cannot follow the job");
-                        tokio::time::sleep(crate::STORE_PAUSE).await;
-                    }
+            tokio::select! {
+                () = app.stop.cancelled() => {}
+                () = app.see_ended(id) => app.world.holders.remove(id),
+            }
+        });
+    }
+
+    async fn see_ended(&self, id: JobId) {
+        loop {
+            match self.engine.wait(id).await {
+                Ok(_) | Err(JobError::NotFound { .. } | JobError::ShutDown) => return,
+                Err(error) => {
+                    tracing::warn!(%id, %error, "cannot follow the job");
+                    tokio::time::sleep(crate::STORE_PAUSE).await;
                 }
             }
-            app.world.holders.remove(id);
-        });
+        }
     }
 
     /// Records an act of the controller's own.
@@ -174,7 +181,10 @@ async fn keep_written(world: Arc<World>, stop: CancellationToken) {
             tracing::warn!(%error, "cannot write the inventory");
         }
         // many events come together: one write for all of them
-        tokio::time::sleep(crate::STORE_PAUSE).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(crate::STORE_PAUSE) => {}
+        }
     }
 }
 

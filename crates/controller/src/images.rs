@@ -11,13 +11,13 @@
 use crate::image_format::{self, Looked};
 use bytes::Bytes;
 use fleetward_api::controller::ImageView;
-use fleetward_model::{ErrorCode, Failure, ImageName};
+use fleetward_model::{ErrorCode, Failure, HostName, ImageName};
 use futures_util::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
@@ -30,7 +30,11 @@ const MAX_IMAGE: u64 = 2 << 40;
 pub(crate) struct Images {
     dir: PathBuf,
     known: RwLock<BTreeMap<ImageName, ImageView>>,
+    turns: Mutex<BTreeMap<(HostName, String), Turn>>,
 }
+
+/// Held while an image is sent to a host.
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 impl Images {
     pub(crate) async fn open(data: &Path) -> io::Result<Self> {
@@ -58,6 +62,7 @@ impl Images {
         Ok(Self {
             dir,
             known: RwLock::new(known),
+            turns: Mutex::default(),
         })
     }
 
@@ -79,6 +84,13 @@ impl Images {
     /// Where the content of an image lies.
     pub(crate) fn file(&self, sha256: &str) -> PathBuf {
         self.dir.join(sha256)
+    }
+
+    /// The turn of sending one image to one host: twenty VMs made at once need it sent once.
+    pub(crate) fn turn(&self, host: &HostName, sha256: &str) -> Turn {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (host.clone(), sha256.to_owned());
+        turns.entry(key).or_default().clone()
     }
 
     /// Takes an image as it arrives. The same content under the same name is no error.

@@ -17,7 +17,6 @@ use fleetward_store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use time::OffsetDateTime;
-use tokio::sync::Mutex;
 
 /// A protector holds one wrapping a guardian; beyond this many it grows unwieldy, and the guardian service is the cure.
 pub(crate) const MANY_GUARDIANS: usize = 50;
@@ -33,8 +32,6 @@ pub(crate) struct World {
     pub(crate) images: Images,
     pub(crate) audit: Audit,
     pub(crate) holders: Holders,
-    /// Pushes of one image to one host, one after the other.
-    pub(crate) pushes: std::sync::Mutex<BTreeMap<(HostName, String), Arc<Mutex<()>>>>,
 }
 
 impl World {

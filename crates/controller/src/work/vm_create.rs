@@ -90,17 +90,7 @@ impl Step<CreateInput> for PlaceImages {
         let input = cx.input();
         let agent = self.0.agents.of(&input.host)?;
         for (sha256, format) in &input.images {
-            let turn = {
-                let mut pushes = self
-                    .0
-                    .pushes
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
-                pushes
-                    .entry((input.host.clone(), sha256.clone()))
-                    .or_default()
-                    .clone()
-            };
+            let turn = self.0.images.turn(&input.host, sha256);
             let _turn = cx
                 .unless_cancelled(async { Ok::<_, StepError>(turn.lock().await) })
                 .await?;

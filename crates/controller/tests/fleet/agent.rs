@@ -1,0 +1,647 @@
+//! An agent whose hypervisor is a map. Enough of one to hold the controller to the agents' contract: it refuses what the
+//! real one refuses, remembers what was asked, and can be told to fail.
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use fleetward_api::agent::{
+    AgentEvent, CanOpen, IncomingAnswer, Operation, OperationLine, OperationRequest,
+    OperationResult, Question, SourceState, VmDetail,
+};
+use fleetward_link::{
+    Client, ClientCertificates, ClientTls, Credential, FleetTrust, Identity, LiveCredential,
+    ServerTls, TlsServer,
+};
+use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
+use fleetward_model::guardian::GuardianFacts;
+use fleetward_model::host::{Accelerator, HostFacts, HypervisorVersions, PoolFacts, Version};
+use fleetward_model::vm::{
+    DiskObserved, TpmObserved, Transit, TransitSide, VmMetadata, VmObserved, VmState,
+};
+use fleetward_model::{
+    ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, PoolName, VmId,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use time::OffsetDateTime;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+/// A VM's whole state on one host.
+#[derive(Debug, Clone)]
+pub(crate) struct FakeVm {
+    pub(crate) metadata: VmMetadata,
+    pub(crate) state: VmState,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) host: HostName,
+    pub(crate) facts: HostFacts,
+    pub(crate) vms: BTreeMap<VmId, FakeVm>,
+    pub(crate) volumes: BTreeSet<String>,
+    pub(crate) tpms: BTreeMap<VmId, Vec<GuardianId>>,
+    pub(crate) images: BTreeSet<String>,
+    /// Names of the operations asked for, in order.
+    pub(crate) asked: Vec<&'static str>,
+    /// Operations that fail the next time, with what.
+    pub(crate) fail: BTreeMap<&'static str, Failure>,
+    /// Operations that are done the next time, and reported as failed.
+    pub(crate) fail_after: BTreeSet<&'static str>,
+    /// Operations for which it is never the time.
+    pub(crate) busy: BTreeSet<&'static str>,
+    /// The highest generation seen, by VM.
+    pub(crate) generations: BTreeMap<VmId, u64>,
+    pub(crate) audit: Vec<AuditRecord>,
+    /// The running peers of migrations, by host.
+    pub(crate) peers: BTreeMap<HostName, Arc<Mutex<Inner>>>,
+    events: broadcast::Sender<AgentEvent>,
+}
+
+/// A running fake agent.
+#[derive(Debug, Clone)]
+pub(crate) struct FakeAgent {
+    pub(crate) host: HostName,
+    pub(crate) inner: Arc<Mutex<Inner>>,
+    credential: LiveCredential,
+    tls: ServerTls,
+    address: SocketAddr,
+    stop: Arc<Mutex<CancellationToken>>,
+}
+
+impl FakeAgent {
+    pub(crate) async fn start(
+        host: HostName,
+        group: GroupName,
+        guardian: GuardianFacts,
+        credential: Credential,
+        trust: FleetTrust,
+        address: SocketAddr,
+    ) -> Self {
+        let inner = Inner {
+            facts: facts(&host, group, guardian),
+            host: host.clone(),
+            vms: BTreeMap::new(),
+            volumes: BTreeSet::new(),
+            tpms: BTreeMap::new(),
+            images: BTreeSet::new(),
+            asked: Vec::new(),
+            fail: BTreeMap::new(),
+            fail_after: BTreeSet::new(),
+            busy: BTreeSet::new(),
+            generations: BTreeMap::new(),
+            audit: Vec::new(),
+            peers: BTreeMap::new(),
+            events: broadcast::Sender::new(64),
+        };
+        let credential = LiveCredential::new(credential);
+        let tls = ServerTls::new(credential.clone(), trust, ClientCertificates::Required);
+        let inner = Arc::new(Mutex::new(inner));
+        let agent = Self {
+            host,
+            inner,
+            credential,
+            tls,
+            address,
+            stop: Arc::default(),
+        };
+        agent.serve().await;
+        agent
+    }
+
+    /// Listens again after [`cut`](Self::cut).
+    pub(crate) async fn serve(&self) {
+        let limits = fleetward_link::Limits {
+            shutdown_grace: std::time::Duration::ZERO,
+            ..Default::default()
+        };
+        let server = TlsServer::bind(self.address, self.tls.clone())
+            .await
+            .expect("bind")
+            .with_limits(limits);
+        let router = Router::new()
+            .route("/v1/events", get(events))
+            .route("/v1/operations", post(operate))
+            .route("/v1/questions", post(question))
+            .route("/v1/vms/{id}", get(vm))
+            .route(
+                "/v1/images/{sha256}",
+                get(image).put(put_image).delete(delete_image),
+            )
+            .route("/v1/audit", get(audit))
+            .with_state(self.inner.clone());
+        let stop = CancellationToken::new();
+        *self.stop.lock().expect("lock") = stop.clone();
+        tokio::spawn(server.serve(router, stop));
+    }
+
+    /// A client that shows this host's certificate.
+    pub(crate) fn client_of(&self, controller: SocketAddr, trust: FleetTrust) -> Client {
+        let tls = ClientTls::member(self.credential.clone(), trust, Identity::Controller);
+        Client::tls(controller.to_string(), tls)
+    }
+
+    /// No longer answers.
+    pub(crate) fn cut(&self) {
+        self.stop.lock().expect("lock").cancel();
+    }
+
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
+        look(&mut self.inner.lock().expect("lock"))
+    }
+
+    /// Lets the two move VMs between each other.
+    pub(crate) fn knows(&self, other: &FakeAgent) {
+        self.look(|inner| inner.peers.insert(other.host.clone(), other.inner.clone()));
+        other.look(|inner| inner.peers.insert(self.host.clone(), self.inner.clone()));
+    }
+
+    /// Nothing of any VM.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.look(|inner| inner.vms.is_empty() && inner.volumes.is_empty() && inner.tpms.is_empty())
+    }
+
+    /// Fails `operation` once.
+    pub(crate) fn fail_once(&self, operation: &'static str, code: ErrorCode) {
+        self.look(|inner| {
+            inner.fail.insert(
+                operation,
+                Failure::new(code, format!("{operation} was told to fail")),
+            )
+        });
+    }
+}
+
+impl Inner {
+    pub(crate) fn observed(&self, id: VmId) -> Option<VmObserved> {
+        let vm = self.vms.get(&id)?;
+        let spec = &vm.metadata.spec;
+        let guardians = self.tpms.get(&id).cloned().unwrap_or_default();
+        Some(VmObserved {
+            id,
+            name: spec.name.clone(),
+            host: self.host.clone(),
+            state: vm.state,
+            reason: "fake".into(),
+            cpus: spec.cpus,
+            memory: spec.memory,
+            firmware: Some(spec.firmware),
+            machine: "pc-q35-10.0".into(),
+            accelerator: "qemu".into(),
+            disks: spec
+                .disks
+                .iter()
+                .map(|disk| DiskObserved {
+                    target: disk.target.clone(),
+                    bus: disk.bus,
+                    pool: disk.pool.clone(),
+                    pool_id: format!("pool of {}", self.host),
+                    path: format!("/volumes/{}", disk.volume),
+                    format: "qcow2".into(),
+                    size: disk.size,
+                    allocated: ByteSize::mib(1),
+                })
+                .collect(),
+            tpm: TpmObserved {
+                enabled: spec.tpm,
+                version: "2.0".into(),
+                model: "tpm-crb".into(),
+                state_present: self.tpms.contains_key(&id),
+                key_id: None,
+                owner: guardians.first().cloned(),
+                guardians,
+                ek_certificate: None,
+            },
+            metadata: Some(vm.metadata.clone()),
+            observed: OffsetDateTime::now_utc(),
+        })
+    }
+
+    pub(crate) fn tell(&self, id: VmId) {
+        let event = match self.observed(id) {
+            Some(vm) => AgentEvent::VmChanged { vm: Box::new(vm) },
+            None => AgentEvent::VmRemoved { id },
+        };
+        let _ = self.events.send(event);
+    }
+
+    fn own(&self) -> GuardianId {
+        self.facts.guardians[0].id.clone()
+    }
+
+    fn perform(
+        &mut self,
+        job: JobId,
+        vm: VmId,
+        operation: Operation,
+    ) -> Result<OperationResult, Failure> {
+        let refuse = |code, what: &str| Err(Failure::new(code, what.to_owned()));
+        match operation {
+            Operation::CreateVolumes { spec, sources } => {
+                for source in &sources {
+                    if let fleetward_model::vm::VolumeSource::Image { sha256, .. } = source
+                        && !self.images.contains(sha256)
+                    {
+                        return refuse(ErrorCode::ImageNotFound, "the image was not sent");
+                    }
+                }
+                self.volumes
+                    .extend(spec.disks.into_iter().map(|d| d.volume));
+            }
+            Operation::DeleteVolumes { spec } => {
+                if self.vms.contains_key(&vm) {
+                    return refuse(ErrorCode::VmStateWrong, "it is defined");
+                }
+                for disk in spec.disks {
+                    self.volumes.remove(&disk.volume);
+                }
+            }
+            Operation::MakeTpm { recipients } => {
+                let mut guardians = vec![self.own()];
+                for recipient in recipients {
+                    if !guardians.contains(&recipient.guardian.id) {
+                        guardians.push(recipient.guardian.id);
+                    }
+                }
+                self.tpms.insert(vm, guardians);
+                return Ok(OperationResult::TpmMade {
+                    key_protector: "cHJvdGVjdG9y".into(),
+                    key_id: fleetward_model::KeyId(vm.0),
+                    ek_certificate: "ZWs=".into(),
+                });
+            }
+            Operation::RemoveTpm { .. } => {
+                self.tpms.remove(&vm);
+            }
+            Operation::Define { metadata } => {
+                let vm_there = FakeVm {
+                    metadata: *metadata,
+                    state: VmState::Stopped,
+                };
+                self.vms.entry(vm).or_insert(vm_there);
+            }
+            Operation::Undefine => {
+                if self
+                    .vms
+                    .get(&vm)
+                    .is_some_and(|vm| vm.state != VmState::Stopped)
+                {
+                    return refuse(ErrorCode::VmRunning, "it runs");
+                }
+                self.vms.remove(&vm);
+            }
+            Operation::Start => match self.vms.get_mut(&vm) {
+                None => return refuse(ErrorCode::VmNotFound, "not here"),
+                Some(found) if found.metadata.transit.is_some() => {
+                    return refuse(ErrorCode::VmStateWrong, "it is not the VM");
+                }
+                Some(found) => found.state = VmState::Running,
+            },
+            Operation::Stop { .. } => {
+                if let Some(found) = self.vms.get_mut(&vm) {
+                    found.state = VmState::Stopped;
+                }
+            }
+            Operation::Grant { to } => {
+                let guardians = self.tpms.entry(vm).or_default();
+                for guardian in to {
+                    if !guardians.contains(&guardian.guardian.id) {
+                        guardians.push(guardian.guardian.id);
+                    }
+                }
+                return Ok(OperationResult::Protector {
+                    key_protector: "Z3JhbnRlZA==".into(),
+                });
+            }
+            Operation::PutProtector { .. } => {}
+            Operation::PrepareIncoming {
+                metadata, disks, ..
+            } => {
+                let spec = &metadata.spec;
+                for disk in spec
+                    .disks
+                    .iter()
+                    .filter(|d| disks.iter().any(|i| i.copy && i.target == d.target))
+                {
+                    self.volumes.insert(disk.volume.clone());
+                }
+            }
+            Operation::AbandonIncoming { spec, .. } => {
+                self.vms.remove(&vm);
+                self.tpms.remove(&vm);
+                for disk in spec.disks {
+                    self.volumes.remove(&disk.volume);
+                }
+            }
+            Operation::MigrateLive { to, .. } => {
+                return self.send(job, vm, &to.host, VmState::Paused);
+            }
+            Operation::SendStopped { to, .. } => {
+                return self.send(job, vm, &to.host, VmState::Stopped);
+            }
+            Operation::MigrationState => {
+                let here = self
+                    .vms
+                    .get(&vm)
+                    .is_some_and(|vm| vm.state == VmState::Running);
+                let state = if here {
+                    SourceState::Here
+                } else {
+                    SourceState::NotHere
+                };
+                return Ok(OperationResult::MigrationState { state });
+            }
+            Operation::Depart => {
+                if let Some(found) = self.vms.get_mut(&vm) {
+                    found.metadata.transit = Some(Transit {
+                        job,
+                        side: TransitSide::Departed,
+                    });
+                }
+            }
+            Operation::CommitIncoming { live } => {
+                let Some(found) = self.vms.get_mut(&vm) else {
+                    return refuse(ErrorCode::VmNotFound, "it never arrived");
+                };
+                found.metadata.transit = None;
+                if live {
+                    found.state = VmState::Running;
+                }
+                return Ok(OperationResult::Committed);
+            }
+            Operation::CleanUpDeparted { spec, .. } => {
+                let departed = self
+                    .vms
+                    .get(&vm)
+                    .is_none_or(|vm| vm.metadata.transit.is_some());
+                if !departed {
+                    return refuse(ErrorCode::VmStateWrong, "it has not departed");
+                }
+                self.vms.remove(&vm);
+                self.tpms.remove(&vm);
+                for disk in spec.disks {
+                    self.volumes.remove(&disk.volume);
+                }
+            }
+        }
+        Ok(OperationResult::Nothing)
+    }
+
+    /// The whole migration in one stroke.
+    fn send(
+        &mut self,
+        job: JobId,
+        vm: VmId,
+        to: &HostName,
+        arrives: VmState,
+    ) -> Result<OperationResult, Failure> {
+        let found = self
+            .vms
+            .get_mut(&vm)
+            .ok_or_else(|| Failure::new(ErrorCode::VmNotFound, "not here"))?;
+        let there = self
+            .peers
+            .get(to)
+            .expect("the test made them known to each other");
+        let mut there = there.lock().expect("lock");
+        let transit = Some(Transit {
+            job,
+            side: TransitSide::Incoming,
+        });
+        let metadata = VmMetadata {
+            transit,
+            ..found.metadata.clone()
+        };
+        found.state = VmState::Stopped;
+        there.vms.entry(vm).or_insert(FakeVm {
+            metadata,
+            state: arrives,
+        });
+        let guardians = self.tpms.get(&vm).cloned();
+        if let Some(guardians) = guardians {
+            there.tpms.insert(vm, guardians);
+        }
+        there.tell(vm);
+        Ok(OperationResult::Migrated {
+            total_ms: 1000,
+            downtime_ms: Some(100),
+            transferred: 12345,
+        })
+    }
+}
+
+type Shared = Arc<Mutex<Inner>>;
+
+async fn events(State(inner): State<Shared>) -> Response {
+    let (first, receiver) = {
+        let inner = inner.lock().expect("lock");
+        let vms = inner
+            .vms
+            .keys()
+            .filter_map(|id| inner.observed(*id))
+            .collect();
+        let facts = Box::new(HostFacts {
+            clock: OffsetDateTime::now_utc(),
+            ..inner.facts.clone()
+        });
+        (
+            AgentEvent::Snapshot { facts, vms },
+            inner.events.subscribe(),
+        )
+    };
+    let lines = futures_util::stream::unfold(
+        (Some(first), receiver, inner),
+        |(first, mut receiver, inner)| async move {
+            let event = match first {
+                Some(first) => first,
+                None => {
+                    match tokio::time::timeout(std::time::Duration::from_secs(2), receiver.recv())
+                        .await
+                    {
+                        Ok(event) => event.ok()?,
+                        Err(_) => AgentEvent::Facts {
+                            facts: Box::new(inner.lock().expect("lock").facts.clone()),
+                        },
+                    }
+                }
+            };
+            Some((line(&event), (None, receiver, inner)))
+        },
+    );
+    Body::from_stream(lines).into_response()
+}
+
+fn line(value: &impl serde::Serialize) -> Result<Bytes, std::convert::Infallible> {
+    let mut line = serde_json::to_vec(value).expect("json");
+    line.push(b'\n');
+    Ok(line.into())
+}
+
+async fn operate(State(inner): State<Shared>, Json(request): Json<OperationRequest>) -> Response {
+    let name = request.operation.name();
+    let outcome = {
+        let mut inner = inner.lock().expect("lock");
+        inner.asked.push(name);
+        let seen = inner.generations.entry(request.vm).or_default();
+        let stale = request.generation < *seen;
+        *seen = request.generation.max(*seen);
+        if stale {
+            Err(Failure::new(ErrorCode::StaleGeneration, name))
+        } else if inner.busy.contains(name) {
+            Err(Failure::new(ErrorCode::HostUnreachable, "not now"))
+        } else if let Some(failure) = inner.fail.remove(name) {
+            Err(failure)
+        } else {
+            let mut outcome = inner.perform(request.job, request.vm, request.operation);
+            if inner.fail_after.remove(name) {
+                outcome = Err(Failure::new(
+                    ErrorCode::MigrationFailed,
+                    "the answer was lost",
+                ));
+            }
+            inner.tell(request.vm);
+            let event = AuditEvent {
+                time: OffsetDateTime::now_utc(),
+                host: inner.host.clone(),
+                actor: "controller".into(),
+                action: AuditAction::Open,
+                vm: Some(request.vm),
+                guardian: None,
+                reason: name.into(),
+                job: Some(request.job),
+            };
+            let record = AuditRecord::chain(inner.audit.last(), event);
+            inner.audit.push(record);
+            outcome
+        }
+    };
+    let last = match outcome {
+        Ok(result) => OperationLine::Done { result },
+        Err(failure) => OperationLine::Failed {
+            failure,
+            transient: false,
+        },
+    };
+    let progress = OperationLine::Progress {
+        done: 1,
+        total: 2,
+        text: name.into(),
+    };
+    Body::from_stream(futures_util::stream::iter([line(&progress), line(&last)])).into_response()
+}
+
+async fn question(
+    State(inner): State<Shared>,
+    Json(question): Json<Question>,
+) -> Json<IncomingAnswer> {
+    let inner = inner.lock().expect("lock");
+    Json(IncomingAnswer {
+        uuid_taken: Some(inner.vms.contains_key(&question.metadata.spec.id)),
+        name_taken: Some(
+            inner
+                .vms
+                .values()
+                .any(|vm| vm.metadata.spec.name == question.metadata.spec.name),
+        ),
+        cpu_problem: None,
+        can_open: if question.metadata.spec.tpm {
+            CanOpen::NotGranted
+        } else {
+            CanOpen::NoTpm
+        },
+    })
+}
+
+async fn vm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Response {
+    match inner.lock().expect("lock").observed(id) {
+        Some(vm) => Json(VmDetail {
+            vm,
+            cpu_xml: None,
+            can_open: CanOpen::Yes,
+        })
+        .into_response(),
+        None => refusal(Failure::new(ErrorCode::VmNotFound, "no such VM")),
+    }
+}
+
+fn refusal(failure: Failure) -> Response {
+    let status = http::StatusCode::from_u16(failure.code.class().http_status()).expect("status");
+    (status, Json(failure)).into_response()
+}
+
+async fn image(State(inner): State<Shared>, Path(sha256): Path<String>) -> Response {
+    if inner.lock().expect("lock").images.contains(&sha256) {
+        http::StatusCode::NO_CONTENT.into_response()
+    } else {
+        refusal(Failure::new(ErrorCode::ImageNotFound, "no such image"))
+    }
+}
+
+async fn put_image(
+    State(inner): State<Shared>,
+    Path(sha256): Path<String>,
+    _content: Bytes,
+) -> http::StatusCode {
+    inner.lock().expect("lock").images.insert(sha256);
+    http::StatusCode::NO_CONTENT
+}
+
+async fn delete_image(State(inner): State<Shared>, Path(sha256): Path<String>) -> http::StatusCode {
+    inner.lock().expect("lock").images.remove(&sha256);
+    http::StatusCode::NO_CONTENT
+}
+
+#[derive(serde::Deserialize)]
+struct After {
+    after: u64,
+}
+
+async fn audit(
+    State(inner): State<Shared>,
+    axum::extract::Query(query): axum::extract::Query<After>,
+) -> Json<Vec<AuditRecord>> {
+    let inner = inner.lock().expect("lock");
+    Json(
+        inner
+            .audit
+            .iter()
+            .filter(|record| record.seq > query.after)
+            .cloned()
+            .collect(),
+    )
+}
+
+fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) -> HostFacts {
+    HostFacts {
+        host: host.clone(),
+        group,
+        versions: HypervisorVersions {
+            libvirt: Version::new(11, 3, 0),
+            qemu: Version::new(10, 0, 2),
+            swtpm: Some(Version::new(0, 7, 1)),
+            agent: "fake".into(),
+        },
+        accelerator: Accelerator::Tcg,
+        cpus: 4,
+        arch: "x86_64".into(),
+        cpu_model: "fake".into(),
+        memory: ByteSize::gib(64),
+        memory_available: ByteSize::gib(32),
+        machines: vec!["pc-q35-10.0".into()],
+        secure_boot: true,
+        pools: vec![PoolFacts {
+            name: PoolName::default(),
+            id: format!("pool of {host}"),
+            path: "/volumes".into(),
+            capacity: ByteSize::gib(1000),
+            available: ByteSize::gib(500),
+        }],
+        guardians: vec![guardian],
+        clock: OffsetDateTime::now_utc(),
+        tpm_pool: 4,
+        warnings: Vec::new(),
+    }
+}

@@ -1,0 +1,285 @@
+//! A controller and agents that keep their VMs in memory, over real mutual TLS on the loopback interface.
+
+pub(crate) mod agent;
+
+use agent::FakeAgent;
+use fleetward_api::controller::{
+    AdminReply, AdminRequest, JobState, JobView, JoinReply, JoinRequest, Role, TokenRequest,
+    TokenView,
+};
+use fleetward_controller::Options;
+use fleetward_link::{
+    Client, ClientError, ClientTls, FleetTrust, Identity, KeyRequest, LiveCredential,
+};
+use fleetward_model::guardian::GuardianFacts;
+use fleetward_model::{Failure, HostName, JobId};
+use fleetward_protector_open::LocalGuardian;
+use http::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use time::OffsetDateTime;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A running controller.
+pub(crate) struct Controller {
+    pub(crate) dir: TempDir,
+    pub(crate) address: SocketAddr,
+    pub(crate) local: Client,
+    stop: CancellationToken,
+    task: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Controller {
+    pub(crate) async fn start() -> Self {
+        Self::start_in(tempfile::tempdir().expect("directory"), 0).await
+    }
+
+    async fn start_in(dir: TempDir, port: u16) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let stop = CancellationToken::new();
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            let options = Options {
+                data: dir.path().join("data"),
+                listen: SocketAddr::from(([127, 0, 0, 1], port)),
+                advertise: None,
+                socket: None,
+            };
+            let local = Client::unix(options.data.join("controller.sock"));
+            let run = fleetward_controller::run_until(options, stop.clone(), |address| {
+                sender.send(address).expect("the test waits");
+            });
+            let task = tokio::spawn(run);
+            if let Ok(address) = receiver.await {
+                return Self {
+                    dir,
+                    address,
+                    local,
+                    stop,
+                    task: Some(task),
+                };
+            }
+            // one that ended within this process lets go of its files a moment later
+            let error = task.await.expect("no panic").expect_err("it did not start");
+            assert!(Instant::now() < deadline, "{error:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Stops it and starts another in the same directory.
+    pub(crate) async fn restart(mut self) -> Self {
+        self.end().await;
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("directory"));
+        Self::start_in(dir, self.address.port()).await
+    }
+
+    pub(crate) async fn end(&mut self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.take() {
+            task.await.expect("no panic").expect("a clean end");
+        }
+    }
+
+    pub(crate) fn data(&self) -> std::path::PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub(crate) fn trust(&self) -> FleetTrust {
+        FleetTrust::load(&self.data().join("authority.crt")).expect("authority")
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> T {
+        self.local
+            .get(path)
+            .await
+            .unwrap_or_else(|error| panic!("{path}: {error:?}"))
+    }
+
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> T {
+        self.local
+            .post(path, body)
+            .await
+            .unwrap_or_else(|error| panic!("{path}: {error:?}"))
+    }
+
+    /// What the controller refuses with.
+    pub(crate) async fn refusal(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Failure {
+        failure(&self.local, method, path, body).await.1
+    }
+
+    /// A client with an administrator's certificate.
+    pub(crate) async fn admin(&self, name: &str, role: Role) -> Client {
+        let key = KeyRequest::generate().expect("key");
+        let request = AdminRequest {
+            name: name.parse().expect("name"),
+            role,
+            csr: key.csr_pem().to_owned(),
+        };
+        let reply: AdminReply = self.post("/v1/admins", &request).await;
+        let credential = key.into_credential(&reply.certificate).expect("credential");
+        let tls = ClientTls::member(
+            LiveCredential::new(credential),
+            self.trust(),
+            Identity::Controller,
+        );
+        Client::tls(self.address.to_string(), tls)
+    }
+
+    pub(crate) fn anonymous(&self) -> Client {
+        Client::tls(
+            self.address.to_string(),
+            ClientTls::join(self.trust().fingerprint()),
+        )
+    }
+
+    pub(crate) async fn token(&self, host: &str, group: &str) -> TokenView {
+        let request = TokenRequest {
+            host: host.parse().expect("name"),
+            group: group.parse().expect("group"),
+            ttl_seconds: 60,
+        };
+        self.post("/v1/host-tokens", &request).await
+    }
+
+    /// Joins a fake agent and waits until it is online.
+    pub(crate) async fn join(&self, host: &str, group: &str) -> FakeAgent {
+        let token = self.token(host, group).await.token;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let request = Joining::new(host);
+        let reply: JoinReply = self
+            .anonymous()
+            .post("/v1/join", &request.body(&token, &address.to_string()))
+            .await
+            .expect("join");
+        let credential = request
+            .key
+            .into_credential(&reply.host_certificate)
+            .expect("credential");
+        let trust = FleetTrust::from_pem(&reply.authority_certificate).expect("trust");
+        let agent = FakeAgent::start(
+            reply.host,
+            reply.group,
+            request.guardian,
+            credential,
+            trust,
+            address,
+        )
+        .await;
+        self.wait_online(&agent.host, true).await;
+        agent
+    }
+
+    pub(crate) async fn wait_online(&self, host: &HostName, online: bool) {
+        let wanted = if online { "online" } else { "unreachable" };
+        self.wait(&format!("host {host} {wanted}"), async || {
+            let view: serde_json::Value = self.get(&format!("/v1/hosts/{host}")).await;
+            view["state"] == wanted
+        })
+        .await;
+    }
+
+    pub(crate) async fn wait(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition().await {
+            assert!(Instant::now() < deadline, "waited in vain for: {what}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits for a job's end.
+    pub(crate) async fn ended(&self, job: JobId) -> JobView {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let view: JobView = self.get(&format!("/v1/jobs/{job}")).await;
+            if view.state.has_ended() {
+                return view;
+            }
+            assert!(Instant::now() < deadline, "job did not end: {view:#?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Asks for something that becomes a job, and waits for it to end well.
+    pub(crate) async fn done(&self, method: Method, path: &str, body: &impl Serialize) -> JobView {
+        let view = self.job(method, path, body).await;
+        assert_eq!(view.state, JobState::Done, "{view:#?}");
+        view
+    }
+
+    pub(crate) async fn job(&self, method: Method, path: &str, body: &impl Serialize) -> JobView {
+        let response = self.local.request(method, path).json(body).send().await;
+        let response = response.unwrap_or_else(|error| panic!("{path}: {error:?}"));
+        let accepted: fleetward_api::controller::Accepted =
+            response.json().await.expect("accepted");
+        self.ended(accepted.job.expect("a job")).await
+    }
+}
+
+/// What a host brings to join.
+pub(crate) struct Joining {
+    host: HostName,
+    key: KeyRequest,
+    ek: KeyRequest,
+    guardian: GuardianFacts,
+}
+
+impl Joining {
+    pub(crate) fn new(host: &str) -> Self {
+        let host: HostName = host.parse().expect("name");
+        let guardian = LocalGuardian::generate(&host, OffsetDateTime::now_utc()).expect("guardian");
+        Self {
+            guardian: guardian.public().facts(host.clone(), true, true),
+            key: KeyRequest::generate().expect("key"),
+            ek: KeyRequest::generate().expect("key"),
+            host,
+        }
+    }
+
+    pub(crate) fn body(&self, token: &str, address: &str) -> JoinRequest {
+        let _ = &self.host;
+        JoinRequest {
+            token: token.to_owned(),
+            host_csr: self.key.csr_pem().to_owned(),
+            ek_csr: self.ek.csr_pem().to_owned(),
+            guardian: self.guardian.clone(),
+            address: address.to_owned(),
+        }
+    }
+}
+
+/// The status and failure of a request that must be refused.
+pub(crate) async fn failure(
+    client: &Client,
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> (u16, Failure) {
+    match client.request(method.clone(), path).json(body).send().await {
+        Ok(response) => panic!("{method} {path} was answered: {response:?}"),
+        Err(ClientError::Status { code, body }) => {
+            let failure = serde_json::from_slice(&body)
+                .unwrap_or_else(|error| panic!("{method} {path}: {code} {error}: {body:?}"));
+            (code.as_u16(), failure)
+        }
+        Err(error) => panic!("{method} {path}: {error:?}"),
+    }
+}
+
+/// A disk image of 1 MiB with a partition table's signature.
+pub(crate) fn raw_disk(path: &Path) {
+    let mut disk = vec![0; 1 << 20];
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(path, disk).expect("write");
+}

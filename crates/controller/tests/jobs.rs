@@ -1,0 +1,349 @@
+//! The life of VMs on agents that only pretend, but over real connections.
+
+#[expect(dead_code, reason = "each test program uses its own part")]
+mod fleet;
+
+use fleet::Controller;
+use fleet::agent::FakeAgent;
+use fleetward_api::controller::{CheckView, JobState, JobView, VmView};
+use fleetward_model::vm::VmState;
+use fleetward_model::{ErrorCode, VmId};
+use http::Method;
+use serde_json::{Value, json};
+
+async fn create(controller: &Controller, body: Value) -> VmView {
+    let name = body["name"].as_str().expect("name").to_owned();
+    controller.done(Method::POST, "/v1/vms", &body).await;
+    controller.get(&format!("/v1/vms/{name}")).await
+}
+
+/// Two hosts of one group, and a running VM on the first.
+async fn two_hosts() -> (Controller, FakeAgent, FakeAgent, VmView) {
+    let controller = Controller::start().await;
+    let (a, b) = tokio::join!(
+        controller.join("a", "default"),
+        controller.join("b", "default")
+    );
+    a.knows(&b);
+    let vm = create(
+        &controller,
+        json!({"name": "web", "host": "a", "start": true}),
+    )
+    .await;
+    (controller, a, b, vm)
+}
+
+fn state_on(agent: &FakeAgent, vm: VmId) -> Option<VmState> {
+    agent.look(|inner| inner.vms.get(&vm).map(|vm| vm.state))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_is_made_started_stopped_and_deleted() {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    let disk = controller.dir.path().join("disk");
+    fleet::raw_disk(&disk);
+    let content = std::fs::read(&disk).expect("read");
+    let put = controller
+        .local
+        .request(Method::PUT, "/v1/images/disk")
+        .upload(std::io::Cursor::new(content), None);
+    put.send().await.expect("import");
+
+    let vm = create(
+        &controller,
+        json!({"name": "web", "image": "disk", "start": true, "labels": {"k": "v"}}),
+    )
+    .await;
+    assert_eq!(
+        (vm.state, vm.host.as_str(), vm.managed),
+        (VmState::Running, "a", true)
+    );
+    assert_eq!(vm.tpm.guardians.len(), 1);
+    assert!(a.look(|inner| inner.images.len() == 1 && inner.volumes.len() == 1));
+
+    let taken = controller
+        .refusal(Method::POST, "/v1/vms", &json!({"name": "web"}))
+        .await;
+    assert_eq!(taken.code, ErrorCode::NameTaken);
+    let running = controller
+        .refusal(Method::DELETE, "/v1/vms/web", &json!({}))
+        .await;
+    assert_eq!(running.code, ErrorCode::VmRunning);
+    let again: Value = controller.post("/v1/vms/web/start", &json!({})).await;
+    assert_eq!(again["job"], Value::Null, "it runs already");
+
+    controller
+        .done(Method::POST, "/v1/vms/web/stop", &json!({}))
+        .await;
+    let by_id: VmView = controller.get(&format!("/v1/vms/{}", vm.id)).await;
+    assert_eq!(by_id.state, VmState::Stopped);
+    controller
+        .done(Method::POST, "/v1/vms/web/start", &json!({}))
+        .await;
+    controller
+        .done(Method::POST, "/v1/vms/web/stop", &json!({"force": true}))
+        .await;
+    controller
+        .done(Method::DELETE, "/v1/vms/web", &json!({}))
+        .await;
+    assert!(a.is_clean());
+    assert_eq!(controller.get::<Vec<VmView>>("/v1/vms").await.len(), 0);
+
+    let verdict: Value = controller.get("/v1/audit/verify").await;
+    assert_eq!(verdict["intact"], true, "{verdict}");
+    let records: Vec<Value> = controller.get("/v1/audit").await;
+    for action in ["make-token", "endorse", "submit-job", "open"] {
+        assert!(records.iter().any(|r| r["action"] == action), "{action}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_that_fails_at_any_step_leaves_nothing() {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    for step in ["create-volumes", "make-tpm", "define", "start"] {
+        a.fail_once(step, ErrorCode::HypervisorFailed);
+        let body = json!({"name": "web", "start": true});
+        let job = controller.job(Method::POST, "/v1/vms", &body).await;
+        assert_eq!(job.state, JobState::Undone, "{step}");
+        assert_eq!(
+            job.failure.expect("failure").code,
+            ErrorCode::HypervisorFailed
+        );
+        assert!(a.is_clean(), "{step}");
+        assert_eq!(
+            controller.get::<Vec<VmView>>("/v1/vms").await.len(),
+            0,
+            "{step}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_vm_moves_and_reports_what_it_took() {
+    let (controller, a, b, vm) = two_hosts().await;
+    assert_eq!(
+        vm.tpm.guardians.len(),
+        2,
+        "granted to the whole group at once"
+    );
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let job = controller
+            .done(Method::POST, "/v1/vms/web/migrate", &json!({"to": to.host}))
+            .await;
+        let result = job.result.expect("result");
+        assert!(result["downtime_ms"].as_u64() >= Some(100), "{result}");
+        assert_eq!(result["transferred_bytes"], 12345);
+        assert!(from.is_clean());
+        let moved: VmView = controller.get("/v1/vms/web").await;
+        assert_eq!((&moved.host, moved.state), (&to.host, VmState::Running));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_joined_later_is_granted_the_key_on_the_way() {
+    let (controller, a, _b, vm) = two_hosts().await;
+    let c = controller.join("c", "default").await;
+    a.knows(&c);
+    controller
+        .done(Method::POST, "/v1/vms/web/migrate", &json!({"to": "c"}))
+        .await;
+    assert!(a.look(|inner| inner.asked.contains(&"grant")));
+    assert_eq!(state_on(&c, vm.id), Some(VmState::Running));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_of_another_group_is_refused_and_the_vm_untouched() {
+    let (controller, a, _b, vm) = two_hosts().await;
+    let edge = controller.join("edge", "edge").await;
+    let asked_before = a.look(|inner| inner.asked.len());
+    let refusal = controller
+        .refusal(Method::POST, "/v1/vms/web/migrate", &json!({"to": "edge"}))
+        .await;
+    assert_eq!(refusal.code, ErrorCode::KeyNotGranted);
+    assert!(refusal.because.contains("10698"));
+    assert!(
+        refusal
+            .findings
+            .iter()
+            .any(|f| f.code == ErrorCode::GroupForbids)
+    );
+    assert_eq!(a.look(|inner| inner.asked.len()), asked_before);
+    assert!(edge.is_clean());
+    assert_eq!(state_on(&a, vm.id), Some(VmState::Running));
+
+    let matrix: Vec<CheckView> = controller.get("/v1/check").await;
+    let possible: Vec<_> = matrix
+        .iter()
+        .map(|check| (check.to.as_str(), check.possible))
+        .collect();
+    assert_eq!(possible, [("a", true), ("b", true), ("edge", false)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_fails_leaves_the_vm_where_it_was() {
+    let (controller, a, b, vm) = two_hosts().await;
+    for (agent, step) in [(&b, "prepare-incoming"), (&a, "migrate-live")] {
+        agent.fail_once(step, ErrorCode::MigrationFailed);
+        let job = controller
+            .job(Method::POST, "/v1/vms/web/migrate", &json!({"to": "b"}))
+            .await;
+        assert_eq!(job.state, JobState::Undone, "{step}");
+        assert!(b.is_clean(), "{step}");
+        assert_eq!(state_on(&a, vm.id), Some(VmState::Running), "{step}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_whose_answer_was_lost_goes_forward_when_the_vm_has_left() {
+    let (controller, a, b, vm) = two_hosts().await;
+    // it happens, and is reported as failed
+    a.look(|inner| inner.fail_after.insert("migrate-live"));
+    let job = controller
+        .job(Method::POST, "/v1/vms/web/migrate", &json!({"to": "b"}))
+        .await;
+    assert_eq!(job.state, JobState::Done, "{job:#?}");
+    assert_eq!(state_on(&b, vm.id), Some(VmState::Running));
+    assert!(a.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_vm_moves_and_stays_stopped() {
+    let (controller, a, b, vm) = two_hosts().await;
+    let running = json!({"to": "b", "offline": true});
+    let refusal = controller
+        .refusal(Method::POST, "/v1/vms/web/migrate", &running)
+        .await;
+    assert_eq!(refusal.code, ErrorCode::VmRunning);
+    controller
+        .done(Method::POST, "/v1/vms/web/stop", &json!({}))
+        .await;
+    let refusal = controller
+        .refusal(Method::POST, "/v1/vms/web/migrate", &json!({"to": "b"}))
+        .await;
+    assert_eq!(refusal.code, ErrorCode::VmNotRunning);
+    let job = controller
+        .done(
+            Method::POST,
+            "/v1/vms/web/migrate",
+            &json!({"to": "b", "offline": true}),
+        )
+        .await;
+    assert_eq!(job.kind, "vm-migrate-stopped");
+    assert_eq!(state_on(&b, vm.id), Some(VmState::Stopped));
+    assert!(a.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_host_gives_its_vms_away_and_takes_none() {
+    let (controller, a, b, vm) = two_hosts().await;
+    let stopped = create(&controller, json!({"name": "db", "host": "a"})).await;
+    let job = controller
+        .done(Method::POST, "/v1/hosts/a/drain", &json!({}))
+        .await;
+    assert_eq!(
+        job.result.expect("result")["moved"]
+            .as_array()
+            .map(Vec::len),
+        Some(2)
+    );
+    assert!(a.is_clean());
+    assert_eq!(state_on(&b, vm.id), Some(VmState::Running));
+    assert_eq!(state_on(&b, stopped.id), Some(VmState::Stopped));
+    let refusal = controller
+        .refusal(Method::POST, "/v1/vms/web/migrate", &json!({"to": "a"}))
+        .await;
+    assert_eq!(refusal.code, ErrorCode::HostDrained);
+    let refusal = controller
+        .refusal(Method::POST, "/v1/vms", &json!({"name": "x", "host": "a"}))
+        .await;
+    assert_eq!(refusal.code, ErrorCode::HostDrained);
+    let refusal = controller
+        .refusal(Method::DELETE, "/v1/hosts/b", &json!({}))
+        .await;
+    assert_eq!(refusal.code, ErrorCode::HostNotEmpty);
+    controller
+        .post::<Value>("/v1/hosts/a/resume", &json!({}))
+        .await;
+    controller
+        .done(Method::POST, "/v1/vms/web/migrate", &json!({"to": "a"}))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_on_a_host_shows_and_survives_a_restart() {
+    let (controller, a, b, vm) = two_hosts().await;
+    a.look(|inner| {
+        inner.vms.get_mut(&vm.id).expect("vm").state = VmState::Stopped;
+        inner.tell(vm.id);
+    });
+    let shows = async |controller: &Controller, state: VmState| {
+        let vm: VmView = controller.get("/v1/vms/web").await;
+        vm.state == state
+    };
+    controller
+        .wait("the stop behind our back", async || {
+            shows(&controller, VmState::Stopped).await
+        })
+        .await;
+
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    let refusal = controller
+        .refusal(Method::POST, "/v1/vms/web/start", &json!({}))
+        .await;
+    assert_eq!(refusal.code, ErrorCode::HostUnreachable);
+
+    let controller = controller.restart().await;
+    assert!(
+        shows(&controller, VmState::Stopped).await,
+        "remembered although the host is away"
+    );
+    a.serve().await;
+    controller.wait_online(&a.host, true).await;
+    controller.wait_online(&b.host, true).await;
+
+    // the whole database lost: hosts come back from the mirror, VMs from the hosts
+    let mut controller = controller;
+    controller.end().await;
+    for file in ["store.db", "store.db-wal", "store.db-shm"] {
+        let _ = std::fs::remove_file(controller.data().join(file));
+    }
+    let controller = controller.restart().await;
+    controller.wait_online(&a.host, true).await;
+    let rebuilt: Value = controller.post("/v1/rebuild", &json!({})).await;
+    assert_eq!(
+        (&rebuilt["hosts_asked"], &rebuilt["vms"]),
+        (&json!(2), &json!(1)),
+        "{rebuilt}"
+    );
+    controller
+        .done(Method::POST, "/v1/vms/web/start", &json!({}))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_goes_on_when_the_controller_comes_back() {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    a.look(|inner| inner.busy.insert("make-tpm")); // answers as an agent that cannot be reached
+    let body = json!({"name": "web", "start": true});
+    let accepted: Value = controller.post("/v1/vms", &body).await;
+    let job = accepted["job"]
+        .as_str()
+        .expect("a job")
+        .parse()
+        .expect("id");
+    controller
+        .wait("the step that waits", async || {
+            a.look(|inner| inner.asked.contains(&"make-tpm"))
+        })
+        .await;
+    let controller = controller.restart().await;
+    let view: JobView = controller.get(&format!("/v1/jobs/{job}")).await;
+    assert!(!view.state.has_ended());
+    a.look(|inner| inner.busy.clear());
+    let view = controller.ended(job).await;
+    assert_eq!(view.state, JobState::Done, "{view:#?}");
+}
