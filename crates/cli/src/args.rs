@@ -379,6 +379,8 @@ pub enum JobCommand {
         #[arg(long)]
         active: bool,
     },
+    /// Lists the kinds of jobs there are, with their steps
+    Kinds,
     /// Shows one job with its steps
     Show {
         /// Its id, or the beginning of it

@@ -39,6 +39,9 @@ struct Entry {
     message: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     job: Option<JobId>,
+    /// What the job reports: a migration's `downtime_ms`, `total_ms`, `transferred`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -194,10 +197,12 @@ fn entry_of(vm: VmName, end: &End, words: &Words<'_>) -> Entry {
         code: None,
         message: Some(message.to_owned()),
         job: None,
+        result: None,
     };
     match end {
         End::Done(job) => Entry {
             job: Some(job.id),
+            result: job.result.clone(),
             ..entry(Outcome::Succeeded, &(words.done)(job))
         },
         End::Already => entry(Outcome::Skipped, words.already),

@@ -5,8 +5,8 @@ use crate::args::Global;
 use bytes::Bytes;
 use fleetward_api::controller::{
     Accepted, AdminReply, AdminRequest, AuditVerdict, CheckView, GuardianView, HostView, ImageView,
-    JobView, MigrateRequest, RebuildView, Status, StopRequest, TokenRequest, TokenView,
-    VmCreateRequest, VmView,
+    JobKindView, JobView, MigrateRequest, RebuildView, Status, StopRequest, TokenRequest,
+    TokenView, VmCreateRequest, VmView,
 };
 use fleetward_link::client::{Client, ClientError, Lines, Response, UpgradedIo};
 use fleetward_link::{ClientTls, Credential, DialError, FleetTrust, Identity, LiveCredential};
@@ -201,6 +201,10 @@ impl Controller {
 
     pub(crate) async fn jobs(&self) -> Result<Vec<JobView>, Failure> {
         self.get("/v1/jobs").await
+    }
+
+    pub(crate) async fn job_kinds(&self) -> Result<Vec<JobKindView>, Failure> {
+        self.get("/v1/job-kinds").await
     }
 
     pub(crate) async fn job(&self, id: JobId) -> Result<JobView, Failure> {

@@ -14,14 +14,15 @@ pub(crate) const CONSOLE_LEFT: &str = "console closed";
 pub(crate) const CONSOLE_ENDED: &str = "the VM ended the console";
 pub(crate) const QUESTION_SUFFIX: &str = "[y/N]";
 
-/// The three-line form of the contract, and the findings behind it when there are several.
+/// The three-line form of the contract, and what else was found where a check refused.
 pub(crate) fn failure(failure: &Failure) -> String {
     let mut text = failure.to_string();
-    if failure.findings.len() > 1 {
-        for finding in &failure.findings {
-            let kind = if finding.blocking { "found" } else { "remark" };
-            text.push_str(&format!("\n  {kind}: {}: {}", finding.code, finding.what));
-        }
+    let others = failure
+        .findings
+        .iter()
+        .filter(|finding| finding.code != failure.code || finding.what != failure.because);
+    for finding in others {
+        text.push_str(&format!("\n  also: {}: {}", finding.code, finding.what));
     }
     text
 }
@@ -140,6 +141,14 @@ pub(crate) fn rebuilt(vms: u32, answered: u32, asked: u32) -> String {
 
 pub(crate) fn movable(vm: &VmName, to: &impl Display) -> String {
     format!("{vm} can move to {to}")
+}
+
+pub(crate) fn not_movable(vm: &VmName, from: &impl Display, to: &impl Display) -> String {
+    format!("{vm} cannot move from {from} to {to}")
+}
+
+pub(crate) fn not_startable(vm: &VmName, host: &impl Display) -> String {
+    format!("{vm} cannot start on {host}")
 }
 
 pub(crate) fn startable(vm: &VmName, host: &impl Display) -> String {

@@ -84,10 +84,8 @@ enum Shown {
 impl Task {
     /// Shows a job's step and how far it is.
     pub(crate) fn job(&self, job: &JobView) {
-        if job.state.has_ended() {
-            return;
-        }
-        let step = describe(job);
+        // Between its last step and its end a job has nothing to say.
+        let Some(step) = describe(job) else { return };
         match &self.shown {
             Shown::Silent => {}
             Shown::Lines(last) => {
@@ -141,27 +139,28 @@ impl Drop for Task {
     }
 }
 
-/// `step 3/7 make-tpm`, and what it says of itself.
-fn describe(job: &JobView) -> String {
-    if let Some(reason) = &job.waiting {
-        return format!("waiting: {reason}");
+/// `step 3/7 make-tpm`, and what it says of itself; none between steps.
+fn describe(job: &JobView) -> Option<String> {
+    if job.state.has_ended() {
+        return None;
     }
-    let Some(current) = &job.current else {
-        return job.state.as_str().to_owned();
-    };
+    if let Some(reason) = &job.waiting {
+        return Some(format!("waiting: {reason}"));
+    }
+    let current = job.current.as_ref()?;
     if job.state == JobState::Undoing {
         // What the step said of itself was said going forward.
-        return format!("undoing {current}");
+        return Some(format!("undoing {current}"));
     }
     let at = job.steps.iter().position(|step| &step.name == current);
     let text = match at {
         Some(at) => format!("step {}/{} {current}", at + 1, job.steps.len()),
         None => current.clone(),
     };
-    match &job.progress {
+    Some(match &job.progress {
         Some(progress) if !progress.text.is_empty() => format!("{text}: {}", progress.text),
         _ => text,
-    }
+    })
 }
 
 /// In the coarse steps of plain lines.

@@ -1,8 +1,9 @@
 //! Tables for people: aligned columns, short ids, sizes with units, no frames.
 
+use crate::messages;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use fleetward_api::controller::{
-    CheckView, GuardianView, HostView, ImageView, JobView, Status, StepView, VmView,
+    CheckView, GuardianView, HostView, ImageView, JobKindView, JobView, Status, StepView, VmView,
 };
 use fleetward_model::guardian::CertificateRole;
 use fleetward_model::{ByteSize, ErrorCode, GuardianId, HostName, JobId};
@@ -245,35 +246,23 @@ pub(crate) fn check_matrix(checks: &[CheckView]) -> String {
     table.text()
 }
 
-/// Every finding, with what helps.
+/// Each move with its findings: sentences, for which a table is too wide.
 pub(crate) fn findings(checks: &[CheckView]) -> String {
-    let mut table = Rows::new(&["VM", "TO", "POSSIBLE", "CODE", "FOUND", "FIX"]);
+    let mut lines = Vec::new();
     for check in checks {
-        let possible = if check.possible { "yes" } else { "no" };
-        if check.findings.is_empty() {
-            let none = [NONE, NONE, NONE].map(str::to_owned);
-            let [code, what, fix] = none;
-            table.add([
-                check.vm.to_string(),
-                check.to.to_string(),
-                possible.to_owned(),
-                code,
-                what,
-                fix,
-            ]);
-        }
+        lines.push(match (check.possible, check.from == check.to) {
+            (true, true) => messages::startable(&check.vm, &check.to),
+            (true, false) => messages::movable(&check.vm, &check.to),
+            (false, true) => messages::not_startable(&check.vm, &check.to),
+            (false, false) => messages::not_movable(&check.vm, &check.from, &check.to),
+        });
         for finding in &check.findings {
-            table.add([
-                check.vm.to_string(),
-                check.to.to_string(),
-                possible.to_owned(),
-                finding.code.to_string(),
-                finding.what.clone(),
-                finding.fix.clone(),
-            ]);
+            let remark = if finding.blocking { "" } else { " (a remark)" };
+            lines.push(format!("  {}{remark}: {}", finding.code, finding.what));
+            lines.push(format!("    fix: {}", finding.fix));
         }
     }
-    table.text()
+    lines.join("\n")
 }
 
 pub(crate) fn jobs(jobs: &[JobView]) -> String {
@@ -294,6 +283,22 @@ pub(crate) fn jobs(jobs: &[JobView]) -> String {
             moment(job.created),
             took(Some(job.created), job.ended),
         ]);
+    }
+    table.text()
+}
+
+pub(crate) fn job_kinds(kinds: &[JobKindView]) -> String {
+    let mut table = Rows::new(&["KIND", "STEP", "UNDOABLE", "POINT OF NO RETURN"]);
+    let mark = |yes: bool| if yes { "yes" } else { "" }.to_owned();
+    for kind in kinds {
+        for step in &kind.steps {
+            table.add([
+                kind.kind.clone(),
+                step.name.clone(),
+                mark(step.undoable),
+                mark(step.point_of_no_return),
+            ]);
+        }
     }
     table.text()
 }

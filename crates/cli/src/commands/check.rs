@@ -44,7 +44,9 @@ pub(super) async fn moves(
                 .await?,
         );
     }
-    context.output.document(&checks, || explain(&checks))?;
+    context
+        .output
+        .document(&checks, || table::findings(&checks))?;
     let mut refused = checks.into_iter().filter(|check| !check.possible);
     match (refused.next(), names.len()) {
         (None, _) => Ok(Exit::Done),
@@ -53,30 +55,12 @@ pub(super) async fn moves(
     }
 }
 
-/// A sentence for each VM that can, the findings for the others.
-fn explain(checks: &[CheckView]) -> String {
-    let silent = |check: &&CheckView| check.possible && check.findings.is_empty();
-    let mut text: Vec<String> = checks.iter().filter(silent).map(sentence).collect();
-    let speaking: Vec<CheckView> = checks.iter().filter(|c| !silent(c)).cloned().collect();
-    if !speaking.is_empty() {
-        text.push(table::findings(&speaking));
-    }
-    text.join("\n")
-}
-
-fn sentence(check: &CheckView) -> String {
-    if check.from == check.to {
-        messages::startable(&check.vm, &check.to)
-    } else {
-        messages::movable(&check.vm, &check.to)
-    }
-}
-
 fn refusal(check: CheckView) -> Failure {
-    let what = format!(
-        "{} cannot move from {} to {}",
-        check.vm, check.from, check.to
-    );
+    let what = if check.from == check.to {
+        messages::not_startable(&check.vm, &check.to)
+    } else {
+        messages::not_movable(&check.vm, &check.from, &check.to)
+    };
     let code = check.code.unwrap_or(ErrorCode::CheckUnavailable);
     let failure = Failure::from_findings(what.clone(), check.findings);
     let mut failure = failure.unwrap_or_else(|| Failure::new(code, what));

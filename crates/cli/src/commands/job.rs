@@ -20,6 +20,10 @@ pub(super) async fn run(context: &Context, command: JobCommand) -> Result<Exit, 
             jobs.retain(|job| !active || !job.state.has_ended());
             output.document(&jobs, || table::jobs(&jobs))?;
         }
+        JobCommand::Kinds => {
+            let kinds = controller.job_kinds().await?;
+            output.document(&kinds, || table::job_kinds(&kinds))?;
+        }
         JobCommand::Show { id } => {
             let job = controller.job(find(context, &id).await?).await?;
             output.document(&job, || table::job(&job))?;
