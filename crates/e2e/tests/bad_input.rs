@@ -261,7 +261,8 @@ fn images(fleet: &Fleet) -> Result<()> {
         "-f",
         "qcow2",
         "-o",
-        "data_file=/etc/passwd,data_file_raw=off",
+        // qemu-img makes the data file anew: never name one here that anybody needs.
+        &format!("data_file={},data_file_raw=off", path("outside.data")),
         &path("outside"),
         "1M",
     ])
