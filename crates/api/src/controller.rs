@@ -97,6 +97,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("POST", "/v1/vms/{vm}/migrate", Role::Operator),
     endpoint("GET", "/v1/vms/{vm}/console", Role::Operator),
     endpoint("GET", "/v1/check", Role::Viewer),
+    endpoint("GET", "/v1/job-kinds", Role::Viewer),
     endpoint("GET", "/v1/jobs", Role::Viewer),
     endpoint("GET", "/v1/jobs/{job}", Role::Viewer),
     endpoint("GET", "/v1/jobs/{job}/events", Role::Viewer),
@@ -420,6 +421,22 @@ pub struct JobView {
     /// What it reports, by kind: a migration's downtime, a created VM's name.
     #[schema(value_type = Option<Object>)]
     pub result: Option<serde_json::Value>,
+}
+
+/// A kind of job with its steps, in order: `GET /v1/job-kinds`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct JobKindView {
+    pub kind: String,
+    pub steps: Vec<StepKindView>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct StepKindView {
+    pub name: String,
+    /// Whether it leaves something behind that is undone when the job turns back.
+    pub undoable: bool,
+    /// Once it is done the job only goes forward.
+    pub point_of_no_return: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

@@ -1,5 +1,6 @@
 //! From a request for a VM to what the creation job needs: sizes resolved by the profile, images found, names made.
 
+use crate::hosts::Hosts;
 use crate::images::Images;
 use crate::work::{CreateInput, Reservation};
 use fleetward_api::controller::{ImageView, VmCreateRequest};
@@ -26,8 +27,12 @@ pub(crate) struct Wanted {
     iso: Option<ImageView>,
 }
 
-/// Resolves and checks a request.
-pub(crate) fn plan(images: &Images, request: VmCreateRequest) -> Result<Wanted, Failure> {
+/// Resolves and checks a request. Who names neither host nor group means the default group, where the fleet has one.
+pub(crate) fn plan(
+    images: &Images,
+    hosts: &Hosts,
+    request: VmCreateRequest,
+) -> Result<Wanted, Failure> {
     let name = request.name.clone();
     check_labels(&request)?;
     let image = request
@@ -63,13 +68,19 @@ pub(crate) fn plan(images: &Images, request: VmCreateRequest) -> Result<Wanted, 
         let what = format!("VM {name} cannot be made with profile {}", request.profile);
         Failure::from_findings(what, findings).expect("a refusal has findings")
     })?;
+    let default = GroupName::default();
+    let has_default = || hosts.all().iter().any(|host| host.group == default);
+    let group = match (&request.group, &request.host) {
+        (None, None) => has_default().then(|| default.clone()),
+        (asked, _) => asked.clone(),
+    };
     let written = image
         .as_ref()
         .map_or(EMPTY_VOLUME, |image| ByteSize(image.size_bytes));
     Ok(Wanted {
         needs: Needs {
             host: request.host.clone(),
-            group: request.group.clone(),
+            group,
             pools: [(request.pool.clone(), written)].into(),
             memory: hardware.memory,
             start: request.start,

@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use fleetward_api::NDJSON;
-use fleetward_api::controller::JobView;
+use fleetward_api::controller::{JobKindView, JobView, StepKindView};
 use fleetward_jobs::JobFilter;
 use fleetward_link::Peer;
 use fleetward_model::JobId;
@@ -33,6 +33,21 @@ pub(super) async fn job_list(State(app): State<App>) -> Answer<Json<Vec<JobView>
     };
     let jobs = app.engine.list(&filter).await?;
     Ok(Json(jobs.into_iter().map(view::job).collect()))
+}
+
+/// Every kind of job there is, with its steps.
+#[utoipa::path(get, path = "/v1/job-kinds", responses((status = 200, body = Vec<JobKindView>)))]
+pub(super) async fn job_kinds(State(app): State<App>) -> Json<Vec<JobKindView>> {
+    let step = |step: fleetward_jobs::StepInfo| StepKindView {
+        name: step.name.to_owned(),
+        undoable: step.undoable,
+        point_of_no_return: step.point_of_no_return,
+    };
+    let kinds = app.engine.kinds().into_iter().map(|kind| JobKindView {
+        kind: kind.name.to_owned(),
+        steps: kind.steps.into_iter().map(step).collect(),
+    });
+    Json(kinds.collect())
 }
 
 #[utoipa::path(get, path = "/v1/jobs/{job}", params(("job" = String, Path)), responses((status = 200, body = JobView)))]

@@ -78,6 +78,7 @@ fn handler(endpoint: &Endpoint) -> MethodRouter<App> {
         ("POST", "/v1/vms/{vm}/migrate") => post(vms::vm_migrate),
         ("GET", "/v1/vms/{vm}/console") => get(console::vm_console),
         ("GET", "/v1/check") => get(vms::check),
+        ("GET", "/v1/job-kinds") => get(jobs::job_kinds),
         ("GET", "/v1/jobs") => get(jobs::job_list),
         ("GET", "/v1/jobs/{job}") => get(jobs::job_show),
         ("GET", "/v1/jobs/{job}/events") => get(jobs::job_events),

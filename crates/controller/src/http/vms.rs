@@ -73,7 +73,7 @@ pub(super) async fn vm_create(
     Body(request): Body<VmCreateRequest>,
 ) -> Answer<Response> {
     let world = &app.world;
-    let wanted = crate::creation::plan(&world.images, request)?;
+    let wanted = crate::creation::plan(&world.images, &world.hosts, request)?;
     if let Some(host) = world.inventory.is_taken(&wanted.name) {
         let what = format!("there is a VM {} already, on host {host}", wanted.name);
         return Err(Failure::new(ErrorCode::NameTaken, what).into());
