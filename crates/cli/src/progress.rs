@@ -182,7 +182,7 @@ fn with_percent(text: &str, percent: Option<u64>) -> String {
 fn bytes(bar: &ProgressBar, done: u64, total: u64) {
     bar.set_style(
         ProgressStyle::with_template(
-            "{prefix} [{bar:24}] {percent:>3} % {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {wide_msg}",
+            "{prefix} [{bar:16}] {percent:>3} % {binary_bytes}/{binary_total_bytes} {wide_msg}",
         )
         .expect("a good template")
         .progress_chars("=> "),
