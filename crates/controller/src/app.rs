@@ -34,7 +34,8 @@ pub(crate) struct App {
     pub(crate) placing: Arc<tokio::sync::Mutex<()>>,
     /// Where joining hosts find the controller.
     pub(crate) advertise: Arc<str>,
-    stop: CancellationToken,
+    /// Fires when the controller ends; what would go on for ever ends with it.
+    pub(crate) stop: CancellationToken,
 }
 
 impl App {

@@ -86,6 +86,7 @@ pub(super) async fn job_events(
         };
         Some((Ok::<_, Infallible>(line), updates))
     });
+    let lines = lines.take_until(app.stop.clone().cancelled_owned());
     Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response())
 }
 

@@ -18,7 +18,7 @@ use fleetward_api::controller::{
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::transition::{self, Request};
-use fleetward_model::vm::VmObserved;
+use fleetward_model::vm::{VmObserved, VmState};
 use fleetward_model::{ErrorCode, Failure, HostName, JobId};
 use http::StatusCode;
 use std::sync::Arc;
@@ -137,6 +137,7 @@ pub(super) async fn vm_start(
         vm: vm.id,
         name: vm.name.clone(),
         host: vm.host.clone(),
+        was_stopped: vm.state == VmState::Stopped,
     };
     submit::<VmStart>(&app, &vm, &peer, &input).await
 }
@@ -240,6 +241,7 @@ pub(super) async fn check(
             .filter(|vm| vm.metadata.is_some())
             .collect(),
     };
+    let survey = query.to.is_none();
     let hosts: Vec<HostName> = match query.to {
         Some(host) => vec![world.hosts.of(&host)?.name],
         None => world
@@ -249,8 +251,8 @@ pub(super) async fn check(
             .map(|host| host.name)
             .collect(),
     };
-    // a stopped VM can only move as it is
-    let as_it_is = query.vm.is_none();
+    // one VM against one host is checked exactly as asked; a survey takes each VM as it is
+    let as_it_is = query.vm.is_none() || survey;
     let checked = matrix(world, vms, hosts, query.offline, as_it_is).await?;
     Ok(Json(checked))
 }

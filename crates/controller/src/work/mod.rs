@@ -37,6 +37,11 @@ pub(crate) fn registry(world: &Arc<World>) -> Registry {
 pub(crate) trait OnVm: Data {
     fn vm(&self) -> VmId;
     fn host(&self) -> &HostName;
+
+    /// False: it had memory before the job began, which no undo may throw away.
+    fn was_stopped(&self) -> bool {
+        true
+    }
 }
 
 /// The locks of a job on one VM.

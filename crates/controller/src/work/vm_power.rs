@@ -14,6 +14,8 @@ pub(crate) struct StartInput {
     pub(crate) vm: VmId,
     pub(crate) name: VmName,
     pub(crate) host: HostName,
+    /// False for one that is paused.
+    pub(crate) was_stopped: bool,
 }
 
 impl OnVm for StartInput {
@@ -23,6 +25,10 @@ impl OnVm for StartInput {
 
     fn host(&self) -> &HostName {
         &self.host
+    }
+
+    fn was_stopped(&self) -> bool {
+        self.was_stopped
     }
 }
 
@@ -65,6 +71,9 @@ impl<I: OnVm> Step<I> for StartVm {
 #[async_trait]
 impl<I: OnVm> UndoStep<I> for StartVm {
     async fn undo(&self, cx: &StepContext<I>) -> Result<(), StepError> {
+        if !cx.input().was_stopped() {
+            return Ok(());
+        }
         let (vm, host) = (cx.input().vm(), cx.input().host());
         let operation = Operation::Stop {
             force: true,
