@@ -1,16 +1,18 @@
-//! The little of libvirt that the `virt` crate does not offer safely: the event loop, domain events, a connection that
-//! closes itself, comparing a CPU with the hypervisor's, aborting a job. All of this crate's `unsafe` is here.
+//! The little of libvirt that the `virt` crate does not offer, or not soundly: the event loop, domain events, a
+//! connection that closes itself, comparing a CPU with the hypervisor's, jobs, a secret's usage. All of this crate's
+//! `unsafe` is here.
 //!
 //! Knows nothing of our types: domains are uuids, events are small enums.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::ops::Deref;
 use std::sync::Once;
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::error::Error;
+use virt::secret::Secret;
 
 /// A connection that is closed when it is dropped; `virt`'s own is not.
 #[derive(Debug)]
@@ -272,4 +274,92 @@ pub(crate) fn abort_job(domain: &Domain) -> Result<(), Error> {
         0 => Ok(()),
         _ => Err(Error::last_error()),
     }
+}
+
+/// What a domain's job is and how far it has come; zero where libvirt does not say.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct JobStats {
+    /// A migration that leaves this host is under way, or was the job that completed.
+    pub(crate) outgoing: bool,
+    pub(crate) memory_done: u64,
+    pub(crate) memory_total: u64,
+    pub(crate) disk_done: u64,
+    pub(crate) disk_total: u64,
+    pub(crate) data_done: u64,
+    pub(crate) elapsed_ms: Option<u64>,
+    pub(crate) downtime_ms: Option<u64>,
+}
+
+/// The current job's figures, or with `completed` those of the last that ended.
+///
+/// (`virt` makes a `Vec` of libvirt's possibly null array.)
+pub(crate) fn job_stats(domain: &Domain, completed: bool) -> Result<JobStats, Error> {
+    let flags = if completed {
+        virt_sys::VIR_DOMAIN_JOB_STATS_COMPLETED
+    } else {
+        0
+    };
+    let mut kind: c_int = 0;
+    let mut count: c_int = 0;
+    let mut parameters: virt_sys::virTypedParameterPtr = std::ptr::null_mut();
+    // SAFETY: a live domain, and places for the three answers.
+    let answer = unsafe {
+        virt_sys::virDomainGetJobStats(
+            domain.as_ptr(),
+            &mut kind,
+            &mut parameters,
+            &mut count,
+            flags,
+        )
+    };
+    if answer < 0 {
+        return Err(Error::last_error());
+    }
+    let number = |name: &CStr| {
+        let mut value = 0;
+        // SAFETY: the array libvirt just allocated, with its own count; a missing name answers 0.
+        let found = unsafe {
+            virt_sys::virTypedParamsGetULLong(parameters, count, name.as_ptr(), &mut value)
+        };
+        (found == 1).then_some(value)
+    };
+    let mut operation: c_int = 0;
+    // SAFETY: as above.
+    let named = unsafe {
+        virt_sys::virTypedParamsGetInt(
+            parameters,
+            count,
+            virt_sys::VIR_DOMAIN_JOB_OPERATION.as_ptr(),
+            &mut operation,
+        )
+    };
+    let stats = JobStats {
+        outgoing: kind != virt_sys::VIR_DOMAIN_JOB_NONE as c_int
+            && named == 1
+            && operation == virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT as c_int,
+        memory_done: number(virt_sys::VIR_DOMAIN_JOB_MEMORY_PROCESSED).unwrap_or(0),
+        memory_total: number(virt_sys::VIR_DOMAIN_JOB_MEMORY_TOTAL).unwrap_or(0),
+        disk_done: number(virt_sys::VIR_DOMAIN_JOB_DISK_PROCESSED).unwrap_or(0),
+        disk_total: number(virt_sys::VIR_DOMAIN_JOB_DISK_TOTAL).unwrap_or(0),
+        data_done: number(virt_sys::VIR_DOMAIN_JOB_DATA_PROCESSED).unwrap_or(0),
+        elapsed_ms: number(virt_sys::VIR_DOMAIN_JOB_TIME_ELAPSED),
+        downtime_ms: number(virt_sys::VIR_DOMAIN_JOB_DOWNTIME),
+    };
+    // SAFETY: libvirt's array, not used after this; null is fine.
+    unsafe { virt_sys::virTypedParamsFree(parameters, count) };
+    Ok(stats)
+}
+
+/// What a secret is for, as named when it was defined.
+///
+/// (`virt` frees the text, which still belongs to the secret.)
+pub(crate) fn secret_usage(secret: &Secret) -> Result<String, Error> {
+    // SAFETY: a live secret.
+    let usage = unsafe { virt_sys::virSecretGetUsageID(secret.as_ptr()) };
+    if usage.is_null() {
+        return Err(Error::last_error());
+    }
+    // SAFETY: a NUL-terminated text that lives as long as the secret, which is borrowed here.
+    let usage = unsafe { CStr::from_ptr(usage) };
+    Ok(usage.to_string_lossy().into_owned())
 }

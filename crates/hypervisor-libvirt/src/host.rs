@@ -1,6 +1,6 @@
 //! [`LibvirtHost`]: one host's domains and secrets through libvirt. Which calls there are and what their errors mean.
 
-use crate::binding::Connection;
+use crate::binding::{Connection, secret_usage};
 use crate::connection::{LONG, Libvirt};
 use crate::domain_read::{self, Basics};
 use crate::domain_xml::{self, NEWEST_MACHINE};
@@ -483,7 +483,7 @@ fn secret_xml(id: VmId) -> String {
 /// Ours: for a TPM, named after its own uuid.
 fn our_secret(secret: &Secret) -> Option<VmId> {
     let id = secret.get_uuid().ok()?;
-    let usage = secret.get_usage_id().ok()?;
+    let usage = secret_usage(secret).ok()?;
     let vtpm = secret.get_usage_type().ok()? == virt_sys::VIR_SECRET_USAGE_TYPE_VTPM;
     (vtpm && usage == id.to_string()).then_some(VmId(id))
 }

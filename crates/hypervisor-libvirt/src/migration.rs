@@ -19,7 +19,7 @@
 //! - libvirtd forgets why a domain stopped when it restarts, and every ephemeral secret with it.
 //! - After success the source keeps definition, UEFI variables, TPM state and volumes.
 
-use crate::binding::{Connection, abort_job};
+use crate::binding::{Connection, JobStats, abort_job, job_stats};
 use crate::connection::Libvirt;
 use crate::domain_read;
 use crate::host::{domain, failed, observe_state, resume, wrong_state};
@@ -33,7 +33,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use virt::domain::{Domain, JobStats, MigrateParameters};
+use virt::domain::{Domain, MigrateParameters};
 use virt::error::ErrorNumber;
 
 /// How often progress is looked up.
@@ -63,7 +63,11 @@ pub(crate) async fn migrate(
         }
     };
     match result {
-        Ok(outcome) => Ok(outcome),
+        Ok((outcome, figures)) => {
+            // A small guest is gone before the first look.
+            progress.send_replace(progress_of(&figures));
+            Ok(outcome)
+        }
         Err(Error::Migration(_)) if cancel.is_cancelled() => Err(Error::Cancelled),
         Err(error) => Err(error),
     }
@@ -81,21 +85,16 @@ async fn watch_once(
     let seen = libvirt
         .call(move |connection| {
             let domain = domain(connection, id)?;
-            let stats = domain.get_job_stats(0).map_err(failed("see progress"))?;
-            if abort && is_outgoing(&stats) {
+            let stats = job_stats(&domain, false).map_err(failed("see progress"))?;
+            if abort && stats.outgoing {
                 abort_job(&domain).map_err(failed("abort"))?;
             }
             Ok(stats)
         })
         .await;
     match seen {
-        Ok(stats) if is_outgoing(&stats) => {
-            progress.send_replace(MigrationProgress {
-                memory_done: stats.mem_processed.unwrap_or(0),
-                memory_total: stats.mem_total.unwrap_or(0),
-                disk_done: stats.disk_processed.unwrap_or(0),
-                disk_total: stats.disk_total.unwrap_or(0),
-            });
+        Ok(stats) if stats.outgoing => {
+            progress.send_replace(progress_of(&stats));
         }
         Ok(_) => {}
         Err(error) => tracing::debug!(vm = %id, %error, "no progress to be seen"),
@@ -107,7 +106,7 @@ fn perform(
     connection: &Connection,
     id: VmId,
     request: &MigrationRequest,
-) -> Result<MigrationOutcome> {
+) -> Result<(MigrationOutcome, JobStats)> {
     let domain = domain(connection, id)?;
     let state = observe_state(&domain)?;
     if state != DomainState::Running {
@@ -170,18 +169,23 @@ fn parameters(domain: &Domain, request: &MigrationRequest) -> Result<(MigratePar
 }
 
 /// What libvirt kept of the finished job; the clock's own figure where it kept nothing.
-fn outcome(domain: &Domain, elapsed: Duration) -> MigrationOutcome {
-    let stats = domain
-        .get_job_stats(virt_sys::VIR_DOMAIN_JOB_STATS_COMPLETED)
-        .ok();
+fn outcome(domain: &Domain, elapsed: Duration) -> (MigrationOutcome, JobStats) {
+    let stats = job_stats(domain, true).unwrap_or_default();
     let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-    MigrationOutcome {
-        total_ms: stats
-            .as_ref()
-            .and_then(|s| s.time_elapsed)
-            .unwrap_or(elapsed),
-        downtime_ms: stats.as_ref().and_then(|s| s.downtime),
-        transferred: stats.as_ref().and_then(|s| s.data_processed).unwrap_or(0),
+    let outcome = MigrationOutcome {
+        total_ms: stats.elapsed_ms.unwrap_or(elapsed),
+        downtime_ms: stats.downtime_ms,
+        transferred: stats.data_done,
+    };
+    (outcome, stats)
+}
+
+fn progress_of(stats: &JobStats) -> MigrationProgress {
+    MigrationProgress {
+        memory_done: stats.memory_done,
+        memory_total: stats.memory_total,
+        disk_done: stats.disk_done,
+        disk_total: stats.disk_total,
     }
 }
 
@@ -211,8 +215,8 @@ fn abort_once(connection: &Connection, id: VmId) -> Result<bool> {
         Err(Error::NoDomain(_)) => return Ok(true),
         Err(error) => return Err(error),
     };
-    match domain.get_job_stats(0) {
-        Ok(stats) if is_outgoing(&stats) => match abort_job(&domain) {
+    match job_stats(&domain, false) {
+        Ok(stats) if stats.outgoing => match abort_job(&domain) {
             // No job any more: look again.
             Err(error) if error.code() != ErrorNumber::OperationInvalid => {
                 Err(failed("abort the migration")(error))
@@ -245,17 +249,7 @@ fn abort_once(connection: &Connection, id: VmId) -> Result<bool> {
 /// Whether a domain that is paused for migration is the copy that arrives. The source's is not: libvirt tells a
 /// migration's figures only there.
 pub(crate) fn arrives(domain: &Domain) -> bool {
-    match domain.get_job_stats(0) {
-        Ok(stats) => {
-            stats.operation == Some(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN as i32)
-        }
-        Err(error) => error.code() == ErrorNumber::OperationUnsupported,
-    }
-}
-
-fn is_outgoing(stats: &JobStats) -> bool {
-    stats.operation == Some(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT as i32)
-        && stats.r#type != virt_sys::VIR_DOMAIN_JOB_NONE as i32
+    job_stats(domain, false).is_err_and(|error| error.code() == ErrorNumber::OperationUnsupported)
 }
 
 fn socket_uri(path: &Path) -> String {

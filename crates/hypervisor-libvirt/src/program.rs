@@ -91,7 +91,8 @@ impl Program {
         };
         let mut command = Command::new(&self.path);
         if let Some(secret) = secret {
-            let (reader, mut writer) = std::io::pipe().map_err(|error| failed(error.to_string()))?;
+            let (reader, mut writer) =
+                std::io::pipe().map_err(|error| failed(error.to_string()))?;
             // A few bytes fit into any pipe before somebody reads.
             writer
                 .write_all(secret)

@@ -1,1 +1,376 @@
 //! The claims every implementation of the port must fulfil, as functions that tests call.
+//!
+//! A claim takes a [`Fixture`], makes its own domains, leaves none behind, and panics with what is not so. [`CLAIMS`]
+//! lists them all, so that an implementation's test cannot forget one.
+
+use crate::{
+    CpuVerdict, DomainDefinition, DomainState, Error, Hypervisor, HypervisorEvent, MigrationDisks,
+    MigrationProgress, MigrationRequest, SecretText,
+};
+use async_trait::async_trait;
+use fleetward_model::VmId;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+/// What a test lends to the claims.
+#[async_trait]
+pub trait Fixture: Send + Sync {
+    fn hypervisor(&self) -> &dyn Hypervisor;
+
+    /// A definition with a fresh uuid, no TPM, and one disk whose volume exists; small, and able to start.
+    async fn definition(&self, name: &str) -> DomainDefinition;
+
+    /// Defines a domain that Fleetward did not make, with a name that is none of ours, and tells its uuid.
+    async fn define_foreign(&self) -> VmId;
+
+    /// Removes it again.
+    async fn remove_foreign(&self, id: VmId);
+}
+
+/// One claim, ready to be awaited.
+pub type Claimed<'f> = Pin<Box<dyn Future<Output = ()> + Send + 'f>>;
+
+/// A claim: its name and what to call.
+#[derive(Clone, Copy)]
+pub struct Claim {
+    pub name: &'static str,
+    pub check: for<'f> fn(&'f dyn Fixture) -> Claimed<'f>,
+}
+
+macro_rules! claims {
+    ($($name:ident,)*) => {
+        /// Every claim.
+        pub const CLAIMS: &[Claim] = &[$(Claim {
+            name: stringify!($name),
+            check: |fixture| Box::pin($name(fixture)),
+        }),*];
+    };
+}
+
+claims! {
+    facts_are_plausible,
+    what_is_missing_is_named_or_ignored,
+    define_is_idempotent_and_keeps_the_machine,
+    a_name_belongs_to_one_domain,
+    start_and_destroy_are_idempotent,
+    resume_leaves_a_running_domain_alone,
+    undefine_removes_the_firmware_variables_and_keeps_disks,
+    a_running_domain_is_not_undefined,
+    metadata_is_kept_running_and_stopped,
+    events_arrive_within_two_seconds,
+    secrets_are_loaded_replaced_listed_and_dropped,
+    foreign_domains_are_listed_without_metadata,
+    the_domains_own_cpu_fits,
+    a_stopped_domain_does_not_migrate,
+    there_may_be_no_migration_to_abort,
+}
+
+/// How long an event may take.
+const EVENT_LIMIT: Duration = Duration::from_secs(2);
+
+async fn facts_are_plausible(fixture: &dyn Fixture) {
+    let facts = fixture.hypervisor().facts().await.expect("facts");
+    assert!(facts.cpus > 0 && facts.memory.bytes() > 0, "{facts:?}");
+    assert!(facts.memory_available <= facts.memory, "{facts:?}");
+    assert!(facts.machines.iter().all(|m| m.starts_with("pc-q35-")));
+    assert!(!facts.machines.is_empty(), "no machine types");
+}
+
+async fn what_is_missing_is_named_or_ignored(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let id = fixture.definition("never-defined").await.metadata.spec.id;
+    for result in [
+        hypervisor.inspect(id).await.map(drop),
+        hypervisor.start(id).await,
+        hypervisor.destroy(id).await,
+        hypervisor.resume(id).await,
+        hypervisor.request_shutdown(id).await,
+    ] {
+        assert!(
+            matches!(result, Err(Error::NoDomain(missing)) if missing == id),
+            "{result:?}"
+        );
+    }
+    hypervisor
+        .undefine(id)
+        .await
+        .expect("nothing to undefine is fine");
+    hypervisor
+        .drop_secret(id)
+        .await
+        .expect("nothing to drop is fine");
+}
+
+async fn define_is_idempotent_and_keeps_the_machine(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let mut definition = fixture.definition("defined-twice").await;
+    let id = definition.metadata.spec.id;
+    hypervisor.define(&definition).await.expect("defined");
+    let first = hypervisor.inspect(id).await.expect("there");
+    assert_eq!(first.metadata.as_ref(), Some(&definition.metadata));
+    assert!(
+        first.machine.starts_with("pc-q35-"),
+        "a version, not {}",
+        first.machine
+    );
+    assert!(matches!(first.state, DomainState::Stopped(_)));
+    assert_eq!(first.firmware, Some(definition.metadata.spec.firmware));
+    definition.metadata.generation += 1;
+    hypervisor.define(&definition).await.expect("redefined");
+    let second = hypervisor.inspect(id).await.expect("there");
+    assert_eq!(second.metadata.as_ref(), Some(&definition.metadata));
+    assert_eq!(second.machine, first.machine);
+    let listed = hypervisor.list().await.expect("listed");
+    assert_eq!(listed.iter().filter(|d| d.id == id).count(), 1);
+    hypervisor.undefine(id).await.expect("undefined");
+}
+
+async fn a_name_belongs_to_one_domain(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let first = fixture.definition("same-name").await;
+    let second = fixture.definition("same-name").await;
+    hypervisor.define(&first).await.expect("defined");
+    let refused = hypervisor.define(&second).await;
+    assert!(
+        matches!(refused, Err(Error::NameTaken { .. })),
+        "{refused:?}"
+    );
+    hypervisor
+        .undefine(first.metadata.spec.id)
+        .await
+        .expect("undefined");
+}
+
+async fn start_and_destroy_are_idempotent(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let id = started(fixture, "started-twice").await;
+    hypervisor.start(id).await.expect("running already");
+    assert_eq!(state(fixture, id).await, DomainState::Running);
+    for _ in 0..2 {
+        hypervisor.destroy(id).await.expect("destroyed");
+        assert!(matches!(state(fixture, id).await, DomainState::Stopped(_)));
+    }
+    hypervisor.undefine(id).await.expect("undefined");
+}
+
+async fn resume_leaves_a_running_domain_alone(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let id = started(fixture, "resumed").await;
+    hypervisor.resume(id).await.expect("running already");
+    removed(fixture, id).await;
+    let definition = fixture.definition("not-resumed").await;
+    let id = definition.metadata.spec.id;
+    hypervisor.define(&definition).await.expect("defined");
+    let refused = hypervisor.resume(id).await;
+    assert!(
+        matches!(refused, Err(Error::WrongState { .. })),
+        "{refused:?}"
+    );
+    hypervisor.undefine(id).await.expect("undefined");
+}
+
+async fn undefine_removes_the_firmware_variables_and_keeps_disks(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let definition = fixture.definition("undefined").await;
+    let id = definition.metadata.spec.id;
+    hypervisor.define(&definition).await.expect("defined");
+    hypervisor.start(id).await.expect("started");
+    assert!(definition.nvram_path.exists(), "made at first start");
+    removed(fixture, id).await;
+    assert!(!definition.nvram_path.exists(), "left behind");
+    assert!(
+        definition.disk_paths.iter().all(|path| path.exists()),
+        "disks are not the definition's to remove"
+    );
+    hypervisor.undefine(id).await.expect("gone already");
+}
+
+async fn a_running_domain_is_not_undefined(fixture: &dyn Fixture) {
+    let id = started(fixture, "not-undefined").await;
+    let refused = fixture.hypervisor().undefine(id).await;
+    assert!(
+        matches!(refused, Err(Error::WrongState { .. })),
+        "{refused:?}"
+    );
+    assert!(
+        fixture
+            .hypervisor()
+            .inspect(id)
+            .await
+            .expect("there")
+            .persistent
+    );
+    removed(fixture, id).await;
+}
+
+async fn metadata_is_kept_running_and_stopped(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let id = started(fixture, "described").await;
+    let mut metadata = hypervisor
+        .inspect(id)
+        .await
+        .expect("there")
+        .metadata
+        .expect("ours");
+    metadata.generation += 1;
+    metadata.key_protector = Some("TUlJ".repeat(33_000));
+    hypervisor
+        .write_metadata(id, &metadata)
+        .await
+        .expect("written");
+    let running = hypervisor.inspect(id).await.expect("there").metadata;
+    assert!(
+        running.as_ref() == Some(&metadata),
+        "changed while it was written to a running domain"
+    );
+    hypervisor.destroy(id).await.expect("destroyed");
+    let stopped = hypervisor.inspect(id).await.expect("there").metadata;
+    assert!(
+        stopped.as_ref() == Some(&metadata),
+        "lost when the domain stopped"
+    );
+    metadata.key_protector = None;
+    hypervisor
+        .write_metadata(id, &metadata)
+        .await
+        .expect("written");
+    let stopped = hypervisor.inspect(id).await.expect("there").metadata;
+    assert_eq!(stopped, Some(metadata));
+    hypervisor.undefine(id).await.expect("undefined");
+}
+
+async fn events_arrive_within_two_seconds(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let definition = fixture.definition("watched").await;
+    let id = definition.metadata.spec.id;
+    let mut events = hypervisor.events();
+    hypervisor.define(&definition).await.expect("defined");
+    expect_event(&mut events, HypervisorEvent::Changed(id)).await;
+    hypervisor.start(id).await.expect("started");
+    expect_event(&mut events, HypervisorEvent::Changed(id)).await;
+    hypervisor.destroy(id).await.expect("destroyed");
+    expect_event(&mut events, HypervisorEvent::Stopped(id)).await;
+    hypervisor.undefine(id).await.expect("undefined");
+    expect_event(&mut events, HypervisorEvent::Removed(id)).await;
+}
+
+async fn secrets_are_loaded_replaced_listed_and_dropped(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let id = fixture.definition("with-secret").await.metadata.spec.id;
+    let text = |value: &str| SecretText::new(Zeroizing::new(value.to_owned()));
+    let loaded = || async { hypervisor.loaded_secrets().await.expect("listed") };
+    assert!(!loaded().await.contains(&id));
+    for value in ["first", "second"] {
+        hypervisor
+            .load_secret(id, &text(value))
+            .await
+            .expect("loaded");
+        assert!(loaded().await.contains(&id));
+    }
+    for _ in 0..2 {
+        hypervisor.drop_secret(id).await.expect("dropped");
+        assert!(!loaded().await.contains(&id));
+    }
+}
+
+async fn foreign_domains_are_listed_without_metadata(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let id = fixture.define_foreign().await;
+    let listed = hypervisor.list().await.expect("listed");
+    let seen = listed.iter().find(|d| d.id == id).expect("listed too");
+    assert_eq!(seen.metadata, None);
+    assert!(matches!(seen.state, DomainState::Stopped(_)));
+    fixture.remove_foreign(id).await;
+}
+
+async fn the_domains_own_cpu_fits(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let id = started(fixture, "with-cpu").await;
+    let cpu = hypervisor.inspect(id).await.expect("there").cpu_xml;
+    let verdict = hypervisor.check_cpu(&cpu.expect("a CPU")).await;
+    assert_eq!(verdict.expect("compared"), CpuVerdict::Compatible);
+    let verdict = hypervisor.check_cpu("no XML").await;
+    assert!(matches!(verdict, Ok(CpuVerdict::Incompatible(_)) | Err(_)));
+    removed(fixture, id).await;
+}
+
+async fn a_stopped_domain_does_not_migrate(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let definition = fixture.definition("unmoved").await;
+    let id = definition.metadata.spec.id;
+    hypervisor.define(&definition).await.expect("defined");
+    let nowhere = PathBuf::from("/nowhere");
+    let request = MigrationRequest {
+        libvirt_socket: nowhere.clone(),
+        memory_socket: nowhere.clone(),
+        disk_socket: nowhere,
+        disks: MigrationDisks::Shared,
+        arriving: definition.metadata.clone(),
+    };
+    let (progress, _) = watch::channel(MigrationProgress::default());
+    let refused = hypervisor
+        .migrate(id, &request, progress, CancellationToken::new())
+        .await;
+    assert!(
+        matches!(refused, Err(Error::WrongState { .. })),
+        "{refused:?}"
+    );
+    hypervisor.undefine(id).await.expect("undefined");
+}
+
+async fn there_may_be_no_migration_to_abort(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let id = started(fixture, "unmoving").await;
+    hypervisor
+        .abort_leftover_migration(id)
+        .await
+        .expect("nothing to do");
+    assert_eq!(state(fixture, id).await, DomainState::Running);
+    hypervisor.destroy(id).await.expect("destroyed");
+    hypervisor
+        .abort_leftover_migration(id)
+        .await
+        .expect("nothing to do");
+    hypervisor.undefine(id).await.expect("undefined");
+}
+
+async fn started(fixture: &dyn Fixture, name: &str) -> VmId {
+    let definition = fixture.definition(name).await;
+    let id = definition.metadata.spec.id;
+    let hypervisor = fixture.hypervisor();
+    hypervisor.define(&definition).await.expect("defined");
+    hypervisor.start(id).await.expect("started");
+    id
+}
+
+async fn removed(fixture: &dyn Fixture, id: VmId) {
+    fixture.hypervisor().destroy(id).await.expect("destroyed");
+    fixture.hypervisor().undefine(id).await.expect("undefined");
+}
+
+async fn state(fixture: &dyn Fixture, id: VmId) -> DomainState {
+    fixture.hypervisor().inspect(id).await.expect("there").state
+}
+
+/// Waits for one event; others may come in between.
+async fn expect_event(events: &mut broadcast::Receiver<HypervisorEvent>, wanted: HypervisorEvent) {
+    let waiting = async {
+        loop {
+            match events.recv().await {
+                Ok(event) if event == wanted => return,
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => panic!("no more events"),
+            }
+        }
+    };
+    assert!(
+        tokio::time::timeout(EVENT_LIMIT, waiting).await.is_ok(),
+        "{wanted:?} did not arrive within {} s",
+        EVENT_LIMIT.as_secs()
+    );
+}
