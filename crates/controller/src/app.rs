@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 /// Renewed long before it runs out; the new one is only for new connections.
 const RENEW_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// How long a start waits for hosts.
+const FIRST_CALL: Duration = Duration::from_secs(2);
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct App {
@@ -39,7 +42,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Brings everything up: first what memory holds, then the jobs that were under way, then the hosts.
+    /// Brings everything up: first what memory holds, then the hosts, then the jobs that were under way.
     pub(crate) async fn start(
         store: Arc<dyn Store>,
         fleet: Arc<Fleet>,
@@ -62,11 +65,13 @@ impl App {
             fleet,
             store: store.clone(),
         });
+        let watchers = Arc::new(Watchers::new(stop.clone()));
+        call_everybody(&world, &watchers).await;
         let engine = Engine::start(store, work::registry(&world), EngineOptions::default());
         let app = Self {
             world,
             engine,
-            watchers: Arc::new(Watchers::new(stop.clone())),
+            watchers,
             placing: Arc::default(),
             advertise: advertise.into(),
             stop: stop.clone(),
@@ -80,9 +85,6 @@ impl App {
             .await?
         {
             app.follow(&job);
-        }
-        for host in app.world.hosts.all() {
-            app.watchers.watch(&app.world, &host.name);
         }
         tokio::spawn(keep_written(app.world.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop));
@@ -169,6 +171,24 @@ async fn start_above_all_generations(
     Engine::raise_generation(store, above).await?;
     let _ = store.put_json(KEY, &above, Guard::Any).await?;
     Ok(())
+}
+
+/// Begins to watch all hosts, and waits a little for what they say: jobs that go on should not decide on old news.
+async fn call_everybody(world: &Arc<World>, watchers: &Watchers) {
+    let hosts = world.hosts.all();
+    let mut changes = world.inventory.changes();
+    for host in &hosts {
+        watchers.watch(world, &host.name);
+    }
+    let tried = || {
+        hosts
+            .iter()
+            .all(|host| world.inventory.seen(&host.name).tried)
+    };
+    let all = async { while !tried() && changes.changed().await.is_ok() {} };
+    if tokio::time::timeout(FIRST_CALL, all).await.is_err() {
+        tracing::info!("not every host answers yet");
+    }
 }
 
 async fn keep_written(world: Arc<World>, stop: CancellationToken) {

@@ -35,6 +35,8 @@ pub(crate) struct Seen {
     pub(crate) last_seen: Option<OffsetDateTime>,
     /// Snapshots received since the start.
     pub(crate) snapshots: u64,
+    /// Whether it was called since the start, with whatever success.
+    pub(crate) tried: bool,
     vms: BTreeMap<VmId, Arc<VmObserved>>,
 }
 
@@ -102,6 +104,7 @@ impl Inventory {
                 seen.facts = Some(Arc::new(*facts));
                 seen.reported = Some(now);
                 seen.online = true;
+                seen.tried = true;
                 seen.snapshots += 1;
             }
             AgentEvent::Facts { facts } => {
@@ -145,9 +148,11 @@ impl Inventory {
     }
 
     pub(crate) fn lost(&self, host: &HostName) {
-        if let Some(seen) = self.write().hosts.get_mut(host) {
-            seen.online = false;
-        }
+        let mut state = self.write();
+        let seen = state.hosts.entry(host.clone()).or_default();
+        seen.online = false;
+        seen.tried = true;
+        drop(state);
         self.changed.send_modify(|n| *n += 1);
     }
 
@@ -238,11 +243,11 @@ impl Inventory {
         Ok(named.find(|vm| vm.metadata.is_some()).unwrap_or(first))
     }
 
-    /// Whether any host has a domain of that name.
-    pub(crate) fn is_taken(&self, name: &VmName) -> Option<HostName> {
+    /// A copy of a domain of that name, on whatever host.
+    pub(crate) fn named(&self, name: &VmName) -> Option<(HostName, VmId)> {
         let state = self.read();
         let found = state.copies().find(|(_, vm)| vm.name == *name);
-        found.map(|(_, vm)| vm.host.clone())
+        found.map(|(_, vm)| (vm.host.clone(), vm.id))
     }
 
     /// The VMs of one host, each as what it counts: a copy that only waits to be cleaned up is not there.

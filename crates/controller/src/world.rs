@@ -12,7 +12,7 @@ use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::HostState;
 use fleetward_model::placement::{Candidate, Needs, place};
 use fleetward_model::preflight::Side;
-use fleetward_model::{ByteSize, Failure, GroupName, HostName, PoolName, VmId};
+use fleetward_model::{ByteSize, ErrorCode, Failure, GroupName, HostName, PoolName, VmId, VmName};
 use fleetward_store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -101,6 +101,21 @@ impl World {
                 .endorse(&host.guardian, &host.name, &host.group, now)
         };
         hosts.iter().map(endorse).collect()
+    }
+
+    /// Whether a new VM can have a name. What is remembered may be older than the host's own word, so that is asked for.
+    pub(crate) async fn require_name(&self, name: &VmName) -> Result<(), Failure> {
+        while let Some((host, vm)) = self.inventory.named(name) {
+            let asked = async { self.agents.of(&host)?.vm(vm).await };
+            match asked.await {
+                Ok(None) => self.inventory.observe(&host, vm, None),
+                Ok(Some(_)) | Err(_) => {
+                    let what = format!("there is a VM {name} already, on host {host}");
+                    return Err(Failure::new(ErrorCode::NameTaken, what));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Asks a host for one VM, so that the next read shows what a job did. What it cannot tell now its events will.

@@ -74,10 +74,7 @@ pub(super) async fn vm_create(
 ) -> Answer<Response> {
     let world = &app.world;
     let wanted = crate::creation::plan(&world.images, &world.hosts, request)?;
-    if let Some(host) = world.inventory.is_taken(&wanted.name) {
-        let what = format!("there is a VM {} already, on host {host}", wanted.name);
-        return Err(Failure::new(ErrorCode::NameTaken, what).into());
-    }
+    world.require_name(&wanted.name).await?;
     let _turn = app.placing.lock().await;
     let host = world.place(&wanted.needs, &[])?;
     let group = world.hosts.of(&host)?.group;

@@ -6,7 +6,7 @@ use crate::world::World;
 use fleetward_api::agent::Operation;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
-use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
+use fleetward_model::{HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -67,14 +67,7 @@ impl Step<CreateInput> for ReserveName {
     type Output = ();
 
     async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
-        let name = &cx.input().name;
-        match self.0.inventory.is_taken(name) {
-            None => Ok(()),
-            Some(host) => {
-                let what = format!("there is a VM {name} already, on host {host}");
-                Err(Failure::new(ErrorCode::NameTaken, what).into())
-            }
-        }
+        Ok(self.0.require_name(&cx.input().name).await?)
     }
 }
 

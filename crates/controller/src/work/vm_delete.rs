@@ -9,6 +9,7 @@ use fleetward_model::vm::VmSpec;
 use fleetward_model::{Failure, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use time::OffsetDateTime;
 
 /// What is deleted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -134,7 +135,9 @@ impl Step<DeleteInput> for Forget {
 
     async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
         let input = cx.input();
-        self.0.inventory.observe(&input.host, input.vm, None);
-        Ok(())
+        let inventory = &self.0.inventory;
+        inventory.observe(&input.host, input.vm, None);
+        let written = inventory.flush(OffsetDateTime::now_utc()).await;
+        written.map_err(|error| StepError::retryable(crate::store_failure(&error)))
     }
 }

@@ -175,22 +175,30 @@ impl Step<MigrateInput> for Check {
 /// Wraps the key for the destination where it is not yet.
 struct Grant(Arc<World>);
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Granted {
+    /// The key protector that travels; none without a TPM.
+    key_protector: Option<String>,
+}
+
 #[async_trait]
 impl Step<MigrateInput> for Grant {
     const NAME: &'static str = "grant";
-    /// The key protector that travels.
-    type Output = Option<String>;
+    type Output = Granted;
 
-    async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<Option<String>, StepError> {
+    async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<Granted, StepError> {
         let (world, input, before) = (&self.0, cx.input(), cx.output::<Check>()?);
         if !before.grant {
-            return Ok(before.metadata.key_protector);
+            let key_protector = before.metadata.key_protector;
+            return Ok(Granted { key_protector });
         }
         let group = &before.metadata.spec.group;
         let to = world.guardians_of(group, Some(&input.to), OffsetDateTime::now_utc())?;
         let agent = world.agents.of(&input.from)?;
         match agent.run(cx, input.vm, Operation::Grant { to }).await? {
-            OperationResult::Protector { key_protector } => Ok(Some(key_protector)),
+            OperationResult::Protector { key_protector } => Ok(Granted {
+                key_protector: Some(key_protector),
+            }),
             other => Err(unexpected("grant", &other)),
         }
     }
@@ -236,7 +244,7 @@ impl Step<MigrateInput> for PrepareIncoming {
         let (input, before) = (cx.input(), cx.output::<Check>()?);
         let metadata = VmMetadata {
             generation: cx.generation(),
-            key_protector: cx.output::<Grant>()?,
+            key_protector: cx.output::<Grant>()?.key_protector,
             transit: Some(Transit {
                 job: cx.job(),
                 side: TransitSide::Incoming,

@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -32,6 +33,27 @@ pub(crate) struct Controller {
     pub(crate) local: Client,
     stop: CancellationToken,
     task: Option<JoinHandle<anyhow::Result<()>>>,
+    process: Option<Child>,
+}
+
+/// Set in a process that is to be a controller: `DATA ADDRESS`.
+const BE_CONTROLLER: &str = "FLEETWARD_TEST_CONTROLLER";
+
+/// The body of the test by which a test program becomes a controller that can be killed.
+pub(crate) async fn be_the_controller() {
+    let Ok(text) = std::env::var(BE_CONTROLLER) else {
+        return;
+    };
+    let (data, address) = text.split_once(' ').expect("data and address");
+    let options = Options {
+        data: data.into(),
+        listen: address.parse().expect("address"),
+        advertise: None,
+        socket: None,
+    };
+    fleetward_controller::run(options)
+        .await
+        .expect("a clean end");
 }
 
 impl Controller {
@@ -62,6 +84,7 @@ impl Controller {
                     local,
                     stop,
                     task: Some(task),
+                    process: None,
                 };
             }
             // one that ended within this process lets go of its files a moment later
@@ -69,6 +92,56 @@ impl Controller {
             assert!(Instant::now() < deadline, "{error:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// One in a process of its own, whose hold points lie in `holds`. The test program must have a test
+    /// `the_controller` that calls [`be_the_controller`].
+    pub(crate) async fn spawn(holds: &Path) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let dir = tempfile::tempdir().expect("directory");
+        let mut controller = Self {
+            local: Client::unix(dir.path().join("data/controller.sock")),
+            dir,
+            address,
+            stop: CancellationToken::new(),
+            task: None,
+            process: None,
+        };
+        controller.spawn_process(holds).await;
+        controller
+    }
+
+    async fn spawn_process(&mut self, holds: &Path) {
+        let own = std::env::current_exe().expect("this program");
+        let child = Command::new(own)
+            .args(["--exact", "the_controller"])
+            .env(
+                BE_CONTROLLER,
+                format!("{} {}", self.data().display(), self.address),
+            )
+            .env("FLEETWARD_HOLD_DIR", holds)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.process = Some(child.expect("a process"));
+        self.wait("the controller answers", async || {
+            self.local
+                .get::<serde_json::Value>("/v1/status")
+                .await
+                .is_ok()
+        })
+        .await;
+    }
+
+    /// kill -9, and another in the same directory.
+    pub(crate) async fn kill_and_restart(&mut self, holds: &Path, between: impl FnOnce()) {
+        let mut process = self.process.take().expect("a process");
+        process.kill().expect("kill");
+        process.wait().expect("reaped");
+        between();
+        self.spawn_process(holds).await;
     }
 
     /// Stops it and starts another in the same directory.
@@ -224,6 +297,16 @@ impl Controller {
         let accepted: fleetward_api::controller::Accepted =
             response.json().await.expect("accepted");
         self.ended(accepted.job.expect("a job")).await
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            // gone already is as good
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 }
 

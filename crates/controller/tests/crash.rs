@@ -1,0 +1,244 @@
+//! kill -9 of the controller before and after every step of every kind of job, forward and back.
+//!
+//! The walk reads the kinds and their steps from the running controller, so that a new step is walked without anybody thinking
+//! of it; a new kind fails until [`Case`] says how to ask for it. The agents only pretend: what crashes of agents do is for the
+//! tests on lab hosts.
+
+#[expect(dead_code, reason = "each test program uses its own part")]
+mod fleet;
+
+use fleet::Controller;
+use fleet::agent::FakeAgent;
+use fleetward_api::controller::{Accepted, JobKindView, JobState, JobView};
+use fleetward_failpoint::HoldPoints;
+use fleetward_model::ErrorCode;
+use fleetward_model::vm::VmState;
+use http::Method;
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn the_controller() {
+    fleet::be_the_controller().await;
+}
+
+/// How to make a job of a kind, and what is there before and after it.
+struct Case {
+    method: Method,
+    path: &'static str,
+    body: Value,
+    before: Where,
+    after: Where,
+    /// The operation whose failure turns the job back; none where nothing can be taken back.
+    fails: Option<(&'static str, &'static str)>,
+}
+
+/// Where the VM `web` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Where {
+    Nowhere,
+    On(&'static str, VmState),
+}
+
+fn case(kind: &str) -> Case {
+    use Where::{Nowhere, On};
+    let (stopped, running) = (On("a", VmState::Stopped), On("a", VmState::Running));
+    let post = |path, body, before, after, fails| Case {
+        method: Method::POST,
+        path,
+        body,
+        before,
+        after,
+        fails,
+    };
+    match kind {
+        "vm-create" => post(
+            "/v1/vms",
+            json!({"name": "web", "host": "a", "start": true}),
+            Nowhere,
+            running,
+            Some(("a", "start")),
+        ),
+        "vm-start" => post(
+            "/v1/vms/web/start",
+            json!({}),
+            stopped,
+            running,
+            Some(("a", "start")),
+        ),
+        "vm-stop" => post("/v1/vms/web/stop", json!({}), running, stopped, None),
+        "vm-delete" => Case {
+            method: Method::DELETE,
+            ..post("/v1/vms/web", json!({}), stopped, Nowhere, None)
+        },
+        "vm-migrate" => post(
+            "/v1/vms/web/migrate",
+            json!({"to": "b"}),
+            running,
+            On("b", VmState::Running),
+            Some(("a", "migrate-live")),
+        ),
+        "vm-migrate-stopped" => post(
+            "/v1/vms/web/migrate",
+            json!({"to": "b", "offline": true}),
+            stopped,
+            On("b", VmState::Stopped),
+            Some(("a", "send-stopped")),
+        ),
+        "host-drain" => post(
+            "/v1/hosts/a/drain",
+            json!({}),
+            running,
+            On("b", VmState::Running),
+            None,
+        ),
+        other => panic!("say here how a job of kind {other} is made"),
+    }
+}
+
+struct Walk {
+    controller: Controller,
+    hosts: [FakeAgent; 2],
+    holds: HoldPoints,
+    dir: tempfile::TempDir,
+}
+
+impl Walk {
+    async fn begin() -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let controller = Controller::spawn(dir.path()).await;
+        let (a, b) = tokio::join!(
+            controller.join("a", "default"),
+            controller.join("b", "default")
+        );
+        a.knows(&b);
+        Self {
+            controller,
+            hosts: [a, b],
+            holds: HoldPoints::in_directory(dir.path()),
+            dir,
+        }
+    }
+
+    async fn arrange(&self, place: Where) {
+        self.controller
+            .local
+            .request(Method::POST, "/v1/hosts/a/resume")
+            .send()
+            .await
+            .expect("resume");
+        for host in &self.hosts {
+            self.controller.wait_online(&host.host, true).await;
+        }
+        if let Where::On(host, state) = place {
+            let body = json!({"name": "web", "host": host, "start": state == VmState::Running});
+            self.controller.done(Method::POST, "/v1/vms", &body).await;
+        }
+    }
+
+    /// Kills the controller at `point` of the job, lets another finish it.
+    async fn killed_at(&mut self, point: &str, case: &Case) -> JobView {
+        self.holds.set(point).expect("hold");
+        let request = self
+            .controller
+            .local
+            .request(case.method.clone(), case.path)
+            .json(&case.body);
+        let response = request
+            .send()
+            .await
+            .unwrap_or_else(|error| panic!("{point}: {error:?}"));
+        let job = response
+            .json::<Accepted>()
+            .await
+            .expect("accepted")
+            .job
+            .expect("a job");
+        let controller = &mut self.controller;
+        let holds = &self.holds;
+        controller
+            .wait(point, async || holds.is_reached(point))
+            .await;
+        let release = || holds.release(point).expect("release");
+        controller.kill_and_restart(self.dir.path(), release).await;
+        controller.ended(job).await
+    }
+
+    /// The VM is exactly there, and nothing of it elsewhere.
+    fn assert_is(&self, point: &str, place: Where) {
+        for agent in &self.hosts {
+            match place {
+                Where::On(host, state) if agent.host.as_str() == host => {
+                    let states = agent.look(|inner| {
+                        assert_eq!((inner.volumes.len(), inner.tpms.len()), (1, 1), "{point}");
+                        let whole = |vm: &fleet::agent::FakeVm| vm.metadata.transit.is_none();
+                        inner
+                            .vms
+                            .values()
+                            .map(|vm| (vm.state, whole(vm)))
+                            .collect::<Vec<_>>()
+                    });
+                    assert_eq!(states, [(state, true)], "{point} on {host}");
+                }
+                _ => assert!(agent.is_clean(), "{point}: rests on {}", agent.host),
+            }
+        }
+    }
+
+    async fn clear(&self) {
+        let vms: Vec<Value> = self.controller.get("/v1/vms").await;
+        for vm in vms {
+            let path = format!("/v1/vms/{}", vm["name"].as_str().expect("name"));
+            if vm["state"] != "stopped" {
+                let force = json!({"force": true});
+                self.controller
+                    .done(Method::POST, &format!("{path}/stop"), &force)
+                    .await;
+            }
+            self.controller
+                .done(Method::DELETE, &path, &json!({}))
+                .await;
+        }
+        self.assert_is("clearing", Where::Nowhere);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_killed_at_any_point_of_any_job_leaves_it_done_or_undone() {
+    if std::env::var_os("FLEETWARD_HOLD_DIR").is_some() {
+        return; // this process is the controller
+    }
+    let mut walk = Walk::begin().await;
+    let kinds: Vec<JobKindView> = walk.controller.get("/v1/job-kinds").await;
+    for JobKindView { kind, steps } in kinds {
+        let case = case(&kind);
+        for step in &steps {
+            for moment in ["before", "after", "recorded"] {
+                let point = format!("job.{kind}.{}.{moment}", step.name);
+                walk.arrange(case.before).await;
+                let job = walk.killed_at(&point, &case).await;
+                assert_eq!(job.state, JobState::Done, "{point}: {job:#?}");
+                walk.assert_is(&point, case.after);
+                walk.clear().await;
+            }
+        }
+        let Some((host, operation)) = case.fails else {
+            continue;
+        };
+        for step in steps.iter().filter(|step| step.undoable) {
+            for moment in ["before", "after", "recorded"] {
+                let point = format!("job.{kind}.{}.undo.{moment}", step.name);
+                walk.arrange(case.before).await;
+                let failing = walk
+                    .hosts
+                    .iter()
+                    .find(|agent| agent.host.as_str() == host)
+                    .expect("host");
+                failing.fail_once(operation, ErrorCode::HypervisorFailed);
+                let job = walk.killed_at(&point, &case).await;
+                assert_eq!(job.state, JobState::Undone, "{point}: {job:#?}");
+                walk.assert_is(&point, case.before);
+                walk.clear().await;
+            }
+        }
+    }
+}
