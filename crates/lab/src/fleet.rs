@@ -80,7 +80,7 @@ pub(crate) fn start_controller(
         let (data, socket) = (data.to_string_lossy(), socket.to_string_lossy());
         let (listen, advertise) = (
             format!("0.0.0.0:{CONTROLLER_PORT}"),
-            format!("{}:{CONTROLLER_PORT}", address_of(0)),
+            controller_address(),
         );
         let arguments = [
             "controller",
@@ -213,6 +213,11 @@ pub(crate) fn import_image(
         .args(["image", "import", IMAGE])
         .arg(image.path()))
     .map(drop)
+}
+
+/// Where hosts reach the controller; the same in every lab, since each has its own network.
+pub fn controller_address() -> String {
+    format!("{}:{CONTROLLER_PORT}", address_of(0))
 }
 
 /// `fleetward`, talking to this lab.

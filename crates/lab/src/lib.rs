@@ -31,6 +31,7 @@ pub use accelerator::Accelerator;
 pub use demo::run_demo;
 pub use ending::Leftovers;
 pub use files::LabFiles;
+pub use fleet::controller_address;
 pub use guest::GuestImage;
 pub use lab::{HostOptions, Lab, Target, UpOptions, base_dir};
 pub use node::{init_main, launch_main, spawn_main};

@@ -280,6 +280,10 @@ fn print_env(lab: &Lab) -> Result<()> {
         quoted(&lab.files().socket().to_string_lossy())
     );
     println!(
+        "export FLEETWARD_LAB_CONTROLLER_ADDRESS={}",
+        quoted(&fleetward_lab::controller_address())
+    );
+    println!(
         "export PATH={}:\"$PATH\"",
         quoted(&lab.programs_dir().to_string_lossy())
     );
