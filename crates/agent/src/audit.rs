@@ -44,6 +44,22 @@ impl AuditLog {
         }
     }
 
+    /// Moves away a log that a host of another name has begun here: each host's chain is its own.
+    pub(crate) fn set_aside_of_another_host(&self) -> io::Result<()> {
+        let Some(first) = read_after(&self.path, 0)?.into_iter().next() else {
+            return Ok(());
+        };
+        if first.host == self.host {
+            return Ok(());
+        }
+        let aside = self.path.with_file_name(format!(
+            "audit-{}-{}.log",
+            first.host,
+            first.time.unix_timestamp()
+        ));
+        std::fs::rename(&self.path, aside)
+    }
+
     /// Appends a record; it is on the disk when this returns.
     pub fn record(&self, used: Use) -> io::Result<()> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,6 +160,22 @@ mod tests {
             reason: reason.into(),
             job: None,
         }
+    }
+
+    #[test]
+    fn a_host_that_joins_under_another_name_begins_its_own_chain() {
+        let dir = tempfile::tempdir().expect("directory");
+        log(dir.path()).record(opened("one")).expect("record");
+        let other = AuditLog::new(
+            dir.path().join("audit.log"),
+            "host-b".parse().expect("name"),
+        );
+        other.set_aside_of_another_host().expect("set aside");
+        other.record(opened("two")).expect("record");
+        let records = other.after(0).expect("read");
+        assert_eq!(records.len(), 1);
+        assert_eq!(fleetward_model::audit::verify(None, &records), Ok(()));
+        assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 2);
     }
 
     #[test]

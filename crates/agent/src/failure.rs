@@ -92,12 +92,16 @@ impl From<Failure> for Trouble {
     }
 }
 
-/// An error with its causes, as one sentence.
+/// An error with its causes, as one sentence; what a cause repeats and where its library is documented is left out.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        write!(text, ": {error}").expect("strings take all writes");
+        let said = error.to_string();
+        let said = said.split(": https://").next().unwrap_or_default();
+        if !text.contains(said) {
+            write!(text, ": {said}").expect("strings take all writes");
+        }
         cause = error.source();
     }
     text

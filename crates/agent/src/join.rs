@@ -64,6 +64,13 @@ pub async fn join(config: &Config, token: &str) -> Result<Joined, Failure> {
     })?;
 
     let audit = Arc::new(AuditLog::new(layout.audit_log(), token.host.clone()));
+    audit.set_aside_of_another_host().map_err(|error| {
+        Failure::new(
+            ErrorCode::Internal,
+            "the audit log of an earlier membership",
+        )
+        .because(error)
+    })?;
     let purpose = Purpose {
         actor: local_actor(),
         reason: "the host joins a fleet".into(),

@@ -75,6 +75,7 @@ pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
         .expect("there is one watcher");
     let mut facts_due = tokio::time::interval(FACTS);
     facts_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -99,10 +100,8 @@ pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
             },
             Some(vm) = looks.recv() => look(&host, vm).await,
             _ = facts_due.tick() => {
-                if host.observer.events.receiver_count() > 0
-                    && let Ok(facts) = facts(&host).await
-                {
-                    host.observer.announce(AgentEvent::Facts { facts: Box::new(facts) });
+                if host.observer.events.receiver_count() > 0 {
+                    announce_facts(&host, &mut last).await;
                 }
             }
         }
@@ -120,6 +119,27 @@ async fn look(host: &Host, vm: VmId) {
         Err(_) => return,
     };
     host.observer.announce(event);
+}
+
+/// Facts are the sign of life too: while libvirt is away the last ones are told again, and that it is away.
+async fn announce_facts(host: &Host, last: &mut Option<HostFacts>) {
+    let told = match facts(host).await {
+        Ok(facts) => {
+            *last = Some(facts.clone());
+            facts
+        }
+        Err(trouble) => {
+            let Some(mut facts) = last.clone() else {
+                return;
+            };
+            facts.clock = OffsetDateTime::now_utc();
+            facts.warnings.push(trouble.failure.because);
+            facts
+        }
+    };
+    host.observer.announce(AgentEvent::Facts {
+        facts: Box::new(told),
+    });
 }
 
 async fn announce_snapshot(host: &Host) {

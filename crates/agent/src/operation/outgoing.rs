@@ -20,7 +20,7 @@ use fleetward_hypervisor::{
 use fleetward_link::tunnel::{TunnelError, TunnelTarget, UnixRelay};
 use fleetward_link::{Identity, SocketSpec};
 use fleetward_model::vm::{Transit, TransitSide, VmMetadata, VmSpec};
-use fleetward_model::{ErrorCode, Failure};
+use fleetward_model::{ErrorCode, Failure, VmName};
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -32,6 +32,9 @@ const CALL: Duration = Duration::from_secs(2);
 
 /// A destination that has not answered for so long is lost.
 const PATIENCE: Duration = Duration::from_secs(8);
+
+/// What QEMU's disk server says of a full disk at the destination: the system's words, which it passes on.
+const NO_SPACE: &str = "No space left on device";
 
 /// How long an abort may take before the sockets are closed under it.
 const ABORT: Duration = Duration::from_secs(2);
@@ -125,7 +128,9 @@ impl Task<'_> {
         let lost = self.destination_lost(to);
         tokio::pin!(lost);
         let reason = tokio::select! {
-            outcome = &mut migration => return self.judge(outcome, relays, None).await,
+            outcome = &mut migration => {
+                return self.judge(&metadata.spec.name, outcome, relays, None).await;
+            }
             () = self.follow(progress) => unreachable!("progress is followed for ever"),
             () = self.cancel.cancelled() => None,
             because = &mut lost => Some(because),
@@ -139,11 +144,13 @@ impl Task<'_> {
                 migration.await
             }
         };
-        self.judge(outcome, relays, reason).await
+        self.judge(&metadata.spec.name, outcome, relays, reason)
+            .await
     }
 
     async fn judge(
         &self,
+        name: &VmName,
         outcome: fleetward_hypervisor::Result<MigrationOutcome>,
         relays: Option<Vec<UnixRelay>>,
         lost: Option<String>,
@@ -159,7 +166,7 @@ impl Task<'_> {
             Ok(outcome) => return Ok(outcome),
             Err(error) => error,
         };
-        let what = || format!("migrating VM {}", self.vm);
+        let what = || format!("migrating VM {name}");
         if let Some(because) = lost {
             return Err(Failure::new(ErrorCode::LinkLost, what())
                 .because(because)
@@ -169,6 +176,11 @@ impl Task<'_> {
             return Err(self.cancelled());
         }
         let mut trouble = Trouble::hypervisor(what(), &error);
+        if trouble.failure.because.contains(NO_SPACE) {
+            trouble = Failure::new(ErrorCode::NoSpace, what())
+                .because(trouble.failure.because)
+                .into();
+        }
         if let Some(broken) = broken {
             trouble.failure.because = format!("{}; the link: {broken}", trouble.failure.because);
         }
