@@ -56,7 +56,7 @@ pub(crate) fn read(
         memory,
         memory_available: memory_available(connection, memory),
         machines: machines(&capabilities),
-        secure_boot: secure_boot(&domain_capabilities),
+        secure_boot: secure_boot(&domain_capabilities) && enrolled_firmware_installed(),
     })
 }
 
@@ -180,6 +180,26 @@ fn secure_boot(domain_capabilities: &str) -> bool {
     offers("os", "firmware", "efi") && offers("loader", "secure", "yes")
 }
 
+/// Whether a firmware with Microsoft's keys is described where QEMU's packages do (docs/interop/firmware.json).
+fn enrolled_firmware_installed() -> bool {
+    ["/etc/qemu/firmware", "/usr/share/qemu/firmware"]
+        .iter()
+        .filter_map(|directory| std::fs::read_dir(directory).ok())
+        .flatten()
+        .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok())
+        .any(|text| is_enrolled(&text))
+}
+
+fn is_enrolled(descriptor: &str) -> bool {
+    let Ok(descriptor) = serde_json::from_str::<serde_json::Value>(descriptor) else {
+        return false;
+    };
+    let features = descriptor["features"].as_array();
+    ["secure-boot", "enrolled-keys", "requires-smm"]
+        .iter()
+        .all(|wanted| features.is_some_and(|f| f.iter().any(|feature| feature == wanted)))
+}
+
 fn cpu_model(capabilities: &str) -> Option<String> {
     let document = Document::parse(capabilities).ok()?;
     let host = document
@@ -221,6 +241,12 @@ mod tests {
         };
         assert!(secure_boot(&with("<value>yes</value><value>no</value>")));
         assert!(!secure_boot(&with("<value>no</value>")));
+        assert!(is_enrolled(
+            r#"{"features": ["acpi-s3", "enrolled-keys", "requires-smm", "secure-boot"]}"#
+        ));
+        assert!(!is_enrolled(
+            r#"{"features": ["requires-smm", "secure-boot"]}"#
+        ));
         assert!(!secure_boot(""));
     }
 }

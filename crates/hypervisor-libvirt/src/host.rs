@@ -127,9 +127,11 @@ impl Hypervisor for LibvirtHost {
     }
 
     async fn start(&self, id: VmId) -> Result<()> {
+        let tpm_place = self.tpm_place.clone();
         self.libvirt
             .call_alone(LONG, move |connection| {
                 let domain = domain(connection, id)?;
+                refuse_a_new_tpm(&domain, id, &tpm_place)?;
                 match domain.create() {
                     Ok(_) => Ok(()),
                     // Somebody was faster, or it is running already.
@@ -366,6 +368,17 @@ fn read_metadata(domain: &Domain) -> Option<VmMetadata> {
         )
         .ok()
         .and_then(|xml| metadata::parse(&xml))
+}
+
+/// libvirt makes a TPM where there is no state. In place of one that was lost that would be a stranger's.
+fn refuse_a_new_tpm(domain: &Domain, id: VmId, place: &TpmPlace) -> Result<()> {
+    let has_tpm = read_metadata(domain).is_some_and(|metadata| metadata.spec.tpm);
+    if has_tpm && !place.has_state(id) {
+        return Err(Error::Tpm(format!(
+            "the TPM state of {id} is missing, and no other is made in its place"
+        )));
+    }
+    Ok(())
 }
 
 fn write_metadata(domain: &Domain, element: &str) -> Result<()> {

@@ -41,6 +41,10 @@ impl TpmPlace {
         }
     }
 
+    pub(crate) fn has_state(&self, vm: VmId) -> bool {
+        self.file(vm).exists()
+    }
+
     fn vm(&self, vm: VmId) -> PathBuf {
         self.root.join(vm.to_string())
     }

@@ -5,6 +5,8 @@ use fleetward_hypervisor::conformance::Fixture;
 use fleetward_hypervisor::{
     DomainState, EkIssuer, EkPublic, Error, Hypervisor, SecretText, TpmFactory,
 };
+use fleetward_model::ByteSize;
+use fleetward_model::vm::{DiskBus, Profile};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -83,12 +85,14 @@ pub(crate) async fn libvirt_uses_the_tpm_it_is_given(host: &Host) {
     let mut definition = host.definition("with-tpm").await;
     definition.metadata.spec.tpm = true;
     let id = definition.metadata.spec.id;
-    libvirt.install(id, &directory).await.expect("installed");
-    libvirt
-        .install(id, &directory)
-        .await
-        .expect("once is twice");
     libvirt.define(&definition).await.expect("defined");
+    libvirt.load_secret(id, &key()).await.expect("loaded");
+    let refused = libvirt.start(id).await;
+    assert!(matches!(refused, Err(Error::Tpm(_))), "{refused:?}");
+    for _ in 0..2 {
+        libvirt.install(id, &directory).await.expect("installed");
+    }
+    libvirt.drop_secret(id).await.expect("dropped");
     assert!(libvirt.start(id).await.is_err(), "started without the key");
     libvirt.load_secret(id, &key()).await.expect("loaded");
     libvirt.start(id).await.expect("started");
@@ -114,6 +118,31 @@ pub(crate) async fn libvirt_uses_the_tpm_it_is_given(host: &Host) {
         "replaced state"
     );
     libvirt.remove(id).await.expect("removed");
+}
+
+pub(crate) async fn a_windows_vm_starts_with_secure_boot(host: &Host) {
+    let libvirt = &host.libvirt;
+    let mut definition = host.definition("windows").await;
+    let medium = host.directory.join("lib/images/setup.iso");
+    std::fs::write(&medium, vec![0; 1 << 20]).expect("written");
+    definition.cdrom_path = Some("/var/lib/libvirt/images/setup.iso".into());
+    let spec = &mut definition.metadata.spec;
+    spec.profile = Profile::Windows11;
+    spec.cpus = 2;
+    spec.memory = ByteSize::mib(256);
+    spec.firmware.secure_boot = true;
+    spec.disks[0].bus = DiskBus::Sata;
+    spec.disks[0].target = "sda".into();
+    let id = spec.id;
+    libvirt.define(&definition).await.expect("defined");
+    libvirt.start(id).await.expect("started");
+    let seen = host.domain(id).await.expect("there");
+    assert_eq!(seen.firmware, Some(definition.metadata.spec.firmware));
+    let disk = ("sda".to_owned(), definition.disk_paths[0].clone());
+    assert_eq!(seen.disks, [disk], "the installer's medium is no disk");
+    assert!(seen.console.is_some_and(|pty| pty.starts_with("/dev/pts")));
+    libvirt.destroy(id).await.expect("destroyed");
+    libvirt.undefine(id).await.expect("undefined");
 }
 
 /// Starts swtpm on a copy of the state and reads the NV index of the RSA EK's certificate; none when it does not start.
