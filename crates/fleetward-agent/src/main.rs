@@ -11,6 +11,7 @@ use fleetward_hypervisor_libvirt::{
 };
 use fleetward_model::Failure;
 use fleetward_model::host::Accelerator;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         .with_env_filter(
             EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
         )
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     match carry_out(arguments) {
