@@ -70,6 +70,7 @@ fn check() -> Result<()> {
                 "test",
                 "--workspace",
                 "--exclude=fleetward-e2e",
+                "--no-fail-fast",
                 "--locked",
                 "--quiet",
             ],
