@@ -78,10 +78,7 @@ pub(crate) fn start_controller(
     if node::find(controller, "fleetward").is_none() {
         let (data, socket) = (files.controller_data(), files.socket());
         let (data, socket) = (data.to_string_lossy(), socket.to_string_lossy());
-        let (listen, advertise) = (
-            format!("0.0.0.0:{CONTROLLER_PORT}"),
-            controller_address(),
-        );
+        let (listen, advertise) = (format!("0.0.0.0:{CONTROLLER_PORT}"), controller_address());
         let arguments = [
             "controller",
             "run",
