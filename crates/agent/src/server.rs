@@ -5,9 +5,8 @@ use crate::host::Host;
 use crate::operation::table::{is_last, vanished};
 use crate::{console, observe, questions};
 use axum::body::{Body, BodyDataStream};
-use axum::extract::rejection::JsonRejection;
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State};
+use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -19,6 +18,7 @@ use fleetward_link::{Identity, Peer};
 use fleetward_model::{ErrorCode, Failure, VmId};
 use futures_util::{Stream, StreamExt};
 use http::{StatusCode, header};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -27,6 +27,9 @@ use tokio::sync::watch;
 
 /// A stream that has nothing new says its last line again, so that nobody takes it for dead.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+
+/// How much of a body that is too large is read before we hang up, bytes.
+const MAX_THROWN_AWAY: usize = 16 * MAX_BODY;
 
 /// How often an operation's progress is told at most.
 const PACE: Duration = Duration::from_millis(100);
@@ -40,16 +43,9 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .route(api::QUESTIONS, post(question))
         .route(api::VM, get(vm))
         .route(api::VM_CONSOLE, get(vm_console))
-        .route(
-            api::IMAGE,
-            get(image)
-                .put(put_image)
-                .delete(delete_image)
-                .layer(DefaultBodyLimit::disable()),
-        )
+        .route(api::IMAGE, get(image).put(put_image).delete(delete_image))
         .route(api::AUDIT, get(audit))
         .fallback(nothing_here)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(only_the_controller))
         .with_state(host)
 }
@@ -99,16 +95,32 @@ async fn nothing_here() -> Refusal {
     Refusal(Failure::new(ErrorCode::NotFound, "that address"))
 }
 
-/// The JSON body, or the refusal in our own words.
-fn body<T>(body: Result<Json<T>, JsonRejection>) -> Answer<T> {
-    body.map(|Json(value)| value).map_err(|rejection| {
-        let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            ErrorCode::TooLarge
-        } else {
-            ErrorCode::InvalidRequest
-        };
-        Refusal(Failure::new(code, "the request").because(rejection.body_text()))
-    })
+/// The JSON body. One that is too large is read on for a while and thrown away: a caller that is still writing when we
+/// hang up would never read why.
+async fn body<T: DeserializeOwned>(request: Request) -> Answer<T> {
+    let refuse =
+        |code, because: String| Refusal(Failure::new(code, "the request").because(because));
+    let mut pieces = request.into_body().into_data_stream();
+    let mut content = Vec::new();
+    let mut length = 0;
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| refuse(ErrorCode::InvalidRequest, error.to_string()))?;
+        length += piece.len();
+        if length > MAX_THROWN_AWAY {
+            break;
+        }
+        if length <= MAX_BODY {
+            content.extend_from_slice(&piece);
+        }
+    }
+    if length > MAX_BODY {
+        return Err(refuse(
+            ErrorCode::TooLarge,
+            format!("its body has more than {MAX_BODY} bytes"),
+        ));
+    }
+    serde_json::from_slice(&content)
+        .map_err(|error| refuse(ErrorCode::InvalidRequest, error.to_string()))
 }
 
 fn vm_id(text: &str) -> Answer<VmId> {
@@ -133,11 +145,9 @@ async fn events(State(host): State<Arc<Host>>) -> Response {
     lines(observe::events(host))
 }
 
-async fn operate(
-    State(host): State<Arc<Host>>,
-    request: Result<Json<OperationRequest>, JsonRejection>,
-) -> Answer<Response> {
-    let progress = host.operations.begin(&host, body(request)?)?;
+async fn operate(State(host): State<Arc<Host>>, request: Request) -> Answer<Response> {
+    let request: OperationRequest = body(request).await?;
+    let progress = host.operations.begin(&host, request)?;
     Ok(lines(follow(progress)))
 }
 
@@ -164,19 +174,15 @@ fn follow(progress: watch::Receiver<OperationLine>) -> impl Stream<Item = Operat
     })
 }
 
-async fn cancel(
-    State(host): State<Arc<Host>>,
-    request: Result<Json<CancelRequest>, JsonRejection>,
-) -> Answer<StatusCode> {
-    host.operations.cancel(&body(request)?);
+async fn cancel(State(host): State<Arc<Host>>, request: Request) -> Answer<StatusCode> {
+    let request: CancelRequest = body(request).await?;
+    host.operations.cancel(&request);
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn question(
-    State(host): State<Arc<Host>>,
-    request: Result<Json<Question>, JsonRejection>,
-) -> Answer<Response> {
-    let answer = questions::answer(&host, &body(request)?).await?;
+async fn question(State(host): State<Arc<Host>>, request: Request) -> Answer<Response> {
+    let question: Question = body(request).await?;
+    let answer = questions::answer(&host, &question).await?;
     Ok(Json(answer).into_response())
 }
 

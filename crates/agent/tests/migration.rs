@@ -292,7 +292,7 @@ async fn a_lost_destination_ends_a_migration_in_time_with_the_vm_running_here() 
     drop(client);
     assert_eq!(failed.unwrap_err().code, ErrorCode::LinkLost);
     assert!(
-        begun.elapsed() < Duration::from_secs(15),
+        begun.elapsed() < Duration::from_secs(25),
         "{:?}",
         begun.elapsed()
     );
