@@ -4,6 +4,8 @@
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET)/debug
 LAB := $(BIN)/fleetward-lab
+# The whole workspace with a choice of tests: one package alone would be built anew with other features.
+E2E := cargo test --workspace --locked --no-fail-fast --test main_job --test crash_walk --test secrets --test faults --test bad_input
 
 .PHONY: help packages build demo test soak bench down clean
 
@@ -21,11 +23,11 @@ demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves t
 
 test: build ## everything that must hold before a change lands (at most 40 minutes on two cores); needs root
 	cargo xtask check
-	cargo test --locked -p fleetward-e2e
+	$(E2E)
 	@scripts/nothing-left $(LAB)
 
 soak: build ## the end-to-end tests with every point of every job walked by kill -9 (hours)
-	FLEETWARD_E2E_SOAK=1 cargo test --locked -p fleetward-e2e
+	FLEETWARD_E2E_SOAK=1 $(E2E)
 	@scripts/nothing-left $(LAB)
 
 bench: packages ## ratios against virt-install and virsh migrate, and the size of the idle services
