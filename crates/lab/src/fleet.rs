@@ -181,9 +181,11 @@ pub(crate) fn wait_online(programs: &Programs, files: &LabFiles, names: &[&str])
             hosts_of_fleet(programs, files).is_ok_and(|hosts| online(name, &hosts))
         })
         .with_context(|| {
+            // The agent is only as well as its libvirtd.
             format!(
-                "host {name} does not come online{}",
-                tail(files, name, "agent")
+                "host {name} does not come online{}{}",
+                tail(files, name, "agent"),
+                tail(files, name, "libvirtd")
             )
         })?;
     }
