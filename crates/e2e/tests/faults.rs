@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         ("a_cancelled_migration_leaves_the_vm_where_it_was", cancel),
         ("a_dead_host_shows_as_unreachable_and_comes_back", dead_host),
     ];
-    // A known defect, see CHANGELOG.md: now and then (one run of five) the job does not end by itself. The VM is unharmed.
+    // A known defect, see CHANGELOG.md: now and then (one run of five) the job does not end by itself.
     if std::env::var_os("FLEETWARD_E2E_SOAK").is_some() {
         cases.push((
             "libvirtd_killed_at_the_source_during_migration_loses_no_vm",
