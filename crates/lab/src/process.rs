@@ -19,13 +19,16 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// The process that has this number now, if it is not already dead.
+    /// The process that has this number now, if it is not already dead. A process whose first thread has ended is alive as
+    /// long as another has not: it holds its sockets open, and answers on them.
     pub fn of(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The command name stands in brackets and may itself contain brackets and blanks.
         let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
         let (state, started) = (*fields.first()?, fields.get(19)?.parse().ok()?);
-        (state != "Z" && state != "X").then_some(Self { pid, started })
+        let threads: u32 = fields.get(17)?.parse().ok()?;
+        let ended = matches!(state, "Z" | "X") && threads <= 1;
+        (!ended).then_some(Self { pid, started })
     }
 
     pub fn is_alive(self) -> bool {
@@ -121,6 +124,27 @@ mod tests {
             id.is_alive(),
             "another identity with the same number must not be killed"
         );
+        id.kill().unwrap();
+        assert!(!id.is_alive());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_lives_on_when_only_its_first_thread_has_ended() {
+        const SCRIPT: &str = "import ctypes, threading, time; \
+            threading.Thread(target=time.sleep, args=(60,)).start(); \
+            ctypes.CDLL(None).syscall(ctypes.c_long(60), 0)";
+        let mut child = std::process::Command::new("/usr/bin/python3")
+            .args(["-c", SCRIPT])
+            .spawn()
+            .unwrap();
+        let pid = child.id() as i32;
+        let first_thread_ended = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.contains(") Z ")
+        };
+        wait_until(Duration::from_secs(20), first_thread_ended).unwrap();
+        let id = ProcessId::of(pid).expect("the other thread lives");
         id.kill().unwrap();
         assert!(!id.is_alive());
         child.wait().unwrap();
