@@ -1,0 +1,72 @@
+//! kill -9 of controller, source agent and destination agent at every point of every job.
+//!
+//! The walk knows no step by name: a free run of each scenario tells which points there are, and each is then visited
+//! once for every process. A step that is added later is walked without anybody remembering it; a kind of job that is
+//! added later is missed by [`every_kind_of_job_is_walked`] until one of the tables has a scenario for it.
+//!
+//! After every kill and restart: the job ends done or undone; there is exactly one VM, or none, where it should be; the
+//! guest that ran goes on; and no volume, secret, UEFI variable, TPM state or socket is left anywhere.
+
+mod life;
+mod migration;
+mod points;
+mod scenario;
+mod subject;
+
+use anyhow::{Result, ensure};
+use fleetward_e2e::fleet::Fleet;
+use fleetward_e2e::suite::{self, Proof};
+use scenario::Scenario;
+use std::process::ExitCode;
+
+/// One table a subject, walked in this order.
+const TABLES: &[&[Scenario]] = &[life::SCENARIOS, migration::SCENARIOS];
+
+/// Kinds of jobs without a scenario, and why.
+const EXEMPT: &[(&str, &str)] = &[(
+    "host-drain",
+    "it is one migration job after the other and has no effect of its own",
+)];
+
+fn main() -> ExitCode {
+    let mut cases: Vec<(&'static str, Proof)> = TABLES
+        .iter()
+        .copied()
+        .flatten()
+        .map(|scenario| {
+            let walk = |fleet: &Fleet| scenario.walk(fleet);
+            (scenario.claim, Box::new(walk) as Proof)
+        })
+        .collect();
+    cases.push((
+        "every_kind_of_job_is_walked",
+        Box::new(every_kind_of_job_is_walked),
+    ));
+    let trials = vec![suite::trial(
+        "test_and_soak_visit_what_they_should",
+        points::test_and_soak_visit_what_they_should,
+    )];
+    suite::run_with("e2e-walk", &["--hosts", "2"], trials, cases)
+}
+
+fn every_kind_of_job_is_walked(fleet: &Fleet) -> Result<()> {
+    let kinds = fleet.json(&["job", "kinds"])?;
+    let kinds: Vec<&str> = kinds
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|kind| kind["kind"].as_str())
+        .collect();
+    ensure!(!kinds.is_empty(), "the controller names no kinds of jobs");
+    let walked = |kind: &str| TABLES.iter().copied().flatten().any(|s| s.kind == kind);
+    let exempt = |kind: &str| EXEMPT.iter().any(|(name, _)| *name == kind);
+    let missing: Vec<&str> = kinds
+        .into_iter()
+        .filter(|kind| !walked(kind) && !exempt(kind))
+        .collect();
+    ensure!(
+        missing.is_empty(),
+        "kinds of jobs that no scenario walks: {missing:?}"
+    );
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! Which points of a job are walked: a choice by name, so that `make test` stays short and `make soak` leaves nothing out.
+//!
+//! ```text
+//!   job.<kind>.<step>.{before,after,recorded}         the controller, on the way forward
+//!   job.<kind>.<step>.undo.{before,after,recorded}    the controller, on the way back
+//!   agent.<operation>.{begin,end}                     an agent
+//! ```
+//! Points of other kinds of jobs are background work and never this scenario's.
+
+use crate::scenario::Way;
+use anyhow::{Result, ensure};
+
+/// How much is walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// `make test`: before and after every step of the controller.
+    Test,
+    /// `make soak` (`FLEETWARD_E2E_SOAK=1`): also between a step's end and its record, and at the agents' own points.
+    Soak,
+}
+
+impl Depth {
+    pub(crate) fn of_environment() -> Self {
+        if std::env::var_os("FLEETWARD_E2E_SOAK").is_some() {
+            Self::Soak
+        } else {
+            Self::Test
+        }
+    }
+
+    /// Whether a scenario of the kind `kind` that goes `way` visits `point`.
+    pub(crate) fn visits(self, point: &str, kind: &str, way: Way) -> bool {
+        if point.starts_with("agent.") {
+            return self == Self::Soak;
+        }
+        let step_and_place = point
+            .strip_prefix("job.")
+            .and_then(|p| p.strip_prefix(kind))
+            .and_then(|p| p.strip_prefix('.'));
+        let Some((_step, place)) = step_and_place.and_then(|p| p.split_once('.')) else {
+            return false;
+        };
+        let place = match (way, place.strip_prefix("undo.")) {
+            (Way::Forward, None) => place,
+            (Way::Back, Some(place)) => place,
+            (Way::Forward, Some(_)) | (Way::Back, None) => return false,
+        };
+        match place {
+            "before" | "after" => true,
+            _ => self == Self::Soak,
+        }
+    }
+}
+
+/// Whether killing `victim` at `point` means anything: an agent's own points are about the agents.
+pub(crate) fn concerns(point: &str, victim: &str) -> bool {
+    !(point.starts_with("agent.") && victim == "controller")
+}
+
+/// The claim of this file.
+pub(crate) fn test_and_soak_visit_what_they_should() -> Result<()> {
+    let (forward, back) = (Way::Forward, Way::Back);
+    let table = [
+        // point, way, in test, in soak
+        ("job.vm-start.start.before", forward, true, true),
+        ("job.vm-start.start.after", forward, true, true),
+        ("job.vm-start.start.recorded", forward, false, true),
+        ("job.vm-start.start.undo.before", forward, false, false),
+        ("job.vm-start.start.before", back, false, false),
+        ("job.vm-start.start.undo.before", back, true, true),
+        ("job.vm-start.start.undo.after", back, true, true),
+        ("job.vm-start.start.undo.recorded", back, false, true),
+        ("agent.start.begin", forward, false, true),
+        ("agent.stop.end", back, false, true),
+        ("job.vm-start-all.start.before", forward, false, false),
+        ("job.vm-stop.stop.before", forward, false, false),
+        ("controller.tick", forward, false, false),
+    ];
+    for (point, way, in_test, in_soak) in table {
+        let found = [Depth::Test, Depth::Soak].map(|d| d.visits(point, "vm-start", way));
+        ensure!(
+            found == [in_test, in_soak],
+            "{point} {way:?}: test and soak visit it: {found:?}"
+        );
+    }
+    ensure!(concerns("agent.start.begin", "a/agent") && concerns("job.x.y.after", "controller"));
+    ensure!(!concerns("agent.start.begin", "controller"));
+    Ok(())
+}
