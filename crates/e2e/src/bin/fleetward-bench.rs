@@ -307,7 +307,7 @@ fn virt_install_script(name: &str, memory: u32) -> String {
         "mkdir -p /var/lib/libvirt/images && image=$(ls /var/lib/fleetward/images/*.qcow2 | head -1) && \
          qemu-img convert -f qcow2 -O qcow2 \"$image\" {disk} && chmod 666 {disk} && \
          virt-install --quiet --name {name} --memory {memory} --vcpus 1 --import --osinfo linux2022 --virt-type qemu --machine q35 \
-         --disk path={disk},format=qcow2,bus=virtio --network none --graphics none --noautoconsole --cpu maximum \
+         --disk path={disk},format=qcow2,bus=virtio --network none --graphics none --noautoconsole --cpu mode=maximum \
          --boot firmware=efi,firmware.feature0.name=secure-boot,firmware.feature0.enabled=yes,firmware.feature1.name=enrolled-keys,firmware.feature1.enabled=yes \
          --features smm.state=on --tpm backend.type=emulator,backend.version=2.0,model=tpm-crb"
     )
