@@ -1,42 +1,76 @@
 //! The host's guardians with their private keys, and everything that is done with them: open, seal, grant, export.
 //!
+//! A host holds its own guardian, those that were its own before a rotation (retired), and those of other hosts that were
+//! imported. All of them open; only the own one seals and takes over. The store may be changed beside a running agent,
+//! which notices it at the next use.
+//!
 //! Keys lie in `guardians/`, readable by root only, and encrypted where systemd hands over a credential named
 //! `fleetward-guardian-key` (which systemd-creds can seal to the host's TPM). Every use is on record before it happens.
 
+mod custody;
+mod dependents;
+mod store;
+
+pub use custody::{Imported, PfxFile};
+pub use dependents::{Dependent, dependents};
+
+use self::store::{Held, Stamp, Store};
 use crate::audit::{AuditLog, Use};
-use crate::durable;
 use crate::failure::{Result, Trouble, chain};
 use fleetward_api::agent::CanOpen;
 use fleetward_hypervisor::SecretText;
 use fleetward_model::audit::AuditAction;
-use fleetward_model::guardian::{CertificateRole, EndorsedGuardian, GuardianFacts};
+use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts, GuardianStanding};
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, KeyId, VmId};
 use fleetward_protector::{
-    AuthorityKey, ExpiredAllowed, Guardian, KeyProtector, KeyProtectorError, rules,
+    AuthorityKey, ExpiredAllowed, Guardian, Inspection, KeyProtector, KeyProtectorError, rules,
 };
-use fleetward_protector_open::{LocalGuardian, SealRequest, StorageKey, TpmKey, pfx};
+use fleetward_protector_open::{LocalGuardian, OpenError, SealError, SealRequest, TpmKey};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use time::OffsetDateTime;
-use zeroize::Zeroizing;
 
-/// The systemd credential that encrypts the store: 32 bytes.
-const CREDENTIAL: &str = "fleetward-guardian-key";
-
-/// This host's guardians. The first is its own, which owns what is made here.
+/// This host's guardians.
 pub struct Keyring {
     host: HostName,
-    guardians: Vec<LocalGuardian>,
+    store: Store,
     audit: Arc<AuditLog>,
-    sealed: bool,
+    loaded: Mutex<Arc<Loaded>>,
 }
 
-/// A private key on its way out.
-pub struct PfxFile {
-    /// `VMSigning.pfx` or `VMEncryption.pfx`.
-    pub name: &'static str,
-    pub content: Zeroizing<Vec<u8>>,
+/// One version of the store, in memory.
+struct Loaded {
+    /// The own one first, then retired ones, then imported ones.
+    held: Vec<Held>,
+    stamp: Option<Stamp>,
+}
+
+impl Loaded {
+    fn read(store: &Store) -> Result<Self, KeyringError> {
+        // Looked at before it is read: what changes meanwhile is read again at the next use.
+        let stamp = store.stamp();
+        Ok(Self {
+            held: store.load()?,
+            stamp,
+        })
+    }
+
+    fn own(&self) -> &LocalGuardian {
+        &self.held[0].guardian
+    }
+
+    fn find(&self, id: &GuardianId) -> Option<&Held> {
+        self.held.iter().find(|held| held.guardian.id() == id)
+    }
+
+    /// The first that the key was wrapped for.
+    fn opener(&self, inspection: &Inspection) -> Option<&LocalGuardian> {
+        self.held
+            .iter()
+            .map(|held| &held.guardian)
+            .find(|guardian| inspection.is_granted(guardian.id()))
+    }
 }
 
 /// Who uses a key, and why that is allowed.
@@ -57,32 +91,12 @@ pub enum KeyringError {
     Unreadable { path: PathBuf, because: String },
     #[error("no guardian could be made: {0}")]
     Make(String),
+    #[error("a use of a guardian without an audit record")]
+    Audit(#[source] io::Error),
     #[error("the credential {path} must be exactly 32 bytes")]
     StorageKey { path: PathBuf },
     #[error("this host has no guardian yet; it is made when the host joins a fleet")]
     Empty,
-}
-
-/// The key that encrypts the store, where the service manager gives one.
-fn storage_key() -> Result<Option<StorageKey>, KeyringError> {
-    let Some(directory) = std::env::var_os("CREDENTIALS_DIRECTORY") else {
-        return Ok(None);
-    };
-    let path = Path::new(&directory).join(CREDENTIAL);
-    let content = durable::read(&path)
-        .map(|content| content.map(Zeroizing::new))
-        .map_err(|source| KeyringError::File {
-            path: path.clone(),
-            source,
-        })?;
-    let Some(content) = content else {
-        return Ok(None);
-    };
-    let mut bytes: [u8; 32] = content
-        .as_slice()
-        .try_into()
-        .map_err(|_| KeyringError::StorageKey { path })?;
-    Ok(Some(StorageKey::from_bytes(&mut bytes)))
 }
 
 impl Keyring {
@@ -93,8 +107,8 @@ impl Keyring {
         audit: &AuditLog,
         purpose: &Purpose,
     ) -> Result<(), KeyringError> {
-        let path = directory.join("own.guardian");
-        if path.exists() {
+        let store = Store::new(directory)?;
+        if store.has_own()? {
             return Ok(());
         }
         let guardian = LocalGuardian::generate(host, OffsetDateTime::now_utc())
@@ -108,15 +122,9 @@ impl Keyring {
                 reason: purpose.reason.clone(),
                 job: None,
             })
-            .map_err(|source| KeyringError::File {
-                path: path.clone(),
-                source,
-            })?;
-        let key = storage_key()?;
-        let stored = guardian
-            .to_storage(key.as_ref())
-            .map_err(|error| KeyringError::Make(chain(&error)))?;
-        durable::write(&path, &stored).map_err(|source| KeyringError::File { path, source })
+            .map_err(KeyringError::Audit)?;
+        store.add(&guardian, GuardianStanding::Own)?;
+        Ok(())
     }
 
     /// Reads the store.
@@ -125,44 +133,62 @@ impl Keyring {
         host: HostName,
         audit: Arc<AuditLog>,
     ) -> Result<Self, KeyringError> {
-        let key = storage_key()?;
-        let path = directory.join("own.guardian");
-        let stored = durable::read(&path)
-            .map_err(|source| KeyringError::File {
-                path: path.clone(),
-                source,
-            })?
-            .map(Zeroizing::new)
-            .ok_or(KeyringError::Empty)?;
-        let own = LocalGuardian::from_storage(&stored, key.as_ref()).map_err(|error| {
-            KeyringError::Unreadable {
-                path,
-                because: chain(&error),
-            }
-        })?;
+        let store = Store::new(directory)?;
+        let loaded = Loaded::read(&store)?;
         Ok(Self {
             host,
-            guardians: vec![own],
+            store,
             audit,
-            sealed: key.is_some(),
+            loaded: Mutex::new(Arc::new(loaded)),
         })
     }
 
-    fn own(&self) -> &LocalGuardian {
-        &self.guardians[0]
+    /// The guardians as they are on the disk now. What cannot be read changes nothing.
+    fn loaded(&self) -> Arc<Loaded> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = self.store.stamp();
+        if stamp != loaded.stamp {
+            match Loaded::read(&self.store) {
+                Ok(read) => {
+                    tracing::info!(
+                        guardians = read.held.len(),
+                        "the guardian store has changed"
+                    );
+                    *loaded = Arc::new(read);
+                }
+                Err(error) => {
+                    tracing::error!(
+                        error = chain(&error),
+                        "the changed guardian store cannot be read"
+                    );
+                }
+            }
+        }
+        loaded.clone()
     }
 
     /// Whether private keys are encrypted on the disk.
     pub fn is_sealed(&self) -> bool {
-        self.sealed
+        self.store.is_sealed()
+    }
+
+    /// Whether private keys of this guardian are on this host.
+    pub fn holds(&self, id: &GuardianId) -> bool {
+        self.loaded().find(id).is_some()
     }
 
     /// The guardians as lists show them, the own one first.
     pub fn facts(&self) -> Vec<GuardianFacts> {
-        self.guardians
+        self.loaded()
+            .held
             .iter()
-            .enumerate()
-            .map(|(at, guardian)| guardian.public().facts(self.host.clone(), at == 0, true))
+            .map(|held| {
+                let own = held.standing == GuardianStanding::Own;
+                GuardianFacts {
+                    standing: held.standing,
+                    ..held.guardian.public().facts(self.host.clone(), own, true)
+                }
+            })
             .collect()
     }
 
@@ -205,11 +231,8 @@ impl Keyring {
         purpose: &Purpose,
     ) -> Result<TpmKey> {
         let inspection = protector.inspect();
-        let Some(guardian) = self
-            .guardians
-            .iter()
-            .find(|guardian| inspection.is_granted(guardian.id()))
-        else {
+        let loaded = self.loaded();
+        let Some(guardian) = loaded.opener(inspection) else {
             return Err(Failure::new(
                 ErrorCode::KeyNotGranted,
                 format!("the TPM key of VM {vm} on host {}", self.host),
@@ -237,15 +260,17 @@ impl Keyring {
         recipients: &[Guardian],
         purpose: &Purpose,
     ) -> Result<KeyProtector> {
-        self.record(AuditAction::MakeTpm, Some(vm), self.own().id(), purpose)?;
-        for guardian in recipients.iter().filter(|g| g.id() != self.own().id()) {
+        let loaded = self.loaded();
+        let own = loaded.own();
+        self.record(AuditAction::MakeTpm, Some(vm), own.id(), purpose)?;
+        for guardian in recipients.iter().filter(|g| g.id() != own.id()) {
             self.record(AuditAction::Grant, Some(vm), guardian.id(), purpose)?;
         }
         fleetward_protector_open::seal(&SealRequest {
             vm_id: vm,
             key_id: KeyId(uuid::Uuid::new_v4()),
             tpm_key: key,
-            owner: self.own(),
+            owner: own,
             recipients,
             now: OffsetDateTime::now_utc(),
             expired: &ExpiredAllowed::none(),
@@ -269,7 +294,7 @@ impl Keyring {
             vm_id: placeholder,
             key_id: KeyId(uuid::Uuid::new_v4()),
             tpm_key: key,
-            owner: self.own(),
+            owner: self.loaded().own(),
             recipients: &[],
             now: OffsetDateTime::now_utc(),
             expired: &ExpiredAllowed::none(),
@@ -280,13 +305,15 @@ impl Keyring {
     /// Opens what [`seal_ahead`](Self::seal_ahead) sealed.
     pub(crate) fn open_ahead(&self, der: &[u8], placeholder: VmId) -> Result<TpmKey, String> {
         let protector = KeyProtector::from_der(der).map_err(|error| chain(&error))?;
-        fleetward_protector_open::open(&protector, placeholder, self.own())
+        let loaded = self.loaded();
+        let guardians = loaded.held.iter().map(|held| &held.guardian);
+        fleetward_protector_open::open_with_any(&protector, placeholder, guardians)
             .map(|opened| opened.tpm_key)
             .map_err(|error| chain(&error))
     }
 
-    /// Wraps a VM's key for more guardians, keeping the key. When this host is not the owner it becomes it, keeping all
-    /// recipients it can name.
+    /// Wraps a VM's key for more guardians, keeping the key. Where this host does not hold the owner's key, or the owner is
+    /// retired or expired, the host's own guardian becomes the owner and keeps all recipients it can name.
     pub(crate) fn grant(
         &self,
         protector: &KeyProtector,
@@ -308,14 +335,24 @@ impl Keyring {
         }
         let now = OffsetDateTime::now_utc();
         let expired = ExpiredAllowed::none();
-        let granted = if inspection.owner.id() == self.own().id() {
-            fleetward_protector_open::grant(protector, vm, self.own(), &new, now, &expired)
-        } else {
-            let mut all = recipients.to_vec();
-            all.push(inspection.owner.clone());
-            // The former owner may have expired; what it could open it still opens.
-            let expired = ExpiredAllowed::named([inspection.owner.id().clone()]);
-            fleetward_protector_open::take_over(protector, vm, self.own(), &all, now, &expired)
+        let loaded = self.loaded();
+        let owner = inspection.owner.id();
+        // A retired owner's place is taken by the host's own guardian; an imported one stays the owner, and its key signs.
+        let signer = loaded
+            .find(owner)
+            .filter(|held| held.standing != GuardianStanding::Retired)
+            .filter(|held| rules::may_use(held.guardian.public(), now, &expired).is_ok());
+        let granted = match signer {
+            Some(held) => {
+                fleetward_protector_open::grant(protector, vm, &held.guardian, &new, now, &expired)
+            }
+            None => {
+                let mut all = recipients.to_vec();
+                all.push(inspection.owner.clone());
+                // The former owner may have expired; what it could open it still opens.
+                let expired = ExpiredAllowed::named([owner.clone()]);
+                take_over(protector, vm, &loaded, &all, now, &expired)
+            }
         };
         granted.map_err(|error| {
             Trouble::refuse(
@@ -324,6 +361,23 @@ impl Keyring {
                 chain(&error),
             )
         })
+    }
+
+    /// The key protector with the host's own guardian in it, where only an imported or retired one of this host opens it;
+    /// none where nothing is to be done. What the host can open it may keep open: nobody else gains anything.
+    pub(crate) fn beside_own(
+        &self,
+        protector: &KeyProtector,
+        vm: VmId,
+        purpose: &Purpose,
+    ) -> Result<Option<KeyProtector>> {
+        let loaded = self.loaded();
+        let inspection = protector.inspect();
+        if inspection.is_granted(loaded.own().id()) || loaded.opener(inspection).is_none() {
+            return Ok(None);
+        }
+        let own = loaded.own().public().clone();
+        self.grant(protector, vm, &[own], purpose).map(Some)
     }
 
     /// Whether both hold the same TPM key; opens both to know.
@@ -340,46 +394,13 @@ impl Keyring {
 
     /// Records that a TPM was removed.
     pub(crate) fn record_removal(&self, vm: VmId, purpose: &Purpose) -> Result<()> {
-        self.record(AuditAction::RemoveTpm, Some(vm), self.own().id(), purpose)
+        let loaded = self.loaded();
+        self.record(AuditAction::RemoveTpm, Some(vm), loaded.own().id(), purpose)
     }
 
     /// Records that a key protector was put back.
     pub(crate) fn record_put(&self, vm: VmId, owner: &GuardianId, purpose: &Purpose) -> Result<()> {
         self.record(AuditAction::PutProtector, Some(vm), owner, purpose)
-    }
-
-    /// The private keys of a guardian as two PFX files: name and content.
-    pub fn export_pfx(
-        &self,
-        id: &GuardianId,
-        password: &Zeroizing<String>,
-        purpose: &Purpose,
-    ) -> Result<Vec<PfxFile>> {
-        let guardian = self
-            .guardians
-            .iter()
-            .find(|guardian| guardian.id() == id)
-            .ok_or_else(|| {
-                Trouble::refuse(
-                    ErrorCode::GuardianNotFound,
-                    format!("guardian {id}"),
-                    format!("host {} does not hold it", self.host),
-                )
-            })?;
-        self.record(AuditAction::ExportPfx, None, id, purpose)?;
-        [CertificateRole::Signing, CertificateRole::Encryption]
-            .into_iter()
-            .map(|role| {
-                pfx::export(guardian, role, password)
-                    .map(|content| PfxFile {
-                        name: pfx::file_name(role),
-                        content,
-                    })
-                    .map_err(|error| {
-                        Trouble::refuse(ErrorCode::Internal, "the PFX file", chain(&error))
-                    })
-            })
-            .collect()
     }
 
     fn record(
@@ -411,10 +432,33 @@ impl Keyring {
 impl std::fmt::Debug for Keyring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Keyring")
-            .field("guardians", &self.guardians.len())
-            .field("sealed", &self.sealed)
+            .field("guardians", &self.loaded().held.len())
+            .field("sealed", &self.is_sealed())
             .finish_non_exhaustive()
     }
+}
+
+/// The host's own guardian becomes the owner; opened with whichever guardian of the host the key was wrapped for.
+fn take_over(
+    protector: &KeyProtector,
+    vm: VmId,
+    loaded: &Loaded,
+    recipients: &[Guardian],
+    now: OffsetDateTime,
+    expired: &ExpiredAllowed,
+) -> std::result::Result<KeyProtector, SealError> {
+    let opener = loaded
+        .opener(protector.inspect())
+        .ok_or(OpenError::NotGranted { vm })?;
+    fleetward_protector_open::adopt(
+        protector,
+        vm,
+        opener,
+        loaded.own(),
+        recipients,
+        now,
+        expired,
+    )
 }
 
 /// Reads the base64 text of a VM's key protector.

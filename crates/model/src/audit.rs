@@ -37,6 +37,10 @@ pub enum AuditAction {
     RemoveTpm,
     /// A guardian's private keys left the host in PFX files.
     ExportPfx,
+    /// A guardian's private keys were brought to the host in PFX files.
+    ImportPfx,
+    /// A guardian's private keys were removed from the host.
+    RemoveGuardian,
     /// Controller: a join token was made.
     MakeToken,
     /// Controller: the fleet's authority vouched for a host's guardian.
@@ -65,6 +69,8 @@ impl AuditAction {
             Self::PutProtector => "put-protector",
             Self::RemoveTpm => "remove-tpm",
             Self::ExportPfx => "export-pfx",
+            Self::ImportPfx => "import-pfx",
+            Self::RemoveGuardian => "remove-guardian",
             Self::MakeToken => "make-token",
             Self::Endorse => "endorse",
             Self::CertifyAdmin => "certify-admin",

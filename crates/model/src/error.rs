@@ -96,6 +96,45 @@ codes! {
     GuardianNotEndorsed = "GUARDIAN_NOT_ENDORSED", Refused,
         "The fleet's authority has not endorsed that guardian for the VM's group, or its word for it is not valid.",
         "join the host to the group: fleetward host token NAME --group GROUP";
+    GuardianInUse = "GUARDIAN_IN_USE", Refused,
+        "The guardian cannot be removed: it is the host's own, or something on the host opens only with it.",
+        "wrap the VMs for another guardian of the host first: fleetward guardian grant --all --to HOST";
+    PfxWrongPassword = "PFX_WRONG_PASSWORD", Refused,
+        "The password does not open the PFX file.",
+        "give the password the file was exported with; it is case sensitive, and a password file is read up to its first line end";
+    PfxNoMac = "PFX_NO_MAC", Refused,
+        "The PFX file has no MAC, so nothing shows that it was not altered.",
+        "export it again with a password; with OpenSSL, without -nomac";
+    PfxTruncated = "PFX_TRUNCATED", Refused,
+        "The PFX file ends before its end: a part is missing.",
+        "copy it again, in binary mode, and compare the sizes";
+    PfxDamaged = "PFX_DAMAGED", Refused,
+        "The file is no PFX file, or was altered after it was made.",
+        "copy it again, or export it again";
+    PfxTooLarge = "PFX_TOO_LARGE", Refused,
+        "The file is larger than any PFX file of a guardian.",
+        "see that it is the right file: VMSigning.pfx and VMEncryption.pfx have a few kilobytes each";
+    PfxTooManyIterations = "PFX_TOO_MANY_ITERATIONS", Refused,
+        "The PFX file asks for more than 1,000,000 rounds of key derivation, which is how such a file keeps a machine busy for hours.",
+        "export it again with an ordinary number of rounds; with OpenSSL: -iter 100000";
+    PfxNoKey = "PFX_NO_KEY", Refused,
+        "The PFX file holds a certificate without its private key.",
+        "export it with the private key: certutil -exportPFX, or fleetward-agent guardian export-pfx";
+    PfxNoCertificate = "PFX_NO_CERTIFICATE", Refused,
+        "The PFX file holds a private key without its certificate.",
+        "export both together";
+    PfxWeakKey = "PFX_WEAK_KEY", Refused,
+        "An RSA key in the PFX file has fewer than 2048 bits.",
+        "make a new guardian on the host it comes from, and export that one";
+    PfxUnsupported = "PFX_UNSUPPORTED", Refused,
+        "The PFX file uses an algorithm or a form that is not read here.",
+        "export it again with AES-256 and SHA-256 or with 3DES and SHA-1, and RSA keys";
+    PfxIncomplete = "PFX_INCOMPLETE", Refused,
+        "The files hold only one half of a guardian; it has a signing and an encryption certificate.",
+        "give both files in one command: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx";
+    PfxNotAPair = "PFX_NOT_A_PAIR", Refused,
+        "The certificates in the files are not one guardian's: two of a kind, of different hosts, or neither for signing nor for encryption.",
+        "give the two files of one guardian, and no others";
     ClocksApart = "CLOCKS_APART", Refused,
         "The clocks of the two hosts differ by more than the limit, so certificates and audit records cannot be trusted.",
         "synchronise the clocks (chrony or systemd-timesyncd) and try again";

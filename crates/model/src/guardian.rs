@@ -32,6 +32,43 @@ pub struct CertificateFacts {
     pub der_base64: String,
 }
 
+/// What a guardian with private keys is to the host that holds it.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum GuardianStanding {
+    /// Owns the key protectors that are made here. Each host has one.
+    #[default]
+    Own,
+    /// Was the host's own before a rotation; still opens what it was granted.
+    Retired,
+    /// Another host's, brought here as PFX files.
+    Imported,
+}
+
+impl GuardianStanding {
+    /// The word in lists.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Retired => "retired",
+            Self::Imported => "imported",
+        }
+    }
+}
+
 /// A guardian as its host reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GuardianFacts {
@@ -40,6 +77,9 @@ pub struct GuardianFacts {
     pub host: HostName,
     /// The host's own guardian, which owns new key protectors; others were imported.
     pub own: bool,
+    /// Own, retired or imported.
+    #[serde(default)]
+    pub standing: GuardianStanding,
     pub has_private_key: bool,
     /// Always two: signing, encryption.
     pub certificates: Vec<CertificateFacts>,

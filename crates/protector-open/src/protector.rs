@@ -215,7 +215,22 @@ pub fn take_over(
     now: OffsetDateTime,
     expired: &ExpiredAllowed,
 ) -> Result<KeyProtector, SealError> {
-    let opened = open(protector, vm, new_owner)?;
+    adopt(
+        protector, vm, new_owner, new_owner, recipients, now, expired,
+    )
+}
+
+/// The same for a new owner that was not granted the key, on a host where `opener`, another of its guardians, was.
+pub fn adopt(
+    protector: &KeyProtector,
+    vm: VmId,
+    opener: &LocalGuardian,
+    new_owner: &LocalGuardian,
+    recipients: &[Guardian],
+    now: OffsetDateTime,
+    expired: &ExpiredAllowed,
+) -> Result<KeyProtector, SealError> {
+    let opened = open(protector, vm, opener)?;
     let revision = protector.inspect().revision.saturating_add(1);
     encrypt_anew(
         opened.binding,

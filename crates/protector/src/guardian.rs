@@ -6,7 +6,7 @@
 use crate::certificate::{CertificateError, GuardianCertificate};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use fleetward_model::guardian::{CertificateRole, GuardianFacts};
+use fleetward_model::guardian::{CertificateRole, GuardianFacts, GuardianStanding};
 use fleetward_model::{GuardianId, HostName};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -126,6 +126,11 @@ impl Guardian {
             id: self.id.clone(),
             host,
             own,
+            standing: if own {
+                GuardianStanding::Own
+            } else {
+                GuardianStanding::Imported
+            },
             has_private_key,
             certificates: vec![self.signing.facts(), self.encryption.facts()],
         }

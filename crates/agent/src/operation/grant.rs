@@ -33,6 +33,43 @@ impl Task<'_> {
         })
     }
 
+    /// The VM's key protector with this host's own guardian in it, where only an imported or retired one of the host opens
+    /// it; none where there is nothing to do. The authority has endorsed the own guardian for the host's group, so a VM of
+    /// another group is left as it is. It is a convenience for the day the other guardian is removed: that it cannot be done
+    /// (the own guardian has expired) stops neither a start nor an arrival.
+    pub(super) fn own_beside(&self, metadata: &VmMetadata) -> Option<KeyProtector> {
+        if !metadata.spec.tpm || metadata.spec.group != self.host.member.group {
+            return None;
+        }
+        let protector = parse_protector(metadata.key_protector.as_deref()?, self.vm).ok()?;
+        let purpose =
+            self.purpose("this host opens it with a guardian that was imported or retired");
+        match self.host.keyring.beside_own(&protector, self.vm, &purpose) {
+            Ok(beside) => beside,
+            Err(trouble) => {
+                tracing::warn!(vm = %self.vm, because = trouble.failure.because,
+                    "the host's own guardian is not put beside the one that opens the VM's key protector");
+                None
+            }
+        }
+    }
+
+    /// Writes [`own_beside`](Self::own_beside) where it is due.
+    pub(super) async fn put_own_beside(&self, metadata: &VmMetadata) -> Result<()> {
+        let (Some(beside), Ok(current)) =
+            (self.own_beside(metadata), self.current_protector(metadata))
+        else {
+            return Ok(());
+        };
+        self.replace_protector(
+            metadata,
+            &current,
+            &beside,
+            "the host's own guardian is put beside",
+        )
+        .await
+    }
+
     /// Puts back a key protector for the same key.
     pub(super) async fn put_protector(&self, text: &str) -> Result<OperationResult> {
         let (_, metadata) = self.managed().await?;

@@ -221,6 +221,10 @@ impl Task<'_> {
     async fn complete_arrival(&self, incoming: &Incoming) -> Result<()> {
         let mut metadata = incoming.metadata.clone();
         metadata.generation = self.generation;
+        if let Some(beside) = self.own_beside(&metadata) {
+            metadata.key_protector = Some(beside.to_base64());
+            self.record.keep_protector(beside.der())?;
+        }
         match self.look().await? {
             Some(domain) if domain.state == (DomainState::Paused { incoming: true }) => {
                 Err(Trouble::passing(

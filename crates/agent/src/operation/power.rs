@@ -41,6 +41,7 @@ impl Task<'_> {
         if has_tpm {
             self.require_tpm_state().await?;
             self.load_secret(metadata, "the VM starts").await?;
+            self.put_own_beside(metadata).await?;
         }
         self.progress(0, 0, "starting");
         let started = self.host.hypervisor.start(self.vm).await;

@@ -82,6 +82,7 @@ pub(super) async fn join(
     let guardian = GuardianFacts {
         host: host.clone(),
         own: true,
+        standing: fleetward_model::guardian::GuardianStanding::Own,
         ..request.guardian
     };
     if let Some(other) = world

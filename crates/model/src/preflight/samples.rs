@@ -29,6 +29,7 @@ fn guardian(host: &str) -> GuardianFacts {
         id: GuardianId::from_digest(digest),
         host: host.parse().expect("name"),
         own: true,
+        standing: crate::guardian::GuardianStanding::Own,
         has_private_key: true,
         certificates: vec![
             certificate(CertificateRole::Signing),

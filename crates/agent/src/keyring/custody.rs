@@ -1,0 +1,153 @@
+//! Guardians that come and go: imported, retired, removed, and private keys on their way out.
+//!
+//! Every one of these is on record before it happens. Nothing here decides who may ask: that is root on the host, or a job.
+
+use super::dependents::Dependent;
+use super::{Keyring, Purpose};
+use crate::failure::{Result, Trouble, chain};
+use fleetward_model::audit::AuditAction;
+use fleetward_model::guardian::{CertificateRole, GuardianStanding};
+use fleetward_model::{ErrorCode, Failure, GuardianId};
+use fleetward_protector_open::{LocalGuardian, pfx};
+use zeroize::Zeroizing;
+
+/// A private key on its way out.
+pub struct PfxFile {
+    /// `VMSigning.pfx` or `VMEncryption.pfx`.
+    pub name: &'static str,
+    pub content: Zeroizing<Vec<u8>>,
+}
+
+/// What came of an import.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    pub guardian: GuardianId,
+    /// What it is to the host now; `Own` or `Retired` where it had been here all along.
+    pub standing: GuardianStanding,
+    /// False when it was here already, and nothing was changed.
+    pub new: bool,
+}
+
+impl Keyring {
+    /// The private keys of a guardian as two PFX files: name and content.
+    pub fn export_pfx(
+        &self,
+        id: &GuardianId,
+        password: &Zeroizing<String>,
+        purpose: &Purpose,
+    ) -> Result<Vec<PfxFile>> {
+        let loaded = self.loaded();
+        let guardian = loaded.find(id).map(|held| &held.guardian).ok_or_else(|| {
+            Trouble::refuse(
+                ErrorCode::GuardianNotFound,
+                format!("guardian {id}"),
+                format!("host {} does not hold it", self.host),
+            )
+        })?;
+        self.record(AuditAction::ExportPfx, None, id, purpose)?;
+        [CertificateRole::Signing, CertificateRole::Encryption]
+            .into_iter()
+            .map(|role| {
+                pfx::export(guardian, role, password)
+                    .map(|content| PfxFile {
+                        name: pfx::file_name(role),
+                        content,
+                    })
+                    .map_err(|error| {
+                        Trouble::refuse(ErrorCode::Internal, "the PFX file", chain(&error))
+                    })
+            })
+            .collect()
+    }
+
+    /// Takes another host's guardian in. It opens what it was granted, and seals nothing new.
+    pub fn import(&self, guardian: &LocalGuardian, purpose: &Purpose) -> Result<Imported> {
+        let id = guardian.id();
+        self.record(AuditAction::ImportPfx, None, id, purpose)?;
+        let new = self
+            .store
+            .add(guardian, GuardianStanding::Imported)
+            .map_err(|error| {
+                Trouble::refuse(
+                    ErrorCode::Internal,
+                    format!("keeping guardian {}", id.short()),
+                    chain(&error),
+                )
+            })?;
+        let standing = self.loaded().find(id).map(|held| held.standing);
+        Ok(Imported {
+            guardian: id.clone(),
+            standing: standing.ok_or_else(|| self.not_held(id))?,
+            new,
+        })
+    }
+
+    /// Makes `guardian` the host's own; the former own one is retired, and opens as before.
+    pub fn replace_own(&self, guardian: &LocalGuardian, purpose: &Purpose) -> Result<()> {
+        self.record(AuditAction::MakeGuardian, None, guardian.id(), purpose)?;
+        self.store.replace_own(guardian).map_err(|error| {
+            Trouble::refuse(
+                ErrorCode::Internal,
+                format!("keeping guardian {}", guardian.id().short()),
+                chain(&error),
+            )
+        })
+    }
+
+    /// Removes a guardian and its private keys from this host. The own one stays, and so does every one without which a VM
+    /// of this host, or a TPM kept in its history, would not open any more.
+    pub fn remove(
+        &self,
+        id: &GuardianId,
+        dependents: &[Dependent],
+        purpose: &Purpose,
+    ) -> Result<()> {
+        let loaded = self.loaded();
+        let held = loaded.find(id).ok_or_else(|| self.not_held(id))?;
+        let refuse = |because: String, fix: String| -> Trouble {
+            Failure::new(ErrorCode::GuardianInUse, format!("guardian {}", id.short()))
+                .because(because)
+                .fix(fix)
+                .into()
+        };
+        if held.standing == GuardianStanding::Own {
+            return Err(refuse(
+                format!("it is the own guardian of host {}", self.host),
+                format!("fleetward guardian rotate --host {}", self.host),
+            ));
+        }
+        let depending: Vec<String> = dependents
+            .iter()
+            .filter(|dependent| dependent.opens_only_with(id, |other| self.holds(other)))
+            .map(ToString::to_string)
+            .collect();
+        if !depending.is_empty() {
+            return Err(refuse(
+                format!(
+                    "without it these would not open on this host any more: {}",
+                    depending.join(", ")
+                ),
+                format!(
+                    "wrap them for the host's own guardian first: fleetward guardian grant --all --to {}",
+                    self.host
+                ),
+            ));
+        }
+        self.record(AuditAction::RemoveGuardian, None, id, purpose)?;
+        self.store.remove(id).map_err(|error| {
+            Trouble::refuse(
+                ErrorCode::Internal,
+                format!("removing guardian {}", id.short()),
+                chain(&error),
+            )
+        })
+    }
+
+    fn not_held(&self, id: &GuardianId) -> Trouble {
+        Trouble::refuse(
+            ErrorCode::GuardianNotFound,
+            format!("guardian {id}"),
+            format!("host {} does not hold it", self.host),
+        )
+    }
+}
