@@ -27,6 +27,10 @@ const RENEW_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a start waits for hosts.
 const FIRST_CALL: Duration = Duration::from_secs(2);
 
+/// Many events come together and are written as one. What is not written yet is not shown after a crash, until its host
+/// is heard again.
+const GATHER: Duration = Duration::from_millis(100);
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct App {
@@ -201,10 +205,9 @@ async fn keep_written(world: Arc<World>, stop: CancellationToken) {
         if let Err(error) = world.inventory.flush(OffsetDateTime::now_utc()).await {
             tracing::warn!(%error, "cannot write the inventory");
         }
-        // many events come together: one write for all of them
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(crate::STORE_PAUSE) => {}
+            () = tokio::time::sleep(GATHER) => {}
         }
     }
 }

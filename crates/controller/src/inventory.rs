@@ -54,6 +54,8 @@ pub(crate) struct Inventory {
     store: Arc<dyn Store>,
     state: RwLock<State>,
     changed: watch::Sender<u64>,
+    /// Held from taking what is to be written to its end, so that nothing older is written over something newer.
+    writing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,6 +85,7 @@ impl Inventory {
             store,
             state: RwLock::new(state),
             changed: watch::Sender::new(0),
+            writing: tokio::sync::Mutex::default(),
         })
     }
 
@@ -280,16 +283,24 @@ impl Inventory {
         warnings
     }
 
-    /// Writes what changed to the store.
+    /// Writes what changed to the store; on its return everything seen before the call is there.
     pub(crate) async fn flush(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        let _turn = self.writing.lock().await;
         let (vms, facts) = self.take_dirty(now);
-        for (host, id, vm) in vms {
-            let key = vm_key(&host, id);
-            let txn = match vm {
-                Some(vm) => Txn::new().put_json(key, &*vm)?,
-                None => Txn::new().delete(key),
+        let mut txn = Txn::new();
+        for (host, id, vm) in &vms {
+            let key = vm_key(host, *id);
+            txn = match vm {
+                Some(vm) => txn.put_json(key, &**vm)?,
+                None => txn.delete(key),
             };
-            let _ = self.store.commit(txn).await?;
+        }
+        if !vms.is_empty()
+            && let Err(error) = self.store.commit(txn).await
+        {
+            let still_behind = vms.into_iter().map(|(host, id, _)| (host, id));
+            self.write().dirty.extend(still_behind);
+            return Err(error);
         }
         for (host, facts, reported) in facts {
             let stored = StoredFacts {

@@ -118,11 +118,17 @@ impl World {
         Ok(())
     }
 
-    /// Asks a host for one VM, so that the next read shows what a job did. What it cannot tell now its events will.
+    /// Asks a host for one VM, so that the next read shows what a job did, a read after a crash too. What it cannot tell
+    /// now its events will.
     pub(crate) async fn refresh(&self, host: &HostName, vm: VmId) {
         let asked = async { self.agents.of(host)?.vm(vm).await };
         match asked.await {
-            Ok(detail) => self.inventory.observe(host, vm, detail.map(|d| d.vm)),
+            Ok(detail) => {
+                self.inventory.observe(host, vm, detail.map(|d| d.vm));
+                if let Err(error) = self.inventory.flush(OffsetDateTime::now_utc()).await {
+                    tracing::warn!(%error, "cannot write the inventory");
+                }
+            }
             Err(error) => tracing::debug!(%host, %vm, error = %error.what, "cannot refresh the VM"),
         }
     }

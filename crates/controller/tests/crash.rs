@@ -242,3 +242,23 @@ async fn a_controller_killed_at_any_point_of_any_job_leaves_it_done_or_undone() 
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_was_made_is_listed_after_a_kill_although_its_host_is_silent() {
+    if std::env::var_os("FLEETWARD_HOLD_DIR").is_some() {
+        return; // this process is the controller
+    }
+    let mut walk = Walk::begin().await;
+    // twice: what the first wrote must not hold up what the second says
+    for name in ["web", "db"] {
+        let body = json!({"name": name, "host": "a"});
+        walk.controller.done(Method::POST, "/v1/vms", &body).await;
+    }
+    let (controller, a) = (&mut walk.controller, &walk.hosts[0]);
+    controller
+        .kill_and_restart(walk.dir.path(), || a.cut())
+        .await;
+    let vms: Vec<Value> = controller.get("/v1/vms").await;
+    let names: Vec<_> = vms.iter().map(|vm| &vm["name"]).collect();
+    assert_eq!(names, ["db", "web"], "{vms:#?}");
+}
