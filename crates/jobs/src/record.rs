@@ -89,6 +89,12 @@ pub struct StepRecord {
     pub started_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
+    /// Absent until the step has succeeded. `null` is an output like any other: it is what `()` becomes.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub output: Option<Value>,
     /// The latest failure of `run` or `undo`.
     pub failure: Option<Failure>,
@@ -134,6 +140,11 @@ pub struct Progress {
     pub text: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
+}
+
+/// Whatever stands there is a value, `null` too.
+fn present<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(from).map(Some)
 }
 
 impl Progress {

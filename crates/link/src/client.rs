@@ -661,7 +661,9 @@ impl hyper::rt::Read for Wire {
         cx: &mut Context<'_>,
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.0)
+            .poll_read(cx, buf)
+            .map_err(dial::in_words)
     }
 }
 

@@ -168,6 +168,19 @@ impl DialError {
     }
 }
 
+/// Says in our words that the other side broke off; rustls says it with a link to its manual, which would reach people
+/// in the reason why a job waits.
+pub(crate) fn in_words(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::UnexpectedEof && tls_error_in(&error).is_none() {
+        return io::Error::new(io::ErrorKind::UnexpectedEof, BROKEN_OFF);
+    }
+    error
+}
+
+/// What an end without TLS's close_notify means: nobody was left to say it.
+const BROKEN_OFF: &str =
+    "the other side broke off without a word, as a process or machine that died does";
+
 /// The TLS error at the bottom of an error, if there is one.
 ///
 /// With TLS 1.3 a server judges the client's certificate after the client considers the handshake done, so
@@ -188,4 +201,26 @@ pub(crate) fn tls_error_in<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a r
         };
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_broke_off_is_told_without_a_link() {
+        let raw = "peer closed connection without sending TLS close_notify: https://docs.rs/rustls";
+        let told = in_words(io::Error::new(io::ErrorKind::UnexpectedEof, raw));
+        assert_eq!(told.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(told.to_string(), BROKEN_OFF);
+    }
+
+    #[test]
+    fn an_alert_and_a_reset_stay_what_they_are() {
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::BadCertificate);
+        let told = in_words(io::Error::new(io::ErrorKind::UnexpectedEof, alert));
+        assert!(tls_error_in(&told).is_some());
+        let told = in_words(io::Error::from(io::ErrorKind::ConnectionReset));
+        assert_eq!(told.kind(), io::ErrorKind::ConnectionReset);
+    }
 }

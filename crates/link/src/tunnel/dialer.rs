@@ -57,7 +57,7 @@ impl TunnelDialer {
             Ok(Answer::Refused { code, message }) => Err(TunnelError::Refused { code, message }),
             Err(error) => Err(match dial::tls_error_in(&error) {
                 Some(tls) => DialError::from_tls(address, tls).into(),
-                None => TunnelError::Stream(error),
+                None => TunnelError::Stream(dial::in_words(error)),
             }),
         }
     }

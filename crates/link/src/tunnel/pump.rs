@@ -57,6 +57,7 @@ where
     tokio::io::copy_bidirectional_with_sizes(&mut first, &mut second, BUFFER, BUFFER)
         .await
         .map(|_| ())
+        .map_err(crate::dial::in_words)
 }
 
 struct Counted<'a, S> {
