@@ -13,6 +13,8 @@ mod store;
 
 pub use custody::{Imported, PfxFile};
 pub use dependents::{Dependent, dependents};
+/// Reading PFX files, for the program that hands them to [`Keyring::import`].
+pub use fleetward_protector_open::pfx;
 
 use self::store::{Held, Stamp, Store};
 use crate::audit::{AuditLog, Use};

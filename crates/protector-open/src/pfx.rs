@@ -1,7 +1,14 @@
-//! Export of a guardian as PFX (PKCS #12): one file per certificate and key, AES-256 and SHA-256.
+//! Guardians as PFX files (PKCS #12). Out: one file per certificate and key, AES-256 and SHA-256, or 3DES and SHA-1 for
+//! readers that know no better. In: see `read`.
 //!
 //! The only way a private key leaves a host. Who may ask, and the audit record of it, are the caller's business. p12-keystore frees its
 //! copies of the key without wiping them, so the export belongs into a process of its own that ends afterwards.
+
+mod read;
+mod scan;
+
+pub use read::{KeyWithCertificate, MAX_PFX, PairError, PfxReadError, assemble, read};
+pub use scan::MAX_ITERATIONS;
 
 use crate::local_guardian::LocalGuardian;
 use fleetward_model::guardian::CertificateRole;
@@ -16,6 +23,16 @@ const ITERATIONS: u32 = 100_000;
 
 /// Fewest characters of a password; a PFX can be guessed at offline.
 pub const MIN_PASSWORD: usize = 8;
+
+/// How an exported file is encrypted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protection {
+    /// AES-256 and SHA-256: OpenSSL, Windows 10 1709 and Windows Server 2019 or later.
+    #[default]
+    Aes256,
+    /// 3DES and SHA-1: what Windows Server 2016 reads. Weak; the password should be long.
+    Legacy,
+}
 
 /// Why no PFX was written.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +56,7 @@ pub fn export(
     guardian: &LocalGuardian,
     role: CertificateRole,
     password: &Zeroizing<String>,
+    protection: Protection,
 ) -> Result<Zeroizing<Vec<u8>>, PfxError> {
     if password.chars().count() < MIN_PASSWORD {
         return Err(PfxError::PasswordTooShort);
@@ -55,11 +73,21 @@ pub fn export(
         &certificate.subject(),
         KeyStoreEntry::PrivateKeyChain(chain),
     );
+    let (encryption, mac) = match protection {
+        Protection::Aes256 => (
+            EncryptionAlgorithm::PbeWithHmacSha256AndAes256,
+            MacAlgorithm::HmacSha256,
+        ),
+        Protection::Legacy => (
+            EncryptionAlgorithm::PbeWithShaAnd3KeyTripleDesCbc,
+            MacAlgorithm::HmacSha1,
+        ),
+    };
     let pfx = store
         .writer(password)
-        .encryption_algorithm(EncryptionAlgorithm::PbeWithHmacSha256AndAes256)
+        .encryption_algorithm(encryption)
         .encryption_iterations(ITERATIONS)
-        .mac_algorithm(MacAlgorithm::HmacSha256)
+        .mac_algorithm(mac)
         .mac_iterations(ITERATIONS)
         .write()
         .map_err(PfxError::Write)?;

@@ -75,7 +75,13 @@ fn prepared() -> Bench {
     );
     std::fs::set_permissions(virsh, PermissionsExt::from_mode(0o755)).unwrap();
     for role in [CertificateRole::Signing, CertificateRole::Encryption] {
-        let file = pfx::export(&ALPHA, role, &Zeroizing::new(PASSWORD.to_owned())).unwrap();
+        let file = pfx::export(
+            &ALPHA,
+            role,
+            &Zeroizing::new(PASSWORD.to_owned()),
+            pfx::Protection::Aes256,
+        )
+        .unwrap();
         bench.write(pfx::file_name(role), &file);
     }
     bench.write("password", PASSWORD.as_bytes());

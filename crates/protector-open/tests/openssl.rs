@@ -21,7 +21,13 @@ fn export(bench: &Bench, guardian: &LocalGuardian, name: &str) {
         (CertificateRole::Signing, "signing"),
         (CertificateRole::Encryption, "encryption"),
     ] {
-        let pfx = pfx::export(guardian, role, &Zeroizing::new(PASSWORD.to_owned())).unwrap();
+        let pfx = pfx::export(
+            guardian,
+            role,
+            &Zeroizing::new(PASSWORD.to_owned()),
+            pfx::Protection::Aes256,
+        )
+        .unwrap();
         bench.write(&format!("{name}-{kind}.pfx"), &pfx);
         let from = format!("pkcs12 -in {name}-{kind}.pfx -passin file:password");
         bench
@@ -240,7 +246,8 @@ fn a_pfx_opens_with_its_password_only_and_uses_aes_256() {
         pfx::export(
             &ALPHA,
             CertificateRole::Signing,
-            &Zeroizing::new("short".to_owned())
+            &Zeroizing::new("short".to_owned()),
+            pfx::Protection::Aes256,
         )
         .is_err()
     );

@@ -34,6 +34,7 @@ impl Keyring {
         &self,
         id: &GuardianId,
         password: &Zeroizing<String>,
+        protection: pfx::Protection,
         purpose: &Purpose,
     ) -> Result<Vec<PfxFile>> {
         let loaded = self.loaded();
@@ -48,7 +49,7 @@ impl Keyring {
         [CertificateRole::Signing, CertificateRole::Encryption]
             .into_iter()
             .map(|role| {
-                pfx::export(guardian, role, password)
+                pfx::export(guardian, role, password, protection)
                     .map(|content| PfxFile {
                         name: pfx::file_name(role),
                         content,

@@ -1,0 +1,268 @@
+//! PFX files that come in: from our own export, from OpenSSL, from Windows' certutil.
+//!
+//! `read` opens one file and gives the private keys in it with their certificates; `assemble` makes a guardian of what one
+//! or two files held. A chain that travels along is passed over: certificates carry no trust here, only keys. Nothing is
+//! kept by halves: a key without its certificate, or a certificate alone, refuses the whole file.
+
+use super::scan;
+use crate::local_guardian::LocalGuardian;
+use crate::rsa_key::RsaPrivateKey;
+use const_oid::db::rfc5280::ID_CE_KEY_USAGE;
+use der::Decode;
+use der::asn1::BitStringRef;
+use fleetward_model::guardian::CertificateRole;
+use fleetward_protector::certificate::CertificateError;
+use fleetward_protector::{Guardian, GuardianCertificate};
+use p12_keystore::Pkcs12Archive;
+use p12_keystore::error::Error as LibraryError;
+use std::fmt;
+use x509_cert::Certificate;
+use zeroize::Zeroizing;
+
+/// Largest PFX file taken, in bytes. Two RSA-8192 keys with a chain stay far below.
+pub const MAX_PFX: usize = 256 * 1024;
+
+/// Why a PFX file was not taken. Each has its own error code.
+#[derive(Debug, thiserror::Error)]
+pub enum PfxReadError {
+    #[error("the file has {size} bytes, at most {MAX_PFX} are taken")]
+    TooLarge { size: u64 },
+    #[error("the file ends early{}", match missing { Some(bytes) => format!(": {bytes} bytes are missing"), None => String::new() })]
+    Truncated { missing: Option<usize> },
+    #[error("the file is no PFX file, or was altered")]
+    Damaged,
+    #[error(
+        "the password is right, but the file does not have the content its MAC was made for: it was altered"
+    )]
+    Altered,
+    #[error("the file has no MAC")]
+    NoMac,
+    #[error(
+        "the file asks for {iterations} rounds of key derivation, at most {} are made",
+        scan::MAX_ITERATIONS
+    )]
+    TooManyIterations { iterations: u64 },
+    #[error(
+        "a key inside the file asks for more than {} rounds of key derivation",
+        scan::MAX_ITERATIONS
+    )]
+    TooManyIterationsInside,
+    #[error("the password does not open the file")]
+    WrongPassword,
+    #[error("{0}")]
+    Unsupported(&'static str),
+    #[error("the file holds a certificate, but no private key")]
+    NoKey,
+    #[error("the file holds a private key without its certificate")]
+    NoCertificate,
+    #[error("the certificate holds an RSA key of {bits} bits; 2048 to 8192 are taken")]
+    WeakKey { bits: usize },
+    #[error("a certificate in the file cannot be used")]
+    Certificate(#[source] CertificateError),
+    #[error("a private key in the file cannot be used")]
+    Key,
+}
+
+/// Why the keys of the files are not one guardian's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PairError {
+    #[error("there is no {} certificate in the files", word(*missing))]
+    Half { missing: CertificateRole },
+    #[error("there are {count} {} certificates in the files", word(*role))]
+    Several { role: CertificateRole, count: usize },
+    #[error("certificate {subject} is neither for signing alone nor for encryption alone")]
+    NoRole { subject: String },
+    #[error("the certificates are of different hosts: {signing}, {encryption}")]
+    DifferentHosts { signing: String, encryption: String },
+    #[error("the two certificates are not a guardian: {0}")]
+    NotAGuardian(String),
+}
+
+/// A private key with its certificate, out of a PFX file.
+pub struct KeyWithCertificate {
+    certificate: Vec<u8>,
+    subject: String,
+    role: Option<CertificateRole>,
+    key: RsaPrivateKey,
+}
+
+impl fmt::Debug for KeyWithCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyWithCertificate")
+            .field("subject", &self.subject)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Opens a PFX file: every private key in it with its certificate, at least one.
+pub fn read(
+    file: &[u8],
+    password: &Zeroizing<String>,
+) -> Result<Vec<KeyWithCertificate>, PfxReadError> {
+    if file.len() > MAX_PFX {
+        return Err(PfxReadError::TooLarge {
+            size: file.len() as u64,
+        });
+    }
+    let parts = scan::scan(file)?;
+    let archive = Pkcs12Archive::from_pkcs12(file, password)
+        .map_err(|error| library_error(&error, &parts, password))?;
+    pair_up(&archive)
+}
+
+/// The guardian whose two keys these are: one for signing and one for encryption, of one host.
+pub fn assemble(keys: Vec<KeyWithCertificate>) -> Result<LocalGuardian, PairError> {
+    let (mut signing, mut encryption) = (Vec::new(), Vec::new());
+    for key in keys {
+        match key.role {
+            Some(CertificateRole::Signing) => signing.push(key),
+            Some(CertificateRole::Encryption) => encryption.push(key),
+            None => {
+                return Err(PairError::NoRole {
+                    subject: key.subject,
+                });
+            }
+        }
+    }
+    let signing = single(signing, CertificateRole::Signing)?;
+    let encryption = single(encryption, CertificateRole::Encryption)?;
+    if holder(&signing.subject) != holder(&encryption.subject) {
+        return Err(PairError::DifferentHosts {
+            signing: signing.subject,
+            encryption: encryption.subject,
+        });
+    }
+    let public = Guardian::from_der(&signing.certificate, &encryption.certificate)
+        .map_err(|error| PairError::NotAGuardian(error.to_string()))?;
+    LocalGuardian::from_parts(public, signing.key, encryption.key)
+        .map_err(|error| PairError::NotAGuardian(error.to_string()))
+}
+
+fn single(
+    mut keys: Vec<KeyWithCertificate>,
+    role: CertificateRole,
+) -> Result<KeyWithCertificate, PairError> {
+    // The same file given twice is one key.
+    keys.dedup_by(|a, b| a.certificate == b.certificate);
+    match keys.len() {
+        1 => Ok(keys.remove(0)),
+        0 => Err(PairError::Half { missing: role }),
+        count => Err(PairError::Several { role, count }),
+    }
+}
+
+fn pair_up(archive: &Pkcs12Archive) -> Result<Vec<KeyWithCertificate>, PfxReadError> {
+    if archive.keys.is_empty() {
+        return Err(PfxReadError::NoKey);
+    }
+    if archive.certs.is_empty() {
+        return Err(PfxReadError::NoCertificate);
+    }
+    let certificates: Vec<&[u8]> = archive.certs.iter().map(|bag| bag.cert.as_der()).collect();
+    // Weak keys are named as such, before the key itself is refused without a reason.
+    for (certificate, bag) in certificates.iter().zip(&archive.certs) {
+        let own = bag.local_key_id.is_some() || certificates.len() == 1;
+        match GuardianCertificate::from_der(CertificateRole::Signing, certificate) {
+            Err(CertificateError::KeySize { bits }) if own => {
+                return Err(PfxReadError::WeakKey { bits });
+            }
+            Err(error) if own => return Err(PfxReadError::Certificate(error)),
+            // The rest of a chain is none of our business.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    archive
+        .keys
+        .iter()
+        .map(|bag| {
+            let pkcs8 = Zeroizing::new(bag.key.as_der().to_vec());
+            let key = RsaPrivateKey::from_pkcs8(pkcs8).map_err(|_| PfxReadError::Key)?;
+            let (certificate, parsed) = certificates
+                .iter()
+                .find_map(|der| {
+                    let parsed =
+                        GuardianCertificate::from_der(CertificateRole::Signing, der).ok()?;
+                    key.belongs_to(&parsed).then_some((*der, parsed))
+                })
+                .ok_or(PfxReadError::NoCertificate)?;
+            Ok(KeyWithCertificate {
+                certificate: certificate.to_vec(),
+                subject: parsed.subject(),
+                role: role_of(certificate),
+                key,
+            })
+        })
+        .collect()
+}
+
+/// What a certificate is for: by its key usage (RFC 5280 section 4.2.1.3); where that says both or nothing, by its subject.
+fn role_of(der: &[u8]) -> Option<CertificateRole> {
+    let certificate = Certificate::from_der(der).ok()?;
+    let usage = certificate
+        .tbs_certificate
+        .extensions
+        .iter()
+        .flatten()
+        .find(|extension| extension.extn_id == ID_CE_KEY_USAGE)
+        .and_then(|extension| BitStringRef::from_der(extension.extn_value.as_bytes()).ok())
+        .and_then(|bits| bits.raw_bytes().first().copied())
+        .unwrap_or(0);
+    // Bits are numbered from the left: 0 digitalSignature, 2 keyEncipherment, 3 dataEncipherment.
+    let (signs, encrypts) = (usage & 0x80 != 0, usage & 0x30 != 0);
+    match (signs, encrypts) {
+        (true, false) => Some(CertificateRole::Signing),
+        (false, true) => Some(CertificateRole::Encryption),
+        (true, true) | (false, false) => {
+            let subject = certificate.tbs_certificate.subject.to_string();
+            if subject.contains("Signing Certificate") {
+                Some(CertificateRole::Signing)
+            } else if subject.contains("Encryption Certificate") {
+                Some(CertificateRole::Encryption)
+            } else {
+                None
+            }
+        }
+    }
+}
+
+/// The host in a guardian's subject, `... (UntrustedGuardian) (HOST)`; none in other subjects.
+fn holder(subject: &str) -> Option<&str> {
+    subject
+        .split_once("(UntrustedGuardian)")
+        .map(|(_, host)| host.trim())
+}
+
+fn library_error(
+    error: &LibraryError,
+    parts: &[Vec<u8>],
+    password: &Zeroizing<String>,
+) -> PfxReadError {
+    match error {
+        // The MAC is over everything, so it fails both for a wrong password and for an altered file. A part that opens all
+        // the same tells which: the MAC's key and the parts' come from one password.
+        LibraryError::MacError(_) => {
+            let opens = |part: &Vec<u8>| Pkcs12Archive::from_pkcs12(part, password).is_ok();
+            if parts.iter().any(opens) {
+                PfxReadError::Altered
+            } else {
+                PfxReadError::WrongPassword
+            }
+        }
+        LibraryError::InvalidParameters => PfxReadError::TooManyIterationsInside,
+        LibraryError::UnsupportedEncryptionScheme
+        | LibraryError::UnsupportedMacAlgorithm
+        | LibraryError::UnsupportedContentType
+        | LibraryError::UnsupportedCertificateType => {
+            PfxReadError::Unsupported("it uses an algorithm that is not read here")
+        }
+        _ => PfxReadError::Damaged,
+    }
+}
+
+fn word(role: CertificateRole) -> &'static str {
+    match role {
+        CertificateRole::Signing => "signing",
+        CertificateRole::Encryption => "encryption",
+    }
+}

@@ -1,0 +1,280 @@
+//! A look at a PFX file before anything is derived from a password: whole, with a MAC, and cheap enough to open.
+//!
+//! Reads the structure of RFC 7292 section 4 only as far as key derivation is asked for in the clear: the MAC, encrypted
+//! contents, and shrouded keys in contents that are not encrypted. What lies inside encrypted contents is only reached with
+//! the right password and a good MAC, and the library applies the same limit there.
+
+use super::PfxReadError as E;
+use der::{Decode, Header, Reader, SliceReader, Tag, TagNumber};
+
+/// Most rounds of key derivation of the MAC, and of each encryption.
+pub const MAX_ITERATIONS: u64 = 1_000_000;
+
+/// Most parts that ask for key derivation. OpenSSL and Windows write two or three.
+const MAX_DERIVATIONS: usize = 8;
+
+const DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x01];
+const ENCRYPTED_DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x06];
+const PBES2: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0d];
+const PBKDF2: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0c];
+const PBMAC1: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0e];
+/// pkcs-12PbeIds: 3 is 3DES with three keys, 6 is RC2 with 40 bits.
+const PKCS12_PBE: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x01];
+const SHROUDED_KEY: &[u8] = &[
+    0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01, 0x02,
+];
+
+/// One DER value.
+#[derive(Debug, Clone, Copy)]
+struct Value<'a> {
+    tag: Tag,
+    content: &'a [u8],
+    /// With its header.
+    whole: &'a [u8],
+}
+
+/// Refuses what must not be opened.
+///
+/// Gives the contents that are encrypted in any way, each as a PFX file of its own without a MAC: with the right password
+/// at least one of them opens even where the file was altered.
+pub(super) fn scan(file: &[u8]) -> Result<Vec<Vec<u8>>, E> {
+    require_whole(file)?;
+    let [pfx] = fixed(members(file)?)?;
+    let mut pfx = members(sequence(pfx)?)?.into_iter();
+    let version = pfx.next().ok_or(E::Damaged)?;
+    if version.tag != Tag::Integer || version.content != [3] {
+        return Err(E::Damaged);
+    }
+    let [kind, content] = fixed(members(sequence(pfx.next().ok_or(E::Damaged)?)?)?)?;
+    match kind.content {
+        DATA => {}
+        _ => {
+            return Err(E::Unsupported(
+                "it is signed with a key instead of a password",
+            ));
+        }
+    }
+    let mac = pfx.next().ok_or(E::NoMac)?;
+    check_mac(mac)?;
+    let [octets] = fixed(members(content.content)?)?;
+    let mut derivations = 0;
+    let mut parts = Vec::new();
+    for safe in members(sequence(only(octets_of(octets)?)?)?)? {
+        let before = derivations;
+        check_safe(safe, &mut derivations)?;
+        if derivations > MAX_DERIVATIONS {
+            return Err(E::Unsupported(
+                "it has more encrypted parts than a guardian's file",
+            ));
+        }
+        if derivations > before {
+            parts.push(alone(safe));
+        }
+    }
+    Ok(parts)
+}
+
+/// Whether the outermost value is all there, and nothing follows it.
+fn require_whole(file: &[u8]) -> Result<(), E> {
+    if file.starts_with(&[0x30, 0x80]) {
+        return Err(E::Unsupported("it is BER with an indefinite length"));
+    }
+    if file.is_empty() {
+        return Err(E::Truncated { missing: None });
+    }
+    if file[0] != 0x30 {
+        return Err(E::Damaged);
+    }
+    // A header that is cut off, or that promises more than there is.
+    let length_bytes = match file.get(1) {
+        None => return Err(E::Truncated { missing: None }),
+        Some(first) if *first < 0x80 => 0,
+        Some(first) => usize::from(first & 0x7f),
+    };
+    if length_bytes > 4 {
+        return Err(E::Damaged);
+    }
+    let Some(length) = file.get(2..2 + length_bytes) else {
+        return Err(E::Truncated { missing: None });
+    };
+    let content = match length_bytes {
+        0 => usize::from(file[1]),
+        _ => length
+            .iter()
+            .fold(0_usize, |sum, byte| (sum << 8) | usize::from(*byte)),
+    };
+    let whole = content.saturating_add(2 + length_bytes);
+    match file.len().cmp(&whole) {
+        std::cmp::Ordering::Less => Err(E::Truncated {
+            missing: Some(whole - file.len()),
+        }),
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Greater => Err(E::Damaged),
+    }
+}
+
+fn check_mac(mac: Value<'_>) -> Result<(), E> {
+    let mac = members(sequence(mac)?)?;
+    let (digest, iterations) = match mac.as_slice() {
+        [digest, _salt] => (digest, 1),
+        [digest, _salt, iterations] => (digest, number(*iterations)?),
+        _ => return Err(E::Damaged),
+    };
+    let [algorithm, _value] = fixed(members(sequence(*digest)?)?)?;
+    if members(sequence(algorithm)?)?
+        .first()
+        .ok_or(E::Damaged)?
+        .content
+        == PBMAC1
+    {
+        return Err(E::Unsupported("its MAC is PBMAC1"));
+    }
+    limit(iterations)
+}
+
+fn check_safe(safe: Value<'_>, derivations: &mut usize) -> Result<(), E> {
+    let [kind, content] = fixed(members(sequence(safe)?)?)?;
+    let [content] = fixed(members(content.content)?)?;
+    match kind.content {
+        ENCRYPTED_DATA => {
+            let parts = members(sequence(content)?)?;
+            let info = members(sequence(*parts.get(1).ok_or(E::Damaged)?)?)?;
+            *derivations += 1;
+            check_algorithm(*info.get(1).ok_or(E::Damaged)?)
+        }
+        DATA => {
+            for bag in members(sequence(only(octets_of(content)?)?)?)? {
+                let bag = members(sequence(bag)?)?;
+                let [kind, value, ..] = bag.as_slice() else {
+                    return Err(E::Damaged);
+                };
+                if kind.content == SHROUDED_KEY {
+                    let shrouded = only(value.content)?;
+                    let parts = members(sequence(shrouded)?)?;
+                    *derivations += 1;
+                    check_algorithm(*parts.first().ok_or(E::Damaged)?)?;
+                }
+            }
+            Ok(())
+        }
+        _ => Err(E::Unsupported(
+            "a part of it is encrypted for a certificate",
+        )),
+    }
+}
+
+fn check_algorithm(algorithm: Value<'_>) -> Result<(), E> {
+    let [kind, parameters] = fixed(members(sequence(algorithm)?)?)?;
+    if kind.content == PBES2 {
+        let [derivation, _cipher] = fixed(members(sequence(parameters)?)?)?;
+        let [kind, parameters] = fixed(members(sequence(derivation)?)?)?;
+        if kind.content != PBKDF2 {
+            return Err(E::Unsupported("its keys are not derived with PBKDF2"));
+        }
+        return limit(number(
+            *members(sequence(parameters)?)?.get(1).ok_or(E::Damaged)?,
+        )?);
+    }
+    match kind.content.strip_prefix(PKCS12_PBE) {
+        Some([3 | 6]) => limit(number(
+            *members(sequence(parameters)?)?.get(1).ok_or(E::Damaged)?,
+        )?),
+        _ => Err(E::Unsupported(
+            "it is encrypted with something other than AES, 3DES or 40-bit RC2",
+        )),
+    }
+}
+
+fn limit(iterations: u64) -> Result<(), E> {
+    if iterations > MAX_ITERATIONS {
+        return Err(E::TooManyIterations { iterations });
+    }
+    if iterations == 0 {
+        return Err(E::Damaged);
+    }
+    Ok(())
+}
+
+/// A PFX file of this content alone, without a MAC.
+fn alone(safe: Value<'_>) -> Vec<u8> {
+    let octets = wrap(0x04, &wrap(0x30, safe.whole));
+    let oid = wrap(0x06, DATA);
+    let info = wrap(0x30, &[oid, wrap(0xa0, &octets)].concat());
+    wrap(0x30, &[vec![0x02, 0x01, 0x03], info].concat())
+}
+
+fn wrap(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = content.len().to_be_bytes();
+    let significant = &length[content.len().leading_zeros() as usize / 8..];
+    let mut value = vec![tag];
+    if content.len() < 0x80 {
+        value.push(u8::try_from(content.len()).expect("checked"));
+    } else {
+        value.push(0x80 | u8::try_from(significant.len()).expect("at most eight"));
+        value.extend_from_slice(significant);
+    }
+    value.extend_from_slice(content);
+    value
+}
+
+fn members(bytes: &[u8]) -> Result<Vec<Value<'_>>, E> {
+    let mut reader = SliceReader::new(bytes).map_err(|_| E::Damaged)?;
+    let mut values = Vec::new();
+    while !reader.is_finished() {
+        let start = usize::try_from(reader.position()).map_err(|_| E::Damaged)?;
+        let header = Header::decode(&mut reader).map_err(|_| E::Damaged)?;
+        let content = reader.read_slice(header.length).map_err(|_| E::Damaged)?;
+        let end = usize::try_from(reader.position()).map_err(|_| E::Damaged)?;
+        values.push(Value {
+            tag: header.tag,
+            content,
+            whole: &bytes[start..end],
+        });
+        if values.len() > 256 {
+            return Err(E::Damaged);
+        }
+    }
+    Ok(values)
+}
+
+fn fixed<const N: usize>(values: Vec<Value<'_>>) -> Result<[Value<'_>; N], E> {
+    values.try_into().map_err(|_| E::Damaged)
+}
+
+fn only(bytes: &[u8]) -> Result<Value<'_>, E> {
+    let [value] = fixed(members(bytes)?)?;
+    Ok(value)
+}
+
+fn sequence(value: Value<'_>) -> Result<&[u8], E> {
+    match value.tag {
+        Tag::Sequence => Ok(value.content),
+        _ => Err(E::Damaged),
+    }
+}
+
+fn octets_of(value: Value<'_>) -> Result<&[u8], E> {
+    match value.tag {
+        Tag::OctetString => Ok(value.content),
+        Tag::ContextSpecific {
+            number: TagNumber::N0,
+            ..
+        } => Err(E::Unsupported("it is BER with strings in pieces")),
+        _ => Err(E::Damaged),
+    }
+}
+
+/// A non-negative number; one that does not fit is certainly too large.
+fn number(value: Value<'_>) -> Result<u64, E> {
+    match value.content {
+        [] => Err(E::Damaged),
+        [first, ..] if value.tag != Tag::Integer || first & 0x80 != 0 => Err(E::Damaged),
+        bytes if bytes.len() > 9 => Ok(u64::MAX),
+        bytes => Ok(bytes
+            .iter()
+            .try_fold(0_u64, |sum, byte| {
+                sum.checked_mul(256)?.checked_add((*byte).into())
+            })
+            .unwrap_or(u64::MAX)),
+    }
+}
