@@ -6,8 +6,9 @@ BIN := $(TARGET)/debug
 LAB := $(BIN)/fleetward-lab
 # The whole workspace with a choice of tests: one package alone would be built anew with other features.
 E2E := cargo test --workspace --locked --no-fail-fast --test main_job --test crash_walk --test secrets --test faults --test bad_input
+FUZZ := cargo test --workspace --locked --test fuzz -- --nocapture
 
-.PHONY: help packages build demo test soak bench down clean
+.PHONY: help packages build demo test fuzz soak bench down clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +24,12 @@ demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves t
 
 test: build ## everything that must hold before a change lands (at most 40 minutes on two cores); needs root
 	cargo xtask check
+	FLEETWARD_FUZZ_SECONDS=60 $(FUZZ)
 	$(E2E)
 	@scripts/nothing-left $(LAB)
+
+fuzz: ## every parser of foreign bytes under mutation, an hour each (FLEETWARD_FUZZ_SECONDS says otherwise)
+	FLEETWARD_FUZZ_SECONDS=$${FLEETWARD_FUZZ_SECONDS:-3600} $(FUZZ)
 
 soak: build ## the end-to-end tests with every point of every job walked by kill -9 (hours)
 	FLEETWARD_E2E_SOAK=1 $(E2E)

@@ -1,0 +1,128 @@
+//! A host with another host's guardian: it opens what is sealed to that one, while the agent runs on.
+
+#![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+
+mod support;
+
+use fleetward_agent::audit::AuditLog;
+use fleetward_agent::keyring::pfx::{self, Protection};
+use fleetward_agent::keyring::{Keyring, Purpose, dependents};
+use fleetward_agent::layout::Layout;
+use fleetward_api::agent::*;
+use fleetward_model::vm::VmState;
+use fleetward_model::{ErrorCode, GuardianId};
+use std::sync::Arc;
+use support::{Fleet, Job, Node, create_running, disks};
+use zeroize::Zeroizing;
+
+fn by_hand() -> Purpose {
+    Purpose {
+        actor: "local:0".into(),
+        reason: "by hand".into(),
+        job: None,
+    }
+}
+
+/// The guardian store of a host as the program beside the agent sees it.
+fn keyring(node: &Node) -> Keyring {
+    let layout = Layout::new(&node.config);
+    let host: fleetward_model::HostName = node.name.parse().unwrap();
+    let audit = Arc::new(AuditLog::new(layout.audit_log(), host.clone()));
+    Keyring::open(&layout.guardians(), host, audit).unwrap()
+}
+
+fn own(node: &Node) -> GuardianId {
+    keyring(node).facts()[0].id.clone()
+}
+
+/// Exports on `from` and imports on `to`, through the files.
+fn carry_over(from: &Node, to: &Node) {
+    let password = Zeroizing::new("a long password".to_owned());
+    let keys = keyring(from)
+        .export_pfx(&own(from), &password, Protection::Aes256, &by_hand())
+        .map_err(|trouble| trouble.failure)
+        .unwrap()
+        .into_iter()
+        .flat_map(|file| pfx::read(&file.content, &password).unwrap())
+        .collect();
+    let guardian = pfx::assemble(keys).unwrap();
+    for new in [true, false] {
+        let imported = keyring(to).import(&guardian, &by_hand());
+        assert_eq!(imported.map_err(|t| t.failure).unwrap().new, new);
+    }
+}
+
+fn removal(node: &Node, id: &GuardianId) -> Result<(), ErrorCode> {
+    let found = dependents(&Layout::new(&node.config)).unwrap();
+    keyring(node)
+        .remove(id, &found, &by_hand())
+        .map_err(|trouble| trouble.failure.code)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_beside_the_running_agent_lets_a_vm_in_and_the_own_guardian_is_put_beside() {
+    let fleet = Fleet::start().await;
+    let a = Node::start(&fleet, "a").await;
+    let b = Node::start(&fleet, "b").await;
+    let (spec, metadata) = create_running(&fleet, &a, "vm1").await;
+    let stop = Operation::Stop {
+        force: true,
+        deadline_seconds: 1,
+    };
+    let job = Job::new(spec.id, 5);
+    job.on(&a, stop).await.unwrap();
+    let prepare = || Operation::PrepareIncoming {
+        metadata: Box::new(metadata.clone()),
+        disks: disks(true),
+        live: false,
+        from: a.peer(),
+    };
+    assert_eq!(
+        job.on(&b, prepare()).await.unwrap_err().code,
+        ErrorCode::KeyNotGranted
+    );
+
+    let abandon = Operation::AbandonIncoming {
+        spec: spec.clone(),
+        disks: disks(true),
+    };
+    job.on(&b, abandon).await.unwrap();
+
+    carry_over(&a, &b);
+    // Another job: an agent keeps the answer it gave to the first.
+    let job = Job::new(spec.id, 6);
+    job.on(&b, prepare()).await.unwrap();
+    assert_eq!(removal(&b, &own(&a)), Err(ErrorCode::GuardianInUse));
+    assert_eq!(removal(&b, &own(&b)), Err(ErrorCode::GuardianInUse));
+    let send = Operation::SendStopped {
+        to: b.peer(),
+        disks: disks(true),
+    };
+    job.on(&a, send).await.unwrap();
+    job.on(&a, Operation::Depart).await.unwrap();
+    for _ in 0..2 {
+        job.on(&b, Operation::CommitIncoming { live: false })
+            .await
+            .unwrap();
+    }
+    let arrived = b.detail(spec.id).await.unwrap();
+    assert_eq!(arrived.vm.tpm.owner, Some(own(&a)), "the owner stays");
+    assert!(arrived.vm.tpm.guardians.contains(&own(&b)));
+
+    // The own one opens it now, so the imported one may go; the VM starts without it.
+    assert_eq!(removal(&b, &own(&a)), Ok(()));
+    Job::new(spec.id, 10)
+        .on(&b, Operation::Start)
+        .await
+        .unwrap();
+    let running = b.detail(spec.id).await.unwrap();
+    assert_eq!(running.vm.state, VmState::Running);
+    assert_eq!(running.can_open, CanOpen::Yes);
+
+    let said = std::fs::read_to_string(Layout::new(&b.config).audit_log()).unwrap();
+    for action in ["import-pfx", "remove-guardian"] {
+        assert!(said.contains(action), "{action} is not on record");
+    }
+    let said = std::fs::read_to_string(Layout::new(&a.config).audit_log()).unwrap();
+    assert!(said.contains("export-pfx"));
+}
