@@ -1,5 +1,7 @@
 //! The host's audit log: one JSON record a line, chained, on the disk before the key is used.
 
+use crate::durable;
+use fleetward_api::agent::AuditHead;
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
 use fleetward_model::{GuardianId, HostName, JobId, VmId};
 use std::fs::{File, OpenOptions};
@@ -86,6 +88,20 @@ impl AuditLog {
         line.push(b'\n');
         file.write_all(&line)?;
         file.sync_data()
+    }
+
+    /// Remembers how far the controller's own chain goes, and gives what was remembered before. A head that is shorter than
+    /// the one remembered is not taken: that is what a witness is for.
+    pub(crate) fn witness(&self, shown: Option<AuditHead>) -> io::Result<Option<AuditHead>> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.path.with_file_name("audit-witness.json");
+        let known: Option<AuditHead> = durable::read_json(&path)?;
+        if let Some(shown) = shown
+            && known.as_ref().is_none_or(|known| shown.seq > known.seq)
+        {
+            durable::write_json(&path, &shown)?;
+        }
+        Ok(known)
     }
 
     /// Records with a higher number than `after`, oldest first, at most a thousand.
@@ -176,6 +192,19 @@ mod tests {
         assert_eq!(records.len(), 1);
         assert_eq!(fleetward_model::audit::verify(None, &records), Ok(()));
         assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 2);
+    }
+
+    #[test]
+    fn a_witness_keeps_the_longest_chain_it_was_shown() {
+        let dir = tempfile::tempdir().expect("directory");
+        let log = log(dir.path());
+        let head = |seq| AuditHead {
+            seq,
+            hash: format!("{seq}"),
+        };
+        assert_eq!(log.witness(Some(head(7))).expect("write"), None);
+        assert_eq!(log.witness(Some(head(3))).expect("write"), Some(head(7)));
+        assert_eq!(log.witness(None).expect("read"), Some(head(7)));
     }
 
     #[test]

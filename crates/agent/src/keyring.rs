@@ -9,12 +9,15 @@
 
 mod custody;
 mod dependents;
+mod rewrap;
+mod rotation;
 mod store;
 
 pub use custody::{Imported, PfxFile};
 pub use dependents::{Dependent, dependents};
 /// Reading PFX files, for the program that hands them to [`Keyring::import`].
 pub use fleetward_protector_open::pfx;
+pub(crate) use rewrap::Recipients;
 
 use self::store::{Held, Stamp, Store};
 use crate::audit::{AuditLog, Use};
@@ -27,7 +30,7 @@ use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, JobId
 use fleetward_protector::{
     AuthorityKey, ExpiredAllowed, Guardian, Inspection, KeyProtector, KeyProtectorError, rules,
 };
-use fleetward_protector_open::{LocalGuardian, OpenError, SealError, SealRequest, TpmKey};
+use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -314,57 +317,6 @@ impl Keyring {
             .map_err(|error| chain(&error))
     }
 
-    /// Wraps a VM's key for more guardians, keeping the key. Where this host does not hold the owner's key, or the owner is
-    /// retired or expired, the host's own guardian becomes the owner and keeps all recipients it can name.
-    pub(crate) fn grant(
-        &self,
-        protector: &KeyProtector,
-        vm: VmId,
-        recipients: &[Guardian],
-        purpose: &Purpose,
-    ) -> Result<KeyProtector> {
-        let inspection = protector.inspect();
-        let new: Vec<Guardian> = recipients
-            .iter()
-            .filter(|guardian| !inspection.is_granted(guardian.id()))
-            .cloned()
-            .collect();
-        if new.is_empty() {
-            return Ok(protector.clone());
-        }
-        for guardian in &new {
-            self.record(AuditAction::Grant, Some(vm), guardian.id(), purpose)?;
-        }
-        let now = OffsetDateTime::now_utc();
-        let expired = ExpiredAllowed::none();
-        let loaded = self.loaded();
-        let owner = inspection.owner.id();
-        // A retired owner's place is taken by the host's own guardian; an imported one stays the owner, and its key signs.
-        let signer = loaded
-            .find(owner)
-            .filter(|held| held.standing != GuardianStanding::Retired)
-            .filter(|held| rules::may_use(held.guardian.public(), now, &expired).is_ok());
-        let granted = match signer {
-            Some(held) => {
-                fleetward_protector_open::grant(protector, vm, &held.guardian, &new, now, &expired)
-            }
-            None => {
-                let mut all = recipients.to_vec();
-                all.push(inspection.owner.clone());
-                // The former owner may have expired; what it could open it still opens.
-                let expired = ExpiredAllowed::named([owner.clone()]);
-                take_over(protector, vm, &loaded, &all, now, &expired)
-            }
-        };
-        granted.map_err(|error| {
-            Trouble::refuse(
-                ErrorCode::KeyProtectorUnreadable,
-                format!("wrapping the TPM key of VM {vm} anew"),
-                chain(&error),
-            )
-        })
-    }
-
     /// The key protector with the host's own guardian in it, where only an imported or retired one of this host opens it;
     /// none where nothing is to be done. What the host can open it may keep open: nobody else gains anything.
     pub(crate) fn beside_own(
@@ -440,29 +392,6 @@ impl std::fmt::Debug for Keyring {
     }
 }
 
-/// The host's own guardian becomes the owner; opened with whichever guardian of the host the key was wrapped for.
-fn take_over(
-    protector: &KeyProtector,
-    vm: VmId,
-    loaded: &Loaded,
-    recipients: &[Guardian],
-    now: OffsetDateTime,
-    expired: &ExpiredAllowed,
-) -> std::result::Result<KeyProtector, SealError> {
-    let opener = loaded
-        .opener(protector.inspect())
-        .ok_or(OpenError::NotGranted { vm })?;
-    fleetward_protector_open::adopt(
-        protector,
-        vm,
-        opener,
-        loaded.own(),
-        recipients,
-        now,
-        expired,
-    )
-}
-
 /// Reads the base64 text of a VM's key protector.
 pub(crate) fn parse_protector(text: &str, vm: VmId) -> Result<KeyProtector> {
     KeyProtector::from_base64(text).map_err(|error| unreadable(vm, &error))
@@ -486,6 +415,7 @@ pub(crate) fn admit(
     endorsed: &[EndorsedGuardian],
     authority: &AuthorityKey,
     group: &GroupName,
+    expired: &ExpiredAllowed,
 ) -> Result<Vec<Guardian>> {
     endorsed
         .iter()
@@ -495,7 +425,7 @@ pub(crate) fn admit(
                 authority,
                 group,
                 OffsetDateTime::now_utc(),
-                &ExpiredAllowed::none(),
+                expired,
             )
             .map_err(|refusal| {
                 let expired = matches!(

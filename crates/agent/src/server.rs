@@ -2,6 +2,7 @@
 
 use crate::failure::Trouble;
 use crate::host::Host;
+use crate::keyring::{self, Purpose};
 use crate::operation::table::{is_last, vanished};
 use crate::{console, observe, questions};
 use axum::body::{Body, BodyDataStream};
@@ -12,10 +13,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use fleetward_api::agent::{self as api, CancelRequest, OperationLine, OperationRequest, Question};
+use fleetward_api::agent::{
+    self as api, AuditHead, CancelRequest, GuardianChange, OperationLine, OperationRequest,
+    Question,
+};
 use fleetward_api::{MAX_BODY, NDJSON};
 use fleetward_link::{Identity, Peer};
-use fleetward_model::{ErrorCode, Failure, VmId};
+use fleetward_model::guardian::GuardianFacts;
+use fleetward_model::{ErrorCode, Failure, JobId, VmId};
 use futures_util::{Stream, StreamExt};
 use http::{StatusCode, header};
 use serde::de::DeserializeOwned;
@@ -44,7 +49,9 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .route(api::VM, get(vm))
         .route(api::VM_CONSOLE, get(vm_console))
         .route(api::IMAGE, get(image).put(put_image).delete(delete_image))
+        .route(api::GUARDIANS, post(guardians))
         .route(api::AUDIT, get(audit))
+        .route(api::AUDIT_WITNESS, post(witness))
         .fallback(nothing_here)
         .layer(middleware::from_fn(only_the_controller))
         .with_state(host)
@@ -269,6 +276,56 @@ async fn delete_image(
 ) -> Answer<StatusCode> {
     host.images.remove(&sha256)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Making RSA keys and waiting for disks takes its time, so it is done aside.
+async fn guardians(State(host): State<Arc<Host>>, request: Request) -> Answer<Response> {
+    let change: GuardianChange = body(request).await?;
+    let facts = tokio::task::spawn_blocking(move || change_guardian(&host, &change))
+        .await
+        .expect("the guardian store does not panic")?;
+    Ok(Json(facts).into_response())
+}
+
+fn change_guardian(host: &Host, change: &GuardianChange) -> Result<GuardianFacts, Trouble> {
+    let purpose = |job: JobId, reason: &str| Purpose {
+        actor: "controller".into(),
+        reason: reason.to_owned(),
+        job: Some(job),
+    };
+    match change {
+        GuardianChange::MakeSuccessor { job } => host
+            .keyring
+            .make_successor(*job, &purpose(*job, "successor of the host's own guardian")),
+        GuardianChange::DiscardSuccessor { job } => host.keyring.discard_successor(*job),
+        GuardianChange::Adopt { guardian, job } => host.keyring.adopt(
+            guardian,
+            &purpose(*job, "becomes the host's own; the former own still opens"),
+        ),
+        GuardianChange::Retire { guardian, job } => {
+            let dependents = keyring::dependents(&host.layout).map_err(|error| {
+                Failure::new(ErrorCode::Internal, "the key protectors of this host")
+                    .because(crate::failure::chain(&error))
+            })?;
+            host.keyring.retire(
+                guardian,
+                &dependents,
+                &purpose(*job, "no VM of the fleet depends on it any more"),
+            )
+        }
+    }
+}
+
+/// How far the controller's own records go, remembered here so that their end cannot be cut off unseen.
+async fn witness(State(host): State<Arc<Host>>, request: Request) -> Answer<Response> {
+    let shown: Option<AuditHead> = body(request).await?;
+    let before = tokio::task::spawn_blocking(move || host.audit.witness(shown))
+        .await
+        .expect("writing a file does not panic")
+        .map_err(|error| {
+            Refusal(Failure::new(ErrorCode::Internal, "the audit witness").because(error))
+        })?;
+    Ok(Json(before).into_response())
 }
 
 #[derive(Debug, Deserialize)]

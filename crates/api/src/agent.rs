@@ -11,7 +11,9 @@
 //! | `GET /v1/images/{sha256}` | | 204 when present, 404 |
 //! | `PUT /v1/images/{sha256}?format=` | the file | 204 |
 //! | `DELETE /v1/images/{sha256}` | | 204 |
+//! | `POST /v1/guardians` | [`GuardianChange`] | [`GuardianFacts`](fleetward_model::guardian::GuardianFacts) |
 //! | `GET /v1/audit?after=N` | | list of audit records, oldest first |
+//! | `POST /v1/audit/witness` | [`AuditHead`], or null to ask only | [`AuditHead`] or null |
 //!
 //! An operation runs on when the connection that started it breaks: asking for the same (job, VM, operation) again
 //! attaches to it, or starts it again where a restarted agent has forgotten it. Each operation is safe to repeat.
@@ -19,7 +21,7 @@
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::HostFacts;
 use fleetward_model::vm::{VmMetadata, VmObserved, VmSpec, VolumeSource};
-use fleetward_model::{Failure, HostName, JobId, KeyId, VmId};
+use fleetward_model::{Failure, GuardianId, HostName, JobId, KeyId, VmId};
 use serde::{Deserialize, Serialize};
 
 pub const EVENTS: &str = "/v1/events";
@@ -29,7 +31,9 @@ pub const QUESTIONS: &str = "/v1/questions";
 pub const VM: &str = "/v1/vms/{id}";
 pub const VM_CONSOLE: &str = "/v1/vms/{id}/console";
 pub const IMAGE: &str = "/v1/images/{sha256}";
+pub const GUARDIANS: &str = "/v1/guardians";
 pub const AUDIT: &str = "/v1/audit";
+pub const AUDIT_WITNESS: &str = "/v1/audit/witness";
 
 /// Token of the console's HTTP upgrade.
 pub const CONSOLE_PROTOCOL: &str = "fleetward-console";
@@ -73,6 +77,57 @@ pub struct IncomingDisk {
     pub copy: bool,
 }
 
+/// What is to change about who can open a VM's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRewrap {
+    #[serde(default)]
+    pub add: Vec<EndorsedGuardian>,
+    #[serde(default)]
+    pub drop: Vec<GuardianId>,
+    /// Guardians that may be wrapped for, or sign, although they have expired: the administrator named them.
+    #[serde(default)]
+    pub expired: Vec<GuardianId>,
+    pub why: RewrapReason,
+}
+
+/// Why, which decides what becomes of earlier revocations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RewrapReason {
+    /// The fleet grants by itself inside a group: never to whom the key was taken away from by name.
+    Automatic,
+    /// An administrator granted by name, which lifts an earlier revocation.
+    Granted,
+    /// An administrator revoked by name, which is remembered.
+    Revoked,
+    /// A guardian's pair is exchanged for its successor's.
+    Rotated,
+}
+
+/// What the host's own guardian goes through when it is rotated: `POST /v1/guardians`, answered with the
+/// [`GuardianFacts`](fleetward_model::guardian::GuardianFacts) of the guardian that is meant. Each may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum GuardianChange {
+    /// Makes a new pair beside the host's own, once for each job. Undone by `DiscardSuccessor`.
+    MakeSuccessor { job: JobId },
+    /// Forgets a successor that never became the host's own. Answer: the host's own.
+    DiscardSuccessor { job: JobId },
+    /// The successor becomes the host's own; the former own still opens.
+    Adopt { guardian: GuardianId, job: JobId },
+    /// Nothing depends on a former own any more. Refused while a VM of this host does.
+    Retire { guardian: GuardianId, job: JobId },
+}
+
+/// How far somebody has seen a chain of audit records: `POST /v1/audit/witness` gives the controller's to a host,
+/// which keeps the newest and answers with the one it had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditHead {
+    pub seq: u64,
+    /// Hash of that record.
+    pub hash: String,
+}
+
 /// The other host of a migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
@@ -110,6 +165,9 @@ pub enum Operation {
     /// Source of a migration: wraps the key for endorsed guardians too, keeping it. Answer `Protector`.
     /// Undone by `PutProtector` with the former one.
     Grant { to: Vec<EndorsedGuardian> },
+    /// Wraps the key for endorsed guardians too and takes wrappings away, in one step; the key and all other wrappings stay.
+    /// Answer `Protector`. Not undone: what it grants is allowed, and what it takes away is given back by granting.
+    Rewrap { change: KeyRewrap },
     /// Puts back a key protector for the same key.
     PutProtector { key_protector: String },
     /// Destination: opens the key protector, loads the secret, makes volumes for what is copied, listens.
@@ -155,6 +213,7 @@ impl Operation {
             Self::Start => "start",
             Self::Stop { .. } => "stop",
             Self::Grant { .. } => "grant",
+            Self::Rewrap { .. } => "rewrap",
             Self::PutProtector { .. } => "put-protector",
             Self::PrepareIncoming { .. } => "prepare-incoming",
             Self::AbandonIncoming { .. } => "abandon-incoming",

@@ -104,6 +104,10 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("POST", "/v1/jobs/{job}/cancel", Role::Operator),
     endpoint("GET", "/v1/guardians", Role::Viewer),
     endpoint("GET", "/v1/guardians/{guardian}", Role::Viewer),
+    endpoint("POST", "/v1/guardian-grants", Role::Keeper),
+    endpoint("POST", "/v1/guardian-revocations", Role::Keeper),
+    endpoint("POST", "/v1/guardian-rotations", Role::Keeper),
+    endpoint("GET", "/metrics", Role::Viewer),
     endpoint("GET", "/v1/audit", Role::Keeper),
     endpoint("GET", "/v1/audit/verify", Role::Keeper),
     endpoint("POST", "/v1/rebuild", Role::Admin),
@@ -478,6 +482,72 @@ pub struct GuardianView {
     pub vms: Vec<VmName>,
 }
 
+/// `POST /v1/guardian-grants`: wraps the keys of VMs for one more guardian.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GrantRequest {
+    /// Which VMs; empty with `all`.
+    #[serde(default)]
+    pub vms: Vec<VmName>,
+    /// Every VM of the guardian's group.
+    #[serde(default)]
+    pub all: bool,
+    /// A host, or a guardian's id or the beginning of it.
+    pub to: String,
+    /// Only says what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Guardians that are used although they have expired, each named in full.
+    #[serde(default)]
+    pub expired: Vec<GuardianId>,
+}
+
+/// Answer of `POST /v1/guardian-grants`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct GrantAnswer {
+    /// None: nothing had to be done, or it was a dry run.
+    pub job: Option<JobId>,
+    pub guardian: GuardianId,
+    pub host: HostName,
+    /// What is to be done for each VM; `outcome` is `skipped` where nothing is.
+    pub plan: Vec<VmOutcome>,
+}
+
+/// What became, or would become, of one VM of several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmOutcome {
+    pub vm: VmName,
+    pub outcome: Outcome,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<ErrorCode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Succeeded,
+    Failed,
+    Skipped,
+}
+
+/// `POST /v1/guardian-revocations`: takes a guardian's wrapping of a VM's key away, and rolls the key.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeRequest {
+    pub vm: VmName,
+    /// A host, or a guardian's id or the beginning of it.
+    pub from: String,
+}
+
+/// `POST /v1/guardian-rotations`: a new pair for a host's own guardian.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateRequest {
+    pub host: HostName,
+}
+
 /// Query of `GET /v1/audit`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct AuditQuery {
@@ -493,6 +563,24 @@ pub struct AuditVerdict {
     pub records: u64,
     /// The first record that does not fit, and why.
     pub broken: Option<String>,
+    /// Everything that does not fit, the first of each chain.
+    #[serde(default)]
+    pub breaks: Vec<AuditBreakView>,
+    /// Hosts whose own log could not be compared with the copy here, because they did not answer.
+    #[serde(default)]
+    pub not_compared: Vec<HostName>,
+}
+
+/// A place where an audit chain does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditBreakView {
+    /// Whose records: a host's name, or `controller`.
+    pub chain: String,
+    /// Where the records lie that do not fit: `controller` for the copy in its store, else the host.
+    pub kept_by: String,
+    /// Number of the record that was changed, is missing or is out of place.
+    pub seq: Option<u64>,
+    pub what: String,
 }
 
 /// Answer of `POST /v1/rebuild`.

@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use fleetward_api::controller::Role;
 use fleetward_model::vm::Profile;
 use fleetward_model::{
-    ByteSize, ErrorCode, GroupName, HostName, ImageName, LabelKey, PoolName, VmName,
+    ByteSize, ErrorCode, GroupName, GuardianId, HostName, ImageName, LabelKey, PoolName, VmName,
 };
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -424,6 +424,58 @@ pub enum GuardianCommand {
         /// Its id, or the beginning of it
         id: String,
     },
+    /// Wraps the TPM keys of VMs for one more guardian; no private key moves
+    Grant(GrantArgs),
+    /// Takes a guardian's wrapping of a VM's TPM key away and rolls the key, at once or when the VM stops
+    Revoke {
+        vm: VmName,
+        /// Who loses it: a host, or a guardian's id or the beginning of it
+        #[arg(long, value_name = "HOST|GUARDIAN")]
+        from: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Makes a new pair for a host's guardian and re-wraps every VM that depends on it, while they run
+    Rotate(RotateArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct GrantArgs {
+    #[arg(required_unless_present = "all", value_name = "VM")]
+    pub names: Vec<VmName>,
+    /// Every VM of the guardian's group
+    #[arg(long, conflicts_with = "names")]
+    pub all: bool,
+    /// Who is to open them: a host, or the id of its guardian or the beginning of it
+    #[arg(long, value_name = "HOST|GUARDIAN")]
+    pub to: String,
+    /// Only says what would happen
+    #[arg(long, conflicts_with = "no_wait")]
+    pub dry_run: bool,
+    /// Uses this guardian although its certificates have expired; may be repeated
+    #[arg(long, value_name = "GUARDIAN")]
+    pub allow_expired: Vec<GuardianId>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub struct RotateArgs {
+    /// Whose guardian
+    #[arg(
+        long,
+        required_unless_present = "expiring",
+        conflicts_with = "expiring"
+    )]
+    pub host: Option<HostName>,
+    /// Every guardian that ends within this time, such as 1y
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub expiring: Option<Duration>,
+    /// Only says which hosts are meant
+    #[arg(long, conflicts_with = "no_wait")]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,9 +4,10 @@
 use crate::args::Global;
 use bytes::Bytes;
 use fleetward_api::controller::{
-    Accepted, AdminReply, AdminRequest, AuditVerdict, CheckView, GuardianView, HostView, ImageView,
-    JobKindView, JobView, MigrateRequest, RebuildView, Status, StopRequest, TokenRequest,
-    TokenView, VmCreateRequest, VmView,
+    Accepted, AdminReply, AdminRequest, AuditVerdict, CheckView, GrantAnswer, GrantRequest,
+    GuardianView, HostView, ImageView, JobKindView, JobView, MigrateRequest, RebuildView,
+    RevokeRequest, RotateRequest, Status, StopRequest, TokenRequest, TokenView, VmCreateRequest,
+    VmView,
 };
 use fleetward_link::client::{Client, ClientError, Lines, Response, UpgradedIo};
 use fleetward_link::{ClientTls, Credential, DialError, FleetTrust, Identity, LiveCredential};
@@ -226,6 +227,19 @@ impl Controller {
     pub(crate) async fn cancel_job(&self, id: JobId) -> Result<(), Failure> {
         self.ask(Method::POST, &format!("/v1/jobs/{id}/cancel"))
             .await
+    }
+
+    pub(crate) async fn grant(&self, request: &GrantRequest) -> Result<GrantAnswer, Failure> {
+        self.post("/v1/guardian-grants", request).await
+    }
+
+    pub(crate) async fn revoke(&self, request: &RevokeRequest) -> Result<Accepted, Failure> {
+        self.post("/v1/guardian-revocations", request).await
+    }
+
+    pub(crate) async fn rotate(&self, host: &HostName) -> Result<Accepted, Failure> {
+        let request = RotateRequest { host: host.clone() };
+        self.post("/v1/guardian-rotations", &request).await
     }
 
     pub(crate) async fn guardians(&self) -> Result<Vec<GuardianView>, Failure> {

@@ -4,7 +4,7 @@
 //! Functions rather than a message format: the compiler sees to it that each message gets its arguments, and nothing
 //! is looked up while running.
 
-use fleetward_model::{Failure, JobId, VmName};
+use fleetward_model::{Failure, HostName, JobId, VmName};
 use std::fmt::Display;
 use std::io;
 
@@ -163,4 +163,32 @@ pub(crate) fn admin_created(name: &impl Display, files: [&impl Display; 2]) -> S
          export FLEETWARD_CERT={certificate}\n\
          export FLEETWARD_CA={authority}"
     )
+}
+
+pub(crate) const NOTHING_EXPIRES: &str = "no guardian ends within that time";
+
+pub(crate) fn confirm_revoke(vm: &VmName, from: &str) -> String {
+    format!("Take the TPM key of VM {vm} away from {from}?")
+}
+
+pub(crate) fn revoked(vm: &VmName, from: &str, pending: Option<&str>) -> String {
+    match pending {
+        None => format!("{from} lost the TPM key of VM {vm}, which has a new one"),
+        Some(why) => format!("{from} is granted the TPM key of VM {vm} no longer, but: {why}"),
+    }
+}
+
+pub(crate) fn rotated(host: &HostName, result: &serde_json::Value) -> String {
+    let done = &result["summary"]["succeeded"];
+    let waiting = result["still_needed_by"].as_u64().unwrap_or(0);
+    if waiting == 0 {
+        format!(
+            "host {host} has a new guardian; {done} VMs were re-wrapped, and nothing depends on the former one"
+        )
+    } else {
+        format!(
+            "host {host} has a new guardian; {done} VMs were re-wrapped, {waiting} still depend on the former one and \
+             follow by themselves when they can"
+        )
+    }
 }

@@ -6,13 +6,14 @@
 use crate::fleet::Fleet;
 use crate::hosts::{HostRecord, Hosts};
 use fleetward_api::agent::{
-    self, AgentEvent, CancelRequest, IncomingAnswer, Operation, OperationLine, OperationRequest,
-    OperationResult, Question, VmDetail,
+    self, AgentEvent, AuditHead, CancelRequest, GuardianChange, IncomingAnswer, Operation,
+    OperationLine, OperationRequest, OperationResult, Question, VmDetail,
 };
 use fleetward_jobs::{Data, StepContext, StepError};
 use fleetward_link::client::{Lines, UpgradedIo};
 use fleetward_link::{Client, ClientError, ClientTls, Identity};
 use fleetward_model::audit::AuditRecord;
+use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::{ErrorCode, Failure, HostName, VmId};
 use http::Method;
 use std::collections::HashMap;
@@ -191,6 +192,21 @@ impl Agent {
             response.json().await
         };
         answer.await.map_err(|error| self.failed(&error))
+    }
+
+    /// Changes the host's own guardian.
+    pub(crate) async fn guardian(&self, change: &GuardianChange) -> Result<GuardianFacts, Failure> {
+        let answer = self.client.post(agent::GUARDIANS, change).await;
+        answer.map_err(|error| self.failed(&error))
+    }
+
+    /// Shows the host how far the controller's own audit records go; what it was shown before.
+    pub(crate) async fn witness(
+        &self,
+        head: Option<&AuditHead>,
+    ) -> Result<Option<AuditHead>, Failure> {
+        let answer = self.client.post(agent::AUDIT_WITNESS, &head).await;
+        answer.map_err(|error| self.failed(&error))
     }
 
     pub(crate) async fn has_image(&self, sha256: &str) -> Result<bool, Failure> {

@@ -8,7 +8,7 @@ use crate::hosts::Hosts;
 use crate::images::Images;
 use crate::inventory::Inventory;
 use crate::watch::Watchers;
-use crate::work;
+use crate::work::{self, GuardianRewrap};
 use crate::world::World;
 use anyhow::Context;
 use fleetward_jobs::{Engine, EngineOptions, Job, JobError, JobFilter, JobKind};
@@ -23,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Renewed long before it runs out; the new one is only for new connections.
 const RENEW_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How long a request waits for keys that are being re-wrapped.
+const REWRAP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a start waits for hosts.
 const FIRST_CALL: Duration = Duration::from_secs(2);
@@ -91,6 +94,7 @@ impl App {
             app.follow(&job);
         }
         tokio::spawn(keep_written(app.world.clone(), stop.clone()));
+        tokio::spawn(crate::keeper::keep(app.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop));
         Ok(app)
     }
@@ -101,7 +105,7 @@ impl App {
         input: &K::Input,
         by: &str,
     ) -> Result<JobId, JobError> {
-        let id = self.engine.submit::<K>(input, by).await?;
+        let id = self.submit_when_free::<K>(input, by).await?;
         let job = self.engine.get(id).await?;
         self.follow(&job);
         let act = Act {
@@ -117,6 +121,31 @@ impl App {
             tracing::error!(%id, %error, "cannot record the job in the audit log");
         }
         Ok(id)
+    }
+
+    /// Keys are re-wrapped in the background, a few VMs at a time and for a moment: nobody is refused for that.
+    async fn submit_when_free<K: JobKind>(
+        &self,
+        input: &K::Input,
+        by: &str,
+    ) -> Result<JobId, JobError> {
+        let deadline = tokio::time::Instant::now() + REWRAP_PATIENCE;
+        loop {
+            let holder = match self.engine.submit::<K>(input, by).await {
+                Err(JobError::Busy { by, resource }) => (by, resource),
+                done => return done,
+            };
+            let held = self.engine.get(holder.0).await;
+            let passing = held.is_ok_and(|job| job.kind == GuardianRewrap::NAME);
+            if !passing
+                || tokio::time::timeout_at(deadline, self.engine.wait(holder.0))
+                    .await
+                    .is_err()
+            {
+                let (by, resource) = holder;
+                return Err(JobError::Busy { resource, by });
+            }
+        }
     }
 
     fn follow(&self, job: &Job) {

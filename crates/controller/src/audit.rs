@@ -2,12 +2,16 @@
 //!
 //! Records are kept one a key (`audit/<host>/<seq>`). A host whose records do not follow from those already read is marked
 //! (`audit-break/<host>`), shown as a warning, and its further records are not taken: the copy here is the evidence.
+//!
+//! Cutting off the end of a chain leaves it whole. So everybody remembers somebody else's end: the controller the hosts', by
+//! its copies, and the hosts the controller's, which shows it to them (`witness`).
 
-use fleetward_api::controller::AuditVerdict;
+use fleetward_api::agent::AuditHead;
+use fleetward_api::controller::{AuditBreakView, AuditVerdict};
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord, verify};
 use fleetward_model::{Failure, HostName, JobId, VmId};
 use fleetward_store::{Guard, Store, StoreError, StoreExt, Txn};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
@@ -22,6 +26,8 @@ pub(crate) struct Audit {
     /// The last record of each chain.
     last: Mutex<HashMap<HostName, AuditRecord>>,
     broken: StdMutex<BTreeMap<HostName, String>>,
+    /// Which host has seen which record of the controller's own that is not here, and where they ended then.
+    cut_off: StdMutex<BTreeSet<(HostName, u64, u64)>>,
 }
 
 impl Audit {
@@ -42,6 +48,7 @@ impl Audit {
             store,
             last: Mutex::new(last),
             broken: StdMutex::new(broken),
+            cut_off: StdMutex::default(),
         })
     }
 
@@ -163,10 +170,136 @@ impl Audit {
         Ok(records)
     }
 
-    /// Checks every chain from its first record.
+    /// The last of the controller's own records, as hosts are shown it.
+    pub(crate) async fn head(&self) -> Option<AuditHead> {
+        let host: HostName = CONTROLLER.parse().expect("a well-formed name");
+        self.last.lock().await.get(&host).map(head_of)
+    }
+
+    /// Takes what a host remembers of the controller's own chain: one that is longer, or other, than what is here means that
+    /// records were cut off or replaced.
+    pub(crate) async fn take_witness(
+        &self,
+        by: &HostName,
+        seen: &AuditHead,
+    ) -> Result<(), StoreError> {
+        let host: HostName = CONTROLLER.parse().expect("a well-formed name");
+        let last = self.last.lock().await;
+        let end = last.get(&host).map_or(0, |record| record.seq);
+        if seen.seq > end {
+            self.cut_off().insert((by.clone(), seen.seq, end));
+            return Ok(());
+        }
+        let found = self
+            .store
+            .get_json::<AuditRecord>(&format!("audit/{CONTROLLER}/{:020}", seen.seq))
+            .await?;
+        if found.is_none_or(|found| found.value.hash != seen.hash) {
+            self.cut_off().insert((by.clone(), seen.seq, end));
+        }
+        Ok(())
+    }
+
+    /// Checks every chain from its first record; one finding for each chain that does not hold.
     pub(crate) async fn verdict(&self) -> Result<AuditVerdict, StoreError> {
+        let chains = self.chains().await?;
+        let records = chains.values().map(|chain| chain.len() as u64).sum();
+        let here = |chain: &str, seq, what: String| AuditBreakView {
+            chain: chain.to_owned(),
+            kept_by: CONTROLLER.to_owned(),
+            seq,
+            what,
+        };
+        let mut breaks: Vec<_> = chains
+            .iter()
+            .filter_map(|(name, chain)| {
+                let found = verify(None, chain).err()?;
+                Some(here(name, Some(found.seq()), found.to_string()))
+            })
+            .collect();
+        for (host, why) in self.broken().iter() {
+            breaks.push(AuditBreakView {
+                kept_by: host.to_string(),
+                ..here(host.as_str(), None, why.clone())
+            });
+        }
+        // the end cut off is seen only by who remembers it
+        let last = self.last.lock().await;
+        for record in last.values() {
+            let chain = chains.get(record.host.as_str());
+            let end = chain.and_then(|c| c.last());
+            if end.map(|r| &r.hash) != Some(&record.hash) {
+                let first = end.map_or(1, |end| end.seq + 1);
+                let what = format!(
+                    "records {first} to {} of host {} are missing at the end",
+                    record.seq, record.host
+                );
+                breaks.push(here(record.host.as_str(), Some(first), what));
+            }
+        }
+        drop(last);
+        for (by, seq, end) in self.cut_off().iter() {
+            let what = if seq > end {
+                format!(
+                    "host {by} has seen record {seq} of the controller, whose records end with {end}: {} are missing at the end",
+                    seq - end
+                )
+            } else {
+                format!(
+                    "host {by} has seen another record {seq} of the controller than the one that is here"
+                )
+            };
+            let first = (*seq).min(end + 1);
+            breaks.push(here(CONTROLLER, Some(first), what));
+        }
+        Ok(AuditVerdict {
+            intact: breaks.is_empty(),
+            records,
+            broken: breaks.first().map(|found| found.what.clone()),
+            breaks,
+            not_compared: Vec::new(),
+        })
+    }
+
+    /// Holds a host's own log, whole, against what was copied here up to `position`: the first record in which they differ.
+    pub(crate) async fn compare(
+        &self,
+        host: &HostName,
+        position: u64,
+        log: &[AuditRecord],
+    ) -> Result<Option<AuditBreakView>, StoreError> {
+        let there = |seq, what: String| AuditBreakView {
+            chain: host.to_string(),
+            kept_by: host.to_string(),
+            seq: Some(seq),
+            what: format!("in the log on host {host}: {what}"),
+        };
+        if let Err(found) = verify(None, log) {
+            return Ok(Some(there(found.seq(), found.to_string())));
+        }
+        let chains = self.chains().await?;
+        let copy = chains.get(host.as_str()).map_or(&[][..], Vec::as_slice);
+        // what was copied while the log was on its way here is not in it
+        let copy = &copy[..copy
+            .len()
+            .min(usize::try_from(position).unwrap_or(usize::MAX))];
+        let differs = copy.iter().zip(log).find(|(a, b)| a.hash != b.hash);
+        if let Some((copy, _)) = differs {
+            let what = format!("record {} is another than the one read earlier", copy.seq);
+            return Ok(Some(there(copy.seq, what)));
+        }
+        Ok((log.len() < copy.len()).then(|| {
+            let what = format!(
+                "records {} to {} are missing at the end",
+                log.len() + 1,
+                copy.len()
+            );
+            there(log.len() as u64 + 1, what)
+        }))
+    }
+
+    async fn chains(&self) -> Result<BTreeMap<String, Vec<AuditRecord>>, StoreError> {
         let (found, _) = self.store.list_json::<AuditRecord>("audit/").await?;
-        let records = found.len() as u64;
         let mut chains: BTreeMap<String, Vec<AuditRecord>> = BTreeMap::new();
         for (key, found) in found {
             chains
@@ -174,24 +307,11 @@ impl Audit {
                 .or_default()
                 .push(found.value);
         }
-        let broken = chains
-            .values()
-            .find_map(|chain| verify(None, chain).err().map(|found| found.to_string()))
-            .or_else(|| self.broken().values().next().cloned());
-        // the end cut off is seen only by who remembers it
-        let last = self.last.lock().await;
-        let shortened = last.values().find(|record| {
-            let chain = chains.get(record.host.as_str());
-            chain.and_then(|c| c.last()).map(|r| &r.hash) != Some(&record.hash)
-        });
-        let broken = broken.or_else(|| {
-            shortened.map(|r| format!("records of host {} up to {} are missing", r.host, r.seq))
-        });
-        Ok(AuditVerdict {
-            intact: broken.is_none(),
-            records,
-            broken,
-        })
+        Ok(chains)
+    }
+
+    fn cut_off(&self) -> std::sync::MutexGuard<'_, BTreeSet<(HostName, u64, u64)>> {
+        self.cut_off.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn broken(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostName, String>> {
@@ -224,6 +344,13 @@ impl Act {
             guardian: None,
             job: None,
         }
+    }
+}
+
+fn head_of(record: &AuditRecord) -> AuditHead {
+    AuditHead {
+        seq: record.seq,
+        hash: record.hash.clone(),
     }
 }
 

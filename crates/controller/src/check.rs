@@ -71,30 +71,45 @@ pub(crate) async fn against(
         }
         _ => None,
     };
+    let at_home = home
+        .detail
+        .as_ref()
+        .map(|detail| opening(detail.can_open.clone()));
+    Ok(judge(mode, vm, &source, &destination, at_home, incoming))
+}
+
+/// What the rules say to facts that were collected.
+pub(crate) fn judge(
+    mode: Mode,
+    vm: &VmObserved,
+    source: &HostFactsNow,
+    destination: &HostFactsNow,
+    source_opening: Option<Opening>,
+    incoming: Option<Incoming>,
+) -> CheckView {
+    let (from, to) = (source.side(), destination.side());
+    let to_name = to.name.clone();
     let findings = check(&Facts {
         mode,
         now: OffsetDateTime::now_utc(),
         vm,
-        source: source.side(),
-        destination: destination.side(),
-        source_opening: home
-            .detail
-            .as_ref()
-            .map(|detail| opening(detail.can_open.clone())),
+        source: from,
+        destination: to,
+        source_opening,
         incoming,
     });
     let code = findings
         .iter()
         .find(|finding| finding.blocking)
         .map(|finding| finding.code);
-    Ok(CheckView {
+    CheckView {
         vm: vm.name.clone(),
         from: vm.host.clone(),
-        to: to.clone(),
+        to: to_name,
         possible: code.is_none(),
         code,
         findings,
-    })
+    }
 }
 
 /// Checks VMs against hosts, in the order given. With `as_it_is`, stopped VMs are checked for a move while stopped.

@@ -6,7 +6,8 @@
 
 use anyhow::Context;
 use fleetward_model::guardian::GuardianFacts;
-use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
+use fleetward_model::vm::VmMetadata;
+use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName};
 use fleetward_store::{Guard, Outcome, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -27,6 +28,20 @@ pub(crate) struct HostRecord {
     pub(crate) joined: OffsetDateTime,
     #[serde(default)]
     pub(crate) drained: bool,
+    /// What its guardian was before each rotation, all of them.
+    #[serde(default)]
+    pub(crate) former: Vec<GuardianId>,
+    /// Those of `former` that VMs may still depend on.
+    #[serde(default)]
+    pub(crate) unsettled: Vec<GuardianId>,
+}
+
+impl HostRecord {
+    /// Whether the VM's key was taken away from this host by name, before a rotation or after.
+    pub(crate) fn is_revoked_for(&self, vm: &VmMetadata) -> bool {
+        let mut guardians = self.former.iter().chain([&self.guardian.id]);
+        guardians.any(|guardian| vm.is_revoked(guardian))
+    }
 }
 
 /// All hosts.
@@ -106,10 +121,44 @@ impl Hosts {
         host: &HostName,
         drained: bool,
     ) -> Result<HostRecord, Failure> {
-        let record = HostRecord {
-            drained,
-            ..self.of(host)?
-        };
+        self.change(host, |record| record.drained = drained).await
+    }
+
+    /// The host's guardian is `guardian` from now on; VMs may still depend on the former one.
+    pub(crate) async fn set_guardian(
+        &self,
+        host: &HostName,
+        guardian: GuardianFacts,
+    ) -> Result<HostRecord, Failure> {
+        self.change(host, |record| {
+            if record.guardian.id != guardian.id {
+                let former = std::mem::replace(&mut record.guardian, guardian).id;
+                record.former.push(former.clone());
+                record.unsettled.push(former);
+            }
+        })
+        .await
+    }
+
+    /// Nothing depends on `guardians` any more.
+    pub(crate) async fn settle(
+        &self,
+        host: &HostName,
+        guardians: &[GuardianId],
+    ) -> Result<HostRecord, Failure> {
+        self.change(host, |record| {
+            record.unsettled.retain(|g| !guardians.contains(g));
+        })
+        .await
+    }
+
+    async fn change(
+        &self,
+        host: &HostName,
+        change: impl FnOnce(&mut HostRecord),
+    ) -> Result<HostRecord, Failure> {
+        let mut record = self.of(host)?;
+        change(&mut record);
         let put = self.store.put_json(&key(host), &record, Guard::Any).await;
         let _ = put.map_err(|error| crate::store_failure(&error))?;
         self.mirror(&record).await;

@@ -150,6 +150,28 @@ impl Inventory {
         self.changed.send_modify(|n| *n += 1);
     }
 
+    /// Corrects what is known of one VM by what its host has just answered.
+    pub(crate) fn amend(&self, host: &HostName, id: VmId, amend: impl FnOnce(&mut VmObserved)) {
+        let mut state = self.write();
+        let seen = state.hosts.entry(host.clone()).or_default();
+        let Some(vm) = seen.vms.get_mut(&id) else {
+            return;
+        };
+        amend(Arc::make_mut(vm));
+        state.dirty.insert((host.clone(), id));
+        drop(state);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Every domain of one host as it is there, also a copy that is not the VM.
+    pub(crate) fn copies_on(&self, host: &HostName) -> Vec<Arc<VmObserved>> {
+        let state = self.read();
+        let seen = state.hosts.get(host);
+        seen.into_iter()
+            .flat_map(|seen| seen.vms.values().cloned())
+            .collect()
+    }
+
     pub(crate) fn lost(&self, host: &HostName) {
         let mut state = self.write();
         let seen = state.hosts.entry(host.clone()).or_default();

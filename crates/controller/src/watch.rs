@@ -103,7 +103,14 @@ async fn listen(world: &Arc<World>, host: &HostName) -> Result<(), Failure> {
 pub(crate) async fn fetch_audit(world: &World, host: &HostName) {
     let fetched = async {
         let after = world.audit.position(host).await;
-        let records = world.agents.of(host)?.audit_after(after).await?;
+        let agent = world.agents.of(host)?;
+        let head = world.audit.head().await;
+        // an agent that knows no witness yet still tells its records
+        if let Ok(Some(seen)) = agent.witness(head.as_ref()).await {
+            let taken = world.audit.take_witness(host, &seen).await;
+            taken.map_err(|error| crate::store_failure(&error))?;
+        }
+        let records = agent.audit_after(after).await?;
         let taken = world.audit.take(host, records).await;
         taken.map_err(|error| crate::store_failure(&error))
     };

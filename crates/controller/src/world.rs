@@ -9,10 +9,12 @@ use crate::images::Images;
 use crate::inventory::Inventory;
 use crate::work::Reservation;
 use fleetward_model::guardian::EndorsedGuardian;
-use fleetward_model::host::HostState;
+use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::placement::{Candidate, Needs, place};
 use fleetward_model::preflight::Side;
+use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ByteSize, ErrorCode, Failure, GroupName, HostName, PoolName, VmId, VmName};
+use fleetward_protector::KeyProtector;
 use fleetward_store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -103,6 +105,45 @@ impl World {
         hosts.iter().map(endorse).collect()
     }
 
+    /// As [`guardians_of`](Self::guardians_of) for the group of a VM, without those its key was taken away from by name.
+    pub(crate) fn recipients_of(
+        &self,
+        vm: &VmMetadata,
+        first: Option<&HostName>,
+        now: OffsetDateTime,
+    ) -> Result<Vec<EndorsedGuardian>, Failure> {
+        let mut guardians = self.guardians_of(&vm.spec.group, first, now)?;
+        let denied: Vec<_> = self.hosts.all();
+        guardians.retain(|endorsed| {
+            let host = denied
+                .iter()
+                .find(|h| h.guardian.id == endorsed.guardian.id);
+            !host.is_some_and(|host| host.is_revoked_for(vm))
+        });
+        Ok(guardians)
+    }
+
+    /// Whether jobs grant inside a group without being asked.
+    pub(crate) fn grants_by_itself(&self) -> bool {
+        true
+    }
+
+    /// Takes note of a key protector that a host has just written for a VM.
+    pub(crate) fn note_protector(&self, host: &HostName, vm: VmId, text: &str) {
+        let Ok(protector) = KeyProtector::from_base64(text) else {
+            return; // the host's next report tells
+        };
+        let inspection = protector.inspect();
+        self.inventory.amend(host, vm, |vm| {
+            vm.tpm.key_id = Some(inspection.binding.key_id);
+            vm.tpm.owner = Some(inspection.owner.id().clone());
+            vm.tpm.guardians = inspection.guardian_ids();
+            if let Some(metadata) = &mut vm.metadata {
+                metadata.key_protector = Some(text.to_owned());
+            }
+        });
+    }
+
     /// Whether a new VM can have a name. What is remembered may be older than the host's own word, so that is asked for.
     pub(crate) async fn require_name(&self, name: &VmName) -> Result<(), Failure> {
         while let Some((host, vm)) = self.inventory.named(name) {
@@ -159,6 +200,10 @@ impl HostFactsNow {
             facts: self.seen.facts.as_deref(),
             reported: self.seen.reported,
         }
+    }
+
+    pub(crate) fn facts(&self) -> Option<&HostFacts> {
+        self.seen.facts.as_deref()
     }
 
     pub(crate) fn online(&self) -> bool {

@@ -210,6 +210,10 @@ async fn a_controller_killed_at_any_point_of_any_job_leaves_it_done_or_undone() 
     let mut walk = Walk::begin().await;
     let kinds: Vec<JobKindView> = walk.controller.get("/v1/job-kinds").await;
     for JobKindView { kind, steps } in kinds {
+        // What these do is done to key protectors, which agents that pretend do not have: walked on lab hosts.
+        if kind.starts_with("guardian-") {
+            continue;
+        }
         let case = case(&kind);
         for step in &steps {
             for moment in ["before", "after", "recorded"] {

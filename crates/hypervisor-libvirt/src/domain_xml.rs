@@ -335,6 +335,7 @@ pub(crate) mod tests {
                 key_protector: Some("MIIK".into()),
                 ek_certificate: None,
                 transit: None,
+                revoked: Vec::new(),
             },
             disk_paths: vec![PathBuf::from("/srv/a & b/sda.qcow2")],
             cdrom_path: Some(PathBuf::from("/srv/win11.iso")),

@@ -31,6 +31,14 @@ pub enum AuditAction {
     Open,
     /// A TPM key was wrapped for one more guardian.
     Grant,
+    /// A guardian's wrapping of a TPM key was taken away.
+    Revoke,
+    /// A host that is not the owner of a key protector signed it and so became the owner.
+    TakeOver,
+    /// A guardian's successor became a host's own guardian.
+    RotateGuardian,
+    /// A former guardian, which nothing depends on any more, was retired.
+    RetireGuardian,
     /// An earlier key protector was put back.
     PutProtector,
     /// A VM's TPM state was removed or moved into the history.
@@ -66,6 +74,10 @@ impl AuditAction {
             Self::MakeTpm => "make-tpm",
             Self::Open => "open",
             Self::Grant => "grant",
+            Self::Revoke => "revoke",
+            Self::TakeOver => "take-over",
+            Self::RotateGuardian => "rotate-guardian",
+            Self::RetireGuardian => "retire-guardian",
             Self::PutProtector => "put-protector",
             Self::RemoveTpm => "remove-tpm",
             Self::ExportPfx => "export-pfx",
@@ -181,6 +193,18 @@ pub enum AuditBreak {
         found: HostName,
         seq: u64,
     },
+}
+
+impl AuditBreak {
+    /// The record that was changed, or is missing, or does not belong there.
+    pub const fn seq(&self) -> u64 {
+        match self {
+            Self::Changed { seq, .. } | Self::OtherHost { seq, .. } => *seq,
+            Self::Missing { after, .. } => *after + 1,
+            // the one before it was replaced
+            Self::Unlinked { seq, .. } => seq.saturating_sub(1),
+        }
+    }
 }
 
 /// Checks the records of one host, oldest first, naming the first that does not fit.

@@ -83,7 +83,7 @@ macro_rules! codes {
 codes! {
     KeyNotGranted = "KEY_NOT_GRANTED", Refused,
         "The VM's TPM key is not wrapped for any guardian of that host, so the host could not open it. This is what Hyper-V reports as error 10698.",
-        "move the VM to a host of its own group, or join the host to the VM's group: grants are made automatically inside a group";
+        "fleetward guardian grant VM --to HOST, for a host of the VM's group; or move the VM to a host that is granted";
     KeyProtectorUnreadable = "KEY_PROTECTOR_UNREADABLE", Refused,
         "The VM's key protector cannot be opened: it is damaged, belongs to another VM, its signature is wrong, or the private key is missing.",
         "see docs/emergency-recovery.md; the last good protector is kept in the agent's data directory";
@@ -92,7 +92,13 @@ codes! {
         "choose a host of the VM's group: fleetward host list";
     GuardianExpired = "GUARDIAN_EXPIRED", Refused,
         "The guardian's certificates have run out. What they already opened they still open, but nothing new is wrapped for them.",
-        "make a new guardian on that host";
+        "fleetward guardian rotate --host HOST";
+    GuardianExpiresSoon = "GUARDIAN_EXPIRES_SOON", Refused,
+        "The guardian's certificates run out within 180 days. Until then everything works; afterwards nothing new is wrapped for it.",
+        "fleetward guardian rotate --host HOST";
+    RollDue = "ROLL_DUE", Refused,
+        "A guardian that lost the VM's TPM key still knows it, because the VM has run ever since; the key is rolled when the VM stops.",
+        "fleetward vm stop NAME";
     GuardianNotEndorsed = "GUARDIAN_NOT_ENDORSED", Refused,
         "The fleet's authority has not endorsed that guardian for the VM's group, or its word for it is not valid.",
         "join the host to the group: fleetward host token NAME --group GROUP";

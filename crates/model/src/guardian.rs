@@ -2,8 +2,11 @@
 
 use crate::{GroupName, GuardianId, HostName};
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use utoipa::ToSchema;
+
+/// From this long before a guardian's end, lists, checks and metrics warn.
+pub const EXPIRY_WARNING: Duration = Duration::days(180);
 
 /// What one of a guardian's two certificates is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]

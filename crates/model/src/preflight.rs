@@ -5,6 +5,7 @@
 //! grants it by itself.
 
 use crate::error::Finding;
+use crate::guardian::EXPIRY_WARNING;
 use crate::host::{Accelerator, HostFacts, Version};
 use crate::transition::{Answer, Request, answer};
 use crate::vm::{VmObserved, VmState};
@@ -141,8 +142,32 @@ fn keys(facts: &Facts<'_>) -> Findings {
                 ),
             ));
         }
-        if !other_group && !wrapped {
+        let revoked = vm.metadata.as_ref().zip(destination.facts);
+        let revoked = revoked.is_some_and(|(m, f)| f.guardians.iter().any(|g| m.is_revoked(&g.id)));
+        if revoked && !wrapped {
+            found.push(Finding::blocking(
+                ErrorCode::KeyNotGranted,
+                format!(
+                    "the key of VM {} was taken away from host {} by name, so nothing grants it again by itself",
+                    vm.name, destination.name
+                ),
+                format!(
+                    "fleetward guardian grant {} --to {}",
+                    vm.name, destination.name
+                ),
+            ));
+        } else if !other_group && !wrapped {
             found.extend(grantable(facts));
+        }
+        if vm.roll_due().next().is_some() {
+            let what = format!(
+                "the TPM key of VM {} was taken away from a guardian that still knows it; it is rolled when the VM stops",
+                vm.name
+            );
+            found.push(Finding {
+                blocking: false,
+                ..Finding::usual(ErrorCode::RollDue, what)
+            });
         }
         if let (true, Some(own)) = (wrapped, guardian)
             && own.not_after().is_some_and(|end| end < facts.now)
@@ -152,6 +177,7 @@ fn keys(facts: &Facts<'_>) -> Findings {
                 ..expired(destination.name)
             });
         }
+        found.extend(ends_soon(facts));
         if let Some(Opening::Unreadable(because)) = opening {
             found.push(Finding::usual(
                 ErrorCode::KeyProtectorUnreadable,
@@ -191,7 +217,20 @@ fn grantable(facts: &Facts<'_>) -> Findings {
         Some(Some(own)) if own.not_after().is_none_or(|end| end < facts.now) => {
             found.push(expired(destination.name));
         }
-        Some(Some(_)) => {}
+        Some(Some(_)) => {
+            let what = format!(
+                "the key of VM {} is not wrapped for host {} yet; a move grants it first",
+                vm.name, destination.name
+            );
+            let fix = format!(
+                "nothing to do, or now: fleetward guardian grant {} --to {}",
+                vm.name, destination.name
+            );
+            found.push(Finding {
+                blocking: false,
+                ..Finding::blocking(ErrorCode::KeyNotGranted, what, fix)
+            });
+        }
     }
     match &facts.source_opening {
         Some(Opening::Yes | Opening::NoTpm) => {}
@@ -216,6 +255,27 @@ fn grantable(facts: &Facts<'_>) -> Findings {
         None => {}
     }
     found
+}
+
+/// A guardian whose end is near: everything works, and somebody should do something.
+fn ends_soon(facts: &Facts<'_>) -> Option<Finding> {
+    let host = facts.destination.name;
+    let end = facts.destination.facts?.own_guardian()?.not_after()?;
+    let left = end - facts.now;
+    if left.is_negative() || left > EXPIRY_WARNING {
+        return None;
+    }
+    Some(Finding {
+        blocking: false,
+        ..Finding::blocking(
+            ErrorCode::GuardianExpiresSoon,
+            format!(
+                "the certificates of host {host}'s guardian end in {} days",
+                left.whole_days()
+            ),
+            format!("fleetward guardian rotate --host {host}"),
+        )
+    })
 }
 
 /// The key of a start.

@@ -169,6 +169,24 @@ pub struct VmMetadata {
     /// such a copy never starts and is not the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transit: Option<Transit>,
+    /// Whom the key was taken away from by name: nothing grants it to them again by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<Revocation>,
+}
+
+impl VmMetadata {
+    /// Whether the key was taken away from that guardian by name, and not given back since.
+    pub fn is_revoked(&self, guardian: &GuardianId) -> bool {
+        self.revoked.iter().any(|r| r.guardian == *guardian)
+    }
+}
+
+/// A guardian that lost a VM's key, and the key it knew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Revocation {
+    pub guardian: GuardianId,
+    /// The TPM key it could open. While the VM still has that one, a roll is due.
+    pub key_id: KeyId,
 }
 
 /// Which half of a migration a copy of a VM is.
@@ -246,6 +264,14 @@ pub struct VmObserved {
 }
 
 impl VmObserved {
+    /// The guardians that still know the VM's TPM key although it was taken away from them: the key is to be rolled.
+    pub fn roll_due(&self) -> impl Iterator<Item = &GuardianId> {
+        let revoked = self.metadata.iter().flat_map(|m| &m.revoked);
+        revoked
+            .filter(|r| Some(r.key_id) == self.tpm.key_id)
+            .map(|r| &r.guardian)
+    }
+
     /// Whether this copy is the VM itself and not half of a migration.
     pub fn is_the_vm(&self) -> bool {
         self.metadata.as_ref().is_none_or(|m| m.transit.is_none())

@@ -15,8 +15,8 @@ pub mod tpm_key;
 
 pub use local_guardian::{GuardianMakeError, LocalGuardian};
 pub use protector::{
-    OpenError, Opened, SealError, SealRequest, adopt, grant, open, open_with_any, revoke, seal,
-    take_over,
+    OpenError, Opened, Rewrap, SealError, SealRequest, grant, open, open_with_any, revoke, rewrap,
+    seal,
 };
 pub use storage::{StorageError, StorageKey};
 pub use tpm_key::{RandomError, TpmKey};

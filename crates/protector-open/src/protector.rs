@@ -1,8 +1,9 @@
 //! Sealing, opening and re-wrapping key protectors.
 //!
-//! A fresh content key encrypts the record once; every guardian gets that content key wrapped. `grant` and `revoke` add
-//! and drop wrappings and sign anew, so they need no certificate but the new one and never touch the record. `take_over`
-//! and `seal` encrypt anew. None of them changes a TPM key: that is a roll, and a roll also rewrites TPM state.
+//! A fresh content key encrypts the record once; every guardian gets that content key wrapped. [`rewrap`] adds and drops
+//! wrappings and signs anew, so it needs no certificate but the new ones, keeps everybody else, and never touches the
+//! record; `grant` and `revoke` are `rewrap` by the owner. `seal` encrypts anew. None of them changes a TPM
+//! key: that is a roll, and a roll also rewrites TPM state.
 
 use crate::aead::{self, AeadKey};
 use crate::local_guardian::LocalGuardian;
@@ -152,22 +153,16 @@ pub fn grant(
     now: OffsetDateTime,
     expired: &ExpiredAllowed,
 ) -> Result<KeyProtector, SealError> {
-    let content_key = open_as_owner(protector, vm, owner)?;
-    let inspection = protector.inspect();
-    let added = distinct(new.iter().filter(|g| !inspection.is_granted(g.id())));
-    if added.is_empty() {
-        return Ok(protector.clone());
-    }
-    for guardian in added.iter().copied().chain([owner.public()]) {
-        may_use(guardian, now, expired)?;
-    }
-    let mut envelope = protector.envelope().clone();
-    let mut recipients = inspection.recipients.clone();
-    for guardian in added {
-        envelope.wrapped.push(wrap(guardian, &content_key)?);
-        recipients.push(Recipient::of(guardian));
-    }
-    resign(protector, owner, recipients, envelope, now)
+    require_owner(protector, owner)?;
+    let change = Rewrap {
+        opener: owner,
+        owner,
+        add: new,
+        drop: &[],
+        now,
+        expired,
+    };
+    rewrap(protector, vm, &change)
 }
 
 /// Drops a guardian's wrapping. Whoever opened the protector before still knows the TPM key, until it is rolled.
@@ -179,68 +174,85 @@ pub fn revoke(
     guardian: &GuardianId,
     now: OffsetDateTime,
 ) -> Result<KeyProtector, SealError> {
-    open_as_owner(protector, vm, owner)?;
-    if guardian == owner.id() {
+    require_owner(protector, owner)?;
+    let change = Rewrap {
+        opener: owner,
+        owner,
+        add: &[],
+        drop: std::slice::from_ref(guardian),
+        now,
+        expired: &ExpiredAllowed::none(),
+    };
+    rewrap(protector, vm, &change)
+}
+
+/// Who has a wrapping, and who signs for it.
+#[derive(Debug)]
+pub struct Rewrap<'a> {
+    /// A guardian the key was granted to: opens the protector.
+    pub opener: &'a LocalGuardian,
+    /// Signs the new protector and so vouches for its recipients. Where it is not among them, it is added.
+    pub owner: &'a LocalGuardian,
+    /// Whom else to wrap for. Their endorsements are checked before (`rules::admit`).
+    pub add: &'a [Guardian],
+    /// Whose wrapping goes.
+    pub drop: &'a [GuardianId],
+    pub now: OffsetDateTime,
+    pub expired: &'a ExpiredAllowed,
+}
+
+/// Adds and drops wrappings of the same TPM key, keeping all others, and signs with `change.owner`.
+///
+/// Unchanged when there is nothing to add and nothing to drop, whoever owns it: nobody becomes the owner for nothing.
+pub fn rewrap(
+    protector: &KeyProtector,
+    vm: VmId,
+    change: &Rewrap<'_>,
+) -> Result<KeyProtector, SealError> {
+    let Rewrap { opener, owner, .. } = change;
+    let inspection = protector.inspect();
+    if change.drop.contains(owner.id()) {
         return Err(SealError::OwnerRevoked {
-            owner: guardian.clone(),
+            owner: owner.id().clone(),
         });
     }
-    let inspection = protector.inspect();
-    let Some(revoked) = inspection
+    let content_key = open_to_rewrap(protector, vm, opener)?;
+    let wanted = change.add.iter().chain([owner.public()]);
+    let added = distinct(wanted.filter(|g| !inspection.is_granted(g.id())));
+    let (dropped, mut recipients): (Vec<Recipient>, Vec<Recipient>) = inspection
         .recipients
         .iter()
-        .find(|r| r.guardian == *guardian)
-    else {
-        return Ok(protector.clone());
-    };
-    let recipients = inspection
-        .recipients
-        .iter()
-        .filter(|r| *r != revoked)
         .cloned()
-        .collect();
+        .partition(|r| change.drop.contains(&r.guardian));
+    let asked_for = added.iter().any(|g| g.id() != owner.id());
+    if !asked_for && dropped.is_empty() {
+        return Ok(protector.clone());
+    }
     let mut envelope = protector.envelope().clone();
-    envelope.wrapped.retain(|w| w.serial() != revoked.serial);
-    resign(protector, owner, recipients, envelope, now)
+    envelope
+        .wrapped
+        .retain(|w| !dropped.iter().any(|r| r.serial == w.serial()));
+    // Taking away is no granting: an owner that has expired may still do it.
+    let vouches = (!added.is_empty()).then_some(owner.public());
+    for guardian in added.iter().copied().chain(vouches) {
+        may_use(guardian, change.now, change.expired)?;
+    }
+    for guardian in added {
+        envelope.wrapped.push(wrap(guardian, &content_key)?);
+        recipients.push(Recipient::of(guardian));
+    }
+    resign(protector, owner, recipients, envelope, change.now)
 }
 
-/// Makes a granted guardian the owner: the same TPM key and key id, encrypted anew for `recipients` and the new owner.
-///
-/// For rotation, and for granting where the old owner's host is gone.
-pub fn take_over(
-    protector: &KeyProtector,
-    vm: VmId,
-    new_owner: &LocalGuardian,
-    recipients: &[Guardian],
-    now: OffsetDateTime,
-    expired: &ExpiredAllowed,
-) -> Result<KeyProtector, SealError> {
-    adopt(
-        protector, vm, new_owner, new_owner, recipients, now, expired,
-    )
-}
-
-/// The same for a new owner that was not granted the key, on a host where `opener`, another of its guardians, was.
-pub fn adopt(
-    protector: &KeyProtector,
-    vm: VmId,
-    opener: &LocalGuardian,
-    new_owner: &LocalGuardian,
-    recipients: &[Guardian],
-    now: OffsetDateTime,
-    expired: &ExpiredAllowed,
-) -> Result<KeyProtector, SealError> {
-    let opened = open(protector, vm, opener)?;
-    let revision = protector.inspect().revision.saturating_add(1);
-    encrypt_anew(
-        opened.binding,
-        revision,
-        &opened.tpm_key,
-        new_owner,
-        recipients,
-        now,
-        expired,
-    )
+fn require_owner(protector: &KeyProtector, given: &LocalGuardian) -> Result<(), SealError> {
+    let owner = protector.inspect().owner.id();
+    if owner == given.id() {
+        return Ok(());
+    }
+    Err(SealError::NotOwner {
+        owner: owner.clone(),
+        given: given.id().clone(),
+    })
 }
 
 fn encrypt_anew(
@@ -302,19 +314,13 @@ fn resign(
     })?)
 }
 
-/// The content key, after the record has been opened with it and compared: an owner re-wraps only what it can vouch for.
-fn open_as_owner(
+/// The content key, after the record has been opened with it and compared: nobody vouches for what it has not seen.
+fn open_to_rewrap(
     protector: &KeyProtector,
     vm: VmId,
-    owner: &LocalGuardian,
+    opener: &LocalGuardian,
 ) -> Result<AeadKey, SealError> {
     let inspection = protector.inspect();
-    if inspection.owner.id() != owner.id() {
-        return Err(SealError::NotOwner {
-            owner: inspection.owner.id().clone(),
-            given: owner.id().clone(),
-        });
-    }
     if inspection.binding.vm_id != vm {
         return Err(OpenError::OtherVm {
             bound: inspection.binding.vm_id,
@@ -322,7 +328,10 @@ fn open_as_owner(
         }
         .into());
     }
-    let content_key = content_key(protector, owner)?;
+    if !inspection.is_granted(opener.id()) {
+        return Err(OpenError::NotGranted { vm }.into());
+    }
+    let content_key = content_key(protector, opener)?;
     open_record(protector, &content_key)?;
     Ok(content_key)
 }

@@ -6,9 +6,9 @@ mod support;
 use fleetward_model::VmId;
 use fleetward_protector::{ExpiredAllowed, KeyProtector, KeyProtectorError};
 use fleetward_protector_open::{
-    OpenError, SealError, SealRequest, grant, open, open_with_any, revoke, seal, take_over,
+    OpenError, Rewrap, SealError, SealRequest, grant, open, open_with_any, revoke, rewrap, seal,
 };
-use support::{ALPHA, BETA, OLD, key_id, now, sealed, tpm_key, vm};
+use support::{ALPHA, BETA, OLD, OLD_VALID, key_id, now, sealed, tpm_key, vm};
 
 #[test]
 fn owner_and_recipients_open_and_nobody_else() {
@@ -138,30 +138,85 @@ fn a_revoked_guardian_no_longer_opens_and_the_owner_stays() {
 }
 
 #[test]
-fn a_granted_guardian_can_take_over_with_the_same_key() {
-    let protector = sealed(&ALPHA, &[BETA.public().clone()]);
-    let taken = take_over(&protector, vm(), &BETA, &[], now(), &ExpiredAllowed::none()).unwrap();
-    assert_eq!(taken.inspect().owner.id(), BETA.id());
-    assert_eq!(taken.inspect().binding, protector.inspect().binding);
-    assert_eq!(taken.inspect().revision, 2);
-    assert!(
-        open(&taken, vm(), &BETA)
-            .unwrap()
-            .tpm_key
-            .same_as(&tpm_key())
-    );
-    assert!(open(&taken, vm(), &ALPHA).is_err());
-    assert!(
-        take_over(
-            &sealed(&ALPHA, &[]),
-            vm(),
-            &BETA,
-            &[],
-            now(),
-            &ExpiredAllowed::none()
-        )
-        .is_err()
-    );
+fn whoever_signs_next_keeps_all_recipients_and_the_key() {
+    let gamma =
+        fleetward_protector_open::LocalGuardian::generate(&support::host("gamma"), now()).unwrap();
+    let before = sealed(&ALPHA, &[BETA.public().clone()]);
+    let change = Rewrap {
+        opener: &BETA,
+        owner: &BETA,
+        add: &[gamma.public().clone()],
+        drop: &[],
+        now: now(),
+        expired: &ExpiredAllowed::none(),
+    };
+    let after = rewrap(&before, vm(), &change).unwrap();
+    assert_eq!(&after.inspect().owner, BETA.public());
+    assert_eq!(after.inspect().binding, before.inspect().binding);
+    assert_eq!(after.inspect().revision, 2);
+    for guardian in [&*ALPHA, &*BETA, &gamma] {
+        let opened = open(&after, vm(), guardian).unwrap();
+        assert!(opened.tpm_key.same_as(&tpm_key()));
+    }
+    let nothing = Rewrap { add: &[], ..change };
+    assert_eq!(rewrap(&before, vm(), &nothing).unwrap().der(), before.der());
+}
+
+#[test]
+fn a_pair_is_exchanged_for_its_successor_in_one_step() {
+    let before = sealed(&OLD_VALID, &[BETA.public().clone()]);
+    let change = Rewrap {
+        opener: &OLD_VALID,
+        owner: &ALPHA,
+        add: &[],
+        drop: &[OLD_VALID.id().clone()],
+        now: now(),
+        expired: &ExpiredAllowed::none(),
+    };
+    let after = rewrap(&before, vm(), &change).unwrap();
+    assert_eq!(&after.inspect().owner, ALPHA.public());
+    assert!(!after.inspect().is_granted(OLD_VALID.id()));
+    for guardian in [&*ALPHA, &*BETA] {
+        assert!(open(&after, vm(), guardian).is_ok());
+    }
+    let again = rewrap(
+        &after,
+        vm(),
+        &Rewrap {
+            opener: &ALPHA,
+            ..change
+        },
+    )
+    .unwrap();
+    assert_eq!(again.der(), after.der());
+}
+
+#[test]
+fn nobody_rewraps_what_it_cannot_open_or_signs_itself_away() {
+    let before = sealed(&ALPHA, &[]);
+    let change = Rewrap {
+        opener: &BETA,
+        owner: &BETA,
+        add: &[BETA.public().clone()],
+        drop: &[],
+        now: now(),
+        expired: &ExpiredAllowed::none(),
+    };
+    let refused = rewrap(&before, vm(), &change);
+    assert!(matches!(
+        refused,
+        Err(SealError::Open(OpenError::NotGranted { .. }))
+    ));
+    let away = Rewrap {
+        opener: &ALPHA,
+        owner: &ALPHA,
+        drop: &[ALPHA.id().clone()],
+        ..change
+    };
+    assert!(matches!(
+        rewrap(&before, vm(), &away),
+        Err(SealError::OwnerRevoked { .. })
+    ));
 }
 
 #[test]

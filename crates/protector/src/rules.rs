@@ -12,7 +12,7 @@ use time::{Duration, OffsetDateTime};
 pub const CLOCK_TOLERANCE: Duration = Duration::minutes(5);
 
 /// From this long before the end, lists and checks warn.
-pub const EXPIRY_WARNING: Duration = Duration::days(180);
+pub const EXPIRY_WARNING: Duration = fleetward_model::guardian::EXPIRY_WARNING;
 
 /// Guardians whose expiry the caller has accepted, each by name. Empty unless somebody said so.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

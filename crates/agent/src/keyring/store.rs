@@ -248,7 +248,7 @@ impl Store {
         }
     }
 
-    fn read_file(&self, path: &Path) -> Result<LocalGuardian, KeyringError> {
+    pub(super) fn read_file(&self, path: &Path) -> Result<LocalGuardian, KeyringError> {
         let stored = durable::read(path)
             .and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()))
             .map(Zeroizing::new)
@@ -270,7 +270,22 @@ impl Store {
         standing: GuardianStanding,
     ) -> Result<Entry, KeyringError> {
         let file = file_name(guardian.id());
-        let path = self.path(&file);
+        self.write_keys(&file, guardian)?;
+        Ok(Entry {
+            id: guardian.id().clone(),
+            standing,
+            file,
+            since: OffsetDateTime::now_utc(),
+        })
+    }
+
+    /// Writes a guardian into the directory, and reads it again: what is about to count must be readable.
+    pub(super) fn write_keys(
+        &self,
+        file: &str,
+        guardian: &LocalGuardian,
+    ) -> Result<(), KeyringError> {
+        let path = self.path(file);
         let stored = guardian
             .to_storage(self.key.as_ref())
             .map_err(|error| KeyringError::Make(chain(&error)))?;
@@ -278,14 +293,7 @@ impl Store {
             path: path.clone(),
             source,
         })?;
-        // What is about to count must be readable.
-        self.read_file(&path)?;
-        Ok(Entry {
-            id: guardian.id().clone(),
-            standing,
-            file,
-            since: OffsetDateTime::now_utc(),
-        })
+        self.read_file(&path).map(drop)
     }
 
     fn lock(&self) -> Result<nix::fcntl::Flock<File>, KeyringError> {
@@ -308,7 +316,7 @@ impl Store {
         })
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 }

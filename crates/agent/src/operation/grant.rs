@@ -1,35 +1,67 @@
-//! A VM's key protector: wrapped for more guardians, or put back. The TPM key stays the same, always.
+//! A VM's key protector: wrapped for others than before, or put back. The TPM key stays the same, always.
 
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
-use crate::keyring::{admit, parse_protector};
-use fleetward_api::agent::OperationResult;
+use crate::keyring::{Recipients, admit, parse_protector};
+use fleetward_api::agent::{KeyRewrap, OperationResult, RewrapReason};
 use fleetward_model::guardian::EndorsedGuardian;
-use fleetward_model::vm::VmMetadata;
+use fleetward_model::vm::{Revocation, VmMetadata};
 use fleetward_model::{ErrorCode, Failure};
-use fleetward_protector::KeyProtector;
+use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector};
 
 impl Task<'_> {
-    /// Wraps the key for endorsed guardians too. Those who have it already stay as they are.
+    /// Wraps the key for endorsed guardians too. Those who have it already stay as they are, and those it was taken away from
+    /// by name do not get it again.
     pub(super) async fn grant(&self, to: &[EndorsedGuardian]) -> Result<OperationResult> {
+        let change = KeyRewrap {
+            add: to.to_vec(),
+            drop: Vec::new(),
+            expired: Vec::new(),
+            why: RewrapReason::Automatic,
+        };
+        self.rewrap(&change).await
+    }
+
+    /// Adds and drops recipients of the key in one step, and remembers whom it was taken away from.
+    pub(super) async fn rewrap(&self, change: &KeyRewrap) -> Result<OperationResult> {
         let (_, metadata) = self.managed().await?;
         self.require_whole()?;
-        let recipients = admit(to, &self.host.authority, &metadata.spec.group)?;
+        let expired = ExpiredAllowed::named(change.expired.iter().cloned());
+        let group = &metadata.spec.group;
+        let mut add = admit(&change.add, &self.host.authority, group, &expired)?;
+        if change.why == RewrapReason::Automatic {
+            add.retain(|guardian| !metadata.is_revoked(guardian.id()));
+        }
         let current = self.current_protector(&metadata)?;
-        let purpose = self.purpose(&format!(
-            "endorsed by the fleet's authority for group {}",
-            metadata.spec.group
-        ));
-        let granted = self
-            .host
-            .keyring
-            .grant(&current, self.vm, &recipients, &purpose)?;
-        if granted.der() != current.der() {
-            self.replace_protector(&metadata, &current, &granted, "a grant")
-                .await?;
+        let reason = match change.why {
+            RewrapReason::Automatic => {
+                format!("endorsed by the fleet's authority for group {group}")
+            }
+            RewrapReason::Granted => {
+                format!("asked for by name; endorsed by the fleet's authority for group {group}")
+            }
+            RewrapReason::Revoked => "revoked by name".to_owned(),
+            RewrapReason::Rotated => "a guardian is exchanged for its successor".to_owned(),
+        };
+        let recipients = Recipients {
+            add: &add,
+            drop: &change.drop,
+            expired: &expired,
+        };
+        let new =
+            self.host
+                .keyring
+                .rewrap(&current, self.vm, recipients, &self.purpose(&reason))?;
+        let revoked = revocations(&metadata, &current, &add, change);
+        if new.der() != current.der() || revoked != metadata.revoked {
+            let metadata = VmMetadata {
+                revoked,
+                ..metadata
+            };
+            self.write_protector(metadata, &new).await?;
         }
         Ok(OperationResult::Protector {
-            key_protector: granted.to_base64(),
+            key_protector: new.to_base64(),
         })
     }
 
@@ -127,7 +159,11 @@ impl Task<'_> {
                 "it holds another TPM key than the VM's state is encrypted with".into(),
             ));
         }
-        let mut metadata = metadata.clone();
+        self.write_protector(metadata.clone(), new).await
+    }
+
+    /// Writes a key protector of which it is certain that it holds the VM's key.
+    async fn write_protector(&self, mut metadata: VmMetadata, new: &KeyProtector) -> Result<()> {
         metadata.key_protector = Some(new.to_base64());
         metadata.generation = self.generation;
         self.host
@@ -137,4 +173,33 @@ impl Task<'_> {
             .attempt(|| format!("writing the key protector of VM {}", metadata.spec.name))?;
         self.record.keep_protector(new.der())
     }
+}
+
+/// Whom the key counts as taken away from, after a change.
+fn revocations(
+    metadata: &VmMetadata,
+    current: &KeyProtector,
+    added: &[Guardian],
+    change: &KeyRewrap,
+) -> Vec<Revocation> {
+    let mut revoked = metadata.revoked.clone();
+    match change.why {
+        RewrapReason::Automatic | RewrapReason::Rotated => {}
+        RewrapReason::Granted => revoked.retain(|r| added.iter().all(|g| *g.id() != r.guardian)),
+        RewrapReason::Revoked => {
+            let inspection = current.inspect();
+            for guardian in &change.drop {
+                // One that has no wrapping now may have had one of this same key before: it stays as it is known.
+                if !inspection.is_granted(guardian) && metadata.is_revoked(guardian) {
+                    continue;
+                }
+                revoked.retain(|r| r.guardian != *guardian);
+                revoked.push(Revocation {
+                    guardian: guardian.clone(),
+                    key_id: inspection.binding.key_id,
+                });
+            }
+        }
+    }
+    revoked
 }

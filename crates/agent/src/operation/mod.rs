@@ -59,6 +59,7 @@ impl Task<'_> {
                 deadline_seconds,
             } => self.stop(*force, *deadline_seconds).await,
             Operation::Grant { to } => self.grant(to).await,
+            Operation::Rewrap { change } => self.rewrap(change).await,
             Operation::PutProtector { key_protector } => self.put_protector(key_protector).await,
             Operation::PrepareIncoming {
                 metadata,

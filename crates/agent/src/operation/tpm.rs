@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::OperationResult;
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::{ErrorCode, Failure};
-use fleetward_protector::{Guardian, KeyProtector};
+use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -76,7 +76,12 @@ impl Task<'_> {
 
     /// The VM is not defined yet, so the group is the one all recipients are endorsed for; this host's own must be it.
     fn admit_recipients(&self, recipients: &[EndorsedGuardian]) -> Result<Vec<Guardian>> {
-        admit(recipients, &self.host.authority, &self.host.member.group)
+        admit(
+            recipients,
+            &self.host.authority,
+            &self.host.member.group,
+            &ExpiredAllowed::none(),
+        )
     }
 
     /// Takes a TPM made ahead, or makes one, and seals its key for the VM.

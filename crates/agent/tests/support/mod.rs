@@ -360,6 +360,7 @@ pub async fn create_running(fleet: &Fleet, node: &Node, name: &str) -> (VmSpec, 
         key_protector: Some(key_protector),
         ek_certificate: Some(ek_certificate),
         transit: None,
+        revoked: Vec::new(),
     };
     let define = Operation::Define {
         metadata: Box::new(metadata.clone()),

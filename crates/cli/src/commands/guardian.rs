@@ -1,6 +1,6 @@
 //! `fleetward guardian ...`
 
-use super::Context;
+use super::{Context, grants};
 use crate::args::GuardianCommand;
 use crate::exit::{Exit, Stop};
 use crate::table;
@@ -21,6 +21,11 @@ pub(super) async fn run(context: &Context, command: GuardianCommand) -> Result<E
             let certificates = of_one(controller.guardians().await?, &id)?;
             output.document(&certificates, || table::guardian(&certificates))?;
         }
+        GuardianCommand::Grant(args) => return grants::grant(context, args).await,
+        GuardianCommand::Revoke { vm, from, wait } => {
+            return grants::revoke(context, vm, from, wait).await;
+        }
+        GuardianCommand::Rotate(args) => return grants::rotate(context, args).await,
     }
     Ok(Exit::Done)
 }

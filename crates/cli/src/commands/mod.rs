@@ -4,6 +4,7 @@ mod admin;
 mod audit;
 mod check;
 mod fleet;
+mod grants;
 mod guardian;
 mod host;
 mod image;

@@ -114,6 +114,8 @@ pub(super) async fn join(
         guardian,
         joined: now,
         drained: false,
+        former: Vec::new(),
+        unsettled: Vec::new(),
     };
     let endorsed = record.guardian.id.clone();
     if world

@@ -8,10 +8,12 @@ mod audit;
 mod body;
 mod console;
 mod fleet;
+mod grants;
 mod guardians;
 mod hosts;
 mod images;
 mod jobs;
+mod metrics;
 mod openapi;
 mod refusal;
 mod view;
@@ -85,6 +87,10 @@ fn handler(endpoint: &Endpoint) -> MethodRouter<App> {
         ("POST", "/v1/jobs/{job}/cancel") => post(jobs::job_cancel),
         ("GET", "/v1/guardians") => get(guardians::guardian_list),
         ("GET", "/v1/guardians/{guardian}") => get(guardians::guardian_show),
+        ("POST", "/v1/guardian-grants") => post(grants::guardian_grant),
+        ("POST", "/v1/guardian-revocations") => post(grants::guardian_revoke),
+        ("POST", "/v1/guardian-rotations") => post(grants::guardian_rotate),
+        ("GET", "/metrics") => get(metrics::metrics),
         ("GET", "/v1/audit") => get(audit::audit_list),
         ("GET", "/v1/audit/verify") => get(audit::audit_verify),
         ("POST", "/v1/rebuild") => post(fleet::rebuild),

@@ -1,6 +1,6 @@
 //! The API's description, generated from the handlers; `docs/openapi.json` is a copy that a test compares.
 
-use super::{audit, console, fleet, guardians, hosts, images, jobs, vms};
+use super::{audit, console, fleet, grants, guardians, hosts, images, jobs, metrics, vms};
 use axum::Json;
 use fleetward_api::controller::{Access, ENDPOINTS};
 use fleetward_model::Failure;
@@ -44,6 +44,10 @@ use utoipa::OpenApi;
         jobs::job_events,
         jobs::job_cancel,
         guardians::guardian_list,
+        grants::guardian_grant,
+        grants::guardian_revoke,
+        grants::guardian_rotate,
+        metrics::metrics,
         guardians::guardian_show,
         audit::audit_list,
         audit::audit_verify,

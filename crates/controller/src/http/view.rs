@@ -7,8 +7,10 @@ use crate::work;
 use crate::world::World;
 use fleetward_api::controller::{HostView, JobState, JobView, ProgressView, StepView, VmView};
 use fleetward_jobs::{Job, StepState};
+use fleetward_model::guardian::EXPIRY_WARNING;
 use fleetward_model::host::HostState;
 use fleetward_model::vm::{VmObserved, VmState};
+use time::OffsetDateTime;
 
 /// A VM, with the job that holds it.
 pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
@@ -47,6 +49,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         .map(|facts| facts.warnings.clone())
         .unwrap_or_default();
     warnings.extend(world.inventory.contradictions(&record.name));
+    warnings.extend(expiry_warning(record));
     warnings.extend(
         world
             .audit
@@ -63,6 +66,21 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         facts: seen.facts.map(|facts| (*facts).clone()),
         warnings,
     }
+}
+
+/// Said from 180 days before the end of the host's own guardian.
+fn expiry_warning(host: &HostRecord) -> Option<String> {
+    let (now, end) = (OffsetDateTime::now_utc(), host.guardian.not_after()?);
+    let left = end - now;
+    if left > EXPIRY_WARNING {
+        return None;
+    }
+    let fix = format!("fleetward guardian rotate --host {}", host.name);
+    Some(if left.is_negative() {
+        format!("its guardian has expired, nothing new is wrapped for it: {fix}")
+    } else {
+        format!("its guardian expires in {} days: {fix}", left.whole_days())
+    })
 }
 
 /// A host that has a token and has not joined.

@@ -4,6 +4,7 @@ use super::body::{Body, Params};
 use super::{Answer, Refusal, view};
 use crate::app::App;
 use crate::check::{AtHome, against, matrix};
+use crate::survey::survey;
 use crate::work::{
     DeleteInput, MigrateInput, StartInput, StopInput, VmCreate, VmDelete, VmMigrate,
     VmMigrateStopped, VmStart, VmStop,
@@ -238,7 +239,7 @@ pub(super) async fn check(
             .filter(|vm| vm.metadata.is_some())
             .collect(),
     };
-    let survey = query.to.is_none();
+    let whole_row = query.to.is_none();
     let hosts: Vec<HostName> = match query.to {
         Some(host) => vec![world.hosts.of(&host)?.name],
         None => world
@@ -249,8 +250,12 @@ pub(super) async fn check(
             .collect(),
     };
     // one VM against one host is checked exactly as asked; a survey takes each VM as it is
-    let as_it_is = query.vm.is_none() || survey;
-    let checked = matrix(world, vms, hosts, query.offline, as_it_is).await?;
+    let as_it_is = query.vm.is_none() || whole_row;
+    let checked = if query.vm.is_none() {
+        survey(world, &vms, &hosts, query.offline).await?
+    } else {
+        matrix(world, vms, hosts, query.offline, as_it_is).await?
+    };
     Ok(Json(checked))
 }
 

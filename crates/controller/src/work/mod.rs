@@ -2,12 +2,20 @@
 //!
 //! Steps hold nothing but the [`World`]; what they do, they do by asking agents, with the job's id and generation.
 
+mod guardian_grant;
+mod guardian_revoke;
+mod guardian_rotate;
 mod host_drain;
 mod vm_create;
 mod vm_delete;
 mod vm_migrate;
 mod vm_power;
 
+pub(crate) use guardian_grant::{GrantInput, GuardianGrant, GuardianRewrap, plan as plan_grant};
+pub(crate) use guardian_revoke::{GuardianRevoke, RevokeInput};
+pub(crate) use guardian_rotate::{
+    GuardianRotate, GuardianSettle, RotateInput, depending, may_rotate,
+};
 pub(crate) use host_drain::{DrainInput, HostDrain};
 pub(crate) use vm_create::{CreateInput, VmCreate};
 pub(crate) use vm_delete::{DeleteInput, VmDelete};
@@ -15,6 +23,7 @@ pub(crate) use vm_migrate::{MigrateInput, VmMigrate, VmMigrateStopped};
 pub(crate) use vm_power::{StartInput, StopInput, VmStart, VmStop};
 
 use crate::world::World;
+use fleetward_api::controller::{Outcome, VmOutcome};
 use fleetward_jobs::{Data, Job, Registry};
 use fleetward_model::{ByteSize, HostName, PoolName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -31,6 +40,11 @@ pub(crate) fn registry(world: &Arc<World>) -> Registry {
         .with(VmMigrate(world.clone()))
         .with(VmMigrateStopped(world.clone()))
         .with(HostDrain(world.clone()))
+        .with(GuardianGrant(world.clone()))
+        .with(GuardianRewrap(world.clone()))
+        .with(GuardianRevoke(world.clone()))
+        .with(GuardianRotate(world.clone()))
+        .with(GuardianSettle(world.clone()))
 }
 
 /// Input of a job on one VM at one host.
@@ -75,8 +89,22 @@ pub(crate) fn result(job: &Job) -> Option<serde_json::Value> {
         VmCreate::NAME => vm_create::result(job),
         VmMigrate::NAME | VmMigrateStopped::NAME => vm_migrate::result(job),
         HostDrain::NAME => host_drain::result(job),
+        GuardianGrant::NAME => guardian_grant::result(job),
+        GuardianRevoke::NAME => guardian_revoke::result(job),
+        GuardianRotate::NAME | GuardianSettle::NAME => guardian_rotate::result(job),
         _ => None,
     }
+}
+
+/// What became of several VMs, as bulk commands tell it.
+fn bulk_result(host: Option<&serde_json::Value>, results: Vec<VmOutcome>) -> serde_json::Value {
+    let count = |outcome| results.iter().filter(|r| r.outcome == outcome).count();
+    let summary = serde_json::json!({
+        "succeeded": count(Outcome::Succeeded),
+        "failed": count(Outcome::Failed),
+        "skipped": count(Outcome::Skipped),
+    });
+    serde_json::json!({ "host": host, "results": results, "summary": summary })
 }
 
 /// The VM a job works on.

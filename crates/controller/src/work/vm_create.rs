@@ -204,6 +204,7 @@ impl Step<CreateInput> for Define {
             key_protector: None,
             ek_certificate: None,
             transit: None,
+            revoked: Vec::new(),
         };
         let operation = Operation::Define {
             metadata: Box::new(metadata),

@@ -192,8 +192,8 @@ impl Step<MigrateInput> for Grant {
             let key_protector = before.metadata.key_protector;
             return Ok(Granted { key_protector });
         }
-        let group = &before.metadata.spec.group;
-        let to = world.guardians_of(group, Some(&input.to), OffsetDateTime::now_utc())?;
+        let to =
+            world.recipients_of(&before.metadata, Some(&input.to), OffsetDateTime::now_utc())?;
         let agent = world.agents.of(&input.from)?;
         match agent.run(cx, input.vm, Operation::Grant { to }).await? {
             OperationResult::Protector { key_protector } => Ok(Granted {
@@ -469,7 +469,7 @@ pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
     }))
 }
 
-fn unexpected(what: &str, answer: &OperationResult) -> StepError {
+pub(super) fn unexpected(what: &str, answer: &OperationResult) -> StepError {
     let what = format!("the host answered the {what} with something else");
     StepError::fatal(Failure::new(ErrorCode::Internal, what).because(format!("{answer:?}")))
 }

@@ -316,6 +316,18 @@ impl Inner {
                     key_protector: "Z3JhbnRlZA==".into(),
                 });
             }
+            Operation::Rewrap { change } => {
+                let guardians = self.tpms.entry(vm).or_default();
+                guardians.retain(|g| !change.drop.contains(g));
+                for guardian in change.add {
+                    if !guardians.contains(&guardian.guardian.id) {
+                        guardians.push(guardian.guardian.id);
+                    }
+                }
+                return Ok(OperationResult::Protector {
+                    key_protector: "cmV3cmFwcGVk".into(),
+                });
+            }
             Operation::PutProtector { .. } => {}
             Operation::PrepareIncoming {
                 metadata, disks, ..

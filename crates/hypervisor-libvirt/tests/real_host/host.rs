@@ -282,6 +282,7 @@ impl Fixture for LocalHost {
                 key_protector: None,
                 ek_certificate: None,
                 transit: None,
+                revoked: Vec::new(),
             },
             disk_paths: vec![path],
             cdrom_path: None,

@@ -20,7 +20,7 @@ fn guardian(host: &str) -> GuardianFacts {
         sha256: String::new(),
         subject: host.into(),
         not_before: NOW - Duration::days(1),
-        not_after: NOW + Duration::days(1),
+        not_after: NOW + Duration::days(3650),
         der_base64: String::new(),
     };
     let mut digest = [0; 32];
@@ -135,6 +135,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
             key_protector: None,
             ek_certificate: None,
             transit: None,
+            revoked: Vec::new(),
         }),
         observed: NOW,
     }

@@ -35,6 +35,13 @@ fn fitting() -> Case {
     }
 }
 
+/// The same, granted already.
+fn granted() -> Case {
+    let mut case = fitting();
+    case.incoming().opening = Opening::Yes;
+    case
+}
+
 impl Case {
     fn there(&mut self) -> &mut HostFacts {
         self.there.as_mut().expect("facts")
@@ -88,7 +95,7 @@ fn stop(case: &mut Case) {
 
 #[test]
 fn nothing_speaks_against_hosts_that_fit() {
-    let mut case = fitting();
+    let mut case = granted();
     assert_eq!(case.findings(), []);
     stop(&mut case);
     assert_eq!(case.findings(), []);
@@ -219,6 +226,47 @@ fn a_wrapping_alone_does_not_open_another_group() {
 }
 
 #[test]
+fn a_key_that_a_move_will_grant_first_is_a_remark() {
+    let findings = fitting().findings();
+    assert_eq!(findings.len(), 1);
+    assert_eq!(findings[0].code, ErrorCode::KeyNotGranted);
+    assert!(!findings[0].blocking);
+}
+
+#[test]
+fn a_key_taken_away_by_name_is_not_granted_by_a_move() {
+    let mut case = fitting();
+    let guardian = case.there().guardians[0].id.clone();
+    let key_id = crate::KeyId(uuid::Uuid::from_u128(7));
+    case.vm.tpm.key_id = Some(key_id);
+    let metadata = case.vm.metadata.as_mut().expect("ours");
+    metadata
+        .revoked
+        .push(crate::vm::Revocation { guardian, key_id });
+    assert_eq!(case.codes(), [ErrorCode::KeyNotGranted]);
+    let due = |case: &Case| case.findings().iter().any(|f| f.code == ErrorCode::RollDue);
+    assert!(due(&case));
+    case.vm.tpm.key_id = Some(crate::KeyId(uuid::Uuid::from_u128(8)));
+    assert!(!due(&case));
+}
+
+#[test]
+fn a_guardian_that_ends_within_half_a_year_is_a_remark() {
+    for (days, warns) in [(181, false), (179, true)] {
+        let mut case = granted();
+        for certificate in &mut case.there().guardians[0].certificates {
+            certificate.not_after = NOW + time::Duration::days(days);
+        }
+        let found = case.findings();
+        let warned = found
+            .iter()
+            .any(|f| f.code == ErrorCode::GuardianExpiresSoon);
+        assert_eq!(warned, warns, "{days} days: {found:?}");
+        assert!(found.iter().all(|f| !f.blocking));
+    }
+}
+
+#[test]
 fn a_vm_without_tpm_needs_no_key() {
     let mut case = fitting();
     case.vm.tpm.enabled = false;
@@ -230,7 +278,7 @@ fn a_vm_without_tpm_needs_no_key() {
 
 #[test]
 fn a_shared_pool_needs_no_space() {
-    let mut case = fitting();
+    let mut case = granted();
     case.there().pools[0].id = "pool of a".into();
     case.there().pools[0].available = ByteSize(1);
     assert_eq!(case.findings(), []);
@@ -238,7 +286,7 @@ fn a_shared_pool_needs_no_space() {
 
 #[test]
 fn tight_space_is_a_remark() {
-    let mut case = fitting();
+    let mut case = granted();
     case.there().pools[0].available = ByteSize::gib(2);
     let findings = case.findings();
     assert_eq!(findings.len(), 1);

@@ -31,6 +31,10 @@ pub static BETA: LazyLock<LocalGuardian> =
 pub static OLD: LazyLock<LocalGuardian> = LazyLock::new(|| {
     LocalGuardian::generate(&host("old"), now() - Duration::days(11 * 365)).unwrap()
 });
+/// Made nine years and eleven months ago: ends soon.
+pub static OLD_VALID: LazyLock<LocalGuardian> = LazyLock::new(|| {
+    LocalGuardian::generate(&host("ending"), now() - Duration::days(3_620)).unwrap()
+});
 
 pub fn vm() -> VmId {
     VmId(uuid::Uuid::from_u128(

@@ -1,0 +1,143 @@
+//! Who a VM's key is wrapped for: granting, revoking, exchanging a pair for its successor. The key itself stays.
+//!
+//! ```text
+//!   the owner's private key is here, and may sign ──────────► the owner signs
+//!   another guardian of this host was granted the key ──────► the host's own guardian signs and is the owner from now on
+//!   neither ────────────────────────────────────────────────► KEY_NOT_GRANTED
+//! ```
+//! Whoever signs keeps all other recipients: their wrappings are carried over, so that none of their certificates is needed.
+//! What the signature says is who has vouched for the list of recipients; it is not what makes the key trustworthy, since
+//! everybody who opens a protector could make another for the same key.
+
+use super::{Keyring, Purpose};
+use crate::failure::{Result, Trouble, chain};
+use fleetward_model::audit::AuditAction;
+use fleetward_model::guardian::GuardianStanding;
+use fleetward_model::{ErrorCode, Failure, GuardianId, VmId};
+use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector, rules};
+use fleetward_protector_open::{OpenError, Rewrap, SealError};
+use time::OffsetDateTime;
+
+/// What changes about a key protector's recipients.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recipients<'a> {
+    /// Admitted already: endorsed for the VM's group.
+    pub add: &'a [Guardian],
+    pub drop: &'a [GuardianId],
+    pub expired: &'a ExpiredAllowed,
+}
+
+impl Keyring {
+    /// Wraps a VM's key for more guardians, keeping the key and everybody who has it.
+    pub(crate) fn grant(
+        &self,
+        protector: &KeyProtector,
+        vm: VmId,
+        recipients: &[Guardian],
+        purpose: &Purpose,
+    ) -> Result<KeyProtector> {
+        let change = Recipients {
+            add: recipients,
+            drop: &[],
+            expired: &ExpiredAllowed::none(),
+        };
+        self.rewrap(protector, vm, change, purpose)
+    }
+
+    /// Adds and drops recipients in one step; unchanged where that changes nothing.
+    pub(crate) fn rewrap(
+        &self,
+        protector: &KeyProtector,
+        vm: VmId,
+        change: Recipients<'_>,
+        purpose: &Purpose,
+    ) -> Result<KeyProtector> {
+        let inspection = protector.inspect();
+        let new: Vec<Guardian> = change
+            .add
+            .iter()
+            .filter(|guardian| !inspection.is_granted(guardian.id()))
+            .cloned()
+            .collect();
+        let gone: Vec<GuardianId> = change
+            .drop
+            .iter()
+            .filter(|id| inspection.is_granted(id))
+            .cloned()
+            .collect();
+        if new.is_empty() && gone.is_empty() {
+            return Ok(protector.clone());
+        }
+        let now = OffsetDateTime::now_utc();
+        let loaded = self.loaded();
+        if gone.contains(loaded.own().id()) {
+            let own = loaded.own().id().clone();
+            return Err(self.not_rewrapped(vm, &SealError::OwnerRevoked { owner: own }));
+        }
+        let owner = inspection.owner.id();
+        let opener = loaded.opener(inspection).ok_or_else(|| -> Trouble {
+            Failure::new(
+                ErrorCode::KeyNotGranted,
+                format!("the TPM key of VM {vm} on host {}", self.host),
+            )
+            .because("no guardian of this host is among those the key protector is wrapped for")
+            .into()
+        })?;
+        // A retired owner's place is taken by the host's own guardian; an imported one stays the owner, and its key signs.
+        let signer = loaded
+            .find(owner)
+            .filter(|held| held.standing != GuardianStanding::Retired && !gone.contains(owner))
+            .filter(|held| {
+                new.is_empty()
+                    || rules::may_use(held.guardian.public(), now, change.expired).is_ok()
+            })
+            .map_or(loaded.own(), |held| &held.guardian);
+        for guardian in &new {
+            self.record(AuditAction::Grant, Some(vm), guardian.id(), purpose)?;
+        }
+        for guardian in &gone {
+            self.record(AuditAction::Revoke, Some(vm), guardian, purpose)?;
+        }
+        if signer.id() != owner {
+            let reason = format!("{}; the owner was {}", purpose.reason, owner.short());
+            let purpose = Purpose {
+                reason,
+                ..purpose.clone()
+            };
+            self.record(AuditAction::TakeOver, Some(vm), signer.id(), &purpose)?;
+        }
+        let rewrap = Rewrap {
+            opener,
+            owner: signer,
+            add: &new,
+            drop: &gone,
+            now,
+            expired: change.expired,
+        };
+        fleetward_protector_open::rewrap(protector, vm, &rewrap)
+            .map_err(|error| self.not_rewrapped(vm, &error))
+    }
+
+    fn not_rewrapped(&self, vm: VmId, error: &SealError) -> Trouble {
+        let what = format!("wrapping the TPM key of VM {vm} anew");
+        let code = match error {
+            SealError::Certificate(_) => ErrorCode::GuardianExpired,
+            SealError::Open(OpenError::NotGranted { .. }) => ErrorCode::KeyNotGranted,
+            SealError::OwnerRevoked { .. } => {
+                return Failure::new(ErrorCode::GuardianInUse, what)
+                    .because(format!(
+                        "the VM is on host {}, whose own guardian is the one to be taken away",
+                        self.host
+                    ))
+                    .fix("move the VM to another host first: fleetward vm migrate")
+                    .into();
+            }
+            SealError::NotOwner { .. }
+            | SealError::Open(_)
+            | SealError::Wrap { .. }
+            | SealError::Random(_)
+            | SealError::Assemble(_) => ErrorCode::KeyProtectorUnreadable,
+        };
+        Trouble::refuse(code, what, chain(error))
+    }
+}

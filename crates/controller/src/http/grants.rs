@@ -1,0 +1,258 @@
+//! Who may open which VM's key: grant, revoke, rotate. Jobs do it; what can be refused at once is refused here.
+
+use super::Answer;
+use super::body::Body;
+use crate::app::App;
+use crate::work::{
+    GrantInput, GuardianGrant, GuardianRevoke, GuardianRotate, RevokeInput, RotateInput,
+    may_rotate, plan_grant,
+};
+use crate::world::World;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use fleetward_api::controller::{
+    Accepted, GrantAnswer, GrantRequest, Outcome, RevokeRequest, RotateRequest, VmOutcome,
+};
+use fleetward_jobs::JobError;
+use fleetward_link::Peer;
+use fleetward_model::vm::VmObserved;
+use fleetward_model::{ErrorCode, Failure, GuardianId, HostName};
+use http::StatusCode;
+use time::OffsetDateTime;
+
+/// Wraps the keys of VMs for one more guardian of their group. No private key moves.
+#[utoipa::path(
+    post, path = "/v1/guardian-grants", request_body = GrantRequest,
+    responses((status = 202, body = GrantAnswer), (status = 200, body = GrantAnswer, description = "a dry run, or nothing to do"))
+)]
+pub(super) async fn guardian_grant(
+    State(app): State<App>,
+    peer: Peer,
+    Body(request): Body<GrantRequest>,
+) -> Answer<Response> {
+    let world = &app.world;
+    if request.all != request.vms.is_empty() {
+        return Err(Failure::new(
+            ErrorCode::InvalidArgument,
+            "name VMs, or say that all are meant",
+        )
+        .into());
+    }
+    let host = target(world, &request.to)?;
+    let guardian = world.hosts.of(&host)?.guardian;
+    let expired = guardian
+        .not_after()
+        .is_none_or(|end| end < OffsetDateTime::now_utc());
+    if expired && !request.expired.contains(&guardian.id) {
+        return Err(Failure::new(
+            ErrorCode::GuardianExpired,
+            format!(
+                "guardian {} of host {host} is not granted",
+                guardian.id.short()
+            ),
+        )
+        .because("its certificates have expired")
+        .fix(format!(
+            "fleetward guardian rotate --host {host}; or name it: --allow-expired {}",
+            guardian.id
+        ))
+        .into());
+    }
+    let mut plan = Vec::new();
+    let mut vms = Vec::new();
+    for name in &request.vms {
+        match world.inventory.find(name.as_str()) {
+            Ok(vm) if vm.metadata.is_some() => vms.push(vm.id),
+            Ok(_) => plan.push(refused(
+                name,
+                ErrorCode::VmNotManaged,
+                "Fleetward did not make it",
+            )),
+            Err(failure) => plan.push(refused(name, failure.code, &failure.what)),
+        }
+    }
+    let input = GrantInput {
+        host: host.clone(),
+        vms: (!request.all).then_some(vms),
+        automatic: false,
+        expired: request.expired,
+    };
+    let planned = plan_grant(world, &input)?;
+    let work = planned.iter().any(|planned| planned.decided.is_none());
+    plan.extend(planned.into_iter().map(|planned| {
+        planned.decided.unwrap_or_else(|| VmOutcome {
+            vm: planned.name,
+            outcome: Outcome::Succeeded,
+            code: None,
+            message: Some(format!("its key is wrapped for host {host} too")),
+        })
+    }));
+    let mut answer = GrantAnswer {
+        job: None,
+        guardian: guardian.id,
+        host,
+        plan,
+    };
+    if request.dry_run || !work {
+        return Ok((StatusCode::OK, Json(answer)).into_response());
+    }
+    let job = app.submit::<GuardianGrant>(&input, &peer.to_string()).await;
+    answer.job = Some(job.map_err(|error| error.to_failure())?);
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// Takes a guardian's wrapping of a VM's key away and rolls the key: at once, or when the VM stops.
+#[utoipa::path(post, path = "/v1/guardian-revocations", request_body = RevokeRequest, responses((status = 202, body = Accepted)))]
+pub(super) async fn guardian_revoke(
+    State(app): State<App>,
+    peer: Peer,
+    Body(request): Body<RevokeRequest>,
+) -> Answer<Response> {
+    let world = &app.world;
+    let vm = world.inventory.find(request.vm.as_str())?;
+    if vm.metadata.is_none() || !vm.tpm.enabled {
+        return Err(Failure::new(
+            ErrorCode::VmStateWrong,
+            format!("VM {} has no TPM key to take away", vm.name),
+        )
+        .into());
+    }
+    let guardians = losers(world, &vm, &request.from)?;
+    let input = RevokeInput {
+        vm: vm.id,
+        name: vm.name.clone(),
+        from: request.from,
+        guardians,
+    };
+    let job = app
+        .submit::<GuardianRevoke>(&input, &peer.to_string())
+        .await;
+    let job = job.map_err(|error| error.to_failure())?;
+    Ok((StatusCode::ACCEPTED, Json(Accepted { job: Some(job) })).into_response())
+}
+
+/// A new pair for a host's own guardian; every VM that depends on the former one is re-wrapped while it runs.
+#[utoipa::path(post, path = "/v1/guardian-rotations", request_body = RotateRequest, responses((status = 202, body = Accepted)))]
+pub(super) async fn guardian_rotate(
+    State(app): State<App>,
+    peer: Peer,
+    Body(request): Body<RotateRequest>,
+) -> Answer<Response> {
+    may_rotate(&app.world, &request.host)?;
+    let input = RotateInput { host: request.host };
+    let job = match app
+        .submit::<GuardianRotate>(&input, &peer.to_string())
+        .await
+    {
+        Ok(job) => job,
+        Err(error @ JobError::Busy { .. }) => {
+            let mut failure = error.to_failure();
+            failure.code = ErrorCode::GuardianInUse;
+            failure.what = format!(
+                "the guardian of host {} is being rotated already",
+                input.host
+            );
+            return Err(failure.into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok((StatusCode::ACCEPTED, Json(Accepted { job: Some(job) })).into_response())
+}
+
+fn refused(vm: &fleetward_model::VmName, code: ErrorCode, why: &str) -> VmOutcome {
+    VmOutcome {
+        vm: vm.clone(),
+        outcome: Outcome::Failed,
+        code: Some(code),
+        message: Some(why.to_owned()),
+    }
+}
+
+/// The host of that name, or the one whose own guardian's id begins so.
+fn target(world: &World, text: &str) -> Result<HostName, Failure> {
+    let hosts = world.hosts.all();
+    if let Some(host) = hosts.iter().find(|host| host.name.as_str() == text) {
+        return Ok(host.name.clone());
+    }
+    let wanted = text.to_ascii_lowercase();
+    let mut found = hosts
+        .iter()
+        .filter(|host| wanted.len() >= 6 && host.guardian.id.as_str().starts_with(&wanted));
+    match (found.next(), found.next()) {
+        (Some(host), None) => Ok(host.name.clone()),
+        (Some(_), Some(_)) => Err(Failure::new(
+            ErrorCode::InvalidArgument,
+            format!("several guardians begin with {text:?}"),
+        )
+        .fix("write more of the id")),
+        (None, _) => Err(Failure::new(
+            ErrorCode::GuardianNotFound,
+            format!("there is no host {text:?}, and no host's own guardian that begins so"),
+        )
+        .because("the fleet's authority vouches only for the own guardians of its hosts")),
+    }
+}
+
+/// The guardians of a VM that `text` names: those of a host, or one by its id.
+fn losers(world: &World, vm: &VmObserved, text: &str) -> Result<Vec<GuardianId>, Failure> {
+    let what = format!("guardian {text} keeps the key of VM {}", vm.name);
+    let named = world
+        .hosts
+        .all()
+        .into_iter()
+        .find(|h| h.name.as_str() == text);
+    let guardians = match named {
+        Some(host) if host.name == vm.host => {
+            return Err(Failure::new(ErrorCode::GuardianInUse, what)
+                .because(format!(
+                    "the VM is on host {text}, which needs the key to run it"
+                ))
+                .fix(format!(
+                    "fleetward vm migrate {} --to HOST, and then revoke",
+                    vm.name
+                )));
+        }
+        Some(host) => {
+            let seen = world.inventory.seen(&host.name).facts;
+            let imported = seen.iter().flat_map(|facts| &facts.guardians).find(|g| {
+                g.id != host.guardian.id
+                    && !host.former.contains(&g.id)
+                    && vm.tpm.guardians.contains(&g.id)
+            });
+            if let Some(imported) = imported {
+                return Err(Failure::new(ErrorCode::GuardianInUse, what)
+                    .because(format!(
+                        "host {} also holds guardian {}, which was imported and opens the key",
+                        host.name,
+                        imported.id.short()
+                    ))
+                    .fix(format!(
+                        "on host {}: fleetward-agent guardian remove {}",
+                        host.name, imported.id
+                    )));
+            }
+            let mut guardians = host.former;
+            guardians.retain(|g| vm.tpm.guardians.contains(g));
+            guardians.push(host.guardian.id);
+            guardians
+        }
+        None => {
+            let wanted = text.to_ascii_lowercase();
+            let mut found = vm.tpm.guardians.clone();
+            found.retain(|g| wanted.len() >= 6 && g.as_str().starts_with(&wanted));
+            found
+        }
+    };
+    match guardians.len() {
+        0 => Err(Failure::new(
+            ErrorCode::GuardianNotFound,
+            format!(
+                "the key of VM {} is wrapped for no guardian {text:?}",
+                vm.name
+            ),
+        )
+        .fix(format!("fleetward vm show {}", vm.name))),
+        _ => Ok(guardians),
+    }
+}

@@ -1,0 +1,204 @@
+//! Looks after the keys by itself: whatever changed, every VM's key ends up wrapped for the guardians it should be.
+//!
+//! ```text
+//!   a host is online, and VMs of its group lack its guardian ──► guardian-grant     (not with manual trust)
+//!   VMs still depend on a guardian that was rotated away     ──► guardian-settle
+//!   a VM stopped whose key a revoked guardian knows          ──► guardian-revoke    (its roll)
+//! ```
+//! It remembers nothing: it compares what should be with what hosts report, so that it goes on after a restart where it was.
+//! What did not work is tried again after a pause, or as soon as something that it depends on has changed.
+
+use crate::app::App;
+use crate::work::{
+    GrantInput, GuardianGrant, GuardianRevoke, GuardianSettle, RevokeInput, RotateInput, depending,
+    plan_grant,
+};
+use crate::world::{MANY_GUARDIANS, World};
+use fleetward_jobs::JobError;
+use fleetward_model::vm::VmState;
+use fleetward_model::{HostName, VmId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Who appears in the audit trail as the one who asked.
+const KEEPER: &str = "keeper";
+/// Hosts and VMs change together: one look for all of it.
+const SETTLE: Duration = Duration::from_millis(500);
+/// The same VMs are not tried again sooner.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
+/// A look is taken this often even if nothing is reported to have changed.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// What was tried last, for one matter.
+struct Tried {
+    vms: BTreeSet<VmId>,
+    at: Instant,
+}
+
+/// Looks after the keys until `stop`.
+pub(crate) async fn keep(app: App, stop: CancellationToken) {
+    let mut changes = app.world.inventory.changes();
+    let mut tried: BTreeMap<String, Tried> = BTreeMap::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SETTLE) => {}
+        }
+        changes.mark_unchanged();
+        look(&app, &mut tried).await;
+    }
+}
+
+async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
+    let world = &app.world;
+    let hosts = world.hosts.all();
+    for host in &hosts {
+        if !world.inventory.seen(&host.name).online {
+            continue;
+        }
+        let lacking = lacking(world, &host.name);
+        if let Some(matter) = due(tried, format!("grant/{}", host.name), lacking) {
+            let input = GrantInput {
+                host: host.name.clone(),
+                vms: Some(matter.into_iter().collect()),
+                automatic: true,
+                expired: Vec::new(),
+            };
+            told(
+                app.submit::<GuardianGrant>(&input, KEEPER).await,
+                &host.name,
+            );
+        }
+        let unsettled = unsettled(world, &host.name, &host.unsettled);
+        // with nobody left that depends on it there is still the former pair to be retired
+        if !host.unsettled.is_empty()
+            && (due(tried, format!("settle/{}", host.name), unsettled.clone()).is_some()
+                || unsettled.is_empty() && pause_over(tried, format!("retire/{}", host.name)))
+        {
+            let input = RotateInput {
+                host: host.name.clone(),
+            };
+            told(
+                app.submit::<GuardianSettle>(&input, KEEPER).await,
+                &host.name,
+            );
+        }
+    }
+    if !crate::roll::POSSIBLE {
+        return;
+    }
+    for vm in world.inventory.vms() {
+        let guardians: Vec<_> = vm.roll_due().cloned().collect();
+        let ready = vm.state == VmState::Stopped
+            && vm.is_the_vm()
+            && world.inventory.seen(&vm.host).online
+            && world.holders.of(vm.id).is_none();
+        if guardians.is_empty() || !ready {
+            continue;
+        }
+        if pause_over(tried, format!("roll/{}", vm.id)) {
+            let input = RevokeInput {
+                vm: vm.id,
+                name: vm.name.clone(),
+                from: "revoked earlier".to_owned(),
+                guardians,
+            };
+            told(app.submit::<GuardianRevoke>(&input, KEEPER).await, &vm.host);
+        }
+    }
+}
+
+/// VMs that a host of their group cannot open, although it should and could be granted now.
+fn lacking(world: &World, host: &HostName) -> BTreeSet<VmId> {
+    let Ok(record) = world.hosts.of(host) else {
+        return BTreeSet::new();
+    };
+    let now = time::OffsetDateTime::now_utc();
+    let expired = record.guardian.not_after().is_none_or(|end| end < now);
+    let group = world.hosts.all().into_iter();
+    let members = group.filter(|other| other.group == record.group).count();
+    if expired || members > MANY_GUARDIANS || !world.grants_by_itself() {
+        return BTreeSet::new();
+    }
+    let input = GrantInput {
+        host: host.clone(),
+        vms: None,
+        automatic: true,
+        expired: Vec::new(),
+    };
+    let plan = plan_grant(world, &input).unwrap_or_default();
+    plan.into_iter()
+        .filter(|planned| planned.decided.is_none())
+        .map(|planned| planned.vm)
+        // a VM that a job has made or moves is looked at when that has ended
+        .filter(|vm| world.holders.of(*vm).is_none())
+        .collect()
+}
+
+fn unsettled(
+    world: &World,
+    host: &HostName,
+    former: &[fleetward_model::GuardianId],
+) -> BTreeSet<VmId> {
+    if former.is_empty() || !world.inventory.seen(host).online {
+        return BTreeSet::new();
+    }
+    depending(world, former)
+        .into_iter()
+        .filter(|planned| planned.decided.is_none())
+        .map(|planned| planned.vm)
+        .collect()
+}
+
+/// `vms`, if there are any and not all of them were tried a moment ago.
+fn due(
+    tried: &mut BTreeMap<String, Tried>,
+    matter: String,
+    vms: BTreeSet<VmId>,
+) -> Option<BTreeSet<VmId>> {
+    if vms.is_empty() {
+        return None;
+    }
+    let now = Instant::now();
+    let again = tried
+        .get(&matter)
+        .is_none_or(|last| now - last.at >= TRY_AGAIN || !vms.is_subset(&last.vms));
+    again.then(|| {
+        let vms_tried = vms.clone();
+        tried.insert(
+            matter,
+            Tried {
+                vms: vms_tried,
+                at: now,
+            },
+        );
+        vms
+    })
+}
+
+fn pause_over(tried: &mut BTreeMap<String, Tried>, matter: String) -> bool {
+    let now = Instant::now();
+    let over = tried
+        .get(&matter)
+        .is_none_or(|last| now - last.at >= TRY_AGAIN);
+    if over {
+        let vms = BTreeSet::new();
+        tried.insert(matter, Tried { vms, at: now });
+    }
+    over
+}
+
+fn told(submitted: Result<fleetward_model::JobId, JobError>, host: &HostName) {
+    match submitted {
+        Ok(job) => tracing::info!(%job, %host, "keys are brought in order"),
+        Err(JobError::Busy { .. }) => {}
+        Err(error) => tracing::warn!(%host, %error, "keys cannot be brought in order"),
+    }
+}

@@ -1,0 +1,453 @@
+//! `guardian-grant`: the keys of many VMs are wrapped for one more guardian; `guardian-rewrap`: the same for a few at a time.
+//!
+//! ```text
+//!   guardian-grant:  plan ─ grant            one job a host, in the list of jobs
+//!                             └─ guardian-rewrap × n: each holds its VMs for as long as they take, a fraction of a second
+//! ```
+//! A VM that cannot be done is an outcome, not a failure of the job: its host does not answer, another job works on it. Where
+//! the fleet grants by itself, the keeper asks again later. What was granted stays granted when a job is cancelled: every
+//! grant is allowed by itself.
+
+use super::vm_migrate::unexpected;
+use crate::world::World;
+use fleetward_api::agent::{KeyRewrap, Operation, OperationResult, RewrapReason};
+use fleetward_api::controller::{Outcome, VmOutcome};
+use fleetward_jobs::{
+    Data, Job, JobKind, JobState, Recourse, Step, StepContext, StepError, Steps, async_trait,
+};
+use fleetward_model::guardian::EndorsedGuardian;
+use fleetward_model::vm::VmObserved;
+use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, VmId, VmName};
+use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+/// VMs that one `guardian-rewrap` holds: few, so that nobody waits long for one of them.
+const VMS_AT_ONCE: usize = 24;
+/// Of these, how many are asked for side by side.
+const ASKED_AT_ONCE: usize = 4;
+/// Batches under way at once, on different hosts where possible.
+const BATCHES_AT_ONCE: usize = 3;
+/// VMs of one job: its record must fit into the store.
+pub(crate) const MOST_VMS: usize = 2_000;
+/// How long a VM that another job holds is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a host that went away in the middle is waited for.
+const PATIENCE_WITH_HOSTS: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Who gets which keys.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct GrantInput {
+    /// Whose guardian.
+    pub(crate) host: HostName,
+    /// By name; none: every VM of the host's group.
+    pub(crate) vms: Option<Vec<VmId>>,
+    /// The fleet does it by itself: no VM gets it that was taken away from this host by name.
+    pub(crate) automatic: bool,
+    /// Guardians that are used although they have expired.
+    pub(crate) expired: Vec<GuardianId>,
+}
+
+/// One VM of a plan.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Planned {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    /// Where it is.
+    pub(crate) host: HostName,
+    /// Decided already: nothing is to be done, or it cannot be.
+    pub(crate) decided: Option<VmOutcome>,
+}
+
+fn outcome(
+    vm: &VmName,
+    outcome: Outcome,
+    code: Option<ErrorCode>,
+    message: impl Into<String>,
+) -> VmOutcome {
+    VmOutcome {
+        vm: vm.clone(),
+        outcome,
+        code,
+        message: Some(message.into()),
+    }
+}
+
+/// What a grant means for each VM, as far as is known now. VMs that it does not concern are left out unless they were named.
+pub(crate) fn plan(world: &World, input: &GrantInput) -> Result<Vec<Planned>, Failure> {
+    let target = world.hosts.of(&input.host)?;
+    let vms = world.inventory.vms();
+    let mut plan = Vec::new();
+    for vm in vms {
+        let named = match &input.vms {
+            Some(named) if named.contains(&vm.id) => true,
+            Some(_) => continue,
+            None => false,
+        };
+        let Some(metadata) = &vm.metadata else {
+            continue;
+        };
+        let skip = |why: &str| Some(outcome(&vm.name, Outcome::Skipped, None, why));
+        let fail = |code, why: String| Some(outcome(&vm.name, Outcome::Failed, Some(code), why));
+        let decided = if !metadata.spec.tpm {
+            skip("it has no TPM")
+        } else if metadata.spec.group != target.group {
+            fail(
+                ErrorCode::GuardianNotEndorsed,
+                format!(
+                    "it belongs to group {}, host {} to group {}",
+                    metadata.spec.group, target.name, target.group
+                ),
+            )
+        } else if vm.tpm.guardians.contains(&target.guardian.id) && !target.is_revoked_for(metadata)
+        {
+            skip("granted already")
+        } else if input.automatic && target.is_revoked_for(metadata) {
+            skip("the key was taken away from that host by name")
+        } else if !world.inventory.seen(&vm.host).online {
+            fail(
+                ErrorCode::HostUnreachable,
+                format!("host {} does not answer", vm.host),
+            )
+        } else {
+            None
+        };
+        let concerns = decided
+            .as_ref()
+            .is_none_or(|d| d.code == Some(ErrorCode::HostUnreachable));
+        if named || concerns {
+            plan.push(Planned {
+                vm: vm.id,
+                name: vm.name.clone(),
+                host: vm.host.clone(),
+                decided,
+            });
+        }
+    }
+    plan.truncate(MOST_VMS);
+    Ok(plan)
+}
+
+/// The kind.
+pub(crate) struct GuardianGrant(pub(crate) Arc<World>);
+
+impl JobKind for GuardianGrant {
+    const NAME: &'static str = "guardian-grant";
+    type Input = GrantInput;
+
+    fn locks(input: &GrantInput) -> Vec<String> {
+        // what the fleet does by itself it does once at a time
+        let automatic = input
+            .automatic
+            .then(|| format!("guardian-grant/{}", input.host));
+        automatic.into_iter().collect()
+    }
+
+    fn steps(&self) -> Steps<GrantInput> {
+        Steps::new()
+            .check(Plan(self.0.clone()))
+            .check(Grant(self.0.clone()))
+    }
+}
+
+/// Which VMs, decided once: a resumed job must find its own children again.
+struct Plan(Arc<World>);
+
+#[async_trait]
+impl Step<GrantInput> for Plan {
+    const NAME: &'static str = "plan";
+    type Output = Vec<Planned>;
+
+    async fn run(&self, cx: &StepContext<GrantInput>) -> Result<Vec<Planned>, StepError> {
+        Ok(plan(&self.0, cx.input())?)
+    }
+}
+
+struct Grant(Arc<World>);
+
+#[async_trait]
+impl Step<GrantInput> for Grant {
+    const NAME: &'static str = "grant";
+    type Output = Vec<VmOutcome>;
+
+    async fn run(&self, cx: &StepContext<GrantInput>) -> Result<Vec<VmOutcome>, StepError> {
+        let input = cx.input();
+        let change = Change {
+            to: Some(input.host.clone()),
+            drop: Vec::new(),
+            expired: input.expired.clone(),
+            why: if input.automatic {
+                RewrapReason::Automatic
+            } else {
+                RewrapReason::Granted
+            },
+        };
+        rewrap_all(&self.0, cx, cx.output::<Plan>()?, &change).await
+    }
+}
+
+/// What is to change about the keys of many VMs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Change {
+    /// The host whose guardian is added.
+    pub(crate) to: Option<HostName>,
+    pub(crate) drop: Vec<GuardianId>,
+    pub(crate) expired: Vec<GuardianId>,
+    pub(crate) why: RewrapReason,
+}
+
+/// Carries a change out for every VM of a plan that is not decided; what became of each, in the plan's order.
+pub(super) async fn rewrap_all<I: Data>(
+    world: &Arc<World>,
+    cx: &StepContext<I>,
+    plan: Vec<Planned>,
+    change: &Change,
+) -> Result<Vec<VmOutcome>, StepError> {
+    let total = plan.len();
+    let mut by_host: BTreeMap<HostName, Vec<&Planned>> = BTreeMap::new();
+    for planned in plan.iter().filter(|planned| planned.decided.is_none()) {
+        by_host
+            .entry(planned.host.clone())
+            .or_default()
+            .push(planned);
+    }
+    // One batch of each host in turn, so that no host waits for another.
+    let mut batches: Vec<(usize, BatchInput)> = Vec::new();
+    for (host, vms) in by_host {
+        for (turn, few) in vms.chunks(VMS_AT_ONCE).enumerate() {
+            let vms = few.iter().map(|p| (p.vm, p.name.clone())).collect();
+            let batch = BatchInput {
+                host: host.clone(),
+                vms,
+                change: change.clone(),
+            };
+            batches.push((turn, batch));
+        }
+    }
+    batches.sort_by_key(|(turn, _)| *turn);
+    let mut done: BTreeMap<VmName, VmOutcome> = plan
+        .iter()
+        .filter_map(|p| Some((p.name.clone(), p.decided.clone()?)))
+        .collect();
+    let mut running = stream::iter(batches)
+        .map(|(turn, batch)| run_batch(world, cx, turn, batch))
+        .buffer_unordered(BATCHES_AT_ONCE);
+    while let Some(ended) = running.next().await {
+        for one in ended? {
+            done.insert(one.vm.clone(), one);
+        }
+        cx.progress().text(format!("{} of {total} VMs", done.len()));
+    }
+    Ok(plan
+        .into_iter()
+        .filter_map(|planned| done.remove(&planned.name))
+        .collect())
+}
+
+async fn run_batch<I: Data>(
+    world: &Arc<World>,
+    cx: &StepContext<I>,
+    turn: usize,
+    batch: BatchInput,
+) -> Result<Vec<VmOutcome>, StepError> {
+    let name = format!("{}-{turn}", batch.host);
+    match cx.start_child::<GuardianRewrap>(&name, &batch).await {
+        Ok(child) => return ended(cx, child, &batch).await,
+        Err(error) if error.failure.code == ErrorCode::VmBusy => {}
+        Err(error) => return Err(error),
+    }
+    // Somebody works on one of them: one by one, so that only that one waits.
+    let mut outcomes = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    for (vm, vm_name) in &batch.vms {
+        let alone = BatchInput {
+            vms: vec![(*vm, vm_name.clone())],
+            ..batch.clone()
+        };
+        let name = format!("vm-{vm}");
+        loop {
+            match cx.start_child::<GuardianRewrap>(&name, &alone).await {
+                Ok(child) => outcomes.extend(ended(cx, child, &alone).await?),
+                Err(error) if error.failure.code == ErrorCode::VmBusy => {
+                    if Instant::now() < deadline {
+                        cx.unless_cancelled(async {
+                            tokio::time::sleep(PAUSE).await;
+                            Ok::<(), StepError>(())
+                        })
+                        .await?;
+                        continue;
+                    }
+                    let holder = world.holders.of(*vm);
+                    let why = holder.map_or(error.failure.what, |(job, kind)| {
+                        format!("job {job} ({kind}) works on it")
+                    });
+                    outcomes.push(outcome(
+                        vm_name,
+                        Outcome::Failed,
+                        Some(ErrorCode::VmBusy),
+                        why,
+                    ));
+                }
+                Err(error) => return Err(error),
+            }
+            break;
+        }
+    }
+    Ok(outcomes)
+}
+
+async fn ended<I: Data>(
+    cx: &StepContext<I>,
+    child: fleetward_model::JobId,
+    batch: &BatchInput,
+) -> Result<Vec<VmOutcome>, StepError> {
+    let job = cx.wait_for_child(child).await?;
+    if job.state == JobState::Done
+        && let Some(outcomes) = job.output::<Vec<VmOutcome>>(Rewrap::NAME)
+    {
+        return Ok(outcomes);
+    }
+    if cx.cancelled().is_cancelled() {
+        return Err(StepError::cancelled());
+    }
+    let failure = job.failure.unwrap_or_else(|| {
+        Failure::new(ErrorCode::Internal, format!("job {child} did not end well"))
+    });
+    Ok(batch
+        .vms
+        .iter()
+        .map(|(_, name)| failed(name, &failure))
+        .collect())
+}
+
+fn failed(vm: &VmName, failure: &Failure) -> VmOutcome {
+    let why = if failure.because.is_empty() {
+        failure.what.clone()
+    } else {
+        format!("{}: {}", failure.what, failure.because)
+    };
+    outcome(vm, Outcome::Failed, Some(failure.code), why)
+}
+
+/// A few VMs of one host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct BatchInput {
+    pub(crate) host: HostName,
+    pub(crate) vms: Vec<(VmId, VmName)>,
+    pub(crate) change: Change,
+}
+
+/// The kind for a few VMs.
+pub(crate) struct GuardianRewrap(pub(crate) Arc<World>);
+
+impl JobKind for GuardianRewrap {
+    const NAME: &'static str = "guardian-rewrap";
+    type Input = BatchInput;
+
+    fn locks(input: &BatchInput) -> Vec<String> {
+        input.vms.iter().map(|(vm, _)| format!("vm/{vm}")).collect()
+    }
+
+    fn steps(&self) -> Steps<BatchInput> {
+        Steps::new().check(Rewrap(self.0.clone()))
+    }
+}
+
+struct Rewrap(Arc<World>);
+
+#[async_trait]
+impl Step<BatchInput> for Rewrap {
+    const NAME: &'static str = "rewrap";
+    type Output = Vec<VmOutcome>;
+
+    async fn run(&self, cx: &StepContext<BatchInput>) -> Result<Vec<VmOutcome>, StepError> {
+        let input = cx.input();
+        let add = endorsed(&self.0, input.change.to.as_ref())?;
+        let deadline = Instant::now() + PATIENCE_WITH_HOSTS;
+        let outcomes = stream::iter(input.vms.clone())
+            .map(|(vm, name)| {
+                let add = add.clone();
+                async move {
+                    loop {
+                        match rewrap_one(&self.0, cx, vm, add.clone()).await {
+                            Ok(()) => return outcome(&name, Outcome::Succeeded, None, "done"),
+                            Err(error)
+                                if error.recourse == Recourse::Retry
+                                    && Instant::now() < deadline
+                                    && !cx.cancelled().is_cancelled() =>
+                            {
+                                tokio::time::sleep(PAUSE).await;
+                            }
+                            Err(error) => return failed(&name, &error.failure),
+                        }
+                    }
+                }
+            })
+            .buffered(ASKED_AT_ONCE)
+            .collect()
+            .await;
+        Ok(outcomes)
+    }
+}
+
+fn endorsed(world: &World, to: Option<&HostName>) -> Result<Vec<EndorsedGuardian>, Failure> {
+    let Some(to) = to else {
+        return Ok(Vec::new());
+    };
+    let host = world.hosts.of(to)?;
+    let now = OffsetDateTime::now_utc();
+    let endorsed = world
+        .fleet
+        .endorse(&host.guardian, &host.name, &host.group, now)?;
+    Ok(vec![endorsed])
+}
+
+async fn rewrap_one(
+    world: &Arc<World>,
+    cx: &StepContext<BatchInput>,
+    vm: VmId,
+    add: Vec<EndorsedGuardian>,
+) -> Result<(), StepError> {
+    let input = cx.input();
+    // A VM that moved since the plan was made is done where it is now.
+    let host = world
+        .inventory
+        .vm(vm)
+        .map_or(input.host.clone(), |vm| vm.host.clone());
+    let change = KeyRewrap {
+        add,
+        drop: input.change.drop.clone(),
+        expired: input.change.expired.clone(),
+        why: input.change.why,
+    };
+    let lifted = change.why == RewrapReason::Granted;
+    let granted: Vec<GuardianId> = change.add.iter().map(|g| g.guardian.id.clone()).collect();
+    let agent = world.agents.of(&host)?;
+    match agent.run(cx, vm, Operation::Rewrap { change }).await? {
+        OperationResult::Protector { key_protector } => {
+            world.note_protector(&host, vm, &key_protector);
+            if lifted {
+                world.inventory.amend(&host, vm, |vm| forget(vm, &granted));
+            }
+            Ok(())
+        }
+        other => Err(unexpected("rewrap", &other)),
+    }
+}
+
+fn forget(vm: &mut VmObserved, granted: &[GuardianId]) {
+    if let Some(metadata) = &mut vm.metadata {
+        metadata.revoked.retain(|r| !granted.contains(&r.guardian));
+    }
+}
+
+/// What became of each VM.
+pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
+    let results: Vec<VmOutcome> = job.output("grant")?;
+    Some(super::bulk_result(job.input.get("host"), results))
+}
