@@ -13,7 +13,7 @@ use crate::world::World;
 use anyhow::Context;
 use fleetward_jobs::{Engine, EngineOptions, Job, JobError, JobFilter, JobKind};
 use fleetward_model::audit::AuditAction;
-use fleetward_model::{Failure, JobId};
+use fleetward_model::{Failure, JobId, VmId};
 use fleetward_store::{Guard, Store, StoreExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -162,6 +162,18 @@ impl App {
                 () = app.see_ended(id) => app.world.holders.remove(id),
             }
         });
+    }
+
+    /// The job that works on a VM. The store is asked whether it still does: whoever has seen a job end must find its VM
+    /// free, and the memory of holders follows the store a moment later.
+    pub(crate) async fn holder_of(&self, vm: VmId) -> Option<JobId> {
+        while let Some((id, _)) = self.world.holders.of(vm) {
+            match self.engine.get(id).await {
+                Ok(job) if job.state.is_terminal() => self.world.holders.remove(id),
+                Ok(_) | Err(_) => return Some(id),
+            }
+        }
+        None
     }
 
     async fn see_ended(&self, id: JobId) {

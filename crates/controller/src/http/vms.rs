@@ -103,7 +103,7 @@ pub(super) async fn vm_delete(
     Params(query): Params<DeleteQuery>,
 ) -> Answer<Response> {
     let vm = app.world.inventory.find(&vm)?;
-    if let Some(done) = decide(&app, &vm, Request::Delete)? {
+    if let Some(done) = decide(&app, &vm, Request::Delete).await? {
         return Ok(done);
     }
     let spec = vm
@@ -128,7 +128,7 @@ pub(super) async fn vm_start(
     Path(vm): Path<String>,
 ) -> Answer<Response> {
     let vm = app.world.inventory.find(&vm)?;
-    if let Some(done) = decide(&app, &vm, Request::Start)? {
+    if let Some(done) = decide(&app, &vm, Request::Start).await? {
         return Ok(done);
     }
     let input = StartInput {
@@ -158,7 +158,7 @@ pub(super) async fn vm_stop(
         return Err(Failure::new(ErrorCode::InvalidArgument, what).into());
     }
     let vm = app.world.inventory.find(&vm)?;
-    if let Some(done) = decide(&app, &vm, Request::Stop)? {
+    if let Some(done) = decide(&app, &vm, Request::Stop).await? {
         return Ok(done);
     }
     let input = StopInput {
@@ -185,7 +185,7 @@ pub(super) async fn vm_migrate(
     let world = &app.world;
     let vm = world.inventory.find(&vm)?;
     world.hosts.of(&request.to)?;
-    if let Some((job, _)) = world.holders.of(vm.id) {
+    if let Some(job) = app.holder_of(vm.id).await {
         return Err(busy(&vm, job).into());
     }
     if vm.host == request.to {
@@ -260,14 +260,14 @@ pub(super) async fn check(
 }
 
 /// Whether the request makes sense now. Some: there is nothing to do.
-fn decide(app: &App, vm: &VmObserved, request: Request) -> Result<Option<Response>, Refusal> {
+async fn decide(app: &App, vm: &VmObserved, request: Request) -> Result<Option<Response>, Refusal> {
     if vm.metadata.is_none() {
         let what = format!("domain {} was not made by Fleetward", vm.name);
         return Err(Failure::new(ErrorCode::VmNotManaged, what)
             .fix(format!("manage it with virsh on host {}", vm.host))
             .into());
     }
-    if let Some((job, _)) = app.world.holders.of(vm.id) {
+    if let Some(job) = app.holder_of(vm.id).await {
         return Err(busy(vm, job).into());
     }
     if !app.world.inventory.seen(&vm.host).online {
