@@ -287,3 +287,28 @@ fn fifty_hosts_fit_and_more_than_the_limit_are_refused() {
             < fleetward_protector::envelope::MAX_ENVELOPE
     );
 }
+
+/// The keys' share of a host that joins a group of 1,000 VMs; libvirt and the disk come on top. One thread, so one core.
+#[test]
+#[ignore = "a measurement: cargo test --release -p fleetward-protector-open --test sealing -- --ignored --nocapture"]
+fn a_thousand_protectors_are_rewrapped_within_twenty_seconds() {
+    let text = sealed(&ALPHA, &[OLD_VALID.public().clone()]).to_base64();
+    let begun = std::time::Instant::now();
+    for _ in 0..1_000 {
+        // as an agent does it: read and verified, opened, wrapped, signed
+        let before = KeyProtector::from_base64(&text).unwrap();
+        let change = Rewrap {
+            opener: &ALPHA,
+            owner: &ALPHA,
+            add: &[BETA.public().clone()],
+            drop: &[],
+            now: now(),
+            expired: &ExpiredAllowed::none(),
+        };
+        let after = rewrap(&before, vm(), &change).unwrap();
+        assert!(after.inspect().is_granted(BETA.id()));
+    }
+    let took = begun.elapsed();
+    eprintln!("1,000 key protectors re-wrapped in {took:?}");
+    assert!(took < std::time::Duration::from_secs(20));
+}
