@@ -164,7 +164,21 @@ impl Step<GrantInput> for Plan {
     type Output = Vec<Planned>;
 
     async fn run(&self, cx: &StepContext<GrantInput>) -> Result<Vec<Planned>, StepError> {
-        Ok(plan(&self.0, cx.input())?)
+        // Who was asked for by name is waited for; what the fleet does by itself comes round again.
+        let deadline = Instant::now() + PATIENCE_WITH_HOSTS;
+        loop {
+            let planned = plan(&self.0, cx.input())?;
+            let away = planned.iter().filter_map(|p| p.decided.as_ref()?.code);
+            let waits = away.into_iter().any(|c| c == ErrorCode::HostUnreachable);
+            if !waits
+                || cx.input().automatic
+                || cx.cancelled().is_cancelled()
+                || Instant::now() >= deadline
+            {
+                return Ok(planned);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }
 
