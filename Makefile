@@ -5,7 +5,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET)/debug
 LAB := $(BIN)/fleetward-lab
 # The whole workspace with a choice of tests: one package alone would be built anew with other features.
-E2E := cargo test --workspace --locked --no-fail-fast --test main_job --test crash_walk --test secrets --test faults --test bad_input
+E2E := cargo test --workspace --locked --no-fail-fast --test main_job --test crash_walk --test secrets --test faults --test bad_input --test grants
 FUZZ := cargo test --workspace --locked --test fuzz -- --nocapture
 
 .PHONY: help packages build demo test fuzz soak bench down clean
