@@ -60,8 +60,9 @@ fn members_of(processes: &[ProcessId]) -> Vec<(ProcessId, String)> {
             .filter_map(|kind| process.namespace(kind))
             .collect()
     };
-    // A launcher may still be in the machine's own.
-    let machine = ProcessId::of(1).map(|p| namespaces(&p)).unwrap_or_default();
+    // A launcher may still be in those it was started from: ours. Process 1 would tell too, but not everywhere may root
+    // look at it.
+    let machine = ProcessId::own().map(|p| namespaces(&p)).unwrap_or_default();
     let mut ours: Vec<String> = processes.iter().flat_map(namespaces).collect();
     ours.retain(|namespace| !machine.contains(namespace));
     all_processes()
@@ -98,4 +99,22 @@ fn look_for_leftovers(files: &LabFiles, members: &[(ProcessId, String)]) -> Left
         }
     }
     Leftovers(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launcher_that_has_not_left_our_namespaces_brings_nobody_with_it() {
+        let mut launcher = std::process::Command::new("/bin/sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let id = ProcessId::of(launcher.id().try_into().unwrap()).unwrap();
+        let members = members_of(&[id]);
+        id.kill().unwrap();
+        launcher.wait().unwrap();
+        assert!(members.is_empty(), "{members:?}");
+    }
 }

@@ -31,6 +31,11 @@ impl ProcessId {
         (!ended).then_some(Self { pid, started })
     }
 
+    /// The one that asks.
+    pub(crate) fn own() -> Option<Self> {
+        Self::of(std::process::id().try_into().ok()?)
+    }
+
     pub fn is_alive(self) -> bool {
         Self::of(self.pid) == Some(self)
     }
