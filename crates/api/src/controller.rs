@@ -4,7 +4,7 @@
 //! are all held against it.
 
 use fleetward_model::error::Finding;
-use fleetward_model::guardian::{CertificateRole, GuardianFacts};
+use fleetward_model::guardian::{CertificateRole, GuardianFacts, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::vm::{DiskObserved, Firmware, Profile, TpmObserved, VmState};
 use fleetward_model::{
@@ -121,6 +121,9 @@ pub struct Status {
     pub fleet: String,
     /// SHA-256 of the fleet authority's certificate, hex.
     pub authority: String,
+    /// Who grants keys inside a group: jobs (`auto`), or only people (`manual`).
+    #[serde(default)]
+    pub trust: TrustMode,
     pub hosts: u32,
     pub hosts_online: u32,
     pub vms: u32,

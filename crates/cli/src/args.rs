@@ -6,6 +6,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fleetward_api::controller::Role;
+use fleetward_model::guardian::TrustMode;
 use fleetward_model::vm::Profile;
 use fleetward_model::{
     ByteSize, ErrorCode, GroupName, GuardianId, HostName, ImageName, LabelKey, PoolName, VmName,
@@ -179,6 +180,10 @@ pub struct ControllerRun {
     /// Address that join tokens tell to hosts; by default that of --listen
     #[arg(long, value_name = "ADDR:PORT")]
     pub advertise: Option<String>,
+    /// Who wraps TPM keys for the hosts of a group: `auto`, jobs do it by themselves; `manual`, only `guardian grant` and PFX
+    /// files do. Remembered
+    #[arg(long, value_name = "auto|manual")]
+    pub trust: Option<TrustMode>,
 }
 
 #[derive(Debug, Subcommand)]

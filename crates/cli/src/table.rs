@@ -454,6 +454,7 @@ pub(crate) fn status(status: &Status) -> String {
     sheet.add("Controller", &status.version);
     sheet.add("Fleet", &status.fleet);
     sheet.add("Authority", &status.authority);
+    sheet.add("Trust", status.trust);
     sheet.add(
         "Hosts",
         format!("{} of {} online", status.hosts_online, status.hosts),

@@ -13,6 +13,7 @@ use crate::world::World;
 use anyhow::Context;
 use fleetward_jobs::{Engine, EngineOptions, Job, JobError, JobFilter, JobKind};
 use fleetward_model::audit::AuditAction;
+use fleetward_model::guardian::TrustMode;
 use fleetward_model::{Failure, JobId, VmId};
 use fleetward_store::{Guard, Store, StoreExt};
 use std::path::Path;
@@ -48,16 +49,29 @@ pub(crate) struct App {
     pub(crate) stop: CancellationToken,
 }
 
+/// What a controller begins with.
+pub(crate) struct Begin {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) trust: TrustMode,
+    /// `host:port` that join tokens tell to hosts.
+    pub(crate) advertise: String,
+    pub(crate) now: OffsetDateTime,
+}
+
 impl App {
     /// Brings everything up: first what memory holds, then the hosts, then the jobs that were under way.
     pub(crate) async fn start(
         store: Arc<dyn Store>,
-        fleet: Arc<Fleet>,
+        begin: Begin,
         data: &Path,
-        advertise: String,
         stop: CancellationToken,
-        now: OffsetDateTime,
     ) -> anyhow::Result<Self> {
+        let Begin {
+            fleet,
+            trust,
+            advertise,
+            now,
+        } = begin;
         start_above_all_generations(&store, now).await?;
         let hosts = Arc::new(Hosts::open(store.clone(), data).await?);
         let world = Arc::new(World {
@@ -68,6 +82,7 @@ impl App {
                 .context("cannot read the image library")?,
             audit: Audit::open(store.clone()).await?,
             holders: Default::default(),
+            trust,
             hosts,
             fleet,
             store: store.clone(),

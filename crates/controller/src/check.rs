@@ -3,6 +3,7 @@
 use crate::world::{HostFactsNow, World};
 use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, VmDetail};
 use fleetward_api::controller::CheckView;
+use fleetward_model::guardian::TrustMode;
 use fleetward_model::preflight::{Facts, Incoming, Mode, Opening, check};
 use fleetward_model::vm::{VmObserved, VmState};
 use fleetward_model::{Failure, HostName};
@@ -75,11 +76,20 @@ pub(crate) async fn against(
         .detail
         .as_ref()
         .map(|detail| opening(detail.can_open.clone()));
-    Ok(judge(mode, vm, &source, &destination, at_home, incoming))
+    Ok(judge(
+        world.trust,
+        mode,
+        vm,
+        &source,
+        &destination,
+        at_home,
+        incoming,
+    ))
 }
 
 /// What the rules say to facts that were collected.
 pub(crate) fn judge(
+    trust: TrustMode,
     mode: Mode,
     vm: &VmObserved,
     source: &HostFactsNow,
@@ -92,6 +102,7 @@ pub(crate) fn judge(
     let findings = check(&Facts {
         mode,
         now: OffsetDateTime::now_utc(),
+        trust,
         vm,
         source: from,
         destination: to,

@@ -15,6 +15,7 @@ use crate::work::{
 };
 use crate::world::{MANY_GUARDIANS, World};
 use fleetward_jobs::JobError;
+use fleetward_model::guardian::TrustMode;
 use fleetward_model::vm::VmState;
 use fleetward_model::{HostName, VmId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,7 +64,10 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
         if !world.inventory.seen(&host.name).online {
             continue;
         }
-        let lacking = lacking(world, &host.name);
+        let lacking = match world.trust {
+            TrustMode::Auto => lacking(world, &host.name),
+            TrustMode::Manual => Default::default(),
+        };
         if let Some(matter) = due(tried, format!("grant/{}", host.name), lacking) {
             let input = GrantInput {
                 host: host.name.clone(),

@@ -36,8 +36,9 @@ pub use http::openapi_json;
 use anyhow::Context;
 use app::App;
 use fleetward_link::{ClientCertificates, ServerTls, SocketSpec, TlsServer, UnixServer};
+use fleetward_model::guardian::TrustMode;
 use fleetward_model::{ErrorCode, Failure};
-use fleetward_store::{SqliteStore, Store, StoreError};
+use fleetward_store::{Guard, SqliteStore, Store, StoreError, StoreExt};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -58,6 +59,8 @@ pub struct Options {
     pub advertise: Option<String>,
     /// Socket of local administrators; none: `DATA/controller.sock`.
     pub socket: Option<PathBuf>,
+    /// Who grants keys inside a group, from now on; none: as before, and `auto` at first.
+    pub trust: Option<TrustMode>,
 }
 
 /// Runs a controller until SIGTERM or SIGINT.
@@ -106,7 +109,14 @@ pub async fn run_until(
         .with_context(|| format!("cannot listen on {}", socket.display()))?;
 
     let advertise = options.advertise.unwrap_or_else(|| address.to_string());
-    let app = App::start(store, fleet, &options.data, advertise, stop.clone(), now).await?;
+    let trust = keep_trust(&store, options.trust).await?;
+    let begin = app::Begin {
+        fleet,
+        trust,
+        advertise,
+        now,
+    };
+    let app = App::start(store, begin, &options.data, stop.clone()).await?;
     tracing::info!(fleet = app.world.fleet.id(), %address, socket = %socket.display(), "the controller is ready");
     ready(address);
 
@@ -118,6 +128,17 @@ pub async fn run_until(
     app.stop().await;
     tls.context("the server for the fleet failed")?;
     unix.context("the server for local administrators failed")
+}
+
+/// The way of granting that is in force: what was asked for now, or else at an earlier start.
+async fn keep_trust(store: &Arc<dyn Store>, asked: Option<TrustMode>) -> anyhow::Result<TrustMode> {
+    const KEY: &str = "controller/trust";
+    let Some(trust) = asked else {
+        let kept = store.get_json::<TrustMode>(KEY).await?;
+        return Ok(kept.map(|found| found.value).unwrap_or_default());
+    };
+    let _ = store.put_json(KEY, &trust, Guard::Any).await?;
+    Ok(trust)
 }
 
 /// Makes the data directory; nobody else may look into it.

@@ -64,7 +64,15 @@ pub(crate) async fn survey(
                 opening: opening(vm, destination.facts()),
             });
             let at_home = source.facts().map(|facts| opening(vm, Some(facts)));
-            Ok(judge(mode, vm, source, destination, at_home, incoming))
+            Ok(judge(
+                world.trust,
+                mode,
+                vm,
+                source,
+                destination,
+                at_home,
+                incoming,
+            ))
         }
     });
     let checks: Vec<_> = checks.collect();

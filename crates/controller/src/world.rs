@@ -8,7 +8,7 @@ use crate::hosts::{HostRecord, Hosts};
 use crate::images::Images;
 use crate::inventory::Inventory;
 use crate::work::Reservation;
-use fleetward_model::guardian::EndorsedGuardian;
+use fleetward_model::guardian::{EndorsedGuardian, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::placement::{Candidate, Needs, place};
 use fleetward_model::preflight::Side;
@@ -34,6 +34,8 @@ pub(crate) struct World {
     pub(crate) images: Images,
     pub(crate) audit: Audit,
     pub(crate) holders: Holders,
+    /// Whether jobs grant keys by themselves.
+    pub(crate) trust: TrustMode,
 }
 
 impl World {

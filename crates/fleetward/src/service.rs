@@ -22,6 +22,7 @@ pub(crate) async fn run(options: ControllerRun, socket: Option<PathBuf>) -> Exit
         listen: options.listen,
         advertise: options.advertise,
         socket,
+        trust: options.trust,
     };
     match fleetward_controller::run(options).await {
         Ok(()) => ExitCode::SUCCESS,

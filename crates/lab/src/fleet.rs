@@ -74,12 +74,13 @@ pub(crate) fn start_controller(
     programs: &Programs,
     files: &LabFiles,
     controller: ProcessId,
+    trust: Option<&str>,
 ) -> Result<()> {
     if node::find(controller, "fleetward").is_none() {
         let (data, socket) = (files.controller_data(), files.socket());
         let (data, socket) = (data.to_string_lossy(), socket.to_string_lossy());
         let (listen, advertise) = (format!("0.0.0.0:{CONTROLLER_PORT}"), controller_address());
-        let arguments = [
+        let mut arguments = vec![
             "controller",
             "run",
             "--data",
@@ -91,6 +92,7 @@ pub(crate) fn start_controller(
             "--socket",
             &socket,
         ];
+        arguments.extend(trust.iter().flat_map(|trust| ["--trust", trust]));
         let log = files.node("controller").log("controller");
         let hold = files.hold();
         let environment = [("FLEETWARD_HOLD_DIR", hold.as_path())];

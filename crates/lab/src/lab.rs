@@ -39,6 +39,8 @@ pub struct UpOptions {
     pub hosts: Vec<HostOptions>,
     /// Without it: hosts with libvirtd, but no controller and no agents.
     pub fleet: bool,
+    /// Who grants keys, `auto` or `manual`; the controller remembers it.
+    pub trust: Option<String>,
     /// `None`: find out by trying.
     pub accelerator: Option<Accelerator>,
     pub quiet: bool,
@@ -65,6 +67,7 @@ impl UpOptions {
             name: name.to_owned(),
             hosts,
             fleet: true,
+            trust: None,
             accelerator: None,
             quiet: false,
         }
@@ -168,7 +171,7 @@ impl Lab {
         lab.record.save(&lab.files)?;
         lab.power_on_nodes(&say)?;
         if options.fleet {
-            lab.start_fleet(&image, &say)?;
+            lab.start_fleet(&image, options.trust.as_deref(), &say)?;
         }
         lab.record.complete = true;
         lab.record.save(&lab.files)?;
@@ -273,7 +276,12 @@ impl Lab {
             Target::Controller => {
                 self.power_on_controller()?;
                 self.record.save(&self.files)?;
-                fleet::start_controller(&self.programs, &self.files, self.node("controller")?.0)
+                fleet::start_controller(
+                    &self.programs,
+                    &self.files,
+                    self.node("controller")?.0,
+                    None,
+                )
             }
             Target::Host(host) => {
                 self.host(host)?;
@@ -422,9 +430,14 @@ impl Lab {
         })
     }
 
-    fn start_fleet(&mut self, image: &GuestImage, say: &dyn Fn(&str)) -> Result<()> {
+    fn start_fleet(
+        &mut self,
+        image: &GuestImage,
+        trust: Option<&str>,
+        say: &dyn Fn(&str),
+    ) -> Result<()> {
         let controller = self.node("controller")?.0;
-        fleet::start_controller(&self.programs, &self.files, controller)?;
+        fleet::start_controller(&self.programs, &self.files, controller, trust)?;
         let strangers: Vec<HostRecord> = self
             .record
             .hosts

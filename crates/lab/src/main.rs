@@ -45,6 +45,9 @@ enum Verb {
         /// Only hosts with libvirtd, no controller and no agents
         #[arg(long)]
         no_fleet: bool,
+        /// Who grants keys inside a group: auto, or manual
+        #[arg(long)]
+        trust: Option<String>,
         /// How guests are run; default: whatever really boots the lab guest
         #[arg(long, value_enum)]
         accelerator: Option<Accelerator>,
@@ -163,10 +166,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
             group,
             volume_size,
             no_fleet,
+            trust,
             accelerator,
         } => {
             let mut options = UpOptions::new(&lab.name, hosts);
             options.fleet = !no_fleet;
+            options.trust = trust;
             options.accelerator = accelerator;
             assign(&mut options, group, volume_size)?;
             Lab::up(&options)?;

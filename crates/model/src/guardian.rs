@@ -2,6 +2,8 @@
 
 use crate::{GroupName, GuardianId, HostName};
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 use time::{Duration, OffsetDateTime};
 use utoipa::ToSchema;
 
@@ -33,6 +35,45 @@ pub struct CertificateFacts {
     pub not_after: OffsetDateTime,
     /// The certificate itself, base64 of the DER.
     pub der_base64: String,
+}
+
+/// Who grants keys inside a group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TrustMode {
+    /// Jobs wrap keys for the hosts of the VM's group by themselves.
+    #[default]
+    Auto,
+    /// Only people do: by an explicit grant, or by carrying a guardian over as PFX files.
+    Manual,
+}
+
+impl TrustMode {
+    /// The word on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Manual => "manual",
+        }
+    }
+}
+
+impl fmt::Display for TrustMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for TrustMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "manual" => Ok(Self::Manual),
+            _ => Err(format!("{text:?} is neither auto nor manual")),
+        }
+    }
 }
 
 /// What a guardian with private keys is to the host that holds it.

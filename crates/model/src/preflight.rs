@@ -5,7 +5,7 @@
 //! grants it by itself.
 
 use crate::error::Finding;
-use crate::guardian::EXPIRY_WARNING;
+use crate::guardian::{EXPIRY_WARNING, TrustMode};
 use crate::host::{Accelerator, HostFacts, Version};
 use crate::transition::{Answer, Request, answer};
 use crate::vm::{VmObserved, VmState};
@@ -70,6 +70,8 @@ pub struct Incoming {
 pub struct Facts<'a> {
     pub mode: Mode,
     pub now: OffsetDateTime,
+    /// Whether a migration may grant the key by itself.
+    pub trust: TrustMode,
     pub vm: &'a VmObserved,
     pub source: Side<'a>,
     pub destination: Side<'a>,
@@ -157,7 +159,10 @@ fn keys(facts: &Facts<'_>) -> Findings {
                 ),
             ));
         } else if !other_group && !wrapped {
-            found.extend(grantable(facts));
+            match facts.trust {
+                TrustMode::Auto => found.extend(grantable(facts)),
+                TrustMode::Manual => found.push(by_hand(facts)),
+            }
         }
         if vm.roll_due().next().is_some() {
             let what = format!(
@@ -198,6 +203,27 @@ fn keys(facts: &Facts<'_>) -> Findings {
         ));
     }
     found
+}
+
+/// The refusal of a fleet in which only people grant, with both cures.
+fn by_hand(facts: &Facts<'_>) -> Finding {
+    let (vm, from, to) = (&facts.vm.name, facts.source.name, facts.destination.name);
+    Finding::blocking(
+        ErrorCode::KeyNotGranted,
+        format!(
+            "the TPM key of VM {vm} is not wrapped for any guardian of host {to}, and this fleet grants nothing by itself \
+             (--trust manual; Hyper-V reports this as error 10698)"
+        ),
+        format!(
+            "the short way, which moves no private key: fleetward guardian grant --all --to {to}. \
+             By hand, as on Hyper-V: \
+             (1) log in on host {from}; (2) fleetward-agent guardian list; (3) note the id of its own guardian; \
+             (4) fleetward-agent guardian export-pfx ID --out DIR; (5) choose a password; \
+             (6) copy VMSigning.pfx and VMEncryption.pfx to host {to}; (7) log in there; \
+             (8) fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx; (9) remove the copies; \
+             (10) do the same the other way round"
+        ),
+    )
 }
 
 /// Whether the source can wrap the key for a destination of its own group.

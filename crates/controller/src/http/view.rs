@@ -161,6 +161,7 @@ pub(super) fn status(app: &App) -> fleetward_api::controller::Status {
         .iter()
         .filter(|host| world.inventory.seen(&host.name).online);
     fleetward_api::controller::Status {
+        trust: app.world.trust,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         fleet: world.fleet.id(),
         authority: world.fleet.trust().fingerprint().to_string(),

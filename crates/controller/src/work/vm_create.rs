@@ -5,6 +5,7 @@ use super::{OnVm, Reservation, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::Operation;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::guardian::TrustMode;
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
 use fleetward_model::{HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -156,9 +157,12 @@ impl Step<CreateInput> for MakeTpm {
             return Ok(());
         }
         let now = OffsetDateTime::now_utc();
-        let recipients = self
+        let mut recipients = self
             .0
             .guardians_of(&input.spec.group, Some(&input.host), now)?;
+        if self.0.trust == TrustMode::Manual {
+            recipients.retain(|endorsed| endorsed.guardian.host == input.host);
+        }
         let operation = Operation::MakeTpm { recipients };
         let done = self
             .0

@@ -50,6 +50,7 @@ pub(crate) async fn be_the_controller() {
         listen: address.parse().expect("address"),
         advertise: None,
         socket: None,
+        trust: None,
     };
     fleetward_controller::run(options)
         .await
@@ -71,6 +72,7 @@ impl Controller {
                 listen: SocketAddr::from(([127, 0, 0, 1], port)),
                 advertise: None,
                 socket: None,
+                trust: None,
             };
             let local = Client::unix(options.data.join("controller.sock"));
             let run = fleetward_controller::run_until(options, stop.clone(), |address| {

@@ -4,6 +4,7 @@ use super::*;
 /// The facts of a move that fits, in pieces a test can spoil.
 struct Case {
     mode: Mode,
+    trust: TrustMode,
     vm: VmObserved,
     here: Option<HostFacts>,
     there: Option<HostFacts>,
@@ -18,6 +19,7 @@ struct Case {
 fn fitting() -> Case {
     Case {
         mode: Mode::Live,
+        trust: TrustMode::Auto,
         vm: samples::vm("a"),
         here: Some(samples::facts("a")),
         there: Some(samples::facts("b")),
@@ -56,6 +58,7 @@ impl Case {
         check(&Facts {
             mode: self.mode,
             now: NOW,
+            trust: self.trust,
             vm: &self.vm,
             source: Side {
                 name: &here,
@@ -301,4 +304,17 @@ fn a_start_needs_the_key_only() {
     case.destination = "a".parse().expect("name");
     case.source_opening = Some(Opening::NotGranted);
     assert_eq!(case.codes(), [ErrorCode::KeyNotGranted]);
+}
+
+#[test]
+fn with_manual_trust_a_key_that_is_not_wrapped_is_refused_with_both_cures() {
+    let mut case = fitting();
+    case.trust = TrustMode::Manual;
+    let found = case.findings();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].code, ErrorCode::KeyNotGranted);
+    assert!(found[0].fix.contains("guardian grant --all --to b"));
+    assert!(found[0].fix.contains("import-pfx"));
+    case.incoming().opening = Opening::Yes;
+    assert_eq!(case.findings(), [], "an imported guardian opens it");
 }
