@@ -67,6 +67,7 @@ impl Trouble {
             HypervisorError::BadImage { .. } => ErrorCode::ImageInvalid,
             HypervisorError::WrongState { .. } => ErrorCode::VmStateWrong,
             HypervisorError::Tpm(_) => ErrorCode::TpmFailed,
+            HypervisorError::TpmStateUnreadable(_) => ErrorCode::TpmStateUnreadable,
             HypervisorError::Cancelled => ErrorCode::Cancelled,
             HypervisorError::Migration(_) => ErrorCode::MigrationFailed,
             HypervisorError::File { source, .. }

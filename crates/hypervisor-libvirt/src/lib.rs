@@ -18,6 +18,7 @@ mod migration;
 mod owner;
 mod program;
 mod tpm;
+mod tpm_state;
 mod volumes;
 
 pub use accelerator::probe_accelerator;

@@ -6,11 +6,13 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 
 /// Where programs are looked for; nothing that a user can write to.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -29,6 +31,7 @@ pub(crate) struct Programs {
     /// None: no VM with a TPM can run here, all else can.
     pub(crate) swtpm: Option<Program>,
     pub(crate) swtpm_setup: Option<Program>,
+    pub(crate) swtpm_ioctl: Option<Program>,
 }
 
 impl Programs {
@@ -37,6 +40,7 @@ impl Programs {
             qemu_img: Program::find("qemu-img").ok_or_else(|| missing("qemu-img"))?,
             swtpm: Program::find("swtpm"),
             swtpm_setup: Program::find("swtpm_setup"),
+            swtpm_ioctl: Program::find("swtpm_ioctl"),
         })
     }
 }
@@ -76,6 +80,64 @@ impl Program {
         self.run_with(arguments, None, SHORT).await
     }
 
+    /// Starts it and lets it run; `descriptors` are what it gets beside standard input, output and error.
+    pub(crate) fn serve(
+        &self,
+        arguments: &[impl AsRef<OsStr>],
+        descriptors: Vec<FdMapping>,
+    ) -> Result<Service> {
+        let mut child = self.spawn(arguments, descriptors)?;
+        let group = Group(child.id());
+        drop(child.stdout.take());
+        let stderr = child.stderr.take();
+        Ok(Service {
+            name: self.name,
+            child,
+            group: Some(group),
+            complaints: tokio::spawn(read_up_to(stderr)),
+        })
+    }
+
+    /// A pipe that holds a few secret bytes and nothing after them: its reading end.
+    pub(crate) fn pipe_with(&self, secret: &[u8]) -> Result<OwnedFd> {
+        let failed = |error: std::io::Error| Error::Program {
+            program: self.name,
+            because: error.to_string(),
+        };
+        let (reader, mut writer) = std::io::pipe().map_err(failed)?;
+        // A few bytes fit into any pipe before somebody reads.
+        writer.write_all(secret).map_err(failed)?;
+        Ok(reader.into())
+    }
+
+    fn spawn(&self, arguments: &[impl AsRef<OsStr>], descriptors: Vec<FdMapping>) -> Result<Child> {
+        let failed = |because: String| Error::Program {
+            program: self.name,
+            because,
+        };
+        let mut command = Command::new(&self.path);
+        if !descriptors.is_empty() {
+            command
+                .fd_mappings(descriptors)
+                .map_err(|error| failed(error.to_string()))?;
+        }
+        // The command holds our ends of the descriptors: it goes before anybody waits for their end.
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", SEARCH_PATH)
+            .env("LC_ALL", "C")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own, so that whatever it starts ends with it.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed(error.to_string()))
+    }
+
     /// Runs it with a secret that it can read from the descriptor [`SECRET_FD`]: a pipe, written once, and nowhere
     /// else. Not standard input: swtpm_setup gives the swtpm it starts an empty one, which then takes the empty text
     /// for the key without a word.
@@ -89,38 +151,14 @@ impl Program {
             program: self.name,
             because,
         };
-        let mut command = Command::new(&self.path);
+        let mut descriptors = Vec::new();
         if let Some(secret) = secret {
-            let (reader, mut writer) =
-                std::io::pipe().map_err(|error| failed(error.to_string()))?;
-            // A few bytes fit into any pipe before somebody reads.
-            writer
-                .write_all(secret)
-                .map_err(|error| failed(error.to_string()))?;
-            let mapping = FdMapping {
-                parent_fd: reader.into(),
+            descriptors.push(FdMapping {
+                parent_fd: self.pipe_with(secret)?,
                 child_fd: SECRET_FD,
-            };
-            command
-                .fd_mappings(vec![mapping])
-                .map_err(|error| failed(error.to_string()))?;
+            });
         }
-        let mut child = command
-            .args(arguments)
-            .env_clear()
-            .env("PATH", SEARCH_PATH)
-            .env("LC_ALL", "C")
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // A group of its own, so that whatever it starts ends with it.
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| failed(error.to_string()))?;
-        // It holds our reading end of the pipe.
-        drop(command);
+        let mut child = self.spawn(arguments, descriptors)?;
         let group = Group(child.id());
         let stdout = child.stdout.take();
         let stderr = child.stderr.take();
@@ -142,6 +180,38 @@ impl Program {
                 .unwrap_or_else(|| status.to_string());
             Err(failed(last))
         }
+    }
+}
+
+/// A program that serves until it is told to end. It is killed when this is dropped.
+pub(crate) struct Service {
+    name: &'static str,
+    child: Child,
+    group: Option<Group>,
+    complaints: JoinHandle<String>,
+}
+
+impl Service {
+    /// Waits for its end, and says how it ended when that was not well.
+    pub(crate) async fn end(mut self, limit: Duration) -> Result<()> {
+        let failed = |because: String| Error::Program {
+            program: self.name,
+            because,
+        };
+        let status = tokio::time::timeout(limit, self.child.wait())
+            .await
+            .map_err(|_| failed(format!("no end within {} s", limit.as_secs())))?
+            .map_err(|error| failed(error.to_string()))?;
+        if let Some(group) = self.group.take() {
+            group.ended();
+        }
+        if status.success() {
+            return Ok(());
+        }
+        let complaints = (&mut self.complaints).await.unwrap_or_default();
+        Err(failed(
+            last_words(&complaints).unwrap_or_else(|| status.to_string()),
+        ))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::ek_certificate::{EK_CERTIFICATE_TOOL, serve_one};
 use crate::host::LibvirtHost;
 use crate::owner::Owner;
 use crate::program::{SECRET_FD, SHORT, missing};
+use crate::tpm_state;
 use crate::volumes::{blocking, file_error, sync_parent};
 use async_trait::async_trait;
 use fleetward_hypervisor::{EkIssuer, EkPublic, Error, MadeTpm, Result, SecretText, TpmFactory};
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
 /// swtpm's name for the permanent state of a TPM 2.0.
-const STATE_FILE: &str = "tpm2-00.permall";
+pub(crate) const STATE_FILE: &str = "tpm2-00.permall";
 /// Largest state file read; they have 6 to 20 KiB.
 const MAX_STATE: u64 = 1 << 20;
 
@@ -115,6 +116,25 @@ impl TpmFactory for LibvirtHost {
             put_in_place(&place, vm, &staging)
         })
         .await
+    }
+
+    async fn reencrypt_state(
+        &self,
+        state: &[u8],
+        old: &SecretText,
+        new: &SecretText,
+    ) -> Result<Vec<u8>> {
+        tpm_state::reencrypt(self, state, old, new).await
+    }
+
+    async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<()> {
+        tpm_state::prove(self, state, key).await
+    }
+
+    async fn replace_state(&self, vm: VmId, state: &[u8]) -> Result<()> {
+        let place = self.tpm_place.clone();
+        let state = state.to_vec();
+        blocking(move || replace(&place, vm, &state)).await
     }
 
     async fn read_state(&self, vm: VmId) -> Result<Vec<u8>> {
@@ -275,6 +295,28 @@ fn install(place: &TpmPlace, vm: VmId, made: &Path) -> Result<()> {
     }
 }
 
+/// The new state beside the old one, then in its place.
+fn replace(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<()> {
+    let target = place.file(vm);
+    if !target.exists() {
+        let staging = prepare_staging(place, vm)?;
+        write_file(&staging.join(STATE_FILE), state)?;
+        return put_in_place(place, vm, &staging);
+    }
+    let staged = place.directory(vm).join(".tpm2-00.permall.new");
+    match fs::remove_file(&staged) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(file_error("remove", &staged)(error));
+        }
+        _ => {}
+    }
+    write_file(&staged, state)?;
+    let (uid, gid) = (place.owner.uid.as_raw(), place.owner.gid.as_raw());
+    chown(&staged, Some(uid), Some(gid)).map_err(file_error("give to swtpm", &staged))?;
+    fs::rename(&staged, &target).map_err(file_error("put in place", &target))?;
+    sync_parent(&target)
+}
+
 /// Whether this very state is in place; another one is an error.
 fn already(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<bool> {
     let file = place.file(vm);
@@ -324,13 +366,13 @@ fn put_in_place(place: &TpmPlace, vm: VmId, staging: &Path) -> Result<()> {
     sync_parent(&place.vm(vm))
 }
 
-fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().mode(mode).create(path)?;
     // Whatever the umask says.
     fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let written = File::options()
         .write(true)
         .create_new(true)
@@ -348,7 +390,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut file = File::open(path).map_err(file_error("open", path))?;
     (&mut file)
@@ -413,6 +455,20 @@ mod tests {
         assert!(matches!(install(&place, vm, &other), Err(Error::Tpm(_))));
         assert_eq!(read_file(&place.file(vm)).unwrap(), b"state");
         assert!(other.exists(), "what was refused is kept");
+    }
+
+    #[test]
+    fn replaced_state_is_whole_and_swtpms_own() {
+        let root = tempfile::tempdir().unwrap();
+        let (place, vm) = (place(root.path()), VmId(uuid::Uuid::new_v4()));
+        replace(&place, vm, b"first").unwrap();
+        // A crash left this behind.
+        fs::write(place.directory(vm).join(".tpm2-00.permall.new"), b"ha").unwrap();
+        replace(&place, vm, b"second").unwrap();
+        assert_eq!(read_file(&place.file(vm)).unwrap(), b"second");
+        assert_eq!(fs::read_dir(place.directory(vm)).unwrap().count(), 1);
+        let mode = fs::metadata(place.file(vm)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub enum Error {
     BadImage { path: PathBuf, because: String },
     #[error("the TPM could not be made: {0}")]
     Tpm(String),
+    /// No TPM starts on that state with that key: damaged, or another key's.
+    #[error("the TPM state does not open with its key: {0}")]
+    TpmStateUnreadable(String),
     #[error("the migration was cancelled")]
     Cancelled,
     #[error("the migration failed: {0}")]

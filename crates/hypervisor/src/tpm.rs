@@ -51,6 +51,28 @@ pub trait TpmFactory: Send + Sync + 'static {
     /// Writes state that arrived from elsewhere (an offline migration, a restore); refuses to replace existing state.
     async fn write_state(&self, vm: VmId, state: &[u8]) -> Result<()>;
 
+    /// The same TPM encrypted under another key. Touches no VM's state: bytes in, bytes out. The result has been proved:
+    /// a TPM starts on it with `new` and with nothing else.
+    ///
+    /// # Errors
+    /// [`Error::TpmStateUnreadable`](crate::Error::TpmStateUnreadable) when `old` does not open `state`.
+    async fn reencrypt_state(
+        &self,
+        state: &[u8],
+        old: &SecretText,
+        new: &SecretText,
+    ) -> Result<Vec<u8>>;
+
+    /// Starts a TPM on a copy of `state` to see that `key` opens it.
+    ///
+    /// # Errors
+    /// [`Error::TpmStateUnreadable`](crate::Error::TpmStateUnreadable) when it does not.
+    async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<()>;
+
+    /// Puts `state` in the place of what the stopped VM has, or where it has none, in one step: after a crash it is the
+    /// one or the other. What was there is gone; whoever calls this has kept it or proved that it is not needed.
+    async fn replace_state(&self, vm: VmId, state: &[u8]) -> Result<()>;
+
     /// The encrypted state file's bytes.
     async fn read_state(&self, vm: VmId) -> Result<Vec<u8>>;
 

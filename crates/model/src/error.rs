@@ -204,6 +204,9 @@ codes! {
     TpmStateMissing = "TPM_STATE_MISSING", Refused,
         "The VM has a key protector but its TPM state file is gone. A new TPM is never made in its place.",
         "bring the file back from a backup; see docs/emergency-recovery.md";
+    TpmStateUnreadable = "TPM_STATE_UNREADABLE", Refused,
+        "The TPM state does not open with the key that its key protector holds: it is damaged, or belongs to another key.",
+        "take another version: fleetward tpm history NAME, fleetward tpm restore NAME --version V";
     SameHost = "SAME_HOST", Refused,
         "The VM is on that host already.",
         "choose another host";

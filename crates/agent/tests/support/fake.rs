@@ -449,6 +449,29 @@ impl TpmFactory for Fake {
         std::fs::write(self.tpm(vm), state).unwrap();
         Ok(())
     }
+    async fn reencrypt_state(
+        &self,
+        state: &[u8],
+        old: &SecretText,
+        new: &SecretText,
+    ) -> Result<Vec<u8>> {
+        self.prove_state(state, old).await?;
+        Ok([state, b", rolled to ", new.expose().as_bytes()].concat())
+    }
+    async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<()> {
+        // The last key it was encrypted under; what was only made here opens with any.
+        let text = String::from_utf8_lossy(state);
+        match text.rsplit_once(", rolled to ") {
+            Some((_, now)) if now != key.expose() => {
+                Err(Error::TpmStateUnreadable("another key".into()))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+    async fn replace_state(&self, vm: VmId, state: &[u8]) -> Result<()> {
+        std::fs::write(self.tpm(vm), state).unwrap();
+        Ok(())
+    }
     async fn read_state(&self, vm: VmId) -> Result<Vec<u8>> {
         Ok(std::fs::read(self.tpm(vm)).unwrap())
     }

@@ -70,6 +70,11 @@ async fn run(lab: &Lab) -> Vec<&'static str> {
         async move { tpm::libvirt_uses_the_tpm_it_is_given(&here).await }
     })
     .await;
+    report("state_changes_its_key", &mut failed, {
+        let here = here.clone();
+        async move { tpm::state_changes_its_key(&here).await }
+    })
+    .await;
     report("a_windows_vm_starts_with_secure_boot", &mut failed, {
         let here = here.clone();
         async move { tpm::a_windows_vm_starts_with_secure_boot(&here).await }

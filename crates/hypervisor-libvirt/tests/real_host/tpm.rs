@@ -120,6 +120,55 @@ pub(crate) async fn libvirt_uses_the_tpm_it_is_given(host: &Host) {
     libvirt.remove(id).await.expect("removed");
 }
 
+pub(crate) async fn state_changes_its_key(host: &Host) {
+    let libvirt = &host.libvirt;
+    let directory = host.directory.join("rolled");
+    let made = libvirt
+        .manufacture(&directory, &key(), &MarkedIssuer)
+        .await
+        .expect("made");
+    let before = std::fs::read(directory.join("tpm2-00.permall")).expect("read");
+    let text = "bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmU=";
+    let new = SecretText::new(Zeroizing::new(text.to_owned()));
+    libvirt.prove_state(&before, &key()).await.expect("opens");
+    let after = libvirt
+        .reencrypt_state(&before, &key(), &new)
+        .await
+        .expect("encrypted anew");
+    libvirt.prove_state(&after, &new).await.expect("opens");
+    for (state, wrong) in [(&before, &new), (&after, &key())] {
+        let refused = libvirt.prove_state(state, wrong).await;
+        assert!(
+            matches!(refused, Err(Error::TpmStateUnreadable(_))),
+            "{refused:?}"
+        );
+    }
+    let refused = libvirt.reencrypt_state(&before, &new, &key()).await;
+    assert!(
+        matches!(refused, Err(Error::TpmStateUnreadable(_))),
+        "{refused:?}"
+    );
+    for damage in [after.len() / 2, after.len() - 1] {
+        let mut damaged = after.clone();
+        damaged[damage] ^= 1;
+        let refused = libvirt.prove_state(&damaged, &new).await;
+        assert!(refused.is_err(), "damage at byte {damage} was not seen");
+    }
+    std::fs::write(directory.join("tpm2-00.permall"), &after).expect("written");
+    assert!(
+        ek_certificate_in(&directory, text) == Some(made.ek_certificate),
+        "it is another TPM now"
+    );
+    assert!(ek_certificate_in(&directory, KEY).is_none());
+    std::fs::remove_dir_all(&directory).expect("removed");
+    let left = std::fs::read_dir(host.directory.join("run"))
+        .expect("listed")
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("tpm-"))
+        .count();
+    assert_eq!(left, 0, "a bench was left");
+}
+
 pub(crate) async fn a_windows_vm_starts_with_secure_boot(host: &Host) {
     let libvirt = &host.libvirt;
     let mut definition = host.definition("windows").await;

@@ -1,0 +1,195 @@
+//! TPM state as swtpm itself reads it: proved to open with a key, and encrypted anew under another.
+//!
+//! ```text
+//!  state ─► swtpm(old key) ── migration blob under the new key ──► swtpm(new key) ─► state' ─► proved: new opens, old not
+//! ```
+//! All in a directory of its own on a file system in memory; nothing is ever there in the clear, and no VM's files are
+//! touched. swtpm's control socket is made here and handed over, so that nobody waits for it to appear.
+
+use crate::host::LibvirtHost;
+use crate::program::{Program, SECRET_FD, SHORT, Service, missing};
+use crate::tpm::{STATE_FILE, make_directory, read_file, write_file};
+use crate::volumes::file_error;
+use command_fds::FdMapping;
+use fleetward_hypervisor::{Error, Result, SecretText};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+/// Where swtpm finds the key of its migration blobs, and its control socket.
+const MIGRATION_FD: i32 = SECRET_FD + 1;
+const CONTROL_FD: i32 = SECRET_FD + 2;
+
+/// The same TPM under another key.
+pub(crate) async fn reencrypt(
+    host: &LibvirtHost,
+    state: &[u8],
+    old: &SecretText,
+    new: &SecretText,
+) -> Result<Vec<u8>> {
+    let bench = Bench::open(host)?;
+    let blob = bench.path("blob");
+    let before = bench.place("before", Some(state))?;
+    let swtpm = bench.start(&before, old, Some(new))?;
+    swtpm.power_on().await?;
+    swtpm.ioctl(&["--save", "permanent", &text(&blob)]).await?;
+    swtpm.shut_down().await?;
+
+    let after = bench.place("after", None)?;
+    let swtpm = bench.start(&after, new, Some(new))?;
+    // Without this it would make a new TPM when it is powered on.
+    swtpm.ioctl(&["--load", "permanent", &text(&blob)]).await?;
+    swtpm.power_on().await?;
+    swtpm.shut_down().await?;
+    let state = read_file(&after.join(STATE_FILE))?;
+
+    bench.prove(&state, new).await?;
+    match bench.prove(&state, old).await {
+        Err(Error::TpmStateUnreadable(_)) => Ok(state),
+        Ok(()) => Err(Error::TpmStateUnreadable(
+            "the old key still opens what was encrypted anew".into(),
+        )),
+        Err(error) => Err(error),
+    }
+}
+
+/// Starts a TPM on a copy of the state.
+pub(crate) async fn prove(host: &LibvirtHost, state: &[u8], key: &SecretText) -> Result<()> {
+    Bench::open(host)?.prove(state, key).await
+}
+
+/// A private directory and the two programs that work in it.
+struct Bench<'a> {
+    directory: tempfile::TempDir,
+    swtpm: &'a Program,
+    ioctl: &'a Program,
+}
+
+impl<'a> Bench<'a> {
+    fn open(host: &'a LibvirtHost) -> Result<Self> {
+        let run_dir = &host.config.run_dir;
+        let directory = tempfile::Builder::new()
+            .prefix("tpm-state-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(run_dir)
+            .map_err(file_error("make a directory in", run_dir))?;
+        let programs = &host.programs;
+        Ok(Self {
+            directory,
+            swtpm: programs.swtpm.as_ref().ok_or_else(|| missing("swtpm"))?,
+            ioctl: programs
+                .swtpm_ioctl
+                .as_ref()
+                .ok_or_else(|| missing("swtpm_ioctl"))?,
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// An empty directory for one swtpm, with that state in it.
+    fn place(&self, name: &str, state: Option<&[u8]>) -> Result<PathBuf> {
+        let place = self.path(name);
+        let _ = fs::remove_dir_all(&place);
+        make_directory(&place, 0o700).map_err(file_error("make", &place))?;
+        if let Some(state) = state {
+            write_file(&place.join(STATE_FILE), state)?;
+        }
+        Ok(place)
+    }
+
+    async fn prove(&self, state: &[u8], key: &SecretText) -> Result<()> {
+        let place = self.place("proof", Some(state))?;
+        let swtpm = self.start(&place, key, None)?;
+        swtpm.power_on().await?;
+        swtpm.shut_down().await
+    }
+
+    /// Starts swtpm on that directory, not powered on yet.
+    fn start(
+        &self,
+        place: &Path,
+        key: &SecretText,
+        migration_key: Option<&SecretText>,
+    ) -> Result<Swtpm<'_>> {
+        let socket = place.join("ctrl");
+        let listener = UnixListener::bind(&socket).map_err(file_error("listen on", &socket))?;
+        let mut arguments = vec![
+            "socket".to_owned(),
+            "--tpm2".to_owned(),
+            "--tpmstate".to_owned(),
+            format!("dir={},mode=0600", place.display()),
+            "--ctrl".to_owned(),
+            format!("type=unixio,fd={CONTROL_FD}"),
+            "--key".to_owned(),
+            format!("pwdfd={SECRET_FD},mode=aes-256-cbc"),
+        ];
+        let mut descriptors = vec![
+            FdMapping {
+                parent_fd: listener.into(),
+                child_fd: CONTROL_FD,
+            },
+            FdMapping {
+                parent_fd: self.swtpm.pipe_with(key.expose().as_bytes())?,
+                child_fd: SECRET_FD,
+            },
+        ];
+        if let Some(key) = migration_key {
+            arguments.push("--migration-key".to_owned());
+            arguments.push(format!("pwdfd={MIGRATION_FD},mode=aes-256-cbc"));
+            descriptors.push(FdMapping {
+                parent_fd: self.swtpm.pipe_with(key.expose().as_bytes())?,
+                child_fd: MIGRATION_FD,
+            });
+        }
+        Ok(Swtpm {
+            service: self.swtpm.serve(&arguments, descriptors)?,
+            ioctl: self.ioctl,
+            socket,
+        })
+    }
+}
+
+/// One swtpm and its control socket.
+struct Swtpm<'a> {
+    service: Service,
+    ioctl: &'a Program,
+    socket: PathBuf,
+}
+
+impl Swtpm<'_> {
+    async fn ioctl(&self, command: &[&str]) -> Result<()> {
+        let socket = text(&self.socket);
+        let arguments: Vec<&str> = ["--unix", &socket]
+            .into_iter()
+            .chain(command.iter().copied())
+            .collect();
+        self.ioctl
+            .run(&arguments)
+            .await
+            .map(drop)
+            .map_err(|error| match error {
+                // The TPM itself said no; all else is the machine's trouble.
+                Error::Program { because, .. } if because.contains("TPM result") => {
+                    Error::TpmStateUnreadable(because)
+                }
+                other => other,
+            })
+    }
+
+    /// Lets the TPM read its state: where a wrong key shows.
+    async fn power_on(&self) -> Result<()> {
+        self.ioctl(&["-i"]).await
+    }
+
+    async fn shut_down(self) -> Result<()> {
+        self.ioctl(&["-s"]).await?;
+        self.service.end(SHORT).await
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
