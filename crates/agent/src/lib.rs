@@ -9,6 +9,7 @@
 //! | `operation` | what is done to VMs, one file per family |
 //! | `fence`, `record` | what this host remembers of a VM besides libvirt's definition |
 //! | `arrivals`, `transfer` | tunnels from other hosts |
+//! | `bundle` | a VM's TPM as one piece, for the controller's escrow |
 //! | `observe`, `questions`, `console`, `server` | what the controller sees and asks |
 //! | `pools`, `images`, `tpm_pool` | what VMs are made of |
 //! | [`run`], [`hardening`] | the running process |
@@ -17,6 +18,7 @@
 
 mod arrivals;
 pub mod audit;
+mod bundle;
 pub mod config;
 mod console;
 mod durable;

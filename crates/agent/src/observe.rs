@@ -251,6 +251,10 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         };
     }
     let state_present = matches!(host.tpms.state(domain.id).await, Ok(Some(_)));
+    let state_sha256 = match state_present {
+        true => host.tpms.read_state(domain.id).await.ok().map(sha256),
+        false => None,
+    };
     VmObserved {
         id: domain.id,
         host: host.member.host.clone(),
@@ -266,7 +270,11 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         }
         .to_owned(),
         disks: describe_disks(host, &domain, metadata.as_ref(), pools),
-        tpm: describe_tpm(domain.tpm, state_present, metadata.as_ref()),
+        tpm: TpmObserved {
+            state_present,
+            state_sha256,
+            ..describe_tpm(domain.tpm, metadata.as_ref())
+        },
         name: domain.name,
         metadata,
         observed: OffsetDateTime::now_utc(),
@@ -325,10 +333,10 @@ fn size_of(path: &Path) -> (u64, u64) {
     std::fs::metadata(path).map_or((0, 0), |found| (found.len(), found.blocks() * 512))
 }
 
-fn describe_tpm(enabled: bool, state_present: bool, metadata: Option<&VmMetadata>) -> TpmObserved {
+/// What definition and key protector say; the state is the caller's to add.
+fn describe_tpm(enabled: bool, metadata: Option<&VmMetadata>) -> TpmObserved {
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
-    use sha2::{Digest, Sha256};
     let protector = metadata
         .and_then(|m| m.key_protector.as_deref())
         .and_then(|text| KeyProtector::from_base64(text).ok());
@@ -337,13 +345,19 @@ fn describe_tpm(enabled: bool, state_present: bool, metadata: Option<&VmMetadata
         enabled,
         version: "2.0".to_owned(),
         model: "tpm-crb".to_owned(),
-        state_present,
+        state_present: false,
+        state_sha256: None,
         key_id: inspection.map(|i| i.binding.key_id),
         owner: inspection.map(|i| i.owner.id().clone()),
         guardians: inspection.map(|i| i.guardian_ids()).unwrap_or_default(),
         ek_certificate: metadata
             .and_then(|m| m.ek_certificate.as_deref())
             .and_then(|text| STANDARD.decode(text).ok())
-            .map(|der| hex::encode(Sha256::digest(der))),
+            .map(sha256),
     }
+}
+
+fn sha256(bytes: Vec<u8>) -> String {
+    use sha2::{Digest, Sha256};
+    hex::encode(Sha256::digest(bytes))
 }

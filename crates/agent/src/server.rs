@@ -4,7 +4,7 @@ use crate::failure::Trouble;
 use crate::host::Host;
 use crate::keyring::{self, Purpose};
 use crate::operation::table::{is_last, vanished};
-use crate::{console, observe, questions};
+use crate::{bundle, console, observe, questions};
 use axum::body::{Body, BodyDataStream};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
@@ -47,6 +47,7 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .route(api::OPERATIONS_CANCEL, post(cancel))
         .route(api::QUESTIONS, post(question))
         .route(api::VM, get(vm))
+        .route(api::VM_TPM, get(vm_tpm))
         .route(api::VM_CONSOLE, get(vm_console))
         .route(api::IMAGE, get(image).put(put_image).delete(delete_image))
         .route(api::GUARDIANS, post(guardians))
@@ -196,6 +197,11 @@ async fn question(State(host): State<Arc<Host>>, request: Request) -> Answer<Res
 async fn vm(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<Response> {
     let detail = questions::detail(&host, vm_id(&id)?).await?;
     Ok(Json(detail).into_response())
+}
+
+async fn vm_tpm(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<Response> {
+    let bundle = bundle::read(&host, vm_id(&id)?).await?;
+    Ok(Json(bundle).into_response())
 }
 
 async fn vm_console(

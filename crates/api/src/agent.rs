@@ -7,6 +7,7 @@
 //! | `POST /v1/operations/cancel` | [`CancelRequest`] | 204 |
 //! | `POST /v1/questions` | [`Question`] | [`IncomingAnswer`] |
 //! | `GET /v1/vms/{id}` | | [`VmDetail`] |
+//! | `GET /v1/vms/{id}/tpm` | | [`crate::tpm::TpmBundle`], read consistently, of a copy that is the VM |
 //! | `GET /v1/vms/{id}/console` | | upgrade to raw bytes (`Upgrade: fleetward-console`) |
 //! | `GET /v1/images/{sha256}` | | 204 when present, 404 |
 //! | `PUT /v1/images/{sha256}?format=` | the file | 204 |
@@ -29,6 +30,7 @@ pub const OPERATIONS: &str = "/v1/operations";
 pub const OPERATIONS_CANCEL: &str = "/v1/operations/cancel";
 pub const QUESTIONS: &str = "/v1/questions";
 pub const VM: &str = "/v1/vms/{id}";
+pub const VM_TPM: &str = "/v1/vms/{id}/tpm";
 pub const VM_CONSOLE: &str = "/v1/vms/{id}/console";
 pub const IMAGE: &str = "/v1/images/{sha256}";
 pub const GUARDIANS: &str = "/v1/guardians";

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod controller;
+pub mod tpm;
 
 /// Content type of streams.
 pub const NDJSON: &str = "application/x-ndjson";

@@ -9,6 +9,7 @@ use fleetward_api::agent::{
     self, AgentEvent, AuditHead, CancelRequest, GuardianChange, IncomingAnswer, Operation,
     OperationLine, OperationRequest, OperationResult, Question, VmDetail,
 };
+use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, StepContext, StepError};
 use fleetward_link::client::{Lines, UpgradedIo};
 use fleetward_link::{Client, ClientError, ClientTls, Identity};
@@ -177,6 +178,17 @@ impl Agent {
                 failure => Err(failure),
             },
         }
+    }
+
+    /// The VM's TPM as one piece.
+    pub(crate) async fn tpm(&self, id: VmId) -> Result<TpmBundle, Failure> {
+        let path = agent::VM_TPM.replace("{id}", &id.to_string());
+        let request = self
+            .client
+            .request(Method::GET, &path)
+            .response_timeout(Some(QUESTION_TIMEOUT));
+        let answer = async { request.send().await?.json().await };
+        answer.await.map_err(|error| self.failed(&error))
     }
 
     pub(crate) async fn ask(&self, question: &Question) -> Result<IncomingAnswer, Failure> {

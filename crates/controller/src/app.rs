@@ -2,6 +2,8 @@
 
 use crate::agents::Agents;
 use crate::audit::{Act, Audit};
+use crate::escrow::Escrow;
+use crate::escrow::retention::Retention;
 use crate::fleet::Fleet;
 use crate::holders::Holder;
 use crate::hosts::Hosts;
@@ -50,9 +52,12 @@ pub(crate) struct App {
 }
 
 /// What a controller begins with.
-pub(crate) struct Begin {
+pub(crate) struct Begin<'a> {
+    pub(crate) data: &'a Path,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) trust: TrustMode,
+    /// How many versions of each VM's TPM are kept.
+    pub(crate) retention: Retention,
     /// `host:port` that join tokens tell to hosts.
     pub(crate) advertise: String,
     pub(crate) now: OffsetDateTime,
@@ -62,13 +67,14 @@ impl App {
     /// Brings everything up: first what memory holds, then the hosts, then the jobs that were under way.
     pub(crate) async fn start(
         store: Arc<dyn Store>,
-        begin: Begin,
-        data: &Path,
+        begin: Begin<'_>,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let Begin {
+            data,
             fleet,
             trust,
+            retention,
             advertise,
             now,
         } = begin;
@@ -81,6 +87,9 @@ impl App {
                 .await
                 .context("cannot read the image library")?,
             audit: Audit::open(store.clone()).await?,
+            escrow: Escrow::open(store.clone(), data, retention)
+                .await
+                .context("cannot read the copies of TPMs")?,
             holders: Default::default(),
             trust,
             hosts,

@@ -16,6 +16,7 @@ mod app;
 mod audit;
 mod check;
 mod creation;
+mod escrow;
 mod fleet;
 mod holders;
 mod hosts;
@@ -31,6 +32,7 @@ mod watch;
 mod work;
 mod world;
 
+pub use escrow::retention::Retention;
 pub use http::openapi_json;
 
 use anyhow::Context;
@@ -61,6 +63,8 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     /// Who grants keys inside a group, from now on; none: as before, and `auto` at first.
     pub trust: Option<TrustMode>,
+    /// How many versions of each VM's TPM are kept.
+    pub retention: Retention,
 }
 
 /// Runs a controller until SIGTERM or SIGINT.
@@ -111,12 +115,14 @@ pub async fn run_until(
     let advertise = options.advertise.unwrap_or_else(|| address.to_string());
     let trust = keep_trust(&store, options.trust).await?;
     let begin = app::Begin {
+        data: &options.data,
         fleet,
         trust,
+        retention: options.retention,
         advertise,
         now,
     };
-    let app = App::start(store, begin, &options.data, stop.clone()).await?;
+    let app = App::start(store, begin, stop.clone()).await?;
     tracing::info!(fleet = app.world.fleet.id(), %address, socket = %socket.display(), "the controller is ready");
     ready(address);
 

@@ -2,6 +2,7 @@
 
 use crate::agents::Agents;
 use crate::audit::Audit;
+use crate::escrow::Escrow;
 use crate::fleet::Fleet;
 use crate::holders::Holders;
 use crate::hosts::{HostRecord, Hosts};
@@ -33,6 +34,7 @@ pub(crate) struct World {
     pub(crate) agents: Agents,
     pub(crate) images: Images,
     pub(crate) audit: Audit,
+    pub(crate) escrow: Escrow,
     pub(crate) holders: Holders,
     /// Whether jobs grant keys by themselves.
     pub(crate) trust: TrustMode,

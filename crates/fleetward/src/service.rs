@@ -23,6 +23,10 @@ pub(crate) async fn run(options: ControllerRun, socket: Option<PathBuf>) -> Exit
         advertise: options.advertise,
         socket,
         trust: options.trust,
+        retention: fleetward_controller::Retention {
+            versions: options.tpm_versions,
+            days: options.tpm_days,
+        },
     };
     match fleetward_controller::run(options).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -207,6 +207,9 @@ codes! {
     TpmStateUnreadable = "TPM_STATE_UNREADABLE", Refused,
         "The TPM state does not open with the key that its key protector holds: it is damaged, or belongs to another key.",
         "take another version: fleetward tpm history NAME, fleetward tpm restore NAME --version V";
+    EscrowCorrupt = "ESCROW_CORRUPT", Refused,
+        "A copy of a VM's TPM is damaged: it is not what was written, not whole, or of another VM. It is never put in place.",
+        "use another version: fleetward tpm history NAME";
     SameHost = "SAME_HOST", Refused,
         "The VM is on that host already.",
         "choose another host";
@@ -276,6 +279,9 @@ codes! {
     GuardianNotFound = "GUARDIAN_NOT_FOUND", NotFound,
         "There is no guardian of that id.",
         "fleetward guardian list";
+    TpmVersionNotFound = "TPM_VERSION_NOT_FOUND", NotFound,
+        "The controller keeps no such version of the VM's TPM.",
+        "fleetward tpm history NAME";
     CodeNotFound = "CODE_NOT_FOUND", NotFound,
         "There is no error code of that name.",
         "fleetward explain lists them all";

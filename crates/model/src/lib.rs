@@ -13,6 +13,7 @@ pub mod placement;
 pub mod preflight;
 pub mod profile;
 pub mod size;
+pub mod tpm_state;
 pub mod transition;
 pub mod vm;
 

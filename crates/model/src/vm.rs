@@ -230,6 +230,9 @@ pub struct TpmObserved {
     /// `tpm-crb`.
     pub model: String,
     pub state_present: bool,
+    /// SHA-256 of the encrypted state, hex: tells whether the controller's copy is the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_sha256: Option<String>,
     pub key_id: Option<KeyId>,
     /// The guardian that owns the key protector.
     pub owner: Option<GuardianId>,

@@ -210,6 +210,7 @@ impl Inner {
                 version: "2.0".into(),
                 model: "tpm-crb".into(),
                 state_present: self.tpms.contains_key(&id),
+                state_sha256: None,
                 key_id: None,
                 owner: guardians.first().cloned(),
                 guardians,

@@ -51,6 +51,7 @@ pub(crate) async fn be_the_controller() {
         advertise: None,
         socket: None,
         trust: None,
+        retention: Default::default(),
     };
     fleetward_controller::run(options)
         .await
@@ -73,6 +74,7 @@ impl Controller {
                 advertise: None,
                 socket: None,
                 trust: None,
+                retention: Default::default(),
             };
             let local = Client::unix(options.data.join("controller.sock"));
             let run = fleetward_controller::run_until(options, stop.clone(), |address| {

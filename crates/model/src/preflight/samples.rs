@@ -124,6 +124,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
             version: "2.0".into(),
             model: "tpm-crb".into(),
             state_present: true,
+            state_sha256: None,
             key_id: None,
             owner: Some(owner.clone()),
             guardians: vec![owner],

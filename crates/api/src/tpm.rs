@@ -1,0 +1,277 @@
+//! A VM's TPM as it travels whole, and the versions of it that the controller keeps.
+//!
+//! Nothing in here can be opened by whoever carries it: the state is encrypted under the TPM key, and the key is in the
+//! key protector, which only guardians open.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use fleetward_model::tpm_state::{self, StateProblem};
+use fleetward_model::vm::VmMetadata;
+use fleetward_model::{HostName, KeyId, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// Largest key protector taken, bytes: 128 guardians and their certificates.
+pub const MAX_PROTECTOR: usize = 512 * 1024;
+/// Largest EK certificate taken, bytes.
+pub const MAX_CERTIFICATE: usize = 16 * 1024;
+/// Largest UEFI variable store taken, bytes: a request that carries one has at most [`crate::MAX_BODY`].
+pub const MAX_VARIABLES: usize = 720 * 1024;
+
+/// Everything of one VM's TPM at one moment, with what the VM is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TpmBundle {
+    pub vm: VmId,
+    /// Base64 of swtpm's `tpm2-00.permall`, encrypted.
+    pub state: String,
+    /// Base64 of the DER.
+    pub key_protector: String,
+    /// Base64 of the DER.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ek_certificate: Option<String>,
+    /// Base64 of the UEFI variables; none for a VM that has never started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uefi_variables: Option<String>,
+    pub metadata: VmMetadata,
+    /// [`TpmBundle::digest`] of the rest, hex.
+    pub sha256: String,
+}
+
+/// Why a bundle is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BundleProblem {
+    #[error("its content has SHA-256 {found}, and it says {said}")]
+    Digest { found: String, said: String },
+    #[error("its {part} is no base64")]
+    NotBase64 { part: &'static str },
+    #[error("its {part} has more than {limit} bytes")]
+    TooLarge { part: &'static str, limit: usize },
+    #[error("its TPM state is not whole: {0}")]
+    State(StateProblem),
+    #[error("it says it is of VM {said}, and its definition is of VM {found}")]
+    OtherVm { said: VmId, found: VmId },
+}
+
+/// The decoded parts of a bundle that passed [`TpmBundle::check`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleParts {
+    pub state: Vec<u8>,
+    pub key_protector: Vec<u8>,
+    pub ek_certificate: Option<Vec<u8>>,
+    pub uefi_variables: Option<Vec<u8>>,
+}
+
+impl TpmBundle {
+    /// Puts a bundle together.
+    pub fn new(metadata: VmMetadata, parts: &BundleParts) -> Self {
+        let text = |bytes: &Vec<u8>| STANDARD.encode(bytes);
+        let mut bundle = Self {
+            vm: metadata.spec.id,
+            state: text(&parts.state),
+            key_protector: text(&parts.key_protector),
+            ek_certificate: parts.ek_certificate.as_ref().map(text),
+            uefi_variables: parts.uefi_variables.as_ref().map(text),
+            metadata,
+            sha256: String::new(),
+        };
+        bundle.sha256 = bundle.digest();
+        bundle
+    }
+
+    /// SHA-256 over id, state, key protector, EK certificate and variables, hex. The definition is left out: how it is
+    /// written down may differ between two versions of the program, and a copy must stay readable.
+    pub fn digest(&self) -> String {
+        let mut digest = Sha256::new();
+        // Each part with its length, so that no two bundles give the same bytes.
+        for part in [
+            self.vm.0.as_bytes().as_slice(),
+            self.state.as_bytes(),
+            self.key_protector.as_bytes(),
+            self.ek_certificate.as_deref().unwrap_or("").as_bytes(),
+            self.uefi_variables.as_deref().unwrap_or("").as_bytes(),
+        ] {
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part);
+        }
+        hex::encode(digest.finalize())
+    }
+
+    /// Looks whether it is whole, and decodes it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn check(&self) -> Result<BundleParts, BundleProblem> {
+        let found = self.digest();
+        if found != self.sha256 {
+            return Err(BundleProblem::Digest {
+                found,
+                said: self.sha256.clone(),
+            });
+        }
+        if self.metadata.spec.id != self.vm {
+            return Err(BundleProblem::OtherVm {
+                said: self.vm,
+                found: self.metadata.spec.id,
+            });
+        }
+        let state = decode("TPM state", &self.state, tpm_state::MAX_STATE)?;
+        tpm_state::check(&state).map_err(BundleProblem::State)?;
+        let optional = |part, text: &Option<String>, limit| {
+            text.as_deref()
+                .map(|text| decode(part, text, limit))
+                .transpose()
+        };
+        Ok(BundleParts {
+            state,
+            key_protector: decode("key protector", &self.key_protector, MAX_PROTECTOR)?,
+            ek_certificate: optional("EK certificate", &self.ek_certificate, MAX_CERTIFICATE)?,
+            uefi_variables: optional("UEFI variables", &self.uefi_variables, MAX_VARIABLES)?,
+        })
+    }
+}
+
+fn decode(part: &'static str, text: &str, limit: usize) -> Result<Vec<u8>, BundleProblem> {
+    // Before decoding: what is too large is not made larger.
+    if text.len() > limit.div_ceil(3) * 4 {
+        return Err(BundleProblem::TooLarge { part, limit });
+    }
+    STANDARD
+        .decode(text)
+        .map_err(|_| BundleProblem::NotBase64 { part })
+}
+
+/// What a version was kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VersionReason {
+    /// The VM was made.
+    Created,
+    /// The TPM was switched on.
+    Enabled,
+    /// As it was when the TPM was switched off.
+    Disabled,
+    Stopped,
+    Migrated,
+    /// The TPM key was replaced.
+    Rolled,
+    /// An earlier version was brought back.
+    Restored,
+    /// The guest changed its TPM while it ran.
+    Written,
+    /// As it was when the VM was deleted.
+    Deleted,
+    /// The VM was rebuilt after its host was lost.
+    Recovered,
+    /// The key was wrapped for other guardians.
+    Granted,
+}
+
+impl VersionReason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Enabled => "enabled",
+            Self::Disabled => "disabled",
+            Self::Stopped => "stopped",
+            Self::Migrated => "migrated",
+            Self::Rolled => "rolled",
+            Self::Restored => "restored",
+            Self::Written => "written",
+            Self::Deleted => "deleted",
+            Self::Recovered => "recovered",
+            Self::Granted => "granted",
+        }
+    }
+}
+
+impl std::fmt::Display for VersionReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One kept version of a VM's TPM: a row of `tpm history`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TpmVersion {
+    pub vm: VmId,
+    pub vm_name: VmName,
+    /// Counts up from 1 for each VM; never used twice.
+    pub version: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub made: OffsetDateTime,
+    /// Who asked for what led to it, or `controller`.
+    pub by: String,
+    pub why: VersionReason,
+    /// Bytes of the encrypted TPM state.
+    pub size_bytes: u64,
+    pub key_id: KeyId,
+    /// The host it was taken from.
+    pub host: HostName,
+    /// SHA-256 of the bundle's secrets and variables, hex.
+    pub sha256: String,
+    /// SHA-256 of the encrypted TPM state alone, hex: what a host reports of the state it has.
+    pub state_sha256: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    fn metadata() -> VmMetadata {
+        serde_json::from_value(serde_json::json!({
+            "spec": {
+                "id": "00000000-0000-0000-0000-000000000007", "name": "web", "group": "default",
+                "profile": "linux", "cpus": 1, "memory": 1 << 30,
+                "firmware": { "type": "uefi", "secure_boot": true }, "tpm": true, "disks": [],
+                "created": "2026-01-01T00:00:00Z"
+            },
+            "generation": 1
+        }))
+        .expect("metadata")
+    }
+
+    fn bundle() -> TpmBundle {
+        let state = vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 12, 1, 2];
+        let parts = BundleParts {
+            state,
+            key_protector: vec![0x30, 0],
+            ek_certificate: None,
+            uefi_variables: Some(vec![5; 64]),
+        };
+        TpmBundle::new(metadata(), &parts)
+    }
+
+    #[test]
+    fn every_changed_part_shows() {
+        let whole = bundle();
+        whole.check().expect("whole");
+        let changes: [fn(&mut TpmBundle); 4] = [
+            |b| b.state.push('A'),
+            |b| b.key_protector = "MAE=".into(),
+            |b| b.ek_certificate = Some("MAA=".into()),
+            |b| b.uefi_variables = None,
+        ];
+        for change in changes {
+            let mut changed = whole.clone();
+            change(&mut changed);
+            assert!(matches!(changed.check(), Err(BundleProblem::Digest { .. })));
+        }
+    }
+
+    #[test]
+    fn a_bundle_of_another_vm_is_refused() {
+        let mut other = bundle();
+        other.vm = VmId(uuid::Uuid::from_u128(99));
+        other.sha256 = other.digest();
+        assert!(matches!(other.check(), Err(BundleProblem::OtherVm { .. })));
+    }
+
+    #[test]
+    fn half_a_state_is_refused_whatever_its_digest_says() {
+        let mut half = bundle();
+        half.state.truncate(12);
+        half.sha256 = half.digest();
+        assert!(matches!(half.check(), Err(BundleProblem::State(_))));
+    }
+}

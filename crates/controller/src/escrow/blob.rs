@@ -1,0 +1,213 @@
+//! The files of the escrow: one a version, compressed, named after the SHA-256 of its own bytes.
+//!
+//! A file is written beside its place, brought to the disk, and renamed. It holds its row of the index too, so that a
+//! lost database costs nothing.
+
+use fleetward_api::tpm::{TpmBundle, TpmVersion};
+use fleetward_model::{ErrorCode, Failure, VmId};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Largest file read, bytes.
+const MAX_FILE: u64 = 4 << 20;
+/// Largest content, bytes: state, protector and variables with their limits, in base64.
+const MAX_CONTENT: u64 = 8 << 20;
+const LEVEL: i32 = 3;
+
+/// What a file holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Kept {
+    pub(super) version: TpmVersion,
+    pub(super) bundle: TpmBundle,
+}
+
+/// The directory of all files.
+#[derive(Debug, Clone)]
+pub(super) struct Blobs(PathBuf);
+
+impl Blobs {
+    /// Makes the directory, and clears away what was being written when an earlier process ended.
+    pub(super) async fn open(root: PathBuf) -> anyhow::Result<Self> {
+        let blobs = Self(root);
+        let there = blobs.clone();
+        tokio::task::spawn_blocking(move || there.prepare())
+            .await
+            .expect("preparing a directory does not panic")?;
+        Ok(blobs)
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        make_private(&self.0)?;
+        for (_, path) in self.vms()? {
+            for file in fs::read_dir(path)? {
+                let path = file?.path();
+                if path.extension().is_some_and(|e| e == "new") {
+                    fs::remove_file(path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn vms(&self) -> io::Result<Vec<(VmId, PathBuf)>> {
+        let mut found = Vec::new();
+        for directory in fs::read_dir(&self.0)? {
+            let path = directory?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            if let Some(Ok(vm)) = name.map(str::parse) {
+                found.push((vm, path));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Every file with its VM.
+    pub(super) async fn list(&self) -> io::Result<Vec<(VmId, String)>> {
+        let blobs = self.clone();
+        let listed = tokio::task::spawn_blocking(move || {
+            let mut found = Vec::new();
+            for (vm, path) in blobs.vms()? {
+                for file in fs::read_dir(path)? {
+                    if let Ok(name) = file?.file_name().into_string() {
+                        found.push((vm, name));
+                    }
+                }
+            }
+            // By version: names begin with it.
+            found.sort();
+            Ok(found)
+        });
+        listed.await.expect("listing a directory does not panic")
+    }
+
+    /// Writes a version, durably; returns its file's name.
+    pub(super) async fn write(&self, kept: &Kept) -> Result<String, Failure> {
+        let name = kept.version.vm_name.clone();
+        let json = serde_json::to_vec(kept).expect("a bundle is JSON");
+        let directory = self.0.join(kept.version.vm.to_string());
+        let version = kept.version.version;
+        let written = tokio::task::spawn_blocking(move || write(&directory, version, &json));
+        let written = written.await.expect("writing a file does not panic");
+        written.map_err(|error| {
+            let code = match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::NoSpace,
+                _ => ErrorCode::StoreFailed,
+            };
+            Failure::new(
+                code,
+                format!("the controller cannot keep a copy of the TPM of VM {name}"),
+            )
+            .because(error)
+            .fix("make room in the controller's data directory; the copy is taken again by itself")
+        })
+    }
+
+    /// Reads a version, and refuses it when a byte of it has changed.
+    pub(super) async fn read(&self, vm: VmId, file: &str) -> Result<Kept, Failure> {
+        let path = self.0.join(vm.to_string()).join(file);
+        let expected = sha256_in(file).map(str::to_owned);
+        let read = tokio::task::spawn_blocking(move || read(&path, expected.as_deref()));
+        let read = read.await.expect("reading a file does not panic");
+        read.map_err(|because| {
+            Failure::new(ErrorCode::EscrowCorrupt, format!("the copy {file}")).because(because)
+        })
+    }
+
+    pub(super) async fn remove(&self, vm: VmId, file: &str) -> Result<(), Failure> {
+        let path = self.0.join(vm.to_string()).join(file);
+        match tokio::fs::remove_file(&path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(not_removed(&path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the directory of a VM, with files that the index does not name.
+    pub(super) async fn remove_vm(&self, vm: VmId) -> Result<(), Failure> {
+        let path = self.0.join(vm.to_string());
+        match tokio::fs::remove_dir_all(&path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(not_removed(&path, error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn not_removed(path: &Path, error: io::Error) -> Failure {
+    Failure::new(ErrorCode::StoreFailed, "an old copy cannot be removed")
+        .because(format!("{}: {error}", path.display()))
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn write(directory: &Path, version: u64, json: &[u8]) -> io::Result<String> {
+    let bytes = zstd::bulk::compress(json, LEVEL)?;
+    let name = format!("{version:020}-{}.zst", hex::encode(Sha256::digest(&bytes)));
+    make_private(directory)?;
+    let path = directory.join(&name);
+    let temporary = directory.join(format!("{}.new", uuid::Uuid::new_v4().simple()));
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|mut file| {
+            file.write_all(&bytes)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&temporary, &path));
+    if let Err(error) = written {
+        // The error of the write is the one that matters.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    File::open(directory)?.sync_all()?;
+    if let Some(parent) = directory.parent() {
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(name)
+}
+
+/// The SHA-256 in a file's name.
+fn sha256_in(file: &str) -> Option<&str> {
+    let (_, hash) = file.strip_suffix(".zst")?.split_once('-')?;
+    (hash.len() == 64).then_some(hash)
+}
+
+fn read(path: &Path, expected: Option<&str>) -> Result<Kept, String> {
+    let told = |error: io::Error| format!("{}: {error}", path.display());
+    let expected = expected.ok_or_else(|| format!("{} is no escrow file", path.display()))?;
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(told)?;
+    let length = file
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(told)?;
+    if length as u64 > MAX_FILE {
+        return Err(format!("{} has more than {MAX_FILE} bytes", path.display()));
+    }
+    let found = hex::encode(Sha256::digest(&bytes));
+    if found != expected {
+        return Err(format!(
+            "{} was changed: its SHA-256 is {found}, not {expected}",
+            path.display()
+        ));
+    }
+    let mut json = Vec::new();
+    let decoder = zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(told)?;
+    let length = decoder
+        .take(MAX_CONTENT + 1)
+        .read_to_end(&mut json)
+        .map_err(told)?;
+    if length as u64 > MAX_CONTENT {
+        return Err(format!(
+            "{} holds more than {MAX_CONTENT} bytes",
+            path.display()
+        ));
+    }
+    serde_json::from_slice(&json).map_err(|error| format!("{}: {error}", path.display()))
+}

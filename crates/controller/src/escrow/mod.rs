@@ -1,0 +1,400 @@
+//! Escrow: the controller's copies of VMs' TPMs, version by version. What `tpm history` lists, `tpm restore` brings
+//! back, and `vm recover` rebuilds a VM of a lost host from.
+//!
+//! ```text
+//!   bundle ── checked ──► unchanged? ── yes ──► the newest version, confirmed
+//!                              │ no
+//!                              ▼
+//!          DATA/escrow/<vm>/<version>-<sha256>.zst ──► index in the store (escrow/<vm>/<version>) ──► memory
+//! ```
+//! [`blob`] owns the files, [`retention`] the rule which versions stay, [`pull`] the fetching from hosts. The file is on
+//! the disk before the index names it; a file that the index does not name (a crash in between, a lost database) is
+//! taken into the index at the next start. Every read checks the file's SHA-256 again.
+//!
+//! Nothing in here can be opened by the controller: the states are encrypted, the keys are in key protectors.
+
+mod blob;
+pub(crate) mod pull;
+pub(crate) mod retention;
+
+use blob::{Blobs, Kept};
+use fleetward_api::tpm::{TpmBundle, TpmVersion, VersionReason};
+use fleetward_model::{ErrorCode, Failure, HostName, VmId};
+use fleetward_protector::KeyProtector;
+use fleetward_store::{Guard, Store, StoreExt, Txn};
+use retention::Retention;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use time::OffsetDateTime;
+
+const INDEX: &str = "escrow/";
+
+/// A version with where its content is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Indexed {
+    version: TpmVersion,
+    /// Name of the file in the VM's directory; holds the SHA-256 of the file's bytes.
+    file: String,
+    /// SHA-256 of the VM's specification: a changed one makes a new version too.
+    spec_sha256: String,
+}
+
+/// Why the newest try to take a copy failed, for `vm show`.
+#[derive(Debug, Clone)]
+pub(crate) struct Missed {
+    pub(crate) failure: Failure,
+    pub(crate) at: OffsetDateTime,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Oldest first.
+    versions: HashMap<VmId, BTreeMap<u64, Indexed>>,
+    missed: HashMap<VmId, Missed>,
+}
+
+/// All kept versions.
+#[derive(Debug)]
+pub(crate) struct Escrow {
+    store: Arc<dyn Store>,
+    blobs: Blobs,
+    retention: Retention,
+    known: RwLock<Known>,
+    /// One change at a time, so that version numbers are used once.
+    changing: tokio::sync::Mutex<()>,
+}
+
+fn key(vm: VmId, version: u64) -> String {
+    format!("{INDEX}{vm}/{version:020}")
+}
+
+impl Escrow {
+    /// Reads the index, and takes files into it that it does not name.
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        data: &Path,
+        retention: Retention,
+    ) -> anyhow::Result<Self> {
+        let blobs = Blobs::open(data.join("escrow")).await?;
+        let mut known = Known::default();
+        for (_, found) in store.list_json::<Indexed>(INDEX).await?.0 {
+            let Indexed { version, .. } = &found.value;
+            let versions = known.versions.entry(version.vm).or_default();
+            versions.insert(version.version, found.value);
+        }
+        for (vm, file) in blobs.list().await? {
+            let versions = known.versions.entry(vm).or_default();
+            if versions.values().any(|indexed| indexed.file == file) {
+                continue;
+            }
+            match blobs.read(vm, &file).await {
+                Ok(Kept { version, bundle }) if version.vm == vm => {
+                    let indexed = Indexed {
+                        spec_sha256: spec_sha256(&bundle),
+                        version,
+                        file,
+                    };
+                    let number = indexed.version.version;
+                    // A number that another file has: this one was replaced, and was not removed any more.
+                    if versions.contains_key(&number) {
+                        blobs.remove(vm, &indexed.file).await?;
+                        continue;
+                    }
+                    let _ = store
+                        .put_json(&key(vm, number), &indexed, Guard::Any)
+                        .await?;
+                    versions.insert(number, indexed);
+                }
+                Ok(_) => tracing::warn!(%vm, file, "an escrow file lies in another VM's directory"),
+                Err(failure) => {
+                    tracing::warn!(%vm, file, because = failure.because, "an escrow file cannot be used")
+                }
+            }
+        }
+        known.versions.retain(|_, versions| !versions.is_empty());
+        Ok(Self {
+            store,
+            blobs,
+            retention,
+            known: RwLock::new(known),
+            changing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Keeps a bundle that came from `host`. One that has not changed gives the newest version again.
+    ///
+    /// # Errors
+    /// When the bundle is not whole or not of the VM it says, and when it cannot be written.
+    pub(crate) async fn keep(
+        &self,
+        bundle: &TpmBundle,
+        host: &HostName,
+        why: VersionReason,
+        by: &str,
+    ) -> Result<TpmVersion, Failure> {
+        let kept = self.keep_checked(bundle, host, why, by).await;
+        let mut known = self.write();
+        match &kept {
+            Ok(_) => {
+                known.missed.remove(&bundle.vm);
+            }
+            Err(failure) => {
+                let at = OffsetDateTime::now_utc();
+                let failure = failure.clone();
+                known.missed.insert(bundle.vm, Missed { failure, at });
+            }
+        }
+        kept
+    }
+
+    async fn keep_checked(
+        &self,
+        bundle: &TpmBundle,
+        host: &HostName,
+        why: VersionReason,
+        by: &str,
+    ) -> Result<TpmVersion, Failure> {
+        let refuse = |because: String| {
+            let what = format!("what host {host} gave of the TPM of VM {}", name_of(bundle));
+            Failure::new(ErrorCode::EscrowCorrupt, what).because(because)
+        };
+        let parts = bundle
+            .check()
+            .map_err(|problem| refuse(problem.to_string()))?;
+        let protector = KeyProtector::from_der(&parts.key_protector)
+            .map_err(|error| refuse(crate::chain(&error)))?;
+        let binding = &protector.inspect().binding;
+        if binding.vm_id != bundle.vm {
+            return Err(refuse(format!(
+                "its key protector is of VM {}",
+                binding.vm_id
+            )));
+        }
+        let key_id = binding.key_id;
+        let spec_sha256 = spec_sha256(bundle);
+
+        let _turn = self.changing.lock().await;
+        let newest = self.newest_indexed(bundle.vm);
+        if let Some(newest) = &newest
+            && newest.version.sha256 == bundle.sha256
+            && newest.spec_sha256 == spec_sha256
+        {
+            return self.confirm(newest, why, by).await;
+        }
+        let version = TpmVersion {
+            vm: bundle.vm,
+            vm_name: bundle.metadata.spec.name.clone(),
+            version: newest.as_ref().map_or(0, |n| n.version.version) + 1,
+            made: OffsetDateTime::now_utc(),
+            by: by.to_owned(),
+            why,
+            size_bytes: parts.state.len() as u64,
+            key_id,
+            host: host.clone(),
+            sha256: bundle.sha256.clone(),
+            state_sha256: hex::encode(Sha256::digest(&parts.state)),
+        };
+        let kept = Kept {
+            version: version.clone(),
+            bundle: bundle.clone(),
+        };
+        let indexed = Indexed {
+            file: self.blobs.write(&kept).await?,
+            version: version.clone(),
+            spec_sha256,
+        };
+        self.index(&indexed).await?;
+        // What the new one makes superfluous, now that it is safe. That it stays does no harm.
+        if let Err(failure) = self.thin(bundle.vm, OffsetDateTime::now_utc()).await {
+            tracing::warn!(vm = %bundle.vm, because = failure.because, "old versions stay");
+        }
+        Ok(version)
+    }
+
+    /// The newest version holds what there is; where a guest's write gets a better reason, that is noted.
+    async fn confirm(
+        &self,
+        newest: &Indexed,
+        why: VersionReason,
+        by: &str,
+    ) -> Result<TpmVersion, Failure> {
+        let mut newest = newest.clone();
+        if newest.version.why == VersionReason::Written && why != VersionReason::Written {
+            newest.version.why = why;
+            newest.version.by = by.to_owned();
+            self.index(&newest).await?;
+        }
+        Ok(newest.version)
+    }
+
+    /// The versions of a VM, oldest first.
+    pub(crate) fn list(&self, vm: VmId) -> Vec<TpmVersion> {
+        let known = self.read();
+        let versions = known.versions.get(&vm);
+        let versions = versions.into_iter().flat_map(BTreeMap::values);
+        versions.map(|indexed| indexed.version.clone()).collect()
+    }
+
+    /// The newest version of a VM.
+    pub(crate) fn newest(&self, vm: VmId) -> Option<TpmVersion> {
+        self.newest_indexed(vm).map(|indexed| indexed.version)
+    }
+
+    /// VMs of that name that have versions, whether or not they exist at the moment.
+    pub(crate) fn named(&self, name: &str) -> Vec<VmId> {
+        let known = self.read();
+        let named = known.versions.iter().filter(|(_, versions)| {
+            let newest = versions.last_key_value();
+            newest.is_some_and(|(_, indexed)| indexed.version.vm_name.as_str() == name)
+        });
+        named.map(|(vm, _)| *vm).collect()
+    }
+
+    /// Why the last try to take a copy failed, where it did.
+    pub(crate) fn missed(&self, vm: VmId) -> Option<Missed> {
+        self.read().missed.get(&vm).cloned()
+    }
+
+    /// Remembers that no copy could be taken.
+    pub(crate) fn note_missed(&self, vm: VmId, failure: Failure) {
+        let at = OffsetDateTime::now_utc();
+        self.write().missed.insert(vm, Missed { failure, at });
+    }
+
+    /// One version's content, checked.
+    ///
+    /// # Errors
+    /// `TPM_VERSION_NOT_FOUND`; `ESCROW_CORRUPT` when the file is missing, unreadable or not what was written.
+    pub(crate) async fn bundle(&self, vm: VmId, version: u64) -> Result<TpmBundle, Failure> {
+        let indexed = {
+            let known = self.read();
+            let versions = known.versions.get(&vm);
+            versions
+                .and_then(|versions| versions.get(&version))
+                .cloned()
+        };
+        let indexed = indexed.ok_or_else(|| {
+            let what = format!("there is no version {version} of the TPM of VM {vm}");
+            Failure::new(ErrorCode::TpmVersionNotFound, what)
+        })?;
+        let refuse = |because: String| {
+            let name = &indexed.version.vm_name;
+            let what = format!("version {version} of the TPM of VM {name} cannot be used");
+            Failure::new(ErrorCode::EscrowCorrupt, what).because(because)
+        };
+        let kept = self.blobs.read(vm, &indexed.file).await;
+        let Kept { bundle, .. } = kept.map_err(|failure| refuse(failure.because))?;
+        if bundle.vm != vm || bundle.sha256 != indexed.version.sha256 {
+            return Err(refuse("its file holds another version".to_owned()));
+        }
+        bundle
+            .check()
+            .map_err(|problem| refuse(problem.to_string()))?;
+        Ok(bundle)
+    }
+
+    /// Removes what the retention lets go, of all VMs. Returns how many versions went.
+    pub(crate) async fn prune(&self, now: OffsetDateTime) -> Result<usize, Failure> {
+        let vms: Vec<_> = self.read().versions.keys().copied().collect();
+        let mut gone = 0;
+        for vm in vms {
+            let _turn = self.changing.lock().await;
+            gone += self.thin(vm, now).await?;
+        }
+        Ok(gone)
+    }
+
+    /// Removes every version of a VM that was deleted for good.
+    pub(crate) async fn forget(&self, vm: VmId) -> Result<(), Failure> {
+        let _turn = self.changing.lock().await;
+        let all: Vec<_> = {
+            let known = self.read();
+            let versions = known.versions.get(&vm);
+            versions
+                .into_iter()
+                .flat_map(BTreeMap::values)
+                .cloned()
+                .collect()
+        };
+        for indexed in all {
+            self.drop_version(&indexed).await?;
+        }
+        self.blobs.remove_vm(vm).await?;
+        let mut known = self.write();
+        known.versions.remove(&vm);
+        known.missed.remove(&vm);
+        Ok(())
+    }
+
+    async fn thin(&self, vm: VmId, now: OffsetDateTime) -> Result<usize, Failure> {
+        let all: Vec<_> = {
+            let known = self.read();
+            let versions = known.versions.get(&vm);
+            versions
+                .into_iter()
+                .flat_map(BTreeMap::values)
+                .cloned()
+                .collect()
+        };
+        let versions: Vec<_> = all.iter().map(|indexed| &indexed.version).collect();
+        let superfluous = self.retention.superfluous(&versions, now);
+        for indexed in all
+            .iter()
+            .filter(|i| superfluous.contains(&i.version.version))
+        {
+            self.drop_version(indexed).await?;
+        }
+        Ok(superfluous.len())
+    }
+
+    /// Index first: a file without an entry comes back at the next start, an entry without a file is a broken promise.
+    async fn drop_version(&self, indexed: &Indexed) -> Result<(), Failure> {
+        let TpmVersion { vm, version, .. } = indexed.version;
+        let gone = self.store.commit(Txn::new().delete(key(vm, version))).await;
+        let _ = gone.map_err(|error| crate::store_failure(&error))?;
+        if let Some(versions) = self.write().versions.get_mut(&vm) {
+            versions.remove(&version);
+        }
+        self.blobs.remove(vm, &indexed.file).await
+    }
+
+    async fn index(&self, indexed: &Indexed) -> Result<(), Failure> {
+        let TpmVersion { vm, version, .. } = indexed.version;
+        let key = key(vm, version);
+        let put = self.store.put_json(&key, indexed, Guard::Any).await;
+        let _ = put.map_err(|error| crate::store_failure(&error))?;
+        let mut known = self.write();
+        let versions = known.versions.entry(vm).or_default();
+        versions.insert(version, indexed.clone());
+        Ok(())
+    }
+
+    fn newest_indexed(&self, vm: VmId) -> Option<Indexed> {
+        let known = self.read();
+        let (_, newest) = known.versions.get(&vm)?.last_key_value()?;
+        Some(newest.clone())
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn name_of(bundle: &TpmBundle) -> &str {
+    bundle.metadata.spec.name.as_str()
+}
+
+fn spec_sha256(bundle: &TpmBundle) -> String {
+    let spec = serde_json::to_vec(&bundle.metadata.spec).expect("a specification is JSON");
+    hex::encode(Sha256::digest(spec))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,25 @@
+//! Fetching bundles from hosts.
+
+use crate::world::World;
+use fleetward_api::tpm::{TpmVersion, VersionReason};
+use fleetward_model::{Failure, HostName, VmId};
+
+/// Fetches a VM's TPM from its host and keeps it. What goes wrong is remembered for `vm show`.
+pub(crate) async fn take(
+    world: &World,
+    host: &HostName,
+    vm: VmId,
+    why: VersionReason,
+    by: &str,
+) -> Result<TpmVersion, Failure> {
+    let taken = async {
+        let bundle = world.agents.of(host)?.tpm(vm).await?;
+        world.escrow.keep(&bundle, host, why, by).await
+    };
+    let taken = taken.await;
+    if let Err(failure) = &taken {
+        tracing::warn!(%host, %vm, what = failure.what, because = failure.because, "no copy of the TPM was taken");
+        world.escrow.note_missed(vm, failure.clone());
+    }
+    taken
+}

@@ -1,0 +1,181 @@
+use super::*;
+use fleetward_api::tpm::BundleParts;
+use fleetward_model::KeyId;
+use fleetward_model::vm::VmMetadata;
+use fleetward_protector::ExpiredAllowed;
+use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
+use fleetward_store::SqliteStore;
+use std::sync::LazyLock;
+use uuid::Uuid;
+
+const VM: VmId = VmId(Uuid::from_u128(7));
+
+fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+static PROTECTOR: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let owner = LocalGuardian::generate(&host(), now()).expect("guardian");
+    let request = SealRequest {
+        vm_id: VM,
+        key_id: KeyId(Uuid::from_u128(1)),
+        tpm_key: &TpmKey::generate().expect("key"),
+        owner: &owner,
+        recipients: &[],
+        now: now(),
+        expired: &ExpiredAllowed::none(),
+    };
+    seal(&request).expect("seal").der().to_vec()
+});
+
+fn host() -> HostName {
+    "a".parse().expect("name")
+}
+
+fn metadata(vm: VmId) -> VmMetadata {
+    serde_json::from_value(serde_json::json!({
+        "spec": {
+            "id": vm, "name": "web", "group": "default", "profile": "linux", "cpus": 1,
+            "memory": 1 << 30, "firmware": { "type": "uefi", "secure_boot": true }, "tpm": true,
+            "disks": [], "created": "2026-01-01T00:00:00Z"
+        },
+        "generation": 1
+    }))
+    .expect("metadata")
+}
+
+fn bundle(content: u8) -> TpmBundle {
+    let parts = BundleParts {
+        state: vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 11, content],
+        key_protector: PROTECTOR.clone(),
+        ek_certificate: None,
+        uefi_variables: Some(vec![0xff; 4096]),
+    };
+    TpmBundle::new(metadata(VM), &parts)
+}
+
+async fn open(data: &Path) -> Escrow {
+    let store = SqliteStore::open(data.join("store.db"))
+        .await
+        .expect("store");
+    Escrow::open(Arc::new(store), data, Retention::default())
+        .await
+        .expect("escrow")
+}
+
+async fn keep(escrow: &Escrow, content: u8, why: VersionReason) -> TpmVersion {
+    let kept = escrow.keep(&bundle(content), &host(), why, "test").await;
+    kept.expect("kept")
+}
+
+fn only_file(data: &Path) -> std::path::PathBuf {
+    let files = std::fs::read_dir(data.join("escrow").join(VM.to_string())).expect("directory");
+    let mut files = files.map(|file| file.expect("file").path());
+    let file = files.next().expect("a file");
+    assert!(files.next().is_none(), "there is one file");
+    file
+}
+
+#[tokio::test]
+async fn what_was_kept_comes_back_also_after_a_restart() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    let first = keep(&escrow, 1, VersionReason::Created).await;
+    let again = keep(&escrow, 1, VersionReason::Stopped).await;
+    assert_eq!(first, again, "unchanged, so no new version");
+    assert_eq!(keep(&escrow, 2, VersionReason::Stopped).await.version, 2);
+    drop(escrow);
+    let escrow = open(dir.path()).await;
+    assert_eq!(escrow.list(VM).len(), 2);
+    assert_eq!(escrow.bundle(VM, 1).await.expect("first"), bundle(1));
+    assert_eq!(escrow.bundle(VM, 2).await.expect("second"), bundle(2));
+    let missing = escrow.bundle(VM, 3).await.expect_err("no third");
+    assert_eq!(missing.code, ErrorCode::TpmVersionNotFound);
+}
+
+#[tokio::test]
+async fn a_lost_database_loses_no_version() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    let kept = keep(&escrow, 1, VersionReason::Created).await;
+    drop(escrow);
+    std::fs::remove_file(dir.path().join("store.db")).expect("lost");
+    let escrow = open(dir.path()).await;
+    assert_eq!(escrow.list(VM), [kept]);
+    assert_eq!(keep(&escrow, 2, VersionReason::Stopped).await.version, 2);
+}
+
+#[tokio::test]
+async fn a_changed_file_is_refused_by_name() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    keep(&escrow, 1, VersionReason::Created).await;
+    let file = only_file(dir.path());
+    let mut bytes = std::fs::read(&file).expect("read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, &bytes).expect("write");
+    let refused = escrow.bundle(VM, 1).await.expect_err("changed");
+    assert_eq!(refused.code, ErrorCode::EscrowCorrupt);
+    assert!(refused.because.contains("was changed"), "{refused}");
+    assert!(refused.what.contains("version 1"), "{refused}");
+    std::fs::remove_file(&file).expect("remove");
+    let refused = escrow.bundle(VM, 1).await.expect_err("missing");
+    assert_eq!(refused.code, ErrorCode::EscrowCorrupt);
+}
+
+#[tokio::test]
+async fn a_bundle_that_is_not_whole_is_refused_and_remembered() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    keep(&escrow, 1, VersionReason::Created).await;
+    let mut half = bundle(2);
+    half.state.truncate(8);
+    half.sha256 = half.digest();
+    let host = host();
+    let refused = escrow.keep(&half, &host, VersionReason::Stopped, "test");
+    let refused = refused.await.expect_err("half");
+    assert_eq!(refused.code, ErrorCode::EscrowCorrupt);
+    assert_eq!(escrow.missed(VM).expect("remembered").failure, refused);
+    assert_eq!(escrow.list(VM).len(), 1, "the good one stays");
+    keep(&escrow, 3, VersionReason::Stopped).await;
+    assert!(escrow.missed(VM).is_none());
+}
+
+#[tokio::test]
+async fn a_protector_of_another_vm_is_refused() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    let other = VmId(Uuid::from_u128(8));
+    let parts = bundle(1).check().expect("parts");
+    let foreign = TpmBundle::new(metadata(other), &parts);
+    let host = host();
+    let kept = escrow.keep(&foreign, &host, VersionReason::Stopped, "test");
+    let refused = kept.await.expect_err("foreign");
+    assert!(refused.because.contains("key protector"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_deleted_vm_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    keep(&escrow, 1, VersionReason::Created).await;
+    escrow.forget(VM).await.expect("forgotten");
+    escrow.forget(VM).await.expect("twice");
+    assert!(escrow.list(VM).is_empty());
+    assert!(!dir.path().join("escrow").join(VM.to_string()).exists());
+}
+
+#[tokio::test]
+async fn a_stop_names_the_write_before_it_and_writes_do_not_pile_up() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    keep(&escrow, 1, VersionReason::Created).await;
+    for content in 2..6 {
+        keep(&escrow, content, VersionReason::Written).await;
+    }
+    assert_eq!(escrow.list(VM).len(), 2);
+    keep(&escrow, 5, VersionReason::Stopped).await;
+    let newest = escrow.newest(VM).expect("newest");
+    assert_eq!((newest.version, newest.why), (5, VersionReason::Stopped));
+}
