@@ -10,6 +10,7 @@
 //! | `fence`, `record` | what this host remembers of a VM besides libvirt's definition |
 //! | `arrivals`, `transfer` | tunnels from other hosts |
 //! | `bundle` | a VM's TPM as one piece, for the controller's escrow |
+//! | `tpm_watch` | that a guest has changed its TPM |
 //! | `observe`, `questions`, `console`, `server` | what the controller sees and asks |
 //! | `pools`, `images`, `tpm_pool` | what VMs are made of |
 //! | [`run`], [`hardening`] | the running process |
@@ -39,6 +40,7 @@ mod record;
 pub mod run;
 mod server;
 mod tpm_pool;
+mod tpm_watch;
 mod transfer;
 
 pub use config::Config;

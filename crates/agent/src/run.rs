@@ -8,7 +8,7 @@ use crate::host::{Host, Machinery};
 use crate::keyring::{Keyring, KeyringError};
 use crate::layout::Layout;
 use crate::membership::{MembershipError, MembershipFiles};
-use crate::{observe, server};
+use crate::{observe, server, tpm_watch};
 use fleetward_link::{ClientCertificates, ServerTls, TlsServer};
 use std::io;
 use std::path::PathBuf;
@@ -90,6 +90,7 @@ impl Agent {
         let host = self.host;
         clean_up(&host).await;
         let watcher = tokio::spawn(observe::watch(host.clone(), stop.clone()));
+        let tpms = tokio::spawn(tpm_watch::watch(host.clone(), stop.clone()));
         let pool = {
             let (host, stop) = (host.clone(), stop.clone());
             tokio::spawn(async move { host.tpm_pool.keep_full(host.clone(), stop).await })
@@ -101,6 +102,7 @@ impl Agent {
         let served = self.server.serve(server::router(host.clone()), stop).await;
         pool.abort();
         watcher.abort();
+        tpms.abort();
         served.map_err(RunError::Serve)
     }
 }

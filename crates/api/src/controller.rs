@@ -294,6 +294,12 @@ pub struct VmView {
     pub firmware: Option<Firmware>,
     pub disks: Vec<DiskObserved>,
     pub tpm: TpmObserved,
+    /// The controller's copy of its TPM; none without one.
+    #[serde(default)]
+    pub escrow: Option<EscrowView>,
+    /// Seconds since the controller's copy was certainly what the host has.
+    #[serde(default)]
+    pub escrow_age: Option<u64>,
     pub labels: Labels,
     pub profile: Option<Profile>,
     /// The job that holds it.
@@ -303,6 +309,19 @@ pub struct VmView {
     /// When the host last reported it; old when the host is unreachable.
     #[serde(with = "time::serde::rfc3339")]
     pub observed: OffsetDateTime,
+}
+
+/// The controller's newest copy of a VM's TPM, in `vm show`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct EscrowView {
+    /// None: there is no copy yet.
+    pub version: Option<u64>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub made: Option<OffsetDateTime>,
+    /// Whether it is what the host last reported.
+    pub current: bool,
+    /// Why the last try to take a copy failed, when it did.
+    pub failure: Option<Failure>,
 }
 
 /// `POST /v1/vms/{vm}/stop`.
@@ -425,6 +444,9 @@ pub struct JobView {
     pub waiting: Option<String>,
     pub cancellable: bool,
     pub failure: Option<Failure>,
+    /// What went less well than its state says: a copy of a TPM that could not be taken.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What it reports, by kind: a migration's downtime, a created VM's name.
     #[schema(value_type = Option<Object>)]
     pub result: Option<serde_json::Value>,

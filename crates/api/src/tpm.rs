@@ -166,6 +166,8 @@ pub enum VersionReason {
     Recovered,
     /// The key was wrapped for other guardians.
     Granted,
+    /// First seen: it was made without a copy, or the copies were lost.
+    Found,
 }
 
 impl VersionReason {
@@ -182,6 +184,7 @@ impl VersionReason {
             Self::Deleted => "deleted",
             Self::Recovered => "recovered",
             Self::Granted => "granted",
+            Self::Found => "found",
         }
     }
 }

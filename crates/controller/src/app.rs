@@ -2,8 +2,8 @@
 
 use crate::agents::Agents;
 use crate::audit::{Act, Audit};
-use crate::escrow::Escrow;
 use crate::escrow::retention::Retention;
+use crate::escrow::{Escrow, keeper};
 use crate::fleet::Fleet;
 use crate::holders::Holder;
 use crate::hosts::Hosts;
@@ -119,6 +119,7 @@ impl App {
         }
         tokio::spawn(keep_written(app.world.clone(), stop.clone()));
         tokio::spawn(crate::keeper::keep(app.clone(), stop.clone()));
+        tokio::spawn(keeper::keep_current(app.world.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop));
         Ok(app)
     }

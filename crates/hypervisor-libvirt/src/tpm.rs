@@ -95,6 +95,10 @@ impl TpmFactory for LibvirtHost {
         blocking(move || install(&place, vm, &made)).await
     }
 
+    fn states_below(&self) -> Option<PathBuf> {
+        Some(self.tpm_place.root.clone())
+    }
+
     async fn state(&self, vm: VmId) -> Result<Option<PathBuf>> {
         let file = self.tpm_place.file(vm);
         blocking(move || {

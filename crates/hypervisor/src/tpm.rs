@@ -45,6 +45,9 @@ pub trait TpmFactory: Send + Sync + 'static {
     /// Refuses when the VM has state already that is not this one.
     async fn install(&self, vm: VmId, made: &Path) -> Result<()>;
 
+    /// The directory below which all states lie, each VM's in a directory of its id; none where nothing can be watched.
+    fn states_below(&self) -> Option<PathBuf>;
+
     /// Where the VM's state lies, when it has any.
     async fn state(&self, vm: VmId) -> Result<Option<PathBuf>>;
 

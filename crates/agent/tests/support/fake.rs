@@ -412,6 +412,10 @@ impl Volumes for Fake {
 
 #[async_trait]
 impl TpmFactory for Fake {
+    fn states_below(&self) -> Option<PathBuf> {
+        None
+    }
+
     async fn manufacture(
         &self,
         directory: &Path,

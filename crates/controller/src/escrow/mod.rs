@@ -7,13 +7,15 @@
 //!                              ▼
 //!          DATA/escrow/<vm>/<version>-<sha256>.zst ──► index in the store (escrow/<vm>/<version>) ──► memory
 //! ```
-//! [`blob`] owns the files, [`retention`] the rule which versions stay, [`pull`] the fetching from hosts. The file is on
+//! [`blob`] owns the files, [`retention`] the rule which versions stay, [`pull`] the fetching from hosts, [`keeper`] that the
+//! copies follow what guests write. The file is on
 //! the disk before the index names it; a file that the index does not name (a crash in between, a lost database) is
 //! taken into the index at the next start. Every read checks the file's SHA-256 again.
 //!
 //! Nothing in here can be opened by the controller: the states are encrypted, the keys are in key protectors.
 
 mod blob;
+pub(crate) mod keeper;
 pub(crate) mod pull;
 pub(crate) mod retention;
 
@@ -38,22 +40,18 @@ struct Indexed {
     version: TpmVersion,
     /// Name of the file in the VM's directory; holds the SHA-256 of the file's bytes.
     file: String,
+    /// SHA-256 of the key protector's base64.
+    protector_sha256: String,
     /// SHA-256 of the VM's specification: a changed one makes a new version too.
     spec_sha256: String,
-}
-
-/// Why the newest try to take a copy failed, for `vm show`.
-#[derive(Debug, Clone)]
-pub(crate) struct Missed {
-    pub(crate) failure: Failure,
-    pub(crate) at: OffsetDateTime,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     /// Oldest first.
     versions: HashMap<VmId, BTreeMap<u64, Indexed>>,
-    missed: HashMap<VmId, Missed>,
+    /// Why the newest try to take a copy failed, for `vm show`.
+    missed: HashMap<VmId, Failure>,
 }
 
 /// All kept versions.
@@ -93,6 +91,7 @@ impl Escrow {
             match blobs.read(vm, &file).await {
                 Ok(Kept { version, bundle }) if version.vm == vm => {
                     let indexed = Indexed {
+                        protector_sha256: sha256(bundle.key_protector.as_bytes()),
                         spec_sha256: spec_sha256(&bundle),
                         version,
                         file,
@@ -142,9 +141,7 @@ impl Escrow {
                 known.missed.remove(&bundle.vm);
             }
             Err(failure) => {
-                let at = OffsetDateTime::now_utc();
-                let failure = failure.clone();
-                known.missed.insert(bundle.vm, Missed { failure, at });
+                known.missed.insert(bundle.vm, failure.clone());
             }
         }
         kept
@@ -195,7 +192,7 @@ impl Escrow {
             key_id,
             host: host.clone(),
             sha256: bundle.sha256.clone(),
-            state_sha256: hex::encode(Sha256::digest(&parts.state)),
+            state_sha256: sha256(&parts.state),
         };
         let kept = Kept {
             version: version.clone(),
@@ -204,6 +201,7 @@ impl Escrow {
         let indexed = Indexed {
             file: self.blobs.write(&kept).await?,
             version: version.clone(),
+            protector_sha256: sha256(bundle.key_protector.as_bytes()),
             spec_sha256,
         };
         self.index(&indexed).await?;
@@ -243,6 +241,14 @@ impl Escrow {
         self.newest_indexed(vm).map(|indexed| indexed.version)
     }
 
+    /// Whether the newest version is of this state (its SHA-256, hex) and this key protector (base64).
+    pub(crate) fn holds(&self, vm: VmId, state_sha256: &str, key_protector: &str) -> bool {
+        self.newest_indexed(vm).is_some_and(|newest| {
+            newest.version.state_sha256 == state_sha256
+                && newest.protector_sha256 == sha256(key_protector.as_bytes())
+        })
+    }
+
     /// VMs of that name that have versions, whether or not they exist at the moment.
     pub(crate) fn named(&self, name: &str) -> Vec<VmId> {
         let known = self.read();
@@ -254,14 +260,13 @@ impl Escrow {
     }
 
     /// Why the last try to take a copy failed, where it did.
-    pub(crate) fn missed(&self, vm: VmId) -> Option<Missed> {
+    pub(crate) fn missed(&self, vm: VmId) -> Option<Failure> {
         self.read().missed.get(&vm).cloned()
     }
 
     /// Remembers that no copy could be taken.
     pub(crate) fn note_missed(&self, vm: VmId, failure: Failure) {
-        let at = OffsetDateTime::now_utc();
-        self.write().missed.insert(vm, Missed { failure, at });
+        self.write().missed.insert(vm, failure);
     }
 
     /// One version's content, checked.
@@ -393,7 +398,11 @@ fn name_of(bundle: &TpmBundle) -> &str {
 
 fn spec_sha256(bundle: &TpmBundle) -> String {
     let spec = serde_json::to_vec(&bundle.metadata.spec).expect("a specification is JSON");
-    hex::encode(Sha256::digest(spec))
+    sha256(&spec)
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::world::World;
 use fleetward_api::tpm::{TpmVersion, VersionReason};
-use fleetward_model::{Failure, HostName, VmId};
+use fleetward_model::{ErrorCode, Failure, HostName, VmId};
 
 /// Fetches a VM's TPM from its host and keeps it. What goes wrong is remembered for `vm show`.
 pub(crate) async fn take(
@@ -17,7 +17,9 @@ pub(crate) async fn take(
         world.escrow.keep(&bundle, host, why, by).await
     };
     let taken = taken.await;
-    if let Err(failure) = &taken {
+    if let Err(failure) = &taken
+        && failure.code != ErrorCode::VmBusy
+    {
         tracing::warn!(%host, %vm, what = failure.what, because = failure.because, "no copy of the TPM was taken");
         world.escrow.note_missed(vm, failure.clone());
     }

@@ -136,7 +136,7 @@ async fn a_bundle_that_is_not_whole_is_refused_and_remembered() {
     let refused = escrow.keep(&half, &host, VersionReason::Stopped, "test");
     let refused = refused.await.expect_err("half");
     assert_eq!(refused.code, ErrorCode::EscrowCorrupt);
-    assert_eq!(escrow.missed(VM).expect("remembered").failure, refused);
+    assert_eq!(escrow.missed(VM).expect("remembered"), refused);
     assert_eq!(escrow.list(VM).len(), 1, "the good one stays");
     keep(&escrow, 3, VersionReason::Stopped).await;
     assert!(escrow.missed(VM).is_none());

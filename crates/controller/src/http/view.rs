@@ -1,11 +1,14 @@
 //! From what is known to what is shown.
 
 use crate::app::App;
+use crate::escrow::keeper;
 use crate::hosts::HostRecord;
 use crate::tokens::TokenRecord;
 use crate::work;
 use crate::world::World;
-use fleetward_api::controller::{HostView, JobState, JobView, ProgressView, StepView, VmView};
+use fleetward_api::controller::{
+    EscrowView, HostView, JobState, JobView, ProgressView, StepView, VmView,
+};
 use fleetward_jobs::{Job, StepState};
 use fleetward_model::guardian::EXPIRY_WARNING;
 use fleetward_model::host::HostState;
@@ -19,6 +22,10 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         .as_ref()
         .is_some_and(|(_, kind)| kind.starts_with("vm-migrate"));
     let spec = vm.metadata.as_ref().map(|metadata| &metadata.spec);
+    let (escrow, escrow_age) = match escrow(world, vm) {
+        Some((escrow, age)) => (Some(escrow), age),
+        None => (None, None),
+    };
     VmView {
         name: vm.name.clone(),
         id: vm.id,
@@ -32,12 +39,42 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         firmware: vm.firmware,
         disks: vm.disks.clone(),
         tpm: vm.tpm.clone(),
+        escrow,
+        escrow_age,
         labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
         profile: spec.map(|spec| spec.profile),
         job: holder.map(|(job, _)| job),
         created: spec.map(|spec| spec.created),
         observed: vm.observed,
     }
+}
+
+/// The controller's copy of a VM's TPM, and for how long it may have been behind. None without a TPM.
+fn escrow(world: &World, vm: &VmObserved) -> Option<(EscrowView, Option<u64>)> {
+    if !vm.tpm.enabled || vm.metadata.is_none() {
+        return None;
+    }
+    let newest = world.escrow.newest(vm.id);
+    let current = newest.is_some() && !keeper::is_behind(world, vm);
+    let certain = newest.as_ref().map(|newest| match current {
+        // as new as the host's last word
+        true => {
+            let heard = world.inventory.seen(&vm.host).last_seen;
+            newest.made.max(heard.unwrap_or(vm.observed))
+        }
+        false => newest.made,
+    });
+    let age = certain.map(|at| {
+        let age = OffsetDateTime::now_utc() - at;
+        u64::try_from(age.whole_seconds()).unwrap_or(0)
+    });
+    let view = EscrowView {
+        version: newest.as_ref().map(|newest| newest.version),
+        made: newest.map(|newest| newest.made),
+        current,
+        failure: world.escrow.missed(vm.id),
+    };
+    Some((view, age))
 }
 
 /// A host of the fleet.
@@ -100,6 +137,7 @@ pub(super) fn invited(token: TokenRecord) -> HostView {
 /// A job.
 pub(super) fn job(job: Job) -> JobView {
     use fleetward_jobs::JobState as Inner;
+    let warnings = work::warnings(&job);
     let state = match job.state {
         Inner::Pending => JobState::Pending,
         Inner::Running => JobState::Running,
@@ -138,6 +176,7 @@ pub(super) fn job(job: Job) -> JobView {
             })
             .collect(),
         kind: job.kind,
+        warnings,
         failure: job.failure,
     }
 }

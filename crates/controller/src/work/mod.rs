@@ -6,6 +6,7 @@ mod guardian_grant;
 mod guardian_revoke;
 mod guardian_rotate;
 mod host_drain;
+mod take_escrow;
 mod vm_create;
 mod vm_delete;
 mod vm_migrate;
@@ -17,6 +18,7 @@ pub(crate) use guardian_rotate::{
     GuardianRotate, GuardianSettle, RotateInput, depending, may_rotate,
 };
 pub(crate) use host_drain::{DrainInput, HostDrain};
+pub(crate) use take_escrow::TakeEscrow;
 pub(crate) use vm_create::{CreateInput, VmCreate};
 pub(crate) use vm_delete::{DeleteInput, VmDelete};
 pub(crate) use vm_migrate::{MigrateInput, VmMigrate, VmMigrateStopped};
@@ -80,6 +82,13 @@ pub(crate) fn target(job: &Job) -> String {
             .map(str::to_owned)
     };
     text("name").or_else(|| text("host")).unwrap_or_default()
+}
+
+/// What went less well than the job's end says, step by step.
+pub(crate) fn warnings(job: &Job) -> Vec<String> {
+    let outputs = job.steps.iter().filter_map(|step| step.output.as_ref());
+    let warnings = outputs.filter_map(|output| output.get("warning")?.as_str());
+    warnings.map(str::to_owned).collect()
 }
 
 /// What an ended job reports.

@@ -1,9 +1,10 @@
 //! `vm-create`: image to the host, volumes, TPM, definition, and the first start where it was asked for.
 
 use super::vm_power::StartVm;
-use super::{OnVm, Reservation, vm_locks};
+use super::{OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::Operation;
+use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
@@ -55,6 +56,7 @@ impl JobKind for VmCreate {
             .step(CreateVolumes(self.0.clone()))
             .step(MakeTpm(self.0.clone()))
             .step(Define(self.0.clone()))
+            .check(TakeEscrow::new(self.0.clone(), VersionReason::Created))
             .step(FirstStart(StartVm(self.0.clone())))
     }
 }

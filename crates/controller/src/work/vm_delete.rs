@@ -1,8 +1,10 @@
 //! `vm-delete`: looks once more that the VM is stopped, and from then on only goes forward.
 
-use super::{OnVm, vm_locks};
+use super::take_escrow::Taken;
+use super::{OnVm, TakeEscrow, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::Operation;
+use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{JobKind, Step, StepContext, StepError, Steps, async_trait};
 use fleetward_model::transition::{Answer, Request, answer};
 use fleetward_model::vm::VmSpec;
@@ -45,6 +47,10 @@ impl JobKind for VmDelete {
     fn steps(&self) -> Steps<DeleteInput> {
         Steps::new()
             .check(SeeStopped(self.0.clone()))
+            .check(KeepLast(TakeEscrow::new(
+                self.0.clone(),
+                VersionReason::Deleted,
+            )))
             .forward(Undefine(self.0.clone()))
             .forward(RemoveTpm(self.0.clone()))
             .forward(DeleteVolumes(self.0.clone()))
@@ -70,6 +76,22 @@ impl Step<DeleteInput> for SeeStopped {
                 let what = format!("VM {} cannot be deleted", input.name);
                 Err(Failure::new(code, what).because(why).into())
             }
+        }
+    }
+}
+
+/// With `--keep-tpm-state`, the controller has it as it was in the end.
+struct KeepLast(TakeEscrow<DeleteInput>);
+
+#[async_trait]
+impl Step<DeleteInput> for KeepLast {
+    const NAME: &'static str = "escrow";
+    type Output = Taken;
+
+    async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<Taken, StepError> {
+        match cx.input().keep_tpm_state {
+            true => self.0.run(cx).await,
+            false => Ok(Taken::default()),
         }
     }
 }
@@ -135,6 +157,10 @@ impl Step<DeleteInput> for Forget {
 
     async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
         let input = cx.input();
+        if !input.keep_tpm_state {
+            let forgotten = self.0.escrow.forget(input.vm).await;
+            forgotten.map_err(StepError::retryable)?;
+        }
         let inventory = &self.0.inventory;
         inventory.observe(&input.host, input.vm, None);
         let written = inventory.flush(OffsetDateTime::now_utc()).await;

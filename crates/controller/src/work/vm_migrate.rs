@@ -1,7 +1,7 @@
 //! `vm-migrate` (running) and `vm-migrate-stopped`: the VM changes its host, or nothing has happened.
 //!
 //! ```text
-//!   check ─ grant ─ prepare-incoming ─ migrate-live │ hand-over ─ clean-up
+//!   check ─ grant ─ prepare-incoming ─ migrate-live │ hand-over ─ escrow ─ clean-up
 //!                                      send-stopped │
 //!                                                   └ point of no return
 //! ```
@@ -9,10 +9,11 @@
 //! judged by asking: while the source runs (or holds) the VM, the source wins and the arrival is removed; where it does not
 //! and the memory has arrived, there is only forward. The destination's copy runs only in `hand-over`.
 
-use super::{OnVm, vm_locks};
+use super::{OnVm, TakeEscrow, vm_locks};
 use crate::check::{AtHome, against};
 use crate::world::World;
 use fleetward_api::agent::{IncomingDisk, Operation, OperationResult, Peer, SourceState};
+use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::error::Class;
 use fleetward_model::guardian::TrustMode;
@@ -62,6 +63,7 @@ impl JobKind for VmMigrate {
             .step(PrepareIncoming(world()))
             .step(MigrateLive(world()))
             .forward(HandOver(world()))
+            .forward(arrived(world()))
             .forward(CleanUp(world()))
     }
 }
@@ -85,8 +87,14 @@ impl JobKind for VmMigrateStopped {
             .step(PrepareIncoming(world()))
             .step(SendStopped(world()))
             .forward(HandOver(world()))
+            .forward(arrived(world()))
             .forward(CleanUp(world()))
     }
+}
+
+/// Before the source's state is removed.
+fn arrived(world: Arc<World>) -> TakeEscrow<MigrateInput> {
+    TakeEscrow::on(world, VersionReason::Migrated, |input| &input.to)
 }
 
 /// Checks once more, now that nobody else can change the VM, and records what it is before anything is done to it.

@@ -1,8 +1,9 @@
 //! `vm-start` and `vm-stop`.
 
-use super::{OnVm, vm_locks};
+use super::{OnVm, TakeEscrow, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::Operation;
+use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::{HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,16 @@ pub(crate) struct StopInput {
     pub(crate) deadline_seconds: u32,
 }
 
+impl OnVm for StopInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.host
+    }
+}
+
 /// The kind. Nothing is taken back: a guest that was asked to shut down cannot be asked to forget it.
 pub(crate) struct VmStop(pub(crate) Arc<World>);
 
@@ -107,7 +118,9 @@ impl JobKind for VmStop {
     }
 
     fn steps(&self) -> Steps<StopInput> {
-        Steps::new().check(StopVm(self.0.clone()))
+        Steps::new()
+            .check(StopVm(self.0.clone()))
+            .check(TakeEscrow::new(self.0.clone(), VersionReason::Stopped))
     }
 }
 
