@@ -5,6 +5,7 @@
 //! | `protector.der` | the last good key protector, from before the TPM state is installed until the VM leaves |
 //! | `ek.der` | the EK certificate of a TPM that was made here |
 //! | `tpm-staged/` | a TPM that is made but not installed yet |
+//! | `tpm-next/` | a TPM that is proved and about to take the place of the one there is: a roll, a restore |
 //! | `transit.json` | while this copy is half of a migration: incoming, or departed |
 //! | `outgoing.json` | on the source, from the moment the VM's memory or files have left completely |
 //! | `committed.json` | after an arrival was committed: by which job |

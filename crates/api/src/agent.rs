@@ -19,6 +19,7 @@
 //! An operation runs on when the connection that started it breaks: asking for the same (job, VM, operation) again
 //! attaches to it, or starts it again where a restarted agent has forgotten it. Each operation is safe to repeat.
 
+use crate::tpm::TpmBundle;
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::HostFacts;
 use fleetward_model::vm::{VmMetadata, VmObserved, VmSpec, VolumeSource};
@@ -156,6 +157,22 @@ pub enum Operation {
     MakeTpm { recipients: Vec<EndorsedGuardian> },
     /// Removes the TPM state; with `keep`, moves it to the agent's history with its key protector.
     RemoveTpm { keep: bool },
+    /// Defines a stopped VM with the TPM that was made for it. Undone by `DetachTpm`.
+    AttachTpm,
+    /// Defines a stopped VM without its TPM, which stays on the disk. Undone by `AttachTpm`.
+    DetachTpm,
+    /// Moves the TPM of a VM that is defined without one into the agent's history; none is fine.
+    SetAsideTpm,
+    /// Encrypts a stopped VM's TPM under a new key for this host and `to`, beside the one there is. Answer `Protector`.
+    /// Undone by `AbandonTpm`.
+    PrepareRoll { to: Vec<EndorsedGuardian> },
+    /// Proves that a kept version is the VM's and opens here, and lays it ready. Answer `Protector`. Undone by `AbandonTpm`.
+    PrepareRestore { bundle: Box<TpmBundle> },
+    /// From here on forward only: puts what was prepared, with that key protector, in place; what was there goes into the
+    /// history.
+    CommitTpm { key_protector: String },
+    /// Drops what was prepared.
+    AbandonTpm,
     /// Defines the domain. Undone by `Undefine`.
     Define { metadata: Box<VmMetadata> },
     /// Removes the definition and the UEFI variables of a stopped VM.
@@ -210,6 +227,13 @@ impl Operation {
             Self::DeleteVolumes { .. } => "delete-volumes",
             Self::MakeTpm { .. } => "make-tpm",
             Self::RemoveTpm { .. } => "remove-tpm",
+            Self::AttachTpm => "attach-tpm",
+            Self::DetachTpm => "detach-tpm",
+            Self::SetAsideTpm => "set-aside-tpm",
+            Self::PrepareRoll { .. } => "prepare-roll",
+            Self::PrepareRestore { .. } => "prepare-restore",
+            Self::CommitTpm { .. } => "commit-tpm",
+            Self::AbandonTpm => "abandon-tpm",
             Self::Define { .. } => "define",
             Self::Undefine => "undefine",
             Self::Start => "start",

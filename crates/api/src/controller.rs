@@ -95,6 +95,11 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("POST", "/v1/vms/{vm}/start", Role::Operator),
     endpoint("POST", "/v1/vms/{vm}/stop", Role::Operator),
     endpoint("POST", "/v1/vms/{vm}/migrate", Role::Operator),
+    endpoint("POST", "/v1/vms/{vm}/tpm/enable", Role::Operator),
+    endpoint("POST", "/v1/vms/{vm}/tpm/disable", Role::Operator),
+    endpoint("POST", "/v1/vms/{vm}/tpm/restore", Role::Operator),
+    endpoint("POST", "/v1/vms/{vm}/tpm/roll", Role::Operator),
+    endpoint("GET", "/v1/vms/{vm}/tpm/history", Role::Viewer),
     endpoint("GET", "/v1/vms/{vm}/console", Role::Operator),
     endpoint("GET", "/v1/check", Role::Viewer),
     endpoint("GET", "/v1/job-kinds", Role::Viewer),
@@ -338,6 +343,21 @@ pub struct StopRequest {
 
 fn two_minutes() -> u32 {
     120
+}
+
+/// `POST /v1/vms/{vm}/tpm/enable`, `disable`, `restore` and `roll`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TpmRequest {
+    /// A running VM is asked to shut down, and started again afterwards. Its power is never cut.
+    #[serde(default)]
+    pub stop_and_restart: bool,
+    /// Seconds the guest gets for that, 1 to 3,600.
+    #[serde(default = "two_minutes")]
+    pub deadline_seconds: u32,
+    /// `restore` only: the version of `tpm history`; none: the newest, for a VM whose TPM is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
 }
 
 /// `POST /v1/vms/{vm}/migrate`.

@@ -128,6 +128,9 @@ pub enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// TPMs of VMs: on, off, brought back, given a new key
+    #[command(subcommand)]
+    Tpm(TpmCommand),
     /// Whether VMs can move to hosts, and what stands in the way
     ///
     /// Without arguments: all VMs against all hosts. With a VM: that VM against all hosts. With a VM and --to: every
@@ -380,6 +383,84 @@ pub struct CheckArgs {
     /// Checks a move while the VM is stopped
     #[arg(long)]
     pub offline: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TpmCommand {
+    /// Gives VMs a new TPM
+    ///
+    /// What a former TPM of a VM had sealed stays closed to the new one: `tpm restore` brings the former one back.
+    Enable(TpmChange),
+    /// Takes the TPM from VMs; it is kept, and `tpm restore` brings it back
+    Disable(TpmChange),
+    /// Encrypts the TPM of VMs under a new key
+    Roll(TpmChange),
+    /// Brings back a kept version of a VM's TPM
+    Restore {
+        name: VmName,
+        /// A version of `tpm history`; by default the newest, for a VM whose TPM is off
+        #[arg(long = "version", value_name = "V")]
+        version: Option<u64>,
+        #[command(flatten)]
+        how: TpmHow,
+    },
+    /// Shows VMs with the state of their TPM
+    Status {
+        /// All VMs, if none is named
+        names: Vec<VmName>,
+    },
+    /// Lists the kept versions of a VM's TPM
+    History { name: VmName },
+}
+
+#[derive(Debug, Args)]
+pub struct TpmChange {
+    #[command(flatten)]
+    pub which: Which,
+    /// Says what would happen, and changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// VMs worked on at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_parallel)]
+    pub parallel: usize,
+    #[command(flatten)]
+    pub how: TpmHow,
+}
+
+/// VMs by name or by what they have in common.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct Which {
+    #[arg(conflicts_with_all = ["all", "host", "labels"])]
+    pub names: Vec<VmName>,
+    /// All VMs of the fleet
+    #[arg(long, conflicts_with_all = ["host", "labels"])]
+    pub all: bool,
+    /// All VMs on this host
+    #[arg(long)]
+    pub host: Option<HostName>,
+    /// All VMs with this label; several: with all of them
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub labels: Vec<(LabelKey, String)>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct TpmHow {
+    /// Asks running guests to shut down, and starts them again afterwards; their power is never cut
+    #[arg(long)]
+    pub stop_and_restart: bool,
+    /// How long a guest gets to shut down
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
+    pub deadline: Duration,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+fn parse_parallel(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|parallel| (1..=64).contains(parallel))
+        .ok_or_else(|| "1 to 64".to_owned())
 }
 
 #[derive(Debug, Subcommand)]

@@ -77,6 +77,20 @@ pub(crate) async fn run<R>(
 where
     R: Future<Output = Result<Accepted, Failure>>,
 {
+    run_at_once(context, names, AT_ONCE, words, request).await
+}
+
+/// The same, with at most `at_once` of them under way.
+pub(crate) async fn run_at_once<R>(
+    context: &Context,
+    names: Vec<VmName>,
+    at_once: usize,
+    words: Words<'_>,
+    request: impl Fn(VmName) -> R,
+) -> Result<Exit, Stop>
+where
+    R: Future<Output = Result<Accepted, Failure>>,
+{
     let names = without_repetitions(names);
     let alone = names.len() == 1;
     let interrupt = interrupt::on_ctrl_c();
@@ -92,7 +106,13 @@ where
                 Ok(Accepted { job: None }) => End::Already,
                 Ok(Accepted { job: Some(job) }) => {
                     let (controller, progress) = (&context.controller, &context.progress);
-                    match wait::for_job(controller, progress, interrupt, name.as_str(), job).await {
+                    let ended = if alone {
+                        wait::for_job(controller, progress, interrupt, name.as_str(), job).await
+                    } else {
+                        wait::for_one_of_many(controller, progress, interrupt, name.as_str(), job)
+                            .await
+                    };
+                    match ended {
                         Ok(view) => End::Done(Box::new(view)),
                         Err(Stop::Failure(failure)) => End::Failed(failure),
                         Err(_) => End::Left(job),
@@ -104,7 +124,7 @@ where
     };
     let mut ends = stream::iter(names.into_iter().enumerate())
         .map(one)
-        .buffer_unordered(AT_ONCE);
+        .buffer_unordered(at_once);
 
     let mut entries = Vec::new();
     let mut left = Vec::new();
@@ -176,6 +196,32 @@ where
         context.output.document(&jobs, String::new)?;
     }
     Ok(if failed { Exit::SomeFailed } else { Exit::Done })
+}
+
+/// What would happen to each VM, with the reason where nothing would: the same report, nothing done.
+pub(crate) fn dry_run(
+    context: &Context,
+    found: Vec<(VmName, Result<String, Failure>)>,
+) -> Result<Exit, Stop> {
+    let mut results = Vec::new();
+    for (vm, would) in found {
+        let entry = Entry {
+            vm,
+            outcome: Outcome::Skipped,
+            code: would.as_ref().err().map(|failure| failure.code),
+            message: Some(would.unwrap_or_else(|failure| short(&failure))),
+            job: None,
+            result: None,
+        };
+        tell(context, &entry, false)?;
+        results.push(entry);
+    }
+    let summary = summary_of(&results);
+    if !context.output.is_table() {
+        let report = Report { results, summary };
+        context.output.document(&report, String::new)?;
+    }
+    Ok(Exit::Done)
 }
 
 #[derive(Debug, Serialize)]

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use fleetward_api::controller::{
     Accepted, AdminReply, AdminRequest, AuditVerdict, CheckView, GrantAnswer, GrantRequest,
     GuardianView, HostView, ImageView, JobKindView, JobView, MigrateRequest, RebuildView,
-    RevokeRequest, RotateRequest, Status, StopRequest, TokenRequest, TokenView, VmCreateRequest,
-    VmView,
+    RevokeRequest, RotateRequest, Status, StopRequest, TokenRequest, TokenView, TpmRequest,
+    VmCreateRequest, VmView,
 };
+use fleetward_api::tpm::TpmVersion;
 use fleetward_link::client::{Client, ClientError, Lines, Response, UpgradedIo};
 use fleetward_link::{ClientTls, Credential, DialError, FleetTrust, Identity, LiveCredential};
 use fleetward_model::{ErrorCode, Failure, HostName, ImageName, JobId, VmName};
@@ -155,6 +156,21 @@ impl Controller {
         request: &StopRequest,
     ) -> Result<Accepted, Failure> {
         self.post(&format!("/v1/vms/{name}/stop"), request).await
+    }
+
+    /// `change` is `enable`, `disable`, `restore` or `roll`.
+    pub(crate) async fn change_tpm(
+        &self,
+        name: &VmName,
+        change: &str,
+        request: &TpmRequest,
+    ) -> Result<Accepted, Failure> {
+        self.post(&format!("/v1/vms/{name}/tpm/{change}"), request)
+            .await
+    }
+
+    pub(crate) async fn tpm_history(&self, name: &VmName) -> Result<Vec<TpmVersion>, Failure> {
+        self.get(&format!("/v1/vms/{name}/tpm/history")).await
     }
 
     pub(crate) async fn migrate_vm(

@@ -95,6 +95,69 @@ pub(crate) fn confirm_remove_host(name: &impl Display) -> String {
     )
 }
 
+pub(crate) const TPM_ENABLED: &str = "TPM enabled";
+pub(crate) const TPM_ENABLED_ALREADY: &str = "has a TPM already";
+pub(crate) const TPM_DISABLED: &str = "TPM disabled, and kept in the history";
+pub(crate) const TPM_DISABLED_ALREADY: &str = "has no TPM";
+pub(crate) const TPM_ROLLED: &str = "TPM key replaced";
+
+pub(crate) fn tpm_restored(version: Option<u64>) -> String {
+    match version {
+        Some(version) => format!("version {version} of the TPM brought back"),
+        None => "TPM brought back".to_owned(),
+    }
+}
+
+pub(crate) fn taken_back_later(job: JobId, waiting: Option<&str>) -> String {
+    format!(
+        "{}; job {job} takes back what it had begun as soon as it can",
+        waiting.unwrap_or("its host does not answer")
+    )
+}
+
+pub(crate) fn with_warnings(done: String, warnings: &[String]) -> String {
+    let mut text = done;
+    for warning in warnings {
+        text.push_str("; warning: ");
+        text.push_str(warning);
+    }
+    text
+}
+
+fn some_vms(names: &[VmName]) -> String {
+    match names {
+        [name] => format!("VM {name}"),
+        names => format!(
+            "{} VMs ({}{})",
+            names.len(),
+            names
+                .iter()
+                .take(5)
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
+            if names.len() > 5 { ", ..." } else { "" }
+        ),
+    }
+}
+
+pub(crate) fn confirm_disable_tpm(names: &[VmName]) -> String {
+    format!(
+        "Take the TPM from {}? What hangs on it will not open until `tpm restore` brings it back: BitLocker asks for its \
+         recovery key, LUKS volumes and other sealed keys stay closed. Continue?",
+        some_vms(names)
+    )
+}
+
+pub(crate) fn confirm_new_tpm(names: &[VmName]) -> String {
+    format!(
+        "{} had a TPM before. A new TPM cannot open what the former one had sealed: BitLocker will ask for its recovery \
+         key, LUKS volumes and other sealed secrets are lost to it. `fleetward tpm restore NAME` brings the former one \
+         back. Give a new one all the same?",
+        some_vms(names)
+    )
+}
+
 pub(crate) fn confirm_delete_image(name: &impl Display) -> String {
     format!("Delete image {name}?")
 }

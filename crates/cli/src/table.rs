@@ -5,6 +5,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use fleetward_api::controller::{
     CheckView, GuardianView, HostView, ImageView, JobKindView, JobView, Status, StepView, VmView,
 };
+use fleetward_api::tpm::TpmVersion;
 use fleetward_model::guardian::CertificateRole;
 use fleetward_model::{ByteSize, ErrorCode, GuardianId, HostName, JobId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -142,6 +143,49 @@ pub(crate) fn vms(vms: &[VmView]) -> String {
             },
             labels(vm),
             short(&vm.id.to_string()),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn tpms(vms: &[VmView]) -> String {
+    let mut table = Rows::new(&[
+        "NAME",
+        "STATE",
+        "HOST",
+        "TPM",
+        "KEY",
+        "OWNER",
+        ">GUARDIANS",
+        "EK CERTIFICATE",
+    ]);
+    for vm in vms {
+        let text = |id: Option<String>| id.map_or_else(|| NONE.to_owned(), |id| short(&id));
+        table.add([
+            vm.name.to_string(),
+            vm.state.to_string(),
+            vm.host.to_string(),
+            tpm_word(vm).to_owned(),
+            text(vm.tpm.key_id.map(|id| id.to_string())),
+            text(vm.tpm.owner.as_ref().map(ToString::to_string)),
+            vm.tpm.guardians.len().to_string(),
+            text(vm.tpm.ek_certificate.clone()),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn tpm_versions(versions: &[TpmVersion]) -> String {
+    let mut table = Rows::new(&[">VERSION", "MADE", "BY", "WHY", ">SIZE", "KEY", "HOST"]);
+    for version in versions {
+        table.add([
+            version.version.to_string(),
+            version.made.format(&Rfc3339).unwrap_or_default(),
+            version.by.clone(),
+            version.why.to_string(),
+            ByteSize(version.size_bytes).to_string(),
+            short(&version.key_id.to_string()),
+            version.host.to_string(),
         ]);
     }
     table.text()

@@ -28,13 +28,53 @@ pub(crate) async fn for_job(
 ) -> Result<JobView, Stop> {
     let task = progress.task(name);
     let ended = tokio::select! {
-        ended = follow(controller, progress, &task, job) => ended?,
+        ended = follow(controller, progress, &task, job, Until::Ended) => ended?,
         () = interrupt.cancelled() => return Err(Stop::Interrupted(vec![job])),
     };
     drop(task);
     match ended.state {
         JobState::Done => Ok(ended),
         _ => Err(failure_of(ended).into()),
+    }
+}
+
+/// The same for one of many: a job that has failed and cannot even be taken back now, because its host is away, does not
+/// hold up the others. It is taken back when the host returns.
+pub(crate) async fn for_one_of_many(
+    controller: &Controller,
+    progress: &Progress,
+    interrupt: &CancellationToken,
+    name: &str,
+    job: JobId,
+) -> Result<JobView, Stop> {
+    let task = progress.task(name);
+    let seen = tokio::select! {
+        seen = follow(controller, progress, &task, job, Until::Stuck) => seen?,
+        () = interrupt.cancelled() => return Err(Stop::Interrupted(vec![job])),
+    };
+    drop(task);
+    match seen.state {
+        JobState::Done => Ok(seen),
+        JobState::Undoing => {
+            let because = messages::taken_back_later(job, seen.waiting.as_deref());
+            Err(failure_of(seen).because(because).into())
+        }
+        JobState::Pending | JobState::Running | JobState::Undone => Err(failure_of(seen).into()),
+    }
+}
+
+/// How far a job is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Ended,
+    /// Or on its way back and waiting.
+    Stuck,
+}
+
+impl Until {
+    fn is_reached(self, view: &JobView) -> bool {
+        let stuck = view.state == JobState::Undoing && view.waiting.is_some();
+        view.state.has_ended() || (self == Self::Stuck && stuck)
     }
 }
 
@@ -59,11 +99,12 @@ async fn follow(
     progress: &Progress,
     task: &Task,
     job: JobId,
+    until: Until,
 ) -> Result<JobView, Failure> {
     let mut heard = Instant::now();
     let mut told = false;
     loop {
-        let lost = match listen(controller, task, job, &mut heard).await {
+        let lost = match listen(controller, task, job, until, &mut heard).await {
             Ok(Some(ended)) => return Ok(ended),
             Ok(None) => None,
             Err(failure) if failure.code.class() == Class::Unreachable => Some(failure),
@@ -87,13 +128,14 @@ async fn listen(
     controller: &Controller,
     task: &Task,
     job: JobId,
+    until: Until,
     heard: &mut Instant,
 ) -> Result<Option<JobView>, Failure> {
     let mut events = controller.job_events(job).await?;
     while let Some(view) = events.next().await? {
         *heard = Instant::now();
         task.job(&view);
-        if view.state.has_ended() {
+        if until.is_reached(&view) {
             return Ok(Some(view));
         }
     }

@@ -120,7 +120,7 @@ impl Task<'_> {
         Ok(OperationResult::Nothing)
     }
 
-    fn current_protector(&self, metadata: &VmMetadata) -> Result<KeyProtector> {
+    pub(super) fn current_protector(&self, metadata: &VmMetadata) -> Result<KeyProtector> {
         let text = metadata.key_protector.as_deref().ok_or_else(|| {
             Failure::new(
                 ErrorCode::KeyProtectorUnreadable,

@@ -9,7 +9,7 @@
 //! ```
 //! Every operation, and every operation that undoes another, may be repeated, and may be repeated after a crash at any of
 //! its lines: it looks at what is there, not at what it remembers having done. [`table`] owns the turns, the other modules
-//! own what is done: [`create`] volumes and definitions, [`tpm`] TPMs, [`power`] starting and stopping, [`grant`] key
+//! own what is done: [`create`] volumes and definitions, [`tpm`] and [`tpm_change`] TPMs, [`power`] starting and stopping, [`grant`] key
 //! protectors, [`incoming`] and [`outgoing`] the two sides of a migration, [`send`] the files of a stopped VM.
 
 mod create;
@@ -20,6 +20,7 @@ mod power;
 mod send;
 pub(crate) mod table;
 mod tpm;
+mod tpm_change;
 
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
@@ -52,6 +53,13 @@ impl Task<'_> {
             Operation::MakeTpm { recipients } => self.make_tpm(recipients).await,
             Operation::RemoveTpm { keep } => self.remove_tpm(*keep).await,
             Operation::Define { metadata } => self.define(metadata).await,
+            Operation::AttachTpm => self.attach_tpm().await,
+            Operation::DetachTpm => self.detach_tpm().await,
+            Operation::SetAsideTpm => self.set_aside_tpm().await,
+            Operation::PrepareRoll { to } => self.prepare_roll(to).await,
+            Operation::PrepareRestore { bundle } => self.prepare_restore(bundle).await,
+            Operation::CommitTpm { key_protector } => self.commit_tpm(key_protector).await,
+            Operation::AbandonTpm => self.abandon_tpm().await,
             Operation::Undefine => self.undefine().await,
             Operation::Start => self.start().await,
             Operation::Stop {

@@ -32,6 +32,10 @@ impl Task<'_> {
             }
             DomainState::Stopped(_) => {}
         }
+        let metadata = match domain.tpm {
+            true => self.settle_tpm(metadata).await?,
+            false => metadata,
+        };
         self.boot(&metadata, domain.tpm).await?;
         Ok(OperationResult::Nothing)
     }

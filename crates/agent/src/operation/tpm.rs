@@ -117,7 +117,7 @@ impl Task<'_> {
             .attempt(|| format!("putting the TPM of VM {} in place", self.vm))
     }
 
-    async fn tpm_state_present(&self) -> Result<bool> {
+    pub(super) async fn tpm_state_present(&self) -> Result<bool> {
         self.host
             .tpms
             .state(self.vm)
@@ -163,7 +163,7 @@ impl Task<'_> {
         Ok(OperationResult::Nothing)
     }
 
-    async fn keep_in_history(&self, protector: Option<&[u8]>) -> Result<()> {
+    pub(super) async fn keep_in_history(&self, protector: Option<&[u8]>) -> Result<()> {
         let state = self
             .host
             .tpms

@@ -10,6 +10,7 @@ mod host;
 mod image;
 mod job;
 mod local;
+mod tpm;
 mod vm;
 
 use crate::args::{Command, ControllerCommand, Global};
@@ -51,6 +52,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit, Sto
         Command::Host(command) => host::run(context, command).await,
         Command::Image(command) => image::run(context, command).await,
         Command::Vm(command) => vm::run(context, command).await,
+        Command::Tpm(command) => tpm::run(context, command).await,
         Command::Check(args) => check::run(context, args).await,
         Command::Job(command) => job::run(context, command).await,
         Command::Audit(args) => audit::run(context, args).await,

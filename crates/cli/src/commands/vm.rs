@@ -198,7 +198,7 @@ async fn attach(context: &Context, name: &VmName) -> Result<Exit, Stop> {
     Ok(Exit::Done)
 }
 
-fn seconds(deadline: Duration) -> Result<u32, Failure> {
+pub(super) fn seconds(deadline: Duration) -> Result<u32, Failure> {
     u32::try_from(deadline.as_secs())
         .ok()
         .filter(|seconds| (1..=3600).contains(seconds))

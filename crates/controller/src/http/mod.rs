@@ -16,6 +16,7 @@ mod jobs;
 mod metrics;
 mod openapi;
 mod refusal;
+mod tpm;
 mod view;
 mod vms;
 
@@ -78,6 +79,11 @@ fn handler(endpoint: &Endpoint) -> MethodRouter<App> {
         ("POST", "/v1/vms/{vm}/start") => post(vms::vm_start),
         ("POST", "/v1/vms/{vm}/stop") => post(vms::vm_stop),
         ("POST", "/v1/vms/{vm}/migrate") => post(vms::vm_migrate),
+        ("POST", "/v1/vms/{vm}/tpm/enable") => post(tpm::tpm_enable),
+        ("POST", "/v1/vms/{vm}/tpm/disable") => post(tpm::tpm_disable),
+        ("POST", "/v1/vms/{vm}/tpm/restore") => post(tpm::tpm_restore),
+        ("POST", "/v1/vms/{vm}/tpm/roll") => post(tpm::tpm_roll),
+        ("GET", "/v1/vms/{vm}/tpm/history") => get(tpm::tpm_history),
         ("GET", "/v1/vms/{vm}/console") => get(console::vm_console),
         ("GET", "/v1/check") => get(vms::check),
         ("GET", "/v1/job-kinds") => get(jobs::job_kinds),

@@ -1,6 +1,6 @@
 //! The API's description, generated from the handlers; `docs/openapi.json` is a copy that a test compares.
 
-use super::{audit, console, fleet, grants, guardians, hosts, images, jobs, metrics, vms};
+use super::{audit, console, fleet, grants, guardians, hosts, images, jobs, metrics, tpm, vms};
 use axum::Json;
 use fleetward_api::controller::{Access, ENDPOINTS};
 use fleetward_model::Failure;
@@ -37,6 +37,11 @@ use utoipa::OpenApi;
         vms::vm_stop,
         vms::vm_migrate,
         vms::check,
+        tpm::tpm_enable,
+        tpm::tpm_disable,
+        tpm::tpm_restore,
+        tpm::tpm_roll,
+        tpm::tpm_history,
         console::vm_console,
         jobs::job_kinds,
         jobs::job_list,

@@ -291,7 +291,7 @@ async fn decide(app: &App, vm: &VmObserved, request: Request) -> Result<Option<R
     }
 }
 
-async fn submit<K: JobKind>(
+pub(super) async fn submit<K: JobKind>(
     app: &App,
     vm: &VmObserved,
     peer: &Peer,
@@ -304,7 +304,7 @@ async fn submit<K: JobKind>(
     }
 }
 
-fn busy(vm: &VmObserved, job: JobId) -> Failure {
+pub(super) fn busy(vm: &VmObserved, job: JobId) -> Failure {
     Failure::new(
         ErrorCode::VmBusy,
         format!("job {job} works on VM {}", vm.name),
@@ -314,7 +314,7 @@ fn busy(vm: &VmObserved, job: JobId) -> Failure {
     ))
 }
 
-fn accepted(job: Option<JobId>) -> Response {
+pub(super) fn accepted(job: Option<JobId>) -> Response {
     let status = if job.is_some() {
         StatusCode::ACCEPTED
     } else {

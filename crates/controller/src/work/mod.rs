@@ -7,6 +7,7 @@ mod guardian_revoke;
 mod guardian_rotate;
 mod host_drain;
 mod take_escrow;
+mod tpm;
 mod vm_create;
 mod vm_delete;
 mod vm_migrate;
@@ -19,6 +20,7 @@ pub(crate) use guardian_rotate::{
 };
 pub(crate) use host_drain::{DrainInput, HostDrain};
 pub(crate) use take_escrow::TakeEscrow;
+pub(crate) use tpm::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
 pub(crate) use vm_create::{CreateInput, VmCreate};
 pub(crate) use vm_delete::{DeleteInput, VmDelete};
 pub(crate) use vm_migrate::{MigrateInput, VmMigrate, VmMigrateStopped};
@@ -47,6 +49,10 @@ pub(crate) fn registry(world: &Arc<World>) -> Registry {
         .with(GuardianRevoke(world.clone()))
         .with(GuardianRotate(world.clone()))
         .with(GuardianSettle(world.clone()))
+        .with(TpmEnable(world.clone()))
+        .with(TpmDisable(world.clone()))
+        .with(TpmRestore(world.clone()))
+        .with(TpmRoll(world.clone()))
 }
 
 /// Input of a job on one VM at one host.
@@ -97,6 +103,7 @@ pub(crate) fn result(job: &Job) -> Option<serde_json::Value> {
     match job.kind.as_str() {
         VmCreate::NAME => vm_create::result(job),
         VmMigrate::NAME | VmMigrateStopped::NAME => vm_migrate::result(job),
+        TpmEnable::NAME | TpmDisable::NAME | TpmRestore::NAME | TpmRoll::NAME => tpm::result(job),
         HostDrain::NAME => host_drain::result(job),
         GuardianGrant::NAME => guardian_grant::result(job),
         GuardianRevoke::NAME => guardian_revoke::result(job),

@@ -277,6 +277,23 @@ impl Inner {
             Operation::RemoveTpm { .. } => {
                 self.tpms.remove(&vm);
             }
+            Operation::AttachTpm | Operation::DetachTpm => {
+                if let Some(found) = self.vms.get_mut(&vm) {
+                    found.metadata.spec.tpm = matches!(operation, Operation::AttachTpm);
+                }
+            }
+            Operation::SetAsideTpm => {
+                if self.vms.get(&vm).is_some_and(|vm| vm.metadata.spec.tpm) {
+                    return refuse(ErrorCode::VmStateWrong, "its TPM is in use");
+                }
+                self.tpms.remove(&vm);
+            }
+            Operation::PrepareRoll { .. } | Operation::PrepareRestore { .. } => {
+                return Ok(OperationResult::Protector {
+                    key_protector: "cm9sbGVk".into(),
+                });
+            }
+            Operation::CommitTpm { .. } | Operation::AbandonTpm => {}
             Operation::Define { metadata } => {
                 let vm_there = FakeVm {
                     metadata: *metadata,

@@ -13,6 +13,7 @@ mod migration;
 mod points;
 mod scenario;
 mod subject;
+mod tpm;
 
 use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::Fleet;
@@ -21,7 +22,12 @@ use scenario::Scenario;
 use std::process::ExitCode;
 
 /// One table a subject, walked in this order.
-const TABLES: &[&[Scenario]] = &[life::SCENARIOS, migration::SCENARIOS, keys::SCENARIOS];
+const TABLES: &[&[Scenario]] = &[
+    life::SCENARIOS,
+    migration::SCENARIOS,
+    keys::SCENARIOS,
+    tpm::SCENARIOS,
+];
 
 /// Kinds of jobs without a scenario, and why.
 const EXEMPT: &[(&str, &str)] = &[

@@ -1,0 +1,367 @@
+//! The TPM of a VM that exists: switched on and off, its key replaced, an earlier version brought back.
+//!
+//! ```text
+//!  off ── MakeTpm ── AttachTpm ──► on ── DetachTpm ── SetAsideTpm (history) ──► off
+//!  PrepareRoll | PrepareRestore ──► tpm-next/ {state, protector} proved ── CommitTpm ──► in place
+//! ```
+//! What replaces a TPM is made and proved beside it first. [`commit`](Task::commit_tpm) then swaps the state by a rename and
+//! the key protector after it; between the two, `tpm-next` still holds the key protector that opens what is in place, so a
+//! crash anywhere leaves the old TPM or the new one whole. All of it is for stopped VMs only.
+
+use super::Task;
+use crate::durable;
+use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::keyring::{admit, parse_protector_der};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use fleetward_api::agent::OperationResult;
+use fleetward_api::tpm::TpmBundle;
+use fleetward_hypervisor::SecretText;
+use fleetward_model::guardian::EndorsedGuardian;
+use fleetward_model::vm::VmMetadata;
+use fleetward_model::{ErrorCode, Failure};
+use fleetward_protector::ExpiredAllowed;
+use fleetward_protector_open::TpmKey;
+use sha2::{Digest, Sha256};
+use std::path::PathBuf;
+
+/// A TPM that is proved and waits to be put in place.
+struct NextTpm {
+    state: Vec<u8>,
+    protector: Vec<u8>,
+    ek_certificate: Option<Vec<u8>>,
+    /// SHA-256 of the state it was made from; none when it does not depend on what is in place.
+    base: Option<String>,
+}
+
+impl Task<'_> {
+    /// Defines the VM with the TPM that was made for it.
+    pub(super) async fn attach_tpm(&self) -> Result<OperationResult> {
+        self.require_stopped().await?;
+        self.require_whole()?;
+        let (_, mut metadata) = self.managed().await?;
+        let missing = |because: &str| {
+            Trouble::refuse(
+                ErrorCode::TpmStateMissing,
+                format!("VM {}", metadata.spec.name),
+                because,
+            )
+        };
+        let protector = self
+            .record
+            .protector()?
+            .ok_or_else(|| missing("no TPM has been made for it"))?;
+        if !self.tpm_state_present().await? {
+            return Err(missing("there is no TPM state on this host"));
+        }
+        metadata.key_protector = Some(STANDARD.encode(&protector));
+        metadata.ek_certificate = self
+            .record
+            .ek_certificate()?
+            .map(|der| STANDARD.encode(der));
+        metadata.spec.tpm = true;
+        metadata.generation = self.generation;
+        self.define_domain(metadata).await?;
+        Ok(OperationResult::Nothing)
+    }
+
+    /// Defines the VM without a TPM; state and key protector stay where they are.
+    pub(super) async fn detach_tpm(&self) -> Result<OperationResult> {
+        self.require_stopped().await?;
+        self.require_whole()?;
+        let (_, mut metadata) = self.managed().await?;
+        if metadata.spec.tpm
+            && let Some(text) = &metadata.key_protector
+        {
+            // Attaching it again needs the protector that is in use, not an older one.
+            let der = STANDARD.decode(text).unwrap_or_default();
+            parse_protector_der(&der, self.vm)?;
+            self.record.keep_protector(&der)?;
+            if let Some(ek) = metadata
+                .ek_certificate
+                .as_deref()
+                .and_then(|text| STANDARD.decode(text).ok())
+            {
+                self.record.keep_ek_certificate(&ek)?;
+            }
+        }
+        metadata.spec.tpm = false;
+        metadata.key_protector = None;
+        metadata.ek_certificate = None;
+        metadata.generation = self.generation;
+        self.define_domain(metadata).await?;
+        self.drop_secret().await?;
+        Ok(OperationResult::Nothing)
+    }
+
+    /// Moves the TPM of a VM that is defined without one into the history.
+    pub(super) async fn set_aside_tpm(&self) -> Result<OperationResult> {
+        let (_, metadata) = self.managed().await?;
+        if metadata.spec.tpm {
+            return Err(self.wrong_state("its definition has a TPM, which is in use"));
+        }
+        self.remove_tpm(true).await
+    }
+
+    /// Encrypts the state under a new key, wrapped for this host and for `to`.
+    pub(super) async fn prepare_roll(&self, to: &[EndorsedGuardian]) -> Result<OperationResult> {
+        self.require_stopped().await?;
+        self.require_whole()?;
+        let (_, metadata) = self.managed().await?;
+        let recipients = admit(
+            to,
+            &self.host.authority,
+            &metadata.spec.group,
+            &ExpiredAllowed::none(),
+        )?;
+        let current = self.current_protector(&metadata)?;
+        let purpose = self.purpose("the TPM key is replaced");
+        let old = self.host.keyring.open_secret(&current, self.vm, &purpose)?;
+        let key = TpmKey::generate()
+            .map_err(|error| Failure::new(ErrorCode::Internal, "a new TPM key").because(error))?;
+        let protector = self
+            .host
+            .keyring
+            .seal(self.vm, &key, &recipients, &purpose)?;
+        let new = SecretText::new(key.expose_base64());
+        let before = self.read_tpm_state().await?;
+        self.progress(0, 0, "encrypting the TPM under its new key");
+        let state = self.reencrypt(&before, &old, &new).await?;
+        self.keep_next(&NextTpm {
+            state,
+            protector: protector.der().to_vec(),
+            ek_certificate: None,
+            base: Some(digest(&before)),
+        })?;
+        Ok(OperationResult::Protector {
+            key_protector: protector.to_base64(),
+        })
+    }
+
+    /// Proves that a kept version is of this VM and opens here, and lays it ready.
+    pub(super) async fn prepare_restore(&self, bundle: &TpmBundle) -> Result<OperationResult> {
+        self.require_stopped().await?;
+        self.require_whole()?;
+        let (_, metadata) = self.managed().await?;
+        let what = || format!("the kept TPM of VM {}", metadata.spec.name);
+        let parts = bundle.check().map_err(|problem| {
+            Trouble::refuse(ErrorCode::EscrowCorrupt, what(), problem.to_string())
+        })?;
+        if bundle.vm != self.vm {
+            return Err(Trouble::refuse(
+                ErrorCode::EscrowCorrupt,
+                what(),
+                format!("it is of VM {}", bundle.vm),
+            ));
+        }
+        let protector = parse_protector_der(&parts.key_protector, self.vm)?;
+        let purpose = self.purpose("an earlier version of the TPM is brought back");
+        let secret = self
+            .host
+            .keyring
+            .open_secret(&protector, self.vm, &purpose)?;
+        self.host
+            .tpms
+            .prove_state(&parts.state, &secret)
+            .await
+            .attempt(what)?;
+        self.keep_next(&NextTpm {
+            state: parts.state,
+            protector: parts.key_protector,
+            ek_certificate: parts.ek_certificate,
+            base: None,
+        })?;
+        Ok(OperationResult::Protector {
+            key_protector: protector.to_base64(),
+        })
+    }
+
+    /// Puts what was prepared in place; what was there goes into the history first.
+    pub(super) async fn commit_tpm(&self, key_protector: &str) -> Result<OperationResult> {
+        self.require_stopped().await?;
+        self.require_whole()?;
+        let (_, metadata) = self.managed().await?;
+        let Some(next) = self.next()? else {
+            // An earlier attempt came to the end, or there is nothing to come to an end.
+            return match metadata.key_protector.as_deref() == Some(key_protector) {
+                true => Ok(OperationResult::Nothing),
+                false => Err(self.wrong_state("the TPM that was prepared is not there any more")),
+            };
+        };
+        let in_place = match self.tpm_state_present().await? {
+            true => Some(self.read_tpm_state().await?),
+            false => None,
+        };
+        let next = self
+            .brought_up_to_date(&metadata, next, in_place.as_deref())
+            .await?;
+        if in_place.as_deref() != Some(next.state.as_slice()) {
+            if in_place.is_some() {
+                let current = match &metadata.key_protector {
+                    Some(text) => STANDARD.decode(text).ok(),
+                    None => self.record.protector()?,
+                };
+                self.keep_in_history(current.as_deref()).await?;
+            }
+            self.host
+                .tpms
+                .replace_state(self.vm, &next.state)
+                .await
+                .attempt(|| format!("putting the TPM of VM {} in place", metadata.spec.name))?;
+        }
+        self.finish_commit(metadata, &next).await?;
+        Ok(OperationResult::Nothing)
+    }
+
+    /// Drops what was prepared, unless its state is in place already: then only forward leads out.
+    pub(super) async fn abandon_tpm(&self) -> Result<OperationResult> {
+        if let Some(next) = self.next()?
+            && self.tpm_state_present().await?
+            && self.read_tpm_state().await? == next.state
+        {
+            let (_, metadata) = self.managed().await?;
+            self.finish_commit(metadata, &next).await?;
+            return Ok(OperationResult::Nothing);
+        }
+        self.forget_next()?;
+        self.record.tidy();
+        Ok(OperationResult::Nothing)
+    }
+
+    /// Before a start: a change that was broken off between state and key protector is brought to its end.
+    pub(super) async fn settle_tpm(&self, metadata: VmMetadata) -> Result<VmMetadata> {
+        let Some(next) = self.next()? else {
+            return Ok(metadata);
+        };
+        if self.tpm_state_present().await? && self.read_tpm_state().await? == next.state {
+            return self.finish_commit(metadata, &next).await;
+        }
+        Ok(metadata)
+    }
+
+    /// The VM ran since its new state was made: the state it has now is encrypted instead.
+    async fn brought_up_to_date(
+        &self,
+        metadata: &VmMetadata,
+        next: NextTpm,
+        in_place: Option<&[u8]>,
+    ) -> Result<NextTpm> {
+        let (Some(base), Some(in_place)) = (&next.base, in_place) else {
+            return Ok(next);
+        };
+        if in_place == next.state || digest(in_place) == *base {
+            return Ok(next);
+        }
+        let purpose = self.purpose("the TPM key is replaced");
+        let current = self.current_protector(metadata)?;
+        let keyring = &self.host.keyring;
+        let old = keyring.open_secret(&current, self.vm, &purpose)?;
+        let protector = parse_protector_der(&next.protector, self.vm)?;
+        let new = keyring.open_secret(&protector, self.vm, &purpose)?;
+        let next = NextTpm {
+            state: self.reencrypt(in_place, &old, &new).await?,
+            base: Some(digest(in_place)),
+            ..next
+        };
+        // The base last: until it is there, this is done again.
+        let directory = self.next_directory();
+        durable::write(&directory.join("state"), &next.state)
+            .and_then(|()| {
+                let base = next.base.as_deref().unwrap_or_default();
+                durable::write(&directory.join("base"), base.as_bytes())
+            })
+            .map_err(|error| self.next_trouble(&error))?;
+        Ok(next)
+    }
+
+    /// The second half of a commit: key protector and definition follow the state.
+    async fn finish_commit(&self, mut metadata: VmMetadata, next: &NextTpm) -> Result<VmMetadata> {
+        self.record.keep_protector(&next.protector)?;
+        metadata.key_protector = Some(STANDARD.encode(&next.protector));
+        if let Some(ek) = &next.ek_certificate {
+            self.record.keep_ek_certificate(ek)?;
+            metadata.ek_certificate = Some(STANDARD.encode(ek));
+        }
+        metadata.spec.tpm = true;
+        metadata.generation = self.generation;
+        self.define_domain(metadata.clone()).await?;
+        self.forget_next()?;
+        Ok(metadata)
+    }
+
+    async fn reencrypt(&self, state: &[u8], old: &SecretText, new: &SecretText) -> Result<Vec<u8>> {
+        self.host
+            .tpms
+            .reencrypt_state(state, old, new)
+            .await
+            .attempt(|| format!("encrypting the TPM of VM {} under a new key", self.vm))
+    }
+
+    async fn read_tpm_state(&self) -> Result<Vec<u8>> {
+        self.host
+            .tpms
+            .read_state(self.vm)
+            .await
+            .attempt(|| format!("reading the TPM state of VM {}", self.vm))
+    }
+
+    fn next_directory(&self) -> PathBuf {
+        self.host.layout.vm(self.vm).join("tpm-next")
+    }
+
+    fn keep_next(&self, next: &NextTpm) -> Result<()> {
+        self.forget_next()?;
+        self.record.prepare()?;
+        let directory = self.next_directory();
+        // Whole under its own name, or not there.
+        let making = directory.with_extension("making");
+        let optional = |name: &str, content: Option<&[u8]>| match content {
+            Some(content) => durable::write(&making.join(name), content),
+            None => Ok(()),
+        };
+        durable::remove_tree(&making)
+            .and_then(|()| durable::make_directory(&making, 0o700))
+            .and_then(|()| durable::write(&making.join("state"), &next.state))
+            .and_then(|()| durable::write(&making.join("protector.der"), &next.protector))
+            .and_then(|()| optional("ek.der", next.ek_certificate.as_deref()))
+            .and_then(|()| optional("base", next.base.as_deref().map(str::as_bytes)))
+            .and_then(|()| std::fs::rename(&making, &directory))
+            .and_then(|()| durable::sync_parent(&directory))
+            .map_err(|error| self.next_trouble(&error))
+    }
+
+    fn next(&self) -> Result<Option<NextTpm>> {
+        let directory = self.next_directory();
+        let read = |name: &str| {
+            durable::read(&directory.join(name)).map_err(|error| self.next_trouble(&error))
+        };
+        let (Some(state), Some(protector)) = (read("state")?, read("protector.der")?) else {
+            return Ok(None);
+        };
+        Ok(Some(NextTpm {
+            state,
+            protector,
+            ek_certificate: read("ek.der")?,
+            base: read("base")?.and_then(|text| String::from_utf8(text).ok()),
+        }))
+    }
+
+    fn forget_next(&self) -> Result<()> {
+        let directory = self.next_directory();
+        durable::remove_tree(&directory)
+            .and_then(|()| durable::remove_tree(&directory.with_extension("making")))
+            .map_err(|error| self.next_trouble(&error))
+    }
+
+    fn next_trouble(&self, error: &std::io::Error) -> Trouble {
+        Trouble::file(
+            format!("the new TPM of VM {}", self.vm),
+            self.next_directory(),
+            error,
+        )
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}

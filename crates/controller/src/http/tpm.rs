@@ -1,0 +1,191 @@
+//! TPMs of VMs that exist: on, off, brought back, given a new key; and the versions there are.
+
+use super::body::Body;
+use super::vms::{accepted, busy, submit};
+use super::{Answer, Refusal};
+use crate::app::App;
+use crate::work::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use fleetward_api::controller::{Accepted, TpmRequest};
+use fleetward_api::tpm::TpmVersion;
+use fleetward_link::Peer;
+use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::{ErrorCode, Failure};
+use std::sync::Arc;
+
+/// Makes a new TPM for a VM that has none. What a former TPM of the VM had sealed stays closed: `restore` brings that one back.
+#[utoipa::path(
+    post, path = "/v1/vms/{vm}/tpm/enable", params(("vm" = String, Path, description = "name or id")), request_body = TpmRequest,
+    responses((status = 202, body = Accepted), (status = 200, body = Accepted, description = "it is on already"))
+)]
+pub(super) async fn tpm_enable(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Body(request): Body<TpmRequest>,
+) -> Answer<Response> {
+    let vm = app.world.inventory.find(&vm)?;
+    let input = input(&app, &vm, &request)?;
+    if vm.tpm.enabled {
+        return Ok(accepted(None));
+    }
+    require_stopped(&vm, &request)?;
+    submit::<TpmEnable>(&app, &vm, &peer, &input).await
+}
+
+/// Takes the TPM from a VM; it stays in the history.
+#[utoipa::path(
+    post, path = "/v1/vms/{vm}/tpm/disable", params(("vm" = String, Path, description = "name or id")), request_body = TpmRequest,
+    responses((status = 202, body = Accepted), (status = 200, body = Accepted, description = "it is off already"))
+)]
+pub(super) async fn tpm_disable(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Body(request): Body<TpmRequest>,
+) -> Answer<Response> {
+    let vm = app.world.inventory.find(&vm)?;
+    let input = input(&app, &vm, &request)?;
+    if !vm.tpm.enabled {
+        return Ok(accepted(None));
+    }
+    require_stopped(&vm, &request)?;
+    submit::<TpmDisable>(&app, &vm, &peer, &input).await
+}
+
+/// Brings back a version of the history; what is there now is kept first.
+#[utoipa::path(
+    post, path = "/v1/vms/{vm}/tpm/restore", params(("vm" = String, Path, description = "name or id")), request_body = TpmRequest,
+    responses((status = 202, body = Accepted))
+)]
+pub(super) async fn tpm_restore(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Body(request): Body<TpmRequest>,
+) -> Answer<Response> {
+    let vm = app.world.inventory.find(&vm)?;
+    let mut input = input(&app, &vm, &request)?;
+    let none = || {
+        let what = format!("there is no kept version of the TPM of VM {}", vm.name);
+        Failure::new(ErrorCode::TpmVersionNotFound, what)
+    };
+    let version = match request.version {
+        Some(version) => version,
+        None if vm.tpm.enabled => {
+            let what = format!("VM {} has a TPM: which version is to replace it?", vm.name);
+            return Err(Failure::new(ErrorCode::InvalidArgument, what)
+                .fix(format!(
+                    "fleetward tpm history {0}; fleetward tpm restore {0} --version V",
+                    vm.name
+                ))
+                .into());
+        }
+        None => app.world.escrow.newest(vm.id).ok_or_else(none)?.version,
+    };
+    let known = app.world.escrow.list(vm.id);
+    if !known.iter().any(|kept| kept.version == version) {
+        return Err(none()
+            .because(format!("there is no version {version}"))
+            .into());
+    }
+    input.version = Some(version);
+    require_stopped(&vm, &request)?;
+    submit::<TpmRestore>(&app, &vm, &peer, &input).await
+}
+
+/// Encrypts the TPM under a new key, for the guardians that have the old one.
+#[utoipa::path(
+    post, path = "/v1/vms/{vm}/tpm/roll", params(("vm" = String, Path, description = "name or id")), request_body = TpmRequest,
+    responses((status = 202, body = Accepted))
+)]
+pub(super) async fn tpm_roll(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Body(request): Body<TpmRequest>,
+) -> Answer<Response> {
+    let vm = app.world.inventory.find(&vm)?;
+    let input = input(&app, &vm, &request)?;
+    if !vm.tpm.enabled {
+        let what = format!("VM {} has no TPM", vm.name);
+        return Err(Failure::new(ErrorCode::VmStateWrong, what)
+            .fix(format!("fleetward tpm enable {}", vm.name))
+            .into());
+    }
+    require_stopped(&vm, &request)?;
+    submit::<TpmRoll>(&app, &vm, &peer, &input).await
+}
+
+/// The kept versions of a VM's TPM, oldest first.
+#[utoipa::path(
+    get, path = "/v1/vms/{vm}/tpm/history", params(("vm" = String, Path, description = "name or id")),
+    responses((status = 200, body = Vec<TpmVersion>))
+)]
+pub(super) async fn tpm_history(
+    State(app): State<App>,
+    Path(vm): Path<String>,
+) -> Answer<Json<Vec<TpmVersion>>> {
+    let escrow = &app.world.escrow;
+    match app.world.inventory.find(&vm) {
+        Ok(vm) => Ok(Json(escrow.list(vm.id))),
+        // Its versions outlive a VM.
+        Err(failure) => {
+            let kept: Vec<_> = escrow.named(&vm).into_iter().collect();
+            if kept.is_empty() {
+                return Err(failure.into());
+            }
+            Ok(Json(
+                kept.into_iter().flat_map(|vm| escrow.list(vm)).collect(),
+            ))
+        }
+    }
+}
+
+/// Refuses what cannot be at all, and puts the job's input together.
+fn input(app: &App, vm: &Arc<VmObserved>, request: &TpmRequest) -> Result<TpmInput, Refusal> {
+    if !(1..=3600).contains(&request.deadline_seconds) {
+        let what = format!(
+            "a guest gets 1 to 3600 seconds, not {}",
+            request.deadline_seconds
+        );
+        return Err(Failure::new(ErrorCode::InvalidArgument, what).into());
+    }
+    let Some(metadata) = &vm.metadata else {
+        let what = format!("domain {} was not made by Fleetward", vm.name);
+        return Err(Failure::new(ErrorCode::VmNotManaged, what).into());
+    };
+    if let Some((job, _)) = app.world.holders.of(vm.id) {
+        return Err(busy(vm, job).into());
+    }
+    if !app.world.inventory.seen(&vm.host).online {
+        let what = format!("host {} of VM {} does not answer", vm.host, vm.name);
+        return Err(Failure::new(ErrorCode::HostUnreachable, what).into());
+    }
+    Ok(TpmInput {
+        vm: vm.id,
+        name: vm.name.clone(),
+        host: vm.host.clone(),
+        group: metadata.spec.group.clone(),
+        runs: vm.state != VmState::Stopped,
+        deadline_seconds: request.deadline_seconds,
+        version: None,
+        guardians: vm.tpm.guardians.clone(),
+    })
+}
+
+fn require_stopped(vm: &VmObserved, request: &TpmRequest) -> Result<(), Refusal> {
+    if vm.state == VmState::Stopped || (vm.state == VmState::Running && request.stop_and_restart) {
+        return Ok(());
+    }
+    let what = format!("VM {} is {}", vm.name, vm.state);
+    Err(Failure::new(ErrorCode::VmRunning, what)
+        .because("a TPM is changed only while the VM is stopped")
+        .fix(format!(
+            "fleetward vm stop {}; or add --stop-and-restart",
+            vm.name
+        ))
+        .into())
+}

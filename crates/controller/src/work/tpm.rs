@@ -1,0 +1,411 @@
+//! `tpm-enable`, `tpm-disable`, `tpm-restore` and `tpm-roll`: the TPM of one VM that exists.
+//!
+//! ```text
+//!  enable:   stop | set-aside, make-tpm, attach-tpm   ‖ escrow, restart
+//!  disable:  stop | last-copy, detach-tpm             ‖ set-aside-tpm, restart
+//!  restore:  stop | prepare-restore                   ‖ commit-tpm, escrow, restart
+//!  roll:     stop | prepare-roll                      ‖ commit-tpm, escrow, restart
+//! ```
+//! One job a VM, also in bulk: a failure is one VM's, and asking again skips what is done. A VM that ran is asked to shut
+//! down and never cut off; taking a job back starts it again. After the point of no return a VM that does not start
+//! again is a warning of the job, not a reason to try for ever.
+
+use super::take_escrow::TakeEscrow;
+use super::{OnVm, vm_locks};
+use crate::escrow::pull;
+use crate::world::World;
+use fleetward_api::agent::{Operation, OperationResult};
+use fleetward_api::tpm::VersionReason;
+use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// A host that is away is waited for this long before the job turns back.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Input of all four.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct TpmInput {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) host: HostName,
+    pub(crate) group: GroupName,
+    /// It runs, and runs again afterwards.
+    pub(crate) runs: bool,
+    pub(crate) deadline_seconds: u32,
+    /// What a restore brings back.
+    pub(crate) version: Option<u64>,
+    /// Who can open the key before a roll, and so after it.
+    pub(crate) guardians: Vec<GuardianId>,
+}
+
+impl OnVm for TpmInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.host
+    }
+}
+
+/// Switches the TPM on: a new one.
+pub(crate) struct TpmEnable(pub(crate) Arc<World>);
+/// Switches it off; it stays in the history.
+pub(crate) struct TpmDisable(pub(crate) Arc<World>);
+/// Brings a kept version back.
+pub(crate) struct TpmRestore(pub(crate) Arc<World>);
+/// Gives it a new key.
+pub(crate) struct TpmRoll(pub(crate) Arc<World>);
+
+impl JobKind for TpmEnable {
+    const NAME: &'static str = "tpm-enable";
+    type Input = TpmInput;
+
+    fn locks(input: &TpmInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<TpmInput> {
+        let world = &self.0;
+        Steps::new()
+            .step(ShutDown(world.clone()))
+            .check(ClearAway(world.clone()))
+            .step(MakeTpm(world.clone()))
+            .step(AttachTpm(world.clone()))
+            .forward(TakeEscrow::new(world.clone(), VersionReason::Enabled))
+            .forward(StartAgain(world.clone()))
+    }
+}
+
+impl JobKind for TpmDisable {
+    const NAME: &'static str = "tpm-disable";
+    type Input = TpmInput;
+
+    fn locks(input: &TpmInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<TpmInput> {
+        let world = &self.0;
+        Steps::new()
+            .step(ShutDown(world.clone()))
+            .check(LastCopy(world.clone()))
+            .step(DetachTpm(world.clone()))
+            .forward(SetAsideTpm(world.clone()))
+            .forward(StartAgain(world.clone()))
+    }
+}
+
+impl JobKind for TpmRestore {
+    const NAME: &'static str = "tpm-restore";
+    type Input = TpmInput;
+
+    fn locks(input: &TpmInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<TpmInput> {
+        let world = &self.0;
+        Steps::new()
+            .step(ShutDown(world.clone()))
+            .step(PrepareRestore(world.clone()))
+            .forward(CommitTpm::<PrepareRestore>::new(world))
+            .forward(TakeEscrow::new(world.clone(), VersionReason::Restored))
+            .forward(StartAgain(world.clone()))
+    }
+}
+
+impl JobKind for TpmRoll {
+    const NAME: &'static str = "tpm-roll";
+    type Input = TpmInput;
+
+    fn locks(input: &TpmInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<TpmInput> {
+        let world = &self.0;
+        Steps::new()
+            .step(ShutDown(world.clone()))
+            .step(PrepareRoll(world.clone()))
+            .forward(CommitTpm::<PrepareRoll>::new(world))
+            .forward(TakeEscrow::new(world.clone(), VersionReason::Rolled))
+            .forward(StartAgain(world.clone()))
+    }
+}
+
+/// Asks the VM's host.
+async fn ask(
+    world: &World,
+    cx: &StepContext<TpmInput>,
+    operation: Operation,
+) -> Result<OperationResult, StepError> {
+    let input = cx.input();
+    let answer = world
+        .agents
+        .of(&input.host)?
+        .run(cx, input.vm, operation)
+        .await;
+    world.refresh(&input.host, input.vm).await;
+    answer
+}
+
+/// Steps that are one operation, taken back by another.
+macro_rules! operation_step {
+    ($step:ident, $name:literal, $operation:expr $(, undo $undo:expr)?) => {
+        struct $step(Arc<World>);
+
+        #[async_trait]
+        impl Step<TpmInput> for $step {
+            const NAME: &'static str = $name;
+            const RETRY_FOR: Duration = PATIENCE;
+            type Output = ();
+
+            async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
+                ask(&self.0, cx, $operation).await.map(drop)
+            }
+        }
+        $(
+            #[async_trait]
+            impl UndoStep<TpmInput> for $step {
+                async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
+                    ask(&self.0, cx, $undo).await.map(drop)
+                }
+            }
+        )?
+    };
+}
+
+// What an earlier, abandoned change left of a TPM goes into the history, so that it is not taken for the new one.
+operation_step!(ClearAway, "clear-away", Operation::SetAsideTpm);
+operation_step!(SetAsideTpm, "set-aside-tpm", Operation::SetAsideTpm);
+operation_step!(AttachTpm, "attach-tpm", Operation::AttachTpm, undo Operation::DetachTpm);
+operation_step!(DetachTpm, "detach-tpm", Operation::DetachTpm, undo Operation::AttachTpm);
+
+/// An orderly end of a VM that runs.
+struct ShutDown(Arc<World>);
+
+#[async_trait]
+impl Step<TpmInput> for ShutDown {
+    const NAME: &'static str = "stop";
+    const RETRY_FOR: Duration = PATIENCE;
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
+        if !cx.input().runs {
+            return Ok(());
+        }
+        let operation = Operation::Stop {
+            force: false,
+            deadline_seconds: cx.input().deadline_seconds,
+        };
+        ask(&self.0, cx, operation).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl UndoStep<TpmInput> for ShutDown {
+    async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
+        if !cx.input().runs {
+            return Ok(());
+        }
+        ask(&self.0, cx, Operation::Start).await.map(drop)
+    }
+}
+
+/// The VM ran before, so it runs again.
+struct StartAgain(Arc<World>);
+
+/// What came of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Started {
+    warning: Option<String>,
+}
+
+#[async_trait]
+impl Step<TpmInput> for StartAgain {
+    const NAME: &'static str = "restart";
+    type Output = Started;
+
+    async fn run(&self, cx: &StepContext<TpmInput>) -> Result<Started, StepError> {
+        if !cx.input().runs {
+            return Ok(Started::default());
+        }
+        match ask(&self.0, cx, Operation::Start).await {
+            Ok(_) => Ok(Started::default()),
+            // Its host may come back; all else somebody must look at.
+            Err(error) if error.failure.code == ErrorCode::HostUnreachable => Err(error),
+            Err(error) => Ok(Started {
+                warning: Some(format!(
+                    "the VM did not start again: {}: {}",
+                    error.failure.what, error.failure.because
+                )),
+            }),
+        }
+    }
+}
+
+struct MakeTpm(Arc<World>);
+
+#[async_trait]
+impl Step<TpmInput> for MakeTpm {
+    const NAME: &'static str = "make-tpm";
+    const RETRY_FOR: Duration = PATIENCE;
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let now = OffsetDateTime::now_utc();
+        let recipients = self.0.guardians_of(&input.group, Some(&input.host), now)?;
+        ask(&self.0, cx, Operation::MakeTpm { recipients })
+            .await
+            .map(drop)
+    }
+}
+
+#[async_trait]
+impl UndoStep<TpmInput> for MakeTpm {
+    async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
+        ask(&self.0, cx, Operation::RemoveTpm { keep: false })
+            .await
+            .map(drop)
+    }
+}
+
+/// The controller's copy of a TPM that is about to be switched off. The host keeps its own, so failing is no reason to stop.
+struct LastCopy(Arc<World>);
+
+#[async_trait]
+impl Step<TpmInput> for LastCopy {
+    const NAME: &'static str = "last-copy";
+    type Output = Started;
+
+    async fn run(&self, cx: &StepContext<TpmInput>) -> Result<Started, StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let why = VersionReason::Disabled;
+        let taken = pull::take(world, &input.host, input.vm, why, cx.created_by()).await;
+        Ok(Started {
+            warning: taken.err().map(|failure| {
+                format!(
+                    "only host {} keeps the TPM, the controller has no copy: {}",
+                    input.host, failure.what
+                )
+            }),
+        })
+    }
+}
+
+/// The new key protector, which tells whether a commit has happened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Prepared {
+    key_protector: String,
+}
+
+fn prepared(answer: OperationResult) -> Result<Prepared, StepError> {
+    match answer {
+        OperationResult::Protector { key_protector } => Ok(Prepared { key_protector }),
+        other => Err(StepError::fatal(
+            Failure::new(ErrorCode::Internal, "the host's answer")
+                .because(format!("it is no key protector but {other:?}")),
+        )),
+    }
+}
+
+struct PrepareRoll(Arc<World>);
+
+#[async_trait]
+impl Step<TpmInput> for PrepareRoll {
+    const NAME: &'static str = "prepare-roll";
+    const RETRY_FOR: Duration = PATIENCE;
+    type Output = Prepared;
+
+    async fn run(&self, cx: &StepContext<TpmInput>) -> Result<Prepared, StepError> {
+        let input = cx.input();
+        let now = OffsetDateTime::now_utc();
+        // A new key for those who had the old one, and for nobody else.
+        let mut to = self.0.guardians_of(&input.group, Some(&input.host), now)?;
+        to.retain(|endorsed| input.guardians.contains(&endorsed.guardian.id));
+        prepared(ask(&self.0, cx, Operation::PrepareRoll { to }).await?)
+    }
+}
+
+#[async_trait]
+impl UndoStep<TpmInput> for PrepareRoll {
+    async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
+        ask(&self.0, cx, Operation::AbandonTpm).await.map(drop)
+    }
+}
+
+struct PrepareRestore(Arc<World>);
+
+#[async_trait]
+impl Step<TpmInput> for PrepareRestore {
+    const NAME: &'static str = "prepare-restore";
+    const RETRY_FOR: Duration = PATIENCE;
+    type Output = Prepared;
+
+    async fn run(&self, cx: &StepContext<TpmInput>) -> Result<Prepared, StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let version = input.version.unwrap_or_default();
+        let bundle = Box::new(world.escrow.bundle(input.vm, version).await?);
+        // What is there now is kept too; the host keeps it in any case.
+        let enabled = world
+            .inventory
+            .vm(input.vm)
+            .is_some_and(|vm| vm.tpm.enabled);
+        if enabled {
+            let why = VersionReason::Stopped;
+            if let Err(failure) =
+                pull::take(world, &input.host, input.vm, why, cx.created_by()).await
+            {
+                tracing::warn!(vm = %input.vm, because = failure.because, "no copy before the restore");
+            }
+        }
+        prepared(ask(world, cx, Operation::PrepareRestore { bundle }).await?)
+    }
+}
+
+#[async_trait]
+impl UndoStep<TpmInput> for PrepareRestore {
+    async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
+        ask(&self.0, cx, Operation::AbandonTpm).await.map(drop)
+    }
+}
+
+/// Puts in place what step `S` prepared.
+struct CommitTpm<S> {
+    world: Arc<World>,
+    prepared: std::marker::PhantomData<fn() -> S>,
+}
+
+impl<S> CommitTpm<S> {
+    fn new(world: &Arc<World>) -> Self {
+        Self {
+            world: world.clone(),
+            prepared: std::marker::PhantomData,
+        }
+    }
+}
+
+#[async_trait]
+impl<S: Step<TpmInput, Output = Prepared>> Step<TpmInput> for CommitTpm<S> {
+    const NAME: &'static str = "commit-tpm";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
+        let Prepared { key_protector } = cx.output::<S>()?;
+        ask(&self.world, cx, Operation::CommitTpm { key_protector })
+            .await
+            .map(drop)
+    }
+}
+
+/// Which VM, and what of the old key's guardians the new one leaves out.
+pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
+    let input: TpmInput = serde_json::from_value(job.input.clone()).ok()?;
+    Some(serde_json::json!({ "vm": input.name, "host": input.host, "version": input.version }))
+}

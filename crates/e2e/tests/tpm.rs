@@ -1,0 +1,234 @@
+//! TPMs of VMs that exist: on, off, brought back, given a new key; one and many, on real hosts.
+
+use anyhow::{Result, ensure};
+use fleetward_e2e::fleet::Fleet;
+use fleetward_e2e::guest::{self, Tick};
+use fleetward_e2e::wait::{self, seconds};
+use fleetward_e2e::{residue, suite};
+use serde_json::Value;
+use std::process::{ExitCode, Stdio};
+
+const VM: &str = "desk";
+const HOSTS: &[&str] = &["a", "b"];
+/// VMs of the bulk case.
+const MANY: usize = 40;
+
+fn main() -> ExitCode {
+    suite::run(
+        "e2e-tpm",
+        &["--hosts", "2"],
+        &[
+            (
+                "a_vm_made_without_a_tpm_gets_one_before_its_first_power_on",
+                enabled_before_first_start,
+            ),
+            (
+                "a_disabled_tpm_is_brought_back_and_unseals",
+                disabled_and_restored,
+            ),
+            ("a_rolled_tpm_unseals_and_its_old_key_opens_nothing", rolled),
+            (
+                "a_running_vm_is_refused_and_stays_as_it_is",
+                running_refused,
+            ),
+            (
+                "a_new_tpm_in_place_of_an_old_one_is_told_to_lose_its_secrets",
+                enabled_anew,
+            ),
+            (
+                "a_host_killed_during_a_bulk_enable_costs_only_its_own_vms",
+                bulk_with_a_power_cut,
+            ),
+        ],
+    )
+}
+
+fn enabled_before_first_start(fleet: &Fleet) -> Result<()> {
+    let create = [
+        "vm",
+        "create",
+        VM,
+        "--image",
+        "lab-guest",
+        "--memory",
+        "512M",
+        "--host",
+        "a",
+        "--no-tpm",
+    ];
+    fleet.cli(&create)?.ok()?;
+    let would = fleet.cli(&["tpm", "enable", VM, "--dry-run"])?.ok()?;
+    ensure!(would.stdout.contains("would get a TPM"), "{}", would.stdout);
+    ensure!(tpm(fleet)?["enabled"] == false, "a dry run did something");
+    fleet.cli(&["tpm", "enable", VM])?.ok()?;
+    let again = fleet.cli(&["tpm", "enable", VM])?.ok()?;
+    ensure!(again.stdout.contains("already"), "{}", again.stdout);
+    fleet.cli(&["vm", "start", VM])?.ok()?;
+    let tick = guest::booted(fleet, VM, 1)?;
+    ensure!(tick.unseal == "ok", "{tick:?}");
+    ensure!(
+        tpm(fleet)?["ek_certificate"] == tick.ek,
+        "another EK: {tick:?}"
+    );
+    let history = fleet.json(&["tpm", "history", VM])?;
+    ensure!(
+        history.as_array().is_some_and(|list| !list.is_empty()),
+        "no version was kept: {history}"
+    );
+    Ok(())
+}
+
+fn disabled_and_restored(fleet: &Fleet) -> Result<()> {
+    stop(fleet)?;
+    let asked = fleet.cli(&["tpm", "disable", VM])?;
+    ensure!(
+        asked.code == 2 && asked.stderr.contains("BitLocker"),
+        "not asked: {asked:?}"
+    );
+    fleet.cli(&["tpm", "disable", VM, "--yes"])?.ok()?;
+    let off = tpm(fleet)?;
+    ensure!(
+        off["enabled"] == false && off["state_present"] == false,
+        "{off}"
+    );
+    fleet.cli(&["tpm", "restore", VM])?.ok()?;
+    let tick = start(fleet)?;
+    ensure!(tick.unseal == "ok", "{tick:?}");
+    residue::none_anywhere(fleet, HOSTS)
+}
+
+fn rolled(fleet: &Fleet) -> Result<()> {
+    let before = guest::booted(fleet, VM, 1)?;
+    let key = tpm(fleet)?["key_id"].clone();
+    fleet
+        .cli(&["tpm", "roll", VM, "--stop-and-restart"])?
+        .ok()?;
+    let tick = guest::booted(fleet, VM, before.boots + 1)?;
+    ensure!(tick.unseal == "ok" && tick.ek == before.ek, "{tick:?}");
+    let now = tpm(fleet)?["key_id"].clone();
+    ensure!(key != now, "the key is still {key}");
+    Ok(())
+}
+
+fn running_refused(fleet: &Fleet) -> Result<()> {
+    for change in ["disable", "roll"] {
+        fleet
+            .cli(&["tpm", change, VM, "--yes"])?
+            .refused(4, "VM_RUNNING")?;
+    }
+    let before = guest::last(fleet, VM)?.expect("it runs");
+    guest::goes_on(fleet, VM, &before).map(drop)
+}
+
+fn enabled_anew(fleet: &Fleet) -> Result<()> {
+    let key = tpm(fleet)?["key_id"].clone();
+    stop(fleet)?;
+    fleet.cli(&["tpm", "disable", VM, "--yes"])?.ok()?;
+    let asked = fleet.cli(&["tpm", "enable", VM])?;
+    ensure!(
+        asked.code == 2
+            && asked
+                .stderr
+                .contains("cannot open what the former one had sealed"),
+        "not told: {asked:?}"
+    );
+    fleet.cli(&["tpm", "enable", VM, "--yes"])?.ok()?;
+    let tick = start(fleet)?;
+    ensure!(tick.unseal == "failed", "{tick:?}");
+    // The way back is open all the same: by the version that unsealed.
+    stop(fleet)?;
+    let history = fleet.json(&["tpm", "history", VM])?;
+    let kept = history
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|version| version["key_id"] == key)
+        .filter_map(|version| version["version"].as_u64())
+        .next_back();
+    let Some(version) = kept else {
+        anyhow::bail!("no version of before: {history}");
+    };
+    fleet
+        .cli(&["tpm", "restore", VM, "--version", &version.to_string()])?
+        .ok()?;
+    let tick = start(fleet)?;
+    ensure!(tick.unseal == "ok", "{tick:?}");
+    stop(fleet)
+}
+
+fn bulk_with_a_power_cut(fleet: &Fleet) -> Result<()> {
+    for at in 0..MANY {
+        let (name, host) = (format!("small{at}"), HOSTS[at % 2]);
+        let create = [
+            "vm", "create", &name, "--disk", "16M", "--memory", "64M", "--host", host, "--no-tpm",
+            "--label", "bulk=yes",
+        ];
+        fleet.cli(&create)?.ok()?;
+    }
+    let enable = ["tpm", "enable", "--label", "bulk=yes", "-o", "json"];
+    let bulk = fleet
+        .cli_command()
+        .args(enable)
+        .args(["--parallel", "8"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait::until("some to be done", seconds(120), || {
+        let (done, _) = counted(fleet)?;
+        Ok((done >= 6).then_some(()))
+    })?;
+    fleet.kill("b")?;
+    let output = bulk.wait_with_output()?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(
+        output.status.code() == Some(3),
+        "{:?}: {report}",
+        output.status
+    );
+    let results = report["results"].as_array().cloned().unwrap_or_default();
+    ensure!(results.len() == MANY, "{report}");
+    for result in &results {
+        let name = result["vm"].as_str().unwrap_or_default();
+        let vm = fleet.json(&["vm", "show", name])?;
+        if vm["host"] == "a" {
+            ensure!(result["outcome"] == "succeeded", "{result}");
+        }
+        if result["outcome"] == "succeeded" {
+            ensure!(vm["tpm"]["enabled"] == true, "not true: {result}");
+        }
+    }
+    fleet.start("b")?;
+    wait::until("what was begun to be taken back", seconds(120), || {
+        let jobs = fleet.json(&["job", "list", "--active"])?;
+        Ok(jobs.as_array().is_some_and(Vec::is_empty).then_some(()))
+    })?;
+    fleet.cli(&enable)?.ok()?;
+    let (done, all) = counted(fleet)?;
+    ensure!((done, all) == (MANY, MANY), "{done} of {all}");
+    wait::until("no residue", seconds(20), || {
+        residue::none_anywhere(fleet, HOSTS).map(Some)
+    })
+}
+
+/// How many of the many have a TPM, and how many there are.
+fn counted(fleet: &Fleet) -> Result<(usize, usize)> {
+    let vms = fleet.json(&["vm", "list", "--label", "bulk=yes"])?;
+    let vms = vms.as_array().cloned().unwrap_or_default();
+    let with = |vm: &&Value| vm["tpm"]["enabled"] == true && vm["tpm"]["state_present"] == true;
+    Ok((vms.iter().filter(with).count(), vms.len()))
+}
+
+fn tpm(fleet: &Fleet) -> Result<Value> {
+    Ok(fleet.vm(VM)?["tpm"].clone())
+}
+
+fn stop(fleet: &Fleet) -> Result<()> {
+    fleet.cli(&["vm", "stop", VM])?.ok().map(drop)
+}
+
+/// Starts it; the first line of the new boot.
+fn start(fleet: &Fleet) -> Result<Tick> {
+    let before = guest::last(fleet, VM)?.map_or(0, |tick| tick.boots);
+    fleet.cli(&["vm", "start", VM])?.ok()?;
+    guest::booted(fleet, VM, before + 1)
+}
