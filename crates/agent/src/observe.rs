@@ -91,6 +91,7 @@ pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
                 Ok(HypervisorEvent::Disconnected) => tracing::warn!("libvirt does not answer"),
                 Ok(HypervisorEvent::Connected) => {
                     tracing::info!("libvirt answers");
+                    crate::operation::copy::settle_all(&host).await;
                     host.drop_unneeded_secrets().await;
                     arrivals::load_secrets_again(&host).await;
                     announce_snapshot(&host).await;

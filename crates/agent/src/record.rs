@@ -8,6 +8,8 @@
 //! | `tpm-next/` | a TPM that is proved and about to take the place of the one there is: a roll, a restore |
 //! | `transit.json` | while this copy is half of a migration: incoming, or departed |
 //! | `outgoing.json` | on the source, from the moment the VM's memory or files have left completely |
+//! | `copying.json` | on a VM that is being copied, while its guest may stand still for it |
+//! | `copied.json`, `copied.permall`, `copied-*.der` | what a clone or template begins with, until it is defined |
 //! | `committed.json` | after an arrival was committed: by which job |
 //!
 //! `transit.json` is the truth about which copy is the VM: live migration carries the source's metadata along, so the
@@ -50,6 +52,33 @@ pub(crate) struct Incoming {
     #[serde(default)]
     pub complete: bool,
 }
+
+/// A copy being made of a VM: lies with the VM that is copied while its guest may stand still.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Copying {
+    pub job: JobId,
+    pub to: VmId,
+}
+
+/// What was copied, whole: lies with the VM (or template) it was copied for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct CopiedRecord {
+    pub job: JobId,
+    pub from: VmId,
+    pub to: fleetward_model::vm::VmSpec,
+    pub paused_ms: Option<u64>,
+    pub variables: bool,
+}
+
+/// Encrypted TPM state of another VM, with what opens and certifies it.
+pub(crate) struct CopiedTpm {
+    pub state: Vec<u8>,
+    pub protector: Vec<u8>,
+    pub ek_certificate: Vec<u8>,
+}
+
+/// Its files, in the order of the fields.
+const COPIED_TPM: [&str; 3] = ["copied.permall", "copied-protector.der", "copied-ek.der"];
 
 /// A departure whose memory or files have left completely.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -162,6 +191,60 @@ impl VmRecord {
 
     pub(crate) fn forget_outgoing(&self) -> Result<()> {
         self.remove("outgoing.json")
+    }
+
+    pub(crate) fn copying(&self) -> Result<Option<Copying>> {
+        self.read_json("copying.json")
+    }
+
+    pub(crate) fn keep_copying(&self, copying: &Copying) -> Result<()> {
+        self.write_json("copying.json", copying)
+    }
+
+    pub(crate) fn forget_copying(&self) -> Result<()> {
+        self.remove("copying.json")
+    }
+
+    pub(crate) fn copied(&self) -> Result<Option<CopiedRecord>> {
+        self.read_json("copied.json")
+    }
+
+    pub(crate) fn keep_copied(&self, copied: &CopiedRecord) -> Result<()> {
+        self.write_json("copied.json", copied)
+    }
+
+    pub(crate) fn copied_tpm(&self) -> Result<Option<CopiedTpm>> {
+        let mut parts = Vec::new();
+        for name in COPIED_TPM {
+            let path = self.directory.join(name);
+            match durable::read(&path).map_err(|e| self.trouble(&path, &e))? {
+                Some(part) => parts.push(part),
+                None => return Ok(None),
+            }
+        }
+        let [state, protector, ek_certificate]: [Vec<u8>; 3] =
+            parts.try_into().expect("one for each name");
+        Ok(Some(CopiedTpm {
+            state,
+            protector,
+            ek_certificate,
+        }))
+    }
+
+    pub(crate) fn keep_copied_tpm(&self, tpm: &CopiedTpm) -> Result<()> {
+        let parts = [&tpm.state, &tpm.protector, &tpm.ek_certificate];
+        COPIED_TPM
+            .into_iter()
+            .zip(parts)
+            .try_for_each(|(name, part)| self.write(name, part))
+    }
+
+    /// Forgets what the VM began with.
+    pub(crate) fn forget_copied(&self) -> Result<()> {
+        COPIED_TPM
+            .into_iter()
+            .chain(["copied.json"])
+            .try_for_each(|name| self.remove(name))
     }
 
     /// Forgets migrations that are over.

@@ -8,6 +8,7 @@ use crate::host::{Host, Machinery};
 use crate::keyring::{Keyring, KeyringError};
 use crate::layout::Layout;
 use crate::membership::{MembershipError, MembershipFiles};
+use crate::operation::copy;
 use crate::{observe, server, tpm_watch};
 use fleetward_link::{ClientCertificates, ServerTls, TlsServer};
 use std::io;
@@ -117,6 +118,7 @@ async fn clean_up(host: &Arc<Host>) {
     {
         tracing::warn!(%error, "sockets of earlier migrations stay");
     }
+    copy::settle_all(host).await;
     host.drop_unneeded_secrets().await;
 }
 

@@ -3,6 +3,7 @@
 use crate::failure::Trouble;
 use crate::host::Host;
 use crate::keyring::{self, Purpose};
+use crate::operation::copy;
 use crate::operation::table::{is_last, vanished};
 use crate::{bundle, console, observe, questions};
 use axum::body::{Body, BodyDataStream};
@@ -51,6 +52,7 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .route(api::VM_CONSOLE, get(vm_console))
         .route(api::IMAGE, get(image).put(put_image).delete(delete_image))
         .route(api::GUARDIANS, post(guardians))
+        .route(api::COPY, get(copied_file))
         .route(api::AUDIT, get(audit))
         .route(api::AUDIT_WITNESS, post(witness))
         .fallback(nothing_here)
@@ -332,6 +334,22 @@ async fn witness(State(host): State<Arc<Host>>, request: Request) -> Answer<Resp
             Refusal(Failure::new(ErrorCode::Internal, "the audit witness").because(error))
         })?;
     Ok(Json(before).into_response())
+}
+
+async fn copied_file(
+    State(host): State<Arc<Host>>,
+    Path((id, item)): Path<(String, String)>,
+) -> Answer<Response> {
+    let path = copy::copied_file(&host, vm_id(&id)?, &item)?;
+    let unreadable = |error: std::io::Error| Refusal::from(Trouble::file("a copy", &path, &error));
+    let file = tokio::fs::File::open(&path).await.map_err(unreadable)?;
+    let length = file.metadata().await.map_err(unreadable)?.len();
+    let content = tokio_util::io::ReaderStream::with_capacity(file, 256 * 1024);
+    Ok((
+        [(header::CONTENT_LENGTH, length.to_string())],
+        Body::from_stream(content),
+    )
+        .into_response())
 }
 
 #[derive(Debug, Deserialize)]

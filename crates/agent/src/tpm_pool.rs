@@ -48,6 +48,27 @@ impl ReadyTpm {
             && self.state().join("tpm2-00.permall").is_file()
     }
 
+    /// Puts one together out of state that lies encrypted under `key`; the file that makes it whole comes last.
+    pub(crate) fn write(
+        &self,
+        keyring: &Keyring,
+        key: &TpmKey,
+        state: &[u8],
+        ek_certificate: &[u8],
+    ) -> Result<()> {
+        let id = VmId(uuid::Uuid::new_v4());
+        let sealed = keyring.seal_ahead(id, key).map_err(|because| {
+            Trouble::refuse(ErrorCode::TpmFailed, "sealing a new TPM key", because)
+        })?;
+        self.remove()?;
+        durable::make_directory(&self.state(), 0o711)
+            .and_then(|()| durable::write(&self.state().join("tpm2-00.permall"), state))
+            .and_then(|()| durable::write(&self.directory.join("ek.der"), ek_certificate))
+            .and_then(|()| durable::write(&self.directory.join("key.der"), sealed.der()))
+            .and_then(|()| durable::write(&self.directory.join("id"), id.to_string().as_bytes()))
+            .map_err(|error| Trouble::file("a copied TPM", &self.directory, &error))
+    }
+
     /// The directory of the encrypted state.
     pub(crate) fn state(&self) -> PathBuf {
         self.directory.join("state")

@@ -13,6 +13,7 @@
 //! | `PUT /v1/images/{sha256}?format=` | the file | 204 |
 //! | `DELETE /v1/images/{sha256}` | | 204 |
 //! | `POST /v1/guardians` | [`GuardianChange`] | [`GuardianFacts`](fleetward_model::guardian::GuardianFacts) |
+//! | `GET /v1/copies/{id}/{item}` | | a file that `CopyVm` made for that id: a disk by its target, or `variables` |
 //! | `GET /v1/audit?after=N` | | list of audit records, oldest first |
 //! | `POST /v1/audit/witness` | [`AuditHead`], or null to ask only | [`AuditHead`] or null |
 //!
@@ -35,6 +36,7 @@ pub const VM_TPM: &str = "/v1/vms/{id}/tpm";
 pub const VM_CONSOLE: &str = "/v1/vms/{id}/console";
 pub const IMAGE: &str = "/v1/images/{sha256}";
 pub const GUARDIANS: &str = "/v1/guardians";
+pub const COPY: &str = "/v1/copies/{id}/{item}";
 pub const AUDIT: &str = "/v1/audit";
 pub const AUDIT_WITNESS: &str = "/v1/audit/witness";
 
@@ -152,6 +154,22 @@ pub enum Operation {
     },
     /// Removes the files of the specification's disks. Refused while the VM is defined and not stopped.
     DeleteVolumes { spec: VmSpec },
+    /// On the VM that is copied, running or stopped: makes what another one, `to`, begins with. Its volumes are full copies,
+    /// disk by disk; with `variables` it gets the UEFI variables, with `tpm_state` the encrypted TPM state and key
+    /// protector are kept aside for `CopyTpm`. Of a running VM all of it is of one moment, at which the guest is paused.
+    /// Answer `Copied`. Undone by `UncopyVm`.
+    CopyVm {
+        to: Box<VmSpec>,
+        variables: bool,
+        tpm_state: bool,
+    },
+    /// Removes what `CopyVm` made, ends a copy under way, lets the VM run on. Refused once `to` is defined.
+    UncopyVm { to: Box<VmSpec> },
+    /// Makes the copied TPM state this VM's own: encrypted anew under a key of its own, with its own key protector. Answer
+    /// `TpmMade`. Undone by `RemoveTpm`.
+    CopyTpm { recipients: Vec<EndorsedGuardian> },
+    /// Puts UEFI variables from the image cache in place, before the VM is defined. Undone by `Undefine`.
+    PlaceVariables { sha256: String },
     /// Makes a TPM for a VM that has none: state in place, key protector for this host's own guardian and the
     /// recipients. Answer `TpmMade`, the same one when repeated. Undone by `RemoveTpm`.
     MakeTpm { recipients: Vec<EndorsedGuardian> },
@@ -225,6 +243,10 @@ impl Operation {
         match self {
             Self::CreateVolumes { .. } => "create-volumes",
             Self::DeleteVolumes { .. } => "delete-volumes",
+            Self::CopyVm { .. } => "copy-vm",
+            Self::UncopyVm { .. } => "uncopy-vm",
+            Self::CopyTpm { .. } => "copy-tpm",
+            Self::PlaceVariables { .. } => "place-variables",
             Self::MakeTpm { .. } => "make-tpm",
             Self::RemoveTpm { .. } => "remove-tpm",
             Self::AttachTpm => "attach-tpm",
@@ -267,6 +289,12 @@ pub enum OperationResult {
     },
     Protector {
         key_protector: String,
+    },
+    Copied {
+        /// How long the guest stood still; none when it was stopped.
+        paused_ms: Option<u64>,
+        /// Whether there are UEFI variables: a VM that never started has none.
+        variables: bool,
     },
     Migrated {
         total_ms: u64,

@@ -3,13 +3,14 @@
 //! [`ENDPOINTS`] is the whole list; the router, the OpenAPI description and the test that walks it without credentials
 //! are all held against it.
 
+use fleetward_model::clone::CloneTpm;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::{CertificateRole, GuardianFacts, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
-use fleetward_model::vm::{DiskObserved, Firmware, Profile, TpmObserved, VmState};
+use fleetward_model::vm::{DiskBus, DiskObserved, Firmware, Profile, TpmObserved, VmState};
 use fleetward_model::{
     ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, ImageName, JobId, Labels,
-    PoolName, VmId, VmName,
+    PoolName, TemplateName, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -100,6 +101,11 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("POST", "/v1/vms/{vm}/tpm/restore", Role::Operator),
     endpoint("POST", "/v1/vms/{vm}/tpm/roll", Role::Operator),
     endpoint("GET", "/v1/vms/{vm}/tpm/history", Role::Viewer),
+    endpoint("POST", "/v1/vms/{vm}/clone", Role::Operator),
+    endpoint("GET", "/v1/templates", Role::Viewer),
+    endpoint("POST", "/v1/templates", Role::Operator),
+    endpoint("GET", "/v1/templates/{template}", Role::Viewer),
+    endpoint("DELETE", "/v1/templates/{template}", Role::Operator),
     endpoint("GET", "/v1/vms/{vm}/console", Role::Operator),
     endpoint("GET", "/v1/check", Role::Viewer),
     endpoint("GET", "/v1/job-kinds", Role::Viewer),
@@ -252,6 +258,9 @@ pub struct VmCreateRequest {
     /// Content of the system disk; none: an empty disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageName>,
+    /// Template to make it from, instead of an image; profile, size and firmware are the template's where not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplateName>,
     /// Size of the system disk, bytes; not smaller than the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<ByteSize>,
@@ -375,6 +384,74 @@ pub struct MigrateRequest {
 pub struct Accepted {
     /// None: nothing had to be done.
     pub job: Option<JobId>,
+}
+
+/// `POST /v1/vms/{vm}/clone`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CloneRequest {
+    /// The new VM.
+    pub name: VmName,
+    /// None: a new TPM where the source has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<CloneTpm>,
+    /// Another host of the source's group; none: the source's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
+    /// A full copy of the disks. Every clone is one today; said, it stays one.
+    #[serde(default)]
+    pub full: bool,
+}
+
+/// Answer of a clone and of a new template: the job, and what to know before relying on the result.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AcceptedWithWarnings {
+    pub job: JobId,
+    pub warnings: Vec<Finding>,
+}
+
+/// `POST /v1/templates`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateRequest {
+    pub name: TemplateName,
+    /// The VM it is made of; running or stopped, and unchanged by it.
+    pub from: VmName,
+    /// Keeps the machine's UEFI variables: boot entries, and changes of the Secure Boot keys.
+    #[serde(default)]
+    pub uefi_variables: bool,
+}
+
+/// A template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateView {
+    pub name: TemplateName,
+    /// The VM it was made of; it may be gone.
+    pub from: VmName,
+    pub profile: Profile,
+    pub cpus: u32,
+    pub memory_bytes: ByteSize,
+    pub secure_boot: bool,
+    /// Whether its source had a TPM, whose sealed secrets no deployment can open.
+    pub source_had_tpm: bool,
+    pub disks: Vec<TemplateDisk>,
+    /// SHA-256 of the kept UEFI variables; none: deployments begin with the firmware's own.
+    pub uefi_variables: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created: OffsetDateTime,
+}
+
+/// A disk of a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateDisk {
+    pub target: String,
+    pub bus: DiskBus,
+    /// Virtual size.
+    pub size: ByteSize,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Of the content, hex.
+    pub sha256: String,
 }
 
 /// Query of `DELETE /v1/vms/{vm}`.

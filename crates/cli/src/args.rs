@@ -9,7 +9,8 @@ use fleetward_api::controller::Role;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::vm::Profile;
 use fleetward_model::{
-    ByteSize, ErrorCode, GroupName, GuardianId, HostName, ImageName, LabelKey, PoolName, VmName,
+    ByteSize, ErrorCode, GroupName, GuardianId, HostName, ImageName, LabelKey, PoolName,
+    TemplateName, VmName,
 };
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -125,6 +126,9 @@ pub enum Command {
     /// Disk images and installer media
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Templates: what VMs are made from, without any machine's identity
+    #[command(subcommand)]
+    Template(TemplateCommand),
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
@@ -296,6 +300,29 @@ pub enum VmCommand {
     },
     /// Connects the terminal to a VM's serial console; Ctrl-] leaves
     Console { name: VmName },
+    /// Makes another VM with the disks of this one, running or stopped
+    ///
+    /// The clone has its own machine uuid, MAC address and generation id, and is stopped. A running VM goes on: its guest
+    /// stands still for less than a second, and the clone's disks, UEFI variables and TPM are of that moment, as after a
+    /// power cut.
+    Clone {
+        name: VmName,
+        /// The clone's name
+        #[arg(value_name = "NEW")]
+        new: VmName,
+        /// A TPM with a new identity, the same identity under a key of its own, or none; by default new where the source has
+        /// a TPM
+        #[arg(long, value_enum)]
+        tpm: Option<TpmChoice>,
+        /// Host of the clone; by default the source's
+        #[arg(long)]
+        host: Option<HostName>,
+        /// Copies the disks in full
+        #[arg(long)]
+        full: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Moves VMs to another host, running ones without stopping them
     Migrate {
         #[arg(required = true, value_name = "NAME")]
@@ -314,12 +341,50 @@ pub enum VmCommand {
     },
 }
 
+/// What TPM a clone has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TpmChoice {
+    /// Another identity, with its own EK certificate
+    New,
+    /// The same identity a second time
+    Copy,
+    /// No TPM
+    None,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TemplateCommand {
+    /// Makes a template of a VM, running or stopped, with its TPM on
+    ///
+    /// The template holds no TPM state. Every VM made from it gets a TPM of its own.
+    Create {
+        name: TemplateName,
+        /// The VM; it is not changed
+        #[arg(long, value_name = "VM")]
+        from: VmName,
+        /// Keeps the machine's UEFI variables: boot entries, and changes of the Secure Boot keys
+        #[arg(long)]
+        uefi_variables: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Lists templates
+    List,
+    /// Shows one template
+    Show { name: TemplateName },
+    /// Deletes a template; VMs made from it keep their disks
+    Delete { name: TemplateName },
+}
+
 #[derive(Debug, Args)]
 pub struct VmCreate {
     pub name: VmName,
     /// Image that the system disk is a copy of; without it the disk is empty
     #[arg(long)]
     pub image: Option<ImageName>,
+    /// Template to make it from: its disks, profile, size and firmware, and a TPM of its own
+    #[arg(long, value_name = "TEMPLATE", conflicts_with_all = ["image", "iso", "profile"])]
+    pub template: Option<TemplateName>,
     /// Size of the system disk, such as 64G; by default the image's or the profile's
     #[arg(long, value_name = "SIZE")]
     pub disk: Option<ByteSize>,

@@ -4,15 +4,15 @@
 use crate::args::Global;
 use bytes::Bytes;
 use fleetward_api::controller::{
-    Accepted, AdminReply, AdminRequest, AuditVerdict, CheckView, GrantAnswer, GrantRequest,
-    GuardianView, HostView, ImageView, JobKindView, JobView, MigrateRequest, RebuildView,
-    RevokeRequest, RotateRequest, Status, StopRequest, TokenRequest, TokenView, TpmRequest,
-    VmCreateRequest, VmView,
+    Accepted, AcceptedWithWarnings, AdminReply, AdminRequest, AuditVerdict, CheckView,
+    CloneRequest, GrantAnswer, GrantRequest, GuardianView, HostView, ImageView, JobKindView,
+    JobView, MigrateRequest, RebuildView, RevokeRequest, RotateRequest, Status, StopRequest,
+    TemplateRequest, TemplateView, TokenRequest, TokenView, TpmRequest, VmCreateRequest, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_link::client::{Client, ClientError, Lines, Response, UpgradedIo};
 use fleetward_link::{ClientTls, Credential, DialError, FleetTrust, Identity, LiveCredential};
-use fleetward_model::{ErrorCode, Failure, HostName, ImageName, JobId, VmName};
+use fleetward_model::{ErrorCode, Failure, HostName, ImageName, JobId, TemplateName, VmName};
 use futures_util::Stream;
 use http::Method;
 use serde::Serialize;
@@ -142,6 +142,34 @@ impl Controller {
 
     pub(crate) async fn create_vm(&self, request: &VmCreateRequest) -> Result<Accepted, Failure> {
         self.post("/v1/vms", request).await
+    }
+
+    pub(crate) async fn clone_vm(
+        &self,
+        name: &VmName,
+        request: &CloneRequest,
+    ) -> Result<AcceptedWithWarnings, Failure> {
+        self.post(&format!("/v1/vms/{name}/clone"), request).await
+    }
+
+    pub(crate) async fn templates(&self) -> Result<Vec<TemplateView>, Failure> {
+        self.get("/v1/templates").await
+    }
+
+    pub(crate) async fn template(&self, name: &TemplateName) -> Result<TemplateView, Failure> {
+        self.get(&format!("/v1/templates/{name}")).await
+    }
+
+    pub(crate) async fn create_template(
+        &self,
+        request: &TemplateRequest,
+    ) -> Result<AcceptedWithWarnings, Failure> {
+        self.post("/v1/templates", request).await
+    }
+
+    pub(crate) async fn delete_template(&self, name: &TemplateName) -> Result<(), Failure> {
+        let path = format!("/v1/templates/{name}");
+        self.send(Method::DELETE, &path).await.map(drop)
     }
 
     pub(crate) async fn start_vm(&self, name: &VmName) -> Result<Accepted, Failure> {

@@ -4,7 +4,8 @@
 //! Functions rather than a message format: the compiler sees to it that each message gets its arguments, and nothing
 //! is looked up while running.
 
-use fleetward_model::{Failure, HostName, JobId, VmName};
+use fleetward_model::error::Finding;
+use fleetward_model::{Failure, HostName, JobId, TemplateName, VmName};
 use std::fmt::Display;
 use std::io;
 
@@ -41,6 +42,30 @@ pub(crate) fn connection_lost(job: JobId) -> String {
 
 pub(crate) fn vm_created(name: &VmName, host: &impl Display) -> String {
     format!("{name} created on {host}")
+}
+
+pub(crate) fn vm_cloned(from: &VmName, name: &VmName, host: &impl Display) -> String {
+    format!("{name} made from {from} on {host}; it is stopped")
+}
+
+pub(crate) fn template_created(name: &TemplateName) -> String {
+    format!("template {name} made; deploy it with: fleetward vm create NAME --template {name}")
+}
+
+pub(crate) fn template_deleted(name: &TemplateName) -> String {
+    format!("template {name} deleted")
+}
+
+pub(crate) fn confirm_delete_template(name: &TemplateName) -> String {
+    format!("Delete template {name}? VMs made from it keep their disks.")
+}
+
+/// A remark that stops nothing.
+pub(crate) fn warning(finding: &Finding) -> String {
+    format!(
+        "warning[{}]: {}\n  fix: {}",
+        finding.code, finding.what, finding.fix
+    )
 }
 
 pub(crate) fn vm_created_and_started(name: &VmName, host: &impl Display) -> String {

@@ -3,7 +3,8 @@
 use crate::messages;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use fleetward_api::controller::{
-    CheckView, GuardianView, HostView, ImageView, JobKindView, JobView, Status, StepView, VmView,
+    CheckView, GuardianView, HostView, ImageView, JobKindView, JobView, Status, StepView,
+    TemplateView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::guardian::CertificateRole;
@@ -122,6 +123,41 @@ pub(crate) fn images(images: &[ImageView]) -> String {
         ]);
     }
     table.text()
+}
+
+pub(crate) fn templates(templates: &[TemplateView]) -> String {
+    let mut table = Rows::new(&[
+        "NAME", "PROFILE", ">CPUS", ">MEMORY", ">DISKS", "FROM", "CREATED",
+    ]);
+    for template in templates {
+        let size = template.disks.iter().map(|disk| disk.size.bytes()).sum();
+        table.add([
+            template.name.to_string(),
+            template.profile.to_string(),
+            template.cpus.to_string(),
+            template.memory_bytes.to_string(),
+            ByteSize(size).to_string(),
+            template.from.to_string(),
+            moment(template.created),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn template(template: &TemplateView) -> String {
+    let mut text = templates(std::slice::from_ref(template));
+    text.push('\n');
+    let mut table = Rows::new(&["DISK", ">SIZE", ">FILE", "SHA256"]);
+    for disk in &template.disks {
+        table.add([
+            disk.target.clone(),
+            disk.size.to_string(),
+            ByteSize(disk.file_bytes).to_string(),
+            short(&disk.sha256),
+        ]);
+    }
+    text.push_str(&table.text());
+    text
 }
 
 pub(crate) fn vms(vms: &[VmView]) -> String {

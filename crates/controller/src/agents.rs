@@ -267,6 +267,22 @@ impl Agent {
         sent.map(drop).map_err(|error| self.failed(&error))
     }
 
+    /// A file that was copied for a VM or template: its content as it comes.
+    pub(crate) async fn copied_file(
+        &self,
+        id: VmId,
+        item: &str,
+    ) -> Result<fleetward_link::client::Response, Failure> {
+        let path = agent::COPY
+            .replace("{id}", &id.to_string())
+            .replace("{item}", item);
+        let request = self
+            .client
+            .request(Method::GET, &path)
+            .idle_timeout(Some(Duration::from_secs(60)));
+        request.send().await.map_err(|error| self.failed(&error))
+    }
+
     pub(crate) async fn delete_image(&self, sha256: &str) -> Result<(), Failure> {
         let path = agent::IMAGE.replace("{sha256}", sha256);
         match self.client.request(Method::DELETE, &path).send().await {

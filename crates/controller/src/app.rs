@@ -9,6 +9,7 @@ use crate::holders::Holder;
 use crate::hosts::Hosts;
 use crate::images::Images;
 use crate::inventory::Inventory;
+use crate::templates::Templates;
 use crate::watch::Watchers;
 use crate::work::{self, GuardianRewrap};
 use crate::world::World;
@@ -86,6 +87,9 @@ impl App {
             images: Images::open(data)
                 .await
                 .context("cannot read the image library")?,
+            templates: Templates::open(data)
+                .await
+                .context("cannot read the templates")?,
             audit: Audit::open(store.clone()).await?,
             escrow: Escrow::open(store.clone(), data, retention)
                 .await

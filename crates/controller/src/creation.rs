@@ -2,8 +2,9 @@
 
 use crate::hosts::Hosts;
 use crate::images::Images;
+use crate::templates::Templates;
 use crate::work::{CreateInput, Reservation};
-use fleetward_api::controller::{ImageView, VmCreateRequest};
+use fleetward_api::controller::{ImageView, TemplateView, VmCreateRequest};
 use fleetward_model::name::MAX_LABEL_VALUE;
 use fleetward_model::placement::Needs;
 use fleetward_model::profile::{Asked, Hardware};
@@ -19,6 +20,7 @@ const EMPTY_VOLUME: ByteSize = ByteSize::mib(1);
 
 /// A VM that could be made, on any host that fits.
 pub(crate) struct Wanted {
+    template: Option<TemplateView>,
     pub(crate) name: VmName,
     pub(crate) needs: Needs,
     request: VmCreateRequest,
@@ -30,10 +32,26 @@ pub(crate) struct Wanted {
 /// Resolves and checks a request. Who names neither host nor group means the default group, where the fleet has one.
 pub(crate) fn plan(
     images: &Images,
+    templates: &Templates,
     hosts: &Hosts,
-    request: VmCreateRequest,
+    mut request: VmCreateRequest,
 ) -> Result<Wanted, Failure> {
     let name = request.name.clone();
+    let template = request
+        .template
+        .as_ref()
+        .map(|template| templates.of(template))
+        .transpose()?;
+    if let Some(template) = &template {
+        if request.image.is_some() || request.iso.is_some() {
+            let what = "a VM is made from a template, or from an image or installer medium";
+            return Err(Failure::new(ErrorCode::InvalidArgument, what).fix("leave out one of them"));
+        }
+        request.profile = template.profile;
+        request.cpus = request.cpus.or(Some(template.cpus));
+        request.memory_bytes = request.memory_bytes.or(Some(template.memory_bytes));
+        request.secure_boot &= template.secure_boot;
+    }
     check_labels(&request)?;
     let image = request
         .image
@@ -45,14 +63,24 @@ pub(crate) fn plan(
         .as_ref()
         .map(|iso| installer(images, iso))
         .transpose()?;
-    let image_size = image
-        .as_ref()
-        .map(|image| ByteSize(image.virtual_size_bytes.next_multiple_of(512)));
-    if let (Some(asked), Some(least), Some(image)) =
-        (request.disk_bytes, image_size, &request.image)
+    let image_size = match &template {
+        Some(template) => template.disks.first().map(|disk| disk.size),
+        None => image
+            .as_ref()
+            .map(|image| ByteSize(image.virtual_size_bytes.next_multiple_of(512))),
+    };
+    let origin = || match (&request.template, &request.image) {
+        (Some(template), _) => format!("template {template}"),
+        (None, Some(image)) => format!("image {image}"),
+        (None, None) => "its content".to_owned(),
+    };
+    if let (Some(asked), Some(least)) = (request.disk_bytes, image_size)
         && asked < least
     {
-        let what = format!("a disk of {asked} is smaller than image {image}, which needs {least}");
+        let what = format!(
+            "a disk of {asked} is smaller than {}, which needs {least}",
+            origin()
+        );
         return Err(
             Failure::new(ErrorCode::InvalidArgument, what).fix("leave out --disk, or ask for more")
         );
@@ -74,9 +102,11 @@ pub(crate) fn plan(
         (None, None) => has_default().then(|| default.clone()),
         (asked, _) => asked.clone(),
     };
-    let written = image
-        .as_ref()
-        .map_or(EMPTY_VOLUME, |image| ByteSize(image.size_bytes));
+    let written = match (&template, &image) {
+        (Some(template), _) => ByteSize(template.disks.iter().map(|disk| disk.file_bytes).sum()),
+        (None, Some(image)) => ByteSize(image.size_bytes),
+        (None, None) => EMPTY_VOLUME,
+    };
     Ok(Wanted {
         needs: Needs {
             host: request.host.clone(),
@@ -89,6 +119,7 @@ pub(crate) fn plan(
             ..Needs::default()
         },
         name,
+        template,
         request,
         hardware,
         image,
@@ -105,21 +136,39 @@ impl Wanted {
             DiskBus::Virtio => "vda",
             DiskBus::Sata => "sda",
         };
-        let disk = DiskSpec {
+        let disk = |target: &str, bus, size| DiskSpec {
             target: target.to_owned(),
-            bus: devices.disk_bus,
-            pool: self.request.pool,
+            bus,
+            pool: self.request.pool.clone(),
             volume: format!("{id}-{target}.qcow2"),
-            size: self.hardware.disk,
+            size,
         };
-        let source = match &self.image {
-            None => VolumeSource::Empty,
-            Some(image) => VolumeSource::Image {
-                image: image.name.clone(),
-                sha256: image.sha256.clone(),
-            },
+        let from_image = |image: &ImageName, sha256: &str| VolumeSource::Image {
+            image: image.clone(),
+            sha256: sha256.to_owned(),
         };
-        let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
+        let (disks, sources): (Vec<_>, Vec<_>) = match (&self.template, &self.image) {
+            (Some(template), _) => {
+                let name = template.name.as_str().parse().expect("names are alike");
+                let made = template.disks.iter().enumerate().map(|(at, known)| {
+                    let size = if at == 0 {
+                        self.hardware.disk
+                    } else {
+                        known.size
+                    };
+                    let spec = disk(&known.target, known.bus, size);
+                    (spec, from_image(&name, &known.sha256))
+                });
+                made.unzip()
+            }
+            (None, image) => {
+                let source = image.as_ref().map_or(VolumeSource::Empty, |image| {
+                    from_image(&image.name, &image.sha256)
+                });
+                let spec = disk(target, devices.disk_bus, self.hardware.disk);
+                (vec![spec], vec![source])
+            }
+        };
         let spec = VmSpec {
             id: VmId(id),
             name: self.name.clone(),
@@ -132,16 +181,30 @@ impl Wanted {
                 secure_boot: self.hardware.secure_boot,
             },
             tpm: self.hardware.tpm,
-            disks: vec![disk],
+            disks,
             cdrom: self.iso.as_ref().map(|iso| CdromSpec {
                 image: iso.name.clone(),
                 sha256: iso.sha256.clone(),
             }),
-            mac: Some(format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")),
+            mac: Some(new_mac()),
             labels: self.request.labels,
             created: now,
         };
+        let variables = self
+            .template
+            .as_ref()
+            .and_then(|template| template.uefi_variables.clone());
         let images = self.image.iter().chain(&self.iso);
+        let mut needed: Vec<(String, String)> = images
+            .map(|image| (image.sha256.clone(), image.format.clone()))
+            .collect();
+        let disks = self.template.iter().flat_map(|template| &template.disks);
+        needed.extend(disks.map(|disk| (disk.sha256.clone(), "qcow2".to_owned())));
+        needed.extend(
+            variables
+                .iter()
+                .map(|sha256| (sha256.clone(), "raw".to_owned())),
+        );
         CreateInput {
             vm: spec.id,
             name: self.name,
@@ -156,13 +219,18 @@ impl Wanted {
             },
             host,
             spec,
-            sources: vec![source],
-            images: images
-                .map(|image| (image.sha256.clone(), image.format.clone()))
-                .collect(),
+            sources,
+            variables,
+            images: needed,
             start: self.request.start,
         }
     }
+}
+
+/// An address that no other VM has, as far as chance goes.
+pub(crate) fn new_mac() -> String {
+    let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
+    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
 }
 
 fn disk_image(images: &Images, name: &ImageName) -> Result<ImageView, Failure> {

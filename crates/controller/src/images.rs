@@ -151,8 +151,44 @@ impl Images {
         tokio::fs::rename(new, self.record(&image.name)).await
     }
 
-    /// Removes a name, and the content when no other name has it. True when the content went.
-    pub(crate) async fn delete(&self, name: &ImageName) -> Result<bool, Failure> {
+    /// Whether an image has that content.
+    pub(crate) fn holds(&self, sha256: &str) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.values().any(|image| image.sha256 == sha256)
+    }
+
+    /// Takes content that gets no name here, a template's: its size and SHA-256. It is looked at as an image is.
+    pub(crate) async fn take_content<E: std::fmt::Display>(
+        &self,
+        format: &str,
+        content: impl Stream<Item = Result<Bytes, E>>,
+    ) -> Result<(u64, String), Failure> {
+        let arriving = Arriving(self.dir.join(format!(".{}.new", Uuid::new_v4())));
+        let (size, sha256) = receive(&arriving.0, content).await?;
+        let (path, format) = (arriving.0.clone(), format.to_owned());
+        let looked =
+            tokio::task::spawn_blocking(move || image_format::look(&path, Some(format.as_str())));
+        let looked = looked.await.expect("looking at an image does not panic");
+        looked.map_err(|error| {
+            Failure::new(
+                ErrorCode::ImageInvalid,
+                "a template's content cannot be used",
+            )
+            .because(error)
+        })?;
+        let kept = tokio::fs::rename(&arriving.0, self.file(&sha256)).await;
+        kept.map_err(|error| {
+            Failure::new(ErrorCode::Internal, "a template's content cannot be kept").because(error)
+        })?;
+        Ok((size, sha256))
+    }
+
+    /// Removes a name, and the content when no other name has it and nobody else `needs` it. True when the content went.
+    pub(crate) async fn delete(
+        &self,
+        name: &ImageName,
+        needs: impl Fn(&str) -> bool,
+    ) -> Result<bool, Failure> {
         let image = self.of(name)?;
         let failed = |error: io::Error| write_failure(name, &error);
         tokio::fs::remove_file(self.record(name))
@@ -161,7 +197,7 @@ impl Images {
         let still_used = {
             let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
             known.remove(name);
-            known.values().any(|other| other.sha256 == image.sha256)
+            known.values().any(|other| other.sha256 == image.sha256) || needs(&image.sha256)
         };
         if !still_used {
             tokio::fs::remove_file(self.file(&image.sha256))

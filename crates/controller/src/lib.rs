@@ -27,6 +27,7 @@ mod inventory;
 mod keeper;
 mod roll;
 mod survey;
+mod templates;
 mod tokens;
 mod watch;
 mod work;

@@ -8,6 +8,7 @@ use crate::holders::Holders;
 use crate::hosts::{HostRecord, Hosts};
 use crate::images::Images;
 use crate::inventory::Inventory;
+use crate::templates::Templates;
 use crate::work::Reservation;
 use fleetward_model::guardian::{EndorsedGuardian, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
@@ -33,6 +34,7 @@ pub(crate) struct World {
     pub(crate) inventory: Inventory,
     pub(crate) agents: Agents,
     pub(crate) images: Images,
+    pub(crate) templates: Templates,
     pub(crate) audit: Audit,
     pub(crate) escrow: Escrow,
     pub(crate) holders: Holders,
@@ -161,6 +163,30 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Removes content that no image and no template needs any more, here and in the hosts' caches.
+    pub(crate) async fn drop_content(self: &Arc<Self>, contents: Vec<String>) {
+        for sha256 in contents {
+            if self.templates.holds(&sha256) || self.images.holds(&sha256) {
+                continue;
+            }
+            if let Err(error) = tokio::fs::remove_file(self.images.file(&sha256)).await
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(sha256, %error, "content that nobody needs stays");
+            }
+            let world = self.clone();
+            tokio::spawn(async move {
+                for host in world.hosts.all() {
+                    let deleted =
+                        async { world.agents.of(&host.name)?.delete_image(&sha256).await };
+                    if let Err(error) = deleted.await {
+                        tracing::info!(host = %host.name, error = %error.what, "the content stays in the host's cache");
+                    }
+                }
+            });
+        }
     }
 
     /// Asks a host for one VM, so that the next read shows what a job did, a read after a crash too. What it cannot tell

@@ -39,10 +39,12 @@ enum Where {
     On(&'static str, VmState),
     /// There, stopped, and without a TPM.
     Bare(&'static str),
+    /// It stopped on the first host, and its clone on the second.
+    Both,
 }
 
 fn case(kind: &str) -> Case {
-    use Where::{Bare, Nowhere, On};
+    use Where::{Bare, Both, Nowhere, On};
     let (stopped, running) = (On("a", VmState::Stopped), On("a", VmState::Running));
     let post = |path, body, before, after, fails| Case {
         method: Method::POST,
@@ -85,6 +87,20 @@ fn case(kind: &str) -> Case {
             stopped,
             On("b", VmState::Stopped),
             Some(("a", "send-stopped")),
+        ),
+        "vm-clone" => post(
+            "/v1/vms/web/clone",
+            json!({"name": "twin", "tpm": "copy", "host": "b"}),
+            stopped,
+            Both,
+            Some(("a", "send-stopped")),
+        ),
+        "template-create" => post(
+            "/v1/templates",
+            json!({"name": "gold", "from": "web"}),
+            stopped,
+            stopped,
+            None,
         ),
         "host-drain" => post(
             "/v1/hosts/a/drain",
@@ -191,10 +207,16 @@ impl Walk {
     /// The VM is exactly there, and nothing of it elsewhere.
     fn assert_is(&self, point: &str, place: Where) {
         for agent in &self.hosts {
+            let place = match place {
+                Where::Both if agent.host.as_str() == "b" => Where::On("b", VmState::Stopped),
+                Where::Both => Where::On("a", VmState::Stopped),
+                place => place,
+            };
             match place {
                 Where::On(host, state) if agent.host.as_str() == host => {
                     let states = agent.look(|inner| {
-                        assert_eq!((inner.volumes.len(), inner.tpms.len()), (1, 1), "{point}");
+                        let found = (inner.volumes.len(), inner.tpms.len());
+                        assert_eq!(found, (1, 1), "{point}");
                         let whole = |vm: &fleet::agent::FakeVm| vm.metadata.transit.is_none();
                         inner
                             .vms
@@ -229,6 +251,17 @@ impl Walk {
             self.controller
                 .done(Method::DELETE, &path, &json!({}))
                 .await;
+        }
+        let templates: Vec<Value> = self.controller.get("/v1/templates").await;
+        for template in templates {
+            let path = format!("/v1/templates/{}", template["name"].as_str().expect("name"));
+            let deleted = self
+                .controller
+                .local
+                .request(Method::DELETE, &path)
+                .send()
+                .await;
+            deleted.expect("deleted");
         }
         self.assert_is("clearing", Where::Nowhere);
     }

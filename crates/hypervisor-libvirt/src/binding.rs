@@ -276,11 +276,29 @@ pub(crate) fn abort_job(domain: &Domain) -> Result<(), Error> {
     }
 }
 
+/// Begins a copy of disks as they are now; it goes on by itself.
+pub(crate) fn begin_backup(domain: &Domain, xml: &str) -> Result<(), Error> {
+    // A text with a NUL byte ends there; libvirt then complains of broken XML.
+    let xml = CString::new(xml.split('\0').next().unwrap_or_default()).unwrap_or_default();
+    // SAFETY: a live domain, a NUL-terminated text that outlives the call, and no checkpoint.
+    match unsafe {
+        virt_sys::virDomainBackupBegin(domain.as_ptr(), xml.as_ptr(), std::ptr::null(), 0)
+    } {
+        0 => Ok(()),
+        _ => Err(Error::last_error()),
+    }
+}
+
 /// What a domain's job is and how far it has come; zero where libvirt does not say.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct JobStats {
     /// A migration that leaves this host is under way, or was the job that completed.
     pub(crate) outgoing: bool,
+    /// A copy of disks is under way, or was the job that completed.
+    pub(crate) backup: bool,
+    /// Whether the completed job succeeded, and libvirt's words when not.
+    pub(crate) success: Option<bool>,
+    pub(crate) error: Option<String>,
     pub(crate) memory_done: u64,
     pub(crate) memory_total: u64,
     pub(crate) disk_done: u64,
@@ -333,10 +351,40 @@ pub(crate) fn job_stats(domain: &Domain, completed: bool) -> Result<JobStats, Er
             &mut operation,
         )
     };
+    let mut succeeded: c_int = 0;
+    // SAFETY: as above.
+    let judged = unsafe {
+        virt_sys::virTypedParamsGetBoolean(
+            parameters,
+            count,
+            virt_sys::VIR_DOMAIN_JOB_SUCCESS.as_ptr(),
+            &mut succeeded,
+        )
+    };
+    let mut message: *const std::ffi::c_char = std::ptr::null();
+    // SAFETY: as above; the text belongs to the array.
+    let complained = unsafe {
+        virt_sys::virTypedParamsGetString(
+            parameters,
+            count,
+            virt_sys::VIR_DOMAIN_JOB_ERRMSG.as_ptr(),
+            &mut message,
+        )
+    };
+    let error = (complained == 1 && !message.is_null()).then(|| {
+        // SAFETY: a NUL-terminated text of the array, which is freed only below.
+        unsafe { CStr::from_ptr(message) }
+            .to_string_lossy()
+            .into_owned()
+    });
+    let is = |wanted: virt_sys::virDomainJobOperation| {
+        kind != virt_sys::VIR_DOMAIN_JOB_NONE as c_int && named == 1 && operation == wanted as c_int
+    };
     let stats = JobStats {
-        outgoing: kind != virt_sys::VIR_DOMAIN_JOB_NONE as c_int
-            && named == 1
-            && operation == virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT as c_int,
+        backup: is(virt_sys::VIR_DOMAIN_JOB_OPERATION_BACKUP),
+        success: (judged == 1).then_some(succeeded == 1),
+        error,
+        outgoing: is(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT),
         memory_done: number(virt_sys::VIR_DOMAIN_JOB_MEMORY_PROCESSED).unwrap_or(0),
         memory_total: number(virt_sys::VIR_DOMAIN_JOB_MEMORY_TOTAL).unwrap_or(0),
         disk_done: number(virt_sys::VIR_DOMAIN_JOB_DISK_PROCESSED).unwrap_or(0),

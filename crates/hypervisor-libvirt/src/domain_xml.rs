@@ -12,9 +12,13 @@ use quick_xml::Writer;
 use quick_xml::events::{BytesText, Event};
 use std::io;
 use std::path::Path;
+use uuid::Uuid;
 
 /// Machine type of a domain that has none yet; libvirt writes down the version it stands for.
 pub(crate) const NEWEST_MACHINE: &str = "q35";
+
+/// Names the generation ids (vmgenid) that are made from machine uuids.
+const GENERATIONS: Uuid = Uuid::from_u128(0x6d5b_7c0e_2f0e_4a53_9c0e_51d1_5a1f_0e77);
 
 type Out = Writer<Vec<u8>>;
 
@@ -49,6 +53,9 @@ fn write_domain(
             let ours = metadata::element(&definition.metadata);
             out.write_event(Event::Text(BytesText::from_escaped(ours)))
         })?;
+        // Another machine, another generation: a guest that looks at it knows that it is a copy.
+        let generation = Uuid::new_v5(&GENERATIONS, spec.id.0.as_bytes()).to_string();
+        text(out, "genid", &[], &generation)?;
         let memory = (spec.memory.bytes() / 1024).to_string();
         text(out, "memory", &[("unit", "KiB")], &memory)?;
         text(out, "vcpu", &[], &spec.cpus.to_string())?;

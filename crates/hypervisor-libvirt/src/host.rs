@@ -6,11 +6,12 @@ use crate::domain_read::{self, Basics};
 use crate::domain_xml::{self, NEWEST_MACHINE};
 use crate::program::Programs;
 use crate::tpm::TpmPlace;
-use crate::{facts, metadata, migration};
+use crate::{copy, facts, metadata, migration};
 use async_trait::async_trait;
 use fleetward_hypervisor::{
-    CpuVerdict, DomainDefinition, DomainObserved, DomainState, Error, Hypervisor, HypervisorEvent,
-    HypervisorFacts, MigrationOutcome, MigrationProgress, MigrationRequest, Result, SecretText,
+    CopyState, CpuVerdict, DomainDefinition, DomainObserved, DomainState, Error, Hypervisor,
+    HypervisorEvent, HypervisorFacts, MigrationOutcome, MigrationProgress, MigrationRequest,
+    Result, SecretText,
 };
 use fleetward_model::host::Accelerator;
 use fleetward_model::vm::VmMetadata;
@@ -184,6 +185,32 @@ impl Hypervisor for LibvirtHost {
         self.libvirt
             .call_alone(LONG, move |connection| resume(&domain(connection, id)?, id))
             .await
+    }
+
+    async fn suspend(&self, id: VmId) -> Result<()> {
+        self.with_domain(id, move |domain| match observe_state(domain)? {
+            DomainState::Paused { incoming: false } => Ok(()),
+            DomainState::Running => domain
+                .suspend()
+                .map(drop)
+                .map_err(failed("pause the domain")),
+            state => Err(wrong_state(id, state, "be paused")),
+        })
+        .await
+    }
+
+    async fn begin_copy(&self, id: VmId, disks: &[(String, PathBuf)]) -> Result<()> {
+        let disks = disks.to_vec();
+        self.with_domain(id, move |domain| copy::begin(domain, id, &disks))
+            .await
+    }
+
+    async fn copy_state(&self, id: VmId) -> Result<CopyState> {
+        self.with_domain(id, copy::state).await
+    }
+
+    async fn abort_copy(&self, id: VmId) -> Result<()> {
+        copy::abort(&self.libvirt, id).await
     }
 
     async fn undefine(&self, id: VmId) -> Result<()> {

@@ -8,6 +8,7 @@
 mod accelerator;
 mod binding;
 mod connection;
+mod copy;
 mod domain_read;
 mod domain_xml;
 mod ek_certificate;

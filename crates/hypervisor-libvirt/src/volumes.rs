@@ -83,6 +83,12 @@ impl Volumes for LibvirtHost {
         part.finish(path).await
     }
 
+    async fn copy(&self, source: &Path, path: &Path) -> Result<()> {
+        let qemu_img = &self.programs.qemu_img;
+        let size = inspect(qemu_img, source, Some("qcow2")).await?.virtual_size;
+        self.create_from_image(source, "qcow2", path, size).await
+    }
+
     async fn adopt(&self, path: &Path) -> Result<()> {
         let path = path.to_owned();
         blocking(move || {

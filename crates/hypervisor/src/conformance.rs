@@ -4,8 +4,8 @@
 //! lists them all, so that an implementation's test cannot forget one.
 
 use crate::{
-    CpuVerdict, DomainDefinition, DomainState, Error, Hypervisor, HypervisorEvent, MigrationDisks,
-    MigrationProgress, MigrationRequest, SecretText,
+    CopyState, CpuVerdict, DomainDefinition, DomainState, Error, Hypervisor, HypervisorEvent,
+    MigrationDisks, MigrationProgress, MigrationRequest, SecretText,
 };
 use async_trait::async_trait;
 use fleetward_model::VmId;
@@ -68,6 +68,7 @@ claims! {
     the_domains_own_cpu_fits,
     a_stopped_domain_does_not_migrate,
     there_may_be_no_migration_to_abort,
+    a_copy_is_of_one_moment_and_leaves_the_domain_alone,
 }
 
 /// How long an event may take.
@@ -337,6 +338,44 @@ async fn there_may_be_no_migration_to_abort(fixture: &dyn Fixture) {
         .await
         .expect("nothing to do");
     hypervisor.undefine(id).await.expect("undefined");
+}
+
+async fn a_copy_is_of_one_moment_and_leaves_the_domain_alone(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let id = started(fixture, "copied").await;
+    hypervisor.abort_copy(id).await.expect("nothing to abort");
+    for _ in 0..2 {
+        hypervisor.suspend(id).await.expect("paused");
+    }
+    let before = hypervisor.inspect(id).await.expect("there");
+    assert_eq!(before.state, DomainState::Paused { incoming: false });
+    let copies: Vec<(String, PathBuf)> = before
+        .disks
+        .iter()
+        .map(|(target, path)| (target.clone(), path.with_extension("copied")))
+        .collect();
+    hypervisor.begin_copy(id, &copies).await.expect("begun");
+    hypervisor.resume(id).await.expect("running");
+    let ended = async {
+        loop {
+            match hypervisor.copy_state(id).await.expect("known") {
+                CopyState::Running { .. } => tokio::time::sleep(Duration::from_millis(20)).await,
+                ended => break ended,
+            }
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
+    assert_eq!(ended.expect("in time"), CopyState::Done);
+    let after = hypervisor.inspect(id).await.expect("there");
+    assert_eq!(
+        (after.state, &after.disks),
+        (DomainState::Running, &before.disks)
+    );
+    for (_, path) in &copies {
+        assert!(path.exists());
+        std::fs::remove_file(path).expect("a file");
+    }
+    removed(fixture, id).await;
 }
 
 async fn started(fixture: &dyn Fixture, name: &str) -> VmId {

@@ -184,6 +184,19 @@ pub struct MigrationOutcome {
     pub transferred: u64,
 }
 
+/// How far a copy of a domain's disks is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopyState {
+    /// None is known.
+    None,
+    /// Bytes.
+    Running { done: u64, total: u64 },
+    /// The last one ended well.
+    Done,
+    /// The last one failed, and why.
+    Failed(String),
+}
+
 /// One host's domains.
 #[async_trait]
 pub trait Hypervisor: Send + Sync + 'static {
@@ -215,6 +228,20 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Lets a paused domain run; a running one is left alone.
     async fn resume(&self, id: VmId) -> Result<()>;
+
+    /// Pauses a running domain; a paused one is left alone.
+    async fn suspend(&self, id: VmId) -> Result<()>;
+
+    /// Begins to write the disks of a running or paused domain, as they are at this moment, to new qcow2 files without
+    /// a backing file, and returns at once. The guest may write on: what it overwrites is copied before. The domain's
+    /// own disks stay as they are, whatever becomes of the copy. `(target, path)` of each disk; a path must not exist.
+    async fn begin_copy(&self, id: VmId, disks: &[(String, PathBuf)]) -> Result<()>;
+
+    /// How far it is.
+    async fn copy_state(&self, id: VmId) -> Result<CopyState>;
+
+    /// Ends a copy that is not wanted any more, and waits until it has ended. None is fine; its files stay.
+    async fn abort_copy(&self, id: VmId) -> Result<()>;
 
     /// Removes a stopped domain's definition and its UEFI variables; keeps disks and TPM state. A missing one is fine.
     async fn undefine(&self, id: VmId) -> Result<()>;

@@ -36,6 +36,12 @@ pub trait Volumes: Send + Sync + 'static {
         size: ByteSize,
     ) -> Result<()>;
 
+    /// A full copy of another volume; made beside its place and renamed. An existing one of the same size is left alone.
+    ///
+    /// # Errors
+    /// `Program` where QEMU has the source open.
+    async fn copy(&self, source: &Path, path: &Path) -> Result<()>;
+
     /// Gives a file that was received to QEMU (owner, mode).
     async fn adopt(&self, path: &Path) -> Result<()>;
 

@@ -210,6 +210,18 @@ codes! {
     EscrowCorrupt = "ESCROW_CORRUPT", Refused,
         "A copy of a VM's TPM is damaged: it is not what was written, not whole, or of another VM. It is never put in place.",
         "use another version: fleetward tpm history NAME";
+    TpmIdentityChanges = "TPM_IDENTITY_CHANGES", Refused,
+        "The VM will have another TPM than what its disk was sealed to; said as a warning.",
+        "keep the recovery keys at hand; or copy the TPM too: fleetward vm clone NAME NEW --tpm copy";
+    TpmIdentityTwice = "TPM_IDENTITY_TWICE", Refused,
+        "Two VMs hold the same TPM identity; said as a warning.",
+        "delete one of the two, or clone with --tpm new";
+    VmHasNoTpm = "VM_HAS_NO_TPM", Refused,
+        "The VM has no TPM.",
+        "choose --tpm new or --tpm none";
+    TemplateNotFound = "TEMPLATE_NOT_FOUND", NotFound,
+        "There is no template of that name.",
+        "fleetward template list";
     SameHost = "SAME_HOST", Refused,
         "The VM is on that host already.",
         "choose another host";
@@ -434,6 +446,14 @@ impl Finding {
             what: what.into(),
             fix: fix.into(),
             blocking: true,
+        }
+    }
+
+    /// A remark with the code's usual fix.
+    pub fn warning(code: ErrorCode, what: impl Into<String>) -> Self {
+        Self {
+            blocking: false,
+            ..Self::usual(code, what)
         }
     }
 

@@ -4,6 +4,7 @@
 //! Refuses to know: I/O, clocks, randomness, async. Times and random values arrive as arguments.
 
 pub mod audit;
+pub mod clone;
 pub mod error;
 pub mod guardian;
 pub mod host;
@@ -19,5 +20,7 @@ pub mod vm;
 
 pub use error::{ErrorCode, Failure};
 pub use id::{GuardianId, JobId, KeyId, VmId};
-pub use name::{GroupName, HostName, ImageName, LabelKey, Labels, NameError, PoolName, VmName};
+pub use name::{
+    GroupName, HostName, ImageName, LabelKey, Labels, NameError, PoolName, TemplateName, VmName,
+};
 pub use size::ByteSize;

@@ -104,6 +104,10 @@ name!(
     ImageName, "image"
 );
 name!(
+    /// A VM without identity, to make VMs from.
+    TemplateName, "template"
+);
+name!(
     /// A directory of volumes on a host.
     PoolName, "pool"
 );

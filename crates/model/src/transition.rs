@@ -19,15 +19,17 @@ pub enum Request {
     Start,
     Stop,
     Delete,
+    Clone,
     MigrateLive,
     MigrateOffline,
 }
 
 impl Request {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Start,
         Self::Stop,
         Self::Delete,
+        Self::Clone,
         Self::MigrateLive,
         Self::MigrateOffline,
     ];
@@ -66,6 +68,13 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
             Refuse(ErrorCode::VmRunning, "only a stopped VM is deleted")
         }
         (Request::Delete, Migrating) => Refuse(ErrorCode::VmBusy, "the VM is migrating"),
+
+        (Request::Clone, Stopped | Running) => Accept,
+        (Request::Clone, Paused | Failed) => Refuse(
+            ErrorCode::VmStateWrong,
+            "only a running or a stopped VM is copied",
+        ),
+        (Request::Clone, Migrating) => Refuse(ErrorCode::VmBusy, "the VM is migrating"),
 
         (Request::MigrateLive, Running) => Accept,
         (Request::MigrateLive, Stopped) => Refuse(

@@ -110,6 +110,7 @@ impl Task<'_> {
             self.complete_tpm_metadata(&mut metadata)?;
         }
         self.define_domain(metadata).await?;
+        self.record.forget_copied()?;
         Ok(OperationResult::Nothing)
     }
 

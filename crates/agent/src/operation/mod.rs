@@ -9,9 +9,11 @@
 //! ```
 //! Every operation, and every operation that undoes another, may be repeated, and may be repeated after a crash at any of
 //! its lines: it looks at what is there, not at what it remembers having done. [`table`] owns the turns, the other modules
-//! own what is done: [`create`] volumes and definitions, [`tpm`] and [`tpm_change`] TPMs, [`power`] starting and stopping, [`grant`] key
+//! own what is done: [`create`] volumes and definitions, [`copy`] what clones and templates begin with, [`tpm`] and
+//! [`tpm_change`] TPMs, [`power`] starting and stopping, [`grant`] key
 //! protectors, [`incoming`] and [`outgoing`] the two sides of a migration, [`send`] the files of a stopped VM.
 
+pub(crate) mod copy;
 mod create;
 mod grant;
 pub(crate) mod incoming;
@@ -50,6 +52,14 @@ impl Task<'_> {
         match operation {
             Operation::CreateVolumes { spec, sources } => self.create_volumes(spec, sources).await,
             Operation::DeleteVolumes { spec } => self.delete_volumes(spec).await,
+            Operation::CopyVm {
+                to,
+                variables,
+                tpm_state,
+            } => self.copy_vm(to, *variables, *tpm_state).await,
+            Operation::UncopyVm { to } => self.uncopy_vm(to).await,
+            Operation::CopyTpm { recipients } => self.copy_tpm(recipients).await,
+            Operation::PlaceVariables { sha256 } => self.place_variables(sha256).await,
             Operation::MakeTpm { recipients } => self.make_tpm(recipients).await,
             Operation::RemoveTpm { keep } => self.remove_tpm(*keep).await,
             Operation::Define { metadata } => self.define(metadata).await,

@@ -277,6 +277,31 @@ impl Hypervisor for Fake {
             Ok(())
         })
     }
+    async fn suspend(&self, id: VmId) -> Result<()> {
+        self.change(id, |d| {
+            d.state = DomainState::Paused { incoming: false };
+            Ok(())
+        })
+    }
+    async fn begin_copy(&self, id: VmId, disks: &[(String, PathBuf)]) -> Result<()> {
+        self.change(id, |d| {
+            assert_eq!(
+                d.state,
+                DomainState::Paused { incoming: false },
+                "a copy of no moment"
+            );
+            for ((_, from), (_, to)) in d.disks.iter().zip(disks) {
+                std::fs::copy(from, to).unwrap();
+            }
+            Ok(())
+        })
+    }
+    async fn copy_state(&self, _id: VmId) -> Result<CopyState> {
+        Ok(CopyState::Done)
+    }
+    async fn abort_copy(&self, _id: VmId) -> Result<()> {
+        self.check()
+    }
     async fn undefine(&self, id: VmId) -> Result<()> {
         self.check()?;
         if let Some(domain) = self.with(|s| s.domains.remove(&id)) {
@@ -399,6 +424,10 @@ impl Volumes for Fake {
             return Err(Error::NoSpace { path: path.into() });
         }
         std::fs::copy(image, path).unwrap();
+        Ok(())
+    }
+    async fn copy(&self, source: &Path, path: &Path) -> Result<()> {
+        std::fs::copy(source, path).unwrap();
         Ok(())
     }
     async fn adopt(&self, _path: &Path) -> Result<()> {

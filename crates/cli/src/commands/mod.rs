@@ -11,6 +11,7 @@ mod image;
 mod job;
 mod local;
 mod tpm;
+mod template;
 mod vm;
 
 use crate::args::{Command, ControllerCommand, Global};
@@ -51,6 +52,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit, Sto
         Command::Status => fleet::status(context).await,
         Command::Host(command) => host::run(context, command).await,
         Command::Image(command) => image::run(context, command).await,
+        Command::Template(command) => template::run(context, command).await,
         Command::Vm(command) => vm::run(context, command).await,
         Command::Tpm(command) => tpm::run(context, command).await,
         Command::Check(args) => check::run(context, args).await,

@@ -1,12 +1,15 @@
 //! `fleetward vm ...`
 
-use super::{Context, check};
-use crate::args::{Switch, VmCommand, VmCreate};
+use super::{Context, check, template};
+use crate::args::{Switch, TpmChoice, VmCommand, VmCreate};
 use crate::bulk::{self, Words};
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{console, interrupt, messages, table, wait};
-use fleetward_api::controller::{Accepted, MigrateRequest, StopRequest, VmCreateRequest, VmView};
+use fleetward_api::controller::{
+    Accepted, CloneRequest, MigrateRequest, StopRequest, VmCreateRequest, VmView,
+};
+use fleetward_model::clone::{CloneTpm, deployment_warning};
 use fleetward_model::{ErrorCode, Failure, HostName, LabelKey, VmName};
 use std::time::Duration;
 
@@ -61,6 +64,34 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
             };
             each(context, names, wait.no_wait, words, request).await
         }
+        VmCommand::Clone {
+            name,
+            new,
+            tpm,
+            host,
+            full,
+            wait,
+        } => {
+            let request = CloneRequest {
+                name: new.clone(),
+                tpm: tpm.map(|choice| match choice {
+                    TpmChoice::New => CloneTpm::New,
+                    TpmChoice::Copy => CloneTpm::Copy,
+                    TpmChoice::None => CloneTpm::None,
+                }),
+                host,
+                full,
+            };
+            let accepted = controller.clone_vm(&name, &request).await?;
+            if !template::ended(context, new.as_str(), &accepted, wait.no_wait).await? {
+                return Ok(Exit::Done);
+            }
+            let vm = controller.vm(&new).await?;
+            context
+                .output
+                .success(&vm, || messages::vm_cloned(&name, &vm.name, &vm.host))?;
+            Ok(Exit::Done)
+        }
         VmCommand::Console { name } => attach(context, &name).await,
         VmCommand::Migrate {
             names,
@@ -114,6 +145,12 @@ async fn create(context: &Context, args: VmCreate) -> Result<Exit, Stop> {
     let name = args.name.clone();
     let no_wait = args.wait.no_wait;
     let started = args.start;
+    if let Some(template) = &args.template
+        && !args.no_tpm
+        && controller.template(template).await?.source_had_tpm
+    {
+        template::warn(&[deployment_warning(template.as_str())]);
+    }
     let Accepted { job } = controller.create_vm(&request_of(args)).await?;
     match job {
         Some(job) if no_wait => {
@@ -150,6 +187,7 @@ fn request_of(args: VmCreate) -> VmCreateRequest {
         name: args.name,
         profile: args.profile,
         image: args.image,
+        template: args.template,
         disk_bytes: args.disk,
         iso: args.iso,
         cpus: args.cpus,

@@ -74,7 +74,11 @@ pub(super) async fn image_delete(
             .because(users.join(", "))
             .into());
     }
-    if world.images.delete(&name).await? {
+    if world
+        .images
+        .delete(&name, |sha256| world.templates.holds(sha256))
+        .await?
+    {
         let world = world.clone();
         tokio::spawn(async move {
             for host in world.hosts.all() {

@@ -7,6 +7,7 @@
 mod audit;
 mod body;
 mod console;
+mod copies;
 mod fleet;
 mod grants;
 mod guardians;
@@ -84,6 +85,11 @@ fn handler(endpoint: &Endpoint) -> MethodRouter<App> {
         ("POST", "/v1/vms/{vm}/tpm/restore") => post(tpm::tpm_restore),
         ("POST", "/v1/vms/{vm}/tpm/roll") => post(tpm::tpm_roll),
         ("GET", "/v1/vms/{vm}/tpm/history") => get(tpm::tpm_history),
+        ("POST", "/v1/vms/{vm}/clone") => post(copies::vm_clone),
+        ("GET", "/v1/templates") => get(copies::template_list),
+        ("POST", "/v1/templates") => post(copies::template_create),
+        ("GET", "/v1/templates/{template}") => get(copies::template_show),
+        ("DELETE", "/v1/templates/{template}") => delete(copies::template_delete),
         ("GET", "/v1/vms/{vm}/console") => get(console::vm_console),
         ("GET", "/v1/check") => get(vms::check),
         ("GET", "/v1/job-kinds") => get(jobs::job_kinds),

@@ -1,6 +1,8 @@
 //! The API's description, generated from the handlers; `docs/openapi.json` is a copy that a test compares.
 
-use super::{audit, console, fleet, grants, guardians, hosts, images, jobs, metrics, tpm, vms};
+use super::{
+    audit, console, copies, fleet, grants, guardians, hosts, images, jobs, metrics, tpm, vms,
+};
 use axum::Json;
 use fleetward_api::controller::{Access, ENDPOINTS};
 use fleetward_model::Failure;
@@ -42,6 +44,11 @@ use utoipa::OpenApi;
         tpm::tpm_restore,
         tpm::tpm_roll,
         tpm::tpm_history,
+        copies::vm_clone,
+        copies::template_list,
+        copies::template_create,
+        copies::template_show,
+        copies::template_delete,
         console::vm_console,
         jobs::job_kinds,
         jobs::job_list,

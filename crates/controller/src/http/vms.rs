@@ -74,7 +74,7 @@ pub(super) async fn vm_create(
     Body(request): Body<VmCreateRequest>,
 ) -> Answer<Response> {
     let world = &app.world;
-    let wanted = crate::creation::plan(&world.images, &world.hosts, request)?;
+    let wanted = crate::creation::plan(&world.images, &world.templates, &world.hosts, request)?;
     world.require_name(&wanted.name).await?;
     let _turn = app.placing.lock().await;
     let host = world.place(&wanted.needs, &[])?;
@@ -260,7 +260,11 @@ pub(super) async fn check(
 }
 
 /// Whether the request makes sense now. Some: there is nothing to do.
-async fn decide(app: &App, vm: &VmObserved, request: Request) -> Result<Option<Response>, Refusal> {
+pub(super) async fn decide(
+    app: &App,
+    vm: &VmObserved,
+    request: Request,
+) -> Result<Option<Response>, Refusal> {
     if vm.metadata.is_none() {
         let what = format!("domain {} was not made by Fleetward", vm.name);
         return Err(Failure::new(ErrorCode::VmNotManaged, what)

@@ -8,6 +8,8 @@ mod guardian_rotate;
 mod host_drain;
 mod take_escrow;
 mod tpm;
+mod template_create;
+mod vm_clone;
 mod vm_create;
 mod vm_delete;
 mod vm_migrate;
@@ -21,6 +23,8 @@ pub(crate) use guardian_rotate::{
 pub(crate) use host_drain::{DrainInput, HostDrain};
 pub(crate) use take_escrow::TakeEscrow;
 pub(crate) use tpm::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
+pub(crate) use template_create::{TemplateCreate, TemplateInput};
+pub(crate) use vm_clone::{CloneInput, VmClone};
 pub(crate) use vm_create::{CreateInput, VmCreate};
 pub(crate) use vm_delete::{DeleteInput, VmDelete};
 pub(crate) use vm_migrate::{MigrateInput, VmMigrate, VmMigrateStopped};
@@ -53,6 +57,8 @@ pub(crate) fn registry(world: &Arc<World>) -> Registry {
         .with(TpmDisable(world.clone()))
         .with(TpmRestore(world.clone()))
         .with(TpmRoll(world.clone()))
+        .with(VmClone(world.clone()))
+        .with(TemplateCreate(world.clone()))
 }
 
 /// Input of a job on one VM at one host.
@@ -104,6 +110,8 @@ pub(crate) fn result(job: &Job) -> Option<serde_json::Value> {
         VmCreate::NAME => vm_create::result(job),
         VmMigrate::NAME | VmMigrateStopped::NAME => vm_migrate::result(job),
         TpmEnable::NAME | TpmDisable::NAME | TpmRestore::NAME | TpmRoll::NAME => tpm::result(job),
+        VmClone::NAME => vm_clone::result(job),
+        TemplateCreate::NAME => template_create::result(job),
         HostDrain::NAME => host_drain::result(job),
         GuardianGrant::NAME => guardian_grant::result(job),
         GuardianRevoke::NAME => guardian_revoke::result(job),

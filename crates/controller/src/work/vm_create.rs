@@ -22,6 +22,9 @@ pub(crate) struct CreateInput {
     pub(crate) spec: VmSpec,
     /// One a disk, in the same order.
     pub(crate) sources: Vec<VolumeSource>,
+    /// SHA-256 of the UEFI variables it begins with; none: the firmware's own.
+    #[serde(default)]
+    pub(crate) variables: Option<String>,
     /// Images that the host must have: hash and format.
     pub(crate) images: Vec<(String, String)>,
     pub(crate) start: bool,
@@ -212,6 +215,16 @@ impl Step<CreateInput> for Define {
             transit: None,
             revoked: Vec::new(),
         };
+        if let Some(sha256) = &input.variables {
+            let operation = Operation::PlaceVariables {
+                sha256: sha256.clone(),
+            };
+            self.0
+                .agents
+                .of(&input.host)?
+                .run(cx, input.vm, operation)
+                .await?;
+        }
         let operation = Operation::Define {
             metadata: Box::new(metadata),
         };

@@ -131,6 +131,7 @@ impl FakeAgent {
                 "/v1/images/{sha256}",
                 get(image).put(put_image).delete(delete_image),
             )
+            .route("/v1/copies/{id}/{item}", get(copy))
             .route("/v1/audit", get(audit))
             .with_state(self.inner.clone());
         let stop = CancellationToken::new();
@@ -260,7 +261,20 @@ impl Inner {
                     self.volumes.remove(&disk.volume);
                 }
             }
-            Operation::MakeTpm { recipients } => {
+            Operation::CopyVm { to, variables, .. } => {
+                self.volumes.extend(to.disks.into_iter().map(|d| d.volume));
+                return Ok(OperationResult::Copied {
+                    paused_ms: None,
+                    variables,
+                });
+            }
+            Operation::UncopyVm { to } => {
+                for disk in to.disks {
+                    self.volumes.remove(&disk.volume);
+                }
+            }
+            Operation::PlaceVariables { .. } => {}
+            Operation::MakeTpm { recipients } | Operation::CopyTpm { recipients } => {
                 let mut guardians = vec![self.own()];
                 for recipient in recipients {
                     if !guardians.contains(&recipient.guardian.id) {
@@ -600,6 +614,21 @@ async fn vm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Response {
 fn refusal(failure: Failure) -> Response {
     let status = http::StatusCode::from_u16(failure.code.class().http_status()).expect("status");
     (status, Json(failure)).into_response()
+}
+
+/// The header of an empty qcow2 file of 1 MiB, and room for its tables.
+async fn copy() -> Vec<u8> {
+    let mut file = vec![0; 4 * 65536];
+    file[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    file[20..24].copy_from_slice(&16_u32.to_be_bytes());
+    file[24..32].copy_from_slice(&(1_u64 << 20).to_be_bytes());
+    file[36..40].copy_from_slice(&1_u32.to_be_bytes());
+    file[40..48].copy_from_slice(&(3 * 65536_u64).to_be_bytes());
+    file[48..56].copy_from_slice(&65536_u64.to_be_bytes());
+    file[56..60].copy_from_slice(&1_u32.to_be_bytes());
+    file[96..100].copy_from_slice(&4_u32.to_be_bytes());
+    file[100..104].copy_from_slice(&104_u32.to_be_bytes());
+    file
 }
 
 async fn image(State(inner): State<Shared>, Path(sha256): Path<String>) -> Response {

@@ -67,7 +67,7 @@ fn what_cannot_be_parsed_is_exit_2() {
         &["vm", "create", "web", "--label", "no-equals-sign"],
         &["host", "token", "a", "--ttl", "soon"],
         &["vm", "list", "-o", "xml"],
-        &["vm", "clone", "web", "web2"],
+        &["vm", "clone", "web"],
     ] {
         let (code, stderr) = code_and_stderr(fleetward(arguments));
         assert_eq!(code, 2, "{arguments:?}: {stderr}");

@@ -1,0 +1,472 @@
+//! What clones and templates begin with: copies of a VM's disks, UEFI variables and TPM state.
+//!
+//! ```text
+//!  stopped:  files are copied; QEMU's lock on a disk refuses while somebody else has it open
+//!  running:  copying.json ── paused ── variables, TPM state, copy of the disks begun ── runs ── copy ends
+//!                  └── found by a restarted agent, by a repeat or by the undo: copy ended, guest runs on
+//! ```
+//! Of a running VM everything is of the moment at which its guest stood still, as after a power cut: what the guest had
+//! not yet written to its disks is not in the copy. The VM that is copied is never changed.
+
+use super::Task;
+use crate::durable;
+use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::host::Host;
+use crate::keyring::parse_protector_der;
+use crate::record::{CopiedRecord, CopiedTpm, Copying, VmRecord};
+use crate::tpm_pool::ReadyTpm;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use fleetward_api::agent::OperationResult;
+use fleetward_hypervisor::{CopyState, DomainState, Error as HypervisorError, SecretText};
+use fleetward_model::guardian::EndorsedGuardian;
+use fleetward_model::vm::{VmMetadata, VmSpec};
+use fleetward_model::{ErrorCode, Failure, VmId};
+use fleetward_protector_open::TpmKey;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How often a copy under way is looked at.
+const PACE: Duration = Duration::from_millis(200);
+
+/// Largest UEFI variables taken, in bytes.
+const MAX_VARIABLES: u64 = 16 * 1024 * 1024;
+
+/// Which parts are copied beside the disks.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    variables: bool,
+    tpm_state: bool,
+}
+
+impl Task<'_> {
+    /// See [`Operation::CopyVm`](fleetward_api::agent::Operation::CopyVm). A repeat after success answers again.
+    pub(super) async fn copy_vm(
+        &self,
+        to: &VmSpec,
+        variables: bool,
+        tpm_state: bool,
+    ) -> Result<OperationResult> {
+        let new = self.record_of_copy(to)?;
+        if let Some(done) = new.copied()?.filter(|done| done.job == self.job) {
+            return Ok(done.answer());
+        }
+        self.require_whole()?;
+        settle(self.host, self.vm).await?;
+        let (domain, metadata) = self.managed().await?;
+        self.require_undefined(to).await?;
+        let disks = self.pairs(&metadata.spec, to)?;
+        self.discard(to, &new).await?;
+        let parts = Parts {
+            variables,
+            tpm_state: tpm_state && metadata.spec.tpm,
+        };
+        let paused = match domain.state {
+            DomainState::Stopped(_) => {
+                self.keep_parts(&metadata, to, &new, parts).await?;
+                self.copy_stopped(&disks).await?;
+                None
+            }
+            DomainState::Running => Some(
+                self.copy_running(&metadata, to, &new, &disks, parts)
+                    .await?,
+            ),
+            DomainState::Paused { .. } => {
+                return Err(
+                    self.wrong_state("it is paused; only a running or a stopped VM is copied")
+                );
+            }
+        };
+        let done = CopiedRecord {
+            job: self.job,
+            from: self.vm,
+            to: to.clone(),
+            paused_ms: paused.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            variables: self.host.layout.nvram(to.id).exists(),
+        };
+        new.keep_copied(&done)?;
+        Ok(done.answer())
+    }
+
+    /// Removes what was made for `to`, and leaves the copied VM as if nothing had been asked.
+    pub(super) async fn uncopy_vm(&self, to: &VmSpec) -> Result<OperationResult> {
+        let new = self.record_of_copy(to)?;
+        settle(self.host, self.vm).await?;
+        self.require_undefined(to).await?;
+        self.discard(to, &new).await?;
+        Ok(OperationResult::Nothing)
+    }
+
+    fn record_of_copy(&self, to: &VmSpec) -> Result<VmRecord> {
+        if to.id == self.vm {
+            return Err(Trouble::refuse(
+                ErrorCode::InvalidRequest,
+                format!("VM {}", self.vm),
+                "a VM is not copied onto itself",
+            ));
+        }
+        Ok(VmRecord::of(&self.host.layout, to.id))
+    }
+
+    /// Nothing of a VM that exists is ever overwritten or removed here.
+    async fn require_undefined(&self, to: &VmSpec) -> Result<()> {
+        match self.host.hypervisor.inspect(to.id).await {
+            Err(HypervisorError::NoDomain(_)) => Ok(()),
+            Ok(_) => Err(Trouble::refuse(
+                ErrorCode::UuidTaken,
+                format!("VM {}", to.name),
+                "it is defined already",
+            )),
+            Err(error) => Err(Trouble::hypervisor(
+                format!("looking for VM {}", to.name),
+                &error,
+            )),
+        }
+    }
+
+    /// Target, file and copy of each disk; `to` must have the same disks in the same order.
+    fn pairs(&self, from: &VmSpec, to: &VmSpec) -> Result<Vec<(String, PathBuf, PathBuf)>> {
+        let same = from.disks.len() == to.disks.len()
+            && from
+                .disks
+                .iter()
+                .zip(&to.disks)
+                .all(|(a, b)| a.target == b.target && a.size == b.size);
+        if !same {
+            return Err(Trouble::refuse(
+                ErrorCode::InvalidRequest,
+                format!("VM {}", to.name),
+                format!("its disks are not those of VM {}", from.name),
+            ));
+        }
+        let mut pairs = Vec::new();
+        for (a, b) in from.disks.iter().zip(&to.disks) {
+            let (source, path) = (self.host.pools.volume(a)?, self.host.pools.volume(b)?);
+            let taken = std::fs::metadata(&source)
+                .map(|found| std::os::unix::fs::MetadataExt::blocks(&found) * 512)
+                .map_err(|error| Trouble::file(format!("disk {}", a.target), &source, &error))?;
+            self.host.pools.require_space(&b.pool, taken)?;
+            pairs.push((a.target.clone(), source, path));
+        }
+        Ok(pairs)
+    }
+
+    async fn copy_stopped(&self, disks: &[(String, PathBuf, PathBuf)]) -> Result<()> {
+        for (target, source, path) in disks {
+            self.progress(0, 0, &format!("copying disk {target}"));
+            let copying = self.host.volumes.copy(source, path);
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(self.cancelled()),
+                copied = copying => copied.attempt(|| format!("copying disk {target} of VM {}", self.vm))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Pauses the guest, takes everything of that moment, lets it run on, and waits for the disks. Answers how long the
+    /// guest stood still.
+    async fn copy_running(
+        &self,
+        metadata: &VmMetadata,
+        to: &VmSpec,
+        new: &VmRecord,
+        disks: &[(String, PathBuf, PathBuf)],
+        parts: Parts,
+    ) -> Result<Duration> {
+        self.record.keep_copying(&Copying {
+            job: self.job,
+            to: to.id,
+        })?;
+        fleetward_failpoint::hold("agent.copy-vm.marked").await;
+        let begun = Instant::now();
+        let taken = self.take_moment(metadata, to, new, disks, parts).await;
+        // Whatever went wrong, the guest does not stand still for it.
+        let resumed = self.resume().await;
+        let paused = begun.elapsed();
+        taken?;
+        resumed?;
+        self.follow_copy(disks).await?;
+        for (_, _, path) in disks {
+            self.host
+                .volumes
+                .adopt(path)
+                .await
+                .attempt(|| format!("giving {} to QEMU", path.display()))?;
+            std::fs::File::open(path)
+                .and_then(|file| file.sync_all())
+                .and_then(|()| durable::sync_parent(path))
+                .map_err(|error| Trouble::file("a copied disk", path, &error))?;
+        }
+        self.record.forget_copying()?;
+        Ok(paused)
+    }
+
+    async fn take_moment(
+        &self,
+        metadata: &VmMetadata,
+        to: &VmSpec,
+        new: &VmRecord,
+        disks: &[(String, PathBuf, PathBuf)],
+        parts: Parts,
+    ) -> Result<()> {
+        self.host
+            .hypervisor
+            .suspend(self.vm)
+            .await
+            .attempt(|| format!("pausing VM {}", metadata.spec.name))?;
+        fleetward_failpoint::hold("agent.copy-vm.paused").await;
+        self.keep_parts(metadata, to, new, parts).await?;
+        let copies: Vec<(String, PathBuf)> = disks
+            .iter()
+            .map(|(target, _, path)| (target.clone(), path.clone()))
+            .collect();
+        self.host
+            .hypervisor
+            .begin_copy(self.vm, &copies)
+            .await
+            .attempt(|| format!("copying the disks of VM {}", metadata.spec.name))
+    }
+
+    async fn follow_copy(&self, disks: &[(String, PathBuf, PathBuf)]) -> Result<()> {
+        let what = || format!("copying the disks of VM {}", self.vm);
+        loop {
+            match self
+                .host
+                .hypervisor
+                .copy_state(self.vm)
+                .await
+                .attempt(what)?
+            {
+                CopyState::Done => break,
+                CopyState::Running { done, total } => self.progress(done, total, "copying disks"),
+                CopyState::Failed(because) => {
+                    let code = if because.contains("No space left") {
+                        ErrorCode::NoSpace
+                    } else {
+                        ErrorCode::HypervisorFailed
+                    };
+                    return Err(Trouble::refuse(code, what(), because));
+                }
+                CopyState::None => {
+                    return Err(Trouble::refuse(
+                        ErrorCode::HypervisorFailed,
+                        what(),
+                        "the copy was broken off: the VM stopped, or libvirt was restarted",
+                    ));
+                }
+            }
+            tokio::select! {
+                () = self.cancel.cancelled() => {
+                    settle(self.host, self.vm).await?;
+                    return Err(self.cancelled());
+                }
+                () = tokio::time::sleep(PACE) => {}
+            }
+        }
+        for (target, _, path) in disks {
+            self.host
+                .volumes
+                .inspect(path, Some("qcow2"))
+                .await
+                .attempt(|| format!("the copy of disk {target}"))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps UEFI variables and TPM state for the copy. While the guest stands still nothing changes either.
+    async fn keep_parts(
+        &self,
+        metadata: &VmMetadata,
+        to: &VmSpec,
+        new: &VmRecord,
+        parts: Parts,
+    ) -> Result<()> {
+        let variables = self.host.layout.nvram(self.vm);
+        if parts.variables
+            && let Some(content) = durable::read(&variables)
+                .map_err(|error| Trouble::file("the UEFI variables", &variables, &error))?
+        {
+            self.write_variables(to.id, &content).await?;
+        }
+        if parts.tpm_state {
+            let missing = |what: &str| {
+                Trouble::refuse(
+                    ErrorCode::KeyProtectorUnreadable,
+                    format!("VM {}", metadata.spec.name),
+                    format!("its definition holds no {what}"),
+                )
+            };
+            let text = |value: &Option<String>, what: &str| {
+                value
+                    .as_deref()
+                    .and_then(|text| STANDARD.decode(text).ok())
+                    .ok_or_else(|| missing(what))
+            };
+            let state = self
+                .host
+                .tpms
+                .read_state(self.vm)
+                .await
+                .attempt(|| format!("reading the TPM state of VM {}", metadata.spec.name))?;
+            new.keep_copied_tpm(&CopiedTpm {
+                state,
+                protector: text(&metadata.key_protector, "key protector")?,
+                ek_certificate: text(&metadata.ek_certificate, "EK certificate")?,
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn write_variables(&self, vm: VmId, content: &[u8]) -> Result<()> {
+        let place = self.host.layout.nvram(vm);
+        let trouble = |error: &std::io::Error| Trouble::file("the UEFI variables", &place, error);
+        if content.len() as u64 > MAX_VARIABLES {
+            return Err(Trouble::refuse(
+                ErrorCode::TooLarge,
+                "the UEFI variables",
+                format!("they have {} bytes", content.len()),
+            ));
+        }
+        if let Some(directory) = place.parent() {
+            std::fs::create_dir_all(directory).map_err(|error| trouble(&error))?;
+        }
+        durable::write(&place, content).map_err(|error| trouble(&error))?;
+        self.host
+            .volumes
+            .adopt(&place)
+            .await
+            .attempt(|| "giving the UEFI variables to QEMU".to_owned())
+    }
+
+    /// Removes what was made for a copy that is not defined.
+    async fn discard(&self, to: &VmSpec, new: &VmRecord) -> Result<()> {
+        for disk in &to.disks {
+            self.delete_file(&self.host.pools.volume(disk)?).await?;
+        }
+        self.delete_file(&self.host.layout.nvram(to.id)).await?;
+        new.forget_copied()?;
+        new.tidy();
+        Ok(())
+    }
+
+    /// See [`Operation::CopyTpm`](fleetward_api::agent::Operation::CopyTpm).
+    pub(super) async fn copy_tpm(
+        &self,
+        recipients: &[EndorsedGuardian],
+    ) -> Result<OperationResult> {
+        self.require_whole()?;
+        let staged = ReadyTpm::at(self.record.staged_tpm());
+        if self.record.protector()?.is_none() && !staged.is_whole() {
+            self.encrypt_copied_tpm(&staged).await?;
+        }
+        self.make_tpm(recipients).await
+    }
+
+    async fn encrypt_copied_tpm(&self, staged: &ReadyTpm) -> Result<()> {
+        let missing = || {
+            Trouble::refuse(
+                ErrorCode::TpmStateMissing,
+                format!("VM {}", self.vm),
+                "no TPM state was copied for it",
+            )
+        };
+        let from = self.record.copied()?.ok_or_else(missing)?.from;
+        let copied = self.record.copied_tpm()?.ok_or_else(missing)?;
+        self.progress(0, 0, "encrypting the copied TPM under a key of its own");
+        let protector = parse_protector_der(&copied.protector, from)?;
+        let old = self.host.keyring.open_secret(
+            &protector,
+            from,
+            &self.purpose(&format!("its TPM is copied for VM {}", self.vm)),
+        )?;
+        let key = TpmKey::generate()
+            .map_err(|error| Failure::new(ErrorCode::Internal, "a new TPM key").because(error))?;
+        let new = SecretText::new(key.expose_base64());
+        let state = self
+            .host
+            .tpms
+            .reencrypt_state(&copied.state, &old, &new)
+            .await
+            .attempt(|| format!("encrypting the TPM of VM {} anew", self.vm))?;
+        staged.write(&self.host.keyring, &key, &state, &copied.ek_certificate)
+    }
+
+    /// Puts UEFI variables from the image cache in place.
+    pub(super) async fn place_variables(&self, sha256: &str) -> Result<OperationResult> {
+        self.require_whole()?;
+        if self.look().await?.is_none() {
+            let image = self.host.images.require("UEFI variables", sha256)?;
+            let content = std::fs::read(&image.path)
+                .map_err(|error| Trouble::file("the UEFI variables", &image.path, &error))?;
+            self.write_variables(self.vm, &content).await?;
+        }
+        Ok(OperationResult::Nothing)
+    }
+}
+
+impl CopiedRecord {
+    fn answer(&self) -> OperationResult {
+        OperationResult::Copied {
+            paused_ms: self.paused_ms,
+            variables: self.variables,
+        }
+    }
+}
+
+/// Ends a copy that an earlier attempt or an earlier process left behind, and lets the guest run on.
+async fn settle(host: &Host, vm: VmId) -> Result<()> {
+    let record = host.record(vm);
+    if record.copying()?.is_none() {
+        return Ok(());
+    }
+    let what = || format!("ending a copy of VM {vm}");
+    match host.hypervisor.inspect(vm).await {
+        Ok(domain) => {
+            // First the guest: it has waited long enough.
+            if domain.state == (DomainState::Paused { incoming: false }) {
+                host.hypervisor.resume(vm).await.attempt(what)?;
+            }
+            host.hypervisor.abort_copy(vm).await.attempt(what)?;
+        }
+        Err(HypervisorError::NoDomain(_)) => {}
+        Err(error) => return Err(Trouble::hypervisor(what(), &error)),
+    }
+    record.forget_copying()
+}
+
+/// After a start of the agent, or a return of libvirt: no guest stands still for a copy that nobody makes any more.
+pub(crate) async fn settle_all(host: &Host) {
+    let Ok(entries) = std::fs::read_dir(host.layout.vms()) else {
+        return;
+    };
+    let vms = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<VmId>().ok());
+    for vm in vms {
+        if !host.operations.is_busy(vm)
+            && let Err(trouble) = settle(host, vm).await
+        {
+            tracing::warn!(%vm, because = trouble.failure.because, "a copy was left behind and does not end");
+        }
+    }
+}
+
+/// The file of a finished copy, for the controller to fetch.
+pub(crate) fn copied_file(host: &Host, id: VmId, item: &str) -> Result<PathBuf> {
+    let missing = || {
+        Trouble::refuse(
+            ErrorCode::NotFound,
+            format!("a copy for {id}"),
+            "there is none, or it has no such part",
+        )
+    };
+    let copied = host.record(id).copied()?.ok_or_else(missing)?;
+    if item == "variables" {
+        return copied
+            .variables
+            .then(|| host.layout.nvram(id))
+            .ok_or_else(missing);
+    }
+    let disk = copied.to.disks.iter().find(|disk| disk.target == item);
+    host.pools.volume(disk.ok_or_else(missing)?)
+}

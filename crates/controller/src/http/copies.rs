@@ -1,0 +1,212 @@
+//! Clones and templates: asked for, listed, deleted.
+
+use super::body::Body;
+use super::vms::{busy, decide};
+use super::{Answer, parsed};
+use crate::app::App;
+use crate::creation::new_mac;
+use crate::work::{CloneInput, TemplateCreate, TemplateInput, VmClone};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use fleetward_api::controller::{
+    AcceptedWithWarnings, CloneRequest, TemplateRequest, TemplateView,
+};
+use fleetward_jobs::{JobError, JobKind};
+use fleetward_link::Peer;
+use fleetward_model::clone::{self, CloneTpm};
+use fleetward_model::error::Finding;
+use fleetward_model::transition::Request;
+use fleetward_model::vm::{VmObserved, VmSpec};
+use fleetward_model::{ErrorCode, Failure, HostName, TemplateName, VmId, VmName};
+use http::StatusCode;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Another VM with this one's disks; the warnings say what the choice of its TPM means.
+#[utoipa::path(
+    post, path = "/v1/vms/{vm}/clone", params(("vm" = String, Path, description = "name or id")),
+    request_body = CloneRequest, responses((status = 202, body = AcceptedWithWarnings))
+)]
+pub(super) async fn vm_clone(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Body(request): Body<CloneRequest>,
+) -> Answer<Response> {
+    let world = &app.world;
+    let vm = world.inventory.find(&vm)?;
+    if let Some(done) = decide(&app, &vm, Request::Clone).await? {
+        return Ok(done);
+    }
+    world.require_name(&request.name).await?;
+    let to = request.host.clone().unwrap_or_else(|| vm.host.clone());
+    let choice = CloneTpm::or_default(request.tpm, vm.tpm.enabled);
+    if choice == CloneTpm::Copy && !vm.tpm.enabled {
+        let what = format!("VM {} has no TPM that could be copied", vm.name);
+        return Err(Failure::new(ErrorCode::VmHasNoTpm, what).into());
+    }
+    require_host(&app, &vm, &to)?;
+    let spec = VmSpec {
+        tpm: choice != CloneTpm::None,
+        ..copied_spec(&vm, request.name.clone())
+    };
+    let warnings = clone::warnings(&vm.name, vm.tpm.enabled, choice);
+    let input = CloneInput {
+        vm: vm.id,
+        source: vm.name.clone(),
+        host: vm.host.clone(),
+        name: request.name,
+        spec,
+        tpm: choice,
+        revoked: vm
+            .metadata
+            .as_ref()
+            .map(|m| m.revoked.clone())
+            .unwrap_or_default(),
+        to,
+    };
+    submit::<VmClone>(&app, &vm, &peer, &input, warnings).await
+}
+
+/// A clone for another host is of the same group, and its disks need their pools there.
+fn require_host(app: &App, vm: &VmObserved, to: &HostName) -> Result<(), Failure> {
+    let world = &app.world;
+    let host = world.hosts.of(to)?;
+    if *to == vm.host {
+        return Ok(());
+    }
+    let what = format!("a clone of VM {} on host {to}", vm.name);
+    let group = vm.metadata.as_ref().map(|m| &m.spec.group);
+    if group != Some(&host.group) {
+        return Err(Failure::new(ErrorCode::GroupForbids, what)
+            .because(format!("the host is of group {}", host.group)));
+    }
+    let seen = world.inventory.seen(to);
+    if !seen.online {
+        return Err(Failure::new(ErrorCode::HostUnreachable, what));
+    }
+    if host.drained {
+        return Err(Failure::new(ErrorCode::HostDrained, what));
+    }
+    for disk in &vm.disks {
+        let pool = seen.facts.as_ref().and_then(|facts| facts.pool(&disk.pool));
+        match pool {
+            None => {
+                return Err(Failure::new(ErrorCode::PoolMissing, what)
+                    .because(format!("host {to} has no pool {}", disk.pool)));
+            }
+            Some(pool) if pool.available < disk.allocated && pool.id != disk.pool_id => {
+                return Err(Failure::new(ErrorCode::NoSpace, what).because(format!(
+                    "{} are needed, {} are available",
+                    disk.allocated, pool.available
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The same machine under another identity: uuid (and with it the generation id), MAC address, volumes. It comes without
+/// the installer medium.
+fn copied_spec(vm: &VmObserved, name: VmName) -> VmSpec {
+    let metadata = vm.metadata.as_ref();
+    let known = metadata
+        .expect("decide refuses what is not ours")
+        .spec
+        .clone();
+    let id = Uuid::new_v4();
+    let mut disks = known.disks;
+    for disk in &mut disks {
+        disk.volume = format!("{id}-{}.qcow2", disk.target);
+    }
+    VmSpec {
+        id: VmId(id),
+        name,
+        disks,
+        cdrom: None,
+        mac: known.mac.map(|_| new_mac()),
+        created: OffsetDateTime::now_utc(),
+        ..known
+    }
+}
+
+/// Makes a template of a VM, its TPM on or off; nothing of the TPM goes into it.
+#[utoipa::path(post, path = "/v1/templates", request_body = TemplateRequest, responses((status = 202, body = AcceptedWithWarnings)))]
+pub(super) async fn template_create(
+    State(app): State<App>,
+    peer: Peer,
+    Body(request): Body<TemplateRequest>,
+) -> Answer<Response> {
+    let world = &app.world;
+    let vm = world.inventory.find(request.from.as_str())?;
+    if let Some(done) = decide(&app, &vm, Request::Clone).await? {
+        return Ok(done);
+    }
+    world.templates.require_name(&request.name)?;
+    let spec = VmSpec {
+        tpm: false,
+        ..copied_spec(&vm, vm.name.clone())
+    };
+    let warnings = if vm.tpm.enabled {
+        vec![clone::deployment_warning(request.name.as_str())]
+    } else {
+        Vec::new()
+    };
+    let input = TemplateInput {
+        vm: vm.id,
+        source: vm.name.clone(),
+        host: vm.host.clone(),
+        name: request.name,
+        spec,
+        source_had_tpm: vm.tpm.enabled,
+        uefi_variables: request.uefi_variables,
+    };
+    submit::<TemplateCreate>(&app, &vm, &peer, &input, warnings).await
+}
+
+#[utoipa::path(get, path = "/v1/templates", responses((status = 200, body = Vec<TemplateView>)))]
+pub(super) async fn template_list(State(app): State<App>) -> Json<Vec<TemplateView>> {
+    Json(app.world.templates.all())
+}
+
+#[utoipa::path(get, path = "/v1/templates/{template}", params(("template" = String, Path)), responses((status = 200, body = TemplateView)))]
+pub(super) async fn template_show(
+    State(app): State<App>,
+    Path(template): Path<String>,
+) -> Answer<Json<TemplateView>> {
+    let name: TemplateName = parsed("template's name", &template)?;
+    Ok(Json(app.world.templates.of(&name)?))
+}
+
+/// VMs made from it keep their disks.
+#[utoipa::path(delete, path = "/v1/templates/{template}", params(("template" = String, Path)), responses((status = 204)))]
+pub(super) async fn template_delete(
+    State(app): State<App>,
+    Path(template): Path<String>,
+) -> Answer<StatusCode> {
+    let name: TemplateName = parsed("template's name", &template)?;
+    let world = &app.world;
+    world.templates.of(&name)?;
+    let contents = world.templates.remove(&name).await?;
+    world.drop_content(contents).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn submit<K: JobKind>(
+    app: &App,
+    vm: &VmObserved,
+    peer: &Peer,
+    input: &K::Input,
+    warnings: Vec<Finding>,
+) -> Answer<Response> {
+    match app.submit::<K>(input, &peer.to_string()).await {
+        Ok(job) => {
+            let answer = AcceptedWithWarnings { job, warnings };
+            Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+        }
+        Err(JobError::Busy { by, .. }) => Err(busy(vm, by).into()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,276 @@
+//! `vm-clone`: another VM with the disks of this one, whether it runs or not.
+//!
+//! ```text
+//!   copy ─ make-tpm ─ define ─ move
+//! ```
+//! Everything is made where the source is, in one piece; a clone for another host then moves there as any stopped VM
+//! does, by the same job. The source is only read, and held by the job's locks for as long.
+
+use super::{MigrateInput, OnVm, VmMigrateStopped, vm_locks};
+use crate::world::World;
+use fleetward_api::agent::{Operation, OperationResult};
+use fleetward_jobs::{
+    Job, JobKind, JobState, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+};
+use fleetward_model::clone::CloneTpm;
+use fleetward_model::vm::{Revocation, VmMetadata, VmSpec};
+use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use time::OffsetDateTime;
+
+/// What is cloned, and what it becomes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct CloneInput {
+    /// The source.
+    pub(crate) vm: VmId,
+    pub(crate) source: VmName,
+    /// Where the source is, and the clone is made.
+    pub(crate) host: HostName,
+    /// The clone.
+    pub(crate) name: VmName,
+    pub(crate) spec: VmSpec,
+    pub(crate) tpm: CloneTpm,
+    /// Guardians that were cut off from the source: they do not get the clone's key either.
+    #[serde(default)]
+    pub(crate) revoked: Vec<Revocation>,
+    /// Where the clone is to be.
+    pub(crate) to: HostName,
+}
+
+impl OnVm for CloneInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.host
+    }
+}
+
+/// The kind.
+pub(crate) struct VmClone(pub(crate) Arc<World>);
+
+impl JobKind for VmClone {
+    const NAME: &'static str = "vm-clone";
+    type Input = CloneInput;
+
+    fn locks(input: &CloneInput) -> Vec<String> {
+        let mut locks = vm_locks(input.vm, &input.source);
+        locks.extend(vm_locks(input.spec.id, &input.name));
+        locks
+    }
+
+    fn steps(&self) -> Steps<CloneInput> {
+        let world = || self.0.clone();
+        Steps::new()
+            .check(ReserveName(world()))
+            .step(Copy(world()))
+            .step(MakeTpm(world()))
+            .step(Define(world()))
+            .step(Move)
+    }
+}
+
+struct ReserveName(Arc<World>);
+
+#[async_trait]
+impl Step<CloneInput> for ReserveName {
+    const NAME: &'static str = "reserve-name";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
+        Ok(self.0.require_name(&cx.input().name).await?)
+    }
+}
+
+struct Copy(Arc<World>);
+
+/// What the copy took of the source.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Copied {
+    /// How long its guest stood still.
+    paused_ms: Option<u64>,
+}
+
+#[async_trait]
+impl Step<CloneInput> for Copy {
+    const NAME: &'static str = "copy";
+    type Output = Copied;
+
+    async fn run(&self, cx: &StepContext<CloneInput>) -> Result<Copied, StepError> {
+        let input = cx.input();
+        let operation = Operation::CopyVm {
+            to: Box::new(input.spec.clone()),
+            variables: true,
+            tpm_state: input.tpm == CloneTpm::Copy,
+        };
+        let agent = self.0.agents.of(&input.host)?;
+        let done = agent.run(cx, input.vm, operation).await?;
+        self.0.refresh(&input.host, input.vm).await;
+        match done {
+            OperationResult::Copied { paused_ms, .. } => Ok(Copied { paused_ms }),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+#[async_trait]
+impl UndoStep<CloneInput> for Copy {
+    async fn undo(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let operation = Operation::UncopyVm {
+            to: Box::new(input.spec.clone()),
+        };
+        let agent = self.0.agents.of(&input.host)?;
+        agent.run(cx, input.vm, operation).await?;
+        self.0.refresh(&input.host, input.vm).await;
+        Ok(())
+    }
+}
+
+struct MakeTpm(Arc<World>);
+
+#[async_trait]
+impl Step<CloneInput> for MakeTpm {
+    const NAME: &'static str = "make-tpm";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let now = OffsetDateTime::now_utc();
+        let recipients = || {
+            let all = self
+                .0
+                .guardians_of(&input.spec.group, Some(&input.host), now);
+            all.map(|mut all| {
+                all.retain(|one| {
+                    let revoked = |r: &Revocation| r.guardian == one.guardian.id;
+                    !input.revoked.iter().any(revoked)
+                });
+                all
+            })
+        };
+        let operation = match input.tpm {
+            CloneTpm::None => return Ok(()),
+            CloneTpm::New => Operation::MakeTpm {
+                recipients: recipients()?,
+            },
+            CloneTpm::Copy => Operation::CopyTpm {
+                recipients: recipients()?,
+            },
+        };
+        let agent = self.0.agents.of(&input.host)?;
+        agent.run(cx, input.spec.id, operation).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl UndoStep<CloneInput> for MakeTpm {
+    async fn undo(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        if input.tpm == CloneTpm::None {
+            return Ok(());
+        }
+        let agent = self.0.agents.of(&input.host)?;
+        let operation = Operation::RemoveTpm { keep: false };
+        agent.run(cx, input.spec.id, operation).await.map(drop)
+    }
+}
+
+struct Define(Arc<World>);
+
+#[async_trait]
+impl Step<CloneInput> for Define {
+    const NAME: &'static str = "define";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let metadata = VmMetadata {
+            spec: input.spec.clone(),
+            generation: cx.generation(),
+            key_protector: None,
+            ek_certificate: None,
+            transit: None,
+            revoked: input.revoked.clone(),
+        };
+        let operation = Operation::Define {
+            metadata: Box::new(metadata),
+        };
+        let agent = self.0.agents.of(&input.host)?;
+        agent.run(cx, input.spec.id, operation).await?;
+        self.0.refresh(&input.host, input.spec.id).await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl UndoStep<CloneInput> for Define {
+    async fn undo(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let agent = self.0.agents.of(&input.host)?;
+        agent.run(cx, input.spec.id, Operation::Undefine).await?;
+        self.0.refresh(&input.host, input.spec.id).await;
+        Ok(())
+    }
+}
+
+/// To the host it was asked for.
+struct Move;
+
+#[async_trait]
+impl Step<CloneInput> for Move {
+    const NAME: &'static str = "move";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        if input.to == input.host {
+            return Ok(());
+        }
+        let migration = MigrateInput {
+            vm: input.spec.id,
+            name: input.name.clone(),
+            from: input.host.clone(),
+            to: input.to.clone(),
+            live: false,
+        };
+        cx.run_child::<VmMigrateStopped>("move", &migration)
+            .await
+            .map(drop)
+    }
+}
+
+#[async_trait]
+impl UndoStep<CloneInput> for Move {
+    /// A clone that has arrived is done; there is nothing to go back to.
+    async fn undo(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        if input.to == input.host {
+            return Ok(());
+        }
+        match cx.stop_child("move").await? {
+            Some(job) if job.state == JobState::Done => Err(StepError::past_undo(format!(
+                "VM {} is whole on host {}",
+                input.name, input.to
+            ))),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+fn unexpected(result: &OperationResult) -> StepError {
+    let what = format!("the agent answered a copy with {result:?}");
+    StepError::fatal(Failure::new(ErrorCode::Internal, what))
+}
+
+/// The clone, and what it cost the source's guest.
+pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
+    let input: CloneInput = serde_json::from_value(job.input.clone()).ok()?;
+    let copied: Option<Copied> = job.output("copy");
+    Some(serde_json::json!({
+        "vm": input.name, "id": input.spec.id, "host": input.to, "from": input.source, "tpm": input.tpm,
+        "paused_ms": copied.and_then(|copied| copied.paused_ms),
+    }))
+}

@@ -1,0 +1,143 @@
+//! Copies of a running domain's disks: libvirt's backup job, pushed into files.
+//!
+//! QEMU copies what the guest is about to overwrite before it is overwritten, so the files hold one moment, the job's
+//! beginning, and the domain's own disks never change their structure: there is no overlay that a crash could leave.
+//!
+//! Observed with libvirt 11.3 and QEMU 10.0: a job may begin while the domain is paused; it goes on when the process that
+//! asked for it dies; libvirt leaves the file to root.
+
+use crate::binding::{JobStats, abort_job, begin_backup, job_stats};
+use crate::connection::Libvirt;
+use crate::host::{domain, failed, observe_state, wrong_state};
+use fleetward_hypervisor::{CopyState, DomainState, Error, Result};
+use fleetward_model::VmId;
+use quick_xml::Writer;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::Instant;
+use virt::domain::Domain;
+use virt::error::ErrorNumber;
+
+/// How often an ending job is looked at.
+const PACE: Duration = Duration::from_millis(50);
+/// How long an aborted job may take to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn begin(domain: &Domain, id: VmId, disks: &[(String, PathBuf)]) -> Result<()> {
+    match observe_state(domain)? {
+        DomainState::Running | DomainState::Paused { incoming: false } => {}
+        state => return Err(wrong_state(id, state, "have its disks copied")),
+    }
+    begin_backup(domain, &backup_xml(disks)).map_err(|error| {
+        if error.message().contains("No space left") {
+            let path = disks.first().map(|(_, path)| path.clone());
+            return Error::NoSpace {
+                path: path.unwrap_or_default(),
+            };
+        }
+        failed("begin to copy the domain's disks")(error)
+    })
+}
+
+pub(crate) fn state(domain: &Domain) -> Result<CopyState> {
+    if let Some(stats) = current(domain)? {
+        return Ok(CopyState::Running {
+            done: stats.disk_done,
+            total: stats.disk_total,
+        });
+    }
+    let last = match job_stats(domain, true) {
+        Ok(stats) => stats,
+        // It is off, and the copy ended with it.
+        Err(error) if error.code() == ErrorNumber::OperationInvalid => return Ok(CopyState::None),
+        Err(error) => return Err(failed("see how the copy ended")(error)),
+    };
+    Ok(match (last.backup, last.success) {
+        (false, _) => CopyState::None,
+        (true, Some(true) | None) => CopyState::Done,
+        (true, Some(false)) => CopyState::Failed(
+            last.error
+                .unwrap_or_else(|| "libvirt does not say why".into()),
+        ),
+    })
+}
+
+/// The copy under way.
+fn current(domain: &Domain) -> Result<Option<JobStats>> {
+    match job_stats(domain, false) {
+        Ok(stats) => Ok(stats.backup.then_some(stats)),
+        Err(error)
+            if matches!(
+                error.code(),
+                ErrorNumber::OperationInvalid | ErrorNumber::OperationUnsupported
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(failed("look for a copy")(error)),
+    }
+}
+
+/// See [`fleetward_hypervisor::Hypervisor::abort_copy`].
+pub(crate) async fn abort(libvirt: &Libvirt, id: VmId) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let ended = libvirt
+            .call(move |connection| {
+                let domain = match domain(connection, id) {
+                    Ok(domain) => domain,
+                    Err(Error::NoDomain(_)) => return Ok(true),
+                    Err(error) => return Err(error),
+                };
+                if current(&domain)?.is_none() {
+                    return Ok(true);
+                }
+                match abort_job(&domain) {
+                    // Ended since we looked.
+                    Err(error) if error.code() != ErrorNumber::OperationInvalid => {
+                        Err(failed("end the copy")(error))
+                    }
+                    _ => Ok(false),
+                }
+            })
+            .await?;
+        if ended {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Libvirt {
+                attempt: "end the copy",
+                message: "it does not end".into(),
+            });
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+fn backup_xml(disks: &[(String, PathBuf)]) -> String {
+    let mut out = Writer::new(Vec::new());
+    out.create_element("domainbackup")
+        .with_attribute(("mode", "push"))
+        .write_inner_content(|out| {
+            out.create_element("disks").write_inner_content(|out| {
+                for (target, path) in disks {
+                    let path = path.to_string_lossy();
+                    out.create_element("disk")
+                        .with_attributes([("name", target.as_str()), ("type", "file")])
+                        .write_inner_content(|out| {
+                            out.create_element("driver")
+                                .with_attribute(("type", "qcow2"))
+                                .write_empty()?;
+                            out.create_element("target")
+                                .with_attribute(("file", &*path))
+                                .write_empty()?;
+                            Ok(())
+                        })?;
+                }
+                Ok(())
+            })?;
+            Ok(())
+        })
+        .expect("writing to memory");
+    String::from_utf8(out.into_inner()).expect("written from strings")
+}
