@@ -7,6 +7,7 @@
 //! After every kill and restart: the job ends done or undone; there is exactly one VM, or none, where it should be; the
 //! guest that ran goes on; and no volume, secret, UEFI variable, TPM state or socket is left anywhere.
 
+mod copies;
 mod keys;
 mod life;
 mod migration;
@@ -27,6 +28,7 @@ const TABLES: &[&[Scenario]] = &[
     migration::SCENARIOS,
     keys::SCENARIOS,
     tpm::SCENARIOS,
+    copies::SCENARIOS,
 ];
 
 /// Kinds of jobs without a scenario, and why.
