@@ -28,13 +28,16 @@ impl Tick {
                 .find_map(|f| f.strip_prefix(key)?.strip_prefix('='))
                 .map(str::to_owned)
         };
+        // A line that is still being printed ends in the middle of its last field.
+        let ek = value("ek")
+            .filter(|ek| ek == "none" || ek.strip_prefix("pub:").unwrap_or(ek).len() == 64)?;
         Some(Self {
             tick: value("tick")?.parse().ok()?,
             uptime: value("uptime")?.parse().ok()?,
             unseal: value("unseal")?,
             boots: value("boots")?.parse().ok()?,
             pcr7: value("pcr7")?,
-            ek: value("ek")?,
+            ek,
         })
     }
 }
