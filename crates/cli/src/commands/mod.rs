@@ -10,8 +10,8 @@ mod host;
 mod image;
 mod job;
 mod local;
-mod tpm;
 mod template;
+mod tpm;
 mod vm;
 
 use crate::args::{Command, ControllerCommand, Global};
