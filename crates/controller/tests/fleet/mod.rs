@@ -298,9 +298,11 @@ impl Controller {
     pub(crate) async fn job(&self, method: Method, path: &str, body: &impl Serialize) -> JobView {
         let response = self.local.request(method, path).json(body).send().await;
         let response = response.unwrap_or_else(|error| panic!("{path}: {error:?}"));
+        let said: serde_json::Value = response.json().await.expect("an answer");
         let accepted: fleetward_api::controller::Accepted =
-            response.json().await.expect("accepted");
-        self.ended(accepted.job.expect("a job")).await
+            serde_json::from_value(said.clone()).expect("accepted");
+        let job = accepted.job.unwrap_or_else(|| panic!("{path}: {said}"));
+        self.ended(job).await
     }
 }
 
