@@ -5,6 +5,7 @@
 //! source. Secrets are wiped when dropped, print as `[redacted]`, and are not cloned.
 
 mod aead;
+pub mod half;
 pub mod local_guardian;
 pub mod pfx;
 pub mod protector;
@@ -13,6 +14,7 @@ pub mod rsa_key;
 pub mod storage;
 pub mod tpm_key;
 
+pub use half::GuardianHalf;
 pub use local_guardian::{GuardianMakeError, LocalGuardian};
 pub use protector::{
     OpenError, Opened, Rewrap, SealError, SealRequest, grant, open, open_with_any, revoke, rewrap,

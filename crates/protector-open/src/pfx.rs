@@ -7,7 +7,9 @@
 mod read;
 mod scan;
 
-pub use read::{KeyWithCertificate, MAX_PFX, PairError, PfxReadError, assemble, read};
+pub use read::{
+    Found, KeyWithCertificate, MAX_PFX, PairError, PfxReadError, assemble, read, sort_out,
+};
 pub use scan::MAX_ITERATIONS;
 
 use crate::local_guardian::LocalGuardian;
@@ -24,6 +26,17 @@ const ITERATIONS: u32 = 100_000;
 /// Fewest characters of a password; a PFX can be guessed at offline.
 pub const MIN_PASSWORD: usize = 8;
 
+/// What is wrong with a password that [`is_narrow`] refuses.
+const WIDE_PASSWORD: &str = "holds a character outside Unicode's basic plane, such as an emoji or a rare kanji, which PFX files are not made or read with here";
+
+/// Whether PKCS #12 has every character of `password`. It counts in 16-bit units (BMPString, RFC 7292 appendix B.1); whether
+/// surrogates may stand there, programs do not agree on, and the library refuses them.
+fn is_narrow(password: &str) -> bool {
+    password
+        .chars()
+        .all(|character| u32::from(character) <= 0xffff)
+}
+
 /// How an exported file is encrypted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Protection {
@@ -39,6 +52,8 @@ pub enum Protection {
 pub enum PfxError {
     #[error("the password has fewer than {MIN_PASSWORD} characters")]
     PasswordTooShort,
+    #[error("the password {WIDE_PASSWORD}")]
+    PasswordCharacters,
     #[error("the PFX file was not written")]
     Write(#[source] p12_keystore::error::Error),
 }
@@ -60,6 +75,9 @@ pub fn export(
 ) -> Result<Zeroizing<Vec<u8>>, PfxError> {
     if password.chars().count() < MIN_PASSWORD {
         return Err(PfxError::PasswordTooShort);
+    }
+    if !is_narrow(password) {
+        return Err(PfxError::PasswordCharacters);
     }
     let certificate = match role {
         CertificateRole::Signing => guardian.public().signing(),

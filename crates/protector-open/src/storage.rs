@@ -42,10 +42,10 @@ pub enum StorageError {
     Unknown { version: u8, protection: u8 },
     #[error("stored guardian's certificates cannot be used")]
     Guardian(#[source] GuardianError),
-    #[error("guardian {} is stored encrypted and no storage key was given", guardian.short())]
-    KeyNeeded { guardian: GuardianId },
-    #[error("guardian {} does not open with this storage key, or its file was altered", guardian.short())]
-    WrongKey { guardian: GuardianId },
+    #[error("the private keys are stored encrypted and no storage key was given")]
+    KeyNeeded,
+    #[error("the private keys do not open with this storage key, or the file was altered")]
+    WrongKey,
     #[error("a private key of the stored guardian cannot be used")]
     PrivateKey(#[from] RsaKeyError),
     #[error(transparent)]
@@ -100,17 +100,8 @@ impl LocalGuardian {
     /// The bytes to store. Without a storage key they hold the private keys in clear.
     pub fn to_storage(&self, key: Option<&StorageKey>) -> Result<Zeroizing<Vec<u8>>, StorageError> {
         let keys = self.encode_keys().map_err(StorageError::Malformed)?;
-        let (protection, keys) = match key {
-            None => (IN_CLEAR, keys),
-            Some(StorageKey(key)) => {
-                let sealed = aead::encrypt(key, &associated(self.id()), &keys)?;
-                (
-                    AES_256_GCM,
-                    Zeroizing::new([&sealed.nonce[..], &sealed.ciphertext, &sealed.tag].concat()),
-                )
-            }
-        };
-        self.encode(protection, &keys)
+        let Protected { protection, bytes } = protect(&keys, key, &associated(self.id()))?;
+        self.encode(protection, &bytes)
             .map_err(StorageError::Malformed)
     }
 
@@ -129,16 +120,16 @@ impl LocalGuardian {
         }
         let public = Guardian::from_der(stored.signing.as_bytes(), stored.encryption.as_bytes())
             .map_err(StorageError::Guardian)?;
-        let keys = match protection {
-            IN_CLEAR => Zeroizing::new(stored.keys.as_bytes().to_vec()),
-            AES_256_GCM => decrypt_keys(stored.keys.as_bytes(), key, public.id())?,
-            _ => {
-                return Err(StorageError::Unknown {
-                    version,
-                    protection,
-                });
-            }
-        };
+        let keys = unprotect(
+            protection,
+            stored.keys.as_bytes(),
+            key,
+            &associated(public.id()),
+        )?
+        .ok_or(StorageError::Unknown {
+            version,
+            protection,
+        })?;
         let keys = Keys::from_der(&keys).map_err(StorageError::Malformed)?;
         let private = |octets: OctetStringRef<'_>| {
             RsaPrivateKey::from_pkcs8(Zeroizing::new(octets.as_bytes().to_vec()))
@@ -170,26 +161,56 @@ impl LocalGuardian {
     }
 }
 
-fn decrypt_keys(
-    sealed: &[u8],
+/// Private keys as they are stored, and how.
+pub(crate) struct Protected {
+    pub(crate) protection: u8,
+    pub(crate) bytes: Zeroizing<Vec<u8>>,
+}
+
+/// In clear, or encrypted under `key` with `associated` authenticated.
+pub(crate) fn protect(
+    clear: &[u8],
     key: Option<&StorageKey>,
-    guardian: &GuardianId,
-) -> Result<Zeroizing<Vec<u8>>, StorageError> {
-    let StorageKey(key) = key.ok_or_else(|| StorageError::KeyNeeded {
-        guardian: guardian.clone(),
-    })?;
-    let opened = sealed
-        .split_first_chunk::<GCM_NONCE>()
-        .and_then(|(nonce, rest)| {
-            rest.split_last_chunk::<GCM_TAG>()
-                .map(|(ciphertext, tag)| (nonce, ciphertext, tag))
-        })
-        .and_then(|(nonce, ciphertext, tag)| {
-            aead::decrypt(key, &associated(guardian), nonce, ciphertext, tag)
+    associated: &[u8],
+) -> Result<Protected, RandomError> {
+    let Some(StorageKey(key)) = key else {
+        return Ok(Protected {
+            protection: IN_CLEAR,
+            bytes: Zeroizing::new(clear.to_vec()),
         });
-    opened.ok_or_else(|| StorageError::WrongKey {
-        guardian: guardian.clone(),
+    };
+    let sealed = aead::encrypt(key, associated, clear)?;
+    Ok(Protected {
+        protection: AES_256_GCM,
+        bytes: Zeroizing::new([&sealed.nonce[..], &sealed.ciphertext, &sealed.tag].concat()),
     })
+}
+
+/// What [`protect`] was given; none for a protection that is not known.
+pub(crate) fn unprotect(
+    protection: u8,
+    stored: &[u8],
+    key: Option<&StorageKey>,
+    associated: &[u8],
+) -> Result<Option<Zeroizing<Vec<u8>>>, StorageError> {
+    match protection {
+        IN_CLEAR => Ok(Some(Zeroizing::new(stored.to_vec()))),
+        AES_256_GCM => {
+            let StorageKey(key) = key.ok_or(StorageError::KeyNeeded)?;
+            stored
+                .split_first_chunk::<GCM_NONCE>()
+                .and_then(|(nonce, rest)| {
+                    rest.split_last_chunk::<GCM_TAG>()
+                        .map(|(ciphertext, tag)| (nonce, ciphertext, tag))
+                })
+                .and_then(|(nonce, ciphertext, tag)| {
+                    aead::decrypt(key, associated, nonce, ciphertext, tag)
+                })
+                .map(Some)
+                .ok_or(StorageError::WrongKey)
+        }
+        _ => Ok(None),
+    }
 }
 
 fn associated(guardian: &GuardianId) -> Vec<u8> {

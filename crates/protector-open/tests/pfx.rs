@@ -64,6 +64,12 @@ fn both_halves_come_back_from_every_form_that_openssl_writes() {
         "-keypbe AES-128-CBC -certpbe AES-128-CBC -macalg sha384",
         "-keypbe AES-256-CBC -certpbe NONE -macalg sha256",
         "-certfile ca.pem",
+        "-keypbe AES-192-CBC -certpbe AES-192-CBC -macalg sha512",
+        "-keypbe AES-256-CBC -certpbe AES-128-CBC -macalg sha1",
+        "-legacy -keypbe PBE-SHA1-3DES -certpbe AES-256-CBC -macalg sha256",
+        "-legacy -descert",
+        "-noiter -nomaciter",
+        "-keypbe NONE -certpbe NONE",
         "-iter 100000",
         "-name Shielded",
     ] {
@@ -110,6 +116,26 @@ fn passwords_in_other_scripts_open_both_kinds_of_file() {
                 1
             );
         }
+    }
+}
+
+#[test]
+fn a_password_that_pfx_files_have_no_characters_for_is_refused_as_that() {
+    let bench = prepared();
+    let file = made(&bench, "-in signing.pem");
+    // An emoji, and the second form of the kanji in the name Yoshida.
+    for password in ["a password with 🔑", "𠮷田のパスワード"] {
+        assert!(matches!(
+            refused(&file, password),
+            PfxReadError::PasswordCharacters
+        ));
+        let made = pfx::export(
+            &ALPHA,
+            CertificateRole::Signing,
+            &secret(password),
+            Protection::Aes256,
+        );
+        assert!(matches!(made, Err(pfx::PfxError::PasswordCharacters)));
     }
 }
 

@@ -1,18 +1,19 @@
 //! PFX files that come in: from our own export, from OpenSSL, from Windows' certutil.
 //!
 //! `read` opens one file and gives the private keys in it with their certificates; `assemble` makes a guardian of what one
-//! or two files held. A chain that travels along is passed over: certificates carry no trust here, only keys. Nothing is
-//! kept by halves: a key without its certificate, or a certificate alone, refuses the whole file.
+//! or two files held, `sort_out` takes one half of a guardian too. A chain that travels along is passed over: certificates
+//! carry no trust here, only keys. A key without its certificate, or a certificate alone, refuses the whole file.
 
 use super::scan;
+use crate::half::GuardianHalf;
 use crate::local_guardian::LocalGuardian;
 use crate::rsa_key::RsaPrivateKey;
 use const_oid::db::rfc5280::ID_CE_KEY_USAGE;
 use der::Decode;
 use der::asn1::BitStringRef;
 use fleetward_model::guardian::CertificateRole;
+use fleetward_protector::GuardianCertificate;
 use fleetward_protector::certificate::CertificateError;
-use fleetward_protector::{Guardian, GuardianCertificate};
 use p12_keystore::Pkcs12Archive;
 use p12_keystore::error::Error as LibraryError;
 use std::fmt;
@@ -51,6 +52,11 @@ pub enum PfxReadError {
     WrongPassword,
     #[error("{0}")]
     Unsupported(&'static str),
+    #[error(
+        "the password {}; export the file with another one",
+        super::WIDE_PASSWORD
+    )]
+    PasswordCharacters,
     #[error("the file holds a certificate, but no private key")]
     NoKey,
     #[error("the file holds a private key without its certificate")]
@@ -106,48 +112,79 @@ pub fn read(
         });
     }
     let parts = scan::scan(file)?;
+    if !super::is_narrow(password) {
+        return Err(PfxReadError::PasswordCharacters);
+    }
     let archive = Pkcs12Archive::from_pkcs12(file, password)
         .map_err(|error| library_error(&error, &parts, password))?;
     pair_up(&archive)
 }
 
-/// The guardian whose two keys these are: one for signing and one for encryption, of one host.
-pub fn assemble(keys: Vec<KeyWithCertificate>) -> Result<LocalGuardian, PairError> {
-    let (mut signing, mut encryption) = (Vec::new(), Vec::new());
-    for key in keys {
-        match key.role {
-            Some(CertificateRole::Signing) => signing.push(key),
-            Some(CertificateRole::Encryption) => encryption.push(key),
-            None => {
-                return Err(PairError::NoRole {
-                    subject: key.subject,
-                });
-            }
-        }
-    }
-    let signing = single(signing, CertificateRole::Signing)?;
-    let encryption = single(encryption, CertificateRole::Encryption)?;
-    if holder(&signing.subject) != holder(&encryption.subject) {
-        return Err(PairError::DifferentHosts {
-            signing: signing.subject,
-            encryption: encryption.subject,
-        });
-    }
-    let public = Guardian::from_der(&signing.certificate, &encryption.certificate)
-        .map_err(|error| PairError::NotAGuardian(error.to_string()))?;
-    LocalGuardian::from_parts(public, signing.key, encryption.key)
-        .map_err(|error| PairError::NotAGuardian(error.to_string()))
+/// What the keys of some files are.
+#[derive(Debug)]
+pub enum Found {
+    Guardian(Box<LocalGuardian>),
+    /// One certificate with its key. The other may be in another file.
+    Half(Box<GuardianHalf>),
 }
 
-fn single(
-    mut keys: Vec<KeyWithCertificate>,
+/// The guardian whose two keys these are, or the half of one.
+pub fn sort_out(keys: Vec<KeyWithCertificate>) -> Result<Found, PairError> {
+    let (mut signing, mut encryption) = (Vec::new(), Vec::new());
+    for key in keys {
+        let half = key.half()?;
+        match half.role() {
+            CertificateRole::Signing => signing.push(half),
+            CertificateRole::Encryption => encryption.push(half),
+        }
+    }
+    let signing = at_most_one(signing, CertificateRole::Signing)?;
+    let encryption = at_most_one(encryption, CertificateRole::Encryption)?;
+    match (signing, encryption) {
+        (Some(signing), Some(encryption)) => {
+            Ok(Found::Guardian(Box::new(signing.join(encryption)?)))
+        }
+        (Some(half), None) | (None, Some(half)) => Ok(Found::Half(Box::new(half))),
+        (None, None) => Err(PairError::Half {
+            missing: CertificateRole::Signing,
+        }),
+    }
+}
+
+/// The guardian whose two keys these are: one for signing and one for encryption, of one host.
+pub fn assemble(keys: Vec<KeyWithCertificate>) -> Result<LocalGuardian, PairError> {
+    match sort_out(keys)? {
+        Found::Guardian(guardian) => Ok(*guardian),
+        Found::Half(half) => Err(PairError::Half {
+            missing: match half.role() {
+                CertificateRole::Signing => CertificateRole::Encryption,
+                CertificateRole::Encryption => CertificateRole::Signing,
+            },
+        }),
+    }
+}
+
+impl KeyWithCertificate {
+    fn half(self) -> Result<GuardianHalf, PairError> {
+        let Some(role) = self.role else {
+            return Err(PairError::NoRole {
+                subject: self.subject,
+            });
+        };
+        let certificate = GuardianCertificate::from_der(role, &self.certificate)
+            .map_err(|error| PairError::NotAGuardian(error.to_string()))?;
+        Ok(GuardianHalf::new(certificate, self.key))
+    }
+}
+
+fn at_most_one(
+    mut halves: Vec<GuardianHalf>,
     role: CertificateRole,
-) -> Result<KeyWithCertificate, PairError> {
+) -> Result<Option<GuardianHalf>, PairError> {
     // The same file given twice is one key.
-    keys.dedup_by(|a, b| a.certificate == b.certificate);
-    match keys.len() {
-        1 => Ok(keys.remove(0)),
-        0 => Err(PairError::Half { missing: role }),
+    halves.dedup_by(|a, b| a.certificate() == b.certificate());
+    match halves.len() {
+        0 | 1 => Ok(halves.pop()),
         count => Err(PairError::Several { role, count }),
     }
 }
@@ -224,13 +261,6 @@ fn role_of(der: &[u8]) -> Option<CertificateRole> {
             }
         }
     }
-}
-
-/// The host in a guardian's subject, `... (UntrustedGuardian) (HOST)`; none in other subjects.
-fn holder(subject: &str) -> Option<&str> {
-    subject
-        .split_once("(UntrustedGuardian)")
-        .map(|(_, host)| host.trim())
 }
 
 fn library_error(
