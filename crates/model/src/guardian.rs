@@ -29,6 +29,9 @@ pub struct CertificateFacts {
     /// SHA-256 of the DER, 64 hex digits.
     pub sha256: String,
     pub subject: String,
+    /// The subject, where the certificate is self-signed. Empty in what was written before this was noted.
+    #[serde(default)]
+    pub issuer: String,
     #[serde(with = "time::serde::rfc3339")]
     pub not_before: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]

@@ -109,6 +109,11 @@ impl GuardianCertificate {
         self.parsed.tbs_certificate.subject.to_string()
     }
 
+    /// The issuer as RFC 4514 text.
+    pub fn issuer(&self) -> String {
+        self.parsed.tbs_certificate.issuer.to_string()
+    }
+
     pub fn not_before(&self) -> OffsetDateTime {
         self.not_before
     }
@@ -148,6 +153,7 @@ impl GuardianCertificate {
             sha1: hex::encode(self.sha1()),
             sha256: hex::encode(self.sha256()),
             subject: self.subject(),
+            issuer: self.issuer(),
             not_before: self.not_before,
             not_after: self.not_after,
             der_base64: STANDARD.encode(&self.der),

@@ -19,6 +19,7 @@ fn guardian(host: &str) -> GuardianFacts {
         sha1: String::new(),
         sha256: String::new(),
         subject: host.into(),
+        issuer: String::new(),
         not_before: NOW - Duration::days(1),
         not_after: NOW + Duration::days(3650),
         der_base64: String::new(),
