@@ -13,7 +13,7 @@ mod rewrap;
 mod rotation;
 mod store;
 
-pub use custody::{Imported, PfxFile};
+pub use custody::{HalfImported, Imported, PfxFile};
 pub use dependents::{Dependent, dependents};
 /// Reading PFX files, for the program that hands them to [`Keyring::import`].
 pub use fleetward_protector_open::pfx;

@@ -1,24 +1,25 @@
 //! `fleetward-agent guardian`: what the host's own administrator does with its guardians. Works beside a running agent.
 
+mod import;
+mod list;
+
+pub(crate) use self::list::Output;
 use anyhow::{Context, bail};
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use fleetward_agent::Config;
 use fleetward_agent::audit::AuditLog;
-use fleetward_agent::keyring::pfx::{self, PairError, PfxReadError, Protection};
+use fleetward_agent::keyring::pfx::Protection;
 use fleetward_agent::keyring::{Dependent, Keyring, Purpose, dependents};
 use fleetward_agent::layout::Layout;
 use fleetward_agent::membership::MembershipFiles;
-use fleetward_model::guardian::{CertificateFacts, CertificateRole, GuardianFacts};
-use fleetward_model::{ErrorCode, Failure, GuardianId, HostName};
+use fleetward_model::guardian::{CertificateFacts, GuardianFacts};
+use fleetward_model::{ErrorCode, Failure, GuardianId};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
-use serde::Serialize;
-use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 /// Shortest password for a private key, in characters.
@@ -49,9 +50,9 @@ pub(crate) enum GuardianCommand {
         legacy: bool,
     },
     /// Bring another host's guardian here: VMs sealed to it then start on this host and can move to it. On record in the
-    /// audit log. Give both files in one command; nothing is imported by halves.
+    /// audit log. A file that holds only one half is kept and waits for the other; until then nothing opens with it.
     ImportPfx {
-        /// VMSigning.pfx and VMEncryption.pfx, or one file with both.
+        /// VMSigning.pfx and VMEncryption.pfx, in one command or one after the other, or one file with both.
         #[arg(required = true)]
         files: Vec<PathBuf>,
         /// File whose first line is the password; without it, it is asked for.
@@ -60,7 +61,7 @@ pub(crate) enum GuardianCommand {
     },
     /// Remove a guardian that was imported or retired, with its private keys. Refused where a VM needs it.
     Remove {
-        /// The guardian's id, or the beginning of it.
+        /// The guardian's id, or the beginning of it; of a half that waits, its serial number or a thumbprint.
         id: String,
         /// Do not ask.
         #[arg(long)]
@@ -68,39 +69,19 @@ pub(crate) enum GuardianCommand {
     },
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Output {
-    Table,
-    Json,
-    /// As `certutil -store` prints it, for scripts that read that.
-    Certutil,
-}
-
-/// A row, as the command line's contract names its fields.
-#[derive(Debug, Serialize)]
-struct Row {
-    guardian: GuardianId,
-    role: CertificateRole,
-    serial: String,
-    sha1: String,
-    sha256: String,
-    subject: String,
-    #[serde(with = "time::serde::rfc3339")]
-    not_after: OffsetDateTime,
-    days_left: i64,
-    has_private_key: bool,
-    host: HostName,
-    /// Which VMs depend on it is known to the controller: `fleetward guardian list`.
-    vms: Vec<String>,
-}
-
-pub(crate) fn carry_out(config: &Config, command: GuardianCommand) -> anyhow::Result<()> {
+pub(crate) async fn carry_out(config: &Config, command: GuardianCommand) -> anyhow::Result<()> {
     let layout = Layout::new(config);
     let member = MembershipFiles::new(&layout).load()?.member;
     let audit = Arc::new(AuditLog::new(layout.audit_log(), member.host.clone()));
-    let keyring = Keyring::open(&layout.guardians(), member.host, audit)?;
+    let keyring = Keyring::open(&layout.guardians(), member.host.clone(), audit)?;
     match command {
-        GuardianCommand::List { output } => list(&keyring.facts(), output),
+        GuardianCommand::List { output } => {
+            let mut found = list::Found::new(&keyring, member.host, dependents(&layout)?)?;
+            if !found.dependents.is_empty() {
+                found.names = list::vm_names(config).await;
+            }
+            list::print(&found, output.unwrap_or(Output::Table))
+        }
         GuardianCommand::ExportPfx {
             id,
             out,
@@ -117,105 +98,8 @@ pub(crate) fn carry_out(config: &Config, command: GuardianCommand) -> anyhow::Re
         GuardianCommand::ImportPfx {
             files,
             password_file,
-        } => import(&keyring, &files, password_file.as_deref()),
+        } => import::import(&keyring, &files, password_file.as_deref()),
         GuardianCommand::Remove { id, yes } => remove(&keyring, &id, &dependents(&layout)?, yes),
-    }
-}
-
-fn list(guardians: &[GuardianFacts], output: Option<Output>) -> anyhow::Result<()> {
-    let now = OffsetDateTime::now_utc();
-    let rows: Vec<Row> = guardians
-        .iter()
-        .flat_map(|guardian| {
-            guardian
-                .certificates
-                .iter()
-                .map(move |certificate| row(guardian, certificate, now))
-        })
-        .collect();
-    match output.unwrap_or(Output::Table) {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
-        Output::Certutil => print!("{}", certutil(guardians)?),
-        Output::Table => {
-            println!(
-                "{:<14}{:<12}{:<34}{:<42}{:<12}DAYS",
-                "GUARDIAN", "ROLE", "SERIAL", "SHA1", "NOT AFTER"
-            );
-            for row in rows {
-                let role = match row.role {
-                    CertificateRole::Signing => "signing",
-                    CertificateRole::Encryption => "encryption",
-                };
-                println!(
-                    "{:<14}{role:<12}{:<34}{:<42}{:<12}{}",
-                    row.guardian.short(),
-                    row.serial,
-                    row.sha1,
-                    row.not_after.date(),
-                    row.days_left
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The layout of `certutil -store "Shielded VM Local Certificates"`, English, Windows 10 and later. Times are UTC.
-fn certutil(guardians: &[GuardianFacts]) -> anyhow::Result<String> {
-    let moment = time::macros::format_description!(
-        "[month padding:none]/[day padding:none]/[year] [hour repr:12 padding:none]:[minute] [period]"
-    );
-    let mut text = String::from("Shielded VM Local Certificates\n");
-    let certificates = guardians.iter().flat_map(|guardian| &guardian.certificates);
-    for (number, certificate) in certificates.enumerate() {
-        let (test, kind) = match certificate.role {
-            CertificateRole::Signing => ("Signature", "signing"),
-            CertificateRole::Encryption => ("Encryption", "encryption"),
-        };
-        write!(
-            text,
-            "================ Certificate {number} ================\n\
-             Serial Number: {serial}\n\
-             Issuer: {subject}\n \
-             NotBefore: {before}\n \
-             NotAfter: {after}\n\
-             Subject: {subject}\n\
-             Signature matches Public Key\n\
-             Root Certificate: Subject matches Issuer\n\
-             Cert Hash(sha1): {sha1}\n  \
-             Key Container = {kind}-{serial}\n  \
-             Provider = Fleetward guardian store\n\
-             {test} test passed\n\n",
-            serial = certificate.serial,
-            subject = certificate.subject,
-            before = certificate
-                .not_before
-                .to_offset(time::UtcOffset::UTC)
-                .format(moment)?,
-            after = certificate
-                .not_after
-                .to_offset(time::UtcOffset::UTC)
-                .format(moment)?,
-            sha1 = certificate.sha1,
-        )?;
-    }
-    text.push_str("CertUtil: -store command completed successfully.\n");
-    Ok(text)
-}
-
-fn row(guardian: &GuardianFacts, certificate: &CertificateFacts, now: OffsetDateTime) -> Row {
-    Row {
-        guardian: guardian.id.clone(),
-        role: certificate.role,
-        serial: certificate.serial.clone(),
-        sha1: certificate.sha1.clone(),
-        sha256: certificate.sha256.clone(),
-        subject: certificate.subject.clone(),
-        not_after: certificate.not_after,
-        days_left: (certificate.not_after - now).whole_days(),
-        has_private_key: guardian.has_private_key,
-        host: guardian.host.clone(),
-        vms: Vec::new(),
     }
 }
 
@@ -268,146 +152,74 @@ fn require_root(to: &str) -> anyhow::Result<()> {
     }
 }
 
-fn import(
-    keyring: &Keyring,
-    files: &[PathBuf],
-    password_file: Option<&Path>,
-) -> anyhow::Result<()> {
-    require_root("import private keys")?;
-    let mut contents = Vec::new();
-    for path in files {
-        contents.push(read_pfx(path)?);
-    }
-    let password = match password_file {
-        Some(path) => read_password(path)?,
-        None => {
-            require_terminal()?;
-            ask("Password of the PFX files: ")?
-        }
-    };
-    // All files are opened before anything is kept.
-    let mut keys = Vec::new();
-    for (path, content) in files.iter().zip(&contents) {
-        keys.extend(pfx::read(content, &password).map_err(|error| refusal(path, &error))?);
-    }
-    let names: Vec<String> = files
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
-    let names = names.join(", ");
-    let guardian = pfx::assemble(keys).map_err(|error| {
-        let code = match error {
-            PairError::Half { .. } => ErrorCode::PfxIncomplete,
-            PairError::Several { .. }
-            | PairError::NoRole { .. }
-            | PairError::DifferentHosts { .. }
-            | PairError::NotAGuardian(_) => ErrorCode::PfxNotAPair,
-        };
-        Failure::new(code, format!("importing {names}")).because(error)
-    })?;
-    let purpose = Purpose {
-        actor: fleetward_agent::join::local_actor(),
-        reason: format!("import-pfx of {names}"),
-        job: None,
-    };
-    let imported = keyring
-        .import(&guardian, &purpose)
-        .map_err(|trouble| trouble.failure)?;
-    let id = imported.guardian;
-    if !imported.new {
-        println!(
-            "guardian {id} is here already ({})",
-            imported.standing.as_str()
-        );
-        return Ok(());
-    }
-    println!("imported guardian {id}");
-    for certificate in keyring
-        .facts()
-        .iter()
-        .filter(|facts| facts.id == id)
-        .flat_map(|facts| &facts.certificates)
-    {
-        println!("  {}", certificate.subject);
-        println!(
-            "    serial {}  not after {}",
-            certificate.serial,
-            certificate.not_after.date()
-        );
-        if certificate.not_after < OffsetDateTime::now_utc() {
-            eprintln!("    expired: it still opens, but nothing new is sealed with it");
-        }
-    }
-    Ok(())
-}
-
-/// A PFX file, never more of it than a PFX file has.
-fn read_pfx(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
-    let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let size = file.metadata()?.len();
-    let limit = u64::try_from(pfx::MAX_PFX).expect("a small number");
-    if size > limit {
-        return Err(refusal(path, &PfxReadError::TooLarge { size }).into());
-    }
-    let mut content = Zeroizing::new(Vec::new());
-    file.take(limit + 1)
-        .read_to_end(&mut content)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(content)
-}
-
-fn refusal(path: &Path, error: &PfxReadError) -> Failure {
-    let code = match error {
-        PfxReadError::TooLarge { .. } => ErrorCode::PfxTooLarge,
-        PfxReadError::Truncated { .. } => ErrorCode::PfxTruncated,
-        PfxReadError::Damaged
-        | PfxReadError::Altered
-        | PfxReadError::Certificate(_)
-        | PfxReadError::Key => ErrorCode::PfxDamaged,
-        PfxReadError::NoMac => ErrorCode::PfxNoMac,
-        PfxReadError::TooManyIterations { .. } | PfxReadError::TooManyIterationsInside => {
-            ErrorCode::PfxTooManyIterations
-        }
-        PfxReadError::WrongPassword => ErrorCode::PfxWrongPassword,
-        PfxReadError::Unsupported(_) => ErrorCode::PfxUnsupported,
-        PfxReadError::NoKey => ErrorCode::PfxNoKey,
-        PfxReadError::NoCertificate => ErrorCode::PfxNoCertificate,
-        PfxReadError::WeakKey { .. } => ErrorCode::PfxWeakKey,
-    };
-    Failure::new(code, format!("importing {}", path.display())).because(error)
-}
-
 fn remove(keyring: &Keyring, id: &str, dependents: &[Dependent], yes: bool) -> anyhow::Result<()> {
     require_root("remove private keys")?;
-    let id = find(&keyring.facts(), id)?;
-    if !yes {
-        if !io::stdin().is_terminal() {
-            return Err(Failure::new(
-                ErrorCode::ConfirmationNeeded,
-                format!("removing guardian {}", id.short()),
-            )
-            .into());
-        }
-        eprint!(
-            "Remove guardian {} and its private keys from this host? Without a copy they are gone. [y/N] ",
-            id.short()
-        );
-        let mut answer = String::new();
-        io::stdin().lock().read_line(&mut answer)?;
-        if !matches!(answer.trim(), "y" | "Y" | "yes") {
-            bail!("nothing was removed");
-        }
-    }
     let purpose = Purpose {
         actor: fleetward_agent::join::local_actor(),
         reason: "guardian remove".into(),
         job: None,
     };
+    let guardian = find(&keyring.facts(), id);
+    if let Some(half) = find_half(keyring.halves()?, id)? {
+        if guardian.is_ok() {
+            return Err(Failure::new(ErrorCode::InvalidArgument, id)
+                .because("a guardian and half of one begin so")
+                .into());
+        }
+        let question = format!(
+            "Remove half a guardian, {}, and its private key from this host?",
+            half.subject
+        );
+        confirm(yes, &format!("removing {}", half.subject), &question)?;
+        keyring
+            .remove_half(&half, &purpose)
+            .map_err(|trouble| trouble.failure)?;
+        println!("removed {}", half.subject);
+        return Ok(());
+    }
+    let id = guardian?;
+    let question = format!(
+        "Remove guardian {} and its private keys from this host? Without a copy they are gone.",
+        id.short()
+    );
+    confirm(yes, &format!("removing guardian {}", id.short()), &question)?;
     keyring
         .remove(&id, dependents, &purpose)
         .map_err(|trouble| trouble.failure)?;
     println!("removed guardian {id}");
     Ok(())
+}
+
+fn confirm(yes: bool, what: &str, question: &str) -> anyhow::Result<()> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        return Err(Failure::new(ErrorCode::ConfirmationNeeded, what).into());
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        bail!("nothing was removed");
+    }
+    Ok(())
+}
+
+/// A half by its serial number or a thumbprint, or the beginning of one; never by the beginning of a guardian's id.
+fn find_half(halves: Vec<CertificateFacts>, id: &str) -> Result<Option<CertificateFacts>, Failure> {
+    let wanted = id.to_ascii_lowercase();
+    let mut found = halves.into_iter().filter(|half| {
+        let names = [&half.serial, &half.sha1, &half.sha256];
+        !wanted.is_empty() && names.iter().any(|name| name.starts_with(&wanted))
+    });
+    match (found.next(), found.next()) {
+        (half, None) => Ok(half),
+        (_, Some(_)) => Err(
+            Failure::new(ErrorCode::InvalidArgument, format!("certificate {id}"))
+                .because("several begin so"),
+        ),
+    }
 }
 
 fn find(guardians: &[GuardianFacts], id: &str) -> Result<GuardianId, Failure> {

@@ -3,12 +3,14 @@
 //! Every one of these is on record before it happens. Nothing here decides who may ask: that is root on the host, or a job.
 
 use super::dependents::Dependent;
-use super::{Keyring, Purpose};
+use super::store::{HalfAdded, thumbprint};
+use super::{Keyring, KeyringError, Purpose};
+use crate::audit::Use;
 use crate::failure::{Result, Trouble, chain};
 use fleetward_model::audit::AuditAction;
-use fleetward_model::guardian::{CertificateRole, GuardianStanding};
+use fleetward_model::guardian::{CertificateFacts, CertificateRole, GuardianStanding};
 use fleetward_model::{ErrorCode, Failure, GuardianId};
-use fleetward_protector_open::{LocalGuardian, pfx};
+use fleetward_protector_open::{GuardianHalf, LocalGuardian, pfx};
 use zeroize::Zeroizing;
 
 /// A private key on its way out.
@@ -26,6 +28,15 @@ pub struct Imported {
     pub standing: GuardianStanding,
     /// False when it was here already, and nothing was changed.
     pub new: bool,
+}
+
+/// What came of importing one half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HalfImported {
+    /// It waits for the other half, and is no guardian until that comes.
+    Waits { new: bool },
+    /// It completed a guardian, or belongs to one that is here already.
+    Guardian(Imported),
 }
 
 impl Keyring {
@@ -55,7 +66,13 @@ impl Keyring {
                         content,
                     })
                     .map_err(|error| {
-                        Trouble::refuse(ErrorCode::Internal, "the PFX file", chain(&error))
+                        let code = match error {
+                            pfx::PfxError::PasswordTooShort | pfx::PfxError::PasswordCharacters => {
+                                ErrorCode::InvalidArgument
+                            }
+                            pfx::PfxError::Write(_) => ErrorCode::Internal,
+                        };
+                        Trouble::refuse(code, "the PFX file", chain(&error))
                     })
             })
             .collect()
@@ -81,6 +98,102 @@ impl Keyring {
             standing: standing.ok_or_else(|| self.not_held(id))?,
             new,
         })
+    }
+
+    /// Takes one half of another host's guardian in. It waits, and counts for nothing, until the other half comes.
+    pub fn import_half(&self, half: GuardianHalf, purpose: &Purpose) -> Result<HalfImported> {
+        let sha256 = thumbprint(half.certificate());
+        let facts = self.facts();
+        let whole = facts.iter().find(|facts| {
+            let mut certificates = facts.certificates.iter();
+            certificates.any(|certificate| certificate.sha256 == sha256)
+        });
+        if let Some(whole) = whole {
+            return Ok(HalfImported::Guardian(Imported {
+                guardian: whole.id.clone(),
+                standing: whole.standing,
+                new: false,
+            }));
+        }
+        let subject = half.certificate().subject();
+        let on_record = |guardian: Option<&GuardianId>| {
+            let what = match guardian {
+                Some(_) => "the half that was missing",
+                None => "half a guardian, which waits for the other",
+            };
+            let used = Use {
+                actor: purpose.actor.clone(),
+                action: AuditAction::ImportPfx,
+                vm: None,
+                guardian: guardian.cloned(),
+                reason: format!("{}: {what}: {subject} (SHA-256 {sha256})", purpose.reason),
+                job: purpose.job,
+            };
+            self.audit.record(used).map_err(KeyringError::Audit)
+        };
+        let not_a_pair = |because: String| -> Trouble {
+            Failure::new(ErrorCode::PfxNotAPair, format!("importing {subject}"))
+                .because(because)
+                .fix("give both files of the guardian in one command: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx")
+                .into()
+        };
+        let added = self.store.add_half(half, on_record).map_err(|error| {
+            Trouble::refuse(
+                ErrorCode::Internal,
+                format!("keeping the certificate {subject}"),
+                chain(&error),
+            )
+        })?;
+        match added {
+            HalfAdded::Waits => Ok(HalfImported::Waits { new: true }),
+            HalfAdded::WaitedBefore => Ok(HalfImported::Waits { new: false }),
+            HalfAdded::Ambiguous => Err(not_a_pair(
+                "several halves that wait here could be the other one".into(),
+            )),
+            HalfAdded::NotAPair(error) => Err(not_a_pair(chain(&error))),
+            HalfAdded::Completed(guardian) => Ok(HalfImported::Guardian(Imported {
+                guardian: guardian.id().clone(),
+                standing: GuardianStanding::Imported,
+                new: true,
+            })),
+        }
+    }
+
+    /// Certificates that came in without the other half of their guardian, and wait for it.
+    pub fn halves(&self) -> Result<Vec<CertificateFacts>, KeyringError> {
+        let halves = self.store.halves()?;
+        Ok(halves
+            .iter()
+            .map(|half| half.certificate().facts())
+            .collect())
+    }
+
+    /// Removes a half that waits, with its private key.
+    pub fn remove_half(&self, certificate: &CertificateFacts, purpose: &Purpose) -> Result<()> {
+        let refused = |error: String| {
+            Trouble::refuse(
+                ErrorCode::Internal,
+                format!("removing the certificate {}", certificate.subject),
+                error,
+            )
+        };
+        let used = Use {
+            actor: purpose.actor.clone(),
+            action: AuditAction::RemoveGuardian,
+            vm: None,
+            guardian: None,
+            reason: format!(
+                "{}: half a guardian: {} (SHA-256 {})",
+                purpose.reason, certificate.subject, certificate.sha256
+            ),
+            job: purpose.job,
+        };
+        self.audit
+            .record(used)
+            .map_err(|error| refused(error.to_string()))?;
+        self.store
+            .remove_half(&certificate.sha256)
+            .map_err(|error| refused(chain(&error)))
     }
 
     /// Makes `guardian` the host's own; the former own one is retired, and opens as before.

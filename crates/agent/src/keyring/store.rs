@@ -5,17 +5,21 @@
 //!   keyring.json      which guardians count, and as what; written last, and read again when it has changed
 //!   keyring.lock      held by whoever changes the store
 //!   <id>.guardian     certificates and private keys of one guardian
+//!   <sha256>.half     one certificate and its private key, which wait for the other half of their guardian
 //!   own.guardian      the same, of a host that joined before there was a keyring.json
 //! ```
 //! A guardian file that `keyring.json` does not name is the rest of a change that was cut off: it counts for nothing, and
-//! the change can be made again. Removing goes the other way round: out of `keyring.json` first, then the file.
+//! the change can be made again. Removing goes the other way round: out of `keyring.json` first, then the file. A half
+//! that is not named there is removed at the next change, whatever came of that.
 
 use super::KeyringError;
 use crate::durable;
 use crate::failure::chain;
 use fleetward_model::GuardianId;
-use fleetward_model::guardian::GuardianStanding;
-use fleetward_protector_open::{LocalGuardian, StorageKey};
+use fleetward_model::guardian::{CertificateRole, GuardianStanding};
+use fleetward_protector::GuardianCertificate;
+use fleetward_protector_open::pfx::PairError;
+use fleetward_protector_open::{GuardianHalf, LocalGuardian, StorageError, StorageKey};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -32,6 +36,8 @@ const VERSION: u32 = 1;
 
 const INDEX: &str = "keyring.json";
 const FORMER_OWN: &str = "own.guardian";
+/// Extension of a half's file.
+const HALF: &str = "half";
 
 /// A guardian with its private keys, and what it is to this host.
 #[derive(Debug)]
@@ -54,11 +60,39 @@ pub(super) struct Store {
     key: Option<StorageKey>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Index {
     version: u32,
     guardians: Vec<Entry>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    halves: Vec<HalfEntry>,
+}
+
+/// One half of a guardian, waiting for the other.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HalfEntry {
+    /// Thumbprint of its certificate; its file is named so.
+    sha256: String,
+    role: CertificateRole,
+    #[serde(with = "time::serde::rfc3339")]
+    since: OffsetDateTime,
+}
+
+/// What became of a half that was brought in.
+#[derive(Debug)]
+pub(super) enum HalfAdded {
+    /// It waits for the other one.
+    Waits,
+    /// It waits already.
+    WaitedBefore,
+    /// The other one was here: the two are this guardian now.
+    Completed(Box<LocalGuardian>),
+    /// It is not known which of those that wait is the other one.
+    Ambiguous,
+    /// The two do not make a guardian.
+    NotAPair(PairError),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -128,24 +162,104 @@ impl Store {
         Ok(self.index()?.is_some())
     }
 
-    /// Adds a guardian. False when it is here already, as whatever it is.
+    /// Adds a guardian. False when it is here already, as whatever it is. A half of it that waited is done with.
     pub(super) fn add(
         &self,
         guardian: &LocalGuardian,
         standing: GuardianStanding,
     ) -> Result<bool, KeyringError> {
-        self.change(|entries| {
-            if entries.iter().any(|entry| entry.id == *guardian.id()) {
-                return Ok(false);
+        self.change(|index| self.enter(index, guardian, standing))
+    }
+
+    fn enter(
+        &self,
+        index: &mut Index,
+        guardian: &LocalGuardian,
+        standing: GuardianStanding,
+    ) -> Result<bool, KeyringError> {
+        let new = index
+            .guardians
+            .iter()
+            .all(|entry| entry.id != *guardian.id());
+        if new {
+            index.guardians.push(self.write(guardian, standing)?);
+        }
+        let public = guardian.public();
+        let parts = [public.signing(), public.encryption()].map(thumbprint);
+        index.halves.retain(|half| !parts.contains(&half.sha256));
+        Ok(new)
+    }
+
+    /// Takes one half in. `record` is called before anything is kept, with the guardian where the half completes one.
+    pub(super) fn add_half(
+        &self,
+        half: GuardianHalf,
+        record: impl Fn(Option<&GuardianId>) -> Result<(), KeyringError>,
+    ) -> Result<HalfAdded, KeyringError> {
+        let sha256 = thumbprint(half.certificate());
+        self.change(|index| {
+            if index.halves.iter().any(|entry| entry.sha256 == sha256) {
+                return Ok(HalfAdded::WaitedBefore);
             }
-            entries.push(self.write(guardian, standing)?);
-            Ok(true)
+            let mut others = self.readable(&index.halves);
+            others.retain(|other| other.fits(&half));
+            match (others.pop(), others.is_empty()) {
+                (None, _) => {
+                    record(None)?;
+                    self.write_half(&sha256, &half)?;
+                    index.halves.push(HalfEntry {
+                        sha256,
+                        role: half.role(),
+                        since: OffsetDateTime::now_utc(),
+                    });
+                    Ok(HalfAdded::Waits)
+                }
+                (Some(_), false) => Ok(HalfAdded::Ambiguous),
+                (Some(other), true) => match half.join(other) {
+                    Err(error) => Ok(HalfAdded::NotAPair(error)),
+                    Ok(guardian) => {
+                        record(Some(guardian.id()))?;
+                        self.enter(index, &guardian, GuardianStanding::Imported)?;
+                        Ok(HalfAdded::Completed(Box::new(guardian)))
+                    }
+                },
+            }
+        })
+    }
+
+    /// The halves that wait, the oldest first. One that cannot be read is left out, and said so.
+    pub(super) fn halves(&self) -> Result<Vec<GuardianHalf>, KeyringError> {
+        let index = self.index()?;
+        Ok(index.map_or_else(Vec::new, |index| self.readable(&index.halves)))
+    }
+
+    fn readable(&self, halves: &[HalfEntry]) -> Vec<GuardianHalf> {
+        let read = |entry: &HalfEntry| {
+            self.read_half(&entry.sha256)
+                .inspect_err(|error| {
+                    tracing::warn!(
+                        certificate = entry.sha256,
+                        error = chain(error),
+                        "half a guardian is left out"
+                    );
+                })
+                .ok()
+        };
+        halves.iter().filter_map(read).collect()
+    }
+
+    /// Removes a half that waits, key included; one that is not here is fine.
+    pub(super) fn remove_half(&self, sha256: &str) -> Result<(), KeyringError> {
+        self.change(|index| {
+            index.halves.retain(|half| half.sha256 != sha256);
+            Ok(())
         })
     }
 
     /// Makes `guardian` the host's own. The one that was stays as a retired one.
     pub(super) fn replace_own(&self, guardian: &LocalGuardian) -> Result<(), KeyringError> {
-        self.change(|entries| {
+        self.change(|index| {
+            let entries = &mut index.guardians;
             let now = OffsetDateTime::now_utc();
             for entry in entries
                 .iter_mut()
@@ -162,7 +276,8 @@ impl Store {
 
     /// Removes a guardian that is not the own one, keys included; one that is not here is fine.
     pub(super) fn remove(&self, id: &GuardianId) -> Result<(), KeyringError> {
-        let file = self.change(|entries| {
+        let file = self.change(|index| {
+            let entries = &mut index.guardians;
             let file = entries
                 .iter()
                 .find(|entry| entry.id == *id)
@@ -176,21 +291,38 @@ impl Store {
 
     fn change<T>(
         &self,
-        change: impl FnOnce(&mut Vec<Entry>) -> Result<T, KeyringError>,
+        change: impl FnOnce(&mut Index) -> Result<T, KeyringError>,
     ) -> Result<T, KeyringError> {
         let _turn = self.lock()?;
-        let mut guardians = self
-            .index()?
-            .map(|index| index.guardians)
-            .unwrap_or_default();
-        let changed = change(&mut guardians)?;
-        let path = self.path(INDEX);
-        let index = Index {
-            version: VERSION,
-            guardians,
+        let before = self.index()?.unwrap_or_else(Index::empty);
+        let mut after = before.clone();
+        let changed = change(&mut after).and_then(|changed| {
+            let path = self.path(INDEX);
+            durable::write_json(&path, &after)
+                .map_err(|source| KeyringError::File { path, source })?;
+            Ok(changed)
+        });
+        self.sweep(if changed.is_ok() { &after } else { &before });
+        changed
+    }
+
+    /// Removes keys of halves that `index` does not name: of changes that failed or were cut off, and of halves that have
+    /// become a guardian.
+    fn sweep(&self, index: &Index) {
+        let Ok(entries) = std::fs::read_dir(&self.directory) else {
+            return;
         };
-        durable::write_json(&path, &index).map_err(|source| KeyringError::File { path, source })?;
-        Ok(changed)
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let waits = |sha256: &str| index.halves.iter().any(|half| half.sha256 == sha256);
+            let sha256 = path.file_stem().and_then(|stem| stem.to_str());
+            let is_half = path.extension().is_some_and(|extension| extension == HALF);
+            if is_half && !sha256.is_some_and(waits) {
+                // Tried again at the next change.
+                if let Err(error) = durable::remove(&path) {
+                    tracing::warn!(path = %path.display(), %error, "half a guardian was not removed");
+                }
+            }
+        }
     }
 
     fn index(&self) -> Result<Option<Index>, KeyringError> {
@@ -225,6 +357,7 @@ impl Store {
                 file: FORMER_OWN.to_owned(),
                 since: own.public().not_before(),
             }],
+            ..Index::empty()
         }))
     }
 
@@ -249,6 +382,50 @@ impl Store {
     }
 
     pub(super) fn read_file(&self, path: &Path) -> Result<LocalGuardian, KeyringError> {
+        self.read_with(path, LocalGuardian::from_storage)
+    }
+
+    fn read_half(&self, sha256: &str) -> Result<GuardianHalf, KeyringError> {
+        let path = self.half_path(sha256)?;
+        let half = self.read_with(&path, GuardianHalf::from_storage)?;
+        if thumbprint(half.certificate()) == sha256 {
+            Ok(half)
+        } else {
+            Err(KeyringError::Unreadable {
+                path,
+                because: "it holds another certificate".into(),
+            })
+        }
+    }
+
+    /// Writes a half, and reads it again: what is about to count must be readable.
+    fn write_half(&self, sha256: &str, half: &GuardianHalf) -> Result<(), KeyringError> {
+        let path = self.half_path(sha256)?;
+        let stored = half
+            .to_storage(self.key.as_ref())
+            .map_err(|error| KeyringError::Make(chain(&error)))?;
+        durable::write(&path, &stored).map_err(|source| KeyringError::File { path, source })?;
+        self.read_half(sha256).map(drop)
+    }
+
+    fn half_path(&self, sha256: &str) -> Result<PathBuf, KeyringError> {
+        let path = self.path(&format!("{sha256}.{HALF}"));
+        // A name with a slash would lead out of the directory.
+        if sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            Ok(path)
+        } else {
+            Err(KeyringError::Unreadable {
+                path,
+                because: "that is no name of a file in the store".into(),
+            })
+        }
+    }
+
+    fn read_with<T>(
+        &self,
+        path: &Path,
+        parse: impl FnOnce(&[u8], Option<&StorageKey>) -> Result<T, StorageError>,
+    ) -> Result<T, KeyringError> {
         let stored = durable::read(path)
             .and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()))
             .map(Zeroizing::new)
@@ -256,11 +433,9 @@ impl Store {
                 path: path.to_owned(),
                 source,
             })?;
-        LocalGuardian::from_storage(&stored, self.key.as_ref()).map_err(|error| {
-            KeyringError::Unreadable {
-                path: path.to_owned(),
-                because: chain(&error),
-            }
+        parse(&stored, self.key.as_ref()).map_err(|error| KeyringError::Unreadable {
+            path: path.to_owned(),
+            because: chain(&error),
         })
     }
 
@@ -319,6 +494,21 @@ impl Store {
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
+}
+
+impl Index {
+    fn empty() -> Self {
+        Self {
+            version: VERSION,
+            guardians: Vec::new(),
+            halves: Vec::new(),
+        }
+    }
+}
+
+/// SHA-256 of a certificate in hex, as lists show it.
+pub(super) fn thumbprint(certificate: &GuardianCertificate) -> String {
+    certificate.facts().sha256
 }
 
 fn file_name(id: &GuardianId) -> String {
@@ -418,5 +608,104 @@ mod tests {
         assert_eq!(standings(&store).len(), 1);
         assert!(store.add(&SECOND, GuardianStanding::Imported).expect("add"));
         assert_eq!(standings(&store).len(), 2);
+    }
+
+    /// Both halves of a guardian, as PFX files give them.
+    fn halves(guardian: &LocalGuardian) -> [GuardianHalf; 2] {
+        use fleetward_protector_open::pfx;
+        [CertificateRole::Signing, CertificateRole::Encryption].map(|role| {
+            let password = Zeroizing::new("a long password".to_owned());
+            let file =
+                pfx::export(guardian, role, &password, pfx::Protection::Aes256).expect("exported");
+            let keys = pfx::read(&file, &password).expect("read");
+            match pfx::sort_out(keys).expect("sorted out") {
+                pfx::Found::Half(half) => *half,
+                pfx::Found::Guardian(_) => panic!("one certificate is no guardian"),
+            }
+        })
+    }
+
+    fn files(store: &Store, extension: &str) -> usize {
+        let entries = std::fs::read_dir(&store.directory).expect("directory");
+        entries
+            .filter(|entry| {
+                let path = entry.as_ref().expect("entry").path();
+                path.extension().is_some_and(|found| found == extension)
+            })
+            .count()
+    }
+
+    #[test]
+    fn a_half_waits_in_either_order_and_counts_only_with_the_other() {
+        for reversed in [false, true] {
+            let dir = tempfile::tempdir().expect("directory");
+            let store = Store::new(dir.path()).expect("store");
+            store.add(&FIRST, GuardianStanding::Own).expect("add");
+            let mut both = halves(&SECOND);
+            if reversed {
+                both.reverse();
+            }
+            let [one, other] = both;
+            let said = std::cell::RefCell::new(Vec::new());
+            let record = |id: Option<&GuardianId>| {
+                said.borrow_mut().push(id.cloned());
+                Ok(())
+            };
+            let role = one.role();
+            assert!(matches!(
+                store.add_half(one, record).expect("half"),
+                HalfAdded::Waits
+            ));
+            assert_eq!(standings(&store).len(), 1);
+            assert_eq!(store.halves().expect("halves")[0].role(), role);
+            let again = halves(&SECOND).into_iter().find(|half| half.role() == role);
+            let again = store.add_half(again.expect("half"), record).expect("again");
+            assert!(matches!(again, HalfAdded::WaitedBefore));
+
+            let added = store.add_half(other, record).expect("other half");
+            let HalfAdded::Completed(guardian) = added else {
+                panic!("{added:?}");
+            };
+            assert_eq!(guardian.id(), SECOND.id());
+            assert_eq!(standings(&store).len(), 2);
+            assert!(store.halves().expect("halves").is_empty());
+            assert_eq!((files(&store, "half"), files(&store, "guardian")), (0, 2));
+            assert_eq!(said.into_inner(), [None, Some(SECOND.id().clone())]);
+        }
+    }
+
+    #[test]
+    fn a_half_is_removed_and_gone_when_its_whole_guardian_comes() {
+        let dir = tempfile::tempdir().expect("directory");
+        let store = Store::new(dir.path()).expect("store");
+        store.add(&FIRST, GuardianStanding::Own).expect("add");
+        let [signing, encryption] = halves(&SECOND);
+        let sha256 = thumbprint(signing.certificate());
+        store.add_half(signing, |_| Ok(())).expect("half");
+        store.remove_half(&sha256).expect("remove");
+        store.remove_half(&sha256).expect("twice");
+        assert_eq!(files(&store, "half"), 0);
+        store.add_half(encryption, |_| Ok(())).expect("half");
+        assert_eq!(files(&store, "half"), 1);
+        store.add(&SECOND, GuardianStanding::Imported).expect("add");
+        assert_eq!(files(&store, "half"), 0);
+        assert!(store.halves().expect("halves").is_empty());
+    }
+
+    #[test]
+    fn halves_of_two_hosts_do_not_find_each_other_and_an_unrecorded_one_is_not_kept() {
+        let dir = tempfile::tempdir().expect("directory");
+        let store = Store::new(dir.path()).expect("store");
+        store.add(&FIRST, GuardianStanding::Own).expect("add");
+        let ([signing, _], [_, encryption]) = (halves(&FIRST), halves(&SECOND));
+        for half in [signing, encryption] {
+            let added = store.add_half(half, |_| Ok(())).expect("half");
+            assert!(matches!(added, HalfAdded::Waits), "{added:?}");
+        }
+        assert_eq!(standings(&store).len(), 1);
+        let [third, _] = halves(&SECOND);
+        let refused = store.add_half(third, |_| Err(KeyringError::Empty));
+        assert!(refused.is_err());
+        assert_eq!((files(&store, "half"), files(&store, "guardian")), (2, 1));
     }
 }

@@ -1,0 +1,158 @@
+//! `fleetward-agent guardian import-pfx`: files to keys, keys to a guardian or half of one. Nothing is kept before every
+//! file has been opened.
+
+use super::{ask, read_password, require_root, require_terminal};
+use anyhow::Context;
+use fleetward_agent::keyring::pfx::{self, Found, PairError, PfxReadError};
+use fleetward_agent::keyring::{HalfImported, Imported, Keyring, Purpose};
+use fleetward_model::guardian::{CertificateFacts, CertificateRole};
+use fleetward_model::{ErrorCode, Failure};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+pub(super) fn import(
+    keyring: &Keyring,
+    files: &[PathBuf],
+    password_file: Option<&Path>,
+) -> anyhow::Result<()> {
+    require_root("import private keys")?;
+    let mut contents = Vec::new();
+    for path in files {
+        contents.push(read_pfx(path)?);
+    }
+    let password = match password_file {
+        Some(path) => read_password(path)?,
+        None => {
+            require_terminal()?;
+            ask("Password of the PFX files: ")?
+        }
+    };
+    // All files are opened before anything is kept.
+    let mut keys = Vec::new();
+    for (path, content) in files.iter().zip(&contents) {
+        keys.extend(pfx::read(content, &password).map_err(|error| refusal(path, &error))?);
+    }
+    let names: Vec<String> = files
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    let names = names.join(", ");
+    let found = pfx::sort_out(keys).map_err(|error| {
+        let code = match error {
+            PairError::Half { .. } => ErrorCode::PfxIncomplete,
+            PairError::Several { .. }
+            | PairError::NoRole { .. }
+            | PairError::DifferentHosts { .. }
+            | PairError::NotAGuardian(_) => ErrorCode::PfxNotAPair,
+        };
+        Failure::new(code, format!("importing {names}")).because(error)
+    })?;
+    let purpose = Purpose {
+        actor: fleetward_agent::join::local_actor(),
+        reason: format!("import-pfx of {names}"),
+        job: None,
+    };
+    match found {
+        Found::Guardian(guardian) => {
+            let imported = keyring.import(&guardian, &purpose);
+            say(keyring, &imported.map_err(|trouble| trouble.failure)?);
+        }
+        Found::Half(half) => {
+            let certificate = half.certificate().facts();
+            let imported = keyring.import_half(*half, &purpose);
+            match imported.map_err(|trouble| trouble.failure)? {
+                HalfImported::Guardian(imported) => say(keyring, &imported),
+                HalfImported::Waits { new } => say_waits(&certificate, new),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn say(keyring: &Keyring, imported: &Imported) {
+    let id = &imported.guardian;
+    if !imported.new {
+        println!(
+            "guardian {id} is here already ({})",
+            imported.standing.as_str()
+        );
+        return;
+    }
+    println!("imported guardian {id}");
+    for certificate in keyring
+        .facts()
+        .iter()
+        .filter(|facts| facts.id == *id)
+        .flat_map(|facts| &facts.certificates)
+    {
+        describe(certificate);
+    }
+}
+
+fn say_waits(certificate: &CertificateFacts, new: bool) {
+    let (this, other) = match certificate.role {
+        CertificateRole::Signing => ("signing", "encryption"),
+        CertificateRole::Encryption => ("encryption", "signing"),
+    };
+    if new {
+        println!(
+            "kept the {this} half of a guardian; nothing opens with it until the {other} half is imported too"
+        );
+    } else {
+        println!("the {this} half is here already, and waits for the {other} half");
+    }
+    describe(certificate);
+}
+
+fn describe(certificate: &CertificateFacts) {
+    println!("  {}", certificate.subject);
+    println!(
+        "    serial {}  not after {}",
+        certificate.serial,
+        certificate.not_after.date()
+    );
+    if certificate.not_after < OffsetDateTime::now_utc() {
+        eprintln!("    expired: it still opens, but nothing new is sealed with it");
+    }
+}
+
+/// A PFX file, never more of it than a PFX file has.
+fn read_pfx(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let size = file.metadata()?.len();
+    let limit = u64::try_from(pfx::MAX_PFX).expect("a small number");
+    if size > limit {
+        return Err(refusal(path, &PfxReadError::TooLarge { size }).into());
+    }
+    let mut content = Zeroizing::new(Vec::new());
+    file.take(limit + 1)
+        .read_to_end(&mut content)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(content)
+}
+
+fn refusal(path: &Path, error: &PfxReadError) -> Failure {
+    let code = match error {
+        PfxReadError::TooLarge { .. } => ErrorCode::PfxTooLarge,
+        PfxReadError::Truncated { .. } => ErrorCode::PfxTruncated,
+        PfxReadError::Damaged
+        | PfxReadError::Altered
+        | PfxReadError::Certificate(_)
+        | PfxReadError::Key => ErrorCode::PfxDamaged,
+        PfxReadError::NoMac => ErrorCode::PfxNoMac,
+        PfxReadError::TooManyIterations { .. } | PfxReadError::TooManyIterationsInside => {
+            ErrorCode::PfxTooManyIterations
+        }
+        PfxReadError::WrongPassword => ErrorCode::PfxWrongPassword,
+        PfxReadError::Unsupported(_) | PfxReadError::PasswordCharacters => {
+            ErrorCode::PfxUnsupported
+        }
+        PfxReadError::NoKey => ErrorCode::PfxNoKey,
+        PfxReadError::NoCertificate => ErrorCode::PfxNoCertificate,
+        PfxReadError::WeakKey { .. } => ErrorCode::PfxWeakKey,
+    };
+    Failure::new(code, format!("importing {}", path.display())).because(error)
+}
