@@ -97,7 +97,7 @@ pub(crate) fn host(host: &HostView) -> String {
         }
         for guardian in &facts.guardians {
             let until = guardian.not_after().map_or_else(|| NONE.to_owned(), day);
-            let kind = if guardian.own { "own" } else { "imported" };
+            let kind = guardian.standing.as_str();
             sheet.add(
                 "Guardian",
                 format!("{}, {kind}, until {until}", guardian.id.short()),

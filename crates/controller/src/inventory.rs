@@ -9,6 +9,7 @@
 //! source has let go, the destination is not committed yet), the arriving one is.
 
 use fleetward_api::agent::AgentEvent;
+use fleetward_model::guardian::{GuardianFacts, GuardianStanding};
 use fleetward_model::host::HostFacts;
 use fleetward_model::vm::{TransitSide, VmObserved, VmState};
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
@@ -87,6 +88,26 @@ impl Inventory {
             changed: watch::Sender::new(0),
             writing: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// Takes the host's word that `guardian` is its own from now on: the next report is seconds away, and until then its
+    /// VMs would look as if their own host could not open them.
+    pub(crate) fn guardian_adopted(&self, host: &HostName, guardian: GuardianFacts) {
+        let mut state = self.write();
+        let Some(facts) = state
+            .hosts
+            .get_mut(host)
+            .and_then(|seen| seen.facts.as_mut())
+        else {
+            return;
+        };
+        let guardians = &mut Arc::make_mut(facts).guardians;
+        guardians.retain(|known| known.id != guardian.id);
+        for former in guardians.iter_mut().filter(|known| known.own) {
+            former.own = false;
+            former.standing = GuardianStanding::Retired;
+        }
+        guardians.insert(0, guardian);
     }
 
     /// Takes an event of `host`.

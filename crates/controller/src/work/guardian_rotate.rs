@@ -144,7 +144,8 @@ impl Step<RotateInput> for Adopt {
             guardian: id.clone(),
             job: cx.job(),
         };
-        world.agents.of(host)?.guardian(&change).await?;
+        let adopted = world.agents.of(host)?.guardian(&change).await?;
+        world.inventory.guardian_adopted(host, adopted);
         Ok(id)
     }
 }
