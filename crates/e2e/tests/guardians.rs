@@ -1,12 +1,20 @@
 //! Guardians by hand, as Hyper-V administrators know it: a fleet that grants nothing by itself, PFX files carried over.
 
 use anyhow::{Context, Result, ensure};
+use fleetward_agent::audit::AuditLog;
+use fleetward_agent::keyring::{Keyring, Purpose};
 use fleetward_e2e::fleet::{Fleet, Said, text};
 use fleetward_e2e::{guest, residue, suite};
+use fleetward_model::HostName;
+use fleetward_protector_open::LocalGuardian;
+use fleetward_protector_open::local_guardian::LIFETIME;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
 
 const HOSTS: [&str; 2] = ["a", "b"];
 
@@ -17,8 +25,12 @@ fn main() -> ExitCode {
         &[
             ("manual_trust_refuses_and_says_both_cures", refused),
             (
-                "a_wrong_password_or_half_a_guardian_imports_nothing",
+                "a_wrong_password_or_a_broken_file_imports_nothing",
                 nothing_by_halves,
+            ),
+            (
+                "half_a_guardian_waits_and_opens_nothing_until_the_other_comes",
+                one_half_alone,
             ),
             (
                 "after_export_copy_and_import_the_vm_moves_and_comes_back",
@@ -30,6 +42,7 @@ fn main() -> ExitCode {
             ),
             ("a_guardian_goes_once_nothing_needs_it", removed),
             ("the_mode_is_remembered_by_the_controller", remembered),
+            ("an_expired_guardian_still_opens", expired),
         ],
     )
 }
@@ -168,12 +181,6 @@ fn nothing_by_halves(fleet: &Fleet) -> Result<()> {
         ],
     )?
     .refused(4, "PFX_WRONG_PASSWORD")?;
-    agent(
-        fleet,
-        "b",
-        &["import-pfx", &signing, "--password-file", &right],
-    )?
-    .refused(4, "PFX_INCOMPLETE")?;
     let short = directory.join("short.pfx");
     let whole = std::fs::read(&encryption)?;
     std::fs::write(&short, &whole[..whole.len() - 7])?;
@@ -189,8 +196,137 @@ fn nothing_by_halves(fleet: &Fleet) -> Result<()> {
         ],
     )?
     .refused(4, "PFX_TRUNCATED")?;
+    for (name, code) in broken(&directory)? {
+        let file = path(&directory.join(name))?;
+        // Also beside a half that is good.
+        for files in [&[file.as_str()][..], &[&signing, &file]] {
+            let command = [&["import-pfx"], files, &["--password-file", &right]].concat();
+            agent(fleet, "b", &command)?
+                .refused(4, code)
+                .with_context(|| name.to_owned())?;
+        }
+    }
     ensure!(guardians(fleet, "b")?.len() == 2, "only its own is there");
     Ok(())
+}
+
+/// Files that are no half of a guardian, each with the code that says why; made of the exported encryption half.
+fn broken(directory: &std::path::Path) -> Result<Vec<(&'static str, &'static str)>> {
+    let openssl = |arguments: &str| -> Result<()> {
+        let mut command = Command::new("/usr/bin/openssl");
+        command.args(arguments.split(' ')).current_dir(directory);
+        fleetward_e2e::fleet::run(&mut command)?
+            .ok()
+            .with_context(|| arguments.to_owned())?;
+        Ok(())
+    };
+    let export =
+        |options: &str| openssl(&format!("pkcs12 -export -passout file:password {options}"));
+    openssl("pkcs12 -in VMEncryption.pfx -passin file:password -nodes -out half.pem")?;
+    openssl("pkey -in half.pem -out half.key")?;
+    export("-in half.pem -nomac -out nomac.pfx")?;
+    export("-in half.pem -nokeys -out nokey.pfx")?;
+    export("-in half.key -inkey half.key -nocerts -out nocert.pfx")?;
+    openssl(
+        "req -x509 -newkey rsa:1024 -nodes -keyout weak.key -out weak.crt -subj /CN=weak -days 30",
+    )?;
+    export("-in weak.crt -inkey weak.key -out weak.pfx")?;
+    let whole = std::fs::read(directory.join("VMEncryption.pfx"))?;
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    std::fs::write(directory.join("flipped.pfx"), flipped)?;
+    std::fs::write(directory.join("large.pfx"), vec![0x30; 50 * 1024 * 1024])?;
+    // 100,000 rounds in DER, and as many bytes for 8,388,607.
+    let (ours, bomb) = (
+        [0x02, 0x03, 0x01, 0x86, 0xa0],
+        [0x02, 0x03, 0x7f, 0xff, 0xff],
+    );
+    let mut rounds = whole.clone();
+    for at in 0..rounds.len() - ours.len() {
+        if rounds[at..at + ours.len()] == ours {
+            rounds[at..at + ours.len()].copy_from_slice(&bomb);
+        }
+    }
+    ensure!(
+        rounds != whole,
+        "the file does not say how many rounds it asks for"
+    );
+    std::fs::write(directory.join("rounds.pfx"), rounds)?;
+    Ok(vec![
+        ("nomac.pfx", "PFX_NO_MAC"),
+        ("nokey.pfx", "PFX_NO_KEY"),
+        ("nocert.pfx", "PFX_NO_CERTIFICATE"),
+        ("weak.pfx", "PFX_WEAK_KEY"),
+        ("flipped.pfx", "PFX_DAMAGED"),
+        ("large.pfx", "PFX_TOO_LARGE"),
+        ("rounds.pfx", "PFX_TOO_MANY_ITERATIONS"),
+    ])
+}
+
+/// The certificates that `host` lists as halves, by what they are for.
+fn waiting(fleet: &Fleet, host: &str) -> Result<Vec<String>> {
+    let rows = guardians(fleet, host)?;
+    let rows = rows.iter().filter(|row| row["standing"] == "waiting");
+    rows.map(|row| {
+        ensure!(row["guardian"].is_null() && row["vms"] == serde_json::json!([]));
+        text(row, "role")
+    })
+    .collect()
+}
+
+fn one_half_alone(fleet: &Fleet) -> Result<()> {
+    let (directory, password) = exported(fleet, "a")?;
+    let password = path(&password)?;
+    let import = |name: &str| -> Result<Said> {
+        let file = path(&directory.join(name))?;
+        agent(
+            fleet,
+            "b",
+            &["import-pfx", &file, "--password-file", &password],
+        )?
+        .ok()
+    };
+    for _ in 0..2 {
+        let said = import("VMEncryption.pfx")?;
+        ensure!(said.stdout.contains("signing half"), "{}", said.stdout);
+        ensure!(waiting(fleet, "b")? == ["encryption"]);
+    }
+    // The encryption half alone has the key that would open it.
+    fleet
+        .cli(&["vm", "migrate", "desk1", "--to", "b"])?
+        .refused(4, "KEY_NOT_GRANTED")?;
+    let rows = guardians(fleet, "b")?;
+    let serial = text(rows.last().context("a half")?, "serial")?;
+    agent(fleet, "b", &["remove", &serial])?.refused(2, "CONFIRMATION_NEEDED")?;
+    agent(fleet, "b", &["remove", &serial, "--yes"])?.ok()?;
+    ensure!(waiting(fleet, "b")?.is_empty());
+
+    import("VMSigning.pfx")?;
+    ensure!(waiting(fleet, "b")? == ["signing"]);
+    import("VMEncryption.pfx")?;
+    ensure!(waiting(fleet, "b")?.is_empty());
+    let rows = guardians(fleet, "b")?;
+    ensure!(
+        rows.len() == 4 && rows[2]["standing"] == "imported",
+        "{rows:?}"
+    );
+    ensure!(rows[2]["guardian"] == own(fleet, "a")?.as_str());
+    let store = guardian_store(fleet, "b");
+    for entry in std::fs::read_dir(&store)? {
+        let name = entry?.file_name();
+        ensure!(
+            !name.to_string_lossy().ends_with(".half"),
+            "{name:?} is left"
+        );
+    }
+    let id = own(fleet, "a")?;
+    agent(fleet, "b", &["remove", &id, "--yes"])?.ok()?;
+    Ok(())
+}
+
+fn guardian_store(fleet: &Fleet, host: &str) -> PathBuf {
+    let disk = fleet.directory().join(format!("nodes/{host}/disk"));
+    disk.join("var/lib/fleetward/guardians")
 }
 
 fn carried_over(fleet: &Fleet) -> Result<()> {
@@ -240,5 +376,66 @@ fn remembered(fleet: &Fleet) -> Result<()> {
     fleet.kill("controller")?;
     fleet.start("controller")?;
     ensure!(fleet.json(&["status"])?["trust"] == "manual");
+    Ok(())
+}
+
+/// Gives host `a` a guardian that ends in seconds, seals a VM to it, lets it end, and starts the VM all the same.
+fn expired(fleet: &Fleet) -> Result<()> {
+    let host: HostName = "a".parse().context("name")?;
+    let store = guardian_store(fleet, "a");
+    let lasts = Duration::from_secs(12);
+    let ends = OffsetDateTime::now_utc() + lasts;
+    let guardian = LocalGuardian::generate(&host, ends - LIFETIME)?;
+    let log = store.parent().context("data")?.join("audit.log");
+    let keyring = Keyring::open(&store, host.clone(), Arc::new(AuditLog::new(log, host)))?;
+    let purpose = Purpose {
+        actor: "local:0".into(),
+        reason: "a guardian that ends soon".into(),
+        job: None,
+    };
+    keyring
+        .replace_own(&guardian, &purpose)
+        .map_err(|trouble| trouble.failure)?;
+    let create = [
+        "vm",
+        "create",
+        "late",
+        "--image",
+        "lab-guest",
+        "--memory",
+        "512M",
+    ];
+    fleet.cli(&[&create[..], &["--host", "a"]].concat())?.ok()?;
+    let vm = fleet.vm("late")?;
+    ensure!(vm["tpm"]["owner"] == guardian.id().as_str(), "{vm}");
+    let left = ends - OffsetDateTime::now_utc();
+    ensure!(left.is_positive(), "the VM was sealed too late");
+    std::thread::sleep(left.unsigned_abs() + Duration::from_secs(1));
+
+    let rows = guardians(fleet, "a")?;
+    ensure!(rows[0]["guardian"] == guardian.id().as_str(), "{rows:?}");
+    ensure!(rows[0]["days_left"].as_i64().is_some_and(|days| days <= 0));
+    fleet.cli(&["vm", "start", "late"])?.ok()?;
+    let tick = guest::booted(fleet, "late", 1)?;
+    ensure!(tick.unseal == "ok", "{tick:?}");
+    // Nothing new is sealed with it, until there is a successor.
+    let create = [
+        "vm",
+        "create",
+        "later",
+        "--image",
+        "lab-guest",
+        "--memory",
+        "512M",
+    ];
+    let create = [&create[..], &["--host", "a"]].concat();
+    fleet.cli(&create)?.refused(4, "GUARDIAN_EXPIRED")?;
+    fleet.cli(&["guardian", "rotate", "--host", "a"])?.ok()?;
+    fleet.cli(&create)?.ok()?;
+    // It still opens, retired as it is.
+    fleet.cli(&["vm", "stop", "late", "--force"])?.ok()?;
+    fleet.cli(&["vm", "start", "late"])?.ok()?;
+    let tick = guest::booted(fleet, "late", 2)?;
+    ensure!(tick.unseal == "ok", "{tick:?}");
     Ok(())
 }
