@@ -143,7 +143,11 @@ fn spelling(argument: &Arg) -> String {
 }
 
 fn is_help(argument: &Arg) -> bool {
-    matches!(argument.get_id().as_str(), "help" | "version")
+    use clap::ArgAction;
+    matches!(
+        argument.get_action(),
+        ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong | ArgAction::Version
+    )
 }
 
 fn plain(text: Option<&clap::builder::StyledStr>) -> String {

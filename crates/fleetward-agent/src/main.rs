@@ -1,5 +1,7 @@
 //! `fleetward-agent`: the program of every host. Puts the agent and libvirt together; decides nothing.
 
+#[cfg(test)]
+mod documents;
 mod guardian;
 
 use anyhow::Context;
@@ -52,9 +54,14 @@ fn main() -> ExitCode {
         return ek_certificate_tool_main();
     }
     let arguments = Arguments::parse();
+    // A service tells what it does; a command only what is wrong.
+    let level = match arguments.command {
+        Command::Run => "info",
+        Command::Join { .. } | Command::Guardian { .. } => "warn",
+    };
     tracing_subscriber::fmt()
         .with_env_filter(
-            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level)),
         )
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
@@ -94,7 +101,7 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Join { token } => runtime.block_on(join_fleet(&config, token)),
         Command::Run => runtime.block_on(run(config)),
-        Command::Guardian { command } => guardian::carry_out(&config, command),
+        Command::Guardian { command } => runtime.block_on(guardian::carry_out(&config, command)),
     }
 }
 
