@@ -239,6 +239,10 @@ impl Walk {
     }
 
     async fn clear(&self) {
+        // a controller that has just begun lists what it last knew, until the hosts have told it
+        for host in &self.hosts {
+            self.controller.wait_online(&host.host, true).await;
+        }
         let vms: Vec<Value> = self.controller.get("/v1/vms").await;
         for vm in vms {
             let path = format!("/v1/vms/{}", vm["name"].as_str().expect("name"));

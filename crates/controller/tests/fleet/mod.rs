@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -38,6 +39,25 @@ pub(crate) struct Controller {
 
 /// Set in a process that is to be a controller: `DATA ADDRESS`.
 const BE_CONTROLLER: &str = "FLEETWARD_TEST_CONTROLLER";
+
+/// An address that stays free while nobody listens on it, as between a kill and the start after it.
+///
+/// A port that the kernel hands out may be taken meanwhile as the local end of anybody's connection, even of one that an agent
+/// makes to that very port; so this one lies below those (`net.ipv4.ip_local_port_range`).
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let ports = 20_000..32_000_u16;
+    // processes that run side by side begin at places of their own
+    let begin = u16::try_from(std::process::id() % 1_000).expect("less than 1,000") * 12;
+    let free = (0..ports.len()).find_map(|_| {
+        let step = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let address = SocketAddr::from(([127, 0, 0, 1], ports.start + step % 12_000));
+        std::net::TcpListener::bind(address)
+            .is_ok()
+            .then_some(address)
+    });
+    free.expect("a free port")
+}
 
 /// The body of the test by which a test program becomes a controller that can be killed.
 pub(crate) async fn be_the_controller() {
@@ -101,9 +121,7 @@ impl Controller {
     /// One in a process of its own, whose hold points lie in `holds`. The test program must have a test
     /// `the_controller` that calls [`be_the_controller`].
     pub(crate) async fn spawn(holds: &Path) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
-        let address = listener.local_addr().expect("address");
-        drop(listener);
+        let address = free_address();
         let dir = tempfile::tempdir().expect("directory");
         let mut controller = Self {
             local: Client::unix(dir.path().join("data/controller.sock")),
@@ -119,6 +137,7 @@ impl Controller {
 
     async fn spawn_process(&mut self, holds: &Path) {
         let own = std::env::current_exe().expect("this program");
+        let said = self.dir.path().join("stderr");
         let child = Command::new(own)
             .args(["--exact", "the_controller"])
             .env(
@@ -127,16 +146,17 @@ impl Controller {
             )
             .env("FLEETWARD_HOLD_DIR", holds)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(&said).expect("a file"))
             .spawn();
-        self.process = Some(child.expect("a process"));
-        self.wait("the controller answers", async || {
-            self.local
-                .get::<serde_json::Value>("/v1/status")
-                .await
-                .is_ok()
-        })
-        .await;
+        let process = self.process.insert(child.expect("a process"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Err(error) = self.local.get::<serde_json::Value>("/v1/status").await {
+            let ended = process.try_wait().expect("a child");
+            let said = || std::fs::read_to_string(&said).expect("what it said");
+            assert!(ended.is_none(), "ended, {ended:?}: {}", said());
+            assert!(Instant::now() < deadline, "{error:?}: {}", said());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// kill -9, and another in the same directory.
@@ -231,9 +251,7 @@ impl Controller {
     /// Joins a fake agent and waits until it is online.
     pub(crate) async fn join(&self, host: &str, group: &str) -> FakeAgent {
         let token = self.token(host, group).await.token;
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
-        let address = listener.local_addr().expect("address");
-        drop(listener);
+        let address = free_address();
         let request = Joining::new(host);
         let reply: JoinReply = self
             .anonymous()
