@@ -158,8 +158,8 @@ impl Walk {
         }
     }
 
-    async fn arrange(&self, place: Where) {
-        let tpm = !matches!(place, Where::Bare(_));
+    /// A controller that has just begun lists what it last knew, until the hosts have told it.
+    async fn hosts_have_told(&self) {
         self.controller
             .local
             .request(Method::POST, "/v1/hosts/a/resume")
@@ -169,6 +169,11 @@ impl Walk {
         for host in &self.hosts {
             self.controller.wait_online(&host.host, true).await;
         }
+    }
+
+    async fn arrange(&self, place: Where) {
+        let tpm = !matches!(place, Where::Bare(_));
+        self.hosts_have_told().await;
         if let Where::On(host, _) | Where::Bare(host) = place {
             let start = matches!(place, Where::On(_, VmState::Running));
             let body = json!({"name": "web", "host": host, "start": start, "tpm": tpm});
@@ -239,10 +244,7 @@ impl Walk {
     }
 
     async fn clear(&self) {
-        // a controller that has just begun lists what it last knew, until the hosts have told it
-        for host in &self.hosts {
-            self.controller.wait_online(&host.host, true).await;
-        }
+        self.hosts_have_told().await;
         let vms: Vec<Value> = self.controller.get("/v1/vms").await;
         for vm in vms {
             let path = format!("/v1/vms/{}", vm["name"].as_str().expect("name"));
