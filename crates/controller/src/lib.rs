@@ -25,7 +25,6 @@ mod image_format;
 mod images;
 mod inventory;
 mod keeper;
-mod roll;
 mod survey;
 mod templates;
 mod tokens;

@@ -30,6 +30,10 @@ fn main() -> ExitCode {
                 "a_revoked_host_is_refused_until_it_is_granted_by_name",
                 revoke_and_grant,
             ),
+            (
+                "a_revoked_key_is_rolled_when_the_vm_stops_or_at_once",
+                rolled_after_revocation,
+            ),
             ("the_matrix_of_forty_vms_is_there_within_a_second", matrix),
             ("an_audit_record_that_is_tampered_with_is_named", tampered),
         ],
@@ -174,6 +178,40 @@ fn revoke_and_grant(fleet: &Fleet) -> Result<()> {
         .ok()?;
     fleet.cli(&["vm", "migrate", "web", "--to", "b"])?.ok()?;
     guest::goes_on(fleet, "web", &before).map(drop)
+}
+
+/// `web` runs on host b, and a and c can open its key.
+fn rolled_after_revocation(fleet: &Fleet) -> Result<()> {
+    let before = guest::booted(fleet, "web", 1)?;
+    let key = |fleet: &Fleet| Ok::<_, anyhow::Error>(fleet.vm("web")?["tpm"]["key_id"].clone());
+    let (first, b) = (key(fleet)?, own(fleet, "b")?);
+    let said = fleet.json(&["guardian", "revoke", "web", "--from", "a", "--yes"])?;
+    ensure!(said["rolled"] == false, "{said}");
+    ensure!(key(fleet)? == first, "a running VM's key was rolled");
+    let checked = fleet.json(&["check", "web", "--to", "c"])?;
+    ensure!(
+        checked.to_string().contains("ROLL_DUE"),
+        "nobody says that a roll is due: {checked}"
+    );
+    fleet.cli(&["vm", "stop", "web"])?.ok()?;
+    let second = wait::until("web to have a new key", seconds(60), || {
+        let vm = fleet.vm("web")?;
+        let rolled = vm["tpm"]["key_id"] != first && vm["job"].is_null();
+        Ok(rolled.then(|| vm["tpm"]["key_id"].clone()))
+    })?;
+    let said = fleet.json(&["guardian", "revoke", "web", "--from", "c", "--yes"])?;
+    ensure!(said["rolled"] == true, "{said}");
+    ensure!(key(fleet)? != second, "the key is the same");
+    let left = guardians(fleet, "web")?;
+    ensure!(left == [b], "these can open it: {left:?}");
+    // and it is still the same TPM
+    fleet.cli(&["vm", "start", "web"])?.ok()?;
+    let after = guest::booted(fleet, "web", before.boots + 1)?;
+    ensure!(
+        after.unseal == "ok" && after.ek == before.ek,
+        "{before:?} then {after:?}"
+    );
+    Ok(())
 }
 
 fn matrix(fleet: &Fleet) -> Result<()> {

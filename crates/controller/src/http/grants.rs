@@ -122,6 +122,7 @@ pub(super) async fn guardian_revoke(
     let input = RevokeInput {
         vm: vm.id,
         name: vm.name.clone(),
+        host: vm.host.clone(),
         from: request.from,
         guardians,
     };

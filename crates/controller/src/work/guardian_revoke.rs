@@ -1,28 +1,49 @@
 //! `guardian-revoke`: a guardian loses a VM's key.
 //!
+//! ```text
+//!  revoke, prepare-roll ‖ commit-tpm, escrow
+//! ```
 //! Taking the wrapping away does not make anybody forget what it has opened, so the key is rolled too: at once where the VM
-//! is stopped, at its next stop where it runs. That a roll is due lies in the VM's metadata (the revocation names the key that
-//! was known), so nothing needs to remember it; the keeper sees the stopped VM and rolls.
+//! is stopped, after its next stop where it runs. That a roll is due lies in the VM's metadata (the revocation names the key
+//! that was known), so nothing needs to remember it; the keeper sees the stopped VM and asks for this job again.
 
-use super::vm_locks;
+use super::tpm::{Prepared, prepared};
 use super::vm_migrate::unexpected;
-use crate::roll;
+use super::{OnVm, TakeEscrow, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::{KeyRewrap, Operation, OperationResult, RewrapReason};
-use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, async_trait};
+use fleetward_api::tpm::VersionReason;
+use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::vm::{Revocation, VmState};
-use fleetward_model::{ErrorCode, Failure, GuardianId, VmId, VmName};
+use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// A host that is away is waited for this long; then the key stays as it is, and the keeper tries again.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Who loses which key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RevokeInput {
     pub(crate) vm: VmId,
     pub(crate) name: VmName,
+    /// Where it is; nothing moves it while the job holds it.
+    pub(crate) host: HostName,
     /// As it was asked for: a host or a guardian.
     pub(crate) from: String,
     pub(crate) guardians: Vec<GuardianId>,
+}
+
+impl OnVm for RevokeInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.host
+    }
 }
 
 /// The kind.
@@ -37,9 +58,12 @@ impl JobKind for GuardianRevoke {
     }
 
     fn steps(&self) -> Steps<RevokeInput> {
+        let world = &self.0;
         Steps::new()
-            .check(Revoke(self.0.clone()))
-            .check(Roll(self.0.clone()))
+            .check(Revoke(world.clone()))
+            .step(PrepareRoll(world.clone()))
+            .forward(CommitRoll(world.clone()))
+            .forward(TakeEscrow::new(world.clone(), VersionReason::Rolled))
     }
 }
 
@@ -53,19 +77,18 @@ impl Step<RevokeInput> for Revoke {
 
     async fn run(&self, cx: &StepContext<RevokeInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
-        let host = place(world, input)?.0;
         let change = KeyRewrap {
             add: Vec::new(),
             drop: input.guardians.clone(),
             expired: Vec::new(),
             why: RewrapReason::Revoked,
         };
-        let agent = world.agents.of(&host)?;
+        let agent = world.agents.of(&input.host)?;
         let operation = Operation::Rewrap { change };
         match agent.run(cx, input.vm, operation).await? {
             OperationResult::Protector { key_protector } => {
-                world.note_protector(&host, input.vm, &key_protector);
-                world.inventory.amend(&host, input.vm, |vm| {
+                world.note_protector(&input.host, input.vm, &key_protector);
+                world.inventory.amend(&input.host, input.vm, |vm| {
                     let (Some(metadata), Some(key_id)) = (&mut vm.metadata, vm.tpm.key_id) else {
                         return;
                     };
@@ -85,78 +108,120 @@ impl Step<RevokeInput> for Revoke {
     }
 }
 
-/// Whether the key was rolled, and why not yet.
+/// What became of the roll.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Rolled {
-    pub(crate) rolled: bool,
-    #[serde(default)]
-    pub(crate) code: Option<ErrorCode>,
-    #[serde(default)]
-    pub(crate) pending: String,
+#[serde(rename_all = "snake_case")]
+enum Roll {
+    /// The key protector of the new key, which is proved and waits to be put in place.
+    Prepared(Prepared),
+    /// Why the VM keeps its key for now.
+    Pending { code: ErrorCode, because: String },
 }
 
-struct Roll(Arc<World>);
+/// Encrypts the TPM of a stopped VM under a new key. That it cannot be is no reason to give the key back to the guardian
+/// that lost it, so it never fails the job.
+struct PrepareRoll(Arc<World>);
 
 #[async_trait]
-impl Step<RevokeInput> for Roll {
-    const NAME: &'static str = "roll";
-    type Output = Rolled;
+impl Step<RevokeInput> for PrepareRoll {
+    const NAME: &'static str = "prepare-roll";
+    const RETRY_FOR: Duration = PATIENCE;
+    type Output = Roll;
 
-    async fn run(&self, cx: &StepContext<RevokeInput>) -> Result<Rolled, StepError> {
-        let (world, input) = (&self.0, cx.input());
-        let (host, state) = place(world, input)?;
-        if state != VmState::Stopped {
-            return Ok(Rolled {
-                rolled: false,
-                code: Some(ErrorCode::VmRunning),
-                pending: format!(
-                    "VM {} runs; until its key is rolled, who has opened it before still knows it{}",
-                    input.name,
-                    if roll::POSSIBLE {
-                        ". It is rolled when the VM stops"
-                    } else {
-                        ", and this version cannot roll keys"
-                    }
-                ),
-            });
-        }
-        match roll::roll(world, cx, input.vm, &input.name, &host).await {
-            Ok(()) => Ok(Rolled {
-                rolled: true,
-                code: None,
-                pending: String::new(),
-            }),
-            Err(failure) => Ok(Rolled {
-                rolled: false,
-                code: Some(failure.code),
-                pending: format!("{}: {}", failure.what, failure.because),
+    async fn run(&self, cx: &StepContext<RevokeInput>) -> Result<Roll, StepError> {
+        match self.prepare(cx).await {
+            Ok(prepared) => Ok(Roll::Prepared(prepared)),
+            Err(error) if error.failure.code == ErrorCode::HostUnreachable => Err(error),
+            Err(StepError { failure, .. }) => Ok(Roll::Pending {
+                code: failure.code,
+                because: match failure.because.is_empty() {
+                    true => failure.what,
+                    false => format!("{}: {}", failure.what, failure.because),
+                },
             }),
         }
     }
 }
 
-fn place(
-    world: &World,
-    input: &RevokeInput,
-) -> Result<(fleetward_model::HostName, VmState), Failure> {
-    let vm = world.inventory.vm(input.vm);
-    let vm =
-        vm.ok_or_else(|| Failure::new(ErrorCode::VmNotFound, format!("no VM {}", input.name)))?;
-    Ok((vm.host.clone(), vm.state))
+impl PrepareRoll {
+    async fn prepare(&self, cx: &StepContext<RevokeInput>) -> Result<Prepared, StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let vm = world
+            .inventory
+            .vm(input.vm)
+            .ok_or_else(|| Failure::new(ErrorCode::VmNotFound, format!("no VM {}", input.name)))?;
+        if vm.state != VmState::Stopped {
+            let what = format!("VM {} is {}", input.name, vm.state);
+            return Err(Failure::new(ErrorCode::VmRunning, what)
+                .because(
+                    "until its key is rolled, who has opened it before still knows it. It is rolled when the VM stops",
+                )
+                .into());
+        }
+        let Some(metadata) = &vm.metadata else {
+            let what = format!("Fleetward did not make VM {}", input.name);
+            return Err(Failure::new(ErrorCode::VmNotManaged, what).into());
+        };
+        let mut to = world.recipients_of(metadata, Some(&input.host), OffsetDateTime::now_utc())?;
+        // A new key for those who have the old one still, and for nobody else.
+        to.retain(|endorsed| {
+            let id = &endorsed.guardian.id;
+            vm.tpm.guardians.contains(id) && !input.guardians.contains(id)
+        });
+        let agent = world.agents.of(&input.host)?;
+        prepared(
+            agent
+                .run(cx, input.vm, Operation::PrepareRoll { to })
+                .await?,
+        )
+    }
 }
 
-/// Whether the key was rolled.
+#[async_trait]
+impl UndoStep<RevokeInput> for PrepareRoll {
+    async fn undo(&self, cx: &StepContext<RevokeInput>) -> Result<(), StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let agent = world.agents.of(&input.host)?;
+        agent
+            .run(cx, input.vm, Operation::AbandonTpm)
+            .await
+            .map(drop)
+    }
+}
+
+/// Puts the new key in place.
+struct CommitRoll(Arc<World>);
+
+#[async_trait]
+impl Step<RevokeInput> for CommitRoll {
+    const NAME: &'static str = "commit-tpm";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<RevokeInput>) -> Result<(), StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let Roll::Prepared(Prepared { key_protector }) = cx.output::<PrepareRoll>()? else {
+            return Ok(());
+        };
+        let operation = Operation::CommitTpm { key_protector };
+        let agent = world.agents.of(&input.host)?;
+        agent.run(cx, input.vm, operation).await?;
+        world.refresh(&input.host, input.vm).await;
+        Ok(())
+    }
+}
+
+/// Whether the key was rolled, and why not yet.
 pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let rolled: Rolled = job.output(Roll::NAME)?;
+    let roll: Roll = job.output(PrepareRoll::NAME)?;
     let mut result = serde_json::json!({
         "vm": job.input.get("name"),
         "from": job.input.get("from"),
         "guardians": job.input.get("guardians"),
-        "rolled": rolled.rolled,
+        "rolled": matches!(roll, Roll::Prepared(_)),
     });
-    if !rolled.rolled {
-        result["code"] = serde_json::json!(rolled.code);
-        result["pending"] = serde_json::json!(rolled.pending);
+    if let Roll::Pending { code, because } = roll {
+        result["code"] = serde_json::json!(code);
+        result["pending"] = serde_json::json!(because);
     }
     Some(result)
 }

@@ -301,11 +301,11 @@ impl Step<TpmInput> for LastCopy {
 
 /// The new key protector, which tells whether a commit has happened.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Prepared {
-    key_protector: String,
+pub(super) struct Prepared {
+    pub(super) key_protector: String,
 }
 
-fn prepared(answer: OperationResult) -> Result<Prepared, StepError> {
+pub(super) fn prepared(answer: OperationResult) -> Result<Prepared, StepError> {
     match answer {
         OperationResult::Protector { key_protector } => Ok(Prepared { key_protector }),
         other => Err(StepError::fatal(

@@ -22,6 +22,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         check: |fleet, _, ended| {
             ensure!(ended == Ended::Done, "nothing undoes a revocation");
             recipients(fleet, 1)?;
+            let due = fleet.json(&["check", VM])?;
+            ensure!(!due.to_string().contains("ROLL_DUE"), "not rolled: {due}");
             clean(fleet)
         },
         finally: None,
