@@ -171,6 +171,7 @@ fn keys(facts: &Facts<'_>) -> Findings {
             );
             found.push(Finding {
                 blocking: false,
+                fix: format!("fleetward vm stop {}", vm.name),
                 ..Finding::usual(ErrorCode::RollDue, what)
             });
         }
