@@ -1,7 +1,7 @@
 //! Clones and templates. The VM that is copied is unharmed, and goes on, in every one of them.
 
 use crate::scenario::{Before, Ended, Scenario};
-use crate::subject::{VM, clean, exists, running, shows_as, stopped, strings};
+use crate::subject::{VM, clean, exists, gone, running, shows_as, stopped, strings};
 use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::Fleet;
 use fleetward_e2e::guest;
@@ -95,6 +95,10 @@ fn cleared(fleet: &Fleet) -> Result<()> {
 }
 
 fn on_a(fleet: &Fleet) -> Result<()> {
+    // An earlier scenario may have left it without the TPM that is copied here.
+    if exists(fleet)? && fleet.vm(VM)?["tpm"]["enabled"] != true {
+        gone(fleet)?;
+    }
     cleared(fleet)?;
     if exists(fleet)? && fleet.place(VM)?.1 != "a" {
         crate::subject::gone(fleet)?;
