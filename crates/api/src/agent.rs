@@ -220,6 +220,16 @@ pub enum Operation {
         spec: VmSpec,
         disks: Vec<IncomingDisk>,
     },
+    /// Rebuilds a VM whose host is lost: TPM and UEFI variables from a copy, disks as they lie in their pools here. Then
+    /// `CommitIncoming`, not live. Undone by `AbandonIncoming`, which leaves the disks.
+    RebuildIncoming {
+        metadata: Box<VmMetadata>,
+        /// None for a VM without a TPM.
+        bundle: Option<Box<TpmBundle>>,
+    },
+    /// A host that was lost and is back: the VM has been rebuilt elsewhere. From here on forward only: ends the copy here,
+    /// keeps its TPM in the history, marks it as departed. Then `CleanUpDeparted`, without disks.
+    Supersede,
     /// Source: moves the running VM; it arrives paused. Answer `Migrated`. A repeat after success answers again.
     MigrateLive { to: Peer, disks: Vec<IncomingDisk> },
     /// Source: sends disks, UEFI variables and TPM state of a stopped VM. Answer `Migrated`.
@@ -265,6 +275,8 @@ impl Operation {
             Self::PutProtector { .. } => "put-protector",
             Self::PrepareIncoming { .. } => "prepare-incoming",
             Self::AbandonIncoming { .. } => "abandon-incoming",
+            Self::RebuildIncoming { .. } => "rebuild-incoming",
+            Self::Supersede => "supersede",
             Self::MigrateLive { .. } => "migrate-live",
             Self::SendStopped { .. } => "send-stopped",
             Self::MigrationState => "migration-state",

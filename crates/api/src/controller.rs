@@ -102,6 +102,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("POST", "/v1/vms/{vm}/tpm/roll", Role::Operator),
     endpoint("GET", "/v1/vms/{vm}/tpm/history", Role::Viewer),
     endpoint("POST", "/v1/vms/{vm}/clone", Role::Operator),
+    endpoint("POST", "/v1/vms/{vm}/recover", Role::Operator),
     endpoint("GET", "/v1/templates", Role::Viewer),
     endpoint("POST", "/v1/templates", Role::Operator),
     endpoint("GET", "/v1/templates/{template}", Role::Viewer),
@@ -377,6 +378,16 @@ pub struct MigrateRequest {
     /// The VM is stopped and stays so.
     #[serde(default)]
     pub offline: bool,
+}
+
+/// `POST /v1/vms/{vm}/recover`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RecoverRequest {
+    pub to: HostName,
+    /// A version of the TPM's history; none: the newest.
+    #[serde(default)]
+    pub version: Option<u64>,
 }
 
 /// Answer of everything that takes long (HTTP 202), and of what turned out to be done already.

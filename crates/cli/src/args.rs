@@ -323,6 +323,23 @@ pub enum VmCommand {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Rebuilds a VM of a lost host on another one
+    ///
+    /// Its TPM and UEFI variables come from the controller's copy. Its disks must lie in their pools on the new host: the same
+    /// directory, or copies under the same names. The lost host must be off; should it come back, its copy of the VM is ended,
+    /// and that one's disks stay where they are.
+    Recover {
+        /// Name or id
+        name: String,
+        /// Where to rebuild it
+        #[arg(long, value_name = "HOST")]
+        to: HostName,
+        /// A version of `tpm history`; by default the newest
+        #[arg(long = "version", value_name = "V")]
+        version: Option<u64>,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Moves VMs to another host, running ones without stopping them
     Migrate {
         #[arg(required = true, value_name = "NAME")]

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use fleetward_api::controller::{
     Accepted, AcceptedWithWarnings, AdminReply, AdminRequest, AuditVerdict, CheckView,
     CloneRequest, GrantAnswer, GrantRequest, GuardianView, HostView, ImageView, JobKindView,
-    JobView, MigrateRequest, RebuildView, RevokeRequest, RotateRequest, Status, StopRequest,
-    TemplateRequest, TemplateView, TokenRequest, TokenView, TpmRequest, VmCreateRequest, VmView,
+    JobView, MigrateRequest, RebuildView, RecoverRequest, RevokeRequest, RotateRequest, Status,
+    StopRequest, TemplateRequest, TemplateView, TokenRequest, TokenView, TpmRequest,
+    VmCreateRequest, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_link::client::{Client, ClientError, Lines, Response, UpgradedIo};
@@ -150,6 +151,14 @@ impl Controller {
         request: &CloneRequest,
     ) -> Result<AcceptedWithWarnings, Failure> {
         self.post(&format!("/v1/vms/{name}/clone"), request).await
+    }
+
+    pub(crate) async fn recover_vm(
+        &self,
+        name: &str,
+        request: &RecoverRequest,
+    ) -> Result<Accepted, Failure> {
+        self.post(&format!("/v1/vms/{name}/recover"), request).await
     }
 
     pub(crate) async fn templates(&self) -> Result<Vec<TemplateView>, Failure> {

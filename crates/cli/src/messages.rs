@@ -48,6 +48,21 @@ pub(crate) fn vm_cloned(from: &VmName, name: &VmName, host: &impl Display) -> St
     format!("{name} made from {from} on {host}; it is stopped")
 }
 
+pub(crate) fn confirm_recover(name: &str, to: &HostName) -> String {
+    format!(
+        "Rebuild VM {name} on {to}? The host that had it must be powered off: a copy that still runs there would write to \
+         the same disks."
+    )
+}
+
+pub(crate) fn recovered(name: &str, to: &HostName, result: &serde_json::Value) -> String {
+    let tpm = match (result["version"].as_u64(), result["made"].as_str()) {
+        (Some(version), Some(made)) => format!("; its TPM is version {version}, of {made}"),
+        _ => String::new(),
+    };
+    format!("{name} rebuilt on {to}{tpm}; it is stopped")
+}
+
 pub(crate) fn template_created(name: &TemplateName) -> String {
     format!("template {name} made; deploy it with: fleetward vm create NAME --template {name}")
 }

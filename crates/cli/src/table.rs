@@ -216,7 +216,7 @@ pub(crate) fn tpm_versions(versions: &[TpmVersion]) -> String {
     for version in versions {
         table.add([
             version.version.to_string(),
-            version.made.format(&Rfc3339).unwrap_or_default(),
+            moment(version.made),
             version.by.clone(),
             version.why.to_string(),
             ByteSize(version.size_bytes).to_string(),

@@ -6,14 +6,15 @@
 //! ```
 //!
 //! A VM can lie on two hosts while it moves. The copy that carries no transit mark is the VM; where both carry one (the
-//! source has let go, the destination is not committed yet), the arriving one is.
+//! source has let go, the destination is not committed yet), the arriving one is. A copy on a lost host, of a VM that was
+//! rebuilt elsewhere, is superseded: it counts for nothing until it is ended.
 
 use fleetward_api::agent::AgentEvent;
 use fleetward_model::guardian::{GuardianFacts, GuardianStanding};
 use fleetward_model::host::HostFacts;
-use fleetward_model::vm::{TransitSide, VmObserved, VmState};
+use fleetward_model::vm::{TransitSide, VmObserved, VmSpec, VmState};
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
-use fleetward_store::{Store, StoreError, StoreExt, Txn};
+use fleetward_store::{MAX_OPERATIONS, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 
 const VMS: &str = "seen-vm/";
 const FACTS: &str = "seen-facts/";
+const SUPERSEDED: &str = "superseded/";
 /// Facts change with every report; this often is enough for a restart.
 const FACTS_EVERY: time::Duration = time::Duration::seconds(60);
 
@@ -47,6 +49,24 @@ struct State {
     /// Keys of the store that are behind memory.
     dirty: BTreeSet<(HostName, VmId)>,
     facts_written: HashMap<HostName, OffsetDateTime>,
+    superseded: BTreeMap<(HostName, VmId), Superseded>,
+}
+
+/// A copy on a host that was lost, of a VM that has been rebuilt elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Superseded {
+    pub(crate) host: HostName,
+    pub(crate) spec: VmSpec,
+}
+
+impl Superseded {
+    fn id(&self) -> (HostName, VmId) {
+        (self.host.clone(), self.spec.id)
+    }
+
+    fn key(host: &HostName, vm: VmId) -> String {
+        format!("{SUPERSEDED}{host}/{vm}")
+    }
 }
 
 /// The inventory.
@@ -81,6 +101,9 @@ impl Inventory {
             seen.facts = Some(Arc::new(facts));
             seen.reported = Some(reported);
             seen.last_seen = Some(reported);
+        }
+        for (_, found) in store.list_json::<Superseded>(SUPERSEDED).await?.0 {
+            state.superseded.insert(found.value.id(), found.value);
         }
         Ok(Self {
             store,
@@ -202,6 +225,46 @@ impl Inventory {
         self.changed.send_modify(|n| *n += 1);
     }
 
+    /// From now on these copies count for nothing; durably.
+    pub(crate) async fn supersede(&self, copies: Vec<Superseded>) -> Result<(), StoreError> {
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let mut txn = Txn::new();
+        for copy in &copies {
+            txn = txn.put_json(Superseded::key(&copy.host, copy.spec.id), copy)?;
+        }
+        let _ = self.store.commit(txn).await?;
+        let mut state = self.write();
+        state
+            .superseded
+            .extend(copies.into_iter().map(|copy| (copy.id(), copy)));
+        drop(state);
+        self.changed.send_modify(|n| *n += 1);
+        Ok(())
+    }
+
+    /// Copies that are still to be ended.
+    pub(crate) fn superseded(&self) -> Vec<Superseded> {
+        self.read().superseded.values().cloned().collect()
+    }
+
+    /// The copy is gone: what the host says of the VM counts again.
+    pub(crate) async fn settle(&self, host: &HostName, vm: VmId) -> Result<(), StoreError> {
+        let txn = Txn::new().delete(Superseded::key(host, vm));
+        let _ = self.store.commit(txn).await?;
+        self.write().superseded.remove(&(host.clone(), vm));
+        self.changed.send_modify(|n| *n += 1);
+        Ok(())
+    }
+
+    /// Hosts that have, or had when they were last heard, a copy that counts.
+    pub(crate) fn hosts_with(&self, id: VmId) -> Vec<HostName> {
+        let state = self.read();
+        let copies = state.copies().filter(|(_, vm)| vm.id == id);
+        copies.map(|(_, vm)| vm.host.clone()).collect()
+    }
+
     /// Forgets a host that left the fleet.
     pub(crate) async fn forget_host(&self, host: &HostName) -> Result<(), StoreError> {
         let seen = self.write().hosts.remove(host).unwrap_or_default();
@@ -259,10 +322,13 @@ impl Inventory {
     pub(crate) fn vm(&self, id: VmId) -> Option<Arc<VmObserved>> {
         let state = self.read();
         let mut best: Option<(bool, &Arc<VmObserved>)> = None;
-        for seen in state.hosts.values() {
+        for (host, seen) in &state.hosts {
             let Some(vm) = seen.vms.get(&id) else {
                 continue;
             };
+            if state.superseded.contains_key(&(host.clone(), id)) {
+                continue;
+            }
             if best.is_none_or(|(online, other)| wins(seen.online, vm, online, other)) {
                 best = Some((seen.online, vm));
             }
@@ -330,17 +396,8 @@ impl Inventory {
     pub(crate) async fn flush(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         let _turn = self.writing.lock().await;
         let (vms, facts) = self.take_dirty(now);
-        let mut txn = Txn::new();
-        for (host, id, vm) in &vms {
-            let key = vm_key(host, *id);
-            txn = match vm {
-                Some(vm) => txn.put_json(key, &**vm)?,
-                None => txn.delete(key),
-            };
-        }
-        if !vms.is_empty()
-            && let Err(error) = self.store.commit(txn).await
-        {
+        // All are written again after a failure: which of them were is not worth knowing.
+        if let Err(error) = self.write_vms(&vms).await {
             let still_behind = vms.into_iter().map(|(host, id, _)| (host, id));
             self.write().dirty.extend(still_behind);
             return Err(error);
@@ -351,6 +408,25 @@ impl Inventory {
                 reported,
             };
             let txn = Txn::new().put_json(format!("{FACTS}{host}"), &stored)?;
+            let _ = self.store.commit(txn).await?;
+        }
+        Ok(())
+    }
+
+    /// In as few transactions as hold them: no two VMs depend on each other.
+    async fn write_vms(
+        &self,
+        vms: &[(HostName, VmId, Option<Arc<VmObserved>>)],
+    ) -> Result<(), StoreError> {
+        for some in vms.chunks(MAX_OPERATIONS) {
+            let mut txn = Txn::new();
+            for (host, id, vm) in some {
+                let key = vm_key(host, *id);
+                txn = match vm {
+                    Some(vm) => txn.put_json(key, &**vm)?,
+                    None => txn.delete(key),
+                };
+            }
             let _ = self.store.commit(txn).await?;
         }
         Ok(())
@@ -369,6 +445,7 @@ impl Inventory {
             hosts,
             dirty,
             facts_written,
+            ..
         } = &mut *state;
         let vms = std::mem::take(dirty)
             .into_iter()
@@ -403,7 +480,11 @@ impl Inventory {
 impl State {
     fn copies(&self) -> impl Iterator<Item = (bool, &Arc<VmObserved>)> {
         let hosts = self.hosts.values();
-        hosts.flat_map(|seen| seen.vms.values().map(move |vm| (seen.online, vm)))
+        let all = hosts.flat_map(|seen| seen.vms.values().map(move |vm| (seen.online, vm)));
+        all.filter(|(_, vm)| {
+            // cloning a name for each is only worth it when there is anything to look for
+            self.superseded.is_empty() || !self.superseded.contains_key(&(vm.host.clone(), vm.id))
+        })
     }
 
     fn online(&self, host: &HostName) -> bool {

@@ -4,14 +4,16 @@
 //!   a host is online, and VMs of its group lack its guardian ──► guardian-grant     (not with manual trust)
 //!   VMs still depend on a guardian that was rotated away     ──► guardian-settle
 //!   a VM stopped whose key a revoked guardian knows          ──► guardian-revoke    (its roll)
+//!   a lost host is back, and its VM was rebuilt elsewhere    ──► vm-supersede
 //! ```
 //! It remembers nothing: it compares what should be with what hosts report, so that it goes on after a restart where it was.
 //! What did not work is tried again after a pause, or as soon as something that it depends on has changed.
 
 use crate::app::App;
+use crate::inventory::Superseded;
 use crate::work::{
-    GrantInput, GuardianGrant, GuardianRevoke, GuardianSettle, RevokeInput, RotateInput, depending,
-    plan_grant,
+    GrantInput, GuardianGrant, GuardianRevoke, GuardianSettle, RevokeInput, RotateInput,
+    SupersedeInput, VmSupersede, depending, plan_grant,
 };
 use crate::world::{MANY_GUARDIANS, World};
 use fleetward_jobs::JobError;
@@ -59,6 +61,27 @@ pub(crate) async fn keep(app: App, stop: CancellationToken) {
 
 async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
     let world = &app.world;
+    // Before all else: such a copy may be running.
+    let superseded = world.inventory.superseded();
+    let matter = |copy: &Superseded| format!("supersede/{}/{}", copy.host, copy.spec.id);
+    // One that was ended is no reason for a pause, should the VM be lost and rebuilt once more.
+    tried.retain(|known, _| {
+        !known.starts_with("supersede/") || superseded.iter().any(|copy| matter(copy) == *known)
+    });
+    for copy in superseded {
+        let (vm, host) = (copy.spec.id, copy.host.clone());
+        if world.inventory.seen(&host).online
+            && world.holders.of(vm).is_none()
+            && pause_over(tried, matter(&copy))
+        {
+            let input = SupersedeInput {
+                vm,
+                name: copy.spec.name.clone(),
+                copy,
+            };
+            told(app.submit::<VmSupersede>(&input, KEEPER).await, &host);
+        }
+    }
     let hosts = world.hosts.all();
     for host in &hosts {
         if !world.inventory.seen(&host.name).online {

@@ -98,6 +98,25 @@ impl Volumes for LibvirtHost {
         .await
     }
 
+    async fn in_use(&self, path: &Path) -> Result<bool> {
+        let path = path.to_owned();
+        blocking(move || {
+            let file = open_plain(&path)?;
+            // QEMU holds shared locks on single bytes, one for each thing that it does or forbids to others.
+            let mut lock = nix::libc::flock {
+                l_type: nix::libc::F_WRLCK as i16,
+                l_whence: nix::libc::SEEK_SET as i16,
+                l_start: 0,
+                l_len: 0,
+                l_pid: 0,
+            };
+            nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_GETLK(&mut lock))
+                .map_err(|error| file_error("look for locks on", &path)(error.into()))?;
+            Ok(lock.l_type != nix::libc::F_UNLCK as i16)
+        })
+        .await
+    }
+
     async fn delete(&self, path: &Path) -> Result<()> {
         let path = path.to_owned();
         blocking(move || {

@@ -45,6 +45,9 @@ pub trait Volumes: Send + Sync + 'static {
     /// Gives a file that was received to QEMU (owner, mode).
     async fn adopt(&self, path: &Path) -> Result<()>;
 
+    /// Whether a QEMU has the file open, on whatever host the file system passes locks on from: by the locks it holds.
+    async fn in_use(&self, path: &Path) -> Result<bool>;
+
     /// Removes it; a missing one is fine.
     async fn delete(&self, path: &Path) -> Result<()>;
 }

@@ -222,6 +222,15 @@ codes! {
     TemplateNotFound = "TEMPLATE_NOT_FOUND", NotFound,
         "There is no template of that name.",
         "fleetward template list";
+    VmNotLost = "VM_NOT_LOST", Refused,
+        "The VM's host answers, or a copy of the VM still runs: rebuilding it elsewhere would make two of it.",
+        "migrate it: fleetward vm migrate NAME --to HOST; or, if that host is gone for good, see that it is powered off";
+    DiskMissing = "DISK_MISSING", Refused,
+        "A disk of the VM is not on that host.",
+        "choose a host that shares the VM's pool, or copy the disk to where the error says";
+    EscrowMissing = "ESCROW_MISSING", Refused,
+        "The controller has no copy of the VM's TPM, so it cannot be rebuilt without its host.",
+        "bring the host back; a backup of its TPM state can be used with docs/emergency-recovery.md";
     SameHost = "SAME_HOST", Refused,
         "The VM is on that host already.",
         "choose another host";

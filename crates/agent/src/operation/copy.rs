@@ -317,7 +317,7 @@ impl Task<'_> {
         Ok(())
     }
 
-    async fn write_variables(&self, vm: VmId, content: &[u8]) -> Result<()> {
+    pub(super) async fn write_variables(&self, vm: VmId, content: &[u8]) -> Result<()> {
         let place = self.host.layout.nvram(vm);
         let trouble = |error: &std::io::Error| Trouble::file("the UEFI variables", &place, error);
         if content.len() as u64 > MAX_VARIABLES {

@@ -68,7 +68,7 @@ impl Task<'_> {
     }
 
     /// Neither the VM nor its name may be here yet.
-    async fn require_absent(&self, spec: &VmSpec) -> Result<()> {
+    pub(super) async fn require_absent(&self, spec: &VmSpec) -> Result<()> {
         let domains = self
             .host
             .hypervisor
@@ -113,7 +113,7 @@ impl Task<'_> {
     }
 
     /// Marks this copy as arriving, and which files did not exist before.
-    fn keep_incoming(
+    pub(super) fn keep_incoming(
         &self,
         metadata: &VmMetadata,
         disks: &[IncomingDisk],

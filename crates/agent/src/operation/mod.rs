@@ -11,7 +11,8 @@
 //! its lines: it looks at what is there, not at what it remembers having done. [`table`] owns the turns, the other modules
 //! own what is done: [`create`] volumes and definitions, [`copy`] what clones and templates begin with, [`tpm`] and
 //! [`tpm_change`] TPMs, [`power`] starting and stopping, [`grant`] key
-//! protectors, [`incoming`] and [`outgoing`] the two sides of a migration, [`send`] the files of a stopped VM.
+//! protectors, [`incoming`] and [`outgoing`] the two sides of a migration, [`send`] the files of a stopped VM, [`rebuild`] a VM
+//! whose host is lost.
 
 pub(crate) mod copy;
 mod create;
@@ -19,6 +20,7 @@ mod grant;
 pub(crate) mod incoming;
 mod outgoing;
 mod power;
+mod rebuild;
 mod send;
 pub(crate) mod table;
 mod tpm;
@@ -86,6 +88,10 @@ impl Task<'_> {
                 from,
             } => self.prepare_incoming(metadata, disks, *live, from).await,
             Operation::AbandonIncoming { spec, disks: _ } => self.abandon_incoming(spec).await,
+            Operation::RebuildIncoming { metadata, bundle } => {
+                self.rebuild_incoming(metadata, bundle.as_deref()).await
+            }
+            Operation::Supersede => self.supersede().await,
             Operation::MigrateLive { to, disks } => self.migrate_live(to, disks).await,
             Operation::SendStopped { to, disks } => self.send_stopped(to, disks).await,
             Operation::MigrationState => self.migration_state().await,

@@ -433,6 +433,9 @@ impl Volumes for Fake {
     async fn adopt(&self, _path: &Path) -> Result<()> {
         Ok(())
     }
+    async fn in_use(&self, _path: &Path) -> Result<bool> {
+        Ok(false)
+    }
     async fn delete(&self, path: &Path) -> Result<()> {
         let _ = std::fs::remove_file(path);
         Ok(())

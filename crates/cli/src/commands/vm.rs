@@ -7,7 +7,7 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{console, interrupt, messages, table, wait};
 use fleetward_api::controller::{
-    Accepted, CloneRequest, MigrateRequest, StopRequest, VmCreateRequest, VmView,
+    Accepted, CloneRequest, MigrateRequest, RecoverRequest, StopRequest, VmCreateRequest, VmView,
 };
 use fleetward_model::clone::{CloneTpm, deployment_warning};
 use fleetward_model::{ErrorCode, Failure, HostName, LabelKey, VmName};
@@ -90,6 +90,31 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
             context
                 .output
                 .success(&vm, || messages::vm_cloned(&name, &vm.name, &vm.host))?;
+            Ok(Exit::Done)
+        }
+        VmCommand::Recover {
+            name,
+            to,
+            version,
+            wait,
+        } => {
+            confirm(context.yes, &messages::confirm_recover(&name, &to))?;
+            let request = RecoverRequest { to, version };
+            let accepted = controller.recover_vm(&name, &request).await?;
+            let Some(job) = accepted.job else {
+                return Ok(Exit::Done);
+            };
+            if wait.no_wait {
+                context.output.document(&accepted, || job.to_string())?;
+                return Ok(Exit::Done);
+            }
+            let interrupt = interrupt::on_ctrl_c();
+            let progress = &context.progress;
+            let view = wait::for_job(controller, progress, &interrupt, &name, job).await?;
+            let result = view.result.unwrap_or_default();
+            context
+                .output
+                .success(&result, || messages::recovered(&name, &request.to, &result))?;
             Ok(Exit::Done)
         }
         VmCommand::Console { name } => attach(context, &name).await,

@@ -16,6 +16,7 @@ mod images;
 mod jobs;
 mod metrics;
 mod openapi;
+mod recover;
 mod refusal;
 mod tpm;
 mod view;
@@ -86,6 +87,7 @@ fn handler(endpoint: &Endpoint) -> MethodRouter<App> {
         ("POST", "/v1/vms/{vm}/tpm/roll") => post(tpm::tpm_roll),
         ("GET", "/v1/vms/{vm}/tpm/history") => get(tpm::tpm_history),
         ("POST", "/v1/vms/{vm}/clone") => post(copies::vm_clone),
+        ("POST", "/v1/vms/{vm}/recover") => post(recover::vm_recover),
         ("GET", "/v1/templates") => get(copies::template_list),
         ("POST", "/v1/templates") => post(copies::template_create),
         ("GET", "/v1/templates/{template}") => get(copies::template_show),

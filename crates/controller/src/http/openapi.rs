@@ -1,7 +1,8 @@
 //! The API's description, generated from the handlers; `docs/openapi.json` is a copy that a test compares.
 
 use super::{
-    audit, console, copies, fleet, grants, guardians, hosts, images, jobs, metrics, tpm, vms,
+    audit, console, copies, fleet, grants, guardians, hosts, images, jobs, metrics, recover, tpm,
+    vms,
 };
 use axum::Json;
 use fleetward_api::controller::{Access, ENDPOINTS};
@@ -45,6 +46,7 @@ use utoipa::OpenApi;
         tpm::tpm_roll,
         tpm::tpm_history,
         copies::vm_clone,
+        recover::vm_recover,
         copies::template_list,
         copies::template_create,
         copies::template_show,

@@ -14,6 +14,7 @@ mod vm_create;
 mod vm_delete;
 mod vm_migrate;
 mod vm_power;
+mod vm_recover;
 
 pub(crate) use guardian_grant::{GrantInput, GuardianGrant, GuardianRewrap, plan as plan_grant};
 pub(crate) use guardian_revoke::{GuardianRevoke, RevokeInput};
@@ -29,6 +30,7 @@ pub(crate) use vm_create::{CreateInput, VmCreate};
 pub(crate) use vm_delete::{DeleteInput, VmDelete};
 pub(crate) use vm_migrate::{MigrateInput, VmMigrate, VmMigrateStopped};
 pub(crate) use vm_power::{StartInput, StopInput, VmStart, VmStop};
+pub(crate) use vm_recover::{RecoverInput, SupersedeInput, VmRecover, VmSupersede};
 
 use crate::world::World;
 use fleetward_api::controller::{Outcome, VmOutcome};
@@ -59,6 +61,8 @@ pub(crate) fn registry(world: &Arc<World>) -> Registry {
         .with(TpmRoll(world.clone()))
         .with(VmClone(world.clone()))
         .with(TemplateCreate(world.clone()))
+        .with(VmRecover(world.clone()))
+        .with(VmSupersede(world.clone()))
 }
 
 /// Input of a job on one VM at one host.
@@ -112,6 +116,7 @@ pub(crate) fn result(job: &Job) -> Option<serde_json::Value> {
         TpmEnable::NAME | TpmDisable::NAME | TpmRestore::NAME | TpmRoll::NAME => tpm::result(job),
         VmClone::NAME => vm_clone::result(job),
         TemplateCreate::NAME => template_create::result(job),
+        VmRecover::NAME => vm_recover::result(job),
         HostDrain::NAME => host_drain::result(job),
         GuardianGrant::NAME => guardian_grant::result(job),
         GuardianRevoke::NAME => guardian_revoke::result(job),

@@ -386,6 +386,9 @@ impl Inner {
             Operation::SendStopped { to, .. } => {
                 return self.send(job, vm, &to.host, VmState::Stopped);
             }
+            Operation::RebuildIncoming { .. } | Operation::Supersede => {
+                return refuse(ErrorCode::VmStateWrong, "these hosts are never lost");
+            }
             Operation::MigrationState => {
                 let here = self
                     .vms

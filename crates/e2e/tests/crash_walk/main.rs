@@ -12,6 +12,7 @@ mod keys;
 mod life;
 mod migration;
 mod points;
+mod recover;
 mod scenario;
 mod subject;
 mod tpm;
@@ -29,6 +30,7 @@ const TABLES: &[&[Scenario]] = &[
     keys::SCENARIOS,
     tpm::SCENARIOS,
     copies::SCENARIOS,
+    recover::SCENARIOS,
 ];
 
 /// Kinds of jobs without a scenario, and why.
@@ -44,6 +46,10 @@ const EXEMPT: &[(&str, &str)] = &[
     (
         "guardian-settle",
         "it is the last two steps of guardian-rotate, which are walked there",
+    ),
+    (
+        "vm-supersede",
+        "the fleet asks for it when a lost host is back; the suite `recover` kills controller and agent in it",
     ),
 ];
 

@@ -1,0 +1,173 @@
+//! Rebuilding a VM of a host that is lost.
+
+use super::Answer;
+use super::body::Body;
+use super::vms::{accepted, busy};
+use crate::app::App;
+use crate::work::{RecoverInput, VmRecover};
+use crate::world::World;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use fleetward_api::controller::{Accepted, RecoverRequest};
+use fleetward_jobs::JobError;
+use fleetward_link::Peer;
+use fleetward_model::vm::{VmMetadata, VmObserved};
+use fleetward_model::{ErrorCode, Failure, VmId};
+use std::sync::Arc;
+
+/// Rebuilds a VM of a lost host on another one: its TPM and UEFI variables from the controller's copy, its disks as they lie
+/// in their pools there. When the lost host comes back, its own copy of the VM is ended; that one's disks stay.
+#[utoipa::path(
+    post, path = "/v1/vms/{vm}/recover", params(("vm" = String, Path, description = "name or id")),
+    request_body = RecoverRequest, responses((status = 202, body = Accepted))
+)]
+pub(super) async fn vm_recover(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Body(request): Body<RecoverRequest>,
+) -> Answer<Response> {
+    let world = &app.world;
+    let (id, known) = lost(world, &vm)?;
+    if let Some(job) = app.holder_of(id).await {
+        let what = format!("job {job} works on VM {vm}");
+        return Err(Failure::new(ErrorCode::VmBusy, what)
+            .fix(format!("fleetward job show {job}"))
+            .into());
+    }
+    let metadata = known.as_ref().and_then(|vm| vm.metadata.clone());
+    let with_tpm = metadata.as_ref().is_none_or(|metadata| metadata.spec.tpm);
+    let mut version = None;
+    let metadata = match (metadata, with_tpm) {
+        (Some(metadata), false) => metadata,
+        (metadata, _) => {
+            let found = match request.version {
+                Some(number) => {
+                    let all = world.escrow.list(id);
+                    all.into_iter().find(|kept| kept.version == number)
+                }
+                None => world.escrow.newest(id),
+            };
+            let found = found.ok_or_else(|| missing(&vm, request.version))?;
+            let bundle = world.escrow.bundle(id, found.version).await?;
+            // The same key, wrapped for whom it should be now; or the key of then.
+            let newer = known
+                .as_ref()
+                .filter(|vm| vm.tpm.key_id == Some(found.key_id))
+                .and_then(|vm| vm.metadata.as_ref()?.key_protector.clone());
+            let mut metadata = metadata.unwrap_or(bundle.metadata);
+            metadata.key_protector = Some(newer.unwrap_or(bundle.key_protector));
+            metadata.ek_certificate = bundle.ek_certificate;
+            version = Some(found);
+            metadata
+        }
+    };
+    require_host(world, &metadata, &request)?;
+    let mut lost: Vec<_> = world.inventory.hosts_with(id);
+    lost.extend(version.as_ref().map(|version| version.host.clone()));
+    lost.sort();
+    lost.dedup();
+    lost.retain(|host| *host != request.to && !world.inventory.seen(host).online);
+    let input = RecoverInput {
+        vm: id,
+        name: metadata.spec.name.clone(),
+        to: request.to,
+        metadata: Box::new(metadata),
+        version,
+        lost,
+    };
+    match app.submit::<VmRecover>(&input, &peer.to_string()).await {
+        Ok(job) => Ok(accepted(Some(job))),
+        Err(JobError::Busy { by, .. }) => match known {
+            Some(vm) => Err(busy(&vm, by).into()),
+            None => Err(JobError::Busy { resource: vm, by }.into()),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The VM, if it is on no host that answers; with what was last seen of it, if anything was.
+fn lost(world: &World, text: &str) -> Result<(VmId, Option<Arc<VmObserved>>), Failure> {
+    let vm = match world.inventory.find(text) {
+        Ok(vm) => vm,
+        Err(failure) => {
+            // A host that was installed anew no longer knows its VMs, the escrow does.
+            let named = match text.parse::<VmId>() {
+                Ok(id) => vec![id],
+                Err(_) => world.escrow.named(text),
+            };
+            let mut kept = named
+                .into_iter()
+                .filter(|id| world.escrow.newest(*id).is_some());
+            return match (kept.next(), kept.next()) {
+                (Some(id), None) => Ok((id, None)),
+                (Some(_), Some(_)) => Err(Failure::new(
+                    ErrorCode::InvalidArgument,
+                    format!("there are copies of several VMs {text}"),
+                )
+                .fix(format!(
+                    "fleetward tpm history {text} -o json, and recover by id"
+                ))),
+                (None, _) => Err(failure),
+            };
+        }
+    };
+    if vm.metadata.is_none() {
+        let what = format!("domain {} was not made by Fleetward", vm.name);
+        return Err(Failure::new(ErrorCode::VmNotManaged, what));
+    }
+    if world.inventory.seen(&vm.host).online {
+        let what = format!("VM {} is not lost", vm.name);
+        return Err(Failure::new(ErrorCode::VmNotLost, what)
+            .because(format!("host {} answers", vm.host))
+            .fix(format!("fleetward vm migrate {} --to HOST", vm.name)));
+    }
+    Ok((vm.id, Some(vm)))
+}
+
+fn missing(vm: &str, version: Option<u64>) -> Failure {
+    match version {
+        Some(version) => Failure::new(
+            ErrorCode::TpmVersionNotFound,
+            format!("there is no version {version} of the TPM of VM {vm}"),
+        )
+        .fix(format!("fleetward tpm history {vm}")),
+        None => Failure::new(
+            ErrorCode::EscrowMissing,
+            format!("VM {vm} cannot be rebuilt"),
+        )
+        .because("the controller has no copy of its TPM"),
+    }
+}
+
+/// Where it is to be rebuilt. Whether its disks lie there and its key opens there, the host looks for itself.
+fn require_host(
+    world: &World,
+    metadata: &VmMetadata,
+    request: &RecoverRequest,
+) -> Result<(), Failure> {
+    let spec = &metadata.spec;
+    let what = format!("VM {} on host {}", spec.name, request.to);
+    let host = world.hosts.of(&request.to)?;
+    if host.group != spec.group {
+        return Err(Failure::new(ErrorCode::GroupForbids, what).because(format!(
+            "the VM is of group {}, the host of group {}",
+            spec.group, host.group
+        )));
+    }
+    let seen = world.inventory.seen(&request.to);
+    if !seen.online {
+        return Err(Failure::new(ErrorCode::HostUnreachable, what));
+    }
+    if host.drained {
+        return Err(Failure::new(ErrorCode::HostDrained, what));
+    }
+    let facts = seen.facts.as_ref();
+    for disk in &spec.disks {
+        if facts.is_none_or(|facts| facts.pool(&disk.pool).is_none()) {
+            return Err(Failure::new(ErrorCode::PoolMissing, what)
+                .because(format!("host {} has no pool {}", request.to, disk.pool)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,278 @@
+//! `vm-recover` and `vm-supersede`: a VM of a lost host is rebuilt elsewhere, and its old copy is ended when that host is back.
+//!
+//! ```text
+//!  vm-recover:    see-lost, rebuild ‖ supersede, commit, escrow
+//!  vm-supersede:  end-copy ‖ clean-up, settle
+//! ```
+//! The old copies are written down as superseded before the new one becomes the VM, so that there is no moment at which both
+//! count: a superseded copy is shown nowhere, and [`crate::keeper`] ends it as soon as its host answers. The controller cannot
+//! know that a silent host is off; that is what the administrator says by asking for this.
+
+use super::vm_migrate::unexpected;
+use super::{OnVm, TakeEscrow, vm_locks};
+use crate::inventory::Superseded;
+use crate::world::World;
+use fleetward_api::agent::{Operation, OperationResult};
+use fleetward_api::tpm::{TpmVersion, VersionReason};
+use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::vm::VmMetadata;
+use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// The new host is waited for this long before the job turns back.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is rebuilt from what.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct RecoverInput {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) to: HostName,
+    /// With the key protector of the version.
+    pub(crate) metadata: Box<VmMetadata>,
+    /// None for a VM without a TPM.
+    pub(crate) version: Option<TpmVersion>,
+    /// Hosts that may have a copy, none of which answers.
+    pub(crate) lost: Vec<HostName>,
+}
+
+impl OnVm for RecoverInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.to
+    }
+}
+
+/// The kind.
+pub(crate) struct VmRecover(pub(crate) Arc<World>);
+
+impl JobKind for VmRecover {
+    const NAME: &'static str = "vm-recover";
+    type Input = RecoverInput;
+
+    fn locks(input: &RecoverInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<RecoverInput> {
+        let world = &self.0;
+        Steps::new()
+            .check(SeeLost(world.clone()))
+            .step(Rebuild(world.clone()))
+            .forward(Supersede(world.clone()))
+            .forward(Commit(world.clone()))
+            .forward(TakeEscrow::new(world.clone(), VersionReason::Recovered))
+    }
+}
+
+struct SeeLost(Arc<World>);
+
+#[async_trait]
+impl Step<RecoverInput> for SeeLost {
+    const NAME: &'static str = "see-lost";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<RecoverInput>) -> Result<(), StepError> {
+        Ok(see_lost(&self.0, cx.input())?)
+    }
+}
+
+/// A host that was lost when the job was asked for may be back.
+fn see_lost(world: &World, input: &RecoverInput) -> Result<(), Failure> {
+    let back = input
+        .lost
+        .iter()
+        .find(|host| world.inventory.seen(host).online);
+    match back {
+        None => Ok(()),
+        Some(host) => {
+            let what = format!("VM {} is not lost", input.name);
+            Err(Failure::new(ErrorCode::VmNotLost, what)
+                .because(format!("host {host} is back"))
+                .fix(format!("fleetward vm show {}", input.name)))
+        }
+    }
+}
+
+struct Rebuild(Arc<World>);
+
+#[async_trait]
+impl Step<RecoverInput> for Rebuild {
+    const NAME: &'static str = "rebuild";
+    const RETRY_FOR: Duration = PATIENCE;
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<RecoverInput>) -> Result<(), StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let bundle = match &input.version {
+            Some(version) => {
+                let bundle = world.escrow.bundle(input.vm, version.version).await?;
+                Some(Box::new(bundle))
+            }
+            None => None,
+        };
+        let operation = Operation::RebuildIncoming {
+            metadata: input.metadata.clone(),
+            bundle,
+        };
+        let agent = world.agents.of(&input.to)?;
+        agent.run(cx, input.vm, operation).await?;
+        // The last moment at which there is a way back.
+        Ok(see_lost(world, input)?)
+    }
+}
+
+#[async_trait]
+impl UndoStep<RecoverInput> for Rebuild {
+    async fn undo(&self, cx: &StepContext<RecoverInput>) -> Result<(), StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let operation = Operation::AbandonIncoming {
+            spec: input.metadata.spec.clone(),
+            disks: Vec::new(),
+        };
+        let agent = world.agents.of(&input.to)?;
+        agent.run(cx, input.vm, operation).await.map(drop)
+    }
+}
+
+struct Supersede(Arc<World>);
+
+#[async_trait]
+impl Step<RecoverInput> for Supersede {
+    const NAME: &'static str = "supersede";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<RecoverInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        let copies = input.lost.iter().map(|host| Superseded {
+            host: host.clone(),
+            spec: input.metadata.spec.clone(),
+        });
+        let written = self.0.inventory.supersede(copies.collect()).await;
+        written.map_err(|error| StepError::retryable(crate::store_failure(&error)))
+    }
+}
+
+struct Commit(Arc<World>);
+
+#[async_trait]
+impl Step<RecoverInput> for Commit {
+    const NAME: &'static str = "commit";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<RecoverInput>) -> Result<(), StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let agent = world.agents.of(&input.to)?;
+        let operation = Operation::CommitIncoming { live: false };
+        match agent.run(cx, input.vm, operation).await? {
+            OperationResult::Committed => {
+                world.refresh(&input.to, input.vm).await;
+                Ok(())
+            }
+            other => Err(unexpected("commit", &other)),
+        }
+    }
+}
+
+/// Where it is now, and from when its TPM is.
+pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
+    let input: RecoverInput = serde_json::from_value(job.input.clone()).ok()?;
+    let version = input.version.as_ref();
+    Some(serde_json::json!({
+        "vm": input.name,
+        "from": input.lost,
+        "to": input.to,
+        "version": version.map(|version| version.version),
+        "made": version.and_then(|version| {
+            version.made.format(&time::format_description::well_known::Rfc3339).ok()
+        }),
+    }))
+}
+
+/// Which copy is ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SupersedeInput {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) copy: Superseded,
+}
+
+/// The kind.
+pub(crate) struct VmSupersede(pub(crate) Arc<World>);
+
+impl JobKind for VmSupersede {
+    const NAME: &'static str = "vm-supersede";
+    type Input = SupersedeInput;
+
+    fn locks(input: &SupersedeInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<SupersedeInput> {
+        let world = &self.0;
+        Steps::new()
+            .check(EndCopy(world.clone()))
+            .forward(CleanUp(world.clone()))
+            .forward(Settle(world.clone()))
+    }
+}
+
+struct EndCopy(Arc<World>);
+
+#[async_trait]
+impl Step<SupersedeInput> for EndCopy {
+    const NAME: &'static str = "end-copy";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<SupersedeInput>) -> Result<(), StepError> {
+        let SupersedeInput { vm, copy, .. } = cx.input();
+        let agent = self.0.agents.of(&copy.host)?;
+        agent.run(cx, *vm, Operation::Supersede).await.map(drop)
+    }
+}
+
+struct CleanUp(Arc<World>);
+
+#[async_trait]
+impl Step<SupersedeInput> for CleanUp {
+    const NAME: &'static str = "clean-up";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<SupersedeInput>) -> Result<(), StepError> {
+        let SupersedeInput { vm, copy, .. } = cx.input();
+        let operation = Operation::CleanUpDeparted {
+            spec: copy.spec.clone(),
+            disks: Vec::new(),
+        };
+        let agent = self.0.agents.of(&copy.host)?;
+        agent.run(cx, *vm, operation).await.map(drop)
+    }
+}
+
+/// The host is like any other again; what it says of the VM counts.
+struct Settle(Arc<World>);
+
+#[async_trait]
+impl Step<SupersedeInput> for Settle {
+    const NAME: &'static str = "settle";
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<SupersedeInput>) -> Result<(), StepError> {
+        let (world, SupersedeInput { vm, copy, .. }) = (&self.0, cx.input());
+        let inventory = &world.inventory;
+        inventory.observe(&copy.host, *vm, None);
+        let settled = async {
+            inventory.flush(OffsetDateTime::now_utc()).await?;
+            inventory.settle(&copy.host, *vm).await
+        };
+        settled
+            .await
+            .map_err(|error| StepError::retryable(crate::store_failure(&error)))
+    }
+}
