@@ -31,6 +31,8 @@ const KEEPER: &str = "keeper";
 const SETTLE: Duration = Duration::from_millis(500);
 /// The same VMs are not tried again sooner.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
+/// A copy that may run where it must not is no matter for long pauses.
+const TRY_AGAIN_SOON: Duration = Duration::from_secs(2);
 /// A look is taken this often even if nothing is reported to have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -48,7 +50,7 @@ pub(crate) async fn keep(app: App, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(look_again(&app)) => {}
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -56,6 +58,14 @@ pub(crate) async fn keep(app: App, stop: CancellationToken) {
         }
         changes.mark_unchanged();
         look(&app, &mut tried).await;
+    }
+}
+
+/// When to look although nothing has changed.
+fn look_again(app: &App) -> Duration {
+    match app.world.inventory.superseded().is_empty() {
+        true => LOOK_EVERY,
+        false => TRY_AGAIN_SOON,
     }
 }
 
@@ -72,7 +82,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
         let (vm, host) = (copy.spec.id, copy.host.clone());
         if world.inventory.seen(&host).online
             && world.holders.of(vm).is_none()
-            && pause_over(tried, matter(&copy))
+            && pause_over(tried, matter(&copy), TRY_AGAIN_SOON)
         {
             let input = SupersedeInput {
                 vm,
@@ -107,7 +117,8 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
         // with nobody left that depends on it there is still the former pair to be retired
         if !host.unsettled.is_empty()
             && (due(tried, format!("settle/{}", host.name), unsettled.clone()).is_some()
-                || unsettled.is_empty() && pause_over(tried, format!("retire/{}", host.name)))
+                || unsettled.is_empty()
+                    && pause_over(tried, format!("retire/{}", host.name), TRY_AGAIN))
         {
             let input = RotateInput {
                 host: host.name.clone(),
@@ -127,7 +138,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
         if guardians.is_empty() || !ready {
             continue;
         }
-        if pause_over(tried, format!("roll/{}", vm.id)) {
+        if pause_over(tried, format!("roll/{}", vm.id), TRY_AGAIN) {
             let input = RevokeInput {
                 vm: vm.id,
                 name: vm.name.clone(),
@@ -208,11 +219,9 @@ fn due(
     })
 }
 
-fn pause_over(tried: &mut BTreeMap<String, Tried>, matter: String) -> bool {
+fn pause_over(tried: &mut BTreeMap<String, Tried>, matter: String, pause: Duration) -> bool {
     let now = Instant::now();
-    let over = tried
-        .get(&matter)
-        .is_none_or(|last| now - last.at >= TRY_AGAIN);
+    let over = tried.get(&matter).is_none_or(|last| now - last.at >= pause);
     if over {
         let vms = BTreeSet::new();
         tried.insert(matter, Tried { vms, at: now });
