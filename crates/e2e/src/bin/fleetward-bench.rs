@@ -5,12 +5,16 @@
 
 use anyhow::{Context, Result};
 use fleetward_e2e::fleet::{Fleet, run};
-use fleetward_e2e::guest;
+use fleetward_e2e::{guest, wait};
 use serde_json::Value;
 use std::time::{Duration, Instant};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 const ROUNDS: usize = 5;
 const AT_ONCE: usize = 20;
+/// VMs of the bulk operations.
+const MANY: usize = 200;
 
 fn main() -> Result<()> {
     let fleet = Fleet::up("bench", &["--hosts", "2"])?;
@@ -23,6 +27,8 @@ fn main() -> Result<()> {
     bench.create_and_start()?;
     bench.many_at_once()?;
     bench.migrate()?;
+    bench.bulk()?;
+    bench.join_a_host()?;
     fleet.down()
 }
 
@@ -261,6 +267,60 @@ impl Bench<'_> {
         self.fleet.exec(from, &["rm", "-f", &disk])?.ok().map(drop)
     }
 
+    /// A TPM for each of many stopped VMs on both hosts, against a loop over the program that makes TPMs. Both make the
+    /// same number of them, so with what is not made ahead neither can be faster than the cores: 1 / cores is the limit.
+    fn bulk(&self) -> Result<()> {
+        let names: Vec<String> = (0..MANY).map(|i| format!("bulk{i}")).collect();
+        for (at, name) in names.iter().enumerate() {
+            let host = ["a", "b"][at % 2];
+            let words = [
+                "vm", "create", name, "--disk", "16M", "--memory", "64M", "--host", host,
+                "--no-tpm", "--label", "bulk=yes",
+            ];
+            self.fleet.cli(&words)?.ok()?;
+        }
+        let ours = timed(|| {
+            let enable = ["tpm", "enable", "--label", "bulk=yes"];
+            self.fleet.cli(&enable)?.ok().map(drop)
+        })?;
+        let script = format!(
+            "set -e; d=$(mktemp -d); for i in $(seq {MANY}); do mkdir $d/$i; swtpm_setup --tpm2 --tpmstate $d/$i --create-ek-cert \
+             --lock-nvram --pcr-banks sha256 >/dev/null; done; rm -r $d"
+        );
+        let peer = timed(|| {
+            let run = self.fleet.exec("a", &["sh", "-c", &script])?;
+            run.ok().map(drop)
+        })?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        show(
+            &format!("TPM on for {MANY} VMs / serial loop of swtpm_setup"),
+            &[(ours, peer)],
+            "s",
+            &format!("<= 0.1; {cores} cores allow {:.2}", 1.0 / cores as f64),
+        );
+        Ok(())
+    }
+
+    /// One host more: how long until every key of its group is wrapped for it. The VMs are those of the bulk before.
+    fn join_a_host(&self) -> Result<()> {
+        self.fleet.lab("up", &["--hosts", "3"])?.ok()?;
+        let took = wait::until("the keys to be granted", Duration::from_secs(300), || {
+            let jobs = self.fleet.json(&["job", "list"])?;
+            let mut jobs = jobs.as_array().into_iter().flatten();
+            let grant = jobs.find(|job| job["kind"] == "guardian-grant" && job["state"] == "done");
+            Ok(match grant {
+                Some(job) => Some(lasted(job)?),
+                None => None,
+            })
+        })?;
+        println!(
+            "{:<57} {took:>18.1} s           <= {} (20 s for 1,000)",
+            format!("a third host is granted {MANY} keys"),
+            20.0 * MANY as f64 / 1_000.0
+        );
+        Ok(())
+    }
+
     fn idle_memory(&self) -> Result<()> {
         std::thread::sleep(Duration::from_secs(5));
         let agent = self
@@ -311,6 +371,17 @@ fn virt_install_script(name: &str, memory: u32) -> String {
          --boot firmware=efi,firmware.feature0.name=secure-boot,firmware.feature0.enabled=yes,firmware.feature1.name=enrolled-keys,firmware.feature1.enabled=yes \
          --features smm.state=on --tpm backend.type=emulator,backend.version=2.0,model=tpm-crb"
     )
+}
+
+/// From a job's creation to its end, in seconds.
+fn lasted(job: &Value) -> Result<f64> {
+    let at = |key: &str| {
+        let text = job[key]
+            .as_str()
+            .with_context(|| format!("no {key} in {job}"))?;
+        Ok::<_, anyhow::Error>(OffsetDateTime::parse(text, &Rfc3339)?)
+    };
+    Ok((at("ended")? - at("created")?).as_seconds_f64())
 }
 
 fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
