@@ -168,6 +168,9 @@ pub struct TokenRequest {
     /// Seconds, 1 to 604,800 (a week); default one hour.
     #[serde(default = "one_hour")]
     pub ttl_seconds: u32,
+    /// The host has joined before, does not answer, and comes back with nothing of what it had: installed anew.
+    #[serde(default)]
+    pub reinstalled: bool,
 }
 
 fn one_hour() -> u32 {

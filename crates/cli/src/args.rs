@@ -210,6 +210,9 @@ pub enum HostCommand {
         /// How long the token is good for, at most 7d
         #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
+        /// The host has joined before and was installed anew; it must not answer any more
+        #[arg(long)]
+        reinstalled: bool,
     },
     /// Lists hosts
     List,

@@ -28,7 +28,7 @@ pub(crate) struct HostRecord {
     pub(crate) joined: OffsetDateTime,
     #[serde(default)]
     pub(crate) drained: bool,
-    /// What its guardian was before each rotation, all of them.
+    /// What its guardian was before each rotation, and before it was installed anew: all of them.
     #[serde(default)]
     pub(crate) former: Vec<GuardianId>,
     /// Those of `former` that VMs may still depend on.
@@ -106,8 +106,17 @@ impl Hosts {
 
     /// Adds a host, in one transaction with `txn`.
     pub(crate) async fn add(&self, record: HostRecord, txn: Txn) -> Result<Outcome, StoreError> {
-        let key = key(&record.name);
-        let txn = txn.if_absent(&key).put_json(&key, &record)?;
+        let txn = txn.if_absent(key(&record.name));
+        self.replace(record, txn).await
+    }
+
+    /// Puts a host in the place of the one of its name that was there before, in one transaction with `txn`.
+    pub(crate) async fn replace(
+        &self,
+        record: HostRecord,
+        txn: Txn,
+    ) -> Result<Outcome, StoreError> {
+        let txn = txn.put_json(key(&record.name), &record)?;
         let outcome = self.store.commit(txn).await?;
         if outcome.committed().is_some() {
             self.mirror(&record).await;

@@ -25,6 +25,9 @@ pub(crate) struct TokenRecord {
     pub(crate) expires: OffsetDateTime,
     #[serde(default)]
     pub(crate) used: bool,
+    /// It takes the place of a host that has joined before.
+    #[serde(default)]
+    pub(crate) reinstalled: bool,
 }
 
 pub(crate) fn key(host: &HostName) -> String {
@@ -63,6 +66,7 @@ pub(crate) async fn make(
         secret: token.secret.hash(),
         expires,
         used: false,
+        reinstalled: request.reinstalled,
     };
     let put = store
         .put_json(&key(&request.host), &record, Guard::Any)

@@ -229,6 +229,7 @@ impl HostFactsNow {
             drained: self.record.drained,
             facts: self.seen.facts.as_deref(),
             reported: self.seen.reported,
+            former: &self.record.former,
         }
     }
 

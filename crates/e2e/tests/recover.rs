@@ -28,6 +28,10 @@ fn main() -> ExitCode {
                 from_a_copied_disk,
             ),
             ("what_cannot_be_recovered_is_refused", refused),
+            (
+                "a_host_that_is_installed_anew_joins_under_its_name_and_its_vm_comes_back",
+                installed_anew,
+            ),
         ],
     )
 }
@@ -229,4 +233,53 @@ fn refused(fleet: &Fleet) -> Result<()> {
         .refused(5, "HOST_NOT_FOUND")?;
     fleet.start("b/agent")?;
     host_is(fleet, "b", "online")
+}
+
+/// Guardian, definitions, TPM states: all gone, and only the shared disk is left.
+fn installed_anew(fleet: &Fleet) -> Result<()> {
+    create(fleet, "home", "shared")?;
+    let before = started(fleet, "home", 1)?;
+    fleet.cli(&["vm", "stop", "home", "--force"])?.ok()?;
+    escrow_is_current(fleet, "home")?;
+    fleet
+        .cli(&["host", "token", "a", "--reinstalled"])?
+        .refused(4, "ALREADY_JOINED")?;
+    fleet.kill("a/agent")?;
+    let wipe =
+        "virsh -q undefine home --nvram --tpm && find /var/lib/fleetward -mindepth 1 -delete";
+    fleet.exec("a", &["sh", "-c", wipe])?.ok()?;
+    host_is(fleet, "a", "unreachable")?;
+    fleet
+        .cli(&["host", "token", "a"])?
+        .refused(4, "ALREADY_JOINED")?;
+    let token = fleet.json(&["host", "token", "a", "--reinstalled"])?;
+    let agent = fleet.program("fleetward-agent");
+    let agent = agent.to_str().context("a path")?;
+    fleet
+        .exec("a", &[agent, "join", &text(&token, "token")?])?
+        .ok()?;
+    fleet.start("a/agent")?;
+    host_is(fleet, "a", "online")?;
+    let shown = fleet.json(&["host", "show", "a"])?;
+    ensure!(
+        shown["warnings"]
+            .to_string()
+            .contains("fleetward vm recover home"),
+        "nobody says that a VM is nowhere: {shown}"
+    );
+    // The new guardian cannot open it, and nobody who could is asked: another host takes it first.
+    fleet
+        .cli(&["vm", "recover", "home", "--to", "a", "--yes"])?
+        .refused(4, "KEY_NOT_GRANTED")?;
+    fleet
+        .cli(&["vm", "recover", "home", "--to", "b", "--yes"])?
+        .ok()?;
+    let after = started(fleet, "home", before.boots + 1)?;
+    ensure!(
+        after.unseal == "ok" && after.ek == before.ek,
+        "{before:?} then {after:?}"
+    );
+    fleet.cli(&["vm", "migrate", "home", "--to", "a"])?.ok()?;
+    guest::goes_on(fleet, "home", &after)?;
+    fleet.cli(&["audit", "--verify"])?.ok().map(drop)
 }

@@ -9,7 +9,7 @@ use crate::guardian::{EXPIRY_WARNING, TrustMode};
 use crate::host::{Accelerator, HostFacts, Version};
 use crate::transition::{Answer, Request, answer};
 use crate::vm::{VmObserved, VmState};
-use crate::{ByteSize, ErrorCode, GroupName, HostName, PoolName};
+use crate::{ByteSize, ErrorCode, GroupName, GuardianId, HostName, PoolName};
 use std::collections::BTreeMap;
 use time::{Duration, OffsetDateTime};
 
@@ -43,6 +43,20 @@ pub struct Side<'a> {
     pub facts: Option<&'a HostFacts>,
     /// By the controller's clock, when the facts arrived.
     pub reported: Option<OffsetDateTime>,
+    /// Guardians that were its own before.
+    pub former: &'a [GuardianId],
+}
+
+impl Side<'_> {
+    /// A guardian that opens the VM's key, that was this host's own, and that it no longer has: it was installed anew.
+    fn lost_guardian(&self, vm: &VmObserved) -> Option<&GuardianId> {
+        let has = |id: &GuardianId| {
+            self.facts
+                .is_none_or(|facts| facts.guardians.iter().any(|known| known.id == *id))
+        };
+        let opens = |id: &&GuardianId| vm.tpm.guardians.contains(id);
+        self.former.iter().filter(opens).find(|id| !has(id))
+    }
 }
 
 /// Whether a host can open the VM's key protector.
@@ -161,7 +175,10 @@ fn keys(facts: &Facts<'_>) -> Findings {
         } else if !other_group && !wrapped {
             match facts.trust {
                 TrustMode::Auto => found.extend(grantable(facts)),
-                TrustMode::Manual => found.push(by_hand(facts)),
+                TrustMode::Manual => found.push(match destination.lost_guardian(vm) {
+                    Some(lost) => installed_anew(vm, destination, lost),
+                    None => by_hand(facts),
+                }),
             }
         }
         if vm.roll_due().next().is_some() {
@@ -204,6 +221,24 @@ fn keys(facts: &Facts<'_>) -> Findings {
         ));
     }
     found
+}
+
+/// The key is wrapped for what the host was before.
+fn installed_anew(vm: &VmObserved, host: &Side<'_>, lost: &GuardianId) -> Finding {
+    let short = lost.short();
+    Finding::blocking(
+        ErrorCode::KeyNotGranted,
+        format!(
+            "host {} was installed anew and has another guardian: the TPM key of VM {} is wrapped for its former one, {short}, \
+             which it no longer has",
+            host.name, vm.name
+        ),
+        format!(
+            "fleetward guardian grant {} --to {}, where the VM is on another host; or, with the PFX files of guardian {short}, \
+             on host {}: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx",
+            vm.name, host.name, host.name
+        ),
+    )
 }
 
 /// The refusal of a fleet in which only people grant, with both cures.
@@ -311,24 +346,25 @@ fn keys_at_home(facts: &Facts<'_>) -> Findings {
     if !vm.tpm.enabled {
         return Vec::new();
     }
-    let finding = match &facts.source_opening {
-        Some(Opening::Yes | Opening::NoTpm) => return Vec::new(),
-        Some(Opening::NotGranted) => Finding::usual(
+    let finding = match (&facts.source_opening, facts.source.lost_guardian(vm)) {
+        (Some(Opening::Yes | Opening::NoTpm), _) => return Vec::new(),
+        (Some(Opening::NotGranted), Some(lost)) => installed_anew(vm, &facts.source, lost),
+        (Some(Opening::NotGranted), None) => Finding::usual(
             ErrorCode::KeyNotGranted,
             format!(
                 "the TPM key of VM {} is not wrapped for any guardian of host {host}",
                 vm.name
             ),
         ),
-        Some(Opening::Unreadable(because)) => Finding::usual(
+        (Some(Opening::Unreadable(because)), _) => Finding::usual(
             ErrorCode::KeyProtectorUnreadable,
             format!(
                 "host {host} cannot open the key protector of VM {}: {because}",
                 vm.name
             ),
         ),
-        None if !facts.source.reachable => return Vec::new(),
-        None => unavailable(host, "whether it can open the VM's key protector"),
+        (None, _) if !facts.source.reachable => return Vec::new(),
+        (None, _) => unavailable(host, "whether it can open the VM's key protector"),
     };
     vec![finding]
 }

@@ -15,7 +15,12 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
         controller, output, ..
     } = context;
     match command {
-        HostCommand::Token { name, group, ttl } => token(context, name, group, ttl).await?,
+        HostCommand::Token {
+            name,
+            group,
+            ttl,
+            reinstalled,
+        } => token(context, name, group, ttl, reinstalled).await?,
         HostCommand::List => {
             let hosts = controller.hosts().await?;
             output.document(&hosts, || table::hosts(&hosts))?;
@@ -68,6 +73,7 @@ async fn token(
     host: HostName,
     group: GroupName,
     ttl: Duration,
+    reinstalled: bool,
 ) -> Result<(), Stop> {
     let ttl_seconds = u32::try_from(ttl.as_secs()).map_err(|_| {
         Failure::new(
@@ -80,6 +86,7 @@ async fn token(
         host,
         group,
         ttl_seconds,
+        reinstalled,
     };
     let made = context.controller.make_token(&request).await?;
     context.output.document(&made, || made.token.clone())?;

@@ -259,6 +259,17 @@ impl Escrow {
         named.map(|(vm, _)| *vm).collect()
     }
 
+    /// The newest versions of those VMs that were last seen on `host`.
+    pub(crate) fn last_from(&self, host: &HostName) -> Vec<TpmVersion> {
+        let known = self.read();
+        let newest = known
+            .versions
+            .values()
+            .filter_map(|versions| versions.last_key_value());
+        let newest = newest.map(|(_, indexed)| &indexed.version);
+        newest.filter(|v| v.host == *host).cloned().collect()
+    }
+
     /// Why the last try to take a copy failed, where it did.
     pub(crate) fn missed(&self, vm: VmId) -> Option<Failure> {
         self.read().missed.get(&vm).cloned()

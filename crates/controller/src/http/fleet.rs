@@ -6,6 +6,7 @@ use crate::app::App;
 use crate::audit::{Act, CONTROLLER};
 use crate::hosts::HostRecord;
 use crate::tokens;
+use crate::world::World;
 use axum::Json;
 use axum::extract::State;
 use fleetward_api::controller::{
@@ -15,7 +16,7 @@ use fleetward_api::controller::{
 use fleetward_link::{AdminName, Identity, Peer};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::GuardianFacts;
-use fleetward_model::{ErrorCode, Failure};
+use fleetward_model::{ErrorCode, Failure, GroupName};
 use std::time::Duration;
 use time::OffsetDateTime;
 
@@ -41,8 +42,16 @@ pub(super) async fn host_token(
             .fix("choose another name")
             .into());
     }
-    if world.hosts.find(&host).is_some() {
-        return Err(already_joined(format!("host {host} has joined already")).into());
+    match world.hosts.find(&host) {
+        None => {}
+        Some(_) if !request.reinstalled => {
+            let failure = already_joined(format!("host {host} has joined already"));
+            let fix = format!(
+                "another machine: choose another name; the same one, installed anew: fleetward host token {host} --reinstalled"
+            );
+            return Err(failure.fix(fix).into());
+        }
+        Some(known) => require_reinstalled(world, &known, &request.group)?,
     }
     let why = format!("host {host}, group {}", request.group);
     let now = OffsetDateTime::now_utc();
@@ -107,7 +116,7 @@ pub(super) async fn join(
         .fleet
         .certify_ek_authority(&request.ek_csr, &host, now)?;
 
-    let record = HostRecord {
+    let mut record = HostRecord {
         name: host.clone(),
         group: group.clone(),
         address: request.address,
@@ -118,13 +127,19 @@ pub(super) async fn join(
         unsettled: Vec::new(),
     };
     let endorsed = record.guardian.id.clone();
-    if world
-        .hosts
-        .add(record, usable.use_up()?)
-        .await?
-        .committed()
-        .is_none()
-    {
+    let added = match world.hosts.find(&host) {
+        Some(known) if usable.record.reinstalled => {
+            require_reinstalled(world, &known, &group)?;
+            // What was taken away from the host by name stays taken away.
+            record.former = known.former;
+            record.former.push(known.guardian.id);
+            app.watchers.forget(&host);
+            world.audit.retire(&host, now).await?;
+            world.hosts.replace(record, usable.use_up()?).await?
+        }
+        Some(_) | None => world.hosts.add(record, usable.use_up()?).await?,
+    };
+    if added.committed().is_none() {
         return Err(Failure::new(
             ErrorCode::TokenUsed,
             format!("the join token of host {host} is not accepted"),
@@ -239,6 +254,26 @@ pub(super) async fn rebuild(State(app): State<App>, peer: Peer) -> Answer<Json<R
             .count() as u32,
         warnings,
     }))
+}
+
+/// Only a host that is silent can have been installed anew, and it stays in its group.
+fn require_reinstalled(
+    world: &World,
+    known: &HostRecord,
+    group: &GroupName,
+) -> Result<(), Failure> {
+    let HostRecord { name, .. } = known;
+    if world.inventory.seen(name).online {
+        return Err(already_joined(format!("host {name} has joined already"))
+            .because("it answers, with all that it had"));
+    }
+    if known.group != *group {
+        let what = format!("host {name} is of group {}, not {group}", known.group);
+        return Err(
+            Failure::new(ErrorCode::InvalidArgument, what).fix(format!("--group {}", known.group))
+        );
+    }
+    Ok(())
 }
 
 fn already_joined(what: String) -> Failure {

@@ -9,6 +9,7 @@ use crate::world::World;
 use fleetward_api::controller::{
     EscrowView, HostView, JobState, JobView, ProgressView, StepView, VmView,
 };
+use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, StepState};
 use fleetward_model::guardian::EXPIRY_WARNING;
 use fleetward_model::host::HostState;
@@ -87,6 +88,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         .unwrap_or_default();
     warnings.extend(world.inventory.contradictions(&record.name));
     warnings.extend(expiry_warning(record));
+    warnings.extend(nowhere(world, record));
     warnings.extend(
         world
             .audit
@@ -103,6 +105,20 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         facts: seen.facts.map(|facts| (*facts).clone()),
         warnings,
     }
+}
+
+/// VMs whose newest copy came from this host and that no host has any more: it was installed anew.
+fn nowhere(world: &World, host: &HostRecord) -> Vec<String> {
+    let last = world.escrow.last_from(&host.name);
+    let gone = last
+        .iter()
+        .filter(|version| version.why != VersionReason::Deleted)
+        .filter(|version| world.inventory.vm(version.vm).is_none());
+    gone.map(|version| {
+        let name = &version.vm_name;
+        format!("VM {name} was here and is nowhere now: fleetward vm recover {name} --to HOST")
+    })
+    .collect()
 }
 
 /// Said from 180 days before the end of the host's own guardian.

@@ -244,6 +244,7 @@ impl Controller {
             host: host.parse().expect("name"),
             group: group.parse().expect("group"),
             ttl_seconds: 60,
+            reinstalled: false,
         };
         self.post("/v1/host-tokens", &request).await
     }

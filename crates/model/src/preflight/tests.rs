@@ -14,6 +14,8 @@ struct Case {
     incoming: Option<Incoming>,
     destination: HostName,
     destination_group: GroupName,
+    /// Of both hosts.
+    former: Vec<GuardianId>,
 }
 
 fn fitting() -> Case {
@@ -34,6 +36,7 @@ fn fitting() -> Case {
         }),
         destination: "b".parse().expect("name"),
         destination_group: GroupName::default(),
+        former: Vec::new(),
     }
 }
 
@@ -67,6 +70,7 @@ impl Case {
                 drained: false,
                 facts: self.here.as_ref(),
                 reported: Some(NOW),
+                former: &self.former,
             },
             destination: Side {
                 name: &self.destination,
@@ -75,6 +79,7 @@ impl Case {
                 drained: self.drained,
                 facts: self.there.as_ref(),
                 reported: Some(NOW),
+                former: &self.former,
             },
             source_opening: self.source_opening.clone(),
             incoming: self.incoming.clone(),
@@ -89,6 +94,32 @@ impl Case {
             .map(|f| f.code)
             .collect()
     }
+}
+
+#[test]
+fn a_host_that_was_installed_anew_is_told_how_to_open_again() {
+    let mut case = fitting();
+    case.trust = TrustMode::Manual;
+    let lost = GuardianId::from_digest([7; 32]);
+    case.vm.tpm.guardians.push(lost.clone());
+    case.former.push(lost);
+    let said = case.findings();
+    let said = said
+        .iter()
+        .find(|f| f.code == ErrorCode::KeyNotGranted)
+        .expect("refused");
+    assert!(said.what.contains("installed anew"), "{said:?}");
+    assert!(said.fix.contains("guardian grant") && said.fix.contains("import-pfx"));
+    // at home nobody can grant, and the way by PFX is left
+    stop(&mut case);
+    case.mode = Mode::Start;
+    case.destination = "a".parse().expect("name");
+    case.source_opening = Some(Opening::NotGranted);
+    let said = case.findings();
+    assert!(
+        said.iter().any(|f| f.what.contains("installed anew")),
+        "{said:?}"
+    );
 }
 
 fn stop(case: &mut Case) {
