@@ -6,7 +6,10 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use fleetward_api::agent::{OperationLine, OperationRequest, Question};
-use fleetward_api::controller::{JoinRequest, MigrateRequest, TokenRequest, VmCreateRequest};
+use fleetward_api::controller::{
+    JoinRequest, MigrateRequest, RecoverRequest, TokenRequest, VmCreateRequest,
+};
+use fleetward_api::tpm::{BundleParts, TpmBundle, TpmVersion};
 use fleetward_link::{Fingerprint, JoinSecret, JoinToken};
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::guardian::{CertificateRole, EndorsedGuardian};
@@ -269,10 +272,45 @@ fn bodies_of_the_apis_and_records() {
             read(serde_json::from_slice::<TokenRequest>(bytes).map(drop)),
             read(serde_json::from_slice::<VmCreateRequest>(bytes).map(drop)),
             read(serde_json::from_slice::<MigrateRequest>(bytes).map(drop)),
+            read(serde_json::from_slice::<RecoverRequest>(bytes).map(drop)),
+            read(serde_json::from_slice::<TpmVersion>(bytes).map(drop)),
             read(serde_json::from_slice::<VmMetadata>(bytes).map(drop)),
             read(serde_json::from_slice::<VmSpec>(bytes).map(drop)),
             read(serde_json::from_slice::<AuditRecord>(bytes).map(drop)),
         ]
         .join(",")
+    });
+}
+
+/// What `tpm restore` and `vm recover` put in place: nothing that was altered is ever taken for what was kept.
+#[test]
+fn tpm_bundles_of_the_history() {
+    let metadata: VmMetadata = serde_json::from_str(
+        r#"{"spec": {"id": "00000000-0000-0000-0000-000000000007", "name": "web", "group": "default", "profile": "linux",
+            "cpus": 1, "memory": 1073741824, "firmware": {"type": "uefi", "secure_boot": true}, "tpm": true, "disks": [],
+            "created": "2026-01-01T00:00:00Z"}, "generation": 1}"#,
+    )
+    .unwrap();
+    let parts = BundleParts {
+        state: vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 12, 1, 2],
+        key_protector: vec![0x30, 0],
+        ek_certificate: Some(vec![0x30, 1, 0]),
+        uefi_variables: Some(vec![5; 64]),
+    };
+    let bundle = TpmBundle::new(metadata, &parts);
+    assert_eq!(bundle.check().as_ref(), Ok(&parts));
+    let corpus = vec![serde_json::to_vec(&bundle).unwrap(), parts.state.clone()];
+    fuzz("TPM bundle", corpus, |bytes| {
+        let state = reason(fleetward_model::tpm_state::check(bytes).map(drop));
+        let Ok(mutant) = serde_json::from_slice::<TpmBundle>(bytes) else {
+            return state;
+        };
+        match mutant.check() {
+            Ok(accepted) => {
+                assert_eq!((mutant.vm, &accepted), (bundle.vm, &parts), "altered");
+                "ok".into()
+            }
+            Err(problem) => format!("{:?}", std::mem::discriminant(&problem)),
+        }
     });
 }
