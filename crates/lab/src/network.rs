@@ -23,15 +23,20 @@ pub(crate) fn make_bridge(switch: ProcessId) -> Result<()> {
 }
 
 /// Gives a node that was just switched on its link and address.
+///
+/// The card is the one it had before, as that of a machine that was without power for a while is. With another hardware
+/// address all its peers would believe what they have learnt for up to a minute, and find nobody there.
 pub(crate) fn plug_in(switch: ProcessId, node: ProcessId, index: u8) -> Result<()> {
     let (port, pid) = (port(index), node.pid.to_string());
     let address = format!("{}/24", address_of(index));
+    let card = hardware_address(index);
     // The kernel removes the link of a dead node a moment after the node.
     let _ = ip(switch, &["link", "del", &port]);
     ip(
         switch,
         &[
-            "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &pid,
+            "link", "add", &port, "type", "veth", "peer", "name", "eth0", "address", &card, "netns",
+            &pid,
         ],
     )?;
     ip(switch, &["link", "set", &port, "master", BRIDGE, "up"])?;
@@ -94,6 +99,11 @@ pub(crate) fn heal(switch: ProcessId, node: (ProcessId, u8), peers: &[ProcessId]
         )?;
     }
     Ok(())
+}
+
+/// Of a locally administered range (IEEE 802, bit 1 of the first byte).
+fn hardware_address(index: u8) -> String {
+    format!("02:00:00:00:01:{index:02x}")
 }
 
 fn port(index: u8) -> String {
