@@ -9,14 +9,20 @@
 use crate::binding::{JobStats, abort_job, begin_backup, job_stats};
 use crate::connection::Libvirt;
 use crate::host::{domain, failed, observe_state, wrong_state};
+use crate::overlay::DiskFiles;
 use fleetward_hypervisor::{CopyState, DomainState, Error, Result};
 use fleetward_model::VmId;
-use quick_xml::Writer;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
 use virt::domain::Domain;
 use virt::error::ErrorNumber;
+
+const BACKUP: DiskFiles = DiskFiles {
+    root: ("domainbackup", Some(("mode", "push"))),
+    disk: ("type", "file"),
+    file: "target",
+};
 
 /// How often an ending job is looked at.
 const PACE: Duration = Duration::from_millis(50);
@@ -28,7 +34,7 @@ pub(crate) fn begin(domain: &Domain, id: VmId, disks: &[(String, PathBuf)]) -> R
         DomainState::Running | DomainState::Paused { incoming: false } => {}
         state => return Err(wrong_state(id, state, "have its disks copied")),
     }
-    begin_backup(domain, &backup_xml(disks)).map_err(|error| {
+    begin_backup(domain, &BACKUP.xml(disks)).map_err(|error| {
         if error.message().contains("No space left") {
             let path = disks.first().map(|(_, path)| path.clone());
             return Error::NoSpace {
@@ -112,32 +118,4 @@ pub(crate) async fn abort(libvirt: &Libvirt, id: VmId) -> Result<()> {
         }
         tokio::time::sleep(PACE).await;
     }
-}
-
-fn backup_xml(disks: &[(String, PathBuf)]) -> String {
-    let mut out = Writer::new(Vec::new());
-    out.create_element("domainbackup")
-        .with_attribute(("mode", "push"))
-        .write_inner_content(|out| {
-            out.create_element("disks").write_inner_content(|out| {
-                for (target, path) in disks {
-                    let path = path.to_string_lossy();
-                    out.create_element("disk")
-                        .with_attributes([("name", target.as_str()), ("type", "file")])
-                        .write_inner_content(|out| {
-                            out.create_element("driver")
-                                .with_attribute(("type", "qcow2"))
-                                .write_empty()?;
-                            out.create_element("target")
-                                .with_attribute(("file", &*path))
-                                .write_empty()?;
-                            Ok(())
-                        })?;
-                }
-                Ok(())
-            })?;
-            Ok(())
-        })
-        .expect("writing to memory");
-    String::from_utf8(out.into_inner()).expect("written from strings")
 }

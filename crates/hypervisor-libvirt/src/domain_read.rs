@@ -206,6 +206,28 @@ pub(crate) fn with_metadata(xml: &str, metadata: &VmMetadata) -> Result<String, 
     }
 }
 
+/// The definition without what libvirt knows of the volumes below the disks: copied disks arrive in one piece, and where the
+/// directory is shared the headers of the volumes tell the same.
+///
+/// # Errors
+/// A sentence, when it is no definition.
+pub(crate) fn without_bases(xml: &str) -> Result<String, String> {
+    let document = Document::parse(xml).map_err(|error| error.to_string())?;
+    let bases = document
+        .descendants()
+        .filter(|node| node.has_tag_name("disk"))
+        .filter_map(|disk| child(disk, "backingStore"));
+    let mut kept = String::with_capacity(xml.len());
+    let mut from = 0;
+    for base in bases {
+        let range = base.range();
+        kept.push_str(&xml[from..range.start]);
+        from = range.end;
+    }
+    kept.push_str(&xml[from..]);
+    Ok(kept)
+}
+
 fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
     node.children().find(|c| c.has_tag_name(name))
 }
@@ -314,6 +336,17 @@ mod tests {
             assert_eq!(before.contains(foreign), after.contains(foreign));
         }
         assert!(with_metadata("<domain/>", &metadata).is_err());
+    }
+
+    #[test]
+    fn bases_are_left_out_and_nothing_else_is() {
+        let base = "<backingStore type='file'><source file='/v/a'/><backingStore type='file'><source file='/v/b'/></backingStore></backingStore>";
+        let with = |base: &str| {
+            let disk = format!("<disk><source file='/v/c'/>{base}<target dev='vda'/></disk>");
+            format!("<domain><devices>{disk}<tpm/>{disk}</devices></domain>")
+        };
+        assert_eq!(without_bases(&with(base)).unwrap(), with(""));
+        assert_eq!(without_bases(&with("")).unwrap(), with(""));
     }
 
     #[test]

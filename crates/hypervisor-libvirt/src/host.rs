@@ -6,7 +6,7 @@ use crate::domain_read::{self, Basics};
 use crate::domain_xml::{self, NEWEST_MACHINE};
 use crate::program::Programs;
 use crate::tpm::TpmPlace;
-use crate::{copy, facts, metadata, migration};
+use crate::{copy, facts, metadata, migration, overlay};
 use async_trait::async_trait;
 use fleetward_hypervisor::{
     CopyState, CpuVerdict, DomainDefinition, DomainObserved, DomainState, Error, Hypervisor,
@@ -202,6 +202,15 @@ impl Hypervisor for LibvirtHost {
     async fn begin_copy(&self, id: VmId, disks: &[(String, PathBuf)]) -> Result<()> {
         let disks = disks.to_vec();
         self.with_domain(id, move |domain| copy::begin(domain, id, &disks))
+            .await
+    }
+
+    async fn switch_to_overlays(&self, id: VmId, disks: &[(String, PathBuf)]) -> Result<()> {
+        let disks = disks.to_vec();
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                overlay::switch(&domain(connection, id)?, id, &disks)
+            })
             .await
     }
 

@@ -141,7 +141,9 @@ fn parameters(domain: &Domain, request: &MigrationRequest) -> Result<(MigratePar
     let xml = domain
         .get_xml_desc(virt_sys::VIR_DOMAIN_XML_MIGRATABLE)
         .map_err(failed("read the domain's definition"))?;
-    let there = domain_read::with_metadata(&xml, &request.arriving).map_err(Error::Migration)?;
+    let there = domain_read::with_metadata(&xml, &request.arriving)
+        .and_then(|xml| domain_read::without_bases(&xml))
+        .map_err(Error::Migration)?;
     let mut flags = virt_sys::VIR_MIGRATE_LIVE
         | virt_sys::VIR_MIGRATE_PEER2PEER
         | virt_sys::VIR_MIGRATE_PERSIST_DEST

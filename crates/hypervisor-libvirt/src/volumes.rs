@@ -5,10 +5,11 @@
 //! place and renamed, so that no half volume ever shows.
 
 use crate::host::LibvirtHost;
+use crate::layers;
 use crate::owner::Owner;
 use crate::program::{Program, SHORT};
 use async_trait::async_trait;
-use fleetward_hypervisor::{Error, Result, VolumeInfo, Volumes};
+use fleetward_hypervisor::{Error, MAX_BASES, Result, VolumeInfo, Volumes};
 use fleetward_model::ByteSize;
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -25,6 +26,10 @@ const COPY_LIMIT: Duration = Duration::from_secs(2 * 3600);
 impl Volumes for LibvirtHost {
     async fn inspect(&self, path: &Path, format: Option<&str>) -> Result<VolumeInfo> {
         inspect(&self.programs.qemu_img, path, format).await
+    }
+
+    async fn inspect_volume(&self, path: &Path) -> Result<VolumeInfo> {
+        inspect_volume(&self.programs.qemu_img, path).await
     }
 
     async fn create_empty(&self, path: &Path, size: ByteSize) -> Result<()> {
@@ -55,38 +60,84 @@ impl Volumes for LibvirtHost {
             return Ok(());
         }
         let source = inspect(qemu_img, image, Some(image_format)).await?;
-        if source.virtual_size > size {
-            return Err(bad(
-                image,
-                format!("its {} do not fit into {size}", source.virtual_size),
-            ));
-        }
-        let part = Part::beside(path)?;
-        let options = ["convert", "-q", "-f", &source.format, "-O", "qcow2"];
-        let mut arguments: Vec<OsString> = options.iter().map(OsString::from).collect();
-        arguments.extend([image.into(), part.0.clone().into()]);
-        qemu_img
-            .run_with(&arguments, None, COPY_LIMIT)
-            .await
-            .map_err(|error| full(error, path))?;
-        if source.virtual_size < size {
-            let mut arguments: Vec<OsString> = ["resize", "-q", "-f", "qcow2"]
-                .iter()
-                .map(OsString::from)
-                .collect();
-            arguments.extend([part.0.clone().into(), size.bytes().to_string().into()]);
-            qemu_img
-                .run(&arguments)
-                .await
-                .map_err(|error| full(error, path))?;
-        }
-        part.finish(path).await
+        convert(qemu_img, image, &source, path, size).await
     }
 
     async fn copy(&self, source: &Path, path: &Path) -> Result<()> {
         let qemu_img = &self.programs.qemu_img;
-        let size = inspect(qemu_img, source, Some("qcow2")).await?.virtual_size;
-        self.create_from_image(source, "qcow2", path, size).await
+        let found = inspect_volume(qemu_img, source).await?;
+        let size = found.virtual_size;
+        if exists_as_wanted(qemu_img, path, size).await? {
+            return Ok(());
+        }
+        convert(qemu_img, source, &found, path, size).await
+    }
+
+    async fn bases(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        let path = path.to_owned();
+        blocking(move || layers::bases(&path)).await
+    }
+
+    async fn create_overlay(&self, base: &Path, path: &Path) -> Result<()> {
+        let (Some(name), true) = (base.file_name(), base.parent() == path.parent()) else {
+            return Err(bad(path, "an overlay and its base lie in one directory"));
+        };
+        let _lock = layers::lock_links(path).await?;
+        let below = self.bases(base).await?;
+        if path.exists() {
+            let found = self.bases(path).await?;
+            if found.first().map(PathBuf::as_path) == Some(base) {
+                return Ok(());
+            }
+            return Err(bad(path, "it exists already, over another volume"));
+        }
+        if below.len() + 1 > MAX_BASES {
+            return Err(bad(
+                base,
+                format!("it builds on {} volumes already", below.len()),
+            ));
+        }
+        let part = Part::beside(path)?;
+        let options = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
+        let mut arguments: Vec<OsString> = options.iter().map(OsString::from).collect();
+        arguments.extend([name.into(), part.0.clone().into()]);
+        self.programs
+            .qemu_img
+            .run(&arguments)
+            .await
+            .map_err(|error| full(error, path))?;
+        part.finish(path).await
+    }
+
+    async fn is_unwritten(&self, path: &Path) -> Result<bool> {
+        // Seen without its base, an overlay in which nothing was written holds nothing at all.
+        let alone = serde_json::json!({
+            "driver": "qcow2", "backing": null,
+            "file": { "driver": "file", "filename": path },
+        });
+        let mut arguments: Vec<OsString> = ["map", "-U", "--output=json"]
+            .iter()
+            .map(OsString::from)
+            .collect();
+        arguments.push(format!("json:{alone}").into());
+        let said = self.programs.qemu_img.run(&arguments).await?;
+        let extents: Vec<Extent> = serde_json::from_str(&said).map_err(|error| {
+            bad(
+                path,
+                format!("qemu-img's answer is not understood: {error}"),
+            )
+        })?;
+        Ok(extents.iter().all(|extent| !extent.present))
+    }
+
+    async fn freeze(&self, path: &Path) -> Result<()> {
+        let path = path.to_owned();
+        blocking(move || layers::freeze(&path)).await
+    }
+
+    async fn is_frozen(&self, path: &Path) -> Result<bool> {
+        let path = path.to_owned();
+        blocking(move || layers::is_frozen(&path)).await
     }
 
     async fn adopt(&self, path: &Path) -> Result<()> {
@@ -120,15 +171,8 @@ impl Volumes for LibvirtHost {
     async fn delete(&self, path: &Path) -> Result<()> {
         let path = path.to_owned();
         blocking(move || {
-            for victim in [part_path(&path), path] {
-                match fs::remove_file(&victim) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(file_error("remove", &victim)(error));
-                    }
-                    _ => {}
-                }
-            }
-            Ok(())
+            layers::delete(&part_path(&path))?;
+            layers::delete(&path)
         })
         .await
     }
@@ -161,18 +205,25 @@ struct FormatData {
     data_file: Option<String>,
 }
 
+/// One run of an image's content, of `qemu-img map`.
+#[derive(Deserialize)]
+struct Extent {
+    /// Whether the image says what is there; QEMU before 6.1 does not tell, and then it may.
+    #[serde(default = "told")]
+    present: bool,
+}
+
+fn told() -> bool {
+    true
+}
+
 async fn inspect(qemu_img: &Program, path: &Path, format: Option<&str>) -> Result<VolumeInfo> {
     let looked_at = path.to_owned();
-    let (found, allocated) = blocking(move || {
-        let mut file = open_plain(&looked_at)?;
-        let allocated = file
-            .metadata()
-            .map_err(file_error("look at", &looked_at))?
-            .blocks()
-            * 512;
-        Ok((look_at_header(&mut file, &looked_at)?, allocated))
-    })
-    .await?;
+    let (header, allocated) = blocking(move || look_at(&looked_at)).await?;
+    if header.has_base {
+        return Err(bad(path, "it refers to a backing file"));
+    }
+    let found = header.format;
     let wanted = match format {
         None => found,
         Some("iso") => "raw",
@@ -184,6 +235,45 @@ async fn inspect(qemu_img: &Program, path: &Path, format: Option<&str>) -> Resul
         }
         Some(other) => return Err(bad(path, format!("the format {other:?} is not supported"))),
     };
+    let info = image_info(qemu_img, path, wanted).await?;
+    if info.backing_filename.is_some() {
+        return Err(bad(path, DAMAGED));
+    }
+    Ok(VolumeInfo {
+        format: info.format,
+        virtual_size: ByteSize(info.virtual_size),
+        allocated: ByteSize(allocated),
+        bases: Vec::new(),
+    })
+}
+
+/// A volume of ours and what is below it: each of them looked at by its header before QEMU sees any.
+async fn inspect_volume(qemu_img: &Program, path: &Path) -> Result<VolumeInfo> {
+    let looked_at = path.to_owned();
+    let (bases, allocated) = blocking(move || {
+        let bases = layers::bases(&looked_at)?;
+        let (_, allocated) = look_at(&looked_at)?;
+        for layer in bases.iter().chain([&looked_at]) {
+            if look_at(layer)?.0.format != "qcow2" {
+                return Err(bad(layer, "it is raw, not qcow2"));
+            }
+        }
+        Ok((bases, allocated))
+    })
+    .await?;
+    let info = image_info(qemu_img, path, "qcow2").await?;
+    Ok(VolumeInfo {
+        format: info.format,
+        virtual_size: ByteSize(info.virtual_size),
+        allocated: ByteSize(allocated),
+        bases,
+    })
+}
+
+const DAMAGED: &str = "it is damaged, encrypted or refers to other files";
+
+/// What qemu-img says of one file, without opening any that is below it.
+async fn image_info(qemu_img: &Program, path: &Path, wanted: &str) -> Result<ImageInfo> {
     let mut arguments: Vec<OsString> = ["info", "-U", "--output=json", "-f", wanted]
         .iter()
         .map(OsString::from)
@@ -200,28 +290,51 @@ async fn inspect(qemu_img: &Program, path: &Path, format: Option<&str>) -> Resul
             format!("qemu-img's answer is not understood: {error}"),
         )
     })?;
-    let data = info.format_specific.data;
-    if info.format != wanted
-        || info.backing_filename.is_some()
-        || info.encrypted
-        || data.corrupt
-        || data.data_file.is_some()
-    {
+    let data = &info.format_specific.data;
+    if info.format != wanted || info.encrypted || data.corrupt || data.data_file.is_some() {
+        return Err(bad(path, DAMAGED));
+    }
+    Ok(info)
+}
+
+/// A full copy of an image and all that it builds on, as one qcow2 volume of `size`.
+async fn convert(
+    qemu_img: &Program,
+    image: &Path,
+    source: &VolumeInfo,
+    path: &Path,
+    size: ByteSize,
+) -> Result<()> {
+    if source.virtual_size > size {
         return Err(bad(
-            path,
-            "it is damaged, encrypted or refers to other files",
+            image,
+            format!("its {} do not fit into {size}", source.virtual_size),
         ));
     }
-    Ok(VolumeInfo {
-        format: info.format,
-        virtual_size: ByteSize(info.virtual_size),
-        allocated: ByteSize(allocated),
-        backing_file: None,
-    })
+    let part = Part::beside(path)?;
+    let options = ["convert", "-q", "-f", &source.format, "-O", "qcow2"];
+    let mut arguments: Vec<OsString> = options.iter().map(OsString::from).collect();
+    arguments.extend([image.into(), part.0.clone().into()]);
+    qemu_img
+        .run_with(&arguments, None, COPY_LIMIT)
+        .await
+        .map_err(|error| full(error, path))?;
+    if source.virtual_size < size {
+        let mut arguments: Vec<OsString> = ["resize", "-q", "-f", "qcow2"]
+            .iter()
+            .map(OsString::from)
+            .collect();
+        arguments.extend([part.0.clone().into(), size.bytes().to_string().into()]);
+        qemu_img
+            .run(&arguments)
+            .await
+            .map_err(|error| full(error, path))?;
+    }
+    part.finish(path).await
 }
 
 /// Opens a regular file, never through a link as its last component, never blocking on a pipe.
-fn open_plain(path: &Path) -> Result<File> {
+pub(crate) fn open_plain(path: &Path) -> Result<File> {
     if !path.is_absolute() {
         return Err(bad(path, "its path is not absolute"));
     }
@@ -251,8 +364,22 @@ const FOREIGN: [(&[u8], &str); 6] = [
     (b"QED\0", "QED"),
 ];
 
-/// `qcow2` or `raw`, from the first bytes (qcow2: QEMU's docs/interop/qcow2.txt).
-fn look_at_header(file: &mut File, path: &Path) -> Result<&'static str> {
+/// What the first bytes of an image say.
+struct Header {
+    /// `qcow2` or `raw`.
+    format: &'static str,
+    has_base: bool,
+}
+
+/// The header of a file and the bytes that it takes.
+fn look_at(path: &Path) -> Result<(Header, u64)> {
+    let mut file = open_plain(path)?;
+    let found = file.metadata().map_err(file_error("look at", path))?;
+    Ok((look_at_header(&mut file, path)?, found.blocks() * 512))
+}
+
+/// Of qcow2: QEMU's docs/interop/qcow2.txt.
+fn look_at_header(file: &mut File, path: &Path) -> Result<Header> {
     let mut header = Vec::with_capacity(104);
     file.take(104)
         .read_to_end(&mut header)
@@ -261,7 +388,10 @@ fn look_at_header(file: &mut File, path: &Path) -> Result<&'static str> {
         return Err(bad(path, format!("it is a {name} image")));
     }
     if !header.starts_with(b"QFI\xfb") {
-        return Ok("raw");
+        return Ok(Header {
+            format: "raw",
+            has_base: false,
+        });
     }
     let number = |at: usize, length: usize| {
         header
@@ -276,9 +406,7 @@ fn look_at_header(file: &mut File, path: &Path) -> Result<&'static str> {
             format!("qcow version {version} is not supported"),
         ));
     }
-    if number(8, 8)? != 0 {
-        return Err(bad(path, "it refers to a backing file"));
-    }
+    let has_base = number(8, 8)? != 0;
     if number(32, 4)? != 0 {
         return Err(bad(path, "it is encrypted"));
     }
@@ -291,7 +419,10 @@ fn look_at_header(file: &mut File, path: &Path) -> Result<&'static str> {
             return Err(bad(path, "its data lies in another file"));
         }
     }
-    Ok("qcow2")
+    Ok(Header {
+        format: "qcow2",
+        has_base,
+    })
 }
 
 /// Whether the volume is there already. Volumes appear whole, so one of the right size is done.
@@ -380,7 +511,7 @@ fn full(error: Error, path: &Path) -> Error {
     }
 }
 
-fn bad(path: &Path, because: impl Into<String>) -> Error {
+pub(crate) fn bad(path: &Path, because: impl Into<String>) -> Error {
     Error::BadImage {
         path: path.to_owned(),
         because: because.into(),

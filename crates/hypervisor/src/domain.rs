@@ -237,7 +237,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// own disks stay as they are, whatever becomes of the copy. `(target, path)` of each disk; a path must not exist.
     async fn begin_copy(&self, id: VmId, disks: &[(String, PathBuf)]) -> Result<()>;
 
-    /// How far it is.
+    /// Lets a running or paused domain write on to overlays that exist already, each over the disk's present volume:
+    /// `(target, path)` of each disk. All of them at one moment, or none. What the volumes below hold is that moment's.
+    async fn switch_to_overlays(&self, id: VmId, disks: &[(String, PathBuf)]) -> Result<()>;
+
+    /// How far a copy is.
     async fn copy_state(&self, id: VmId) -> Result<CopyState>;
 
     /// Ends a copy that is not wanted any more, and waits until it has ended. None is fine; its files stay.

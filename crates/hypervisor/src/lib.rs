@@ -18,4 +18,4 @@ pub use domain::{
 };
 pub use error::{Error, Result};
 pub use tpm::{EkIssuer, EkPublic, MadeTpm, TpmFactory};
-pub use volume::{VolumeInfo, Volumes};
+pub use volume::{MAX_BASES, VolumeInfo, Volumes};

@@ -5,6 +5,7 @@
 //! only one thread.
 
 mod host;
+mod layers;
 mod moving;
 mod tpm;
 
@@ -83,6 +84,21 @@ async fn run(lab: &Lab) -> Vec<&'static str> {
     report("volumes_are_what_they_seem", &mut failed, {
         let here = here.clone();
         async move { host::volumes_are_what_they_seem(&here).await }
+    })
+    .await;
+    let layered = here.clone();
+    report("bases_go_with_the_last_that_builds_on_them", &mut failed, {
+        async move { layers::bases_go_with_the_last_that_builds_on_them(&layered).await }
+    })
+    .await;
+    let layered = here.clone();
+    report("chains_that_lead_elsewhere_are_refused", &mut failed, {
+        async move { layers::chains_that_lead_elsewhere_are_refused(&layered).await }
+    })
+    .await;
+    let layered = here.clone();
+    report("a_running_domain_goes_on_over_an_overlay", &mut failed, {
+        async move { layers::a_running_domain_goes_on_over_an_overlay(&layered).await }
     })
     .await;
     let there = lab.there();
