@@ -270,7 +270,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
             Accelerator::Tcg => "qemu",
         }
         .to_owned(),
-        disks: describe_disks(host, &domain, metadata.as_ref(), pools),
+        disks: describe_disks(host, &domain, metadata.as_ref(), pools).await,
         tpm: TpmObserved {
             state_present,
             state_sha256,
@@ -294,31 +294,38 @@ fn state_of(state: DomainState) -> VmState {
 }
 
 /// Disks that lie in pools; others are none of ours.
-fn describe_disks(
+async fn describe_disks(
     host: &Host,
     domain: &DomainObserved,
     metadata: Option<&VmMetadata>,
     pools: &[PoolFacts],
 ) -> Vec<DiskObserved> {
-    domain
-        .disks
-        .iter()
-        .filter_map(|(target, path)| {
-            let pool = host.pools.holding(pools, path)?;
-            let spec = metadata.and_then(|m| m.spec.disks.iter().find(|d| d.target == *target));
-            let (length, allocated) = size_of(path);
-            Some(DiskObserved {
-                target: target.clone(),
-                bus: spec.map_or_else(|| bus_of(target), |spec| spec.bus),
-                pool: pool.name.clone(),
-                pool_id: pool.id.clone(),
-                path: path.display().to_string(),
-                format: "qcow2".to_owned(),
-                size: spec.map_or(ByteSize(length), |spec| spec.size),
-                allocated: ByteSize(allocated),
-            })
-        })
-        .collect()
+    let mut disks = Vec::new();
+    for (target, path) in &domain.disks {
+        let Some(pool) = host.pools.holding(pools, path) else {
+            continue;
+        };
+        let spec = metadata.and_then(|m| m.spec.disks.iter().find(|d| d.target == *target));
+        let (length, allocated) = size_of(path);
+        // What cannot be seen is not there to be shown: whoever needs the chain looks again, and fails.
+        let bases = host.volumes.bases(path).await.unwrap_or_default();
+        disks.push(DiskObserved {
+            target: target.clone(),
+            bus: spec.map_or_else(|| bus_of(target), |spec| spec.bus),
+            pool: pool.name.clone(),
+            pool_id: pool.id.clone(),
+            path: path.display().to_string(),
+            format: "qcow2".to_owned(),
+            size: spec.map_or(ByteSize(length), |spec| spec.size),
+            allocated: ByteSize(allocated),
+            bases_allocated: ByteSize(bases.iter().map(|base| size_of(base).1).sum()),
+            bases: bases
+                .iter()
+                .map(|base| base.display().to_string())
+                .collect(),
+        });
+    }
+    disks
 }
 
 fn bus_of(target: &str) -> DiskBus {

@@ -58,6 +58,18 @@ pub(crate) struct Incoming {
 pub(crate) struct Copying {
     pub job: JobId,
     pub to: VmId,
+    /// Of a linked copy: what the VM's disks are to write to from then on.
+    #[serde(default)]
+    pub overlays: Vec<Overlay>,
+}
+
+/// A new volume over one of a VM's disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Overlay {
+    /// The disk.
+    pub target: String,
+    /// File name, in the pool of the disk.
+    pub volume: String,
 }
 
 /// What was copied, whole: lies with the VM (or template) it was copied for.
@@ -68,6 +80,8 @@ pub(crate) struct CopiedRecord {
     pub to: fleetward_model::vm::VmSpec,
     pub paused_ms: Option<u64>,
     pub variables: bool,
+    #[serde(default)]
+    pub linked: bool,
 }
 
 /// Encrypted TPM state of another VM, with what opens and certifies it.

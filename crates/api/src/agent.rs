@@ -155,13 +155,15 @@ pub enum Operation {
     /// Removes the files of the specification's disks. Refused while the VM is defined and not stopped.
     DeleteVolumes { spec: VmSpec },
     /// On the VM that is copied, running or stopped: makes what another one, `to`, begins with. Its volumes are full copies,
-    /// disk by disk; with `variables` it gets the UEFI variables, with `tpm_state` the encrypted TPM state and key
+    /// disk by disk, or with `linked`, where they can be, overlays over the disks, which the VM then goes on over too; with `variables` it gets the UEFI variables, with `tpm_state` the encrypted TPM state and key
     /// protector are kept aside for `CopyTpm`. Of a running VM all of it is of one moment, at which the guest is paused.
     /// Answer `Copied`. Undone by `UncopyVm`.
     CopyVm {
         to: Box<VmSpec>,
         variables: bool,
         tpm_state: bool,
+        #[serde(default)]
+        linked: bool,
     },
     /// Removes what `CopyVm` made, ends a copy under way, lets the VM run on. Refused once `to` is defined.
     UncopyVm { to: Box<VmSpec> },
@@ -307,6 +309,9 @@ pub enum OperationResult {
         paused_ms: Option<u64>,
         /// Whether there are UEFI variables: a VM that never started has none.
         variables: bool,
+        /// Whether both build on what were the VM's disks.
+        #[serde(default)]
+        linked: bool,
     },
     Migrated {
         total_ms: u64,

@@ -412,7 +412,8 @@ pub struct CloneRequest {
     /// Another host of the source's group; none: the source's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostName>,
-    /// A full copy of the disks. Every clone is one today; said, it stays one.
+    /// A full copy of the disks. Else the clone builds on the source's disks where both lie in one pool: it takes no room
+    /// and no time, and the source goes on over what were its disks, too.
     #[serde(default)]
     pub full: bool,
 }

@@ -320,7 +320,7 @@ pub enum VmCommand {
         /// Host of the clone; by default the source's
         #[arg(long)]
         host: Option<HostName>,
-        /// Copies the disks in full
+        /// Copies the disks in full; by default the clone builds on the source's disks where both lie in one pool
         #[arg(long)]
         full: bool,
         #[command(flatten)]

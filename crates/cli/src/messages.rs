@@ -44,8 +44,12 @@ pub(crate) fn vm_created(name: &VmName, host: &impl Display) -> String {
     format!("{name} created on {host}")
 }
 
-pub(crate) fn vm_cloned(from: &VmName, name: &VmName, host: &impl Display) -> String {
-    format!("{name} made from {from} on {host}; it is stopped")
+pub(crate) fn vm_cloned(from: &VmName, name: &VmName, host: &impl Display, linked: bool) -> String {
+    let disks = match linked {
+        true => format!("it builds on what were the disks of {from}"),
+        false => "its disks are full copies".to_owned(),
+    };
+    format!("{name} made from {from} on {host}; {disks}; it is stopped")
 }
 
 pub(crate) fn confirm_recover(name: &str, to: &HostName) -> String {

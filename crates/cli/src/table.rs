@@ -261,6 +261,16 @@ pub(crate) fn vm(vm: &VmView) -> String {
                 disk.size, disk.allocated, disk.pool, disk.path
             ),
         );
+        if let Some(base) = disk.bases.first() {
+            sheet.add(
+                "  builds on",
+                format!(
+                    "{base} ({} volumes, {} taken, perhaps shared with other VMs)",
+                    disk.bases.len(),
+                    disk.bases_allocated
+                ),
+            );
+        }
     }
     if vm.tpm.enabled {
         let tpm = &vm.tpm;

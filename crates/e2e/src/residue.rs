@@ -70,11 +70,14 @@ impl Residue {
             let (id, name, state) = (text(vm, "id")?, text(vm, "name")?, text(vm, "state")?);
             let shared = vm["disks"].as_array().into_iter().flatten();
             for disk in shared {
-                let path = text(disk, "path")?;
-                if vm["host"] == host || path.contains("/fleetward-shared/") {
-                    expected
-                        .volumes
-                        .insert(path.rsplit('/').next().unwrap_or_default().to_owned());
+                let bases = disk["bases"].as_array().into_iter().flatten();
+                let bases = bases.filter_map(|base| base.as_str().map(str::to_owned));
+                for path in bases.chain([text(disk, "path")?]) {
+                    if vm["host"] == host || path.contains("/fleetward-shared/") {
+                        expected
+                            .volumes
+                            .insert(path.rsplit('/').next().unwrap_or_default().to_owned());
+                    }
                 }
             }
             if vm["host"] != host {

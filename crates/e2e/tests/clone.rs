@@ -31,6 +31,14 @@ fn main() -> ExitCode {
             ),
             ("a_clone_for_another_host_runs_there", on_another_host),
             (
+                "linked_clones_outlive_their_source_and_leave_nothing",
+                linked_clones,
+            ),
+            (
+                "a_vm_that_was_cloned_while_it_ran_restarts_and_moves",
+                cloned_while_it_ran,
+            ),
+            (
                 "a_template_outlives_its_vm_and_every_deployment_has_its_own_ek",
                 templates,
             ),
@@ -139,6 +147,10 @@ fn a_copy_unseals(fleet: &Fleet) -> Result<()> {
     let (source, clone) = (fleet.vm(GOLD)?, fleet.vm("copy")?);
     differ(&source, &clone, "id")?;
     differ(&source["tpm"], &clone["tpm"], "key_id")?;
+    ensure!(
+        bases(&clone)?.len() == 1 && bases(&clone)? == bases(&source)?,
+        "not linked: {source} {clone}"
+    );
     ensure!(source["tpm"]["ek_certificate"] == clone["tpm"]["ek_certificate"]);
     ensure!(mac(fleet, "a", GOLD)? != mac(fleet, "a", "copy")?);
     let tick = started(fleet, "copy")?;
@@ -178,14 +190,26 @@ fn without_a_tpm(fleet: &Fleet) -> Result<()> {
     warned(&said, "TPM_IDENTITY_CHANGES")?;
     let clone = fleet.vm("bare")?;
     ensure!(clone["tpm"]["enabled"] == false && clone["tpm"]["state_present"] == false);
+    ensure!(bases(&clone)?.is_empty(), "not a full copy: {clone}");
     removed(fleet, "bare")
 }
 
 fn a_running_clone(fleet: &Fleet) -> Result<()> {
+    running_clone(fleet, false)?;
+    running_clone(fleet, true)
+}
+
+fn running_clone(fleet: &Fleet, full: bool) -> Result<()> {
     let before = gold(fleet)?;
-    let job = fleet.start_job(&["vm", "clone", GOLD, "live", "--tpm", "copy"])?;
+    let mut command = vec!["vm", "clone", GOLD, "live", "--tpm", "copy"];
+    if full {
+        command.push("--full");
+    }
+    let job = fleet.start_job(&command)?;
     fleet.cli(&["job", "watch", &job])?.ok()?;
     let shown = fleet.json(&["job", "show", &job])?;
+    ensure!(shown["result"]["linked"] == !full, "{shown}");
+    ensure!(bases(&fleet.vm("live")?)?.is_empty() == full);
     let paused = shown["result"]["paused_ms"].as_u64().context("a pause")?;
     eprintln!("the guest stood still for {paused} ms");
     ensure!(paused < 1000, "the guest stood still for {paused} ms");
@@ -224,6 +248,96 @@ fn on_another_host(fleet: &Fleet) -> Result<()> {
     );
     guest::goes_on(fleet, GOLD, &guest::last(fleet, GOLD)?.context("ticks")?)?;
     removed(fleet, "far")
+}
+
+/// The files that a VM's one disk builds on.
+fn bases(vm: &Value) -> Result<Vec<String>> {
+    let bases = vm["disks"][0]["bases"].as_array().into_iter().flatten();
+    bases
+        .map(|base| Ok(base.as_str().context("a path")?.to_owned()))
+        .collect()
+}
+
+/// What the VM's disk takes by itself.
+fn taken(vm: &Value) -> Result<u64> {
+    vm["disks"][0]["allocated"].as_u64().context("bytes")
+}
+
+fn linked_clones(fleet: &Fleet) -> Result<()> {
+    let before = stopped(fleet)?;
+    for name in ["one", "two"] {
+        fleet
+            .cli(&["vm", "clone", GOLD, name, "--tpm", "copy"])?
+            .ok()?;
+    }
+    let (source, one, two) = (fleet.vm(GOLD)?, fleet.vm("one")?, fleet.vm("two")?);
+    ensure!(
+        bases(&one)? == bases(&two)? && bases(&one)? == bases(&source)?,
+        "a VM that wrote nothing in between has one base for both: {source} {one} {two}"
+    );
+    ensure!(
+        taken(&one)? < 2 << 20 && taken(&source)? < 2 << 20,
+        "an overlay takes no room: {one}"
+    );
+    // The three of them write over the same base, at the same time.
+    let unsealed = |vm: &str, boots: u64| -> Result<()> {
+        let tick = guest::booted(fleet, vm, boots)?;
+        ensure!(
+            tick.unseal == "ok" && tick.ek == before.ek,
+            "{vm}: {tick:?}"
+        );
+        Ok(())
+    };
+    fleet.cli(&["vm", "start", GOLD, "one", "two"])?.ok()?;
+    for name in [GOLD, "one", "two"] {
+        unsealed(name, before.boots + 1)?;
+    }
+    fleet.cli(&["vm", "stop", GOLD, "two"])?.ok()?;
+    fleet.cli(&["vm", "delete", GOLD, "--yes"])?.ok()?;
+    residue::none_anywhere(fleet, &["a", "b"])?;
+    // A linked disk arrives in one piece, running or stopped, and the other clone keeps the base.
+    fleet.cli(&["vm", "migrate", "one", "--to", "b"])?.ok()?;
+    guest::goes_on(fleet, "one", &guest::last(fleet, "one")?.context("ticks")?)?;
+    ensure!(bases(&fleet.vm("one")?)?.is_empty());
+    residue::none_anywhere(fleet, &["a", "b"])?;
+    fleet
+        .cli(&["vm", "migrate", "two", "--to", "b", "--offline"])?
+        .ok()?;
+    ensure!(bases(&fleet.vm("two")?)?.is_empty());
+    residue::none_anywhere(fleet, &["a", "b"])?;
+    fleet.cli(&["vm", "start", "two"])?.ok()?;
+    unsealed("two", before.boots + 2)?;
+    removed(fleet, "one")?;
+    removed(fleet, "two")
+}
+
+fn cloned_while_it_ran(fleet: &Fleet) -> Result<()> {
+    let before = gold(fleet)?;
+    for (number, name) in ["first", "second"].into_iter().enumerate() {
+        fleet
+            .cli(&["vm", "clone", GOLD, name, "--tpm", "none"])?
+            .ok()?;
+        ensure!(bases(&fleet.vm(GOLD)?)?.len() == number + 1, "a layer each");
+        guest::goes_on(fleet, GOLD, &guest::last(fleet, GOLD)?.context("ticks")?)?;
+    }
+    // It moves as it runs, and leaves only what the clones build on.
+    fleet.cli(&["vm", "migrate", GOLD, "--to", "b"])?.ok()?;
+    guest::goes_on(fleet, GOLD, &guest::last(fleet, GOLD)?.context("ticks")?)?;
+    residue::none_anywhere(fleet, &["a", "b"])?;
+    fleet.cli(&["vm", "migrate", GOLD, "--to", "a"])?.ok()?;
+    fleet
+        .cli(&["vm", "clone", GOLD, "third", "--tpm", "none"])?
+        .ok()?;
+    fleet.cli(&["vm", "stop", GOLD])?.ok()?;
+    // What the guest wrote after the clone is there: it counts its boots on its disk.
+    fleet.cli(&["vm", "start", GOLD])?.ok()?;
+    let again = guest::booted(fleet, GOLD, before.boots + 1)?;
+    ensure!(again.unseal == "ok" && again.ek == before.ek, "{again:?}");
+    for name in ["first", "second", "third"] {
+        fleet.cli(&["vm", "delete", name, "--yes"])?.ok()?;
+    }
+    residue::none_anywhere(fleet, &["a", "b"])?;
+    removed(fleet, GOLD)
 }
 
 fn templates(fleet: &Fleet) -> Result<()> {

@@ -35,8 +35,8 @@ pub(crate) fn plug_in(switch: ProcessId, node: ProcessId, index: u8) -> Result<(
     ip(
         switch,
         &[
-            "link", "add", &port, "type", "veth", "peer", "name", "eth0", "address", &card, "netns",
-            &pid,
+            "link", "add", &port, "type", "veth", "peer", "name", "eth0", "address", &card,
+            "netns", &pid,
         ],
     )?;
     ip(switch, &["link", "set", &port, "master", BRIDGE, "up"])?;

@@ -576,7 +576,7 @@ fn pools(facts: &Facts<'_>) -> Findings {
         }
         if disk.pool_id != pool.id {
             let sums = copied.entry(&disk.pool).or_default();
-            sums.0 += disk.allocated.0;
+            sums.0 += disk.whole().0;
             sums.1 += disk.size.0;
         }
     }

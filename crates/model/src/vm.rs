@@ -219,6 +219,19 @@ pub struct DiskObserved {
     pub size: ByteSize,
     /// Bytes taken in the file system.
     pub allocated: ByteSize,
+    /// Paths of the volumes that it builds on, nearest first; other VMs may build on them too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<String>,
+    /// Bytes that those take.
+    #[serde(default)]
+    pub bases_allocated: ByteSize,
+}
+
+impl DiskObserved {
+    /// Bytes that it would take in one piece, at most.
+    pub fn whole(&self) -> ByteSize {
+        ByteSize(self.allocated.0.saturating_add(self.bases_allocated.0))
+    }
 }
 
 /// A VM's TPM as the host sees it now, without opening anything.

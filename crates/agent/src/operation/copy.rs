@@ -6,9 +6,10 @@
 //!                  └── found by a restarted agent, by a repeat or by the undo: copy ended, guest runs on
 //! ```
 //! Of a running VM everything is of the moment at which its guest stood still, as after a power cut: what the guest had
-//! not yet written to its disks is not in the copy. The VM that is copied is never changed.
+//! not yet written to its disks is not in the copy. A full copy changes nothing of the VM that is copied; a linked one
+//! changes which volumes its disks are made of, and nothing that the guest could see: see [`super::link`].
 
-use super::Task;
+use super::{Task, link};
 use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
@@ -21,7 +22,7 @@ use fleetward_api::agent::OperationResult;
 use fleetward_hypervisor::{CopyState, DomainState, Error as HypervisorError, SecretText};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::{VmMetadata, VmSpec};
-use fleetward_model::{ErrorCode, Failure, VmId};
+use fleetward_model::{ErrorCode, Failure, PoolName, VmId};
 use fleetward_protector_open::TpmKey;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -39,6 +40,21 @@ struct Parts {
     tpm_state: bool,
 }
 
+/// A disk, and where its copy is to be.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) target: String,
+    pub(super) pool: PoolName,
+    pub(super) source: PathBuf,
+    pub(super) copy: PathBuf,
+}
+
+/// How the disks are copied.
+enum Way {
+    Full,
+    Linked,
+}
+
 impl Task<'_> {
     /// See [`Operation::CopyVm`](fleetward_api::agent::Operation::CopyVm). A repeat after success answers again.
     pub(super) async fn copy_vm(
@@ -46,6 +62,7 @@ impl Task<'_> {
         to: &VmSpec,
         variables: bool,
         tpm_state: bool,
+        linked: bool,
     ) -> Result<OperationResult> {
         let new = self.record_of_copy(to)?;
         if let Some(done) = new.copied()?.filter(|done| done.job == self.job) {
@@ -61,16 +78,30 @@ impl Task<'_> {
             variables,
             tpm_state: tpm_state && metadata.spec.tpm,
         };
+        let way = if linked && self.can_link(&disks).await? {
+            Way::Linked
+        } else {
+            Way::Full
+        };
         let paused = match domain.state {
             DomainState::Stopped(_) => {
                 self.keep_parts(&metadata, to, &new, parts).await?;
-                self.copy_stopped(&disks).await?;
+                match way {
+                    Way::Full => self.copy_stopped(&disks).await?,
+                    Way::Linked => self.link_stopped(&metadata, to.id, &disks).await?,
+                }
                 None
             }
-            DomainState::Running => Some(
-                self.copy_running(&metadata, to, &new, &disks, parts)
-                    .await?,
-            ),
+            DomainState::Running => Some(match way {
+                Way::Full => {
+                    let copying = self.copy_running(&metadata, to, &new, &disks, parts);
+                    copying.await?
+                }
+                Way::Linked => {
+                    let linking = self.link_running(&metadata, to, &new, &disks, parts);
+                    linking.await?
+                }
+            }),
             DomainState::Paused { .. } => {
                 return Err(
                     self.wrong_state("it is paused; only a running or a stopped VM is copied")
@@ -83,6 +114,7 @@ impl Task<'_> {
             to: to.clone(),
             paused_ms: paused.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             variables: self.host.layout.nvram(to.id).exists(),
+            linked: matches!(way, Way::Linked),
         };
         new.keep_copied(&done)?;
         Ok(done.answer())
@@ -124,8 +156,8 @@ impl Task<'_> {
         }
     }
 
-    /// Target, file and copy of each disk; `to` must have the same disks in the same order.
-    fn pairs(&self, from: &VmSpec, to: &VmSpec) -> Result<Vec<(String, PathBuf, PathBuf)>> {
+    /// Each disk with its copy; `to` must have the same disks in the same order.
+    fn pairs(&self, from: &VmSpec, to: &VmSpec) -> Result<Vec<Pair>> {
         let same = from.disks.len() == to.disks.len()
             && from
                 .disks
@@ -139,22 +171,46 @@ impl Task<'_> {
                 format!("its disks are not those of VM {}", from.name),
             ));
         }
-        let mut pairs = Vec::new();
-        for (a, b) in from.disks.iter().zip(&to.disks) {
-            let (source, path) = (self.host.pools.volume(a)?, self.host.pools.volume(b)?);
-            let taken = std::fs::metadata(&source)
-                .map(|found| std::os::unix::fs::MetadataExt::blocks(&found) * 512)
-                .map_err(|error| Trouble::file(format!("disk {}", a.target), &source, &error))?;
-            self.host.pools.require_space(&b.pool, taken)?;
-            pairs.push((a.target.clone(), source, path));
-        }
-        Ok(pairs)
+        let disks = from.disks.iter().zip(&to.disks);
+        disks
+            .map(|(a, b)| {
+                Ok(Pair {
+                    target: a.target.clone(),
+                    pool: b.pool.clone(),
+                    source: self.host.pools.volume(a)?,
+                    copy: self.host.pools.volume(b)?,
+                })
+            })
+            .collect()
     }
 
-    async fn copy_stopped(&self, disks: &[(String, PathBuf, PathBuf)]) -> Result<()> {
-        for (target, source, path) in disks {
+    /// Refuses unless the pools have room for full copies.
+    async fn require_room(&self, disks: &[Pair]) -> Result<()> {
+        for disk in disks {
+            let what = || format!("disk {}", disk.target);
+            let below = self.host.volumes.bases(&disk.source).await.attempt(what)?;
+            let mut taken = 0;
+            for layer in below.iter().chain([&disk.source]) {
+                let found = std::fs::metadata(layer)
+                    .map_err(|error| Trouble::file(what(), layer, &error))?;
+                taken += std::os::unix::fs::MetadataExt::blocks(&found) * 512;
+            }
+            self.host.pools.require_space(&disk.pool, taken)?;
+        }
+        Ok(())
+    }
+
+    async fn copy_stopped(&self, disks: &[Pair]) -> Result<()> {
+        self.require_room(disks).await?;
+        for Pair {
+            target,
+            source,
+            copy,
+            ..
+        } in disks
+        {
             self.progress(0, 0, &format!("copying disk {target}"));
-            let copying = self.host.volumes.copy(source, path);
+            let copying = self.host.volumes.copy(source, copy);
             tokio::select! {
                 () = self.cancel.cancelled() => return Err(self.cancelled()),
                 copied = copying => copied.attempt(|| format!("copying disk {target} of VM {}", self.vm))?,
@@ -163,71 +219,96 @@ impl Task<'_> {
         Ok(())
     }
 
-    /// Pauses the guest, takes everything of that moment, lets it run on, and waits for the disks. Answers how long the
-    /// guest stood still.
+    /// Takes everything of one moment, lets the guest run on, and waits for the disks. Answers how long the guest stood
+    /// still.
     async fn copy_running(
         &self,
         metadata: &VmMetadata,
         to: &VmSpec,
         new: &VmRecord,
-        disks: &[(String, PathBuf, PathBuf)],
+        disks: &[Pair],
         parts: Parts,
     ) -> Result<Duration> {
+        self.require_room(disks).await?;
         self.record.keep_copying(&Copying {
             job: self.job,
             to: to.id,
+            overlays: Vec::new(),
         })?;
-        fleetward_failpoint::hold("agent.copy-vm.marked").await;
-        let begun = Instant::now();
-        let taken = self.take_moment(metadata, to, new, disks, parts).await;
-        // Whatever went wrong, the guest does not stand still for it.
-        let resumed = self.resume().await;
-        let paused = begun.elapsed();
-        taken?;
-        resumed?;
+        let copies: Vec<(String, PathBuf)> = disks
+            .iter()
+            .map(|disk| (disk.target.clone(), disk.copy.clone()))
+            .collect();
+        let begin = async {
+            let begun = self.host.hypervisor.begin_copy(self.vm, &copies).await;
+            begun.attempt(|| format!("copying the disks of VM {}", metadata.spec.name))
+        };
+        let paused = self.take_moment(metadata, to, new, parts, begin).await?;
         self.follow_copy(disks).await?;
-        for (_, _, path) in disks {
+        for Pair { copy, .. } in disks {
             self.host
                 .volumes
-                .adopt(path)
+                .adopt(copy)
                 .await
-                .attempt(|| format!("giving {} to QEMU", path.display()))?;
-            std::fs::File::open(path)
+                .attempt(|| format!("giving {} to QEMU", copy.display()))?;
+            std::fs::File::open(copy)
                 .and_then(|file| file.sync_all())
-                .and_then(|()| durable::sync_parent(path))
-                .map_err(|error| Trouble::file("a copied disk", path, &error))?;
+                .and_then(|()| durable::sync_parent(copy))
+                .map_err(|error| Trouble::file("a copied disk", copy, &error))?;
         }
         self.record.forget_copying()?;
         Ok(paused)
     }
 
+    /// As [`copy_running`](Self::copy_running), but the disks are not copied: the guest writes on to overlays.
+    async fn link_running(
+        &self,
+        metadata: &VmMetadata,
+        to: &VmSpec,
+        new: &VmRecord,
+        disks: &[Pair],
+        parts: Parts,
+    ) -> Result<Duration> {
+        let overlays = self.prepare_switch(metadata, to.id).await?;
+        let switch = self.switch(&metadata.spec, &overlays);
+        let paused = self.take_moment(metadata, to, new, parts, switch).await?;
+        self.link_switched(metadata, &overlays, disks).await?;
+        self.record.forget_copying()?;
+        Ok(paused)
+    }
+
+    /// Pauses the guest, takes everything of that moment, the disks by `disks`, and lets it run on. Answers how long it
+    /// stood still.
     async fn take_moment(
         &self,
         metadata: &VmMetadata,
         to: &VmSpec,
         new: &VmRecord,
-        disks: &[(String, PathBuf, PathBuf)],
         parts: Parts,
-    ) -> Result<()> {
-        self.host
-            .hypervisor
-            .suspend(self.vm)
-            .await
-            .attempt(|| format!("pausing VM {}", metadata.spec.name))?;
-        fleetward_failpoint::hold("agent.copy-vm.paused").await;
-        self.keep_parts(metadata, to, new, parts).await?;
-        let copies: Vec<(String, PathBuf)> = disks
-            .iter()
-            .map(|(target, _, path)| (target.clone(), path.clone()))
-            .collect();
-        self.host
-            .hypervisor
-            .begin_copy(self.vm, &copies)
-            .await
-            .attempt(|| format!("copying the disks of VM {}", metadata.spec.name))
+        disks: impl Future<Output = Result<()>>,
+    ) -> Result<Duration> {
+        fleetward_failpoint::hold("agent.copy-vm.marked").await;
+        let begun = Instant::now();
+        let taken = async {
+            self.host
+                .hypervisor
+                .suspend(self.vm)
+                .await
+                .attempt(|| format!("pausing VM {}", metadata.spec.name))?;
+            fleetward_failpoint::hold("agent.copy-vm.paused").await;
+            self.keep_parts(metadata, to, new, parts).await?;
+            disks.await
+        };
+        let taken = taken.await;
+        // Whatever went wrong, the guest does not stand still for it.
+        let resumed = self.resume().await;
+        let paused = begun.elapsed();
+        taken?;
+        resumed?;
+        Ok(paused)
     }
 
-    async fn follow_copy(&self, disks: &[(String, PathBuf, PathBuf)]) -> Result<()> {
+    async fn follow_copy(&self, disks: &[Pair]) -> Result<()> {
         let what = || format!("copying the disks of VM {}", self.vm);
         loop {
             match self
@@ -263,10 +344,10 @@ impl Task<'_> {
                 () = tokio::time::sleep(PACE) => {}
             }
         }
-        for (target, _, path) in disks {
+        for Pair { target, copy, .. } in disks {
             self.host
                 .volumes
-                .inspect(path, Some("qcow2"))
+                .inspect(copy, Some("qcow2"))
                 .await
                 .attempt(|| format!("the copy of disk {target}"))?;
         }
@@ -409,6 +490,7 @@ impl CopiedRecord {
         OperationResult::Copied {
             paused_ms: self.paused_ms,
             variables: self.variables,
+            linked: self.linked,
         }
     }
 }
@@ -416,21 +498,23 @@ impl CopiedRecord {
 /// Ends a copy that an earlier attempt or an earlier process left behind, and lets the guest run on.
 async fn settle(host: &Host, vm: VmId) -> Result<()> {
     let record = host.record(vm);
-    if record.copying()?.is_none() {
+    let Some(copying) = record.copying()? else {
         return Ok(());
-    }
+    };
     let what = || format!("ending a copy of VM {vm}");
-    match host.hypervisor.inspect(vm).await {
+    let domain = match host.hypervisor.inspect(vm).await {
         Ok(domain) => {
             // First the guest: it has waited long enough.
             if domain.state == (DomainState::Paused { incoming: false }) {
                 host.hypervisor.resume(vm).await.attempt(what)?;
             }
             host.hypervisor.abort_copy(vm).await.attempt(what)?;
+            Some(domain)
         }
-        Err(HypervisorError::NoDomain(_)) => {}
+        Err(HypervisorError::NoDomain(_)) => None,
         Err(error) => return Err(Trouble::hypervisor(what(), &error)),
-    }
+    };
+    link::settle_switch(host, vm, domain.as_ref(), &copying.overlays).await?;
     record.forget_copying()
 }
 

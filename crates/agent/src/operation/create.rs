@@ -2,10 +2,11 @@
 
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::host::Host;
 use fleetward_api::agent::OperationResult;
 use fleetward_hypervisor::{DomainDefinition, Error as HypervisorError};
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
-use fleetward_model::{ErrorCode, Failure};
+use fleetward_model::{ErrorCode, Failure, VmId};
 use std::path::Path;
 
 impl Task<'_> {
@@ -146,36 +147,8 @@ impl Task<'_> {
         Ok(())
     }
 
-    /// Hands the definition to the hypervisor, its paths resolved.
     pub(super) async fn define_domain(&self, metadata: VmMetadata) -> Result<()> {
-        let spec = &metadata.spec;
-        let cdrom_path = match &spec.cdrom {
-            None => None,
-            Some(cdrom) => {
-                let image = self
-                    .host
-                    .images
-                    .require(cdrom.image.as_str(), &cdrom.sha256)?;
-                Some(image.path)
-            }
-        };
-        let definition = DomainDefinition {
-            disk_paths: self.host.pools.volumes(spec)?,
-            cdrom_path,
-            serial_log: self
-                .host
-                .config
-                .serial_log_dir
-                .as_ref()
-                .map(|dir| dir.join(format!("{}.log", spec.name))),
-            nvram_path: self.host.layout.nvram(self.vm),
-            metadata: metadata.clone(),
-        };
-        self.host
-            .hypervisor
-            .define(&definition)
-            .await
-            .attempt(|| format!("defining VM {}", spec.name))
+        define_domain(self.host, self.vm, metadata).await
     }
 
     /// Removes the definition and the UEFI variables of a stopped VM.
@@ -222,4 +195,31 @@ impl Task<'_> {
             format!("the specification is of VM {}", spec.id),
         ))
     }
+}
+
+/// Hands the definition to the hypervisor, its paths resolved.
+pub(super) async fn define_domain(host: &Host, vm: VmId, metadata: VmMetadata) -> Result<()> {
+    let spec = &metadata.spec;
+    let cdrom_path = match &spec.cdrom {
+        None => None,
+        Some(cdrom) => {
+            let image = host.images.require(cdrom.image.as_str(), &cdrom.sha256)?;
+            Some(image.path)
+        }
+    };
+    let definition = DomainDefinition {
+        disk_paths: host.pools.volumes(spec)?,
+        cdrom_path,
+        serial_log: host
+            .config
+            .serial_log_dir
+            .as_ref()
+            .map(|dir| dir.join(format!("{}.log", spec.name))),
+        nvram_path: host.layout.nvram(vm),
+        metadata: metadata.clone(),
+    };
+    host.hypervisor
+        .define(&definition)
+        .await
+        .attempt(|| format!("defining VM {}", spec.name))
 }

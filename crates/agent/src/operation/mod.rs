@@ -18,6 +18,7 @@ pub(crate) mod copy;
 mod create;
 mod grant;
 pub(crate) mod incoming;
+mod link;
 mod outgoing;
 mod power;
 mod rebuild;
@@ -58,7 +59,8 @@ impl Task<'_> {
                 to,
                 variables,
                 tpm_state,
-            } => self.copy_vm(to, *variables, *tpm_state).await,
+                linked,
+            } => self.copy_vm(to, *variables, *tpm_state, *linked).await,
             Operation::UncopyVm { to } => self.uncopy_vm(to).await,
             Operation::CopyTpm { recipients } => self.copy_tpm(recipients).await,
             Operation::PlaceVariables { sha256 } => self.place_variables(sha256).await,

@@ -14,8 +14,8 @@ use crate::failure::{HypervisorResult, Result, Trouble, chain};
 use crate::record::{Outgoing, TransitRecord};
 use fleetward_api::agent::{IncomingDisk, OperationResult, Peer, SourceState};
 use fleetward_hypervisor::{
-    DomainState, Error as HypervisorError, MigrationDisks, MigrationOutcome, MigrationProgress,
-    MigrationRequest, StopReason,
+    DomainObserved, DomainState, Error as HypervisorError, MigrationDisks, MigrationOutcome,
+    MigrationProgress, MigrationRequest, StopReason,
 };
 use fleetward_link::tunnel::{TunnelError, TunnelTarget, UnixRelay};
 use fleetward_link::{Identity, SocketSpec};
@@ -67,6 +67,7 @@ impl Task<'_> {
                 ));
             }
         }
+        self.require_known_disks(&domain, &metadata)?;
         self.progress(0, 0, "calling the destination");
         self.call(to, ChannelUse::Arm, Duration::from_secs(30))
             .await?;
@@ -76,6 +77,32 @@ impl Task<'_> {
             Ok(outcome) => self.leave(Some(outcome)),
             Err(trouble) => self.settle_after_failure(trouble).await,
         }
+    }
+
+    /// What libvirt believes the VM writes to is what would be copied, so it must be what the specification says. A libvirt
+    /// that died at the wrong moment of a linked copy believes in the volumes below.
+    fn require_known_disks(&self, domain: &DomainObserved, metadata: &VmMetadata) -> Result<()> {
+        for disk in &metadata.spec.disks {
+            let path = self.host.pools.volume(disk)?;
+            // Of a domain that is just being started libvirt tells nothing.
+            if !domain.disks.is_empty() && !domain.disks.iter().any(|(_, known)| *known == path) {
+                return Err(Failure::new(
+                    ErrorCode::VmStateWrong,
+                    format!("migrating VM {}", domain.name),
+                )
+                .because(format!(
+                    "libvirt does not know that its disk {} is {}",
+                    disk.target,
+                    path.display()
+                ))
+                .fix(format!(
+                    "fleetward vm stop {0}, then fleetward vm start {0}: what it starts with is right",
+                    domain.name
+                ))
+                .into());
+            }
+        }
+        Ok(())
     }
 
     /// Opens the sockets, lets libvirt migrate through them, and gives up when the destination is lost.

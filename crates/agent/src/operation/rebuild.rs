@@ -123,7 +123,16 @@ impl Task<'_> {
                 let because = format!("{shown} is locked: a copy of the VM still runs somewhere");
                 return Err(Trouble::refuse(ErrorCode::VmNotLost, what(), because));
             }
-            volumes.inspect(&place, Some("qcow2")).await.attempt(what)?;
+            if volumes.is_frozen(&place).await.attempt(what)? {
+                return Err(Failure::new(ErrorCode::DiskMissing, what())
+                    .because(format!(
+                        "other VMs build on {shown} since it was cloned, and the VM went on in another file: the copy is \
+                         older than that"
+                    ))
+                    .fix("recover from a newer version: fleetward tpm history lists them")
+                    .into());
+            }
+            volumes.inspect_volume(&place).await.attempt(what)?;
             volumes.adopt(&place).await.attempt(what)?;
         }
         Ok(())

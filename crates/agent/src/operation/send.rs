@@ -1,4 +1,6 @@
 //! Sending a stopped VM: disks, UEFI variables and TPM state, one after the other.
+//!
+//! A disk that builds on others is sent in one piece: as a full copy, made beside it for as long as it takes.
 
 use super::Task;
 use crate::arrivals::{Channel, ChannelUse};
@@ -7,8 +9,10 @@ use crate::transfer::{self, Item, Source};
 use fleetward_api::agent::{IncomingDisk, OperationResult, Peer};
 use fleetward_hypervisor::MigrationOutcome;
 use fleetward_link::Identity;
+use fleetward_model::vm::{DiskSpec, VmSpec};
 use fleetward_model::{ErrorCode, Failure};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 impl Task<'_> {
@@ -28,21 +32,10 @@ impl Task<'_> {
         self.require_whole()?;
         let (_, metadata) = self.managed().await?;
         self.require_stopped().await?;
-        let files = self.files_to_send(&metadata.spec, disks).await?;
-        let total: u64 = files.iter().map(|(_, _, size)| size).sum();
-        let begun = Instant::now();
-        let mut done = 0;
-        for (item, source, _) in files {
-            let sending =
-                transfer::send(self.host, to, self.job, self.vm, &item, source, |bytes| {
-                    done += bytes;
-                    self.progress(done, total.max(done), &format!("sending {}", item.name()));
-                });
-            tokio::select! {
-                () = self.cancel.cancelled() => return Err(self.cancelled()),
-                sent = sending => sent?,
-            }
-        }
+        let sent = self.send_files(to, &metadata.spec, disks).await;
+        // Whatever came of it, and whatever an earlier attempt left.
+        self.remove_pieces(&metadata.spec).await?;
+        let (begun, done) = sent?;
         let header = Channel::new(self.job, ChannelUse::Complete).header(self.vm);
         self.host
             .dialer
@@ -58,10 +51,35 @@ impl Task<'_> {
         }))
     }
 
+    /// When it began, and how many bytes went.
+    async fn send_files(
+        &self,
+        to: &Peer,
+        spec: &VmSpec,
+        disks: &[IncomingDisk],
+    ) -> Result<(Instant, u64)> {
+        let begun = Instant::now();
+        let files = self.files_to_send(spec, disks).await?;
+        let total: u64 = files.iter().map(|(_, _, size)| size).sum();
+        let mut done = 0;
+        for (item, source, _) in files {
+            let sending =
+                transfer::send(self.host, to, self.job, self.vm, &item, source, |bytes| {
+                    done += bytes;
+                    self.progress(done, total.max(done), &format!("sending {}", item.name()));
+                });
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(self.cancelled()),
+                sent = sending => sent?,
+            }
+        }
+        Ok((begun, done))
+    }
+
     /// The files with the bytes they take.
     async fn files_to_send(
         &self,
-        spec: &fleetward_model::vm::VmSpec,
+        spec: &VmSpec,
         disks: &[IncomingDisk],
     ) -> Result<Vec<(Item, Source, u64)>> {
         let mut files = Vec::new();
@@ -74,7 +92,7 @@ impl Task<'_> {
                     Failure::new(ErrorCode::InvalidRequest, format!("disk {}", disk.target))
                         .because(format!("VM {} has no such disk", spec.name))
                 })?;
-            let path = self.host.pools.volume(volume)?;
+            let path = self.in_one_piece(volume).await?;
             let size = std::fs::metadata(&path)
                 .map_err(|error| Trouble::file(format!("disk {}", disk.target), &path, &error))?
                 .blocks()
@@ -101,4 +119,53 @@ impl Task<'_> {
         }
         Ok(files)
     }
+
+    /// The disk's file, or a full copy of it where it builds on others.
+    async fn in_one_piece(&self, disk: &DiskSpec) -> Result<PathBuf> {
+        let what = || format!("disk {} of VM {}", disk.target, self.vm);
+        let path = self.host.pools.volume(disk)?;
+        let below = self.host.volumes.bases(&path).await.attempt(what)?;
+        if below.is_empty() {
+            return Ok(path);
+        }
+        let mut taken = 0;
+        for layer in below.iter().chain([&path]) {
+            let found =
+                std::fs::metadata(layer).map_err(|error| Trouble::file(what(), layer, &error))?;
+            taken += found.blocks() * 512;
+        }
+        self.host.pools.require_space(&disk.pool, taken)?;
+        let piece = piece_of(&path);
+        self.progress(
+            0,
+            0,
+            &format!("putting disk {} together in one piece", disk.target),
+        );
+        let copying = async {
+            // One that an earlier attempt left may be older than the disk.
+            self.host.volumes.delete(&piece).await?;
+            self.host.volumes.copy(&path, &piece).await
+        };
+        tokio::select! {
+            () = self.cancel.cancelled() => Err(self.cancelled()),
+            copied = copying => copied.attempt(what).map(|()| piece),
+        }
+    }
+
+    /// Removes the copies that were made to be sent.
+    pub(super) async fn remove_pieces(&self, spec: &VmSpec) -> Result<()> {
+        for disk in &spec.disks {
+            if let Ok(path) = self.host.pools.volume(disk) {
+                self.delete_file(&piece_of(&path)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a disk is put together in one piece, beside it.
+fn piece_of(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".piece");
+    path.with_file_name(name)
 }

@@ -296,6 +296,13 @@ impl Hypervisor for Fake {
             Ok(())
         })
     }
+    async fn switch_to_overlays(&self, id: VmId, disks: &[(String, PathBuf)]) -> Result<()> {
+        self.change(id, |d| {
+            assert_eq!(d.state, DomainState::Paused { incoming: false });
+            d.disks = disks.to_vec();
+            Ok(())
+        })
+    }
     async fn copy_state(&self, _id: VmId) -> Result<CopyState> {
         Ok(CopyState::Done)
     }
@@ -404,8 +411,42 @@ impl Volumes for Fake {
             format: format.unwrap_or("raw").into(),
             virtual_size: ByteSize(content.len() as u64),
             allocated: ByteSize(content.len() as u64),
-            backing_file: None,
+            bases: Vec::new(),
         })
+    }
+    async fn inspect_volume(&self, path: &Path) -> Result<VolumeInfo> {
+        let bases = self.bases(path).await?;
+        let info = Volumes::inspect(self, path, Some("qcow2")).await?;
+        Ok(VolumeInfo { bases, ..info })
+    }
+    /// An overlay is a file that says `disk over NAME`.
+    async fn bases(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        let content = std::fs::read_to_string(path).unwrap_or_default();
+        let Some(name) = content.strip_prefix("disk over ") else {
+            return Ok(Vec::new());
+        };
+        let base = path.with_file_name(name);
+        let below = self.bases(&base).await?;
+        Ok([vec![base], below].concat())
+    }
+    async fn create_overlay(&self, base: &Path, path: &Path) -> Result<()> {
+        let name = base.file_name().unwrap().to_str().unwrap();
+        std::fs::write(path, format!("disk over {name}")).unwrap();
+        Ok(())
+    }
+    async fn is_unwritten(&self, path: &Path) -> Result<bool> {
+        Ok(std::fs::read_to_string(path)
+            .unwrap()
+            .starts_with("disk over "))
+    }
+    async fn freeze(&self, path: &Path) -> Result<()> {
+        let mut frozen = std::fs::metadata(path).unwrap().permissions();
+        frozen.set_readonly(true);
+        std::fs::set_permissions(path, frozen).unwrap();
+        Ok(())
+    }
+    async fn is_frozen(&self, path: &Path) -> Result<bool> {
+        Ok(std::fs::metadata(path).unwrap().permissions().readonly())
     }
     async fn create_empty(&self, path: &Path, _size: ByteSize) -> Result<()> {
         if !path.exists() {

@@ -87,9 +87,10 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 return Ok(Exit::Done);
             }
             let vm = controller.vm(&new).await?;
-            context
-                .output
-                .success(&vm, || messages::vm_cloned(&name, &vm.name, &vm.host))?;
+            let linked = vm.disks.iter().any(|disk| !disk.bases.is_empty());
+            context.output.success(&vm, || {
+                messages::vm_cloned(&name, &vm.name, &vm.host, linked)
+            })?;
             Ok(Exit::Done)
         }
         VmCommand::Recover {

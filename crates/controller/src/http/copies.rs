@@ -18,7 +18,7 @@ use fleetward_model::clone::{self, CloneTpm};
 use fleetward_model::error::Finding;
 use fleetward_model::transition::Request;
 use fleetward_model::vm::{VmObserved, VmSpec};
-use fleetward_model::{ErrorCode, Failure, HostName, TemplateName, VmId, VmName};
+use fleetward_model::{ErrorCode, Failure, HostName, PoolName, TemplateName, VmId, VmName};
 use http::StatusCode;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -59,6 +59,7 @@ pub(super) async fn vm_clone(
         name: request.name,
         spec,
         tpm: choice,
+        linked: !request.full && shares_disks(&app, &vm, &to),
         revoked: vm
             .metadata
             .as_ref()
@@ -67,6 +68,20 @@ pub(super) async fn vm_clone(
         to,
     };
     submit::<VmClone>(&app, &vm, &peer, &input, warnings).await
+}
+
+/// Whether a clone on that host could build on the VM's disks where they are.
+fn shares_disks(app: &App, vm: &VmObserved, to: &HostName) -> bool {
+    let seen = app.world.inventory.seen(to);
+    let shared = |pool: &PoolName, id: &str| {
+        let there = seen.facts.as_ref().and_then(|facts| facts.pool(pool));
+        there.is_some_and(|there| there.id == id)
+    };
+    *to == vm.host
+        || vm
+            .disks
+            .iter()
+            .all(|disk| shared(&disk.pool, &disk.pool_id))
 }
 
 /// A clone for another host is of the same group, and its disks need their pools there.
@@ -96,10 +111,11 @@ fn require_host(app: &App, vm: &VmObserved, to: &HostName) -> Result<(), Failure
                 return Err(Failure::new(ErrorCode::PoolMissing, what)
                     .because(format!("host {to} has no pool {}", disk.pool)));
             }
-            Some(pool) if pool.available < disk.allocated && pool.id != disk.pool_id => {
+            Some(pool) if pool.available < disk.whole() && pool.id != disk.pool_id => {
                 return Err(Failure::new(ErrorCode::NoSpace, what).because(format!(
                     "{} are needed, {} are available",
-                    disk.allocated, pool.available
+                    disk.whole(),
+                    pool.available
                 )));
             }
             Some(_) => {}

@@ -104,7 +104,7 @@ fn needs(vm: &VmObserved) -> Option<Needs> {
         ..Needs::default()
     };
     for disk in &vm.disks {
-        needs.pools.entry(disk.pool.clone()).or_default().0 += disk.allocated.0;
+        needs.pools.entry(disk.pool.clone()).or_default().0 += disk.whole().0;
     }
     Some(needs)
 }

@@ -93,7 +93,9 @@ impl Step<TemplateInput> for Copy {
 
     async fn run(&self, cx: &StepContext<TemplateInput>) -> Result<Copied, StepError> {
         let input = cx.input();
+        // A template leaves the host, so its disks stand alone.
         let operation = Operation::CopyVm {
+            linked: false,
             to: Box::new(input.spec.clone()),
             variables: input.uefi_variables,
             tpm_state: false,
@@ -105,6 +107,7 @@ impl Step<TemplateInput> for Copy {
             OperationResult::Copied {
                 paused_ms,
                 variables,
+                linked: _,
             } => Ok(Copied {
                 paused_ms,
                 variables,

@@ -3,8 +3,9 @@
 //! ```text
 //!   copy ─ make-tpm ─ define ─ move
 //! ```
-//! Everything is made where the source is, in one piece; a clone for another host then moves there as any stopped VM
-//! does, by the same job. The source is only read, and held by the job's locks for as long.
+//! Everything is made where the source is; a clone for another host then moves there as any stopped VM does, by the same
+//! job. The source is held by the job's locks for as long. Its guest sees nothing of a linked clone but a short pause;
+//! which volumes its disks are made of changes.
 
 use super::{MigrateInput, OnVm, VmMigrateStopped, vm_locks};
 use crate::world::World;
@@ -31,6 +32,9 @@ pub(crate) struct CloneInput {
     pub(crate) name: VmName,
     pub(crate) spec: VmSpec,
     pub(crate) tpm: CloneTpm,
+    /// Build on the source's disks, where that can be.
+    #[serde(default)]
+    pub(crate) linked: bool,
     /// Guardians that were cut off from the source: they do not get the clone's key either.
     #[serde(default)]
     pub(crate) revoked: Vec<Revocation>,
@@ -91,6 +95,8 @@ struct Copy(Arc<World>);
 struct Copied {
     /// How long its guest stood still.
     paused_ms: Option<u64>,
+    #[serde(default)]
+    linked: bool,
 }
 
 #[async_trait]
@@ -104,12 +110,15 @@ impl Step<CloneInput> for Copy {
             to: Box::new(input.spec.clone()),
             variables: true,
             tpm_state: input.tpm == CloneTpm::Copy,
+            linked: input.linked,
         };
         let agent = self.0.agents.of(&input.host)?;
         let done = agent.run(cx, input.vm, operation).await?;
         self.0.refresh(&input.host, input.vm).await;
         match done {
-            OperationResult::Copied { paused_ms, .. } => Ok(Copied { paused_ms }),
+            OperationResult::Copied {
+                paused_ms, linked, ..
+            } => Ok(Copied { paused_ms, linked }),
             other => Err(unexpected(&other)),
         }
     }
@@ -271,6 +280,7 @@ pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
     let copied: Option<Copied> = job.output("copy");
     Some(serde_json::json!({
         "vm": input.name, "id": input.spec.id, "host": input.to, "from": input.source, "tpm": input.tpm,
-        "paused_ms": copied.and_then(|copied| copied.paused_ms),
+        "paused_ms": copied.as_ref().and_then(|copied| copied.paused_ms),
+        "linked": copied.is_some_and(|copied| copied.linked),
     }))
 }

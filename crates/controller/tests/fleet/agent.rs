@@ -196,6 +196,8 @@ impl Inner {
                 .disks
                 .iter()
                 .map(|disk| DiskObserved {
+                    bases: Vec::new(),
+                    bases_allocated: ByteSize(0),
                     target: disk.target.clone(),
                     bus: disk.bus,
                     pool: disk.pool.clone(),
@@ -266,6 +268,7 @@ impl Inner {
                 return Ok(OperationResult::Copied {
                     paused_ms: None,
                     variables,
+                    linked: false,
                 });
             }
             Operation::UncopyVm { to } => {

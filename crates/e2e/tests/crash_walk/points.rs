@@ -31,7 +31,7 @@ impl Depth {
     /// Whether a scenario of the kind `kind` that goes `way` visits `point`.
     pub(crate) fn visits(self, point: &str, kind: &str, way: Way) -> bool {
         if point.starts_with("agent.") {
-            return self == Self::Soak;
+            return self == Self::Soak || ALWAYS.contains(&point);
         }
         let step_and_place = point
             .strip_prefix("job.")
@@ -51,6 +51,14 @@ impl Depth {
         }
     }
 }
+
+/// Points of the agents that are in `make test` too: between them lies what no step of the controller separates.
+const ALWAYS: &[&str] = &[
+    // a linked clone: overlays made; the source writes to them; the definition says so, and nothing is frozen yet
+    "agent.copy-vm.overlaid",
+    "agent.copy-vm.switched",
+    "agent.copy-vm.written",
+];
 
 /// Whether killing `victim` at `point` means anything: an agent's own points are about the agents.
 pub(crate) fn concerns(point: &str, victim: &str) -> bool {
@@ -72,6 +80,7 @@ pub(crate) fn test_and_soak_visit_what_they_should() -> Result<()> {
         ("job.vm-start.start.undo.recorded", back, false, true),
         ("agent.start.begin", forward, false, true),
         ("agent.stop.end", back, false, true),
+        ("agent.copy-vm.switched", forward, true, true),
         ("job.vm-start-all.start.before", forward, false, false),
         ("job.vm-stop.stop.before", forward, false, false),
         ("controller.tick", forward, false, false),

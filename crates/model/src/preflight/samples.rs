@@ -119,6 +119,8 @@ pub(crate) fn vm(host: &str) -> VmObserved {
             format: "qcow2".into(),
             size: ByteSize::gib(10),
             allocated: ByteSize::gib(1),
+            bases: Vec::new(),
+            bases_allocated: ByteSize(0),
         }],
         tpm: TpmObserved {
             enabled: true,
