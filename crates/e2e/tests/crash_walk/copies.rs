@@ -3,7 +3,7 @@
 use crate::scenario::{Before, Ended, Scenario};
 use crate::subject::{VM, clean, exists, gone, running, shows_as, stopped, strings};
 use anyhow::{Result, ensure};
-use fleetward_e2e::fleet::Fleet;
+use fleetward_e2e::fleet::{Fleet, text};
 use fleetward_e2e::guest;
 
 /// The clone's name.
@@ -109,7 +109,17 @@ fn on_a(fleet: &Fleet) -> Result<()> {
 fn stopped_on_a(fleet: &Fleet) -> Result<Before> {
     on_a(fleet)?;
     stopped(fleet)?;
+    written(fleet)?;
     Ok(Before::default())
+}
+
+/// A linked clone of a VM that has written nothing since the last one leaves its disk alone. So something is written, between
+/// the partition table and the first partition, where the guest keeps nothing.
+fn written(fleet: &Fleet) -> Result<()> {
+    let vm = fleet.vm(VM)?;
+    let disk = text(&vm["disks"][0], "path")?;
+    let write = ["qemu-io", "-f", "qcow2", "-c", "write 512k 64k", &disk];
+    fleet.exec("a", &write)?.ok().map(drop)
 }
 
 fn running_on_a(fleet: &Fleet) -> Result<Before> {
