@@ -199,6 +199,19 @@ impl Task<'_> {
 
 /// Hands the definition to the hypervisor, its paths resolved.
 pub(super) async fn define_domain(host: &Host, vm: VmId, metadata: VmMetadata) -> Result<()> {
+    let definition = definition_of(host, vm, metadata)?;
+    host.hypervisor
+        .define(&definition)
+        .await
+        .attempt(|| format!("defining VM {}", definition.metadata.spec.name))
+}
+
+/// The definition with its paths resolved; refused where a pool or the installer medium is not here.
+pub(super) fn definition_of(
+    host: &Host,
+    vm: VmId,
+    metadata: VmMetadata,
+) -> Result<DomainDefinition> {
     let spec = &metadata.spec;
     let cdrom_path = match &spec.cdrom {
         None => None,
@@ -207,7 +220,7 @@ pub(super) async fn define_domain(host: &Host, vm: VmId, metadata: VmMetadata) -
             Some(image.path)
         }
     };
-    let definition = DomainDefinition {
+    Ok(DomainDefinition {
         disk_paths: host.pools.volumes(spec)?,
         cdrom_path,
         serial_log: host
@@ -216,10 +229,6 @@ pub(super) async fn define_domain(host: &Host, vm: VmId, metadata: VmMetadata) -
             .as_ref()
             .map(|dir| dir.join(format!("{}.log", spec.name))),
         nvram_path: host.layout.nvram(vm),
-        metadata: metadata.clone(),
-    };
-    host.hypervisor
-        .define(&definition)
-        .await
-        .attempt(|| format!("defining VM {}", spec.name))
+        metadata,
+    })
 }

@@ -13,7 +13,7 @@
 
 use super::Task;
 use super::copy::Pair;
-use super::create::define_domain;
+use super::create::{define_domain, definition_of};
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::record::{Copying, Overlay};
@@ -125,6 +125,8 @@ impl Task<'_> {
         to: VmId,
         overlays: &[Overlay],
     ) -> Result<()> {
+        // After the switch the VM is defined anew: what would be in the way of that is refused now.
+        definition_of(self.host, self.vm, metadata.clone())?;
         self.record.keep_copying(&Copying {
             job: self.job,
             to,
