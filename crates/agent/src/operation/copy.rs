@@ -187,15 +187,8 @@ impl Task<'_> {
     /// Refuses unless the pools have room for full copies.
     async fn require_room(&self, disks: &[Pair]) -> Result<()> {
         for disk in disks {
-            let what = || format!("disk {}", disk.target);
-            let below = self.host.volumes.bases(&disk.source).await.attempt(what)?;
-            let mut taken = 0;
-            for layer in below.iter().chain([&disk.source]) {
-                let found = std::fs::metadata(layer)
-                    .map_err(|error| Trouble::file(what(), layer, &error))?;
-                taken += std::os::unix::fs::MetadataExt::blocks(&found) * 512;
-            }
-            self.host.pools.require_space(&disk.pool, taken)?;
+            let whole = self.bytes_in_one_piece(&disk.source).await?;
+            self.host.pools.require_space(&disk.pool, whole)?;
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use crate::record::{Copying, Overlay};
 use fleetward_hypervisor::{DomainObserved, DomainState, MAX_BASES};
 use fleetward_model::vm::{DiskSpec, VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, VmId};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 impl Task<'_> {
@@ -157,7 +158,24 @@ impl Task<'_> {
             .attempt(|| format!("making {} over {}", path.display(), base.display()))
     }
 
-    async fn below(&self, volume: &Path) -> Result<Vec<PathBuf>> {
+    /// At most so many bytes it takes to have the volume and all below it as one.
+    pub(super) async fn bytes_in_one_piece(&self, volume: &Path) -> Result<u64> {
+        let mut taken = 0;
+        for layer in self
+            .below(volume)
+            .await?
+            .iter()
+            .map(PathBuf::as_path)
+            .chain([volume])
+        {
+            let found = std::fs::metadata(layer)
+                .map_err(|error| Trouble::file(format!("VM {}", self.vm), layer, &error))?;
+            taken += found.blocks() * 512;
+        }
+        Ok(taken)
+    }
+
+    pub(super) async fn below(&self, volume: &Path) -> Result<Vec<PathBuf>> {
         self.host
             .volumes
             .bases(volume)

@@ -124,17 +124,11 @@ impl Task<'_> {
     async fn in_one_piece(&self, disk: &DiskSpec) -> Result<PathBuf> {
         let what = || format!("disk {} of VM {}", disk.target, self.vm);
         let path = self.host.pools.volume(disk)?;
-        let below = self.host.volumes.bases(&path).await.attempt(what)?;
-        if below.is_empty() {
+        if self.below(&path).await?.is_empty() {
             return Ok(path);
         }
-        let mut taken = 0;
-        for layer in below.iter().chain([&path]) {
-            let found =
-                std::fs::metadata(layer).map_err(|error| Trouble::file(what(), layer, &error))?;
-            taken += found.blocks() * 512;
-        }
-        self.host.pools.require_space(&disk.pool, taken)?;
+        let whole = self.bytes_in_one_piece(&path).await?;
+        self.host.pools.require_space(&disk.pool, whole)?;
         let piece = piece_of(&path);
         self.progress(
             0,
