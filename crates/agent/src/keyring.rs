@@ -322,16 +322,19 @@ impl Keyring {
     pub(crate) fn beside_own(
         &self,
         protector: &KeyProtector,
-        vm: VmId,
+        vm: &VmMetadata,
         purpose: &Purpose,
     ) -> Result<Option<KeyProtector>> {
         let loaded = self.loaded();
-        let inspection = protector.inspect();
-        if inspection.is_granted(loaded.own().id()) || loaded.opener(inspection).is_none() {
+        let (own, inspection) = (loaded.own(), protector.inspect());
+        if inspection.is_granted(own.id())
+            || vm.is_revoked(own.id())
+            || loaded.opener(inspection).is_none()
+        {
             return Ok(None);
         }
-        let own = loaded.own().public().clone();
-        self.grant(protector, vm, &[own], purpose).map(Some)
+        let own = own.public().clone();
+        self.grant(protector, vm.spec.id, &[own], purpose).map(Some)
     }
 
     /// Whether both hold the same TPM key; opens both to know.

@@ -92,6 +92,9 @@ pub struct KeyRewrap {
     /// Guardians that may be wrapped for, or sign, although they have expired: the administrator named them.
     #[serde(default)]
     pub expired: Vec<GuardianId>,
+    /// What the guardians in `add` were before: a grant by name lifts these revocations too, unless a roll is due for them.
+    #[serde(default)]
+    pub former: Vec<GuardianId>,
     pub why: RewrapReason,
 }
 

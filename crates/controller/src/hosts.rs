@@ -6,7 +6,7 @@
 
 use anyhow::Context;
 use fleetward_model::guardian::GuardianFacts;
-use fleetward_model::vm::VmMetadata;
+use fleetward_model::vm::{Revocation, VmMetadata};
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName};
 use fleetward_store::{Guard, Outcome, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
@@ -39,8 +39,13 @@ pub(crate) struct HostRecord {
 impl HostRecord {
     /// Whether the VM's key was taken away from this host by name, before a rotation or after.
     pub(crate) fn is_revoked_for(&self, vm: &VmMetadata) -> bool {
-        let mut guardians = self.former.iter().chain([&self.guardian.id]);
-        guardians.any(|guardian| vm.is_revoked(guardian))
+        self.is_among(&vm.revoked)
+    }
+
+    /// The same of revocations that are not, or not yet, on a VM.
+    pub(crate) fn is_among(&self, revoked: &[Revocation]) -> bool {
+        let is = |guardian: &GuardianId| revoked.iter().any(|r| r.guardian == *guardian);
+        is(&self.guardian.id) || self.former.iter().any(is)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::work::{
     GrantInput, GuardianGrant, GuardianRevoke, GuardianSettle, RevokeInput, RotateInput,
     SupersedeInput, VmSupersede, depending, plan_grant,
 };
-use crate::world::{MANY_GUARDIANS, World};
+use crate::world::World;
 use fleetward_jobs::JobError;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::vm::VmState;
@@ -130,7 +130,10 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
         }
     }
     for vm in world.inventory.vms() {
-        let guardians: Vec<_> = vm.roll_due().cloned().collect();
+        let mut guardians: Vec<_> = vm.roll_due().cloned().collect();
+        // Its own host seals every new key with its own guardian: that one loses it once the VM has moved away.
+        let here = world.hosts.find(&vm.host);
+        guardians.retain(|id| here.as_ref().is_none_or(|host| host.guardian.id != *id));
         let ready = vm.state == VmState::Stopped
             && vm.is_the_vm()
             && world.inventory.seen(&vm.host).online
@@ -158,9 +161,7 @@ fn lacking(world: &World, host: &HostName) -> BTreeSet<VmId> {
     };
     let now = time::OffsetDateTime::now_utc();
     let expired = record.guardian.not_after().is_none_or(|end| end < now);
-    let group = world.hosts.all().into_iter();
-    let members = group.filter(|other| other.group == record.group).count();
-    if expired || members > MANY_GUARDIANS || !world.grants_by_itself() {
+    if expired || world.too_many_in(&record.group).is_some() {
         return BTreeSet::new();
     }
     let input = GrantInput {

@@ -14,8 +14,10 @@ use fleetward_model::guardian::{EndorsedGuardian, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::placement::{Candidate, Needs, place};
 use fleetward_model::preflight::Side;
-use fleetward_model::vm::VmMetadata;
-use fleetward_model::{ByteSize, ErrorCode, Failure, GroupName, HostName, PoolName, VmId, VmName};
+use fleetward_model::vm::{Revocation, VmMetadata};
+use fleetward_model::{
+    ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, PoolName, VmId, VmName,
+};
 use fleetward_protector::KeyProtector;
 use fleetward_store::Store;
 use std::collections::BTreeMap;
@@ -87,23 +89,78 @@ impl World {
         place(needs, &candidates)
     }
 
-    /// Every guardian of a group that a key may be wrapped for now, `first` in front.
-    pub(crate) fn guardians_of(
+    /// Who gets a key that is made now, for a VM on `host`: what every job that makes a TPM wraps its key for. In a fleet
+    /// that grants by itself the hosts of the group, `host` first, at most as many as a key protector is good for; with
+    /// manual trust that host alone. Never one that the VM's key was taken away from by name.
+    pub(crate) fn recipients_for_new_key(
         &self,
         group: &GroupName,
-        first: Option<&HostName>,
+        host: &HostName,
+        revoked: &[Revocation],
         now: OffsetDateTime,
     ) -> Result<Vec<EndorsedGuardian>, Failure> {
-        let mut hosts: Vec<_> = self.hosts.all();
-        hosts.retain(|host| {
-            host.group == *group && host.guardian.not_after().is_some_and(|end| end > now)
-        });
-        hosts.sort_by_key(|host| Some(&host.name) != first);
-        if hosts.len() > MANY_GUARDIANS {
-            tracing::warn!(%group, hosts = hosts.len(), limit = MANY_GUARDIANS,
-                "the group is larger than a key protector has wrappings for; keys are granted when VMs move");
-            hosts.truncate(MANY_GUARDIANS);
+        let mut members = self.allowed(group, host, revoked, now);
+        match self.trust {
+            TrustMode::Auto => members.truncate(MANY_GUARDIANS),
+            TrustMode::Manual => members.retain(|member| member.name == *host),
         }
+        self.endorse_all(&members, now)
+    }
+
+    /// Who gets the present key of a VM when it moves to `host`: as for a new one where the fleet grants by itself.
+    pub(crate) fn recipients_of(
+        &self,
+        vm: &VmMetadata,
+        host: &HostName,
+        now: OffsetDateTime,
+    ) -> Result<Vec<EndorsedGuardian>, Failure> {
+        let mut members = self.allowed(&vm.spec.group, host, &vm.revoked, now);
+        members.truncate(MANY_GUARDIANS);
+        self.endorse_all(&members, now)
+    }
+
+    /// Of the guardians that have a VM's key, those that get the one that takes its place: nobody else, and nobody that it
+    /// was taken away from. A host that lost it with a former guardian and has it with its present one was granted it by
+    /// name since.
+    pub(crate) fn heirs(
+        &self,
+        vm: &VmMetadata,
+        host: &HostName,
+        had_it: &[GuardianId],
+        now: OffsetDateTime,
+    ) -> Result<Vec<EndorsedGuardian>, Failure> {
+        let mut members = self.allowed(&vm.spec.group, host, &[], now);
+        members.retain(|member| {
+            let guardian = &member.guardian.id;
+            had_it.contains(guardian) && !vm.is_revoked(guardian)
+        });
+        self.endorse_all(&members, now)
+    }
+
+    /// The hosts of a group that a key may be wrapped for: `first` in front, without those whose guardian has expired and
+    /// those that lost the key by name, whichever guardian they had then.
+    fn allowed(
+        &self,
+        group: &GroupName,
+        first: &HostName,
+        revoked: &[Revocation],
+        now: OffsetDateTime,
+    ) -> Vec<HostRecord> {
+        let mut hosts = self.hosts.all();
+        hosts.retain(|host| {
+            host.group == *group
+                && host.guardian.not_after().is_some_and(|end| end > now)
+                && !host.is_among(revoked)
+        });
+        hosts.sort_by_key(|host| host.name != *first);
+        hosts
+    }
+
+    fn endorse_all(
+        &self,
+        hosts: &[HostRecord],
+        now: OffsetDateTime,
+    ) -> Result<Vec<EndorsedGuardian>, Failure> {
         let endorse = |host: &HostRecord| {
             self.fleet
                 .endorse(&host.guardian, &host.name, &host.group, now)
@@ -111,27 +168,11 @@ impl World {
         hosts.iter().map(endorse).collect()
     }
 
-    /// As [`guardians_of`](Self::guardians_of) for the group of a VM, without those its key was taken away from by name.
-    pub(crate) fn recipients_of(
-        &self,
-        vm: &VmMetadata,
-        first: Option<&HostName>,
-        now: OffsetDateTime,
-    ) -> Result<Vec<EndorsedGuardian>, Failure> {
-        let mut guardians = self.guardians_of(&vm.spec.group, first, now)?;
-        let denied: Vec<_> = self.hosts.all();
-        guardians.retain(|endorsed| {
-            let host = denied
-                .iter()
-                .find(|h| h.guardian.id == endorsed.guardian.id);
-            !host.is_some_and(|host| host.is_revoked_for(vm))
-        });
-        Ok(guardians)
-    }
-
-    /// Whether jobs grant inside a group without being asked.
-    pub(crate) fn grants_by_itself(&self) -> bool {
-        true
+    /// How many hosts a group has, where a key protector cannot have a wrapping for each of them any more.
+    pub(crate) fn too_many_in(&self, group: &GroupName) -> Option<usize> {
+        let hosts = self.hosts.all();
+        let members = hosts.iter().filter(|host| host.group == *group).count();
+        (members > MANY_GUARDIANS).then_some(members)
     }
 
     /// Takes note of a key protector that a host has just written for a VM.

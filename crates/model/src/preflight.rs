@@ -158,8 +158,11 @@ fn keys(facts: &Facts<'_>) -> Findings {
                 ),
             ));
         }
-        let revoked = vm.metadata.as_ref().zip(destination.facts);
-        let revoked = revoked.is_some_and(|(m, f)| f.guardians.iter().any(|g| m.is_revoked(&g.id)));
+        // Also from a guardian that it had before it was rotated or installed anew: nothing grants that host its present one.
+        let held = destination.facts.iter().flat_map(|f| &f.guardians);
+        let mut its_own = held.map(|g| &g.id).chain(destination.former);
+        let revoked = vm.metadata.as_ref();
+        let revoked = revoked.is_some_and(|m| its_own.any(|id| m.is_revoked(id)));
         if revoked && !wrapped {
             found.push(Finding::blocking(
                 ErrorCode::KeyNotGranted,

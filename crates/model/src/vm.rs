@@ -280,11 +280,16 @@ pub struct VmObserved {
 }
 
 impl VmObserved {
-    /// The guardians that still know the VM's TPM key although it was taken away from them: the key is to be rolled.
+    /// The guardians that still know the VM's TPM key although it was taken away from them: the key is to be rolled. They
+    /// knew this very key when they lost it, or it is wrapped for them again because an older TPM was brought back. Who was
+    /// granted it by name since is not among the revoked any more.
     pub fn roll_due(&self) -> impl Iterator<Item = &GuardianId> {
         let revoked = self.metadata.iter().flat_map(|m| &m.revoked);
+        let tpm = &self.tpm;
         revoked
-            .filter(|r| Some(r.key_id) == self.tpm.key_id)
+            .filter(|r| {
+                tpm.enabled && (Some(r.key_id) == tpm.key_id || tpm.guardians.contains(&r.guardian))
+            })
             .map(|r| &r.guardian)
     }
 

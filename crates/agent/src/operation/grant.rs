@@ -17,6 +17,7 @@ impl Task<'_> {
             add: to.to_vec(),
             drop: Vec::new(),
             expired: Vec::new(),
+            former: Vec::new(),
             why: RewrapReason::Automatic,
         };
         self.rewrap(&change).await
@@ -67,7 +68,7 @@ impl Task<'_> {
 
     /// The VM's key protector with this host's own guardian in it, where only an imported or retired one of the host opens
     /// it; none where there is nothing to do. The authority has endorsed the own guardian for the host's group, so a VM of
-    /// another group is left as it is. It is a convenience for the day the other guardian is removed: that it cannot be done
+    /// another group is left as it is, and so is one whose key was taken away from the own guardian by name. It is a convenience for the day the other guardian is removed: that it cannot be done
     /// (the own guardian has expired) stops neither a start nor an arrival.
     pub(super) fn own_beside(&self, metadata: &VmMetadata) -> Option<KeyProtector> {
         if !metadata.spec.tpm || metadata.spec.group != self.host.member.group {
@@ -76,7 +77,7 @@ impl Task<'_> {
         let protector = parse_protector(metadata.key_protector.as_deref()?, self.vm).ok()?;
         let purpose =
             self.purpose("this host opens it with a guardian that was imported or retired");
-        match self.host.keyring.beside_own(&protector, self.vm, &purpose) {
+        match self.host.keyring.beside_own(&protector, metadata, &purpose) {
             Ok(beside) => beside,
             Err(trouble) => {
                 tracing::warn!(vm = %self.vm, because = trouble.failure.because,
@@ -185,7 +186,15 @@ fn revocations(
     let mut revoked = metadata.revoked.clone();
     match change.why {
         RewrapReason::Automatic | RewrapReason::Rotated => {}
-        RewrapReason::Granted => revoked.retain(|r| added.iter().all(|g| *g.id() != r.guardian)),
+        RewrapReason::Granted => {
+            let present = current.inspect().binding.key_id;
+            revoked.retain(|r| {
+                let given_back = added.iter().any(|g| *g.id() == r.guardian);
+                // What a former guardian knows of the present key it still knows, wherever that one is now.
+                let of_the_past = change.former.contains(&r.guardian) && r.key_id != present;
+                !given_back && !of_the_past
+            });
+        }
         RewrapReason::Revoked => {
             let inspection = current.inspect();
             for guardian in &change.drop {

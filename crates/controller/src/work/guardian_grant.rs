@@ -433,20 +433,27 @@ async fn rewrap_one(
         .inventory
         .vm(vm)
         .map_or(input.host.clone(), |vm| vm.host.clone());
+    let why = input.change.why;
+    let to = input.change.to.as_ref();
+    let former = match (why, to.and_then(|host| world.hosts.find(host))) {
+        (RewrapReason::Granted, Some(host)) => host.former,
+        _ => Vec::new(),
+    };
     let change = KeyRewrap {
         add,
         drop: input.change.drop.clone(),
         expired: input.change.expired.clone(),
-        why: input.change.why,
+        former: former.clone(),
+        why,
     };
-    let lifted = change.why == RewrapReason::Granted;
     let granted: Vec<GuardianId> = change.add.iter().map(|g| g.guardian.id.clone()).collect();
     let agent = world.agents.of(&host)?;
     match agent.run(cx, vm, Operation::Rewrap { change }).await? {
         OperationResult::Protector { key_protector } => {
             world.note_protector(&host, vm, &key_protector);
-            if lifted {
-                world.inventory.amend(&host, vm, |vm| forget(vm, &granted));
+            if why == RewrapReason::Granted {
+                let forget = |vm: &mut VmObserved| forget(vm, &granted, &former);
+                world.inventory.amend(&host, vm, forget);
             }
             Ok(())
         }
@@ -454,9 +461,14 @@ async fn rewrap_one(
     }
 }
 
-fn forget(vm: &mut VmObserved, granted: &[GuardianId]) {
+/// What the host has just done with its record of revocations.
+fn forget(vm: &mut VmObserved, granted: &[GuardianId], former: &[GuardianId]) {
+    let present = vm.tpm.key_id;
     if let Some(metadata) = &mut vm.metadata {
-        metadata.revoked.retain(|r| !granted.contains(&r.guardian));
+        metadata.revoked.retain(|r| {
+            let of_the_past = former.contains(&r.guardian) && Some(r.key_id) != present;
+            !granted.contains(&r.guardian) && !of_the_past
+        });
     }
 }
 

@@ -81,6 +81,7 @@ impl Step<RevokeInput> for Revoke {
             add: Vec::new(),
             drop: input.guardians.clone(),
             expired: Vec::new(),
+            former: Vec::new(),
             why: RewrapReason::Revoked,
         };
         let agent = world.agents.of(&input.host)?;
@@ -162,12 +163,9 @@ impl PrepareRoll {
             let what = format!("Fleetward did not make VM {}", input.name);
             return Err(Failure::new(ErrorCode::VmNotManaged, what).into());
         };
-        let mut to = world.recipients_of(metadata, Some(&input.host), OffsetDateTime::now_utc())?;
-        // A new key for those who have the old one still, and for nobody else.
-        to.retain(|endorsed| {
-            let id = &endorsed.guardian.id;
-            vm.tpm.guardians.contains(id) && !input.guardians.contains(id)
-        });
+        let mut keep = vm.tpm.guardians.clone();
+        keep.retain(|guardian| !input.guardians.contains(guardian));
+        let to = world.heirs(metadata, &input.host, &keep, OffsetDateTime::now_utc())?;
         let agent = world.agents.of(&input.host)?;
         prepared(
             agent

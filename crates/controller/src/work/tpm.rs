@@ -17,6 +17,7 @@ use crate::world::World;
 use fleetward_api::agent::{Operation, OperationResult};
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -154,6 +155,15 @@ async fn ask(
     answer
 }
 
+/// What lies with the VM now: an earlier step has just asked for it, and the job's lock keeps it so.
+fn metadata_of(world: &World, input: &TpmInput) -> Result<VmMetadata, Failure> {
+    let known = world
+        .inventory
+        .vm(input.vm)
+        .and_then(|vm| vm.metadata.clone());
+    known.ok_or_else(|| Failure::new(ErrorCode::VmNotFound, format!("no VM {}", input.name)))
+}
+
 /// Steps that are one operation, taken back by another.
 macro_rules! operation_step {
     ($step:ident, $name:literal, $operation:expr $(, undo $undo:expr)?) => {
@@ -260,7 +270,10 @@ impl Step<TpmInput> for MakeTpm {
     async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
         let input = cx.input();
         let now = OffsetDateTime::now_utc();
-        let recipients = self.0.guardians_of(&input.group, Some(&input.host), now)?;
+        let revoked = metadata_of(&self.0, input)?.revoked;
+        let recipients = self
+            .0
+            .recipients_for_new_key(&input.group, &input.host, &revoked, now)?;
         ask(&self.0, cx, Operation::MakeTpm { recipients })
             .await
             .map(drop)
@@ -326,9 +339,10 @@ impl Step<TpmInput> for PrepareRoll {
     async fn run(&self, cx: &StepContext<TpmInput>) -> Result<Prepared, StepError> {
         let input = cx.input();
         let now = OffsetDateTime::now_utc();
-        // A new key for those who had the old one, and for nobody else.
-        let mut to = self.0.guardians_of(&input.group, Some(&input.host), now)?;
-        to.retain(|endorsed| input.guardians.contains(&endorsed.guardian.id));
+        let metadata = metadata_of(&self.0, input)?;
+        let to = self
+            .0
+            .heirs(&metadata, &input.host, &input.guardians, now)?;
         prepared(ask(&self.0, cx, Operation::PrepareRoll { to }).await?)
     }
 }

@@ -148,17 +148,10 @@ impl Step<CloneInput> for MakeTpm {
     async fn run(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
         let input = cx.input();
         let now = OffsetDateTime::now_utc();
+        // For the host it is to be on; the one that makes it has the key in any case.
         let recipients = || {
-            let all = self
-                .0
-                .guardians_of(&input.spec.group, Some(&input.host), now);
-            all.map(|mut all| {
-                all.retain(|one| {
-                    let revoked = |r: &Revocation| r.guardian == one.guardian.id;
-                    !input.revoked.iter().any(revoked)
-                });
-                all
-            })
+            self.0
+                .recipients_for_new_key(&input.spec.group, &input.to, &input.revoked, now)
         };
         let operation = match input.tpm {
             CloneTpm::None => return Ok(()),

@@ -6,7 +6,6 @@ use crate::world::World;
 use fleetward_api::agent::Operation;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
-use fleetward_model::guardian::TrustMode;
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
 use fleetward_model::{HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -162,12 +161,9 @@ impl Step<CreateInput> for MakeTpm {
             return Ok(());
         }
         let now = OffsetDateTime::now_utc();
-        let mut recipients = self
+        let recipients = self
             .0
-            .guardians_of(&input.spec.group, Some(&input.host), now)?;
-        if self.0.trust == TrustMode::Manual {
-            recipients.retain(|endorsed| endorsed.guardian.host == input.host);
-        }
+            .recipients_for_new_key(&input.spec.group, &input.host, &[], now)?;
         let operation = Operation::MakeTpm { recipients };
         let done = self
             .0

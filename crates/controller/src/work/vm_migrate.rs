@@ -204,8 +204,7 @@ impl Step<MigrateInput> for Grant {
             let key_protector = before.metadata.key_protector;
             return Ok(Granted { key_protector });
         }
-        let to =
-            world.recipients_of(&before.metadata, Some(&input.to), OffsetDateTime::now_utc())?;
+        let to = world.recipients_of(&before.metadata, &input.to, OffsetDateTime::now_utc())?;
         let agent = world.agents.of(&input.from)?;
         match agent.run(cx, input.vm, Operation::Grant { to }).await? {
             OperationResult::Protector { key_protector } => Ok(Granted {

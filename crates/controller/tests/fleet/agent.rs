@@ -8,7 +8,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use fleetward_api::agent::{
     AgentEvent, CanOpen, IncomingAnswer, Operation, OperationLine, OperationRequest,
-    OperationResult, Question, SourceState, VmDetail,
+    OperationResult, Question, RewrapReason, SourceState, VmDetail,
 };
 use fleetward_link::{
     Client, ClientCertificates, ClientTls, Credential, FleetTrust, Identity, LiveCredential,
@@ -18,7 +18,7 @@ use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::host::{Accelerator, HostFacts, HypervisorVersions, PoolFacts, Version};
 use fleetward_model::vm::{
-    DiskObserved, TpmObserved, Transit, TransitSide, VmMetadata, VmObserved, VmState,
+    DiskObserved, Revocation, TpmObserved, Transit, TransitSide, VmMetadata, VmObserved, VmState,
 };
 use fleetward_model::{
     ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, PoolName, VmId,
@@ -352,6 +352,20 @@ impl Inner {
                 });
             }
             Operation::Rewrap { change } => {
+                if let Some(found) = self.vms.get_mut(&vm) {
+                    let revoked = &mut found.metadata.revoked;
+                    if change.why == RewrapReason::Revoked {
+                        revoked.extend(change.drop.iter().map(|guardian| Revocation {
+                            guardian: guardian.clone(),
+                            key_id: fleetward_model::KeyId(vm.0),
+                        }));
+                    }
+                    let added = |r: &Revocation| {
+                        change.add.iter().any(|g| g.guardian.id == r.guardian)
+                            || change.former.contains(&r.guardian)
+                    };
+                    revoked.retain(|r| change.why != RewrapReason::Granted || !added(r));
+                }
                 let guardians = self.tpms.entry(vm).or_default();
                 guardians.retain(|g| !change.drop.contains(g));
                 for guardian in change.add {

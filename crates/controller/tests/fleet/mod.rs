@@ -11,7 +11,7 @@ use fleetward_controller::Options;
 use fleetward_link::{
     Client, ClientError, ClientTls, FleetTrust, Identity, KeyRequest, LiveCredential,
 };
-use fleetward_model::guardian::GuardianFacts;
+use fleetward_model::guardian::{GuardianFacts, TrustMode};
 use fleetward_model::{Failure, HostName, JobId};
 use fleetward_protector_open::LocalGuardian;
 use http::Method;
@@ -80,10 +80,16 @@ pub(crate) async fn be_the_controller() {
 
 impl Controller {
     pub(crate) async fn start() -> Self {
-        Self::start_in(tempfile::tempdir().expect("directory"), 0).await
+        Self::start_in(tempfile::tempdir().expect("directory"), 0, None).await
     }
 
-    async fn start_in(dir: TempDir, port: u16) -> Self {
+    /// One that grants no key by itself.
+    pub(crate) async fn start_with_manual_trust() -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        Self::start_in(dir, 0, Some(TrustMode::Manual)).await
+    }
+
+    async fn start_in(dir: TempDir, port: u16, trust: Option<TrustMode>) -> Self {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let stop = CancellationToken::new();
@@ -93,7 +99,7 @@ impl Controller {
                 listen: SocketAddr::from(([127, 0, 0, 1], port)),
                 advertise: None,
                 socket: None,
-                trust: None,
+                trust,
                 retention: Default::default(),
             };
             let local = Client::unix(options.data.join("controller.sock"));
@@ -172,7 +178,7 @@ impl Controller {
     pub(crate) async fn restart(mut self) -> Self {
         self.end().await;
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("directory"));
-        Self::start_in(dir, self.address.port()).await
+        Self::start_in(dir, self.address.port(), None).await
     }
 
     pub(crate) async fn end(&mut self) {

@@ -285,6 +285,45 @@ fn a_key_taken_away_by_name_is_not_granted_by_a_move() {
 }
 
 #[test]
+fn an_older_tpm_that_a_revoked_guardian_opens_is_due_until_it_is_granted_by_name() {
+    let mut case = fitting();
+    let guardian = case.there().guardians[0].id.clone();
+    let key = |n| crate::KeyId(uuid::Uuid::from_u128(n));
+    case.vm.metadata.as_mut().expect("ours").revoked = vec![crate::vm::Revocation {
+        guardian: guardian.clone(),
+        key_id: key(7),
+    }];
+    // rolled since: nobody knows the present key
+    case.vm.tpm.key_id = Some(key(8));
+    assert_eq!(case.vm.roll_due().count(), 0);
+    // a version from before, under a key that the revocation does not name
+    case.vm.tpm.key_id = Some(key(6));
+    case.vm.tpm.guardians.push(guardian.clone());
+    assert_eq!(case.vm.roll_due().collect::<Vec<_>>(), [&guardian]);
+    // granted back by name: the revocation is gone, the wrapping stays
+    case.vm.metadata.as_mut().expect("ours").revoked.clear();
+    assert_eq!(case.vm.roll_due().count(), 0);
+    case.vm.tpm.enabled = false;
+    assert_eq!(case.vm.roll_due().count(), 0);
+}
+
+#[test]
+fn a_key_taken_away_from_a_former_guardian_of_the_host_is_not_granted_by_a_move() {
+    let mut case = fitting();
+    assert_eq!(case.codes(), []);
+    let former = GuardianId::from_digest([9; 32]);
+    case.former.push(former.clone());
+    case.vm.metadata.as_mut().expect("ours").revoked = vec![crate::vm::Revocation {
+        guardian: former,
+        key_id: crate::KeyId(uuid::Uuid::from_u128(7)),
+    }];
+    let said = case.findings();
+    assert_eq!(case.codes(), [ErrorCode::KeyNotGranted], "{said:?}");
+    assert!(said[0].what.contains("taken away"), "{said:?}");
+    assert_eq!(said[0].fix, "fleetward guardian grant web --to b");
+}
+
+#[test]
 fn a_guardian_that_ends_within_half_a_year_is_a_remark() {
     for (days, warns) in [(181, false), (179, true)] {
         let mut case = granted();
