@@ -274,6 +274,18 @@ pub(crate) fn admin_created(name: &impl Display, files: [&impl Display; 2]) -> S
 
 pub(crate) const NOTHING_EXPIRES: &str = "no guardian ends within that time";
 
+pub(crate) fn not_granted(vm: &VmName, to: &str) -> String {
+    format!("the TPM key of VM {vm} is not granted to {to}")
+}
+
+pub(crate) fn not_listed(more: usize) -> String {
+    format!("{more} more VMs are counted here and not listed")
+}
+
+pub(crate) fn guardian_unknown(host: &HostName) -> String {
+    format!("nothing is known about the guardian of host {host}")
+}
+
 pub(crate) fn confirm_revoke(vm: &VmName, from: &str) -> String {
     format!("Take the TPM key of VM {vm} away from {from}?")
 }

@@ -7,6 +7,7 @@ use fleetward_api::controller::{
     TemplateView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
+use fleetward_model::error::Finding;
 use fleetward_model::guardian::CertificateRole;
 use fleetward_model::{ByteSize, ErrorCode, GuardianId, HostName, JobId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,7 +52,15 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
             count(host.warnings.len()),
         ]);
     }
-    table.text()
+    let mut text = table.text();
+    let warnings = hosts
+        .iter()
+        .flat_map(|host| host.warnings.iter().map(move |one| (&host.name, one)));
+    for (n, (host, warning)) in warnings.enumerate() {
+        text.push_str(if n == 0 { "\n\n" } else { "\n" });
+        text.push_str(&format!("{host}: {}", one_line(warning)));
+    }
+    text
 }
 
 pub(crate) fn host(host: &HostView) -> String {
@@ -310,14 +319,16 @@ pub(crate) fn vm(vm: &VmView) -> String {
     sheet.text()
 }
 
-/// VMs against hosts: `here`, `yes`, or why not.
+/// VMs against hosts: `here`, `yes`, or why not, a star where there is something to know all the same; and below, each
+/// finding once.
 pub(crate) fn check_matrix(checks: &[CheckView]) -> String {
     let hosts: BTreeSet<&HostName> = checks.iter().map(|check| &check.to).collect();
     let mut rows: BTreeMap<_, BTreeMap<&HostName, String>> = BTreeMap::new();
     for check in checks {
+        let star = if check.findings.is_empty() { "" } else { "*" };
         let word = match check.code {
-            _ if check.possible && check.from == check.to => "here".to_owned(),
-            _ if check.possible => "yes".to_owned(),
+            _ if check.possible && check.from == check.to => format!("here{star}"),
+            _ if check.possible => format!("yes{star}"),
             Some(code) => code.to_string(),
             None => "no".to_owned(),
         };
@@ -333,7 +344,29 @@ pub(crate) fn check_matrix(checks: &[CheckView]) -> String {
         row.extend(hosts.iter().map(|host| or_none(words.get(host))));
         table.add(row);
     }
-    table.text()
+    let mut lines = vec![table.text()];
+    let mut seen = BTreeSet::new();
+    for blocking in [true, false] {
+        let findings = checks.iter().flat_map(|check| &check.findings);
+        for finding in findings.filter(|finding| finding.blocking == blocking) {
+            if seen.insert((blocking, finding.code, &finding.what, &finding.fix)) {
+                if seen.len() == 1 {
+                    lines.push(String::new());
+                }
+                lines.extend(explained(finding, ""));
+            }
+        }
+    }
+    lines.join("\n")
+}
+
+/// A finding and its fix, a line each.
+fn explained(finding: &Finding, indent: &str) -> [String; 2] {
+    let remark = if finding.blocking { "" } else { " (a remark)" };
+    [
+        format!("{indent}{}{remark}: {}", finding.code, finding.what),
+        format!("{indent}  fix: {}", finding.fix),
+    ]
 }
 
 /// Each move with its findings: sentences, for which a table is too wide.
@@ -347,9 +380,7 @@ pub(crate) fn findings(checks: &[CheckView]) -> String {
             (false, false) => messages::not_movable(&check.vm, &check.from, &check.to),
         });
         for finding in &check.findings {
-            let remark = if finding.blocking { "" } else { " (a remark)" };
-            lines.push(format!("  {}{remark}: {}", finding.code, finding.what));
-            lines.push(format!("    fix: {}", finding.fix));
+            lines.extend(explained(finding, "  "));
         }
     }
     lines.join("\n")
@@ -357,7 +388,7 @@ pub(crate) fn findings(checks: &[CheckView]) -> String {
 
 pub(crate) fn jobs(jobs: &[JobView]) -> String {
     let mut table = Rows::new(&[
-        "ID", "KIND", "TARGET", "STATE", "STEP", "BY", "CREATED", "TOOK",
+        "ID", "KIND", "TARGET", "STATE", "STEP", "PROGRESS", "BY", "CREATED", "TOOK",
     ]);
     for job in jobs {
         table.add([
@@ -369,6 +400,7 @@ pub(crate) fn jobs(jobs: &[JobView]) -> String {
                 Some(failure) => failure.code.to_string(),
                 None => or_none(job.current.as_deref()),
             },
+            or_none(progress(job)),
             job.created_by.clone(),
             moment(job.created),
             took(Some(job.created), job.ended),
@@ -403,6 +435,9 @@ pub(crate) fn job(job: &JobView) -> String {
     sheet.add("Created", moment(job.created));
     sheet.add("Ended", moment_or_none(job.ended));
     sheet.add("Took", took(Some(job.created), job.ended));
+    if let Some(progress) = progress(job) {
+        sheet.add("Progress", progress);
+    }
     if let Some(reason) = &job.waiting {
         sheet.add("Waits", reason);
     }
@@ -425,6 +460,19 @@ pub(crate) fn job(job: &JobView) -> String {
         sheet.add("Result", result);
     }
     format!("{}\n\n{}", sheet.text(), steps(&job.steps))
+}
+
+/// How far the step at work has come, as far as it says so: of a bulk job how many VMs are done.
+fn progress(job: &JobView) -> Option<String> {
+    let progress = job.progress.as_ref().filter(|_| !job.state.has_ended())?;
+    let percent = u128::from(progress.done.min(progress.total)) * 100;
+    let percent = percent.checked_div(u128::from(progress.total));
+    match (percent, progress.text.as_str()) {
+        (None, "") => None,
+        (None, text) => Some(text.to_owned()),
+        (Some(percent), "") => Some(format!("{percent} %")),
+        (Some(percent), text) => Some(format!("{percent} %, {text}")),
+    }
 }
 
 fn steps(steps: &[StepView]) -> String {
@@ -605,8 +653,7 @@ impl Rows {
 
     fn add(&mut self, row: impl IntoIterator<Item = String>) {
         // A line feed in a foreign text must not break the row.
-        self.0
-            .add_row(row.into_iter().map(|cell| cell.replace(['\n', '\r'], " ")));
+        self.0.add_row(row.into_iter().map(|cell| one_line(&cell)));
     }
 
     fn text(self) -> String {
@@ -676,6 +723,11 @@ fn count(number: usize) -> String {
     } else {
         number.to_string()
     }
+}
+
+/// A line feed in a foreign text must not make it look like another line of ours.
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
 }
 
 /// The first group of a uuid, or twelve digits of a digest: enough to name it to us again.

@@ -16,6 +16,8 @@ use tempfile::TempDir;
 pub(crate) const GOOD_JOB: &str = "00000000-0000-4000-8000-000000000001";
 pub(crate) const BAD_JOB: &str = "00000000-0000-4000-8000-000000000002";
 pub(crate) const ENDLESS_JOB: &str = "00000000-0000-4000-8000-000000000003";
+pub(crate) const GRANT_JOB: &str = "00000000-0000-4000-8000-000000000004";
+pub(crate) const ROTATE_JOB: &str = "00000000-0000-4000-8000-000000000005";
 
 /// A running fake. Ends with the test's process; its socket goes with the directory.
 pub(crate) struct Fake {
@@ -69,7 +71,11 @@ fn router() -> Router {
         .route("/v1/vms/{vm}", get(show_vm).delete(async |vm| request("delete", vm)))
         .route("/v1/vms/{vm}/start", post(async |vm| request("start", vm)))
         .route("/v1/vms/{vm}/migrate", post(async |vm| request("migrate", vm)))
-        .route("/v1/jobs", get(async || axum::Json(json!([ended(GOOD_JOB)]))))
+        .route("/v1/hosts", get(async || axum::Json(hosts())))
+        .route("/v1/guardian-grants", post(grant))
+        .route("/v1/guardian-rotations", post(rotate))
+        .route("/v1/jobs", get(async || axum::Json(json!([ended(GOOD_JOB), granting()]))))
+        .route("/v1/jobs/{job}", get(async || axum::Json(granting())))
         .route("/v1/jobs/{job}/events", get(events))
         .route("/v1/check", get(check))
         .route("/v1/guardians", get(async || axum::Json(guardians())))
@@ -153,6 +159,76 @@ fn running(job: &str, step: &str, percent: u64) -> Value {
     })
 }
 
+/// A host joins, and is granted what its group has.
+fn granting() -> Value {
+    let mut view = running(GRANT_JOB, "grant", 0);
+    view["kind"] = json!("guardian-grant");
+    view["target"] = json!("c");
+    view["created_by"] = json!("keeper");
+    view["progress"] = json!({ "done": 0, "total": 0, "text": "24 of 40 VMs" });
+    view
+}
+
+/// `a` and `down` end soon, `b` does not, `mute` has never reported, `new` has not joined.
+fn hosts() -> Value {
+    let host = |name: &str, state: &str, days: Option<i64>, warnings: &[&str]| {
+        let facts = days.map(|days| {
+            let end = time::OffsetDateTime::now_utc() + time::Duration::days(days);
+            let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
+            let certificate = |role: &str| {
+                json!({ "role": role, "serial": "1", "sha1": "1", "sha256": "1", "subject": "CN=Shielded VM",
+                        "not_before": "2026-11-23T08:00:00Z", "not_after": end, "der_base64": "" })
+            };
+            json!({
+                "host": name, "group": "default", "accelerator": "kvm", "cpus": 4, "arch": "x86_64", "cpu_model": "fake",
+                "versions": { "libvirt": "11.3.0", "qemu": "10.0.2", "swtpm": "0.10.1", "agent": "fake" },
+                "memory": 8_589_934_592_u64, "memory_available": 4_294_967_296_u64, "machines": [], "secure_boot": true,
+                "pools": [], "clock": "2026-11-23T08:00:00Z", "tpm_pool": 4, "warnings": [],
+                "guardians": [{ "id": "ab".repeat(32), "host": name, "own": true, "has_private_key": true,
+                                "certificates": [certificate("signing"), certificate("encryption")] }],
+            })
+        });
+        json!({ "name": name, "group": "default", "state": state, "address": null, "facts": facts,
+                "last_seen": null, "vms": 0, "warnings": warnings })
+    };
+    json!([
+        host(
+            "a",
+            "online",
+            Some(100),
+            &["its guardian expires in 100 days: fleetward guardian rotate --host a"]
+        ),
+        host("b", "online", Some(3000), &[]),
+        host("down", "unreachable", Some(10), &[]),
+        host("mute", "unreachable", None, &[]),
+        host("new", "invited", None, &[]),
+    ])
+}
+
+/// What a grant answers: by the first VM's name.
+async fn grant(axum::Json(request): axum::Json<Value>) -> Response {
+    let refused = json!({ "vm": "ghost", "outcome": "failed", "code": "VM_NOT_FOUND", "message": "there is no VM ghost" });
+    let planned = json!({ "vm": "db", "outcome": "succeeded", "message": "its key is wrapped for host b too" });
+    let (job, plan) = match request["vms"][0].as_str() {
+        Some("ghost") => (Value::Null, json!([refused])),
+        _ if request["vms"][1] == "ghost" => (json!(GRANT_JOB), json!([refused, planned])),
+        _ => (json!(GRANT_JOB), json!([planned])),
+    };
+    axum::Json(json!({ "job": job, "guardian": "ab".repeat(32), "host": "b", "plan": plan }))
+        .into_response()
+}
+
+async fn rotate(axum::Json(request): axum::Json<Value>) -> Response {
+    match request["host"].as_str() {
+        Some("a") => accepted(Some(ROTATE_JOB)),
+        _ => failure(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({ "code": "HOST_UNREACHABLE", "what": "the guardian of host down cannot be rotated",
+                     "because": "the host does not answer", "fix": "wait" }),
+        ),
+    }
+}
+
 fn step_of(name: &str) -> Value {
     json!({ "name": name, "state": "running", "attempts": 1, "started": null, "ended": null })
 }
@@ -162,7 +238,19 @@ fn ended(job: &str) -> Value {
     view["ended"] = json!("2026-11-23T08:00:02.5Z");
     view["current"] = Value::Null;
     view["progress"] = Value::Null;
-    if job == BAD_JOB {
+    if job == GRANT_JOB {
+        view["state"] = json!("done");
+        view["result"] = json!({
+            "host": "b", "summary": { "succeeded": 0, "failed": 1, "skipped": 0 },
+            "results": [{ "vm": "db", "outcome": "failed", "code": "HOST_UNREACHABLE", "message": "host a does not answer" }],
+        });
+    } else if job == ROTATE_JOB {
+        view["state"] = json!("done");
+        view["result"] = json!({
+            "host": "a", "summary": { "succeeded": 2, "failed": 0, "skipped": 0 }, "results": [],
+            "guardian": "ab".repeat(32), "retired": [], "still_needed_by": 0,
+        });
+    } else if job == BAD_JOB {
         view["state"] = json!("undone");
         view["failure"] = json!({
             "code": "NO_SPACE", "what": "cannot copy the disk of db to b", "because": "2 GiB free, 4 GiB needed", "fix": "free some space"
@@ -201,6 +289,16 @@ async fn check(Query(query): Query<HashMap<String, String>>) -> Response {
         view("web", "b", None),
         view("web", "c", Some("KEY_NOT_GRANTED")),
     ];
+    if query.is_empty() {
+        // another VM, of which there is less to say
+        all.push(view("db", "a", None));
+        all.push(view("db", "b", None));
+        let soon = json!({ "code": "GUARDIAN_EXPIRES_SOON", "what": "the guardian of host b expires in 100 days",
+                           "fix": "fleetward guardian rotate --host b", "blocking": false });
+        for to_b in all.iter_mut().filter(|view| view["to"] == "b") {
+            to_b["findings"] = json!([soon]);
+        }
+    }
     let wanted = |view: &Value, key: &str| {
         query
             .get(key)

@@ -6,5 +6,6 @@
 
 mod contract;
 mod fake;
+mod guardians;
 mod help;
 mod jobs;
