@@ -26,6 +26,7 @@ use fleetward_api::agent::CanOpen;
 use fleetward_hypervisor::SecretText;
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts, GuardianStanding};
+use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, KeyId, VmId};
 use fleetward_protector::{
     AuthorityKey, ExpiredAllowed, Guardian, Inspection, KeyProtector, KeyProtectorError, rules,

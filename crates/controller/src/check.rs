@@ -104,6 +104,7 @@ pub(crate) fn judge(
         now: OffsetDateTime::now_utc(),
         trust,
         vm,
+        members: destination.members(),
         source: from,
         destination: to,
         source_opening,

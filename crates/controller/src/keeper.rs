@@ -17,7 +17,7 @@ use crate::work::{
 };
 use crate::world::World;
 use fleetward_jobs::JobError;
-use fleetward_model::guardian::TrustMode;
+use fleetward_model::guardian::{MANY_GUARDIANS, TrustMode};
 use fleetward_model::vm::VmState;
 use fleetward_model::{HostName, VmId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -161,7 +161,7 @@ fn lacking(world: &World, host: &HostName) -> BTreeSet<VmId> {
     };
     let now = time::OffsetDateTime::now_utc();
     let expired = record.guardian.not_after().is_none_or(|end| end < now);
-    if expired || world.too_many_in(&record.group).is_some() {
+    if expired || world.members_of(&record.group) > MANY_GUARDIANS {
         return BTreeSet::new();
     }
     let input = GrantInput {

@@ -10,7 +10,7 @@ use crate::images::Images;
 use crate::inventory::Inventory;
 use crate::templates::Templates;
 use crate::work::Reservation;
-use fleetward_model::guardian::{EndorsedGuardian, TrustMode};
+use fleetward_model::guardian::{EndorsedGuardian, MANY_GUARDIANS, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::placement::{Candidate, Needs, place};
 use fleetward_model::preflight::Side;
@@ -23,9 +23,6 @@ use fleetward_store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use time::OffsetDateTime;
-
-/// A protector holds one wrapping a guardian; beyond this many it grows unwieldy, and the guardian service is the cure.
-pub(crate) const MANY_GUARDIANS: usize = 50;
 
 /// The shared parts.
 #[derive(Debug)]
@@ -168,11 +165,10 @@ impl World {
         hosts.iter().map(endorse).collect()
     }
 
-    /// How many hosts a group has, where a key protector cannot have a wrapping for each of them any more.
-    pub(crate) fn too_many_in(&self, group: &GroupName) -> Option<usize> {
+    /// How many hosts a group has.
+    pub(crate) fn members_of(&self, group: &GroupName) -> usize {
         let hosts = self.hosts.all();
-        let members = hosts.iter().filter(|host| host.group == *group).count();
-        (members > MANY_GUARDIANS).then_some(members)
+        hosts.iter().filter(|host| host.group == *group).count()
     }
 
     /// Takes note of a key protector that a host has just written for a VM.
@@ -251,6 +247,7 @@ impl World {
 pub(crate) struct HostFactsNow {
     record: HostRecord,
     seen: crate::inventory::Seen,
+    members: usize,
 }
 
 impl HostFactsNow {
@@ -258,6 +255,7 @@ impl HostFactsNow {
         let record = world.hosts.of(host)?;
         Ok(Self {
             seen: world.inventory.seen(host),
+            members: world.members_of(&record.group),
             record,
         })
     }
@@ -280,5 +278,10 @@ impl HostFactsNow {
 
     pub(crate) fn online(&self) -> bool {
         self.seen.online
+    }
+
+    /// How many hosts its group has.
+    pub(crate) fn members(&self) -> usize {
+        self.members
     }
 }

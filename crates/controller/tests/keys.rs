@@ -6,8 +6,12 @@ mod fleet;
 use fleet::Controller;
 use fleet::agent::FakeAgent;
 use fleetward_api::controller::VmView;
+use fleetward_model::VmId;
 use http::Method;
 use serde_json::{Value, json};
+use std::path::Path;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
 
 async fn create(controller: &Controller, name: &str, more: Value) {
     let mut body = json!({"name": name, "host": "a"});
@@ -95,4 +99,153 @@ async fn a_revoked_host_gets_no_later_key_until_it_is_granted_by_name() {
     post(&controller, "/v1/vms/web/tpm/disable", json!({})).await;
     post(&controller, "/v1/vms/web/tpm/enable", json!({})).await;
     assert_eq!(holders("web").await, "abc", "granted back by name");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_of_all_leaves_no_vm_out_however_many_there_are() {
+    const MANY: u32 = 900;
+    let controller = Controller::start_with_manual_trust().await;
+    let (a, b) = tokio::join!(
+        controller.join("a", "default"),
+        controller.join("b", "default")
+    );
+    create(&controller, "web", json!({})).await;
+    // more of the same, as if they had been made one by one
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    a.look(|inner| {
+        let (first, vm) = inner.vms.first_key_value().expect("web");
+        let (vm, guardians) = (vm.clone(), inner.tpms[first].clone());
+        for n in 1..MANY {
+            let mut another = vm.clone();
+            let id = VmId(uuid::Uuid::from_u128(n.into()));
+            another.metadata.spec.id = id;
+            another.metadata.spec.name = format!("web{n}").parse().expect("name");
+            inner.vms.insert(id, another);
+            inner.tpms.insert(id, guardians.clone());
+        }
+    });
+    a.serve().await;
+    controller.wait_online(&a.host, true).await;
+    let all = async || controller.get::<Vec<VmView>>("/v1/vms").await.len();
+    controller
+        .wait("all VMs", async || all().await == MANY as usize)
+        .await;
+
+    let grant = json!({"all": true, "to": "b"});
+    let job = controller
+        .done(Method::POST, "/v1/guardian-grants", &grant)
+        .await;
+    let result = job.result.expect("a result");
+    assert_eq!(
+        result["summary"],
+        json!({"succeeded": MANY, "failed": 0, "skipped": 0})
+    );
+    let listed = result["results"].as_array().expect("results").len() as u64;
+    let not_listed = result["not_listed"].as_u64().unwrap_or(0);
+    assert_eq!(listed + not_listed, u64::from(MANY));
+    let id = b.look(|inner| inner.facts.guardians[0].id.clone());
+    let lacking = a.look(|inner| inner.tpms.values().filter(|g| !g.contains(&id)).count());
+    assert_eq!(lacking, 0, "VMs were left out");
+}
+
+/// Writes a record like that of host a, as a controller that lost its database takes back from its mirror.
+fn mirror(data: &Path, host: &str, ends: Option<OffsetDateTime>) {
+    let text = std::fs::read(data.join("hosts/a.json")).expect("the mirror");
+    let mut record: Value = serde_json::from_slice(&text).expect("json");
+    record["name"] = json!(host);
+    record["guardian"]["host"] = json!(host);
+    if let Some(ends) = ends {
+        for certificate in record["guardian"]["certificates"]
+            .as_array_mut()
+            .expect("certificates")
+        {
+            certificate["not_after"] = json!(ends.format(&Rfc3339).expect("a time"));
+        }
+    }
+    let text = serde_json::to_vec(&record).expect("json");
+    std::fs::write(data.join(format!("hosts/{host}.json")), text).expect("write");
+}
+
+/// What `GET /metrics` says of a family and a host.
+async fn metric(controller: &Controller, family: &str, host: &str) -> Vec<i64> {
+    let response = controller.local.request(Method::GET, "/metrics").send();
+    let body = response.await.expect("metrics").bytes(1 << 20).await;
+    let text = String::from_utf8(body.expect("a body").to_vec()).expect("text");
+    let host = format!("host=\"{host}\"");
+    text.lines()
+        .filter(|line| line.starts_with(&format!("{family}{{")) && line.contains(&host))
+        .map(|line| {
+            line.rsplit(' ')
+                .next()
+                .expect("a value")
+                .parse()
+                .expect("a number")
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guardian_that_ends_within_180_days_shows_in_metrics_and_in_the_list() {
+    let controller = Controller::start().await;
+    let _a = controller.join("a", "default").await;
+    let now = OffsetDateTime::now_utc();
+    let (soon, later) = (now + Duration::days(179), now + Duration::days(181));
+    let controller = controller
+        .restart_after(|data| {
+            mirror(data, "soon", Some(soon));
+            mirror(data, "later", Some(later));
+            mirror(data, "over", Some(now - Duration::days(1)));
+        })
+        .await;
+    for (host, end, warned) in [
+        ("soon", soon, true),
+        ("later", later, false),
+        ("over", now - Duration::days(1), true),
+    ] {
+        let family = "fleetward_guardian_not_after_timestamp_seconds";
+        assert_eq!(
+            metric(&controller, family, host).await,
+            [end.unix_timestamp()]
+        );
+        let family = "fleetward_guardian_expires_soon";
+        assert_eq!(
+            metric(&controller, family, host).await,
+            [i64::from(warned)],
+            "{host}"
+        );
+        let shown: Value = controller.get(&format!("/v1/hosts/{host}")).await;
+        let fix = format!("fleetward guardian rotate --host {host}");
+        assert_eq!(
+            shown["warnings"].to_string().contains(&fix),
+            warned,
+            "{shown}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_of_more_than_fifty_hosts_is_told_to_its_user() {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    create(&controller, "web", json!({})).await;
+    let with = async |controller: Controller, hosts: std::ops::RangeInclusive<u32>| {
+        let controller = controller
+            .restart_after(|data| hosts.for_each(|n| mirror(data, &format!("h{n}"), None)))
+            .await;
+        controller.wait_online(&a.host, true).await;
+        let shown: Value = controller.get("/v1/hosts/a").await;
+        let checks: Value = controller.get("/v1/check?vm=web&to=h2").await;
+        let said = [&shown["warnings"], &checks[0]["findings"]];
+        (
+            said.map(|said| said.to_string().contains("group default has 51 hosts")),
+            checks,
+            controller,
+        )
+    };
+    let (said, checks, controller) = with(controller, 2..=50).await;
+    assert_eq!(said, [false, false], "{checks}");
+    let (said, checks, _controller) = with(controller, 51..=51).await;
+    assert_eq!(said, [true, true], "{checks}");
+    assert!(checks.to_string().contains("GROUP_TOO_LARGE"), "{checks}");
 }

@@ -34,6 +34,10 @@ fn main() -> ExitCode {
                 "a_revoked_key_is_rolled_when_the_vm_stops_or_at_once",
                 rolled_after_revocation,
             ),
+            (
+                "a_revoked_host_stays_out_of_a_new_tpm_and_of_one_brought_back",
+                stays_out,
+            ),
             ("the_matrix_of_forty_vms_is_there_within_a_second", matrix),
             ("an_audit_record_that_is_tampered_with_is_named", tampered),
         ],
@@ -214,6 +218,41 @@ fn rolled_after_revocation(fleet: &Fleet) -> Result<()> {
     Ok(())
 }
 
+/// `spare` is stopped on host b, and a, b and c can open its key.
+fn stays_out(fleet: &Fleet) -> Result<()> {
+    let [a, b, c] = ["a", "b", "c"].map(|host| own(fleet, host));
+    let (a, mut wanted) = (a?, vec![b?, c?]);
+    wanted.sort();
+    let history = fleet.json(&["tpm", "history", "spare"])?;
+    let first = history[0]["version"].to_string();
+    let key = |fleet: &Fleet| Ok::<_, anyhow::Error>(fleet.vm("spare")?["tpm"]["key_id"].clone());
+    let oldest = key(fleet)?;
+    fleet.cli(&["tpm", "roll", "spare"])?.ok()?;
+    ensure!(guardians(fleet, "spare")?.contains(&a));
+    let said = fleet.json(&["guardian", "revoke", "spare", "--from", "a", "--yes"])?;
+    ensure!(said["rolled"] == true, "{said}");
+
+    fleet.cli(&["tpm", "disable", "spare", "--yes"])?.ok()?;
+    fleet.cli(&["tpm", "enable", "spare", "--yes"])?.ok()?;
+    let mut wrapped = guardians(fleet, "spare")?;
+    wrapped.sort();
+    ensure!(wrapped == wanted, "a new TPM is for {wrapped:?}");
+
+    // A version from before the revocation, and from before the key that it names.
+    let restore = ["tpm", "restore", "spare", "--version", &first];
+    fleet.cli(&restore)?.ok()?;
+    wait::until("the key that a knows to be replaced", seconds(60), || {
+        let vm = fleet.vm("spare")?;
+        let wrapped = guardians(fleet, "spare")?;
+        let rolled = vm["tpm"]["key_id"] != oldest && !wrapped.contains(&a);
+        Ok((rolled && vm["job"].is_null()).then_some(()))
+    })?;
+    fleet.cli(&["vm", "start", "spare"])?.ok()?;
+    guest::booted(fleet, "spare", 1)?;
+    fleet.cli(&["vm", "stop", "spare", "--force"])?.ok()?;
+    Ok(())
+}
+
 fn matrix(fleet: &Fleet) -> Result<()> {
     fleet.lab("up", &["--hosts", "5"])?.ok()?;
     for n in 0..38 {
@@ -224,11 +263,22 @@ fn matrix(fleet: &Fleet) -> Result<()> {
     let took = begun.elapsed();
     let checks = checks.as_array().context("no list")?;
     ensure!(checks.len() == 200, "{} answers", checks.len());
+    // It was taken away from a by name, so that nothing but a person grants it again.
+    let no = checks
+        .iter()
+        .find(|c| c["vm"] == "web" && c["to"] == "a")
+        .context("web is not checked against a")?;
     ensure!(
-        checks
-            .iter()
-            .all(|c| c["possible"] == true || c["code"].is_string()),
-        "a no without a code"
+        no["possible"] == false && no["code"] == "KEY_NOT_GRANTED",
+        "{no}"
+    );
+    let why = "the key of VM web was taken away from host a by name";
+    ensure!(no["findings"].to_string().contains(why), "{no}");
+    let table = fleet.cli(&["check"])?.ok()?.stdout;
+    let explained = table.lines().filter(|line| line.contains(why)).count();
+    ensure!(
+        explained == 1 && table.contains("fix: fleetward guardian grant web --to a"),
+        "{table}"
     );
     eprintln!("matrix of 40 VMs x 5 hosts: {took:?}");
     ensure!(took < seconds(1), "it took {took:?}");

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use fleetward_agent::audit::AuditLog;
 use fleetward_agent::keyring::{Keyring, Purpose};
 use fleetward_e2e::fleet::{Fleet, Said, text};
+use fleetward_e2e::wait::{self, seconds};
 use fleetward_e2e::{guest, residue, suite};
 use fleetward_model::HostName;
 use fleetward_protector_open::LocalGuardian;
@@ -23,6 +24,14 @@ fn main() -> ExitCode {
         "e2e-guardians",
         &["--hosts", "2", "--trust", "manual"],
         &[
+            (
+                "a_grant_of_all_moves_no_private_key_and_the_vm_moves",
+                granted_to_all,
+            ),
+            (
+                "with_manual_trust_a_new_key_is_for_the_vms_own_host_alone",
+                new_keys_stay_at_home,
+            ),
             ("manual_trust_refuses_and_says_both_cures", refused),
             (
                 "a_wrong_password_or_a_broken_file_imports_nothing",
@@ -137,6 +146,86 @@ fn guardians_of(vm: &Value) -> Vec<&str> {
         .flatten()
         .filter_map(Value::as_str)
         .collect()
+}
+
+fn delete(fleet: &Fleet, names: &[&str]) -> Result<()> {
+    let command = [&["vm", "delete", "--yes"], names].concat();
+    fleet.cli(&command)?.ok().map(drop)
+}
+
+/// The guardians whose private keys a host holds, and the files they lie in.
+fn private_keys(fleet: &Fleet, host: &str) -> Result<(Vec<String>, Vec<String>)> {
+    let rows = guardians(fleet, host)?;
+    let held = rows.iter().filter(|row| row["has_private_key"] == true);
+    let mut ids = held
+        .map(|row| text(row, "guardian"))
+        .collect::<Result<Vec<_>>>()?;
+    ids.dedup();
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(guardian_store(fleet, host))? {
+        files.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    files.sort();
+    Ok((ids, files))
+}
+
+/// The short way: only wrappings change.
+fn granted_to_all(fleet: &Fleet) -> Result<()> {
+    create(fleet, "short", "a")?;
+    let before = guest::booted(fleet, "short", 1)?;
+    fleet
+        .cli(&["vm", "migrate", "short", "--to", "b"])?
+        .refused(4, "KEY_NOT_GRANTED")?;
+    let keys = private_keys(fleet, "b")?;
+    ensure!(keys.0 == [own(fleet, "b")?], "{keys:?}");
+    let said = fleet.json(&["guardian", "grant", "--all", "--to", "b"])?;
+    ensure!(
+        said["summary"]["succeeded"] == 1 && said["summary"]["failed"] == 0,
+        "{said}"
+    );
+    let vm = fleet.vm("short")?;
+    let mut wrapped = guardians_of(&vm);
+    wrapped.sort_unstable();
+    let mut wanted = [own(fleet, "a")?, own(fleet, "b")?];
+    wanted.sort();
+    ensure!(wrapped == wanted, "{vm}");
+    fleet.cli(&["vm", "migrate", "short", "--to", "b"])?.ok()?;
+    ensure!(fleet.place("short")? == ("running".into(), "b".into()));
+    guest::goes_on(fleet, "short", &before)?;
+    ensure!(private_keys(fleet, "b")? == keys, "a private key has moved");
+    fleet.cli(&["vm", "stop", "short", "--force"])?.ok()?;
+    delete(fleet, &["short"])
+}
+
+fn new_keys_stay_at_home(fleet: &Fleet) -> Result<()> {
+    let words = "vm create bare --image lab-guest --memory 512M --host a --no-tpm";
+    let words: Vec<_> = words.split(' ').collect();
+    fleet.cli(&words)?.ok()?;
+    fleet.cli(&["tpm", "enable", "bare"])?.ok()?;
+    let (a, b) = (own(fleet, "a")?, own(fleet, "b")?);
+    let vm = fleet.vm("bare")?;
+    ensure!(guardians_of(&vm) == [a.as_str()], "tpm enable: {vm}");
+    for tpm in ["new", "copy"] {
+        let name = format!("bare-{tpm}");
+        fleet
+            .cli(&["vm", "clone", "bare", &name, "--tpm", tpm])?
+            .ok()?;
+        let vm = fleet.vm(&name)?;
+        ensure!(guardians_of(&vm) == [a.as_str()], "clone {tpm}: {vm}");
+    }
+    // One for another host is for that one too, which was named.
+    fleet
+        .cli(&[
+            "vm", "clone", "bare", "bare-b", "--tpm", "new", "--host", "b",
+        ])?
+        .ok()?;
+    let vm = fleet.vm("bare-b")?;
+    let wrapped = guardians_of(&vm);
+    ensure!(
+        vm["host"] == "b" && wrapped.len() == 2 && wrapped.contains(&b.as_str()),
+        "{vm}"
+    );
+    delete(fleet, &["bare", "bare-new", "bare-copy", "bare-b"])
 }
 
 fn refused(fleet: &Fleet) -> Result<()> {
@@ -430,7 +519,18 @@ fn expired(fleet: &Fleet) -> Result<()> {
     ];
     let create = [&create[..], &["--host", "a"]].concat();
     fleet.cli(&create)?.refused(4, "GUARDIAN_EXPIRED")?;
-    fleet.cli(&["guardian", "rotate", "--host", "a"])?.ok()?;
+    wait::until("the end to be known", seconds(60), || {
+        let dry = ["guardian", "rotate", "--expiring", "30d", "--dry-run"];
+        let found = fleet.json(&dry)?;
+        Ok((found["hosts"] == serde_json::json!(["a"])).then_some(()))
+    })?;
+    let said = fleet.json(&["guardian", "rotate", "--expiring", "30d"])?;
+    let reports = said.as_array().context("no list of reports")?;
+    ensure!(
+        reports.len() == 1 && said[0]["host"] == "a" && said[0]["outcome"] == "succeeded",
+        "{said}"
+    );
+    ensure!(own(fleet, "a")? != guardian.id().as_str(), "not rotated");
     fleet.cli(&create)?.ok()?;
     // It still opens, retired as it is.
     fleet.cli(&["vm", "stop", "late", "--force"])?.ok()?;

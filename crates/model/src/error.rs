@@ -97,8 +97,11 @@ codes! {
         "The guardian's certificates run out within 180 days. Until then everything works; afterwards nothing new is wrapped for it.",
         "fleetward guardian rotate --host HOST";
     RollDue = "ROLL_DUE", Refused,
-        "A guardian that lost the VM's TPM key still knows it, because the VM has run ever since; the key is rolled when the VM stops.",
+        "A guardian that lost the VM's TPM key still knows it, because the VM has run ever since or an older TPM was brought back; the key is rolled when the VM stops.",
         "fleetward vm stop NAME";
+    GroupTooLarge = "GROUP_TOO_LARGE", Refused,
+        "The group has more hosts than a key protector has room for (50), so a TPM key is not wrapped for all of them: a VM's key is granted when it moves.",
+        "spread the hosts over several groups: fleetward host token NAME --group GROUP";
     GuardianNotEndorsed = "GUARDIAN_NOT_ENDORSED", Refused,
         "The fleet's authority has not endorsed that guardian for the VM's group, or its word for it is not valid.",
         "join the host to the group: fleetward host token NAME --group GROUP";

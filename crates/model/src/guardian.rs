@@ -10,6 +10,20 @@ use utoipa::ToSchema;
 /// From this long before a guardian's end, lists, checks and metrics warn.
 pub const EXPIRY_WARNING: Duration = Duration::days(180);
 
+/// A key protector holds one wrapping a guardian; beyond this many it grows unwieldy, and hosts of a larger group are granted a
+/// VM's key only when it moves to them.
+pub const MANY_GUARDIANS: usize = 50;
+
+/// What is said of a group of that many hosts; none while there is room for all of them.
+pub fn crowded(group: &GroupName, hosts: usize) -> Option<String> {
+    (hosts > MANY_GUARDIANS).then(|| {
+        format!(
+            "group {group} has {hosts} hosts, and a TPM key is wrapped for at most {MANY_GUARDIANS} of them by itself: the \
+             others are granted a VM's key when it moves to them"
+        )
+    })
+}
+
 /// What one of a guardian's two certificates is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

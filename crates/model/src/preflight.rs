@@ -5,7 +5,7 @@
 //! grants it by itself.
 
 use crate::error::Finding;
-use crate::guardian::{EXPIRY_WARNING, TrustMode};
+use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{Accelerator, HostFacts, Version};
 use crate::transition::{Answer, Request, answer};
 use crate::vm::{VmObserved, VmState};
@@ -87,6 +87,8 @@ pub struct Facts<'a> {
     /// Whether a migration may grant the key by itself.
     pub trust: TrustMode,
     pub vm: &'a VmObserved,
+    /// How many hosts the destination's group has.
+    pub members: usize,
     pub source: Side<'a>,
     pub destination: Side<'a>,
     /// Whether the VM's own host can open the key protector; none when it did not say.
@@ -204,6 +206,12 @@ fn keys(facts: &Facts<'_>) -> Findings {
             });
         }
         found.extend(ends_soon(facts));
+        found.extend(
+            crowded(destination.group, facts.members).map(|what| Finding {
+                blocking: false,
+                ..Finding::usual(ErrorCode::GroupTooLarge, what)
+            }),
+        );
         if let Some(Opening::Unreadable(because)) = opening {
             found.push(Finding::usual(
                 ErrorCode::KeyProtectorUnreadable,

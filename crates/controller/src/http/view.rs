@@ -11,7 +11,7 @@ use fleetward_api::controller::{
 };
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, StepState};
-use fleetward_model::guardian::EXPIRY_WARNING;
+use fleetward_model::guardian::{EXPIRY_WARNING, crowded};
 use fleetward_model::host::HostState;
 use fleetward_model::vm::{VmObserved, VmState};
 use time::OffsetDateTime;
@@ -88,6 +88,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         .unwrap_or_default();
     warnings.extend(world.inventory.contradictions(&record.name));
     warnings.extend(expiry_warning(record));
+    warnings.extend(crowded(&record.group, world.members_of(&record.group)));
     warnings.extend(nowhere(world, record));
     warnings.extend(
         world

@@ -4,10 +4,13 @@
 //!   guardian-grant:  plan ─ grant            one job a host, in the list of jobs
 //!                             └─ guardian-rewrap × n: each holds its VMs for as long as they take, a fraction of a second
 //! ```
+//! A job on very many VMs has guardian-grant jobs of its own do them, one after the other, some at a time.
+//!
 //! A VM that cannot be done is an outcome, not a failure of the job: its host does not answer, another job works on it. Where
 //! the fleet grants by itself, the keeper asks again later. What was granted stays granted when a job is cancelled: every
 //! grant is allowed by itself.
 
+use super::Outcomes;
 use super::vm_migrate::unexpected;
 use crate::world::World;
 use fleetward_api::agent::{KeyRewrap, Operation, OperationResult, RewrapReason};
@@ -20,7 +23,7 @@ use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, VmId, VmName};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -32,8 +35,10 @@ const VMS_AT_ONCE: usize = 24;
 const ASKED_AT_ONCE: usize = 4;
 /// Batches under way at once, on different hosts where possible.
 const BATCHES_AT_ONCE: usize = 3;
-/// VMs of one job: its record must fit into the store.
-pub(crate) const MOST_VMS: usize = 2_000;
+/// VMs whose plan one job's record has room for; a job on more of them has others do them, that many at a time.
+const PIECE: usize = 120;
+/// Of a failure's text, for the same reason.
+const LONGEST_MESSAGE: usize = 300;
 /// How long a VM that another job holds is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a host that went away in the middle is waited for.
@@ -129,7 +134,6 @@ pub(crate) fn plan(world: &World, input: &GrantInput) -> Result<Vec<Planned>, Fa
             });
         }
     }
-    plan.truncate(MOST_VMS);
     Ok(plan)
 }
 
@@ -158,12 +162,23 @@ impl JobKind for GuardianGrant {
 /// Which VMs, decided once: a resumed job must find its own children again.
 struct Plan(Arc<World>);
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Planning {
+    Whole(Vec<Planned>),
+    /// Too many to be written down here: how many, and how many jobs at least do them.
+    InPieces {
+        vms: usize,
+        pieces: usize,
+    },
+}
+
 #[async_trait]
 impl Step<GrantInput> for Plan {
     const NAME: &'static str = "plan";
-    type Output = Vec<Planned>;
+    type Output = Planning;
 
-    async fn run(&self, cx: &StepContext<GrantInput>) -> Result<Vec<Planned>, StepError> {
+    async fn run(&self, cx: &StepContext<GrantInput>) -> Result<Planning, StepError> {
         // Who was asked for by name is waited for; what the fleet does by itself comes round again.
         let deadline = Instant::now() + PATIENCE_WITH_HOSTS;
         loop {
@@ -175,7 +190,14 @@ impl Step<GrantInput> for Plan {
                 || cx.cancelled().is_cancelled()
                 || Instant::now() >= deadline
             {
-                return Ok(planned);
+                let vms = planned.len();
+                return Ok(match vms <= PIECE {
+                    true => Planning::Whole(planned),
+                    false => Planning::InPieces {
+                        vms,
+                        pieces: vms.div_ceil(PIECE),
+                    },
+                });
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -187,10 +209,14 @@ struct Grant(Arc<World>);
 #[async_trait]
 impl Step<GrantInput> for Grant {
     const NAME: &'static str = "grant";
-    type Output = Vec<VmOutcome>;
+    type Output = Outcomes;
 
-    async fn run(&self, cx: &StepContext<GrantInput>) -> Result<Vec<VmOutcome>, StepError> {
+    async fn run(&self, cx: &StepContext<GrantInput>) -> Result<Outcomes, StepError> {
         let input = cx.input();
+        let plan = match cx.output::<Plan>()? {
+            Planning::Whole(plan) => plan,
+            Planning::InPieces { vms, pieces } => return self.in_pieces(cx, vms, pieces).await,
+        };
         let change = Change {
             to: Some(input.host.clone()),
             drop: Vec::new(),
@@ -201,8 +227,69 @@ impl Step<GrantInput> for Grant {
                 RewrapReason::Granted
             },
         };
-        rewrap_all(&self.0, cx, cx.output::<Plan>()?, &change).await
+        let outcomes = rewrap_all(&self.0, cx, plan, &change).await?;
+        Ok(Outcomes::of(outcomes))
     }
+}
+
+impl Grant {
+    /// One job after the other. Which VMs each has is in its own record, so that a resumed job goes on where it was: the
+    /// same name is the same job.
+    async fn in_pieces(
+        &self,
+        cx: &StepContext<GrantInput>,
+        vms: usize,
+        pieces: usize,
+    ) -> Result<Outcomes, StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let mut tried: BTreeSet<VmId> = BTreeSet::new();
+        let mut outcomes = Vec::new();
+        for piece in 0.. {
+            let (few, rest): (Vec<_>, Vec<_>) = plan(world, input)?
+                .into_iter()
+                .filter(|planned| !tried.contains(&planned.vm))
+                .partition(|planned| planned.decided.is_none());
+            if few.is_empty() && piece >= pieces {
+                outcomes.extend(rest.into_iter().filter_map(|planned| planned.decided));
+                break;
+            }
+            let few = few.iter().take(PIECE).map(|planned| planned.vm).collect();
+            let part = GrantInput {
+                vms: Some(few),
+                ..input.clone()
+            };
+            let child = cx
+                .start_child::<GuardianGrant>(&format!("piece-{piece}"), &part)
+                .await?;
+            let job = cx.wait_for_child(child).await?;
+            if cx.cancelled().is_cancelled() {
+                return Err(StepError::cancelled());
+            }
+            let its: GrantInput = serde_json::from_value(job.input.clone()).unwrap_or(part);
+            let its = its.vms.unwrap_or_default();
+            match Outcomes::recorded(&job, Self::NAME) {
+                Some(done) => outcomes.extend(done.results),
+                None => {
+                    let failure = ended_badly(&job);
+                    let names = its.iter().filter_map(|vm| world.inventory.vm(*vm));
+                    outcomes.extend(names.map(|vm| failed(&vm.name, &failure)));
+                }
+            }
+            tried.extend(its);
+            cx.progress()
+                .text(format!("{} of {vms} VMs", outcomes.len()));
+        }
+        Ok(Outcomes::of(outcomes))
+    }
+}
+
+fn ended_badly(job: &Job) -> Failure {
+    job.failure.clone().unwrap_or_else(|| {
+        Failure::new(
+            ErrorCode::Internal,
+            format!("job {} did not end well", job.id),
+        )
+    })
 }
 
 /// What is to change about the keys of many VMs.
@@ -329,9 +416,7 @@ async fn ended<I: Data>(
     if cx.cancelled().is_cancelled() {
         return Err(StepError::cancelled());
     }
-    let failure = job.failure.unwrap_or_else(|| {
-        Failure::new(ErrorCode::Internal, format!("job {child} did not end well"))
-    });
+    let failure = ended_badly(&job);
     Ok(batch
         .vms
         .iter()
@@ -345,6 +430,7 @@ fn failed(vm: &VmName, failure: &Failure) -> VmOutcome {
     } else {
         format!("{}: {}", failure.what, failure.because)
     };
+    let why: String = why.chars().take(LONGEST_MESSAGE).collect();
     outcome(vm, Outcome::Failed, Some(failure.code), why)
 }
 
@@ -474,6 +560,6 @@ fn forget(vm: &mut VmObserved, granted: &[GuardianId], former: &[GuardianId]) {
 
 /// What became of each VM.
 pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let results: Vec<VmOutcome> = job.output("grant")?;
-    Some(super::bulk_result(job.input.get("host"), results))
+    let outcomes = Outcomes::recorded(job, Grant::NAME)?;
+    Some(outcomes.told(job.input.get("host")))
 }

@@ -9,6 +9,7 @@
 //! *settle* exchanges the former guardian's wrapping for the successor's on every VM that has it, wherever it is. The former
 //! pair opens until that is done everywhere, and on its host it opens ever after: it is only no longer needed.
 
+use super::Outcomes;
 use super::guardian_grant::{Change, Planned, rewrap_all};
 use crate::audit::{Act, CONTROLLER};
 use crate::world::World;
@@ -156,9 +157,9 @@ struct Settle(Arc<World>);
 #[async_trait]
 impl Step<RotateInput> for Settle {
     const NAME: &'static str = "settle";
-    type Output = Vec<VmOutcome>;
+    type Output = Outcomes;
 
-    async fn run(&self, cx: &StepContext<RotateInput>) -> Result<Vec<VmOutcome>, StepError> {
+    async fn run(&self, cx: &StepContext<RotateInput>) -> Result<Outcomes, StepError> {
         let (world, host) = (&self.0, &cx.input().host);
         let former = world.hosts.of(host)?.unsettled;
         let change = Change {
@@ -167,15 +168,15 @@ impl Step<RotateInput> for Settle {
             expired: Vec::new(),
             why: RewrapReason::Rotated,
         };
-        rewrap_all(world, cx, depending(world, &former), &change).await
+        let outcomes = rewrap_all(world, cx, depending(world, &former), &change).await?;
+        Ok(Outcomes::of(outcomes))
     }
 }
 
 /// The VMs whose key is wrapped for one of `guardians`.
 pub(crate) fn depending(world: &World, guardians: &[GuardianId]) -> Vec<Planned> {
     let vms = world.inventory.vms();
-    let mut found: Vec<_> = vms
-        .iter()
+    vms.iter()
         .filter(|vm| vm.tpm.guardians.iter().any(|g| guardians.contains(g)))
         .map(|vm| {
             let away = !world.inventory.seen(&vm.host).online;
@@ -192,9 +193,7 @@ pub(crate) fn depending(world: &World, guardians: &[GuardianId]) -> Vec<Planned>
                 decided,
             }
         })
-        .collect();
-    found.truncate(super::guardian_grant::MOST_VMS);
-    found
+        .collect()
 }
 
 /// The former guardian is put on record as no longer needed, once nothing depends on it.
@@ -239,8 +238,8 @@ impl Step<RotateInput> for Retire {
 
 /// What became of each VM, and of the pairs.
 pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let results: Vec<VmOutcome> = job.output(Settle::NAME)?;
-    let mut result = super::bulk_result(job.input.get("host"), results);
+    let outcomes = Outcomes::recorded(job, Settle::NAME)?;
+    let mut result = outcomes.told(job.input.get("host"));
     if let Some(successor) = job.output::<GuardianId>(Adopt::NAME) {
         result["guardian"] = serde_json::json!(successor);
     }

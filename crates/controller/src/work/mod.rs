@@ -125,15 +125,68 @@ pub(crate) fn result(job: &Job) -> Option<serde_json::Value> {
     }
 }
 
-/// What became of several VMs, as bulk commands tell it.
-fn bulk_result(host: Option<&serde_json::Value>, results: Vec<VmOutcome>) -> serde_json::Value {
-    let count = |outcome| results.iter().filter(|r| r.outcome == outcome).count();
-    let summary = serde_json::json!({
-        "succeeded": count(Outcome::Succeeded),
-        "failed": count(Outcome::Failed),
-        "skipped": count(Outcome::Skipped),
-    });
-    serde_json::json!({ "host": host, "results": results, "summary": summary })
+/// What became of several VMs, as a job keeps it: its record is one value in the store, so beyond some size VMs are only
+/// counted, those that went well first.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Outcomes {
+    results: Vec<VmOutcome>,
+    summary: BTreeMap<Outcome, usize>,
+    /// Counted, and not among the results.
+    #[serde(default)]
+    not_listed: usize,
+}
+
+/// Bytes of results; a step's output has at most 64 KiB.
+const RESULTS_BUDGET: usize = 56 * 1024;
+
+impl Outcomes {
+    fn of(all: Vec<VmOutcome>) -> Self {
+        let mut summary = BTreeMap::from([
+            (Outcome::Succeeded, 0),
+            (Outcome::Failed, 0),
+            (Outcome::Skipped, 0),
+        ]);
+        for one in &all {
+            *summary.entry(one.outcome).or_default() += 1;
+        }
+        let size = |one: &VmOutcome| serde_json::to_string(one).map_or(0, |text| text.len() + 1);
+        let mut left = RESULTS_BUDGET;
+        let mut listed = vec![false; all.len()];
+        for which in [Outcome::Failed, Outcome::Skipped, Outcome::Succeeded] {
+            for (one, listed) in all.iter().zip(&mut listed) {
+                if one.outcome == which {
+                    let rest = left.checked_sub(size(one));
+                    *listed = rest.is_some();
+                    left = rest.unwrap_or(0);
+                }
+            }
+        }
+        let not_listed = listed.iter().filter(|listed| !**listed).count();
+        let results = all.into_iter().zip(listed);
+        Self {
+            results: results
+                .filter_map(|(one, keep)| keep.then_some(one))
+                .collect(),
+            summary,
+            not_listed,
+        }
+    }
+
+    /// Of a step of an ended job; a record of an earlier version lists all of them.
+    fn recorded(job: &Job, step: &str) -> Option<Self> {
+        job.output(step)
+            .or_else(|| job.output::<Vec<VmOutcome>>(step).map(Self::of))
+    }
+
+    /// As bulk commands tell it.
+    fn told(self, host: Option<&serde_json::Value>) -> serde_json::Value {
+        let mut told =
+            serde_json::json!({ "host": host, "results": self.results, "summary": self.summary });
+        if self.not_listed > 0 {
+            told["not_listed"] = serde_json::json!(self.not_listed);
+        }
+        told
+    }
 }
 
 /// The VM a job works on.

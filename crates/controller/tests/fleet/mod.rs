@@ -175,8 +175,14 @@ impl Controller {
     }
 
     /// Stops it and starts another in the same directory.
-    pub(crate) async fn restart(mut self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
+        self.restart_after(|_| ()).await
+    }
+
+    /// The same, with something done to its files in between.
+    pub(crate) async fn restart_after(mut self, between: impl FnOnce(&Path)) -> Self {
         self.end().await;
+        between(&self.data());
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("directory"));
         Self::start_in(dir, self.address.port(), None).await
     }

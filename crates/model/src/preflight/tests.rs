@@ -16,6 +16,7 @@ struct Case {
     destination_group: GroupName,
     /// Of both hosts.
     former: Vec<GuardianId>,
+    members: usize,
 }
 
 fn fitting() -> Case {
@@ -37,6 +38,7 @@ fn fitting() -> Case {
         destination: "b".parse().expect("name"),
         destination_group: GroupName::default(),
         former: Vec::new(),
+        members: 2,
     }
 }
 
@@ -63,6 +65,7 @@ impl Case {
             now: NOW,
             trust: self.trust,
             vm: &self.vm,
+            members: self.members,
             source: Side {
                 name: &here,
                 group: &group,
@@ -321,6 +324,18 @@ fn a_key_taken_away_from_a_former_guardian_of_the_host_is_not_granted_by_a_move(
     assert_eq!(case.codes(), [ErrorCode::KeyNotGranted], "{said:?}");
     assert!(said[0].what.contains("taken away"), "{said:?}");
     assert_eq!(said[0].fix, "fleetward guardian grant web --to b");
+}
+
+#[test]
+fn a_group_too_large_for_a_key_protector_is_a_remark() {
+    let mut case = granted();
+    case.members = crate::guardian::MANY_GUARDIANS;
+    assert_eq!(case.findings(), []);
+    case.members += 1;
+    let said = case.findings();
+    assert_eq!(case.codes(), []);
+    assert_eq!(said[0].code, ErrorCode::GroupTooLarge);
+    assert!(said[0].what.contains("51 hosts"), "{said:?}");
 }
 
 #[test]
