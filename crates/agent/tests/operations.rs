@@ -6,6 +6,7 @@ mod support;
 
 use fleetward_api::agent::*;
 use fleetward_link::Identity;
+use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, Failure, VmId};
 use support::{Fleet, Job, Node, create_running, record_of, refusal, spec};
@@ -224,6 +225,79 @@ async fn a_guardian_without_a_valid_endorsement_gets_nothing() {
         job.on(&a, put).await.unwrap();
     }
     assert_eq!(a.detail(spec.id).await.unwrap().vm.tpm.guardians.len(), 1);
+}
+
+/// Host `b` was installed anew or rotated after it lost the key, and its present guardian is granted it by name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_by_name_forgives_former_guardians_unless_they_know_the_present_key() {
+    let fleet = Fleet::start().await;
+    let a = Node::start(&fleet, "a").await;
+    let [_former, _present] = [
+        Node::start(&fleet, "b").await,
+        Node::start(&fleet, "c").await,
+    ];
+    let (former, present) = (
+        fleet.endorsed("b", "default"),
+        fleet.endorsed("c", "default"),
+    );
+    let (spec, _) = create_running(&fleet, &a, "vm1").await;
+    let rewrap = |why, add: &[&EndorsedGuardian], drop: &[&EndorsedGuardian]| {
+        let ids = |of: &[&EndorsedGuardian]| of.iter().map(|g| g.guardian.id.clone()).collect();
+        Operation::Rewrap {
+            change: KeyRewrap {
+                add: add.iter().map(|g| (*g).clone()).collect(),
+                drop: ids(drop),
+                expired: Vec::new(),
+                former: ids(&[&former]),
+                why,
+            },
+        }
+    };
+    let revoked = async || {
+        a.detail(spec.id)
+            .await
+            .unwrap()
+            .vm
+            .metadata
+            .unwrap()
+            .revoked
+    };
+    for (generation, operation) in [
+        (5, rewrap(RewrapReason::Granted, &[&former], &[])),
+        (6, rewrap(RewrapReason::Revoked, &[], &[&former])),
+        (7, rewrap(RewrapReason::Granted, &[&present], &[])),
+    ] {
+        Job::new(spec.id, generation)
+            .on(&a, operation)
+            .await
+            .unwrap();
+    }
+    let known = revoked().await;
+    assert_eq!(
+        known.iter().map(|r| &r.guardian).collect::<Vec<_>>(),
+        [&former.guardian.id],
+        "it knows the key that the VM still has"
+    );
+    // with a new key that is past
+    let stop = Operation::Stop {
+        force: true,
+        deadline_seconds: 1,
+    };
+    Job::new(spec.id, 8).on(&a, stop).await.unwrap();
+    let job = Job::new(spec.id, 9);
+    let roll = Operation::PrepareRoll {
+        to: vec![present.clone()],
+    };
+    let OperationResult::Protector { key_protector } = job.on(&a, roll).await.unwrap() else {
+        panic!()
+    };
+    job.on(&a, Operation::CommitTpm { key_protector })
+        .await
+        .unwrap();
+    assert_eq!(revoked().await, known, "a roll forgives nobody");
+    let again = rewrap(RewrapReason::Granted, &[&present], &[]);
+    Job::new(spec.id, 10).on(&a, again).await.unwrap();
+    assert_eq!(revoked().await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -237,7 +237,7 @@ async fn rotate_alone(context: &Context, host: &HostName, no_wait: bool) -> Resu
 
 /// How the rotation of one of several hosts went.
 enum Rotation {
-    Done(JobView),
+    Done(Box<JobView>),
     /// Its job goes on without us.
     Goes(JobId),
     Failed(Failure),
@@ -315,7 +315,7 @@ async fn rotate_one(
         ..
     } = context;
     match wait::for_one_of_many(controller, progress, interrupt, host.as_str(), job).await {
-        Ok(view) => Rotation::Done(view),
+        Ok(view) => Rotation::Done(Box::new(view)),
         Err(Stop::Failure(failure)) => Rotation::Failed(failure),
         Err(_) => Rotation::Goes(job),
     }
