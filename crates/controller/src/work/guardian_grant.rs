@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// VMs that one `guardian-rewrap` holds: few, so that nobody waits long for one of them.
 const VMS_AT_ONCE: usize = 24;
@@ -318,7 +319,7 @@ pub(super) async fn rewrap_all<I: Data>(
             .push(planned);
     }
     // One batch of each host in turn, so that no host waits for another.
-    let mut batches: Vec<(usize, BatchInput)> = Vec::new();
+    let mut batches = Vec::new();
     for (host, vms) in by_host {
         for (turn, few) in vms.chunks(VMS_AT_ONCE).enumerate() {
             let vms = few.iter().map(|p| (p.vm, p.name.clone())).collect();
@@ -336,7 +337,7 @@ pub(super) async fn rewrap_all<I: Data>(
         .filter_map(|p| Some((p.name.clone(), p.decided.clone()?)))
         .collect();
     let mut running = stream::iter(batches)
-        .map(|(turn, batch)| run_batch(world, cx, turn, batch))
+        .map(|(_, batch)| run_batch(world, cx, batch))
         .buffer_unordered(BATCHES_AT_ONCE);
     while let Some(ended) = running.next().await {
         for one in ended? {
@@ -350,13 +351,27 @@ pub(super) async fn rewrap_all<I: Data>(
         .collect())
 }
 
+/// Says which VMs are in it: a plan that is made anew after a crash may cut other batches, and one of those must not be taken
+/// for a job that was about other VMs.
+fn batch_name(batch: &BatchInput) -> String {
+    let vms: Vec<u8> = batch
+        .vms
+        .iter()
+        .flat_map(|(vm, _)| *vm.0.as_bytes())
+        .collect();
+    format!(
+        "{}-{}",
+        batch.host,
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, &vms)
+    )
+}
+
 async fn run_batch<I: Data>(
     world: &Arc<World>,
     cx: &StepContext<I>,
-    turn: usize,
     batch: BatchInput,
 ) -> Result<Vec<VmOutcome>, StepError> {
-    let name = format!("{}-{turn}", batch.host);
+    let name = batch_name(&batch);
     match cx.start_child::<GuardianRewrap>(&name, &batch).await {
         Ok(child) => return ended(cx, child, &batch).await,
         Err(error) if error.failure.code == ErrorCode::VmBusy => {}
