@@ -48,6 +48,10 @@ pub struct Config {
     pub qemu_group: String,
     #[serde(rename = "pool")]
     pub pools: Vec<PoolConfig>,
+    /// Key of the guardian store, where it is not the service manager that hands it over. Said on the command line only: a
+    /// path that is written down beside the store leads whoever steals the disk to it.
+    #[serde(skip)]
+    pub credential_file: Option<PathBuf>,
 }
 
 /// A directory of volumes.
@@ -98,6 +102,7 @@ impl Default for Config {
                 name: PoolName::default(),
                 path: "/var/lib/fleetward/volumes".into(),
             }],
+            credential_file: None,
         }
     }
 }
@@ -218,6 +223,7 @@ mod tests {
     fn unknown_keys_and_impossible_values_are_named() {
         for (text, word) in [
             ("datadir = '/x'", "datadir"),
+            ("credential_file = '/x'", "credential_file"),
             ("data_dir = 'x'", "data_dir"),
             ("advertise = 'host'", "advertise"),
             ("tpm_pool_size = 1000", "tpm_pool_size"),

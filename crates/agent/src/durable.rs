@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Replaces `path`, mode 0600, and does not return before it is on the disk.
@@ -58,6 +58,23 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes a file that holds a secret: its content is overwritten first, unless the file has another name as well, whose
+/// content it is. On a disk that writes elsewhere than it was (copy on write, flash), overwriting is an attempt. A missing
+/// file is fine.
+pub(crate) fn wipe(path: &Path) -> io::Result<()> {
+    let mut file = match OpenOptions::new().write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let found = file.metadata()?;
+    if found.nlink() == 1 {
+        io::copy(&mut io::repeat(0).take(found.len()), &mut file)?;
+        file.sync_all()?;
+    }
+    remove(path)
+}
+
 /// Removes a directory with what is in it; a missing one is fine.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
@@ -84,6 +101,24 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wiped_file_is_overwritten_and_one_with_a_second_name_is_not() {
+        let dir = tempfile::tempdir().expect("directory");
+        let (path, other) = (dir.path().join("key"), dir.path().join("other"));
+        write(&path, b"secret").expect("write");
+        fs::hard_link(&path, &other).expect("link");
+        wipe(&other).expect("wipe");
+        assert_eq!(read(&path).expect("read").as_deref(), Some(&b"secret"[..]));
+        // What a handle from before sees is what was on the disk.
+        let mut before = File::open(&path).expect("open");
+        wipe(&path).expect("wipe");
+        wipe(&path).expect("twice");
+        let mut content = Vec::new();
+        before.read_to_end(&mut content).expect("read");
+        assert_eq!(content, [0; 6]);
+        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 0);
+    }
 
     #[test]
     fn a_replaced_file_is_private_and_alone() {

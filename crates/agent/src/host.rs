@@ -69,11 +69,17 @@ impl Host {
         let layout = Layout::new(&config);
         let credential = LiveCredential::new(membership.credential);
         let mut warnings = Vec::new();
-        if !keyring.is_sealed() {
+        let in_clear = keyring.lying_in_clear();
+        if !in_clear.is_empty() {
+            let cure = if keyring.has_credential() {
+                "they could not be sealed: see the agent's log, and start it again"
+            } else {
+                "give the service a credential fleetward-guardian-key to seal them"
+            };
             warnings.push(format!(
-                "the private keys of this host's guardian lie unencrypted in {} (mode 0600); \
-                 give the service a credential fleetward-guardian-key to seal them",
-                layout.guardians().display()
+                "private keys of this host's guardians lie unencrypted in {} (mode 0600): {}; {cure}",
+                layout.guardians().display(),
+                in_clear.join(", ")
             ));
         }
         let qemu_group = match nix::unistd::Group::from_name(&config.qemu_group) {

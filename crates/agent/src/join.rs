@@ -78,15 +78,14 @@ pub async fn join(config: &Config, token: &str) -> Result<Joined, Failure> {
     };
     let guardian = {
         let (directory, host, audit) = (layout.guardians(), token.host.clone(), audit.clone());
+        let credential = config.credential_file.clone();
         tokio::task::spawn_blocking(move || {
-            Keyring::ensure_own(&directory, &host, &audit, &purpose)?;
-            Keyring::open(&directory, host, audit)
+            Keyring::ensure_own(&directory, &host, &audit, &purpose, credential.as_deref())?;
+            Keyring::open_with(&directory, host, audit, credential.as_deref())
         })
         .await
         .expect("making a guardian does not panic")
-        .map_err(|error: KeyringError| {
-            Failure::new(ErrorCode::Internal, "the host's guardian").because(chain(&error))
-        })?
+        .map_err(|error: KeyringError| error.failure("the host's guardian"))?
         .facts()
         .swap_remove(0)
     };

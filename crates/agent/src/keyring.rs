@@ -4,13 +4,13 @@
 //! imported. All of them open; only the own one seals and takes over. The store may be changed beside a running agent,
 //! which notices it at the next use.
 //!
-//! Keys lie in `guardians/`, readable by root only, and encrypted where systemd hands over a credential named
-//! `fleetward-guardian-key` (which systemd-creds can seal to the host's TPM). Every use is on record before it happens.
+//! Keys lie in `guardians/`, readable by root only, and encrypted where there is a key for that: see `sealing`. Every use is on record before it happens.
 
 mod custody;
 mod dependents;
 mod rewrap;
 mod rotation;
+mod sealing;
 mod store;
 
 pub use custody::{HalfImported, Imported, PfxFile};
@@ -101,8 +101,31 @@ pub enum KeyringError {
     Audit(#[source] io::Error),
     #[error("the credential {path} must be exactly 32 bytes")]
     StorageKey { path: PathBuf },
+    #[error("the private keys in {path} are encrypted, and the key to them was not given")]
+    Sealed { path: PathBuf },
+    #[error(
+        "the private keys in {path} do not open with the key that was given, or the file was altered"
+    )]
+    OtherKey { path: PathBuf },
     #[error("this host has no guardian yet; it is made when the host joins a fleet")]
     Empty,
+}
+
+impl KeyringError {
+    /// What the one who asked is told. Where the store is encrypted, how to hand its key over.
+    pub fn failure(&self, what: impl Into<String>) -> Failure {
+        let code = match self {
+            Self::Sealed { .. } | Self::OtherKey { .. } | Self::StorageKey { .. } => {
+                ErrorCode::GuardianStoreSealed
+            }
+            Self::File { .. }
+            | Self::Unreadable { .. }
+            | Self::Make(_)
+            | Self::Audit(_)
+            | Self::Empty => ErrorCode::Internal,
+        };
+        Failure::new(code, what).because(chain(self))
+    }
 }
 
 impl Keyring {
@@ -112,8 +135,9 @@ impl Keyring {
         host: &HostName,
         audit: &AuditLog,
         purpose: &Purpose,
+        credential_file: Option<&Path>,
     ) -> Result<(), KeyringError> {
-        let store = Store::new(directory)?;
+        let store = Store::new(directory, sealing::key(credential_file)?);
         if store.has_own()? {
             return Ok(());
         }
@@ -133,13 +157,23 @@ impl Keyring {
         Ok(())
     }
 
-    /// Reads the store.
+    /// Reads the store, with the key that the service manager gives to it, if any.
     pub fn open(
         directory: &Path,
         host: HostName,
         audit: Arc<AuditLog>,
     ) -> Result<Self, KeyringError> {
-        let store = Store::new(directory)?;
+        Self::open_with(directory, host, audit, None)
+    }
+
+    /// Reads the store, with the key to it in a file.
+    pub fn open_with(
+        directory: &Path,
+        host: HostName,
+        audit: Arc<AuditLog>,
+        credential_file: Option<&Path>,
+    ) -> Result<Self, KeyringError> {
+        let store = Store::new(directory, sealing::key(credential_file)?);
         let loaded = Loaded::read(&store)?;
         Ok(Self {
             host,
@@ -173,9 +207,25 @@ impl Keyring {
         loaded.clone()
     }
 
-    /// Whether private keys are encrypted on the disk.
+    /// Whether there is a key to encrypt the store with.
+    pub fn has_credential(&self) -> bool {
+        self.store.key.is_some()
+    }
+
+    /// Whether all private keys in the store are encrypted on the disk.
     pub fn is_sealed(&self) -> bool {
-        self.store.is_sealed()
+        self.lying_in_clear().is_empty()
+    }
+
+    /// Names of the store's files whose private keys are not encrypted, or not known to be.
+    pub fn lying_in_clear(&self) -> Vec<String> {
+        self.store.lying_in_clear()
+    }
+
+    /// Encrypts what lies in clear, where there is a key to do it with; how many files that were. Safe to be killed at any
+    /// line, and to be repeated.
+    pub fn seal_what_lies_in_clear(&self) -> Result<usize, KeyringError> {
+        self.store.seal_what_lies_in_clear()
     }
 
     /// Whether private keys of this guardian are on this host.

@@ -4,6 +4,7 @@ use crate::arrivals::TunnelDoor;
 use crate::audit::AuditLog;
 use crate::config::Config;
 use crate::durable;
+use crate::failure::chain;
 use crate::host::{Host, Machinery};
 use crate::keyring::{Keyring, KeyringError};
 use crate::layout::Layout;
@@ -58,11 +59,23 @@ impl Agent {
             layout.audit_log(),
             membership.member.host.clone(),
         ));
-        let keyring = Keyring::open(
+        let keyring = Keyring::open_with(
             &layout.guardians(),
             membership.member.host.clone(),
             audit.clone(),
+            config.credential_file.as_deref(),
         )?;
+        match keyring.seal_what_lies_in_clear() {
+            Ok(0) => {}
+            Ok(files) => tracing::info!(files, "private keys that lay in clear are encrypted now"),
+            // VMs start all the same. What lies in clear is among the host's warnings.
+            Err(error) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "the guardian store was not encrypted"
+                );
+            }
+        }
         let address = config.listen;
         let host = Host::new(config, membership, keyring, audit, machinery);
         let tls = ServerTls::new(

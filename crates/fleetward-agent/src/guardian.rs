@@ -73,7 +73,13 @@ pub(crate) async fn carry_out(config: &Config, command: GuardianCommand) -> anyh
     let layout = Layout::new(config);
     let member = MembershipFiles::new(&layout).load()?.member;
     let audit = Arc::new(AuditLog::new(layout.audit_log(), member.host.clone()));
-    let keyring = Keyring::open(&layout.guardians(), member.host.clone(), audit)?;
+    let keyring = Keyring::open_with(
+        &layout.guardians(),
+        member.host.clone(),
+        audit,
+        config.credential_file.as_deref(),
+    )
+    .map_err(|error| error.failure("the guardian store"))?;
     match command {
         GuardianCommand::List { output } => {
             let mut found = list::Found::new(&keyring, member.host, dependents(&layout)?)?;

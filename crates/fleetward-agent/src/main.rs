@@ -7,7 +7,7 @@ mod guardian;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use fleetward_agent::config::{AcceleratorChoice, Config, DEFAULT_PATH};
-use fleetward_agent::{Agent, Machinery, hardening, join};
+use fleetward_agent::{Agent, Machinery, RunError, hardening, join};
 use fleetward_hypervisor_libvirt::{
     EK_CERTIFICATE_TOOL, LibvirtConfig, LibvirtHost, ek_certificate_tool_main, probe_accelerator,
 };
@@ -28,6 +28,11 @@ struct Arguments {
     /// The configuration.
     #[arg(long, default_value = DEFAULT_PATH, global = true)]
     config: PathBuf,
+    /// The key that the guardian store is encrypted under: 32 bytes. Without it, the systemd credential
+    /// fleetward-guardian-key, where there is one. While the service runs with that credential, root finds it as
+    /// /run/credentials/fleetward-agent.service/fleetward-guardian-key.
+    #[arg(long, global = true, value_name = "FILE")]
+    credential_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -89,7 +94,10 @@ fn called_as(name: &str) -> bool {
 
 fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
     hardening::forbid_core_dumps().context("cannot forbid core dumps")?;
-    let config = Config::load(&arguments.config)?;
+    let config = Config {
+        credential_file: arguments.credential_file,
+        ..Config::load(&arguments.config)?
+    };
     // Two threads carry all there is to carry; work that blocks has threads of its own, which end when idle.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -155,6 +163,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!("stopping; VMs run on");
         stopping.cancel();
     });
-    Agent::open(config, machinery).await?.serve(stop).await?;
+    let agent = match Agent::open(config, machinery).await {
+        Err(RunError::Keyring(error)) => return Err(error.failure("the guardian store").into()),
+        opened => opened?,
+    };
+    agent.serve(stop).await?;
     Ok(())
 }

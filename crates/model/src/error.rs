@@ -108,6 +108,9 @@ codes! {
     GuardianInUse = "GUARDIAN_IN_USE", Refused,
         "The guardian cannot be removed: it is the host's own, or something on the host opens only with it.",
         "wrap the VMs for another guardian of the host first: fleetward guardian grant --all --to HOST";
+    GuardianStoreSealed = "GUARDIAN_STORE_SEALED", Refused,
+        "The host's guardian store is encrypted, and the key to it was not given, or is another one.",
+        "give the key: fleetward-agent guardian list --credential-file FILE; while the service runs, FILE is /run/credentials/fleetward-agent.service/fleetward-guardian-key";
     PfxWrongPassword = "PFX_WRONG_PASSWORD", Refused,
         "The password does not open the PFX file.",
         "give the password the file was exported with; it is case sensitive, and a password file is read up to its first line end";

@@ -7,7 +7,9 @@
 use crate::local_guardian::LocalGuardian;
 use crate::pfx::PairError;
 use crate::rsa_key::RsaPrivateKey;
-use crate::storage::{MAX_STORED, Protected, StorageError, StorageKey, protect, unprotect};
+use crate::storage::{
+    MAX_STORED, Protected, StorageError, StorageKey, encrypts, protect, unprotect,
+};
 use der::asn1::OctetStringRef;
 use der::{Decode, Encode, Sequence};
 use fleetward_model::guardian::CertificateRole;
@@ -91,6 +93,18 @@ impl GuardianHalf {
         encode()
             .map(Zeroizing::new)
             .map_err(StorageError::Malformed)
+    }
+
+    /// Whether stored bytes hold the private key encrypted; answered without the storage key.
+    pub fn is_sealed(bytes: &[u8]) -> Result<bool, StorageError> {
+        if bytes.len() > MAX_STORED {
+            return Err(StorageError::TooLarge { size: bytes.len() });
+        }
+        let stored = Stored::from_der(bytes).map_err(StorageError::Malformed)?;
+        encrypts(stored.protection).ok_or(StorageError::Unknown {
+            version: stored.version,
+            protection: stored.protection,
+        })
     }
 
     /// Reads stored bytes. A storage key is needed where they are encrypted, and not used where they are not.

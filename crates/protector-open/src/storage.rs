@@ -141,6 +141,18 @@ impl LocalGuardian {
         )?)
     }
 
+    /// Whether stored bytes hold their private keys encrypted; answered without the storage key.
+    pub fn is_sealed(bytes: &[u8]) -> Result<bool, StorageError> {
+        if bytes.len() > MAX_STORED {
+            return Err(StorageError::TooLarge { size: bytes.len() });
+        }
+        let stored = Stored::from_der(bytes).map_err(StorageError::Malformed)?;
+        encrypts(stored.protection).ok_or(StorageError::Unknown {
+            version: stored.version,
+            protection: stored.protection,
+        })
+    }
+
     fn encode_keys(&self) -> der::Result<Zeroizing<Vec<u8>>> {
         let keys = Keys {
             signing: OctetStringRef::new(self.key(CertificateRole::Signing).pkcs8())?,
@@ -165,6 +177,15 @@ impl LocalGuardian {
 pub(crate) struct Protected {
     pub(crate) protection: u8,
     pub(crate) bytes: Zeroizing<Vec<u8>>,
+}
+
+/// Whether that protection encrypts; none for one that is not known.
+pub(crate) const fn encrypts(protection: u8) -> Option<bool> {
+    match protection {
+        IN_CLEAR => Some(false),
+        AES_256_GCM => Some(true),
+        _ => None,
+    }
 }
 
 /// In clear, or encrypted under `key` with `associated` authenticated.

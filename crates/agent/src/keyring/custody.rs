@@ -109,6 +109,10 @@ impl Keyring {
             certificates.any(|certificate| certificate.sha256 == sha256)
         });
         if let Some(whole) = whole {
+            // The import that brought it may have been stopped before it was done with the halves.
+            self.store.tidy().map_err(|error| {
+                Trouble::refuse(ErrorCode::Internal, "the guardian store", chain(&error))
+            })?;
             return Ok(HalfImported::Guardian(Imported {
                 guardian: whole.id.clone(),
                 standing: whole.standing,

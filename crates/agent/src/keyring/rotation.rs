@@ -18,7 +18,6 @@ use fleetward_model::guardian::{GuardianFacts, GuardianStanding};
 use fleetward_model::{ErrorCode, Failure, GuardianId, JobId};
 use fleetward_protector_open::LocalGuardian;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 use time::OffsetDateTime;
 
 const KEYS: &str = "successor.guardian";
@@ -125,6 +124,7 @@ impl Store {
 
     /// The keys first: a note without them would be an error for ever, keys without a note are overwritten.
     fn keep_successor(&self, job: JobId, guardian: &LocalGuardian) -> Result<(), KeyringError> {
+        let _turn = self.lock()?;
         self.write_keys(KEYS, guardian)?;
         let path = self.path(NOTE);
         let note = Note {
@@ -135,15 +135,12 @@ impl Store {
     }
 
     fn forget_successor(&self) -> Result<(), KeyringError> {
+        let _turn = self.lock()?;
         for path in [self.path(NOTE), self.path(KEYS)] {
-            remove(path)?;
+            durable::wipe(&path).map_err(|source| KeyringError::File { path, source })?;
         }
         Ok(())
     }
-}
-
-fn remove(path: PathBuf) -> Result<(), KeyringError> {
-    durable::remove(&path).map_err(|source| KeyringError::File { path, source })
 }
 
 fn troubled(error: KeyringError) -> Trouble {

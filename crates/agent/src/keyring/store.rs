@@ -7,14 +7,17 @@
 //!   <id>.guardian     certificates and private keys of one guardian
 //!   <sha256>.half     one certificate and its private key, which wait for the other half of their guardian
 //!   own.guardian      the same, of a host that joined before there was a keyring.json
+//!   *.clear, *.new    for moments: see `sealing`, and a file that is being written
 //! ```
 //! A guardian file that `keyring.json` does not name is the rest of a change that was cut off: it counts for nothing, and
-//! the change can be made again. Removing goes the other way round: out of `keyring.json` first, then the file. A half
-//! that is not named there is removed at the next change, whatever came of that.
+//! the change can be made again. Removing goes the other way round: out of `keyring.json`, which says what goes, then the
+//! file. What is to go, and a half that is not named, is removed at the next change or start, whatever came of the last.
 
 use super::KeyringError;
+use super::sealing::aside;
 use crate::durable;
 use crate::failure::chain;
+use fleetward_failpoint::hold_blocking;
 use fleetward_model::GuardianId;
 use fleetward_model::guardian::{CertificateRole, GuardianStanding};
 use fleetward_protector::GuardianCertificate;
@@ -28,16 +31,17 @@ use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-/// The systemd credential that encrypts the store: 32 bytes.
-const CREDENTIAL: &str = "fleetward-guardian-key";
-
 /// Version of `keyring.json`.
 const VERSION: u32 = 1;
 
 const INDEX: &str = "keyring.json";
 const FORMER_OWN: &str = "own.guardian";
 /// Extension of a half's file.
-const HALF: &str = "half";
+pub(super) const HALF: &str = "half";
+/// Extension of a guardian's file.
+pub(super) const GUARDIAN: &str = "guardian";
+/// Extension of a file that was being written when the program was killed.
+const UNFINISHED: &str = "new";
 
 /// A guardian with its private keys, and what it is to this host.
 #[derive(Debug)]
@@ -57,7 +61,7 @@ pub(super) struct Stamp {
 /// The store's directory and the key that encrypts what lies in it.
 pub(super) struct Store {
     directory: PathBuf,
-    key: Option<StorageKey>,
+    pub(super) key: Option<StorageKey>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -67,6 +71,9 @@ struct Index {
     guardians: Vec<Entry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     halves: Vec<HalfEntry>,
+    /// Files of guardians that were removed: they go, also when the one who removed them was stopped before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    removed: Vec<String>,
 }
 
 /// One half of a guardian, waiting for the other.
@@ -108,16 +115,15 @@ struct Entry {
 }
 
 impl Store {
-    pub(super) fn new(directory: &Path) -> Result<Self, KeyringError> {
-        Ok(Self {
+    pub(super) fn new(directory: &Path, key: Option<StorageKey>) -> Self {
+        Self {
             directory: directory.to_owned(),
-            key: storage_key()?,
-        })
+            key,
+        }
     }
 
-    /// Whether private keys are encrypted on the disk.
-    pub(super) fn is_sealed(&self) -> bool {
-        self.key.is_some()
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Which version of the store is there now.
@@ -183,6 +189,9 @@ impl Store {
             .all(|entry| entry.id != *guardian.id());
         if new {
             index.guardians.push(self.write(guardian, standing)?);
+            index
+                .removed
+                .retain(|file| *file != file_name(guardian.id()));
         }
         let public = guardian.public();
         let parts = [public.signing(), public.encryption()].map(thumbprint);
@@ -270,6 +279,9 @@ impl Store {
             }
             entries.retain(|entry| entry.id != *guardian.id());
             entries.insert(0, self.write(guardian, GuardianStanding::Own)?);
+            index
+                .removed
+                .retain(|file| *file != file_name(guardian.id()));
             Ok(())
         })
     }
@@ -283,10 +295,15 @@ impl Store {
                 .find(|entry| entry.id == *id)
                 .map_or_else(|| file_name(id), |entry| entry.file.clone());
             entries.retain(|entry| entry.id != *id);
+            index.removed.push(file.clone());
             Ok(file)
         })?;
+        // Swept already; what could not be is an error here.
         let path = self.path(&file);
-        durable::remove(&path).map_err(|source| KeyringError::File { path, source })
+        for path in [aside(&path), path] {
+            durable::wipe(&path).map_err(|source| KeyringError::File { path, source })?;
+        }
+        Ok(())
     }
 
     fn change<T>(
@@ -296,18 +313,35 @@ impl Store {
         let _turn = self.lock()?;
         let before = self.index()?.unwrap_or_else(Index::empty);
         let mut after = before.clone();
+        after.removed.retain(|file| self.path(file).exists());
         let changed = change(&mut after).and_then(|changed| {
             let path = self.path(INDEX);
             durable::write_json(&path, &after)
                 .map_err(|source| KeyringError::File { path, source })?;
+            hold_blocking("agent.guardian-store.index");
             Ok(changed)
         });
         self.sweep(if changed.is_ok() { &after } else { &before });
+        hold_blocking("agent.guardian-store.swept");
         changed
     }
 
+    /// Removes what a change that was cut off has left.
+    pub(super) fn tidy(&self) -> Result<(), KeyringError> {
+        let _turn = self.lock()?;
+        self.sweep_now()
+    }
+
+    /// The same for a caller that holds the lock.
+    pub(super) fn sweep_now(&self) -> Result<(), KeyringError> {
+        if let Some(index) = self.index()? {
+            self.sweep(&index);
+        }
+        Ok(())
+    }
+
     /// Removes keys of halves that `index` does not name: of changes that failed or were cut off, and of halves that have
-    /// become a guardian.
+    /// become a guardian. And files that nobody finished writing: whoever writes here holds the lock.
     fn sweep(&self, index: &Index) {
         let Ok(entries) = std::fs::read_dir(&self.directory) else {
             return;
@@ -315,11 +349,21 @@ impl Store {
         for path in entries.flatten().map(|entry| entry.path()) {
             let waits = |sha256: &str| index.halves.iter().any(|half| half.sha256 == sha256);
             let sha256 = path.file_stem().and_then(|stem| stem.to_str());
-            let is_half = path.extension().is_some_and(|extension| extension == HALF);
-            if is_half && !sha256.is_some_and(waits) {
+            let gone = match path.extension().and_then(|extension| extension.to_str()) {
+                Some(HALF) => !sha256.is_some_and(waits),
+                Some(UNFINISHED) => true,
+                Some(GUARDIAN) => {
+                    let named = |file: &str| path.file_name() == Some(file.as_ref());
+                    let held = |entry: &Entry| named(&entry.file);
+                    index.removed.iter().any(|file| named(file))
+                        && !index.guardians.iter().any(held)
+                }
+                _ => false,
+            };
+            if gone {
                 // Tried again at the next change.
-                if let Err(error) = durable::remove(&path) {
-                    tracing::warn!(path = %path.display(), %error, "half a guardian was not removed");
+                if let Err(error) = durable::wipe(&path) {
+                    tracing::warn!(path = %path.display(), %error, "the rest of a change was not removed");
                 }
             }
         }
@@ -385,7 +429,7 @@ impl Store {
         self.read_with(path, LocalGuardian::from_storage)
     }
 
-    fn read_half(&self, sha256: &str) -> Result<GuardianHalf, KeyringError> {
+    pub(super) fn read_half(&self, sha256: &str) -> Result<GuardianHalf, KeyringError> {
         let path = self.half_path(sha256)?;
         let half = self.read_with(&path, GuardianHalf::from_storage)?;
         if thumbprint(half.certificate()) == sha256 {
@@ -400,11 +444,13 @@ impl Store {
 
     /// Writes a half, and reads it again: what is about to count must be readable.
     fn write_half(&self, sha256: &str, half: &GuardianHalf) -> Result<(), KeyringError> {
+        self.ensure_key_fits()?;
         let path = self.half_path(sha256)?;
         let stored = half
             .to_storage(self.key.as_ref())
             .map_err(|error| KeyringError::Make(chain(&error)))?;
         durable::write(&path, &stored).map_err(|source| KeyringError::File { path, source })?;
+        hold_blocking("agent.guardian-store.half");
         self.read_half(sha256).map(drop)
     }
 
@@ -433,9 +479,16 @@ impl Store {
                 path: path.to_owned(),
                 source,
             })?;
-        parse(&stored, self.key.as_ref()).map_err(|error| KeyringError::Unreadable {
-            path: path.to_owned(),
-            because: chain(&error),
+        parse(&stored, self.key.as_ref()).map_err(|error| {
+            let path = path.to_owned();
+            match error {
+                StorageError::KeyNeeded => KeyringError::Sealed { path },
+                StorageError::WrongKey => KeyringError::OtherKey { path },
+                error => KeyringError::Unreadable {
+                    path,
+                    because: chain(&error),
+                },
+            }
         })
     }
 
@@ -460,6 +513,7 @@ impl Store {
         file: &str,
         guardian: &LocalGuardian,
     ) -> Result<(), KeyringError> {
+        self.ensure_key_fits()?;
         let path = self.path(file);
         let stored = guardian
             .to_storage(self.key.as_ref())
@@ -468,10 +522,11 @@ impl Store {
             path: path.clone(),
             source,
         })?;
+        hold_blocking("agent.guardian-store.keys");
         self.read_file(&path).map(drop)
     }
 
-    fn lock(&self) -> Result<nix::fcntl::Flock<File>, KeyringError> {
+    pub(super) fn lock(&self) -> Result<nix::fcntl::Flock<File>, KeyringError> {
         let path = self.path("keyring.lock");
         let file = OpenOptions::new()
             .create(true)
@@ -502,6 +557,7 @@ impl Index {
             version: VERSION,
             guardians: Vec::new(),
             halves: Vec::new(),
+            removed: Vec::new(),
         }
     }
 }
@@ -512,29 +568,7 @@ pub(super) fn thumbprint(certificate: &GuardianCertificate) -> String {
 }
 
 fn file_name(id: &GuardianId) -> String {
-    format!("{id}.guardian")
-}
-
-/// The key that encrypts the store, where the service manager gives one.
-fn storage_key() -> Result<Option<StorageKey>, KeyringError> {
-    let Some(directory) = std::env::var_os("CREDENTIALS_DIRECTORY") else {
-        return Ok(None);
-    };
-    let path = Path::new(&directory).join(CREDENTIAL);
-    let content = durable::read(&path)
-        .map(|content| content.map(Zeroizing::new))
-        .map_err(|source| KeyringError::File {
-            path: path.clone(),
-            source,
-        })?;
-    let Some(content) = content else {
-        return Ok(None);
-    };
-    let mut bytes: [u8; 32] = content
-        .as_slice()
-        .try_into()
-        .map_err(|_| KeyringError::StorageKey { path })?;
-    Ok(Some(StorageKey::from_bytes(&mut bytes)))
+    format!("{id}.{GUARDIAN}")
 }
 
 #[cfg(test)]
@@ -562,7 +596,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let stored = FIRST.to_storage(None).expect("bytes");
         durable::write(&dir.path().join(FORMER_OWN), &stored).expect("write");
-        let store = Store::new(dir.path()).expect("store");
+        let store = Store::new(dir.path(), None);
         let own = (FIRST.id().clone(), GuardianStanding::Own);
         assert_eq!(standings(&store), std::slice::from_ref(&own));
 
@@ -584,7 +618,7 @@ mod tests {
     #[test]
     fn the_former_own_guardian_is_retired_and_still_there() {
         let dir = tempfile::tempdir().expect("directory");
-        let store = Store::new(dir.path()).expect("store");
+        let store = Store::new(dir.path(), None);
         store.add(&FIRST, GuardianStanding::Own).expect("add");
         let before = store.stamp();
         store.replace_own(&SECOND).expect("replace");
@@ -601,7 +635,7 @@ mod tests {
     #[test]
     fn a_file_the_index_does_not_name_counts_for_nothing() {
         let dir = tempfile::tempdir().expect("directory");
-        let store = Store::new(dir.path()).expect("store");
+        let store = Store::new(dir.path(), None);
         store.add(&FIRST, GuardianStanding::Own).expect("add");
         let stored = SECOND.to_storage(None).expect("bytes");
         durable::write(&dir.path().join(file_name(SECOND.id())), &stored).expect("write");
@@ -639,7 +673,7 @@ mod tests {
     fn a_half_waits_in_either_order_and_counts_only_with_the_other() {
         for reversed in [false, true] {
             let dir = tempfile::tempdir().expect("directory");
-            let store = Store::new(dir.path()).expect("store");
+            let store = Store::new(dir.path(), None);
             store.add(&FIRST, GuardianStanding::Own).expect("add");
             let mut both = halves(&SECOND);
             if reversed {
@@ -677,7 +711,7 @@ mod tests {
     #[test]
     fn a_half_is_removed_and_gone_when_its_whole_guardian_comes() {
         let dir = tempfile::tempdir().expect("directory");
-        let store = Store::new(dir.path()).expect("store");
+        let store = Store::new(dir.path(), None);
         store.add(&FIRST, GuardianStanding::Own).expect("add");
         let [signing, encryption] = halves(&SECOND);
         let sha256 = thumbprint(signing.certificate());
@@ -695,7 +729,7 @@ mod tests {
     #[test]
     fn halves_of_two_hosts_do_not_find_each_other_and_an_unrecorded_one_is_not_kept() {
         let dir = tempfile::tempdir().expect("directory");
-        let store = Store::new(dir.path()).expect("store");
+        let store = Store::new(dir.path(), None);
         store.add(&FIRST, GuardianStanding::Own).expect("add");
         let ([signing, _], [_, encryption]) = (halves(&FIRST), halves(&SECOND));
         for half in [signing, encryption] {
