@@ -139,8 +139,8 @@ codes! {
         "An RSA key in the PFX file has fewer than 2048 bits.",
         "make a new guardian on the host it comes from, and export that one";
     PfxUnsupported = "PFX_UNSUPPORTED", Refused,
-        "The PFX file uses an algorithm or a form that is not read here.",
-        "export it again with AES-256 and SHA-256 or with 3DES and SHA-1, and RSA keys";
+        "The PFX file uses an algorithm, a key or a form that is not read here: elliptic curves, RSA of more than 8192 bits, a certificate that is not canonical DER.",
+        "export it again with AES-256 and SHA-256 or with 3DES and SHA-1, and RSA keys of 2048 to 8192 bits";
     PfxIncomplete = "PFX_INCOMPLETE", Refused,
         "The files hold only one half of a guardian; it has a signing and an encryption certificate.",
         "give both files in one command: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx";

@@ -10,6 +10,10 @@ use zeroize::Zeroizing;
 
 const PASSWORD: &str = "correct horse battery staple";
 
+/// What older Windows writes: `certutil`, and `Export-PfxCertificate` by default.
+const RC2_40: &str = "-legacy -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-RC2-40 -macalg sha1";
+const TRIPLE_DES: &str = "-legacy -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-3DES -macalg sha1";
+
 fn secret(text: &str) -> Zeroizing<String> {
     Zeroizing::new(text.to_owned())
 }
@@ -104,17 +108,27 @@ fn passwords_in_other_scripts_open_both_kinds_of_file() {
         "короткий пароль",
     ] {
         let bench = prepared();
-        let half = bench.read("signing.pem");
         bench.write("password", password.as_bytes());
-        bench.write("signing.pem", &half);
-        for form in ["", "-legacy -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-RC2-40"] {
-            let file = made(&bench, &format!("-in signing.pem {form}"));
-            let keys = pfx::read(&file, &secret(password));
-            assert_eq!(
-                keys.unwrap_or_else(|e| panic!("{password} {form}: {e}"))
-                    .len(),
-                1
-            );
+        for form in ["", RC2_40, TRIPLE_DES] {
+            let both = ["signing", "encryption"].into_iter().flat_map(|half| {
+                let file = made(&bench, &format!("-in {half}.pem {form}"));
+                let keys = pfx::read(&file, &secret(password));
+                keys.unwrap_or_else(|error| panic!("{password} {half} {form}: {error}"))
+            });
+            assert_eq!(pfx::assemble(both.collect()).unwrap().id(), ALPHA.id());
+        }
+        // Ours, with the same password.
+        for role in [CertificateRole::Signing, CertificateRole::Encryption] {
+            for protection in [Protection::Aes256, Protection::Legacy] {
+                let file = pfx::export(&ALPHA, role, &secret(password), protection).unwrap();
+                bench.write("ours.pfx", &file);
+                bench
+                    .openssl(
+                        "pkcs12 -in ours.pfx -passin file:password -legacy -nodes -out out.pem",
+                    )
+                    .unwrap_or_else(|error| panic!("{password} {role:?} {protection:?}: {error}"));
+                assert_eq!(pfx::read(&file, &secret(password)).unwrap().len(), 1);
+            }
         }
     }
 }
@@ -140,28 +154,144 @@ fn a_password_that_pfx_files_have_no_characters_for_is_refused_as_that() {
 }
 
 #[test]
-fn both_of_our_forms_open_with_openssl_and_here() {
+fn both_of_our_forms_open_with_openssl_and_give_it_the_same_key_and_certificate() {
     let bench = prepared();
-    for (protection, says) in [
-        (Protection::Aes256, "AES-256-CBC"),
-        (Protection::Legacy, "pbeWithSHA1And3-KeyTripleDES-CBC"),
+    for (protection, says, options) in [
+        (Protection::Aes256, "AES-256-CBC", ""),
+        (
+            Protection::Legacy,
+            "pbeWithSHA1And3-KeyTripleDES-CBC",
+            " -legacy",
+        ),
     ] {
-        let file = pfx::export(
-            &ALPHA,
-            CertificateRole::Encryption,
-            &secret(PASSWORD),
-            protection,
-        )
+        for (role, half) in [
+            (CertificateRole::Signing, "signing"),
+            (CertificateRole::Encryption, "encryption"),
+        ] {
+            let file = pfx::export(&ALPHA, role, &secret(PASSWORD), protection).unwrap();
+            bench.write("ours.pfx", &file);
+            let open = |options: &str| {
+                let command = format!("pkcs12 -in ours.pfx -passin file:password{options}");
+                let output = std::process::Command::new("/usr/bin/openssl")
+                    .args(command.split(' '))
+                    .current_dir(bench.path("."))
+                    .output()
+                    .unwrap();
+                let text = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(output.status.success(), "{protection:?} {half}: {text}");
+                text
+            };
+            let text = open(&format!(" -info -noout{options}"));
+            assert!(
+                text.contains(says) && text.contains("Iteration 100000"),
+                "{text}"
+            );
+
+            // The private key, and the public one of the certificate, are those of the guardian.
+            open(&format!("{options} -nodes -nocerts -out key.pem"));
+            open(&format!("{options} -nokeys -out certificate.pem"));
+            bench.openssl("pkey -in key.pem -check -noout").unwrap();
+            bench
+                .openssl("pkey -in key.pem -pubout -out public-of-key.pem")
+                .unwrap();
+            bench
+                .openssl("x509 -in certificate.pem -pubkey -noout -out public.pem")
+                .unwrap();
+            assert_eq!(bench.read("public-of-key.pem"), bench.read("public.pem"));
+            bench
+                .openssl("x509 -in certificate.pem -outform DER -out certificate.der")
+                .unwrap();
+            let guardian = ALPHA.public();
+            let certificate = match role {
+                CertificateRole::Signing => guardian.signing(),
+                CertificateRole::Encryption => guardian.encryption(),
+            };
+            assert_eq!(bench.read("certificate.der"), certificate.der());
+
+            // And what openssl makes of them is the same guardian's half here.
+            let again = made(&bench, "-in certificate.pem -inkey key.pem");
+            let keys =
+                [again, file.to_vec()].map(|file| pfx::read(&file, &secret(PASSWORD)).unwrap());
+            let stored = keys.map(
+                |mut keys| match pfx::sort_out(vec![keys.remove(0)]).unwrap() {
+                    pfx::Found::Half(half) => half.to_storage(None).unwrap(),
+                    pfx::Found::Guardian(_) => panic!("one certificate is no guardian"),
+                },
+            );
+            assert_eq!(stored[0], stored[1], "{protection:?} {half}");
+        }
+    }
+}
+
+/// Certificates for the guardian's keys from an authority, `signing-issued.pem` and `encryption-issued.pem` with the keys,
+/// and the authority's `ca.pem`.
+fn issued(bench: &Bench, authority_bits: u32) {
+    bench
+        .openssl(&format!(
+            "req -x509 -newkey rsa:{authority_bits} -nodes -keyout ca.key -out ca.pem -subj /CN=Contoso -days 30"
+        ))
         .unwrap();
-        bench.write("ours.pfx", &file);
-        let text = std::process::Command::new("/usr/bin/openssl")
-            .args("pkcs12 -in ours.pfx -passin file:password -info -noout -legacy".split(' '))
-            .current_dir(bench.path("."))
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&text.stderr).into_owned();
-        assert!(text.contains(says), "{text}");
-        assert_eq!(pfx::read(&file, &secret(PASSWORD)).unwrap().len(), 1);
+    for (half, usage) in [
+        ("signing", "digitalSignature"),
+        ("encryption", "keyEncipherment,dataEncipherment"),
+    ] {
+        bench.write(
+            "usage.cnf",
+            format!("keyUsage=critical,{usage}\n").as_bytes(),
+        );
+        for command in [
+            format!("pkey -in {half}.pem -out {half}.key"),
+            format!("req -new -key {half}.key -subj /CN=Shielded_{half} -out {half}.csr"),
+            format!(
+                "x509 -req -in {half}.csr -CA ca.pem -CAkey ca.key -days 30 -extfile usage.cnf -out {half}.crt"
+            ),
+        ] {
+            bench.openssl(&command).unwrap();
+        }
+        let both = [
+            bench.read(&format!("{half}.crt")),
+            bench.read(&format!("{half}.key")),
+        ];
+        bench.write(&format!("{half}-issued.pem"), &both.concat());
+    }
+}
+
+#[test]
+fn a_half_that_an_authority_issued_is_read_with_its_chain_in_every_form() {
+    for authority_bits in [2048, 1024] {
+        let bench = prepared();
+        issued(&bench, authority_bits);
+        let mut ids = std::collections::BTreeSet::new();
+        for form in [
+            "",
+            RC2_40,
+            TRIPLE_DES,
+            "-keypbe AES-256-CBC -certpbe AES-256-CBC",
+        ] {
+            for chain in ["", "-certfile ca.pem"] {
+                let what = format!("{authority_bits} {form} {chain}");
+                let keys = ["signing", "encryption"].into_iter().flat_map(|half| {
+                    let file = made(
+                        &bench,
+                        &format!("-in {half}-issued.pem {chain} {form}").replace("  ", " "),
+                    );
+                    let keys = pfx::read(&file, &secret(PASSWORD));
+                    let keys = keys.unwrap_or_else(|error| panic!("{what}: {error}"));
+                    assert_eq!(keys.len(), 1, "{what}");
+                    keys
+                });
+                let guardian =
+                    pfx::assemble(keys.collect()).unwrap_or_else(|error| panic!("{what}: {error}"));
+                let facts = guardian.public().signing().facts();
+                assert_eq!(
+                    (facts.subject.as_str(), facts.issuer.as_str()),
+                    ("CN=Shielded_signing", "CN=Contoso")
+                );
+                assert_ne!(guardian.id(), ALPHA.id());
+                ids.insert(guardian.id().clone());
+            }
+        }
+        assert_eq!(ids.len(), 1, "every form holds the same guardian");
     }
 }
 
@@ -246,6 +376,73 @@ fn an_rsa_key_of_1024_bits_is_refused_as_weak() {
         matches!(error, PfxReadError::WeakKey { bits: 1024 }),
         "{error}"
     );
+}
+
+#[test]
+fn keys_that_are_not_taken_are_not_called_damaged_or_weak() {
+    let bench = prepared();
+    let request = |key: &str| {
+        bench
+            .openssl(&format!(
+                "req -x509 {key} -nodes -keyout other.key -out other.crt -subj /CN=other -days 30"
+            ))
+            .unwrap();
+        made(&bench, "-in other.crt -inkey other.key")
+    };
+    for curve in ["P-256", "P-384"] {
+        let file = request(&format!("-newkey ec -pkeyopt ec_paramgen_curve:{curve}"));
+        let error = refused(&file, PASSWORD);
+        assert!(matches!(error, PfxReadError::NotRsa), "{curve}: {error}");
+    }
+    // Beside an RSA certificate that it does not belong to, too.
+    bench
+        .openssl("x509 -in signing.pem -out signing.crt")
+        .unwrap();
+    let file = made(
+        &bench,
+        "-in other.crt -inkey other.key -certfile signing.crt",
+    );
+    let error = refused(&file, PASSWORD);
+    assert!(matches!(error, PfxReadError::NotRsa), "{error}");
+
+    // A key this large takes long to make, so it comes ready.
+    bench.write("large.pem", include_bytes!("support/rsa-8200.pem"));
+    let file = made(&bench, "-in large.pem");
+    let error = refused(&file, PASSWORD);
+    assert!(
+        matches!(error, PfxReadError::LargeKey { bits: 8200 }),
+        "{error}"
+    );
+
+    let der = {
+        bench
+            .openssl("x509 -in signing.pem -outform DER -out signing.der")
+            .unwrap();
+        not_canonical(&bench.read("signing.der"))
+    };
+    bench.write("odd.der", &der);
+    bench
+        .openssl("x509 -in odd.der -inform DER -out odd.crt")
+        .unwrap();
+    bench
+        .openssl("pkey -in signing.pem -out signing.key")
+        .unwrap();
+    let file = made(&bench, "-in odd.crt -inkey signing.key");
+    let error = refused(&file, PASSWORD);
+    assert!(matches!(error, PfxReadError::Form(_)), "{error}");
+}
+
+/// The same certificate with `critical` of an extension said to be FALSE, which DER leaves out: OpenSSL reads that.
+fn not_canonical(der: &[u8]) -> Vec<u8> {
+    // The identifier of basicConstraints or keyUsage, and whether it is critical.
+    let critical = [0x55, 0x1d, 0x0f, 0x01, 0x01, 0xff];
+    let at = der
+        .windows(6)
+        .position(|window| window == critical)
+        .unwrap();
+    let mut odd = der.to_vec();
+    odd[at + 5] = 0;
+    odd
 }
 
 #[test]

@@ -8,14 +8,17 @@ use super::scan;
 use crate::half::GuardianHalf;
 use crate::local_guardian::LocalGuardian;
 use crate::rsa_key::RsaPrivateKey;
+use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5280::ID_CE_KEY_USAGE;
-use der::Decode;
+use const_oid::db::rfc5912::RSA_ENCRYPTION;
 use der::asn1::BitStringRef;
+use der::{Decode, Reader, SliceReader};
 use fleetward_model::guardian::CertificateRole;
 use fleetward_protector::GuardianCertificate;
-use fleetward_protector::certificate::CertificateError;
+use fleetward_protector::certificate::{CertificateError, RSA_BITS};
 use p12_keystore::Pkcs12Archive;
 use p12_keystore::error::Error as LibraryError;
+use spki::AlgorithmIdentifierRef;
 use std::fmt;
 use x509_cert::Certificate;
 use zeroize::Zeroizing;
@@ -63,8 +66,13 @@ pub enum PfxReadError {
     NoCertificate,
     #[error("the certificate holds an RSA key of {bits} bits; 2048 to 8192 are taken")]
     WeakKey { bits: usize },
-    #[error("a certificate in the file cannot be used")]
-    Certificate(#[source] CertificateError),
+    #[error("the certificate holds an RSA key of {bits} bits; 2048 to 8192 are taken")]
+    LargeKey { bits: usize },
+    #[error("the key is not an RSA key (it may be one for elliptic curves), and a guardian's are")]
+    NotRsa,
+    /// A certificate that others may read.
+    #[error("the certificate of the key has a form that is not taken here")]
+    Form(#[source] CertificateError),
     #[error("a private key in the file cannot be used")]
     Key,
 }
@@ -197,14 +205,18 @@ fn pair_up(archive: &Pkcs12Archive) -> Result<Vec<KeyWithCertificate>, PfxReadEr
         return Err(PfxReadError::NoCertificate);
     }
     let certificates: Vec<&[u8]> = archive.certs.iter().map(|bag| bag.cert.as_der()).collect();
-    // Weak keys are named as such, before the key itself is refused without a reason.
+    // What is wrong with a key's certificate is said as that, before the key itself is refused without a reason.
     for (certificate, bag) in certificates.iter().zip(&archive.certs) {
-        let own = bag.local_key_id.is_some() || certificates.len() == 1;
+        let of_a_key = |id: &Vec<u8>| {
+            let ids = archive
+                .keys
+                .iter()
+                .filter_map(|key| key.local_key_id.as_ref());
+            ids.map(AsRef::<[u8]>::as_ref).any(|other| other == id)
+        };
+        let own = certificates.len() == 1 || bag.local_key_id.as_ref().is_some_and(of_a_key);
         match GuardianCertificate::from_der(CertificateRole::Signing, certificate) {
-            Err(CertificateError::KeySize { bits }) if own => {
-                return Err(PfxReadError::WeakKey { bits });
-            }
-            Err(error) if own => return Err(PfxReadError::Certificate(error)),
+            Err(error) if own => return Err(certificate_error(error)),
             // The rest of a chain is none of our business.
             Ok(_) | Err(_) => {}
         }
@@ -213,6 +225,9 @@ fn pair_up(archive: &Pkcs12Archive) -> Result<Vec<KeyWithCertificate>, PfxReadEr
         .keys
         .iter()
         .map(|bag| {
+            if !is_rsa(bag.key.as_der()) {
+                return Err(PfxReadError::NotRsa);
+            }
             let pkcs8 = Zeroizing::new(bag.key.as_der().to_vec());
             let key = RsaPrivateKey::from_pkcs8(pkcs8).map_err(|_| PfxReadError::Key)?;
             let (certificate, parsed) = certificates
@@ -231,6 +246,35 @@ fn pair_up(archive: &Pkcs12Archive) -> Result<Vec<KeyWithCertificate>, PfxReadEr
             })
         })
         .collect()
+}
+
+fn certificate_error(error: CertificateError) -> PfxReadError {
+    match error {
+        CertificateError::KeySize { bits } if bits < *RSA_BITS.start() => {
+            PfxReadError::WeakKey { bits }
+        }
+        CertificateError::KeySize { bits } => PfxReadError::LargeKey { bits },
+        CertificateError::NotRsa => PfxReadError::NotRsa,
+        // The MAC has shown that the file is as it was made.
+        CertificateError::NotCanonical
+        | CertificateError::TooLarge { .. }
+        | CertificateError::Malformed(_) => PfxReadError::Form(error),
+    }
+}
+
+/// Whether a PKCS #8 key says that it is one for RSA (RFC 5958 section 2). One that says nothing readable may be.
+fn is_rsa(pkcs8: &[u8]) -> bool {
+    /// The beginning of `OneAsymmetricKey`; what follows is nobody's business here.
+    fn algorithm(pkcs8: &[u8]) -> der::Result<ObjectIdentifier> {
+        SliceReader::new(pkcs8)?.sequence(|inside| {
+            let _version = u8::decode(inside)?;
+            let algorithm = AlgorithmIdentifierRef::decode(inside)?;
+            let rest = inside.remaining_len();
+            inside.read_slice(rest)?;
+            Ok(algorithm.oid)
+        })
+    }
+    algorithm(pkcs8).map_or(true, |found| found == RSA_ENCRYPTION)
 }
 
 /// What a certificate is for: by its key usage (RFC 5280 section 4.2.1.3); where that says both or nothing, by its subject.
