@@ -94,7 +94,7 @@ impl From<Failure> for Trouble {
 }
 
 /// An error with its causes, as one sentence; what a cause repeats and where its library is documented is left out.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

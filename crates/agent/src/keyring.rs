@@ -14,7 +14,7 @@ mod sealing;
 mod store;
 
 pub use custody::{HalfImported, Imported, PfxFile};
-pub use dependents::{Dependent, dependents};
+pub use dependents::{Dependent, Survey, dependents, survey};
 /// Reading PFX files, for the program that hands them to [`Keyring::import`].
 pub use fleetward_protector_open::pfx;
 pub(crate) use rewrap::Recipients;
@@ -95,6 +95,8 @@ pub enum KeyringError {
     File { path: PathBuf, source: io::Error },
     #[error("the guardian in {path} cannot be read: {because}")]
     Unreadable { path: PathBuf, because: String },
+    #[error("the key protector in {path} cannot be read: {because}")]
+    Protector { path: PathBuf, because: String },
     #[error("no guardian could be made: {0}")]
     Make(String),
     #[error("a use of a guardian without an audit record")]
@@ -120,6 +122,7 @@ impl KeyringError {
             }
             Self::File { .. }
             | Self::Unreadable { .. }
+            | Self::Protector { .. }
             | Self::Make(_)
             | Self::Audit(_)
             | Self::Empty => ErrorCode::Internal,

@@ -1,32 +1,25 @@
 //! `fleetward-agent guardian`: what the host's own administrator does with its guardians. Works beside a running agent.
 
+mod export;
 mod import;
 mod list;
+mod password;
 
 pub(crate) use self::list::Output;
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Subcommand;
 use fleetward_agent::Config;
 use fleetward_agent::audit::AuditLog;
+use fleetward_agent::failure::chain;
 use fleetward_agent::keyring::pfx::Protection;
-use fleetward_agent::keyring::{Dependent, Keyring, Purpose, dependents};
+use fleetward_agent::keyring::{Dependent, Keyring, Purpose, survey};
 use fleetward_agent::layout::Layout;
 use fleetward_agent::membership::MembershipFiles;
 use fleetward_model::guardian::{CertificateFacts, GuardianFacts};
 use fleetward_model::{ErrorCode, Failure, GuardianId};
-use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
-use std::fs::{self, OpenOptions};
-use std::io::{self, BufRead, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::{self, BufRead, IsTerminal};
+use std::path::PathBuf;
 use std::sync::Arc;
-use zeroize::Zeroizing;
-
-/// Shortest password for a private key, in characters.
-const MIN_PASSWORD: usize = 8;
-
-/// Longest password file read, in bytes.
-const MAX_PASSWORD: u64 = 4096;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum GuardianCommand {
@@ -82,7 +75,11 @@ pub(crate) async fn carry_out(config: &Config, command: GuardianCommand) -> anyh
     .map_err(|error| error.failure("the guardian store"))?;
     match command {
         GuardianCommand::List { output } => {
-            let mut found = list::Found::new(&keyring, member.host, dependents(&layout)?)?;
+            let survey = survey(&layout);
+            for error in &survey.unreadable {
+                eprintln!("warning: not all VMs are listed: {}", chain(error));
+            }
+            let mut found = list::Found::new(&keyring, member.host, survey.readable)?;
             if !found.dependents.is_empty() {
                 found.names = list::vm_names(config).await;
             }
@@ -99,55 +96,24 @@ pub(crate) async fn carry_out(config: &Config, command: GuardianCommand) -> anyh
             } else {
                 Protection::Aes256
             };
-            export(&keyring, &id, &out, password_file.as_deref(), protection)
+            export::export(&keyring, &id, &out, password_file.as_deref(), protection)
         }
         GuardianCommand::ImportPfx {
             files,
             password_file,
         } => import::import(&keyring, &files, password_file.as_deref()),
-        GuardianCommand::Remove { id, yes } => remove(&keyring, &id, &dependents(&layout)?, yes),
+        GuardianCommand::Remove { id, yes } => {
+            let dependents = survey(&layout).complete().map_err(|error| {
+                Failure::new(ErrorCode::CheckUnavailable, format!("removing guardian {id}"))
+                    .because(format!(
+                        "which VMs need it is not known: {}",
+                        chain(&error)
+                    ))
+                    .fix("take the VM's last good key protector from another place or the escrow: fleetward tpm history NAME; see docs/emergency-recovery.md")
+            })?;
+            remove(&keyring, &id, &dependents, yes)
+        }
     }
-}
-
-fn export(
-    keyring: &Keyring,
-    id: &str,
-    out: &Path,
-    password_file: Option<&Path>,
-    protection: Protection,
-) -> anyhow::Result<()> {
-    require_root("export private keys")?;
-    let id = find(&keyring.facts(), id)?;
-    if !out.is_dir() {
-        bail!("{} is no directory", out.display());
-    }
-    let password = match password_file {
-        Some(path) => read_password(path)?,
-        None => ask_new_password()?,
-    };
-    if password.chars().count() < MIN_PASSWORD {
-        return Err(Failure::new(ErrorCode::InvalidArgument, "the password")
-            .because(format!("it must have at least {MIN_PASSWORD} characters"))
-            .into());
-    }
-    let purpose = Purpose {
-        actor: fleetward_agent::join::local_actor(),
-        reason: format!("export-pfx to {}", out.display()),
-        job: None,
-    };
-    let files = keyring
-        .export_pfx(&id, &password, protection, &purpose)
-        .map_err(|trouble| trouble.failure)?;
-    for file in files {
-        let path = out.join(file.name);
-        write_private(&path, &file.content)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        println!("{}", path.display());
-    }
-    eprintln!(
-        "Whoever has these files and the password can open every VM this guardian was granted. Keep them offline."
-    );
-    Ok(())
 }
 
 fn require_root(to: &str) -> anyhow::Result<()> {
@@ -244,82 +210,5 @@ fn find(guardians: &[GuardianFacts], id: &str) -> Result<GuardianId, Failure> {
             Failure::new(ErrorCode::GuardianNotFound, format!("guardian {id}"))
                 .because("this host does not hold it"),
         ),
-    }
-}
-
-/// Replaces nothing: a PFX that lies there may be the only copy of another key.
-fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
-}
-
-fn read_password(path: &Path) -> anyhow::Result<Zeroizing<String>> {
-    let length = fs::metadata(path)
-        .with_context(|| format!("cannot read {}", path.display()))?
-        .len();
-    if length > MAX_PASSWORD {
-        bail!("{} is too long for a password", path.display());
-    }
-    let text = Zeroizing::new(
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
-    );
-    Ok(Zeroizing::new(
-        text.lines().next().unwrap_or_default().to_owned(),
-    ))
-}
-
-fn require_terminal() -> Result<(), Failure> {
-    if io::stdin().is_terminal() {
-        return Ok(());
-    }
-    Err(Failure::new(ErrorCode::InvalidArgument, "the password")
-        .because("there is no terminal to ask on")
-        .fix("give it in a file: --password-file FILE"))
-}
-
-fn ask_new_password() -> anyhow::Result<Zeroizing<String>> {
-    require_terminal()?;
-    let first = ask("Password for the PFX files: ")?;
-    let second = ask("Once more: ")?;
-    if *first != *second {
-        bail!("the two passwords differ");
-    }
-    Ok(first)
-}
-
-/// Reads a line that is not shown.
-fn ask(prompt: &str) -> io::Result<Zeroizing<String>> {
-    let _quiet = Quiet::new()?;
-    eprint!("{prompt}");
-    let mut line = Zeroizing::new(String::new());
-    io::stdin().lock().read_line(&mut line)?;
-    eprintln!();
-    Ok(Zeroizing::new(
-        line.trim_end_matches(['\n', '\r']).to_owned(),
-    ))
-}
-
-/// The terminal without echo, until dropped.
-struct Quiet(Termios);
-
-impl Quiet {
-    fn new() -> io::Result<Self> {
-        let before = tcgetattr(io::stdin())?;
-        let mut quiet = before.clone();
-        quiet.local_flags.remove(LocalFlags::ECHO);
-        tcsetattr(io::stdin(), SetArg::TCSAFLUSH, &quiet)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Quiet {
-    fn drop(&mut self) {
-        // The process is about to end or to go on; a terminal without echo is put right with `stty sane`.
-        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
     }
 }

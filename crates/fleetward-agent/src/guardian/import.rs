@@ -1,8 +1,10 @@
 //! `fleetward-agent guardian import-pfx`: files to keys, keys to a guardian or half of one. Nothing is kept before every
 //! file has been opened.
 
-use super::{ask, read_password, require_root, require_terminal};
+use super::password;
+use super::require_root;
 use anyhow::Context;
+use fleetward_agent::failure::chain;
 use fleetward_agent::keyring::pfx::{self, Found, PairError, PfxReadError};
 use fleetward_agent::keyring::{HalfImported, Imported, Keyring, Purpose};
 use fleetward_model::guardian::{CertificateFacts, CertificateRole};
@@ -24,11 +26,8 @@ pub(super) fn import(
         contents.push(read_pfx(path)?);
     }
     let password = match password_file {
-        Some(path) => read_password(path)?,
-        None => {
-            require_terminal()?;
-            ask("Password of the PFX files: ")?
-        }
+        Some(path) => password::read(path)?,
+        None => password::ask("Password of the PFX files: ")?,
     };
     // All files are opened before anything is kept.
     let mut keys = Vec::new();
@@ -138,10 +137,10 @@ fn refusal(path: &Path, error: &PfxReadError) -> Failure {
     let code = match error {
         PfxReadError::TooLarge { .. } => ErrorCode::PfxTooLarge,
         PfxReadError::Truncated { .. } => ErrorCode::PfxTruncated,
-        PfxReadError::Damaged
-        | PfxReadError::Altered
-        | PfxReadError::Certificate(_)
-        | PfxReadError::Key => ErrorCode::PfxDamaged,
+        PfxReadError::Damaged | PfxReadError::Altered | PfxReadError::Key => ErrorCode::PfxDamaged,
+        PfxReadError::NotRsa | PfxReadError::LargeKey { .. } | PfxReadError::Form(_) => {
+            ErrorCode::PfxUnsupported
+        }
         PfxReadError::NoMac => ErrorCode::PfxNoMac,
         PfxReadError::TooManyIterations { .. } | PfxReadError::TooManyIterationsInside => {
             ErrorCode::PfxTooManyIterations
@@ -154,5 +153,15 @@ fn refusal(path: &Path, error: &PfxReadError) -> Failure {
         PfxReadError::NoCertificate => ErrorCode::PfxNoCertificate,
         PfxReadError::WeakKey { .. } => ErrorCode::PfxWeakKey,
     };
-    Failure::new(code, format!("importing {}", path.display())).because(error)
+    let failure = Failure::new(code, format!("importing {}", path.display())).because(chain(error));
+    match error {
+        // Exporting the same key in another way would not help.
+        PfxReadError::NotRsa | PfxReadError::LargeKey { .. } => failure.fix(
+            "make a guardian with RSA keys of 2048 to 8192 bits on the host it comes from (on Hyper-V: New-HgsGuardian -GenerateCertificates), grant it, and export that one",
+        ),
+        PfxReadError::Form(_) => failure.fix(
+            "have the certificate issued again in DER and smaller than 16 KiB, for the same key, and export both together",
+        ),
+        _ => failure,
+    }
 }

@@ -1,0 +1,137 @@
+//! Passwords of PFX files: from a file, or from a terminal that does not show them. Never from the command line.
+
+use anyhow::{Context, bail};
+use fleetward_model::{ErrorCode, Failure};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use std::fs::File;
+use std::io::{self, BufRead, IsTerminal, Read};
+use std::path::Path;
+use zeroize::Zeroizing;
+
+/// Longest password file read, in bytes.
+const MAX_FILE: u64 = 4096;
+
+/// What Windows' editors put before UTF-8 text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// The password in a file: its first line, without its line end and a byte order mark.
+pub(super) fn read(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    // Room for all of it at once: a vector that grows leaves its bytes behind.
+    let mut content = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize + 2));
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut content))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    if content.len() as u64 > MAX_FILE {
+        bail!("{} is too long for a password", path.display());
+    }
+    let text = std::str::from_utf8(&content).map_err(|_| {
+        Failure::new(
+            ErrorCode::InvalidArgument,
+            format!("the password file {}", path.display()),
+        )
+        .because("it is not UTF-8 text; Windows PowerShell's > writes UTF-16")
+        .fix("save it as UTF-8")
+    })?;
+    Ok(Zeroizing::new(first_line(text).to_owned()))
+}
+
+fn first_line(text: &str) -> &str {
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    let line = text.split('\n').next().unwrap_or_default();
+    line.strip_suffix('\r').unwrap_or(line)
+}
+
+/// A new password, asked for twice.
+pub(super) fn ask_new() -> anyhow::Result<Zeroizing<String>> {
+    let first = ask("Password for the PFX files: ")?;
+    let second = ask("Once more: ")?;
+    if *first != *second {
+        bail!("the two passwords differ");
+    }
+    Ok(first)
+}
+
+/// Reads a line that is not shown.
+pub(super) fn ask(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::new(ErrorCode::InvalidArgument, "the password")
+            .because("there is no terminal to ask on")
+            .fix("give it in a file: --password-file FILE")
+            .into());
+    }
+    let _quiet = Quiet::new()?;
+    eprint!("{prompt}");
+    let mut line = Zeroizing::new(String::new());
+    io::stdin().lock().read_line(&mut line)?;
+    eprintln!();
+    Ok(Zeroizing::new(first_line(&line).to_owned()))
+}
+
+/// The terminal without echo, until dropped.
+struct Quiet(Termios);
+
+impl Quiet {
+    fn new() -> io::Result<Self> {
+        let before = tcgetattr(io::stdin())?;
+        let mut quiet = before.clone();
+        quiet.local_flags.remove(LocalFlags::ECHO);
+        tcsetattr(io::stdin(), SetArg::TCSAFLUSH, &quiet)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        // The process is about to end or to go on; a terminal without echo is put right with `stty sane`.
+        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_file(content: &[u8]) -> anyhow::Result<String> {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("password");
+        std::fs::write(&path, content).expect("write");
+        read(&path).map(|password| password.to_string())
+    }
+
+    #[test]
+    fn a_password_is_the_same_from_every_editor() {
+        for password in [
+            "a long password",
+            "パスワード-四五六七八",
+            "Schlüßel-Ångström",
+        ] {
+            for before in ["", "\u{feff}"] {
+                for after in ["", "\n", "\r\n", "\nsecond line\n", "\r\nsecond line\r\n"] {
+                    let content = format!("{before}{password}{after}");
+                    let read = of_file(content.as_bytes()).expect("read");
+                    assert_eq!(read, password, "{content:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_one_line_end_and_one_mark_are_taken_off() {
+        for (content, password) in [
+            (" spaces stay \n", " spaces stay "),
+            ("a\rb\r\r\n", "a\rb\r"),
+            ("\u{feff}\u{feff}x", "\u{feff}x"),
+            ("", ""),
+        ] {
+            assert_eq!(of_file(content.as_bytes()).expect("read"), password);
+        }
+    }
+
+    #[test]
+    fn a_file_in_utf_16_is_named_as_such() {
+        let error = of_file(b"\xff\xfea\0b\0").expect_err("refused");
+        let failure = error.downcast_ref::<Failure>().expect("a failure");
+        assert!(failure.because.contains("UTF-16"), "{failure}");
+        assert!(of_file(&vec![b'x'; 5000]).is_err());
+    }
+}
