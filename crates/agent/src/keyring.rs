@@ -311,7 +311,7 @@ impl Keyring {
             })
     }
 
-    /// Seals a TPM key for a VM: owned by this host's guardian, wrapped for `recipients` too.
+    /// Seals the key of a VM's new TPM: owned by this host's guardian, wrapped for `recipients` too.
     pub(crate) fn seal(
         &self,
         vm: VmId,
@@ -319,9 +319,31 @@ impl Keyring {
         recipients: &[Guardian],
         purpose: &Purpose,
     ) -> Result<KeyProtector> {
+        self.seal_as(AuditAction::MakeTpm, vm, key, recipients, purpose)
+    }
+
+    /// The same for a new key of the TPM that the VM has.
+    pub(crate) fn seal_rolled(
+        &self,
+        vm: VmId,
+        key: &TpmKey,
+        recipients: &[Guardian],
+        purpose: &Purpose,
+    ) -> Result<KeyProtector> {
+        self.seal_as(AuditAction::Roll, vm, key, recipients, purpose)
+    }
+
+    fn seal_as(
+        &self,
+        action: AuditAction,
+        vm: VmId,
+        key: &TpmKey,
+        recipients: &[Guardian],
+        purpose: &Purpose,
+    ) -> Result<KeyProtector> {
         let loaded = self.loaded();
         let own = loaded.own();
-        self.record(AuditAction::MakeTpm, Some(vm), own.id(), purpose)?;
+        self.record(action, Some(vm), own.id(), purpose)?;
         for guardian in recipients.iter().filter(|g| g.id() != own.id()) {
             self.record(AuditAction::Grant, Some(vm), guardian.id(), purpose)?;
         }

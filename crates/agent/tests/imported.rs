@@ -10,7 +10,7 @@ use fleetward_agent::keyring::{Keyring, Purpose, dependents};
 use fleetward_agent::layout::Layout;
 use fleetward_api::agent::*;
 use fleetward_model::vm::VmState;
-use fleetward_model::{ErrorCode, GuardianId};
+use fleetward_model::{ErrorCode, GuardianId, VmId};
 use std::sync::Arc;
 use support::{Fleet, Job, Node, create_running, disks};
 use zeroize::Zeroizing;
@@ -125,4 +125,122 @@ async fn an_import_beside_the_running_agent_lets_a_vm_in_and_the_own_guardian_is
     }
     let said = std::fs::read_to_string(Layout::new(&a.config).audit_log()).unwrap();
     assert!(said.contains("export-pfx"));
+}
+
+/// Stops the VM that runs on `node`.
+async fn stopped(node: &Node, vm: VmId, generation: u64) {
+    let stop = Operation::Stop {
+        force: true,
+        deadline_seconds: 1,
+    };
+    Job::new(vm, generation).on(node, stop).await.unwrap();
+}
+
+/// The host is installed anew on the disk it had: its VMs are there, its membership and its guardian are not.
+async fn reinstalled(node: &mut Node, fleet: &Fleet) {
+    node.down().await;
+    let layout = Layout::new(&node.config);
+    for path in [layout.identity(), layout.guardians()] {
+        std::fs::remove_dir_all(path).unwrap();
+    }
+    let joined = fleetward_agent::join::join(&node.config, &fleet.token(&node.name)).await;
+    joined.unwrap();
+    node.client = fleet.client(&node.name, &node.address);
+    node.up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_starts_with_nothing_but_an_imported_guardian_of_this_fleet_or_another() {
+    for same_fleet in [true, false] {
+        let fleet = Fleet::start().await;
+        let other = Fleet::start().await;
+        let mut node = Node::start(&fleet, "a").await;
+        let (spec, _) = create_running(&fleet, &node, "vm1").await;
+        stopped(&node, spec.id, 5).await;
+        let password = Zeroizing::new("a long password".to_owned());
+        let files = keyring(&node)
+            .export_pfx(&own(&node), &password, Protection::Legacy, &by_hand())
+            .map_err(|trouble| trouble.failure)
+            .unwrap();
+        let former = own(&node);
+
+        reinstalled(&mut node, if same_fleet { &fleet } else { &other }).await;
+        assert_ne!(own(&node), former);
+        let refused = Job::new(spec.id, 10).on(&node, Operation::Start).await;
+        assert_eq!(refused.unwrap_err().code, ErrorCode::KeyNotGranted);
+        let before = node.detail(spec.id).await.unwrap().vm.tpm;
+        assert_eq!(
+            before.guardians,
+            [former.clone()],
+            "the own one cannot open it"
+        );
+
+        let keys = files
+            .iter()
+            .flat_map(|file| pfx::read(&file.content, &password).unwrap());
+        let guardian = pfx::assemble(keys.collect()).unwrap();
+        let imported = keyring(&node).import(&guardian, &by_hand());
+        assert_eq!(imported.map_err(|t| t.failure).unwrap().guardian, former);
+        Job::new(spec.id, 11)
+            .on(&node, Operation::Start)
+            .await
+            .unwrap();
+        let vm = node.detail(spec.id).await.unwrap().vm;
+        assert_eq!(vm.state, VmState::Running);
+        assert_eq!(vm.tpm.key_id, before.key_id, "the TPM is the one it had");
+        // While only it opens the VM, it stays.
+        assert_eq!(removal(&node, &former), Err(ErrorCode::GuardianInUse));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_starts_with_a_credential_encrypts_what_join_wrote_and_opens_as_before() {
+    let fleet = Fleet::start().await;
+    let mut node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    stopped(&node, spec.id, 5).await;
+    let id = own(&node);
+    assert!(!keyring(&node).is_sealed());
+    let key = fleet.dir.path().join("guardian-key");
+    std::fs::write(&key, [9; 32]).unwrap();
+    node.down().await;
+    node.config.credential_file = Some(key.clone());
+    node.up().await;
+    Job::new(spec.id, 10)
+        .on(&node, Operation::Start)
+        .await
+        .unwrap();
+    let layout = Layout::new(&node.config);
+    let open = |key: Option<&std::path::Path>| {
+        let host: fleetward_model::HostName = "a".parse().unwrap();
+        let audit = Arc::new(AuditLog::new(layout.audit_log(), host.clone()));
+        Keyring::open_with(&layout.guardians(), host, audit, key)
+    };
+    let sealed = open(Some(&key)).unwrap();
+    assert!(sealed.is_sealed(), "{:?}", sealed.lying_in_clear());
+    assert_eq!(sealed.facts()[0].id, id);
+    let refused = open(None).unwrap_err().failure("the guardian store");
+    assert_eq!(refused.code, ErrorCode::GuardianStoreSealed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_roll_is_on_record_as_one_and_not_as_a_new_tpm() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    stopped(&node, spec.id, 5).await;
+    let to = vec![fleet.endorsed("a", "default")];
+    let job = Job::new(spec.id, 6);
+    job.on(&node, Operation::PrepareRoll { to }).await.unwrap();
+    let records: Vec<fleetward_model::audit::AuditRecord> =
+        node.client.get("/v1/audit?after=0").await.unwrap();
+    fleetward_model::audit::verify(None, &records).unwrap();
+    let of_the_roll: Vec<_> = records.iter().filter(|r| r.job == Some(job.id)).collect();
+    let actions: Vec<&str> = of_the_roll.iter().map(|r| r.action.as_str()).collect();
+    assert_eq!(actions, ["open", "roll"]);
+    for record in of_the_roll {
+        assert_eq!(record.vm, Some(spec.id));
+        assert_eq!(record.guardian, Some(own(&node)));
+        assert!(record.reason.contains("TPM key"), "{record:?}");
+    }
 }

@@ -27,6 +27,8 @@ pub enum AuditAction {
     Join,
     /// A TPM and its key were made and sealed.
     MakeTpm,
+    /// A VM's TPM got a new key: its state was encrypted anew, and the new key was sealed.
+    Roll,
     /// A key protector was opened, so that the VM can run here.
     Open,
     /// A TPM key was wrapped for one more guardian.
@@ -72,6 +74,7 @@ impl AuditAction {
             Self::MakeGuardian => "make-guardian",
             Self::Join => "join",
             Self::MakeTpm => "make-tpm",
+            Self::Roll => "roll",
             Self::Open => "open",
             Self::Grant => "grant",
             Self::Revoke => "revoke",

@@ -122,7 +122,7 @@ impl Task<'_> {
         let protector = self
             .host
             .keyring
-            .seal(self.vm, &key, &recipients, &purpose)?;
+            .seal_rolled(self.vm, &key, &recipients, &purpose)?;
         let new = SecretText::new(key.expose_base64());
         let before = self.read_tpm_state().await?;
         self.progress(0, 0, "encrypting the TPM under its new key");
