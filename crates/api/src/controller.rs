@@ -610,6 +610,11 @@ pub struct GuardianView {
     pub sha1: String,
     pub sha256: String,
     pub subject: String,
+    /// The subject, where the certificate is self-signed; empty where it is not known.
+    #[serde(default)]
+    pub issuer: String,
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub not_before: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339")]
     pub not_after: OffsetDateTime,
     pub days_left: i64,

@@ -115,6 +115,19 @@ pub enum Format {
     Yaml,
 }
 
+/// Form of a list of certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// For people
+    Table,
+    /// One JSON document
+    Json,
+    /// One YAML document
+    Yaml,
+    /// As `certutil -store` prints it
+    Certutil,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// The fleet's controller
@@ -595,6 +608,9 @@ pub enum GuardianCommand {
         /// Only those of this host
         #[arg(long)]
         host: Option<HostName>,
+        /// As --output, or as `certutil -store` prints it, for scripts that read that
+        #[arg(long, value_enum, conflicts_with = "output")]
+        format: Option<ListFormat>,
     },
     /// Shows one guardian
     Show {

@@ -16,6 +16,16 @@ impl Output {
         Self { format, quiet }
     }
 
+    /// The same place, another form.
+    pub(crate) fn with_format(self, format: Format) -> Self {
+        Self { format, ..self }
+    }
+
+    /// A text that has a form of its own.
+    pub(crate) fn text(self, text: &str) -> io::Result<()> {
+        self.write(text.trim_end_matches('\n'))
+    }
+
     /// Whether people read it.
     pub(crate) fn is_table(self) -> bool {
         self.format == Format::Table

@@ -4,6 +4,7 @@
 //! Refuses to know: I/O, clocks, randomness, async. Times and random values arrive as arguments.
 
 pub mod audit;
+pub mod certutil;
 pub mod clone;
 pub mod error;
 pub mod guardian;

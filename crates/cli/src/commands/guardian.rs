@@ -1,20 +1,30 @@
 //! `fleetward guardian ...`
 
 use super::{Context, grants};
-use crate::args::GuardianCommand;
+use crate::args::{Format, GuardianCommand, ListFormat};
 use crate::exit::{Exit, Stop};
 use crate::table;
 use fleetward_api::controller::GuardianView;
-use fleetward_model::{ErrorCode, Failure, GuardianId, HostName};
+use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, certutil};
 
 pub(super) async fn run(context: &Context, command: GuardianCommand) -> Result<Exit, Stop> {
     let Context {
         controller, output, ..
     } = context;
     match command {
-        GuardianCommand::List { host } => {
+        GuardianCommand::List { host, format } => {
             let mut certificates = controller.guardians().await?;
             certificates.retain(|row| host.as_ref().is_none_or(|host| &row.host == host));
+            let output = match format {
+                None => *output,
+                Some(ListFormat::Table) => output.with_format(Format::Table),
+                Some(ListFormat::Json) => output.with_format(Format::Json),
+                Some(ListFormat::Yaml) => output.with_format(Format::Yaml),
+                Some(ListFormat::Certutil) => {
+                    output.text(&certutil::listing(certificates.iter().map(entry)))?;
+                    return Ok(Exit::Done);
+                }
+            };
             output.document(&certificates, || table::guardians(&certificates))?;
         }
         GuardianCommand::Show { id } => {
@@ -28,6 +38,21 @@ pub(super) async fn run(context: &Context, command: GuardianCommand) -> Result<E
         GuardianCommand::Rotate(args) => return grants::rotate(context, args).await,
     }
     Ok(Exit::Done)
+}
+
+fn entry(row: &GuardianView) -> certutil::Entry<'_> {
+    certutil::Entry {
+        role: row.role,
+        serial: &row.serial,
+        sha1: &row.sha1,
+        sha256: &row.sha256,
+        subject: &row.subject,
+        issuer: &row.issuer,
+        not_before: row.not_before,
+        not_after: row.not_after,
+        has_private_key: row.has_private_key,
+        host: &row.host,
+    }
 }
 
 /// The certificates of the one guardian whose id begins with `text`, on one host: an imported guardian is on several.

@@ -52,6 +52,8 @@ fn rows(world: &World, now: OffsetDateTime) -> Vec<GuardianView> {
                     sha1: certificate.sha1,
                     sha256: certificate.sha256,
                     subject: certificate.subject,
+                    issuer: certificate.issuer,
+                    not_before: Some(certificate.not_before),
                     not_after: certificate.not_after,
                     days_left: (certificate.not_after - now).whole_days(),
                     has_private_key: guardian.has_private_key,

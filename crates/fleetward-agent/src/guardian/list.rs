@@ -6,10 +6,9 @@ use fleetward_hypervisor::Hypervisor;
 use fleetward_hypervisor_libvirt::{LibvirtConfig, LibvirtHost};
 use fleetward_model::guardian::{CertificateFacts, CertificateRole, GuardianFacts};
 use fleetward_model::host::Accelerator;
-use fleetward_model::{GuardianId, HostName};
+use fleetward_model::{GuardianId, HostName, certutil};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 use time::OffsetDateTime;
 
@@ -20,6 +19,7 @@ const NAMES: Duration = Duration::from_secs(5);
 pub(crate) enum Output {
     Table,
     Json,
+    Yaml,
     /// As `certutil -store` prints it, for scripts that read that.
     Certutil,
 }
@@ -153,14 +153,8 @@ pub(super) fn print(found: &Found, output: Output) -> anyhow::Result<()> {
     let rows = found.rows(OffsetDateTime::now_utc());
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
-        Output::Certutil => {
-            let certificates = found
-                .guardians
-                .iter()
-                .flat_map(|guardian| &guardian.certificates)
-                .chain(&found.halves);
-            print!("{}", certutil(certificates)?);
-        }
+        Output::Yaml => print!("{}", serde_norway::to_string(&rows)?),
+        Output::Certutil => print!("{}", listing(found)),
         Output::Table => print!("{}", table(&rows)),
     }
     Ok(())
@@ -222,54 +216,29 @@ fn role(role: CertificateRole) -> &'static str {
     }
 }
 
-/// The layout of `certutil -store "Shielded VM Local Certificates"`, English, Windows 10 and later. Times are UTC.
-fn certutil<'a>(
-    certificates: impl Iterator<Item = &'a CertificateFacts>,
-) -> anyhow::Result<String> {
-    let moment = time::macros::format_description!(
-        "[month padding:none]/[day padding:none]/[year] [hour repr:12 padding:none]:[minute] [period]"
-    );
-    let mut text = String::from("Shielded VM Local Certificates\n");
-    for (number, certificate) in certificates.enumerate() {
-        let test = match certificate.role {
-            CertificateRole::Signing => "Signature",
-            CertificateRole::Encryption => "Encryption",
-        };
-        let chain = if certificate.issuer == certificate.subject {
-            "Signature matches Public Key\nRoot Certificate: Subject matches Issuer"
-        } else {
-            "Non-root Certificate"
-        };
-        write!(
-            text,
-            "================ Certificate {number} ================\n\
-             Serial Number: {serial}\n\
-             Issuer: {issuer}\n \
-             NotBefore: {before}\n \
-             NotAfter: {after}\n\
-             Subject: {subject}\n\
-             {chain}\n\
-             Cert Hash(sha1): {sha1}\n  \
-             Key Container = {kind}-{serial}\n  \
-             Provider = Fleetward guardian store\n\
-             {test} test passed\n\n",
-            serial = certificate.serial,
-            issuer = certificate.issuer,
-            subject = certificate.subject,
-            before = certificate
-                .not_before
-                .to_offset(time::UtcOffset::UTC)
-                .format(moment)?,
-            after = certificate
-                .not_after
-                .to_offset(time::UtcOffset::UTC)
-                .format(moment)?,
-            sha1 = certificate.sha1,
-            kind = role(certificate.role),
-        )?;
-    }
-    text.push_str("CertUtil: -store command completed successfully.\n");
-    Ok(text)
+/// The layout of `certutil -store`.
+fn listing(found: &Found) -> String {
+    let whole = found.guardians.iter().flat_map(|guardian| {
+        let certificates = guardian.certificates.iter();
+        certificates.map(|certificate| (certificate, guardian.has_private_key))
+    });
+    let halves = found.halves.iter().map(|certificate| (certificate, true));
+    certutil::listing(
+        whole
+            .chain(halves)
+            .map(|(certificate, has_private_key)| certutil::Entry {
+                role: certificate.role,
+                serial: &certificate.serial,
+                sha1: &certificate.sha1,
+                sha256: &certificate.sha256,
+                subject: &certificate.subject,
+                issuer: &certificate.issuer,
+                not_before: Some(certificate.not_before),
+                not_after: certificate.not_after,
+                has_private_key,
+                host: &found.host,
+            }),
+    )
 }
 
 #[cfg(test)]
@@ -289,20 +258,6 @@ mod tests {
             not_after: datetime!(2036-11-23 13:05 UTC),
             der_base64: String::new(),
         }
-    }
-
-    #[test]
-    fn certutil_names_the_true_issuer_and_calls_only_self_signed_ones_root() {
-        let own = certificate(CertificateRole::Signing, "CN=a", "CN=a");
-        let issued = certificate(CertificateRole::Encryption, "CN=a", "CN=Contoso CA");
-        let text = certutil([&own, &issued].into_iter()).expect("text");
-        let blocks: Vec<&str> = text.split("================ Certificate ").collect();
-        assert!(blocks[1].contains("Issuer: CN=a\n"), "{text}");
-        assert!(blocks[1].contains("Root Certificate: Subject matches Issuer"));
-        assert!(blocks[1].contains(" NotAfter: 11/23/2036 1:05 PM\n"));
-        assert!(blocks[2].contains("Issuer: CN=Contoso CA\n"), "{text}");
-        assert!(blocks[2].contains("Subject: CN=a\nNon-root Certificate\n"));
-        assert!(!blocks[2].contains("matches"), "{text}");
     }
 
     #[test]
@@ -332,7 +287,18 @@ mod tests {
             ],
             names: BTreeMap::from([("id-1".to_owned(), "desk1".to_owned())]),
         };
+        // A half has its key, and scripts for certutil find it behind the whole ones.
+        let text = listing(&found);
+        assert!(
+            text.contains("================ Certificate 1 ================\n"),
+            "{text}"
+        );
+        assert!(text.contains("Subject: CN=h\n"), "{text}");
+        assert_eq!(text.matches("Signature test passed\n").count(), 2, "{text}");
         let rows = found.rows(datetime!(2026-11-24 12:00 UTC));
+        let yaml: serde_json::Value =
+            serde_norway::from_str(&serde_norway::to_string(&rows).expect("yaml")).expect("read");
+        assert_eq!(yaml, serde_json::to_value(&rows).expect("json"));
         assert_eq!(rows[0].vms, ["desk1", "id-2"]);
         assert_eq!((rows[0].standing, rows[1].standing), ("own", "waiting"));
         assert!(rows[1].guardian.is_none() && rows[1].vms.is_empty());

@@ -165,6 +165,12 @@ fn guardian_list_has_a_row_for_each_certificate() {
         "guardian_list",
         stdout(fake.fleetward(&["guardian", "list"]))
     );
+    let certutil = stdout(fake.fleetward(&["guardian", "list", "--format", "certutil"]));
+    insta::assert_snapshot!("guardian_list_certutil", certutil);
+    let other_host = ["guardian", "list", "--format", "certutil", "--host", "zz"];
+    assert_eq!(stdout(fake.fleetward(&other_host)).lines().count(), 2);
+    let json = stdout(fake.fleetward(&["guardian", "list", "--format", "json"]));
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), rows);
     let one = stdout(fake.fleetward(&["guardian", "show", "abab"]));
     assert!(one.contains("on that host"), "{one}");
 }

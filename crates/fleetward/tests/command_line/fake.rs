@@ -312,7 +312,8 @@ fn guardians() -> Value {
     let row = |role: &str, digit: &str| {
         json!({
             "guardian": "ab".repeat(32), "role": role, "serial": digit.repeat(8), "sha1": digit.repeat(40),
-            "sha256": digit.repeat(64), "subject": "CN=Shielded VM", "not_after": "2036-11-23T00:00:00Z",
+            "sha256": digit.repeat(64), "subject": "CN=Shielded VM", "issuer": "CN=Shielded VM",
+            "not_before": "2026-11-23T00:00:00Z", "not_after": "2036-11-23T00:00:00Z",
             "days_left": 3652, "has_private_key": true, "host": "a", "vms": ["web"],
         })
     };
