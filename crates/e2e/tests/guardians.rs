@@ -38,6 +38,18 @@ fn main() -> ExitCode {
                 nothing_by_halves,
             ),
             (
+                "a_legacy_export_opens_with_stock_openssl_and_windows_forms_import",
+                every_form_by_hand,
+            ),
+            (
+                "an_export_that_cannot_be_finished_leaves_nothing",
+                export_whole_or_not,
+            ),
+            (
+                "a_damaged_protector_hides_nothing_from_the_list_and_stops_a_removal",
+                damaged_protector,
+            ),
+            (
                 "half_a_guardian_waits_and_opens_nothing_until_the_other_comes",
                 one_half_alone,
             ),
@@ -350,6 +362,175 @@ fn broken(directory: &std::path::Path) -> Result<Vec<(&'static str, &'static str
         ("large.pfx", "PFX_TOO_LARGE"),
         ("rounds.pfx", "PFX_TOO_MANY_ITERATIONS"),
     ])
+}
+
+/// The exported guardian of host a as older Windows has it, and imported on host b in every form.
+fn every_form_by_hand(fleet: &Fleet) -> Result<()> {
+    let (modern, password) = exported(fleet, "a")?;
+    let directory = fleet.directory().join("carried-legacy");
+    std::fs::create_dir_all(&directory)?;
+    std::fs::copy(&password, directory.join("password"))?;
+    let (id, password) = (own(fleet, "a")?, path(&password)?);
+    let out = path(&directory)?;
+    let export = [
+        "export-pfx",
+        &id,
+        "--out",
+        &out,
+        "--legacy",
+        "--password-file",
+        &password,
+    ];
+    agent(fleet, "a", &export)?.ok()?;
+    let openssl = |arguments: &str| -> Result<Said> {
+        let mut command = Command::new("/usr/bin/openssl");
+        command.args(arguments.split(' ')).current_dir(&directory);
+        fleetward_e2e::fleet::run(&mut command)?
+            .ok()
+            .with_context(|| arguments.to_owned())
+    };
+    let halves = ["VMSigning", "VMEncryption"];
+    for half in halves {
+        let told = openssl(&format!(
+            "pkcs12 -in {half}.pfx -passin file:password -legacy -nodes -info -out {half}.pem"
+        ))?;
+        ensure!(
+            told.stderr.contains("pbeWithSHA1And3-KeyTripleDES-CBC"),
+            "{}",
+            told.stderr
+        );
+        // The same key as in the other export.
+        let other = path(&modern.join(format!("{half}.pfx")))?;
+        openssl(&format!(
+            "pkcs12 -in {other} -passin file:password -nodes -out {half}-modern.pem"
+        ))?;
+        let public = |file: &str| openssl(&format!("pkey -in {file} -pubout"));
+        let (ours, theirs) = (
+            public(&format!("{half}.pem"))?,
+            public(&format!("{half}-modern.pem"))?,
+        );
+        ensure!(ours.stdout == theirs.stdout && ours.stdout.contains("PUBLIC KEY"));
+    }
+    openssl(
+        "req -x509 -newkey rsa:1024 -nodes -keyout ca.key -out ca.pem -subj /CN=weak -days 30",
+    )?;
+    for form in [
+        "",
+        "-legacy -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-RC2-40 -macalg sha1",
+        "-legacy -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-3DES -macalg sha1",
+        "-legacy -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-RC2-40 -macalg sha1 -certfile ca.pem",
+        "-keypbe AES-256-CBC -certpbe AES-256-CBC -macalg sha256 -certfile ca.pem",
+    ] {
+        for half in halves {
+            let command = format!(
+                "pkcs12 -export -in {half}.pem -passout file:password -out form-{half}.pfx {form}"
+            );
+            openssl(command.trim_end())?;
+        }
+        let [signing, encryption] =
+            halves.map(|half| path(&directory.join(format!("form-{half}.pfx"))));
+        let (signing, encryption) = (signing?, encryption?);
+        let import = [
+            "import-pfx",
+            &signing,
+            &encryption,
+            "--password-file",
+            &password,
+        ];
+        agent(fleet, "b", &import)?
+            .ok()
+            .with_context(|| form.to_owned())?;
+        let rows = guardians(fleet, "b")?;
+        ensure!(
+            rows.len() == 4 && rows[2]["guardian"] == id.as_str(),
+            "{form}: {rows:?}"
+        );
+        agent(fleet, "b", &["remove", &id, "--yes"])?.ok()?;
+        ensure!(guardians(fleet, "b")?.len() == 2, "{form}");
+    }
+    Ok(())
+}
+
+/// A full disk, and a file of one name in the way.
+fn export_whole_or_not(fleet: &Fleet) -> Result<()> {
+    let (_, password) = exported(fleet, "a")?;
+    let (id, password) = (own(fleet, "a")?, path(&password)?);
+    let names = |directory: &std::path::Path| -> Result<Vec<String>> {
+        let entries = std::fs::read_dir(directory)?;
+        entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    };
+    let out = fleet.directory().join("in-the-way");
+    std::fs::create_dir_all(&out)?;
+    std::fs::write(out.join("VMEncryption.pfx"), "the only copy of something")?;
+    let export = |out: &str| {
+        let export = [
+            "export-pfx",
+            &id,
+            "--out",
+            out,
+            "--password-file",
+            &password,
+        ];
+        agent(fleet, "a", &export)
+    };
+    export(&path(&out)?)?.refused(4, "NAME_TAKEN")?;
+    ensure!(names(&out)? == ["VMEncryption.pfx"]);
+    std::fs::remove_file(out.join("VMEncryption.pfx"))?;
+    export(&path(&out)?)?.ok()?;
+    ensure!(names(&out)?.len() == 2);
+
+    // Room for one file and a half.
+    let size = std::fs::metadata(out.join("VMSigning.pfx"))?.len();
+    let pages = size.div_ceil(4096) * 2 - 1;
+    let full = fleet.directory().join("full");
+    std::fs::create_dir_all(&full)?;
+    let size = format!("size={}k", pages * 4);
+    // In the host's own view of the file systems.
+    let full = path(&full)?;
+    fleet
+        .exec(
+            "a",
+            &["/usr/bin/mount", "-t", "tmpfs", "-o", &size, "tmpfs", &full],
+        )?
+        .ok()?;
+    let said = export(&full).and_then(|said| said.refused(4, "NO_SPACE"));
+    let left = fleet.exec("a", &["/usr/bin/ls", "-A", &full]);
+    fleet.exec("a", &["/usr/bin/umount", &full])?.ok()?;
+    said?;
+    let left = left?.ok()?.stdout;
+    ensure!(left.trim().is_empty(), "{left} is left");
+    Ok(())
+}
+
+fn damaged_protector(fleet: &Fleet) -> Result<()> {
+    import(fleet, "a", "b")?.ok()?;
+    let id = own(fleet, "a")?;
+    let vms = guardian_store(fleet, "b").with_file_name("vms");
+    let damaged = vms.join("00000000-0000-4000-8000-000000000000");
+    std::fs::create_dir_all(&damaged)?;
+    std::fs::write(damaged.join("protector.der"), "no key protector")?;
+    for format in ["json", "yaml", "certutil", "table"] {
+        let listed = agent(fleet, "b", &["list", "-o", format])?.ok()?;
+        ensure!(
+            listed.stderr.contains("00000000-0000-4000-8000"),
+            "{}",
+            listed.stderr
+        );
+        ensure!(!listed.stdout.is_empty());
+    }
+    ensure!(guardians(fleet, "b")?.len() == 4);
+    let refused = agent(fleet, "b", &["remove", &id, "--yes"])?.refused(4, "CHECK_UNAVAILABLE")?;
+    ensure!(
+        refused.stderr.contains("00000000-0000-4000-8000"),
+        "{}",
+        refused.stderr
+    );
+    ensure!(guardians(fleet, "b")?.len() == 4);
+    std::fs::remove_dir_all(&damaged)?;
+    agent(fleet, "b", &["remove", &id, "--yes"])?.ok()?;
+    Ok(())
 }
 
 /// The certificates that `host` lists as halves, by what they are for.
