@@ -171,7 +171,7 @@ async fn a_vm_starts_with_nothing_but_an_imported_guardian_of_this_fleet_or_anot
         let before = node.detail(spec.id).await.unwrap().vm.tpm;
         assert_eq!(
             before.guardians,
-            [former.clone()],
+            std::slice::from_ref(&former),
             "the own one cannot open it"
         );
 
@@ -181,6 +181,8 @@ async fn a_vm_starts_with_nothing_but_an_imported_guardian_of_this_fleet_or_anot
         let guardian = pfx::assemble(keys.collect()).unwrap();
         let imported = keyring(&node).import(&guardian, &by_hand());
         assert_eq!(imported.map_err(|t| t.failure).unwrap().guardian, former);
+        // While only it opens the VM, it stays.
+        assert_eq!(removal(&node, &former), Err(ErrorCode::GuardianInUse));
         Job::new(spec.id, 11)
             .on(&node, Operation::Start)
             .await
@@ -188,8 +190,12 @@ async fn a_vm_starts_with_nothing_but_an_imported_guardian_of_this_fleet_or_anot
         let vm = node.detail(spec.id).await.unwrap().vm;
         assert_eq!(vm.state, VmState::Running);
         assert_eq!(vm.tpm.key_id, before.key_id, "the TPM is the one it had");
-        // While only it opens the VM, it stays.
-        assert_eq!(removal(&node, &former), Err(ErrorCode::GuardianInUse));
+        // The start has put the own one beside it, so the VM starts without it from now on.
+        assert_eq!(vm.tpm.guardians, [former.clone(), own(&node)]);
+        assert_eq!(removal(&node, &former), Ok(()));
+        stopped(&node, spec.id, 12).await;
+        let start = Job::new(spec.id, 13).on(&node, Operation::Start).await;
+        start.unwrap();
     }
 }
 
