@@ -391,6 +391,10 @@ pub struct RecoverRequest {
     /// A version of the TPM's history; none: the newest.
     #[serde(default)]
     pub version: Option<u64>,
+    /// Also from a newest copy that is not of the state which the VM's host last reported. A version that is named is taken
+    /// as it is.
+    #[serde(default)]
+    pub outdated: bool,
 }
 
 /// Answer of everything that takes long (HTTP 202), and of what turned out to be done already.
@@ -517,11 +521,13 @@ pub enum JobState {
     Done,
     /// Failed or cancelled, and everything it had done is undone.
     Undone,
+    /// Given up where it stood: neither done nor taken back. Somebody must look.
+    Failed,
 }
 
 impl JobState {
     pub const fn has_ended(self) -> bool {
-        matches!(self, Self::Done | Self::Undone)
+        matches!(self, Self::Done | Self::Undone | Self::Failed)
     }
 
     pub const fn as_str(self) -> &'static str {
@@ -531,6 +537,7 @@ impl JobState {
             Self::Undoing => "undoing",
             Self::Done => "done",
             Self::Undone => "undone",
+            Self::Failed => "failed",
         }
     }
 }

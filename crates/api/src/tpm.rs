@@ -166,6 +166,10 @@ pub enum VersionReason {
     Recovered,
     /// The key was wrapped for other guardians.
     Granted,
+    /// The key was taken away from a guardian, and not replaced yet.
+    Revoked,
+    /// The VM's specification changed: another disk, more memory.
+    Redefined,
     /// First seen: it was made without a copy, or the copies were lost.
     Found,
 }
@@ -184,6 +188,8 @@ impl VersionReason {
             Self::Deleted => "deleted",
             Self::Recovered => "recovered",
             Self::Granted => "granted",
+            Self::Revoked => "revoked",
+            Self::Redefined => "redefined",
             Self::Found => "found",
         }
     }

@@ -59,9 +59,26 @@ pub(crate) fn confirm_recover(name: &str, to: &HostName) -> String {
     )
 }
 
+/// What the controller refuses with until it is told to go on.
+pub(crate) fn outdated(failure: &Failure) -> String {
+    format!(
+        "warning[{}]: {}\n  because: {}",
+        failure.code, failure.what, failure.because
+    )
+}
+
+pub(crate) const CONFIRM_OUTDATED: &str =
+    "Rebuild it with the TPM as it was then? The last state is on the lost host alone.";
+
 pub(crate) fn recovered(name: &str, to: &HostName, result: &serde_json::Value) -> String {
     let tpm = match (result["version"].as_u64(), result["made"].as_str()) {
-        (Some(version), Some(made)) => format!("; its TPM is version {version}, of {made}"),
+        (Some(version), Some(made)) => {
+            let older = match result["outdated"].as_bool() {
+                Some(true) => ", which is not the last state that its host had",
+                _ => "",
+            };
+            format!("; its TPM is version {version}, of {made}{older}")
+        }
         _ => String::new(),
     };
     format!("{name} rebuilt on {to}{tpm}; it is stopped")

@@ -59,7 +59,9 @@ pub(crate) async fn for_one_of_many(
             let because = messages::taken_back_later(job, seen.waiting.as_deref());
             Err(failure_of(seen).because(because).into())
         }
-        JobState::Pending | JobState::Running | JobState::Undone => Err(failure_of(seen).into()),
+        JobState::Pending | JobState::Running | JobState::Undone | JobState::Failed => {
+            Err(failure_of(seen).into())
+        }
     }
 }
 

@@ -237,6 +237,10 @@ codes! {
     EscrowMissing = "ESCROW_MISSING", Refused,
         "The controller has no copy of the VM's TPM, so it cannot be rebuilt without its host.",
         "bring the host back; a backup of its TPM state can be used with docs/emergency-recovery.md";
+    EscrowOutdated = "ESCROW_OUTDATED", Refused,
+        "The newest copy of the VM's TPM is not of the state that its host last reported: what the guest stored in its TPM since \
+         is not in it.",
+        "bring the host back; or take the copy as it is: fleetward vm recover NAME --to HOST asks, and --yes answers";
     SameHost = "SAME_HOST", Refused,
         "The VM is on that host already.",
         "choose another host";

@@ -9,7 +9,7 @@ use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{Accelerator, HostFacts, Version};
 use crate::transition::{Answer, Request, answer};
 use crate::vm::{VmObserved, VmState};
-use crate::{ByteSize, ErrorCode, GroupName, GuardianId, HostName, PoolName};
+use crate::{ByteSize, ErrorCode, GroupName, GuardianId, HostName, PoolName, VmName};
 use std::collections::BTreeMap;
 use time::{Duration, OffsetDateTime};
 
@@ -50,11 +50,16 @@ pub struct Side<'a> {
 impl Side<'_> {
     /// A guardian that opens the VM's key, that was this host's own, and that it no longer has: it was installed anew.
     fn lost_guardian(&self, vm: &VmObserved) -> Option<&GuardianId> {
+        self.lost_of(&vm.tpm.guardians)
+    }
+
+    /// The same of a key that is wrapped for `recipients`.
+    fn lost_of(&self, recipients: &[GuardianId]) -> Option<&GuardianId> {
         let has = |id: &GuardianId| {
             self.facts
                 .is_none_or(|facts| facts.guardians.iter().any(|known| known.id == *id))
         };
-        let opens = |id: &&GuardianId| vm.tpm.guardians.contains(id);
+        let opens = |id: &&GuardianId| recipients.contains(id);
         self.former.iter().filter(opens).find(|id| !has(id))
     }
 }
@@ -239,17 +244,55 @@ fn installed_anew(vm: &VmObserved, host: &Side<'_>, lost: &GuardianId) -> Findin
     let short = lost.short();
     Finding::blocking(
         ErrorCode::KeyNotGranted,
-        format!(
-            "host {} was installed anew and has another guardian: the TPM key of VM {} is wrapped for its former one, {short}, \
-             which it no longer has",
-            host.name, vm.name
-        ),
+        has_another_guardian(&vm.name, host, lost),
         format!(
             "fleetward guardian grant {} --to {}, where the VM is on another host; or, with the PFX files of guardian {short}, \
              on host {}: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx",
             vm.name, host.name, host.name
         ),
     )
+}
+
+fn has_another_guardian(vm: &VmName, host: &Side<'_>, lost: &GuardianId) -> String {
+    format!(
+        "host {} was installed anew and has another guardian: the TPM key of VM {vm} is wrapped for its former one, {}, which \
+         it no longer has",
+        host.name,
+        lost.short()
+    )
+}
+
+/// A VM that no host has is to be rebuilt on `host`, which cannot open its key. Nobody has the VM to grant from, so what
+/// helps is another host first, one of `openers`, or a guardian that can open it.
+pub fn closed_to_rebuild(
+    vm: &VmName,
+    host: &Side<'_>,
+    recipients: &[GuardianId],
+    openers: &[HostName],
+) -> Finding {
+    let to = host.name;
+    let (what, guardian) = match host.lost_of(recipients) {
+        Some(lost) => (
+            has_another_guardian(vm, host, lost),
+            format!("guardian {}", lost.short()),
+        ),
+        None => (
+            format!("the TPM key of VM {vm} is not wrapped for any guardian of host {to}"),
+            "one of its guardians".to_owned(),
+        ),
+    };
+    let import = format!(
+        "with the PFX files of {guardian}, on host {to}: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx, \
+         and then: fleetward vm recover {vm} --to {to}"
+    );
+    let fix = match openers.first() {
+        Some(other) => format!(
+            "to a host that opens it, and on from there: fleetward vm recover {vm} --to {other} && fleetward vm migrate {vm} \
+             --to {to} --offline; or, {import}"
+        ),
+        None => import,
+    };
+    Finding::blocking(ErrorCode::KeyNotGranted, what, fix)
 }
 
 /// The refusal of a fleet in which only people grant, with both cures.

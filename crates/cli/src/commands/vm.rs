@@ -100,8 +100,20 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
             wait,
         } => {
             confirm(context.yes, &messages::confirm_recover(&name, &to))?;
-            let request = RecoverRequest { to, version };
-            let accepted = controller.recover_vm(&name, &request).await?;
+            let mut request = RecoverRequest {
+                to,
+                version,
+                outdated: false,
+            };
+            let accepted = match controller.recover_vm(&name, &request).await {
+                Err(failure) if failure.code == ErrorCode::EscrowOutdated => {
+                    say(&messages::outdated(&failure));
+                    confirm(context.yes, messages::CONFIRM_OUTDATED)?;
+                    request.outdated = true;
+                    controller.recover_vm(&name, &request).await?
+                }
+                answer => answer?,
+            };
             let Some(job) = accepted.job else {
                 return Ok(Exit::Done);
             };

@@ -18,11 +18,23 @@ const MAX_FILE: u64 = 4 << 20;
 const MAX_CONTENT: u64 = 8 << 20;
 const LEVEL: i32 = 3;
 
+/// What is added to the name of a file that turned out not to be what was written: nobody uses it, and nobody loses it.
+const DAMAGED: &str = ".damaged";
+
+/// Why a file was not read.
+#[derive(Debug)]
+pub(super) struct Unread {
+    pub(super) because: String,
+    /// It is gone, or is not what was written. Without this the disk may have refused for another reason, and reading may
+    /// work the next time.
+    pub(super) lost: bool,
+}
+
 /// What a file holds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Kept {
-    pub(super) version: TpmVersion,
-    pub(super) bundle: TpmBundle,
+pub(crate) struct Kept {
+    pub(crate) version: TpmVersion,
+    pub(crate) bundle: TpmBundle,
 }
 
 /// The directory of all files.
@@ -72,7 +84,9 @@ impl Blobs {
             let mut found = Vec::new();
             for (vm, path) in blobs.vms()? {
                 for file in fs::read_dir(path)? {
-                    if let Ok(name) = file?.file_name().into_string() {
+                    if let Ok(name) = file?.file_name().into_string()
+                        && !name.ends_with(DAMAGED)
+                    {
                         found.push((vm, name));
                     }
                 }
@@ -108,13 +122,28 @@ impl Blobs {
 
     /// Reads a version, and refuses it when a byte of it has changed.
     pub(super) async fn read(&self, vm: VmId, file: &str) -> Result<Kept, Failure> {
+        let read = self.look_at(vm, file).await;
+        read.map_err(|Unread { because, .. }| {
+            Failure::new(ErrorCode::EscrowCorrupt, format!("the copy {file}")).because(because)
+        })
+    }
+
+    /// The same, telling a file that is lost from one that cannot be read now.
+    pub(super) async fn look_at(&self, vm: VmId, file: &str) -> Result<Kept, Unread> {
         let path = self.0.join(vm.to_string()).join(file);
         let expected = sha256_in(file).map(str::to_owned);
         let read = tokio::task::spawn_blocking(move || read(&path, expected.as_deref()));
-        let read = read.await.expect("reading a file does not panic");
-        read.map_err(|because| {
-            Failure::new(ErrorCode::EscrowCorrupt, format!("the copy {file}")).because(because)
-        })
+        read.await.expect("reading a file does not panic")
+    }
+
+    /// Puts a damaged file out of use. One that is gone already is none.
+    pub(super) async fn set_aside(&self, vm: VmId, file: &str) -> io::Result<()> {
+        let path = self.0.join(vm.to_string()).join(file);
+        let aside = path.with_file_name(format!("{file}{DAMAGED}"));
+        match tokio::fs::rename(&path, &aside).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     pub(super) async fn remove(&self, vm: VmId, file: &str) -> Result<(), Failure> {
@@ -178,36 +207,48 @@ fn sha256_in(file: &str) -> Option<&str> {
     (hash.len() == 64).then_some(hash)
 }
 
-fn read(path: &Path, expected: Option<&str>) -> Result<Kept, String> {
-    let told = |error: io::Error| format!("{}: {error}", path.display());
-    let expected = expected.ok_or_else(|| format!("{} is no escrow file", path.display()))?;
+fn read(path: &Path, expected: Option<&str>) -> Result<Kept, Unread> {
+    let lost = |because: String| Unread {
+        because: format!("{}: {because}", path.display()),
+        lost: true,
+    };
+    let refused = |error: io::Error| Unread {
+        because: format!("{}: {error}", path.display()),
+        lost: error.kind() == io::ErrorKind::NotFound,
+    };
+    let expected = expected.ok_or_else(|| lost("it is no escrow file".to_owned()))?;
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(told)?;
+    let file = File::open(path).map_err(refused)?;
     let length = file
         .take(MAX_FILE + 1)
         .read_to_end(&mut bytes)
-        .map_err(told)?;
+        .map_err(refused)?;
     if length as u64 > MAX_FILE {
-        return Err(format!("{} has more than {MAX_FILE} bytes", path.display()));
+        return Err(lost(format!("it has more than {MAX_FILE} bytes")));
     }
     let found = hex::encode(Sha256::digest(&bytes));
     if found != expected {
-        return Err(format!(
-            "{} was changed: its SHA-256 is {found}, not {expected}",
-            path.display()
-        ));
+        return Err(lost(format!(
+            "it was changed: its SHA-256 is {found}, not {expected}"
+        )));
     }
+    parse(&bytes).map_err(lost)
+}
+
+/// The content of a file's bytes, whoever wrote them.
+///
+/// # Errors
+/// What is wrong with them, in words.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Kept, String> {
+    let told = |error: io::Error| error.to_string();
     let mut json = Vec::new();
-    let decoder = zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(told)?;
+    let decoder = zstd::stream::read::Decoder::new(bytes).map_err(told)?;
     let length = decoder
         .take(MAX_CONTENT + 1)
         .read_to_end(&mut json)
         .map_err(told)?;
     if length as u64 > MAX_CONTENT {
-        return Err(format!(
-            "{} holds more than {MAX_CONTENT} bytes",
-            path.display()
-        ));
+        return Err(format!("it holds more than {MAX_CONTENT} bytes"));
     }
-    serde_json::from_slice(&json).map_err(|error| format!("{}: {error}", path.display()))
+    serde_json::from_slice(&json).map_err(|error| error.to_string())
 }

@@ -1,13 +1,13 @@
 //! Keeps the copies as new as the hosts' TPMs, whatever changed them.
 //!
 //! ```text
-//!   a host reports a state or a key protector that the newest version does not hold
+//!   a host reports a state, a key protector or a specification that the newest version does not hold
 //!     ──► no job at work? ──► fetched ──► kept            (again after a while, ever longer, when that failed)
 //! ```
 //! Hosts report the SHA-256 of each state whenever it changes, and with every snapshot, so nothing that was missed stays
 //! missed: neither what a guest wrote while the controller was away, nor what a job could not copy.
 
-use super::pull;
+use super::{Lacking, pull};
 use crate::world::World;
 use fleetward_api::tpm::VersionReason;
 use fleetward_model::vm::{VmObserved, VmState};
@@ -42,6 +42,8 @@ pub(crate) async fn keep_current(world: Arc<World>, stop: CancellationToken) {
     let mut looked_at: HashMap<VmId, Arc<VmObserved>> = HashMap::new();
     let mut behind: HashMap<VmId, Behind> = HashMap::new();
     let mut taken: HashMap<VmId, Instant> = HashMap::new();
+    // Some copy is behind although no host has said anything new.
+    let mut look = false;
     let mut changes = world.inventory.changes();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -50,6 +52,10 @@ pub(crate) async fn keep_current(world: Arc<World>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = prune.tick() => {
+                for vm in world.escrow.verify().await {
+                    looked_at.remove(&vm);
+                    look = true;
+                }
                 if let Err(failure) = world.escrow.prune(OffsetDateTime::now_utc()).await {
                     tracing::warn!(because = failure.because, "old copies of TPMs stay");
                 }
@@ -57,7 +63,7 @@ pub(crate) async fn keep_current(world: Arc<World>, stop: CancellationToken) {
             }
             _ = tick.tick() => {}
         }
-        if changes.has_changed().unwrap_or(false) {
+        if std::mem::take(&mut look) || changes.has_changed().unwrap_or(false) {
             changes.mark_unchanged();
             let vms = world.inventory.vms();
             for vm in &vms {
@@ -100,13 +106,7 @@ pub(crate) async fn keep_current(world: Arc<World>, stop: CancellationToken) {
 
 /// Whether its host has what the newest version has not.
 pub(crate) fn is_behind(world: &World, vm: &VmObserved) -> bool {
-    let Some(metadata) = vm.metadata.as_ref().filter(|m| m.transit.is_none()) else {
-        return false;
-    };
-    let (Some(state), Some(protector)) = (&vm.tpm.state_sha256, &metadata.key_protector) else {
-        return false;
-    };
-    vm.tpm.enabled && !world.escrow.holds(vm.id, state, protector)
+    world.escrow.lacks(vm).is_some()
 }
 
 /// True when nothing is to be done any more.
@@ -114,20 +114,18 @@ async fn catch_up(world: &World, vm: VmId) -> bool {
     let Some(vm) = world.inventory.vm(vm) else {
         return true;
     };
-    if !is_behind(world, &vm) {
+    let Some(lacking) = world.escrow.lacks(&vm) else {
         return true;
-    }
+    };
     if !world.inventory.seen(&vm.host).online {
         return false;
     }
-    let newest = world.escrow.newest(vm.id);
-    let why = match &newest {
-        None => VersionReason::Found,
-        Some(newest) if Some(&newest.state_sha256) == vm.tpm.state_sha256.as_ref() => {
-            VersionReason::Granted
-        }
-        Some(_) if vm.state == VmState::Stopped => VersionReason::Stopped,
-        Some(_) => VersionReason::Written,
+    let why = match lacking {
+        Lacking::Everything => VersionReason::Found,
+        Lacking::Protector => VersionReason::Granted,
+        Lacking::Specification => VersionReason::Redefined,
+        Lacking::State if vm.state == VmState::Stopped => VersionReason::Stopped,
+        Lacking::State => VersionReason::Written,
     };
     match pull::take(world, &vm.host, vm.id, why, crate::audit::CONTROLLER).await {
         Ok(_) => true,

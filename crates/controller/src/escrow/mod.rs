@@ -10,7 +10,8 @@
 //! [`blob`] owns the files, [`retention`] the rule which versions stay, [`pull`] the fetching from hosts, [`keeper`] that the
 //! copies follow what guests write. The file is on
 //! the disk before the index names it; a file that the index does not name (a crash in between, a lost database) is
-//! taken into the index at the next start. Every read checks the file's SHA-256 again.
+//! taken into the index at the next start. Every read checks the file's SHA-256 again, and [`Escrow::verify`] reads the
+//! newest of each VM every hour: one that is lost is taken again while there is a host to take it from.
 //!
 //! Nothing in here can be opened by the controller: the states are encrypted, the keys are in key protectors.
 
@@ -21,6 +22,7 @@ pub(crate) mod retention;
 
 use blob::{Blobs, Kept};
 use fleetward_api::tpm::{TpmBundle, TpmVersion, VersionReason};
+use fleetward_model::vm::{VmObserved, VmSpec};
 use fleetward_model::{ErrorCode, Failure, HostName, VmId};
 use fleetward_protector::KeyProtector;
 use fleetward_store::{Guard, Store, StoreExt, Txn};
@@ -33,6 +35,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use time::OffsetDateTime;
 
 const INDEX: &str = "escrow/";
+/// The highest number of a version that was lost, by VM: no number is used twice.
+const LOST: &str = "escrow-lost/";
 
 /// A version with where its content is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,10 +50,22 @@ struct Indexed {
     spec_sha256: String,
 }
 
+/// What a host has of a VM that its newest version has not; the first of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lacking {
+    Everything,
+    State,
+    Protector,
+    /// A recovery would define the VM as it is no more: with other disks, say.
+    Specification,
+}
+
 #[derive(Debug, Default)]
 struct Known {
     /// Oldest first.
     versions: HashMap<VmId, BTreeMap<u64, Indexed>>,
+    /// As under [`LOST`].
+    lost: HashMap<VmId, u64>,
     /// Why the newest try to take a copy failed, for `vm show`.
     missed: HashMap<VmId, Failure>,
 }
@@ -83,6 +99,11 @@ impl Escrow {
             let versions = known.versions.entry(version.vm).or_default();
             versions.insert(version.version, found.value);
         }
+        for (key, found) in store.list_json::<u64>(LOST).await?.0 {
+            if let Some(Ok(vm)) = key.strip_prefix(LOST).map(str::parse) {
+                known.lost.insert(vm, found.value);
+            }
+        }
         for (vm, file) in blobs.list().await? {
             let versions = known.versions.entry(vm).or_default();
             if versions.values().any(|indexed| indexed.file == file) {
@@ -92,7 +113,7 @@ impl Escrow {
                 Ok(Kept { version, bundle }) if version.vm == vm => {
                     let indexed = Indexed {
                         protector_sha256: sha256(bundle.key_protector.as_bytes()),
-                        spec_sha256: spec_sha256(&bundle),
+                        spec_sha256: spec_sha256(&bundle.metadata.spec),
                         version,
                         file,
                     };
@@ -171,7 +192,7 @@ impl Escrow {
             )));
         }
         let key_id = binding.key_id;
-        let spec_sha256 = spec_sha256(bundle);
+        let spec_sha256 = spec_sha256(&bundle.metadata.spec);
 
         let _turn = self.changing.lock().await;
         let newest = self.newest_indexed(bundle.vm);
@@ -179,12 +200,12 @@ impl Escrow {
             && newest.version.sha256 == bundle.sha256
             && newest.spec_sha256 == spec_sha256
         {
-            return self.confirm(newest, why, by).await;
+            return self.confirm(newest, bundle, host, why, by).await;
         }
         let version = TpmVersion {
             vm: bundle.vm,
             vm_name: bundle.metadata.spec.name.clone(),
-            version: newest.as_ref().map_or(0, |n| n.version.version) + 1,
+            version: self.last_number(bundle.vm, newest.as_ref()) + 1,
             made: OffsetDateTime::now_utc(),
             by: by.to_owned(),
             why,
@@ -212,20 +233,38 @@ impl Escrow {
         Ok(version)
     }
 
-    /// The newest version holds what there is; where a guest's write gets a better reason, that is noted.
+    /// The newest version holds what there is. Where it lies now, and what it is now kept for, is noted: in its file too,
+    /// or a lost database would bring the old word back.
     async fn confirm(
         &self,
         newest: &Indexed,
+        bundle: &TpmBundle,
+        host: &HostName,
         why: VersionReason,
         by: &str,
     ) -> Result<TpmVersion, Failure> {
-        let mut newest = newest.clone();
-        if newest.version.why == VersionReason::Written && why != VersionReason::Written {
-            newest.version.why = why;
-            newest.version.by = by.to_owned();
-            self.index(&newest).await?;
+        let mut confirmed = newest.clone();
+        confirmed.version.host = host.clone();
+        if replaces(why, newest.version.why) {
+            confirmed.version.why = why;
+            confirmed.version.by = by.to_owned();
         }
-        Ok(newest.version)
+        if confirmed.version == newest.version {
+            return Ok(confirmed.version);
+        }
+        let kept = Kept {
+            version: confirmed.version.clone(),
+            bundle: bundle.clone(),
+        };
+        confirmed.file = self.blobs.write(&kept).await?;
+        self.index(&confirmed).await?;
+        // A number that another file has: should the old one stay, the next start removes it.
+        if confirmed.file != newest.file
+            && let Err(failure) = self.blobs.remove(bundle.vm, &newest.file).await
+        {
+            tracing::warn!(vm = %bundle.vm, because = failure.because, "a replaced copy stays");
+        }
+        Ok(confirmed.version)
     }
 
     /// The versions of a VM, oldest first.
@@ -241,12 +280,25 @@ impl Escrow {
         self.newest_indexed(vm).map(|indexed| indexed.version)
     }
 
-    /// Whether the newest version is of this state (its SHA-256, hex) and this key protector (base64).
-    pub(crate) fn holds(&self, vm: VmId, state_sha256: &str, key_protector: &str) -> bool {
-        self.newest_indexed(vm).is_some_and(|newest| {
-            newest.version.state_sha256 == state_sha256
-                && newest.protector_sha256 == sha256(key_protector.as_bytes())
-        })
+    /// What the VM's host has, as far as it has said so, and the newest version has not.
+    pub(crate) fn lacks(&self, vm: &VmObserved) -> Option<Lacking> {
+        let metadata = vm.metadata.as_ref().filter(|m| m.transit.is_none())?;
+        let (state, protector) = (&vm.tpm.state_sha256, &metadata.key_protector);
+        let (true, Some(state), Some(protector)) = (vm.tpm.enabled, state, protector) else {
+            return None;
+        };
+        let Some(newest) = self.newest_indexed(vm.id) else {
+            return Some(Lacking::Everything);
+        };
+        if newest.version.state_sha256 != *state {
+            Some(Lacking::State)
+        } else if newest.protector_sha256 != sha256(protector.as_bytes()) {
+            Some(Lacking::Protector)
+        } else if newest.spec_sha256 != spec_sha256(&metadata.spec) {
+            Some(Lacking::Specification)
+        } else {
+            None
+        }
     }
 
     /// VMs of that name that have versions, whether or not they exist at the moment.
@@ -323,6 +375,70 @@ impl Escrow {
         Ok(gone)
     }
 
+    /// Looks whether the newest version of each VM is what was written. One that is not is no version any more, so that the
+    /// copy is taken again from the VM's host; its file is set aside. Returns the VMs that lost one.
+    pub(crate) async fn verify(&self) -> Vec<VmId> {
+        let vms: Vec<_> = self.read().versions.keys().copied().collect();
+        let mut hurt = Vec::new();
+        for vm in vms {
+            let _turn = self.changing.lock().await;
+            while let Some(newest) = self.newest_indexed(vm) {
+                let Err(unread) = self.blobs.look_at(vm, &newest.file).await else {
+                    break;
+                };
+                let TpmVersion {
+                    vm_name, version, ..
+                } = &newest.version;
+                if !unread.lost {
+                    tracing::warn!(%vm, name = %vm_name, version, because = unread.because, "a copy of a TPM cannot be read now");
+                    break;
+                }
+                tracing::error!(%vm, name = %vm_name, version, because = unread.because,
+                    "a copy of a TPM is lost; it is taken again from the VM's host");
+                if let Err(failure) = self.lose(&newest, &unread.because).await {
+                    tracing::warn!(%vm, because = failure.because, "a lost copy still counts as kept");
+                    break;
+                }
+                hurt.push(vm);
+            }
+        }
+        hurt.dedup();
+        hurt
+    }
+
+    async fn lose(&self, indexed: &Indexed, because: &str) -> Result<(), Failure> {
+        let TpmVersion { vm, version, .. } = indexed.version;
+        let highest = self.last_number(vm, Some(indexed));
+        let txn = Txn::new()
+            .delete(key(vm, version))
+            .put_json(format!("{LOST}{vm}"), &highest);
+        let txn = txn.map_err(|error| crate::store_failure(&error))?;
+        let gone = self.store.commit(txn).await;
+        let _ = gone.map_err(|error| crate::store_failure(&error))?;
+        if let Err(error) = self.blobs.set_aside(vm, &indexed.file).await {
+            tracing::warn!(%vm, %error, "a damaged copy stays where it is");
+        }
+        let name = &indexed.version.vm_name;
+        let what = format!("version {version} of the TPM of VM {name} is lost");
+        let mut known = self.write();
+        known.lost.insert(vm, highest);
+        if let Some(versions) = known.versions.get_mut(&vm) {
+            versions.remove(&version);
+            if versions.is_empty() {
+                known.versions.remove(&vm);
+            }
+        }
+        let failure = Failure::new(ErrorCode::EscrowCorrupt, what).because(because);
+        known.missed.insert(vm, failure);
+        Ok(())
+    }
+
+    /// The highest number that was ever used.
+    fn last_number(&self, vm: VmId, newest: Option<&Indexed>) -> u64 {
+        let lost = self.read().lost.get(&vm).copied().unwrap_or(0);
+        newest.map_or(0, |n| n.version.version).max(lost)
+    }
+
     /// Removes every version of a VM that was deleted for good.
     pub(crate) async fn forget(&self, vm: VmId) -> Result<(), Failure> {
         let _turn = self.changing.lock().await;
@@ -339,8 +455,11 @@ impl Escrow {
             self.drop_version(&indexed).await?;
         }
         self.blobs.remove_vm(vm).await?;
+        let gone = self.store.commit(Txn::new().delete(format!("{LOST}{vm}")));
+        let _ = gone.await.map_err(|error| crate::store_failure(&error))?;
         let mut known = self.write();
         known.versions.remove(&vm);
+        known.lost.remove(&vm);
         known.missed.remove(&vm);
         Ok(())
     }
@@ -403,13 +522,30 @@ impl Escrow {
     }
 }
 
+/// Whether `why` is the truer word for a version with the same content that was kept for `known`: what became of the VM or
+/// of its TPM counts more than what last changed the bytes, and a VM that stops is neither deleted nor without its TPM.
+const fn replaces(why: VersionReason, known: VersionReason) -> bool {
+    use VersionReason as Why;
+    match why {
+        Why::Written => matches!(known, Why::Disabled | Why::Deleted),
+        Why::Disabled | Why::Deleted | Why::Migrated | Why::Recovered | Why::Restored => true,
+        Why::Created
+        | Why::Enabled
+        | Why::Stopped
+        | Why::Rolled
+        | Why::Granted
+        | Why::Revoked
+        | Why::Found
+        | Why::Redefined => matches!(known, Why::Written | Why::Disabled | Why::Deleted),
+    }
+}
+
 fn name_of(bundle: &TpmBundle) -> &str {
     bundle.metadata.spec.name.as_str()
 }
 
-fn spec_sha256(bundle: &TpmBundle) -> String {
-    let spec = serde_json::to_vec(&bundle.metadata.spec).expect("a specification is JSON");
-    sha256(&spec)
+fn spec_sha256(spec: &VmSpec) -> String {
+    sha256(&serde_json::to_vec(spec).expect("a specification is JSON"))
 }
 
 fn sha256(bytes: &[u8]) -> String {

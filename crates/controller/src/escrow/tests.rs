@@ -179,3 +179,167 @@ async fn a_stop_names_the_write_before_it_and_writes_do_not_pile_up() {
     let newest = escrow.newest(VM).expect("newest");
     assert_eq!((newest.version, newest.why), (5, VersionReason::Stopped));
 }
+
+async fn confirmed(
+    escrow: &Escrow,
+    host: &str,
+    why: VersionReason,
+) -> (u64, VersionReason, String) {
+    let host: HostName = host.parse().expect("name");
+    let kept = escrow.keep(&bundle(1), &host, why, "somebody").await;
+    let kept = kept.expect("kept");
+    assert_eq!(
+        escrow.newest(VM).as_ref(),
+        Some(&kept),
+        "what it says is kept"
+    );
+    (kept.version, kept.why, kept.host.to_string())
+}
+
+#[tokio::test]
+async fn what_became_of_a_vm_is_noted_although_its_tpm_did_not_change() {
+    use VersionReason as Why;
+    let steps = [
+        // the host, the reason given, the reason that is kept
+        ("a", Why::Created, Why::Created),
+        ("a", Why::Stopped, Why::Created),
+        ("b", Why::Migrated, Why::Migrated),
+        ("b", Why::Disabled, Why::Disabled),
+        ("b", Why::Restored, Why::Restored),
+        ("b", Why::Granted, Why::Restored),
+        ("a", Why::Recovered, Why::Recovered),
+        ("a", Why::Deleted, Why::Deleted),
+        // it was not deleted after all
+        ("a", Why::Stopped, Why::Stopped),
+        ("a", Why::Deleted, Why::Deleted),
+    ];
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    for (host, given, kept) in steps {
+        let wanted = (1, kept, host.to_owned());
+        assert_eq!(confirmed(&escrow, host, given).await, wanted, "{given}");
+        only_file(dir.path());
+    }
+    drop(escrow);
+    // Neither index nor file goes back to an earlier word.
+    let escrow = open(dir.path()).await;
+    assert_eq!(escrow.newest(VM).expect("newest").why, Why::Deleted);
+    drop(escrow);
+    std::fs::remove_file(dir.path().join("store.db")).expect("lost");
+    let escrow = open(dir.path()).await;
+    assert_eq!(escrow.newest(VM).expect("newest").why, Why::Deleted);
+    assert_eq!(escrow.bundle(VM, 1).await.expect("whole"), bundle(1));
+}
+
+#[tokio::test]
+async fn a_host_s_vms_are_those_that_were_there_last() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    confirmed(&escrow, "a", VersionReason::Stopped).await;
+    confirmed(&escrow, "b", VersionReason::Migrated).await;
+    let last_from = |host: &str| escrow.last_from(&host.parse().expect("name")).len();
+    assert_eq!((last_from("a"), last_from("b")), (0, 1));
+}
+
+/// The VM of [`bundle`] as its host reports it.
+fn observed(content: u8, metadata: VmMetadata) -> VmObserved {
+    let bundle = bundle(content);
+    let state = bundle.check().expect("whole").state;
+    let mut metadata = metadata;
+    metadata.key_protector = Some(bundle.key_protector);
+    serde_json::from_value(serde_json::json!({
+        "id": VM, "name": "web", "host": "a", "state": "running", "reason": "booted",
+        "metadata": metadata, "cpus": 1, "memory": 1 << 30, "firmware": null, "machine": "q35",
+        "accelerator": "kvm", "disks": [], "observed": "2026-01-01T00:00:00Z",
+        "tpm": {
+            "enabled": true, "version": "2.0", "model": "tpm-crb", "state_present": true,
+            "state_sha256": sha256(&state), "key_id": null, "owner": null, "guardians": [],
+            "ek_certificate": null
+        }
+    }))
+    .expect("a VM")
+}
+
+/// The VM of [`bundle`] with one disk in that file.
+fn with_disk(volume: &str, size: u64) -> VmMetadata {
+    let mut metadata = metadata(VM);
+    let disk = serde_json::json!({
+        "target": "vda", "bus": "virtio", "pool": "default", "volume": volume, "size": size
+    });
+    metadata.spec.disks = vec![serde_json::from_value(disk).expect("a disk")];
+    metadata
+}
+
+#[tokio::test]
+async fn a_copy_follows_the_vm_s_disks_too() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    let lacks = |content, metadata| escrow.lacks(&observed(content, metadata));
+    let before = with_disk("web-vda.qcow2", 1 << 30);
+    assert_eq!(lacks(1, before.clone()), Some(Lacking::Everything));
+    let keep = async |metadata| {
+        let bundle = TpmBundle::new(metadata, &bundle(1).check().expect("parts"));
+        let host = host();
+        let kept = escrow.keep(&bundle, &host, VersionReason::Redefined, "test");
+        kept.await.expect("kept").version
+    };
+    assert_eq!(keep(before.clone()).await, 1);
+    assert_eq!(lacks(1, before.clone()), None);
+    assert_eq!(lacks(2, before), Some(Lacking::State));
+    for (number, changed) in [
+        (2, with_disk("web-vda.1.qcow2", 1 << 30)),
+        (3, with_disk("web-vda.1.qcow2", 2 << 30)),
+        (4, metadata(VM)),
+    ] {
+        assert_eq!(lacks(1, changed.clone()), Some(Lacking::Specification));
+        assert_eq!(keep(changed.clone()).await, number);
+        assert_eq!(lacks(1, changed.clone()), None);
+        let bundle = escrow.bundle(VM, number).await.expect("the bundle");
+        assert_eq!(bundle.metadata.spec.disks, changed.spec.disks);
+    }
+}
+
+#[tokio::test]
+async fn a_newest_copy_that_is_damaged_or_gone_is_taken_again_under_a_new_number() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    let now = observed(2, metadata(VM));
+    keep(&escrow, 1, VersionReason::Created).await;
+    keep(&escrow, 2, VersionReason::Stopped).await;
+    assert!(escrow.verify().await.is_empty(), "all is well");
+    let directory = dir.path().join("escrow").join(VM.to_string());
+    let file_of = |number: u64| {
+        let files = std::fs::read_dir(&directory).expect("directory");
+        let mut files = files.map(|file| file.expect("file").path());
+        let begin = format!("{number:020}-");
+        let found = files.find(|path| path.to_string_lossy().contains(&begin));
+        found.expect("the version's file")
+    };
+    let newest = file_of(2);
+    let mut bytes = std::fs::read(&newest).expect("read");
+    bytes[9] ^= 1;
+    std::fs::write(&newest, bytes).expect("write");
+    assert_eq!(escrow.lacks(&now), None, "nobody has looked");
+    assert_eq!(escrow.verify().await, [VM]);
+    assert_eq!(escrow.newest(VM).expect("the one before").version, 1);
+    assert_eq!(escrow.lacks(&now), Some(Lacking::State));
+    let told = escrow.missed(VM).expect("vm show says so");
+    assert_eq!(told.code, ErrorCode::EscrowCorrupt);
+    assert!(told.what.contains("version 2"), "{told}");
+    assert!(
+        file_of(2).to_string_lossy().ends_with(".damaged"),
+        "what is left of it stays"
+    );
+    // its number is spent, over a restart too
+    drop(escrow);
+    let escrow = open(dir.path()).await;
+    assert_eq!(keep(&escrow, 2, VersionReason::Written).await.version, 3);
+    assert!(escrow.missed(VM).is_none());
+    std::fs::remove_file(file_of(3)).expect("gone");
+    std::fs::remove_file(file_of(1)).expect("gone");
+    assert_eq!(escrow.verify().await, [VM]);
+    assert_eq!(escrow.lacks(&now), Some(Lacking::Everything));
+    assert_eq!(keep(&escrow, 2, VersionReason::Written).await.version, 4);
+    escrow.forget(VM).await.expect("forgotten");
+    assert_eq!(keep(&escrow, 2, VersionReason::Found).await.version, 1);
+}

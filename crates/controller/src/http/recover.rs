@@ -5,15 +5,20 @@ use super::body::Body;
 use super::vms::{accepted, busy};
 use crate::app::App;
 use crate::work::{RecoverInput, VmRecover};
-use crate::world::World;
+use crate::world::{HostFactsNow, World};
 use axum::extract::{Path, State};
 use axum::response::Response;
+use fleetward_api::agent::{CanOpen, Question};
 use fleetward_api::controller::{Accepted, RecoverRequest};
+use fleetward_api::tpm::TpmVersion;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
+use fleetward_model::preflight;
 use fleetward_model::vm::{VmMetadata, VmObserved};
-use fleetward_model::{ErrorCode, Failure, VmId};
+use fleetward_model::{ErrorCode, Failure, HostName, VmId};
+use fleetward_protector::KeyProtector;
 use std::sync::Arc;
+use time::format_description::well_known::Rfc3339;
 
 /// Rebuilds a VM of a lost host on another one: its TPM and UEFI variables from the controller's copy, its disks as they lie
 /// in their pools there. When the lost host comes back, its own copy of the VM is ended; that one's disks stay.
@@ -62,7 +67,19 @@ pub(super) async fn vm_recover(
             metadata
         }
     };
+    let outdated = known
+        .as_ref()
+        .zip(version.as_ref())
+        .filter(|(vm, version)| is_outdated(vm, version));
+    if let Some((vm, version)) = outdated
+        && request.version.is_none()
+        && !request.outdated
+    {
+        return Err(not_of_the_last_state(vm, version).into());
+    }
+    let outdated = outdated.is_some();
     require_host(world, &metadata, &request)?;
+    require_key(world, &metadata, &request.to).await?;
     let mut lost: Vec<_> = world.inventory.hosts_with(id);
     lost.extend(version.as_ref().map(|version| version.host.clone()));
     lost.sort();
@@ -74,6 +91,7 @@ pub(super) async fn vm_recover(
         to: request.to,
         metadata: Box::new(metadata),
         version,
+        outdated,
         lost,
     };
     match app.submit::<VmRecover>(&input, &peer.to_string()).await {
@@ -125,6 +143,26 @@ fn lost(world: &World, text: &str) -> Result<(VmId, Option<Arc<VmObserved>>), Fa
     Ok((vm.id, Some(vm)))
 }
 
+/// Whether the VM's host, while it answered, spoke of another state than the copy holds.
+fn is_outdated(vm: &VmObserved, version: &TpmVersion) -> bool {
+    let state = vm.tpm.state_sha256.as_ref();
+    state.is_some_and(|state| *state != version.state_sha256)
+}
+
+fn not_of_the_last_state(vm: &VmObserved, version: &TpmVersion) -> Failure {
+    let what = format!(
+        "the newest copy of the TPM of VM {}, version {} of {}, is not of the state that host {} last reported",
+        vm.name,
+        version.version,
+        version.made.format(&Rfc3339).unwrap_or_default(),
+        vm.host
+    );
+    Failure::new(ErrorCode::EscrowOutdated, what).because(
+        "what the guest stored in its TPM after the copy is not in it; what it had sealed before still opens, unless the guest \
+         or its dictionary-attack counter has changed it since",
+    )
+}
+
 fn missing(vm: &str, version: Option<u64>) -> Failure {
     match version {
         Some(version) => Failure::new(
@@ -140,7 +178,47 @@ fn missing(vm: &str, version: Option<u64>) -> Failure {
     }
 }
 
-/// Where it is to be rebuilt. Whether its disks lie there and its key opens there, the host looks for itself.
+/// The key must open there: nobody has the VM any more who could grant it.
+async fn require_key(world: &World, metadata: &VmMetadata, to: &HostName) -> Result<(), Failure> {
+    let Some(text) = metadata
+        .key_protector
+        .as_ref()
+        .filter(|_| metadata.spec.tpm)
+    else {
+        return Ok(());
+    };
+    let question = Question {
+        metadata: metadata.clone(),
+        cpu_xml: None,
+    };
+    if world.agents.of(to)?.ask(&question).await?.can_open != CanOpen::NotGranted {
+        // One that does not open for another reason, the host names itself.
+        return Ok(());
+    }
+    let recipients = KeyProtector::from_base64(text)
+        .map(|protector| protector.inspect().guardian_ids())
+        .unwrap_or_default();
+    let mut openers: Vec<_> = world.hosts.all();
+    openers.retain(|host| {
+        let seen = world.inventory.seen(&host.name);
+        host.name != *to
+            && host.group == metadata.spec.group
+            && !host.drained
+            && seen.online
+            && seen.facts.is_some_and(|facts| {
+                let mut has = facts.guardians.iter();
+                has.any(|guardian| recipients.contains(&guardian.id))
+            })
+    });
+    let openers: Vec<_> = openers.into_iter().map(|host| host.name).collect();
+    let name = &metadata.spec.name;
+    let there = HostFactsNow::of(world, to)?;
+    let finding = preflight::closed_to_rebuild(name, &there.side(), &recipients, &openers);
+    let what = format!("VM {name} cannot be rebuilt on host {to}");
+    Failure::from_findings(what, vec![finding]).map_or(Ok(()), Err)
+}
+
+/// Where it is to be rebuilt. Whether its disks lie there, the host looks for itself.
 fn require_host(
     world: &World,
     metadata: &VmMetadata,

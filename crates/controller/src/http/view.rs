@@ -160,8 +160,8 @@ pub(super) fn job(job: Job) -> JobView {
         Inner::Running => JobState::Running,
         Inner::Undoing => JobState::Undoing,
         Inner::Done => JobState::Done,
-        // given up by hand: `failure` says so
-        Inner::Undone | Inner::Failed => JobState::Undone,
+        Inner::Undone => JobState::Undone,
+        Inner::Failed => JobState::Failed,
     };
     JobView {
         id: job.id,

@@ -7,6 +7,7 @@
 //! is stopped, after its next stop where it runs. That a roll is due lies in the VM's metadata (the revocation names the key
 //! that was known), so nothing needs to remember it; the keeper sees the stopped VM and asks for this job again.
 
+use super::take_escrow::Taken;
 use super::tpm::{Prepared, prepared};
 use super::vm_migrate::unexpected;
 use super::{OnVm, TakeEscrow, vm_locks};
@@ -63,7 +64,10 @@ impl JobKind for GuardianRevoke {
             .check(Revoke(world.clone()))
             .step(PrepareRoll(world.clone()))
             .forward(CommitRoll(world.clone()))
-            .forward(TakeEscrow::new(world.clone(), VersionReason::Rolled))
+            .forward(KeepCopy {
+                rolled: TakeEscrow::new(world.clone(), VersionReason::Rolled),
+                pending: TakeEscrow::new(world.clone(), VersionReason::Revoked),
+            })
     }
 }
 
@@ -205,6 +209,25 @@ impl Step<RevokeInput> for CommitRoll {
         agent.run(cx, input.vm, operation).await?;
         world.refresh(&input.host, input.vm).await;
         Ok(())
+    }
+}
+
+/// A copy of the TPM as it is now: under a new key, or under the old one for fewer guardians.
+struct KeepCopy {
+    rolled: TakeEscrow<RevokeInput>,
+    pending: TakeEscrow<RevokeInput>,
+}
+
+#[async_trait]
+impl Step<RevokeInput> for KeepCopy {
+    const NAME: &'static str = "escrow";
+    type Output = Taken;
+
+    async fn run(&self, cx: &StepContext<RevokeInput>) -> Result<Taken, StepError> {
+        match cx.output::<PrepareRoll>()? {
+            Roll::Prepared(_) => self.rolled.run(cx).await,
+            Roll::Pending { .. } => self.pending.run(cx).await,
+        }
     }
 }
 

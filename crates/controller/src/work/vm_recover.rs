@@ -35,6 +35,9 @@ pub(crate) struct RecoverInput {
     pub(crate) metadata: Box<VmMetadata>,
     /// None for a VM without a TPM.
     pub(crate) version: Option<TpmVersion>,
+    /// The version is not of the state that the lost host last reported.
+    #[serde(default)]
+    pub(crate) outdated: bool,
     /// Hosts that may have a copy, none of which answers.
     pub(crate) lost: Vec<HostName>,
 }
@@ -189,6 +192,7 @@ pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
         "from": input.lost,
         "to": input.to,
         "version": version.map(|version| version.version),
+        "outdated": input.outdated,
         "made": version.and_then(|version| {
             version.made.format(&time::format_description::well_known::Rfc3339).ok()
         }),

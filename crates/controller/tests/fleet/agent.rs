@@ -10,6 +10,7 @@ use fleetward_api::agent::{
     AgentEvent, CanOpen, IncomingAnswer, Operation, OperationLine, OperationRequest,
     OperationResult, Question, RewrapReason, SourceState, VmDetail,
 };
+use fleetward_api::tpm::{BundleParts, TpmBundle};
 use fleetward_link::{
     Client, ClientCertificates, ClientTls, Credential, FleetTrust, Identity, LiveCredential,
     ServerTls, TlsServer,
@@ -23,6 +24,7 @@ use fleetward_model::vm::{
 use fleetward_model::{
     ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, PoolName, VmId,
 };
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -45,6 +47,10 @@ pub(crate) struct Inner {
     pub(crate) volumes: BTreeSet<String>,
     pub(crate) tpms: BTreeMap<VmId, Vec<GuardianId>>,
     pub(crate) images: BTreeSet<String>,
+    /// TPMs that are whole and can be copied.
+    pub(crate) parts: BTreeMap<VmId, BundleParts>,
+    /// VMs whose key this host opens, as it says when asked.
+    pub(crate) opens: BTreeSet<VmId>,
     /// Names of the operations asked for, in order.
     pub(crate) asked: Vec<&'static str>,
     /// Operations that fail the next time, with what.
@@ -88,6 +94,8 @@ impl FakeAgent {
             volumes: BTreeSet::new(),
             tpms: BTreeMap::new(),
             images: BTreeSet::new(),
+            parts: BTreeMap::new(),
+            opens: BTreeSet::new(),
             asked: Vec::new(),
             fail: BTreeMap::new(),
             fail_after: BTreeSet::new(),
@@ -127,6 +135,7 @@ impl FakeAgent {
             .route("/v1/operations", post(operate))
             .route("/v1/questions", post(question))
             .route("/v1/vms/{id}", get(vm))
+            .route("/v1/vms/{id}/tpm", get(tpm))
             .route(
                 "/v1/images/{sha256}",
                 get(image).put(put_image).delete(delete_image),
@@ -213,7 +222,10 @@ impl Inner {
                 version: "2.0".into(),
                 model: "tpm-crb".into(),
                 state_present: self.tpms.contains_key(&id),
-                state_sha256: None,
+                state_sha256: self
+                    .parts
+                    .get(&id)
+                    .map(|parts| hex::encode(Sha256::digest(&parts.state))),
                 key_id: None,
                 owner: guardians.first().cloned(),
                 guardians,
@@ -230,6 +242,11 @@ impl Inner {
             None => AgentEvent::VmRemoved { id },
         };
         let _ = self.events.send(event);
+    }
+
+    pub(crate) fn tell_of(&self, vm: VmObserved) {
+        let vm = Box::new(vm);
+        let _ = self.events.send(AgentEvent::VmChanged { vm });
     }
 
     fn own(&self) -> GuardianId {
@@ -403,8 +420,20 @@ impl Inner {
             Operation::SendStopped { to, .. } => {
                 return self.send(job, vm, &to.host, VmState::Stopped);
             }
-            Operation::RebuildIncoming { .. } | Operation::Supersede => {
-                return refuse(ErrorCode::VmStateWrong, "these hosts are never lost");
+            Operation::RebuildIncoming { metadata, .. } => {
+                let transit = Some(Transit {
+                    job,
+                    side: TransitSide::Incoming,
+                });
+                let metadata = VmMetadata {
+                    transit,
+                    ..*metadata
+                };
+                let state = VmState::Stopped;
+                self.vms.insert(vm, FakeVm { metadata, state });
+            }
+            Operation::Supersede => {
+                return refuse(ErrorCode::VmStateWrong, "these hosts do not come back");
             }
             Operation::MigrationState => {
                 let here = self
@@ -611,10 +640,10 @@ async fn question(
                 .any(|vm| vm.metadata.spec.name == question.metadata.spec.name),
         ),
         cpu_problem: None,
-        can_open: if question.metadata.spec.tpm {
-            CanOpen::NotGranted
-        } else {
-            CanOpen::NoTpm
+        can_open: match question.metadata.spec.tpm {
+            true if inner.opens.contains(&question.metadata.spec.id) => CanOpen::Yes,
+            true => CanOpen::NotGranted,
+            false => CanOpen::NoTpm,
         },
     })
 }
@@ -628,6 +657,14 @@ async fn vm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Response {
         })
         .into_response(),
         None => refusal(Failure::new(ErrorCode::VmNotFound, "no such VM")),
+    }
+}
+
+async fn tpm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Response {
+    let inner = inner.lock().expect("lock");
+    match (inner.vms.get(&id), inner.parts.get(&id)) {
+        (Some(vm), Some(parts)) => Json(TpmBundle::new(vm.metadata.clone(), parts)).into_response(),
+        _ => refusal(Failure::new(ErrorCode::VmStateWrong, "it has no TPM")),
     }
 }
 

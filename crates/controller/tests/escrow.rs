@@ -1,0 +1,200 @@
+//! The controller's copies of TPMs, seen from outside: what history and recovery say is what happened.
+
+#![allow(
+    dead_code,
+    reason = "the fleet is shared with tests that need more of it"
+)]
+
+mod fleet;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use fleet::Controller;
+use fleet::agent::FakeAgent;
+use fleetward_api::controller::JobState;
+use fleetward_api::tpm::{BundleParts, TpmVersion, VersionReason};
+use fleetward_model::{ErrorCode, HostName, KeyId, VmId};
+use fleetward_protector::ExpiredAllowed;
+use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
+use http::Method;
+use serde_json::{Value, json};
+use std::sync::LazyLock;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Opens the VM's key; no host's own.
+static GUARDIAN: LazyLock<LocalGuardian> = LazyLock::new(|| {
+    let name: HostName = "keeper".parse().expect("name");
+    LocalGuardian::generate(&name, OffsetDateTime::now_utc()).expect("guardian")
+});
+
+/// The VM `web` with a TPM that can be copied, on the first of two hosts.
+async fn with_a_copy() -> (Controller, FakeAgent, FakeAgent, VmId) {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    let b = controller.join("b", "default").await;
+    let body = json!({ "name": "web", "host": "a", "disk_bytes": 1 << 30, "tpm": true });
+    controller.done(Method::POST, "/v1/vms", &body).await;
+    let id = a.look(|inner| *inner.vms.keys().next().expect("the VM"));
+    has_state(&a, id, 1);
+    let current = async || controller.get::<Value>("/v1/vms/web").await;
+    let wait = async || current().await["escrow"]["current"] == true;
+    controller.wait("a current copy", wait).await;
+    (controller, a, b, id)
+}
+
+/// The host has the VM's TPM in this state, and says so.
+fn has_state(agent: &FakeAgent, id: VmId, content: u8) {
+    agent.look(|inner| {
+        let parts = inner.parts.entry(id).or_insert_with(|| BundleParts {
+            state: Vec::new(),
+            key_protector: protector(id),
+            ek_certificate: None,
+            uefi_variables: None,
+        });
+        parts.state = vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 11, content];
+        let text = STANDARD.encode(&parts.key_protector);
+        let vm = inner.vms.get_mut(&id).expect("the VM");
+        vm.metadata.key_protector = Some(text);
+        inner.tell(id);
+    });
+}
+
+fn protector(vm_id: VmId) -> Vec<u8> {
+    let request = SealRequest {
+        vm_id,
+        key_id: KeyId(Uuid::from_u128(1)),
+        tpm_key: &TpmKey::generate().expect("key"),
+        owner: &GUARDIAN,
+        recipients: &[],
+        now: OffsetDateTime::now_utc(),
+        expired: &ExpiredAllowed::none(),
+    };
+    seal(&request).expect("seal").der().to_vec()
+}
+
+async fn newest(controller: &Controller) -> TpmVersion {
+    let mut all: Vec<TpmVersion> = controller.get("/v1/vms/web/tpm/history").await;
+    all.pop().expect("a version")
+}
+
+async fn age(controller: &Controller) -> u64 {
+    let vm: Value = controller.get("/v1/vms/web").await;
+    vm["escrow_age"].as_u64().expect("an age")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_whose_roll_is_pending_is_not_called_rolled() {
+    let (controller, a, _b, id) = with_a_copy().await;
+    let revoke = json!({ "from": "b" });
+    controller
+        .done(Method::POST, "/v1/vms/web/start", &json!({}))
+        .await;
+    // the fake's roll and revocation leave the parts as they are: another state makes another version
+    has_state(&a, id, 2);
+    let path = "/v1/vms/web/guardians/revoke";
+    let job = controller.done(Method::POST, path, &revoke).await;
+    let result = job.result.expect("a result");
+    assert_eq!(result["rolled"], false, "{result}");
+    let kept = newest(&controller).await;
+    assert!(
+        kept.why != VersionReason::Rolled,
+        "a roll that was not made: {kept:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_was_deleted_on_purpose_is_not_called_lost() {
+    let (controller, _a, _b, _) = with_a_copy().await;
+    let path = "/v1/vms/web?keep_tpm_state=true";
+    controller.done(Method::DELETE, path, &json!({})).await;
+    assert_eq!(newest(&controller).await.why, VersionReason::Deleted);
+    let host: Value = controller.get("/v1/hosts/a").await;
+    assert_eq!(host["warnings"], json!([]), "{host}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_age_of_a_copy_grows_while_its_host_is_silent_and_shrinks_after() {
+    let (controller, a, _b, _) = with_a_copy().await;
+    assert!(age(&controller).await <= 3, "its host has just spoken");
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    let before = age(&controller).await;
+    let grown = async || age(&controller).await >= before + 2;
+    controller.wait("the age to grow", grown).await;
+    a.serve().await;
+    let shrunk = async || age(&controller).await < before;
+    controller.wait("the age to shrink", shrunk).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_older_than_the_hosts_last_word_is_used_only_when_that_is_meant() {
+    let (controller, a, b, id) = with_a_copy().await;
+    b.look(|inner| inner.opens.insert(id));
+    let kept = newest(&controller).await;
+    // What it says now, nobody can copy any more: the host ends in that moment.
+    a.look(|inner| {
+        let parts = inner.parts.get_mut(&id).expect("its TPM");
+        parts.state = vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 11, 9];
+        let whole = inner.observed(id).expect("the VM");
+        inner.parts.get_mut(&id).expect("its TPM").state.clear();
+        inner.tell_of(whole);
+    });
+    let behind = async || {
+        let vm: Value = controller.get("/v1/vms/web").await;
+        vm["escrow"]["current"] == false
+    };
+    controller.wait("the host's last word", behind).await;
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    let path = "/v1/vms/web/recover";
+    let ask = async |body: &Value| controller.refusal(Method::POST, path, body).await;
+    let refused = ask(&json!({ "to": "b" })).await;
+    assert_eq!(refused.code, ErrorCode::EscrowOutdated, "{refused}");
+    assert!(refused.what.contains("version 1 of 2"), "{refused}");
+    let body = json!({ "to": "b", "outdated": true });
+    let job = controller.done(Method::POST, path, &body).await;
+    let result = job.result.expect("a result");
+    assert_eq!(result["outdated"], true, "{result}");
+    assert_eq!(result["version"], kept.version, "{result}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_current_copy_is_used_without_a_question() {
+    let (controller, a, b, id) = with_a_copy().await;
+    b.look(|inner| inner.opens.insert(id));
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    let body = json!({ "to": "b" });
+    let path = "/v1/vms/web/recover";
+    let job = controller.job(Method::POST, path, &body).await;
+    assert_eq!(job.state, JobState::Done, "{job:?}");
+    assert_eq!(job.result.expect("a result")["outdated"], false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_cannot_open_a_lost_vm_s_key_is_told_what_works() {
+    let (controller, a, b, _) = with_a_copy().await;
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    let path = "/v1/vms/web/recover";
+    let body = json!({ "to": "b" });
+    let refused = controller.refusal(Method::POST, path, &body).await;
+    assert_eq!(refused.code, ErrorCode::KeyNotGranted, "{refused}");
+    assert!(refused.fix.contains("import-pfx"), "{refused}");
+    assert!(!refused.fix.contains("guardian grant"), "{refused}");
+    let asked = b.look(|inner| inner.asked.clone());
+    assert!(!asked.contains(&"rebuild_incoming"), "{asked:?}");
+    // A third host that opens it is named.
+    let c = controller.join("c", "default").await;
+    c.look(|inner| {
+        let host = inner.host.clone();
+        let facts = GUARDIAN.public().facts(host, false, true);
+        inner.facts.guardians.push(facts);
+    });
+    let named = async || {
+        let refused = controller.refusal(Method::POST, path, &body).await;
+        refused.fix.contains("fleetward vm recover web --to c && ")
+    };
+    controller.wait("host c to be offered", named).await;
+}
