@@ -3,8 +3,8 @@
 use crate::messages;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use fleetward_api::controller::{
-    CheckView, GuardianView, HostView, ImageView, JobKindView, JobView, Status, StepView,
-    TemplateView, VmView,
+    CheckView, EscrowView, GuardianView, HostView, ImageView, JobKindView, JobView, Status,
+    StepView, TemplateView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::error::Finding;
@@ -307,6 +307,16 @@ pub(crate) fn vm(vm: &VmView) -> String {
             },
         );
         sheet.add("EK certificate", or_none(tpm.ek_certificate.as_deref()));
+        if let Some(escrow) = &vm.escrow {
+            sheet.add("Controller's copy", escrow_copy(escrow, vm.escrow_age));
+            if let Some(failure) = &escrow.failure {
+                let why = match failure.because.is_empty() {
+                    true => &failure.what,
+                    false => &failure.because,
+                };
+                sheet.add("Not copied", format!("{}: {why}", failure.code));
+            }
+        }
     } else {
         sheet.add("TPM", "off");
     }
@@ -317,6 +327,20 @@ pub(crate) fn vm(vm: &VmView) -> String {
     sheet.add("Created", moment_or_none(vm.created));
     sheet.add("Observed", moment(vm.observed));
     sheet.text()
+}
+
+/// Which version the controller has, and for how long the host may have had another.
+fn escrow_copy(escrow: &EscrowView, age: Option<u64>) -> String {
+    let Some(version) = escrow.version else {
+        return "none yet".to_owned();
+    };
+    let made = moment_or_none(escrow.made);
+    let age = age.map_or_else(String::new, |age| format!(", age {age} s"));
+    let behind = match escrow.current {
+        true => "",
+        false => "; the host has a newer one",
+    };
+    format!("version {version} of {made}{age}{behind}")
 }
 
 /// VMs against hosts: `here`, `yes`, or why not, a star where there is something to know all the same; and below, each

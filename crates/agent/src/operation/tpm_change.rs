@@ -208,6 +208,8 @@ impl Task<'_> {
                 .replace_state(self.vm, &next.state)
                 .await
                 .attempt(|| format!("putting the TPM of VM {} in place", metadata.spec.name))?;
+            // State and key protector are of different keys now; `settle_tpm` and a repeated commit know it.
+            fleetward_failpoint::hold("agent.commit-tpm.replaced").await;
         }
         self.finish_commit(metadata, &next).await?;
         Ok(OperationResult::Nothing)

@@ -1,7 +1,9 @@
 //! Clones and templates. The VM that is copied is unharmed, and goes on, in every one of them.
 
 use crate::scenario::{Before, Ended, Scenario};
-use crate::subject::{VM, clean, exists, gone, running, shows_as, stopped, strings};
+use crate::subject::{
+    VM, clean, exists, gone, running, shows_as, stopped, strings, unseals, unseals_in,
+};
 use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::{Fleet, text};
 use fleetward_e2e::guest;
@@ -25,7 +27,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             twin_is_there(fleet, ended)?;
             clean(fleet)
         },
-        finally: None,
+        finally: Some(the_twin_unseals),
     },
     Scenario {
         claim: "a_clone_of_a_running_vm_survives_kill_9_everywhere",
@@ -79,6 +81,18 @@ fn twin_is_there(fleet: &Fleet, ended: Ended) -> Result<()> {
         "the job is {ended:?}, but the clone says otherwise"
     );
     Ok(())
+}
+
+/// What the VM has sealed opens in its clone too: the same TPM, in a machine of its own.
+fn the_twin_unseals(fleet: &Fleet, _: &Before) -> Result<()> {
+    let sealed = unseals(fleet, None)?;
+    fleet.cli(&["vm", "stop", VM, "--force"])?.ok()?;
+    fleet
+        .cli(&["vm", "clone", VM, TWIN, "--tpm", "copy"])?
+        .ok()?;
+    unseals_in(fleet, TWIN, Some(&sealed))?;
+    fleet.cli(&["vm", "stop", TWIN, "--force"])?.ok()?;
+    cleared(fleet)
 }
 
 /// Neither clone nor template is there.

@@ -7,6 +7,7 @@
 //! After every kill and restart: the job ends done or undone; there is exactly one VM, or none, where it should be; the
 //! guest that ran goes on; and no volume, secret, UEFI variable, TPM state or socket is left anywhere.
 
+mod chain;
 mod copies;
 mod keys;
 mod life;
@@ -18,6 +19,7 @@ mod subject;
 mod tpm;
 
 use anyhow::{Result, ensure};
+use chain::Chain;
 use fleetward_e2e::fleet::Fleet;
 use fleetward_e2e::suite::{self, Proof};
 use scenario::Scenario;
@@ -33,25 +35,14 @@ const TABLES: &[&[Scenario]] = &[
     recover::SCENARIOS,
 ];
 
+/// Jobs that the fleet starts by itself, and one that stops and starts the guest.
+const CHAINS: &[&[Chain]] = &[keys::CHAINS, tpm::CHAINS, recover::CHAINS];
+
 /// Kinds of jobs without a scenario, and why.
-const EXEMPT: &[(&str, &str)] = &[
-    (
-        "host-drain",
-        "it is one migration job after the other and has no effect of its own",
-    ),
-    (
-        "guardian-rewrap",
-        "it is started by guardian-grant only, and walked with it",
-    ),
-    (
-        "guardian-settle",
-        "it is the last two steps of guardian-rotate, which are walked there",
-    ),
-    (
-        "vm-supersede",
-        "the fleet asks for it when a lost host is back; the suite `recover` kills controller and agent in it",
-    ),
-];
+const EXEMPT: &[(&str, &str)] = &[(
+    "host-drain",
+    "it is one migration job after the other and has no effect of its own",
+)];
 
 fn main() -> ExitCode {
     let mut cases: Vec<(&'static str, Proof)> = TABLES
@@ -63,6 +54,10 @@ fn main() -> ExitCode {
             (scenario.claim, Box::new(walk) as Proof)
         })
         .collect();
+    cases.extend(CHAINS.iter().copied().flatten().map(|chain| {
+        let walk = |fleet: &Fleet| chain.walk(fleet);
+        (chain.claim, Box::new(walk) as Proof)
+    }));
     cases.push((
         "every_kind_of_job_is_walked",
         Box::new(every_kind_of_job_is_walked),
@@ -83,7 +78,12 @@ fn every_kind_of_job_is_walked(fleet: &Fleet) -> Result<()> {
         .filter_map(|kind| kind["kind"].as_str())
         .collect();
     ensure!(!kinds.is_empty(), "the controller names no kinds of jobs");
-    let walked = |kind: &str| TABLES.iter().copied().flatten().any(|s| s.kind == kind);
+    let walked = |kind: &str| {
+        let mut scenarios = TABLES.iter().copied().flatten();
+        let mut chains = CHAINS.iter().copied().flatten();
+        scenarios.any(|s| s.kind == kind || points::asked_for_by(s.kind).contains(&kind))
+            || chains.any(|c| c.kind == kind)
+    };
     let exempt = |kind: &str| EXEMPT.iter().any(|(name, _)| *name == kind);
     let missing: Vec<&str> = kinds
         .into_iter()

@@ -50,7 +50,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 
 fn a_running_guest(fleet: &Fleet) -> Result<Before> {
     let guest = Some(running(fleet)?);
-    Ok(Before { guest })
+    Ok(Before {
+        guest,
+        ..Before::default()
+    })
 }
 
 fn migrate_live(fleet: &Fleet) -> Result<Vec<String>> {
@@ -75,11 +78,17 @@ fn make_the_arriving_disk_unwritable(fleet: &Fleet) -> Result<()> {
 fn a_guest_that_stopped(fleet: &Fleet) -> Result<Before> {
     if fleet.place(VM).is_ok_and(|(state, _)| state == "stopped") {
         let guest = guest::last(fleet, VM)?;
-        return Ok(Before { guest });
+        return Ok(Before {
+            guest,
+            ..Before::default()
+        });
     }
     let guest = Some(running(fleet)?);
     stopped(fleet)?;
-    Ok(Before { guest })
+    Ok(Before {
+        guest,
+        ..Before::default()
+    })
 }
 
 fn the_guest_boots_once_more(fleet: &Fleet, before: &Before) -> Result<()> {

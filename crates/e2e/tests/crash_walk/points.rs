@@ -5,10 +5,21 @@
 //!   job.<kind>.<step>.undo.{before,after,recorded}    the controller, on the way back
 //!   agent.<operation>.{begin,end}                     an agent
 //! ```
-//! Points of other kinds of jobs are background work and never this scenario's.
+//! Points of other kinds of jobs are background work and never this scenario's, but for [`asked_for_by`] its own.
 
 use crate::scenario::Way;
 use anyhow::{Result, ensure};
+
+/// The agents' own points that `make test` walks too: between the halves of what must never be halved.
+const ALWAYS: &[&str] = &["agent.commit-tpm.replaced"];
+
+/// Kinds of jobs that a job of this kind asks for and waits for: their points are walked with it.
+pub(crate) fn asked_for_by(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "guardian-grant" => &["guardian-rewrap"],
+        _ => &[],
+    }
+}
 
 /// How much is walked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +44,12 @@ impl Depth {
         if point.starts_with("agent.") {
             return self == Self::Soak || ALWAYS.contains(&point);
         }
-        let step_and_place = point
-            .strip_prefix("job.")
-            .and_then(|p| p.strip_prefix(kind))
-            .and_then(|p| p.strip_prefix('.'));
+        let of = |kind: &str| {
+            let rest = point.strip_prefix("job.")?.strip_prefix(kind)?;
+            rest.strip_prefix('.')
+        };
+        let others = || asked_for_by(kind).iter().find_map(|kind| of(kind));
+        let step_and_place = of(kind).or_else(others);
         let Some((_step, place)) = step_and_place.and_then(|p| p.split_once('.')) else {
             return false;
         };
@@ -92,6 +105,13 @@ pub(crate) fn test_and_soak_visit_what_they_should() -> Result<()> {
             "{point} {way:?}: test and soak visit it: {found:?}"
         );
     }
+    let visits = |point, kind| Depth::Test.visits(point, kind, forward);
+    ensure!(visits("job.guardian-rewrap.rewrap.after", "guardian-grant"));
+    ensure!(!visits(
+        "job.guardian-rewrap.rewrap.after",
+        "guardian-rotate"
+    ));
+    ensure!(visits("agent.commit-tpm.replaced", "tpm-roll"));
     ensure!(concerns("agent.start.begin", "a/agent") && concerns("job.x.y.after", "controller"));
     ensure!(!concerns("agent.start.begin", "controller"));
     Ok(())

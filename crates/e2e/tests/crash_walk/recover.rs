@@ -1,7 +1,8 @@
 //! A VM of a lost host is rebuilt on another one.
 
+use crate::chain::Chain;
 use crate::scenario::{Before, Ended, Scenario};
-use crate::subject::{CREATE, VM, clean, gone, shows_as, strings};
+use crate::subject::{CREATE, VM, clean, gone, host_is, shows_as, strings, unseals};
 use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::Fleet;
 use fleetward_e2e::wait::{self, seconds};
@@ -12,8 +13,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
     victims: &["controller", "b/agent"],
     prepare: |fleet| {
         on_a(fleet)?;
-        fleet.kill("a/agent")?;
-        host_is(fleet, "unreachable")?;
+        a_is_lost(fleet)?;
         Ok(Before::default())
     },
     command: |_| Ok(strings(&["vm", "recover", VM, "--to", "b", "--yes"])),
@@ -26,7 +26,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
         };
         ensure!(host == wanted, "the job is {ended:?}, and the VM on {host}");
         fleet.start("a/agent")?;
-        host_is(fleet, "online")?;
+        host_is(fleet, "a", "online")?;
         shows_as(fleet, "stopped")?;
         ensure!(
             fleet.place(VM)?.1 == wanted,
@@ -36,11 +36,50 @@ pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
     },
     finally: Some(|fleet, _| {
         fleet.start("a/agent")?;
-        host_is(fleet, "online")?;
+        host_is(fleet, "a", "online")?;
         clean(fleet)?;
         gone(fleet)
     }),
 }];
+
+pub(crate) const CHAINS: &[Chain] = &[Chain {
+    claim: "the_end_of_a_lost_hosts_copy_survives_kill_9_everywhere",
+    kind: "vm-supersede",
+    victims: &["a/agent", "controller"],
+    prepare: |fleet| {
+        on_a(fleet)?;
+        // What it has sealed here opens there, or the wrong TPM was rebuilt.
+        let guest = Some(unseals(fleet, None)?);
+        fleet.cli(&["vm", "stop", VM, "--force"])?.ok()?;
+        a_is_lost(fleet)?;
+        fleet
+            .cli(&["vm", "recover", VM, "--to", "b", "--yes"])?
+            .ok()?;
+        Ok(Before {
+            guest,
+            ..Before::default()
+        })
+    },
+    provoke: |fleet| fleet.start("a/agent"),
+    check: |fleet, before| {
+        ensure!(
+            fleet.place(VM)? == ("stopped".into(), "b".into()),
+            "the lost host is back, and its copy counts"
+        );
+        clean(fleet)?;
+        unseals(fleet, before.guest.as_ref())?;
+        gone(fleet)
+    },
+}];
+
+/// Host a answers no more; the controller has the VM's TPM as it is there.
+fn a_is_lost(fleet: &Fleet) -> Result<()> {
+    wait::until("the controller's copy to be current", seconds(60), || {
+        Ok((fleet.vm(VM)?["escrow"]["current"] == true).then_some(()))
+    })?;
+    fleet.kill("a/agent")?;
+    host_is(fleet, "a", "unreachable")
+}
 
 /// It is stopped, on host a, its disk in the pool that all hosts share; and nobody is lost.
 fn on_a(fleet: &Fleet) -> Result<()> {
@@ -58,11 +97,4 @@ fn on_a(fleet: &Fleet) -> Result<()> {
             .ok()?;
     }
     Ok(())
-}
-
-fn host_is(fleet: &Fleet, state: &str) -> Result<()> {
-    wait::until(&format!("host a to be {state}"), seconds(60), || {
-        let shown = fleet.json(&["host", "show", "a"])?;
-        Ok((shown["state"] == state).then_some(()))
-    })
 }

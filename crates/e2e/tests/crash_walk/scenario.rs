@@ -38,6 +38,8 @@ pub(crate) struct Scenario {
 pub(crate) struct Before {
     /// The guest's newest line, where it ran.
     pub(crate) guest: Option<Tick>,
+    /// Of the TPM: its key, which a roll replaces; or who can open that, which a rotation changes.
+    pub(crate) key: String,
 }
 
 /// A real fault in the last step that can be undone.

@@ -1,6 +1,6 @@
 //! The VM that is walked over: its name, and how it is brought to where a scenario begins.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::Fleet;
 use fleetward_e2e::guest::{self, Tick};
 use fleetward_e2e::residue;
@@ -64,6 +64,36 @@ pub(crate) fn running(fleet: &Fleet) -> Result<Tick> {
     fleet.cli(&["vm", "start", VM])?.ok()?;
     wait::until("the guest's next line", guest::BOOT, || {
         Ok(guest::last(fleet, VM)?.filter(|tick| Some(tick) != stale.as_ref()))
+    })
+}
+
+/// Starts it; the guest boots once more, opens what it has sealed, and has the EK that it had `before`.
+pub(crate) fn unseals(fleet: &Fleet, before: Option<&Tick>) -> Result<Tick> {
+    unseals_in(fleet, VM, before)
+}
+
+/// The same of another VM.
+pub(crate) fn unseals_in(fleet: &Fleet, vm: &str, before: Option<&Tick>) -> Result<Tick> {
+    let boots = match before {
+        Some(before) => before.boots,
+        None => guest::last(fleet, vm)?.map_or(0, |tick| tick.boots),
+    };
+    fleet.cli(&["vm", "start", vm])?.ok()?;
+    let after = guest::booted(fleet, vm, boots + 1)?;
+    ensure!(after.unseal == "ok", "{vm} cannot unseal: {after:?}");
+    if let Some(before) = before {
+        ensure!(
+            after.ek == before.ek,
+            "{vm} has another EK: {before:?} then {after:?}"
+        );
+    }
+    Ok(after)
+}
+
+pub(crate) fn host_is(fleet: &Fleet, host: &str, state: &str) -> Result<()> {
+    wait::until(&format!("host {host} to be {state}"), seconds(60), || {
+        let shown = fleet.json(&["host", "show", host])?;
+        Ok((shown["state"] == state).then_some(()))
     })
 }
 

@@ -1,9 +1,11 @@
 //! A stopped VM's TPM: switched on and off, its key replaced, brought back.
 
+use crate::chain::Chain;
 use crate::scenario::{Before, Ended, Scenario};
-use crate::subject::{CREATE, VM, clean, exists, gone, stopped, strings};
+use crate::subject::{CREATE, VM, clean, exists, gone, shows_as, stopped, strings, unseals};
 use anyhow::{Result, ensure};
-use fleetward_e2e::fleet::Fleet;
+use fleetward_e2e::fleet::{Fleet, text};
+use fleetward_e2e::guest;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -30,10 +32,23 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         claim: "tpm_roll_survives_kill_9_everywhere",
         kind: "tpm-roll",
         victims: &["controller", "a/agent"],
-        prepare: |fleet| with_tpm(fleet, true),
+        prepare: |fleet| {
+            with_tpm(fleet, true)?;
+            let (guest, key) = (None, key(fleet)?);
+            Ok(Before { guest, key })
+        },
         command: |_| Ok(strings(&["tpm", "roll", VM])),
         fault: None,
-        check: |fleet, _, _| has_tpm(fleet, true),
+        check: |fleet, before, ended| {
+            has_tpm(fleet, true)?;
+            let same = key(fleet)? == before.key;
+            ensure!(
+                same == (ended == Ended::Undone),
+                "the roll is {ended:?}, and the key {}",
+                if same { "the old one" } else { "a new one" }
+            );
+            Ok(())
+        },
         finally: Some(it_starts),
     },
     Scenario {
@@ -50,6 +65,47 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         finally: Some(it_starts),
     },
 ];
+
+pub(crate) const CHAINS: &[Chain] = &[Chain {
+    claim: "a_roll_that_stops_and_restarts_the_guest_survives_kill_9_everywhere",
+    kind: "tpm-roll",
+    victims: &["a/agent", "controller"],
+    prepare: |fleet| {
+        // a VM of its own: what its guest seals is opened at the end
+        gone(fleet)?;
+        fleet.cli(CREATE)?.ok()?;
+        let guest = Some(unseals(fleet, None)?);
+        let key = key(fleet)?;
+        Ok(Before { guest, key })
+    },
+    provoke: |fleet| {
+        let roll = ["tpm", "roll", VM, "--stop-and-restart"];
+        fleet.start_job(&roll).map(drop)
+    },
+    check: |fleet, before| {
+        ensure!(key(fleet)? != before.key, "the key is the old one");
+        shows_as(fleet, "running")?;
+        let Some(guest) = &before.guest else {
+            return Ok(());
+        };
+        let after = guest::booted(fleet, VM, guest.boots + 1)?;
+        ensure!(
+            after.unseal == "ok" && after.ek == guest.ek,
+            "{guest:?} then {after:?}"
+        );
+        // A restore of that very TPM, from the history, is the same machine too.
+        stopped(fleet)?;
+        fleet.cli(&["tpm", "disable", VM, "--yes"])?.ok()?;
+        fleet.cli(&["tpm", "restore", VM])?.ok()?;
+        unseals(fleet, Some(&after))?;
+        clean(fleet)
+    },
+}];
+
+/// Which key its TPM is encrypted under.
+fn key(fleet: &Fleet) -> Result<String> {
+    text(&fleet.vm(VM)?["tpm"], "key_id")
+}
 
 /// Stopped on host a, with a TPM or without.
 fn with_tpm(fleet: &Fleet, tpm: bool) -> Result<Before> {
