@@ -5,6 +5,9 @@
 //! `FLEETWARD_FUZZ_SEED` repeats a run. A failure prints both and the bytes.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
+#[path = "support/mutation.rs"]
+mod mutation;
+
 use fleetward_api::agent::{OperationLine, OperationRequest, Question};
 use fleetward_api::controller::{
     JoinRequest, MigrateRequest, RecoverRequest, TokenRequest, VmCreateRequest,
@@ -15,19 +18,16 @@ use fleetward_model::audit::AuditRecord;
 use fleetward_model::guardian::{CertificateRole, EndorsedGuardian};
 use fleetward_model::vm::{VmMetadata, VmSpec};
 use fleetward_model::{HostName, KeyId, VmId};
+use fleetward_protector::ek::{self, EkAuthority, EkPublicKey, RandomSerial, TpmIdentity};
 use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector};
 use fleetward_protector_open::pfx::{self, Protection};
 use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, open, seal};
-use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use mutation::{fuzz, reason};
+use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384, PublicKeyData};
 use std::process::Command;
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
-
-/// Longest that one input may take: a million rounds of key derivation, in every part of a PFX file, on a busy machine.
-const LONGEST: Duration = Duration::from_secs(60);
 
 const PASSWORD: &str = "correct horse battery staple";
 
@@ -35,105 +35,6 @@ static GUARDIAN: LazyLock<LocalGuardian> = LazyLock::new(|| {
     let host: HostName = "alpha".parse().unwrap();
     LocalGuardian::generate(&host, OffsetDateTime::now_utc()).unwrap()
 });
-
-/// xorshift64*: repeatable, and good enough to choose bytes.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.roll() >> 16).unwrap() % end.max(1)
-    }
-}
-
-/// Bits, bytes, pieces: what damage and malice do.
-fn mutate(dice: &mut Dice, corpus: &[Vec<u8>]) -> Vec<u8> {
-    const INTERESTING: [u8; 10] = [0, 1, 0x30, 0x7f, 0x80, 0x82, 0x84, 0xa0, 0xff, b'"'];
-    let mut bytes = corpus[dice.below(corpus.len())].clone();
-    for _ in 0..=dice.below(6) {
-        let at = dice.below(bytes.len());
-        let end = (at + 1 + dice.below(32)).min(bytes.len());
-        match dice.below(8) {
-            _ if bytes.is_empty() => bytes.push(INTERESTING[dice.below(10)]),
-            0 | 1 => bytes[at] ^= 1 << dice.below(8),
-            2 => bytes[at] = INTERESTING[dice.below(10)],
-            3 => bytes[at] = bytes[at].wrapping_add(1),
-            4 => drop(bytes.drain(at..end)),
-            5 => {
-                let piece = bytes[at..end].to_vec();
-                bytes.splice(at..at, piece);
-            }
-            6 => {
-                let other = &corpus[dice.below(corpus.len())];
-                let from = dice.below(other.len());
-                let to = (from + dice.below(64)).min(other.len());
-                bytes.splice(at..end, other[from..to].iter().copied());
-            }
-            _ => bytes.truncate(at),
-        }
-    }
-    bytes
-}
-
-fn seconds() -> u64 {
-    std::env::var("FLEETWARD_FUZZ_SECONDS").map_or(5, |text| text.parse().unwrap())
-}
-
-fn seed() -> u64 {
-    std::env::var("FLEETWARD_FUZZ_SEED").map_or_else(
-        |_| {
-            u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() & i128::from(u64::MAX))
-                .unwrap()
-                | 1
-        },
-        |text| text.parse().unwrap(),
-    )
-}
-
-/// Feeds mutants to `parse`, which gives the reason of its refusal, or panics where it must not accept.
-fn fuzz(name: &str, mut corpus: Vec<Vec<u8>>, parse: impl Fn(&[u8]) -> String) {
-    let (seed, end) = (seed(), Instant::now() + Duration::from_secs(seconds()));
-    let mut dice = Dice(seed);
-    let (mut seen, mut count) = (BTreeSet::new(), 0_u64);
-    while Instant::now() < end {
-        let input = mutate(&mut dice, &corpus);
-        let started = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| parse(&input)));
-        let took = started.elapsed();
-        let Ok(reason) = outcome else {
-            panic!("{name}: seed {seed}, input {}", hex::encode(&input));
-        };
-        assert!(
-            took < LONGEST,
-            "{name}: {took:?}, seed {seed}, input {}",
-            hex::encode(&input)
-        );
-        // Numbers in a reason are not another reason.
-        let reason: String = reason
-            .chars()
-            .filter(|c| !c.is_ascii_digit())
-            .take(200)
-            .collect();
-        if seen.insert(reason) && corpus.len() < 512 && input.len() < 256 * 1024 {
-            corpus.push(input);
-        }
-        count += 1;
-    }
-    println!(
-        "{name}: {count} inputs, {} reasons, seed {seed}",
-        seen.len()
-    );
-}
-
-fn reason<T, E: std::fmt::Debug>(result: Result<T, E>) -> String {
-    result.map_or_else(|error| format!("{error:?}"), |_| "accepted".to_owned())
-}
 
 #[test]
 fn pfx_files() {
@@ -179,24 +80,75 @@ fn pfx_files() {
 #[test]
 fn key_protectors() {
     let vm = VmId(uuid::Uuid::from_u128(7));
-    let protector = seal(&SealRequest {
-        vm_id: vm,
-        key_id: KeyId(uuid::Uuid::from_u128(8)),
-        tpm_key: &TpmKey::generate().unwrap(),
-        owner: &GUARDIAN,
-        recipients: &[],
-        now: OffsetDateTime::now_utc(),
-        expired: &ExpiredAllowed::none(),
-    })
-    .unwrap();
-    let original = protector.der().to_vec();
-    fuzz("key protector", vec![original.clone()], |bytes| {
+    let now = OffsetDateTime::now_utc();
+    let others = ["beta", "gamma", "delta"].map(|host| {
+        let host: HostName = host.parse().unwrap();
+        LocalGuardian::generate(&host, now).unwrap()
+    });
+    let others: Vec<_> = others.iter().map(|g| g.public().clone()).collect();
+    let sealed = |recipients: &[Guardian]| {
+        let request = SealRequest {
+            vm_id: vm,
+            key_id: KeyId(uuid::Uuid::from_u128(8)),
+            tpm_key: &TpmKey::generate().unwrap(),
+            owner: &GUARDIAN,
+            recipients,
+            now,
+            expired: &ExpiredAllowed::none(),
+        };
+        seal(&request).unwrap().der().to_vec()
+    };
+    // One that its owner alone opens, and one of a group.
+    let originals = vec![sealed(&[]), sealed(&others)];
+    fuzz("key protector", originals.clone(), |bytes| {
         let read = KeyProtector::from_der(bytes);
         if let Ok(read) = &read {
-            assert!(bytes == original, "an altered key protector was taken");
+            let ours = originals.iter().any(|original| bytes == original);
+            assert!(ours, "an altered key protector was taken");
             open(read, vm, &GUARDIAN).unwrap();
         }
         reason(read)
+    });
+}
+
+/// What hosts give with a TPM, and what their authorities are certified by.
+#[test]
+fn ek_certificates() {
+    let now = OffsetDateTime::now_utc();
+    let p384 = || KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+    let (root_key, host_key, ek_key) = (p384(), p384(), p384());
+    let serial = |byte| RandomSerial::new([byte; 16]);
+    let root = ek::make_root("one", &root_key, serial(1), now).unwrap();
+    let host = "alpha".parse().unwrap();
+    let authority = EkAuthority::new(&root, root_key)
+        .unwrap()
+        .issue_host_authority(&host, &host_key.subject_public_key_info(), serial(2), now)
+        .unwrap();
+    let point = ek_key.der_bytes();
+    let public = EkPublicKey::from_swtpm(&format!(
+        "x={},y={},id=secp384r1",
+        hex::encode(&point[1..49]),
+        hex::encode(&point[49..])
+    ))
+    .unwrap();
+    let certificate = EkAuthority::new(&authority, host_key)
+        .unwrap()
+        .issue_ek(&public, &TpmIdentity::default(), serial(3), now)
+        .unwrap();
+    ek::verify_chain(&certificate, &[&authority], &root, now).unwrap();
+    let corpus = vec![certificate.clone(), authority.clone(), root.clone()];
+    fuzz("EK certificates", corpus, |bytes| {
+        let leaf = ek::verify_chain(bytes, &[&authority], &root, now);
+        assert!(leaf.is_err() || bytes == certificate, "an altered EK");
+        let middle = ek::verify_chain(&certificate, &[bytes], &root, now);
+        assert!(
+            middle.is_err() || bytes == authority,
+            "an altered authority"
+        );
+        let top = ek::verify_chain(&certificate, &[&authority], bytes, now);
+        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        let public = EkPublicKey::from_swtpm(text).map(drop);
+        [reason(leaf), reason(middle), reason(top), reason(public)].join(",")
     });
 }
 

@@ -160,6 +160,15 @@ fn make_private(data: &Path) -> anyhow::Result<()> {
 /// How long a task waits before it tries the store again.
 const STORE_PAUSE: Duration = Duration::from_secs(2);
 
+/// What an escrow file of these bytes holds, before it is compared with what was written. For the fuzz target.
+///
+/// # Errors
+/// What is wrong with it, in words.
+#[doc(hidden)]
+pub fn read_escrow_file(bytes: &[u8]) -> Result<fleetward_api::tpm::TpmBundle, String> {
+    escrow::parse(bytes).map(|kept| kept.bundle)
+}
+
 /// An error of the store as people get it.
 fn store_failure(error: &StoreError) -> Failure {
     Failure::new(ErrorCode::StoreFailed, "the controller's store failed").because(chain(error))

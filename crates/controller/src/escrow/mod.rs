@@ -20,6 +20,7 @@ pub(crate) mod keeper;
 pub(crate) mod pull;
 pub(crate) mod retention;
 
+pub(crate) use blob::parse;
 use blob::{Blobs, Kept};
 use fleetward_api::tpm::{TpmBundle, TpmVersion, VersionReason};
 use fleetward_model::vm::{VmObserved, VmSpec};

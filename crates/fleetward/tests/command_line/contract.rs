@@ -102,6 +102,18 @@ fn vm_list_is_an_aligned_table() {
 }
 
 #[test]
+fn vm_show_says_how_old_the_copy_of_the_tpm_is() {
+    let fake = Fake::start();
+    let shown = stdout(fake.fleetward(&["vm", "show", "web", "-o", "table"]));
+    let row = shown
+        .lines()
+        .find(|line| line.starts_with("Controller's copy"));
+    let row = row.unwrap_or_else(|| panic!("no row: {shown}"));
+    assert!(row.contains("version 7 of 2026-11-23 08:59:00Z"), "{row}");
+    assert!(row.ends_with(", age 3 s"), "{row}");
+}
+
+#[test]
 fn vm_show_has_the_keys_that_scripts_rely_on() {
     let fake = Fake::start();
     let vm: Value = serde_json::from_str(&stdout(

@@ -271,6 +271,8 @@ fn vm(name: &str, host: &str) -> Value {
                     "format": "qcow2", "size": 68_719_476_736_u64, "allocated": 1_048_576 }],
         "tpm": { "enabled": name == "web", "version": "2.0", "model": "tpm-crb", "state_present": true,
                  "key_id": null, "owner": null, "guardians": [], "ek_certificate": null },
+        "escrow": { "version": 7, "made": "2026-11-23T08:59:00Z", "current": name == "web", "failure": null },
+        "escrow_age": 3,
         "labels": { "tier": "front" }, "profile": "linux", "job": null,
         "created": "2026-11-23T08:00:00Z", "observed": "2026-11-23T09:00:00Z",
     })
