@@ -74,12 +74,15 @@ pub(crate) fn unseals(fleet: &Fleet, before: Option<&Tick>) -> Result<Tick> {
 
 /// The same of another VM.
 pub(crate) fn unseals_in(fleet: &Fleet, vm: &str, before: Option<&Tick>) -> Result<Tick> {
-    let boots = match before {
-        Some(before) => before.boots,
-        None => guest::last(fleet, vm)?.map_or(0, |tick| tick.boots),
-    };
+    // The newest line may be of an earlier VM of that name, which has nothing to do with this one's boots.
+    let stale = guest::last(fleet, vm)?;
     fleet.cli(&["vm", "start", vm])?.ok()?;
-    let after = guest::booted(fleet, vm, boots + 1)?;
+    let after = match before {
+        Some(before) => guest::booted(fleet, vm, before.boots + 1)?,
+        None => wait::until("the guest's next line", guest::BOOT, || {
+            Ok(guest::last(fleet, vm)?.filter(|tick| Some(tick) != stale.as_ref()))
+        })?,
+    };
     ensure!(after.unseal == "ok", "{vm} cannot unseal: {after:?}");
     if let Some(before) = before {
         ensure!(
