@@ -102,6 +102,22 @@ fn vm_list_is_an_aligned_table() {
 }
 
 #[test]
+fn a_recovery_from_an_outdated_copy_warns_and_goes_on_when_that_was_answered() {
+    let fake = Fake::start();
+    let words = ["vm", "recover", "web", "--to", "b"];
+    let asked = fake.fleetward(&words).output().unwrap();
+    assert_eq!(asked.status.code(), Some(2), "asks before anything");
+    let output = fake
+        .fleetward(&[words.as_slice(), &["--yes"]].concat())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("warning[ESCROW_OUTDATED]"), "{said}");
+    assert!(said.contains("the newest copy is version 3"), "{said}");
+}
+
+#[test]
 fn vm_show_says_how_old_the_copy_of_the_tpm_is() {
     let fake = Fake::start();
     let shown = stdout(fake.fleetward(&["vm", "show", "web", "-o", "table"]));

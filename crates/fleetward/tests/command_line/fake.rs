@@ -71,6 +71,7 @@ fn router() -> Router {
         .route("/v1/vms/{vm}", get(show_vm).delete(async |vm| request("delete", vm)))
         .route("/v1/vms/{vm}/start", post(async |vm| request("start", vm)))
         .route("/v1/vms/{vm}/migrate", post(async |vm| request("migrate", vm)))
+        .route("/v1/vms/{vm}/recover", post(recover))
         .route("/v1/hosts", get(async || axum::Json(hosts())))
         .route("/v1/guardian-grants", post(grant))
         .route("/v1/guardian-rotations", post(rotate))
@@ -104,6 +105,17 @@ fn request(verb: &str, Path(name): Path<String>) -> Response {
             &json!({ "code": "VM_BUSY", "what": format!("cannot {verb} busy"), "because": "job 7 works on it", "fix": "wait" }),
         ),
         _ => no_vm(&name),
+    }
+}
+
+/// Has a copy that is not of the last state.
+async fn recover(axum::Json(body): axum::Json<Value>) -> Response {
+    match body["outdated"].as_bool() {
+        Some(true) => accepted(Some(GOOD_JOB)),
+        _ => failure(
+            StatusCode::CONFLICT,
+            &json!({ "code": "ESCROW_OUTDATED", "what": "the newest copy is version 3", "because": "of the guest", "fix": "ask" }),
+        ),
     }
 }
 
