@@ -11,7 +11,13 @@ use crate::scenario::Way;
 use anyhow::{Result, ensure};
 
 /// The agents' own points that `make test` walks too: between the halves of what must never be halved.
-const ALWAYS: &[&str] = &["agent.commit-tpm.replaced"];
+const ALWAYS: &[&str] = &[
+    "agent.commit-tpm.replaced",
+    // a linked clone: overlays made; the source writes to them; the definition says so, and nothing is frozen yet
+    "agent.copy-vm.overlaid",
+    "agent.copy-vm.switched",
+    "agent.copy-vm.written",
+];
 
 /// Kinds of jobs that a job of this kind asks for and waits for: their points are walked with it.
 pub(crate) fn asked_for_by(kind: &str) -> &'static [&'static str] {
@@ -64,14 +70,6 @@ impl Depth {
         }
     }
 }
-
-/// Points of the agents that are in `make test` too: between them lies what no step of the controller separates.
-const ALWAYS: &[&str] = &[
-    // a linked clone: overlays made; the source writes to them; the definition says so, and nothing is frozen yet
-    "agent.copy-vm.overlaid",
-    "agent.copy-vm.switched",
-    "agent.copy-vm.written",
-];
 
 /// Whether killing `victim` at `point` means anything: an agent's own points are about the agents.
 pub(crate) fn concerns(point: &str, victim: &str) -> bool {
