@@ -115,13 +115,24 @@ fn read_after(path: &Path, after: u64) -> io::Result<Vec<AuditRecord>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    let mut records = Vec::new();
-    for line in BufReader::new(file).lines() {
-        let line = line?;
-        // A line that cannot be read is a break in the chain, which whoever verifies will see as a gap.
-        let Ok(record) = serde_json::from_str::<AuditRecord>(&line) else {
-            continue;
+    let mut file = BufReader::new(file);
+    let (mut records, mut line) = (Vec::new(), Vec::new());
+    let mut unreadable = None;
+    for number in 1_u64.. {
+        line.clear();
+        file.read_until(b'\n', &mut line)?;
+        // Half a line at the end is being written, or was cut by a crash before its key was used.
+        let Some(whole) = line.strip_suffix(b"\n") else {
+            break;
         };
+        let record: AuditRecord = match serde_json::from_slice(whole) {
+            Ok(record) => record,
+            Err(error) => {
+                unreadable = Some((number, error));
+                continue;
+            }
+        };
+        unreadable = None;
         if record.seq > after {
             records.push(record);
             if records.len() == MAX_ANSWER {
@@ -129,7 +140,14 @@ fn read_after(path: &Path, after: u64) -> io::Result<Vec<AuditRecord>> {
             }
         }
     }
-    Ok(records)
+    match unreadable {
+        // With records after it, a line that cannot be read is a gap, which whoever verifies sees; at the end it is not.
+        Some((number, error)) if records.is_empty() => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("line {number} is no audit record: {error}"),
+        )),
+        _ => Ok(records),
+    }
 }
 
 /// The last whole record. A line without its end was cut by a crash before its key was used, and is taken away.
@@ -205,6 +223,43 @@ mod tests {
         assert_eq!(log.witness(Some(head(7))).expect("write"), None);
         assert_eq!(log.witness(Some(head(3))).expect("write"), Some(head(7)));
         assert_eq!(log.witness(None).expect("read"), Some(head(7)));
+    }
+
+    /// A log of three records, of which a byte of line `line` is no text any more.
+    fn spoilt(dir: &Path, line: usize) -> AuditLog {
+        let log = log(dir);
+        for reason in ["one", "two", "three"] {
+            log.record(opened(reason)).expect("record");
+        }
+        let path = dir.join("audit.log");
+        let mut bytes = std::fs::read(&path).expect("read");
+        let ends = bytes.iter().enumerate().filter(|(_, b)| **b == b'\n');
+        let end = ends.map(|(at, _)| at).nth(line - 1).expect("a line");
+        bytes[end - 20] = 0xff;
+        std::fs::write(&path, bytes).expect("write");
+        log
+    }
+
+    #[test]
+    fn a_byte_that_is_no_text_leaves_a_gap_and_what_follows_is_still_told() {
+        let dir = tempfile::tempdir().expect("directory");
+        let log = spoilt(dir.path(), 2);
+        let records = log.after(0).expect("read");
+        let found = fleetward_model::audit::verify(None, &records).expect_err("a gap");
+        assert_eq!(found.seq(), 2, "{found}");
+        log.record(opened("four")).expect("keys are still used");
+        assert_eq!(log.after(3).expect("read").len(), 1);
+    }
+
+    #[test]
+    fn a_last_line_that_cannot_be_read_is_told_and_not_passed_over() {
+        let dir = tempfile::tempdir().expect("directory");
+        let log = spoilt(dir.path(), 3);
+        assert_eq!(log.after(0).expect("what can be read").len(), 2);
+        let told = log.after(2).expect_err("the rest cannot be read");
+        assert!(told.to_string().contains("line 3"), "{told}");
+        // and no key is used without a record of it that follows from the last
+        log.record(opened("four")).expect_err("no chain to go on");
     }
 
     #[test]

@@ -708,6 +708,7 @@ pub struct AuditQuery {
 /// Answer of `GET /v1/audit/verify`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AuditVerdict {
+    /// Every chain holds, and every host's own log was compared.
     pub intact: bool,
     pub records: u64,
     /// The first record that does not fit, and why.

@@ -4,6 +4,7 @@
 //! Functions rather than a message format: the compiler sees to it that each message gets its arguments, and nothing
 //! is looked up while running.
 
+use fleetward_api::controller::AuditVerdict;
 use fleetward_model::error::Finding;
 use fleetward_model::{Failure, HostName, JobId, TemplateName, VmName};
 use std::fmt::Display;
@@ -255,8 +256,33 @@ pub(crate) fn console_open(name: &VmName) -> String {
     format!("connected to {name}; Ctrl-] leaves")
 }
 
-pub(crate) fn audit_intact(records: u64) -> String {
-    format!("intact: {records} records")
+/// Every finding on a line of its own; the word intact only where all was compared.
+pub(crate) fn audit_verdict(verdict: &AuditVerdict) -> String {
+    let AuditVerdict {
+        records,
+        breaks,
+        not_compared,
+        ..
+    } = verdict;
+    if verdict.intact && not_compared.is_empty() {
+        return format!("intact: {records} records");
+    }
+    let mut lines: Vec<String> = breaks
+        .iter()
+        .map(|found| format!("chain of {}: {}", found.chain, found.what))
+        .collect();
+    lines.extend(not_compared.iter().map(|host| {
+        format!("chain of {host}: not compared with the log on host {host}, which does not answer")
+    }));
+    lines.join("\n")
+}
+
+pub(crate) fn audit_not_compared(hosts: &[HostName]) -> String {
+    let hosts: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
+    format!(
+        "what is on record here holds, but these hosts do not answer and their own logs were not compared with it: {}",
+        hosts.join(", ")
+    )
 }
 
 pub(crate) fn rebuilt(vms: u32, answered: u32, asked: u32) -> String {

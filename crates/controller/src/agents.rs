@@ -212,13 +212,18 @@ impl Agent {
         answer.map_err(|error| self.failed(&error))
     }
 
-    /// Shows the host how far the controller's own audit records go; what it was shown before.
+    /// Shows the host how far the controller's own audit records go; what it was shown before. An agent of before there were
+    /// witnesses has seen nothing.
     pub(crate) async fn witness(
         &self,
         head: Option<&AuditHead>,
     ) -> Result<Option<AuditHead>, Failure> {
-        let answer = self.client.post(agent::AUDIT_WITNESS, &head).await;
-        answer.map_err(|error| self.failed(&error))
+        match self.client.post(agent::AUDIT_WITNESS, &head).await {
+            Err(ClientError::Status { code, .. }) if code == http::StatusCode::NOT_FOUND => {
+                Ok(None)
+            }
+            answer => answer.map_err(|error| self.failed(&error)),
+        }
     }
 
     pub(crate) async fn has_image(&self, sha256: &str) -> Result<bool, Failure> {

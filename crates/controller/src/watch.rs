@@ -105,7 +105,7 @@ pub(crate) async fn fetch_audit(world: &World, host: &HostName) {
         let after = world.audit.position(host).await;
         let agent = world.agents.of(host)?;
         let head = world.audit.head().await;
-        // an agent that knows no witness yet still tells its records
+        // an agent that cannot say what it has witnessed still tells its records; whoever verifies hears of it
         if let Ok(Some(seen)) = agent.witness(head.as_ref()).await {
             let taken = world.audit.take_witness(host, &seen).await;
             taken.map_err(|error| crate::store_failure(&error))?;

@@ -316,5 +316,38 @@ fn tampered(fleet: &Fleet) -> Result<()> {
     with_log(fleet, "sed -i 4d", "record 3 of host a comes record 5")?;
     with_log(fleet, "sed -i '2{h;d};3{G}'", "comes record")?;
     with_log(fleet, "sed -i '$d'", "missing at the end")?;
+    // A byte that is no text, in the middle and in the last record.
+    with_log(
+        fleet,
+        "LC_ALL=C sed -i '3s/\\(\"reason\":\"\\)./\\1\\xff/'",
+        "record 2 of host a comes record 4",
+    )?;
+    with_log(
+        fleet,
+        "LC_ALL=C sed -i '$s/\\(\"reason\":\"\\)./\\1\\xff/'",
+        "is no audit record",
+    )?;
+    fleet.cli(&["audit", "--verify"])?.ok()?;
+    not_asked(fleet)
+}
+
+/// A host that is off is named, and nobody says intact.
+fn not_asked(fleet: &Fleet) -> Result<()> {
+    fleet.kill("b/agent")?;
+    wait::until("host b to be unreachable", seconds(60), || {
+        let host = fleet.json(&["host", "show", "b"])?;
+        Ok((host["state"] == "unreachable").then_some(()))
+    })?;
+    let said = fleet.cli(&["audit", "--verify"])?;
+    let text = format!("{}{}", said.stdout, said.stderr);
+    ensure!(
+        said.code == 6 && text.contains("host b") && !text.contains("intact"),
+        "{said:?}"
+    );
+    fleet.start("b/agent")?;
+    wait::until("host b to be back", seconds(60), || {
+        let host = fleet.json(&["host", "show", "b"])?;
+        Ok((host["state"] == "online").then_some(()))
+    })?;
     fleet.cli(&["audit", "--verify"])?.ok().map(drop)
 }

@@ -28,21 +28,28 @@ pub(super) async fn run(context: &Context, args: AuditArgs) -> Result<Exit, Stop
     Ok(Exit::Done)
 }
 
+/// Intact is only what was checked and holds: whatever does not fit is named, and so is every host that could not be asked.
 async fn verify(context: &Context) -> Result<Exit, Stop> {
     let verdict = context.controller.verify_audit().await?;
-    if verdict.intact {
-        context
-            .output
-            .document(&verdict, || messages::audit_intact(verdict.records))?;
+    context
+        .output
+        .document(&verdict, || messages::audit_verdict(&verdict))?;
+    if verdict.intact && verdict.not_compared.is_empty() {
         return Ok(Exit::Done);
     }
-    if !context.output.is_table() {
-        context.output.document(&verdict, String::new)?;
+    if !verdict.intact && (verdict.broken.is_some() || verdict.not_compared.is_empty()) {
+        return Err(Failure::new(
+            ErrorCode::AuditBroken,
+            "the audit log is not as it was written",
+        )
+        .because(verdict.broken.unwrap_or_default())
+        .into());
     }
     Err(Failure::new(
-        ErrorCode::AuditBroken,
-        "the audit log is not as it was written",
+        ErrorCode::HostUnreachable,
+        "the audit log could not be checked as a whole",
     )
-    .because(verdict.broken.unwrap_or_default())
+    .because(messages::audit_not_compared(&verdict.not_compared))
+    .fix("see that the hosts answer, and verify again: fleetward host list")
     .into())
 }

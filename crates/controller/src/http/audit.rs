@@ -1,13 +1,14 @@
 //! The audit trail: list and verify. Both fetch first what the hosts have recorded since.
 
+use super::Answer;
 use super::body::Params;
-use super::{Answer, Refusal};
 use crate::app::App;
 use crate::world::World;
 use axum::Json;
 use axum::extract::State;
-use fleetward_api::controller::{AuditQuery, AuditVerdict};
+use fleetward_api::controller::{AuditBreakView, AuditQuery, AuditVerdict};
 use fleetward_model::audit::AuditRecord;
+use fleetward_model::error::Class;
 use fleetward_model::{ErrorCode, Failure, HostName};
 use futures_util::future::join_all;
 use std::time::Duration;
@@ -47,28 +48,53 @@ pub(super) async fn audit_list(
 pub(super) async fn audit_verify(State(app): State<App>) -> Answer<Json<AuditVerdict>> {
     fetch(&app).await;
     let world = &app.world;
-    let compared = join_all(world.hosts.all().into_iter().map(|host| async move {
+    let hosts = world.hosts.all();
+    let compared = join_all(hosts.iter().map(|host| async move {
         let position = world.audit.position(&host.name).await;
         let own = tokio::time::timeout(COMPARE_TIME, own_log(world, &host.name));
         match own.await {
-            Ok(Ok(log)) => Ok(world.audit.compare(&host.name, position, &log).await?),
-            Ok(Err(_)) | Err(_) => Err(Refusal::from(Failure::new(
-                ErrorCode::HostUnreachable,
-                host.name.to_string(),
-            ))),
+            Ok(Ok(log)) => {
+                let found = world.audit.compare(&host.name, position, &log).await;
+                found.map(|found| found.map_or(Compared::Same, Compared::Differs))
+            }
+            Ok(Err(failure)) if failure.code.class() != Class::Unreachable => {
+                Ok(Compared::Differs(unreadable(&host.name, &failure)))
+            }
+            Ok(Err(_)) | Err(_) => Ok(Compared::NotAsked),
         }
     }))
     .await;
     let mut verdict = world.audit.verdict().await?;
-    for (host, compared) in world.hosts.all().into_iter().zip(compared) {
-        match compared {
-            Ok(found) => verdict.breaks.extend(found),
-            Err(_) => verdict.not_compared.push(host.name),
+    for (host, compared) in hosts.into_iter().zip(compared) {
+        match compared? {
+            Compared::Same => {}
+            Compared::Differs(found) => verdict.breaks.push(found),
+            Compared::NotAsked => verdict.not_compared.push(host.name),
         }
     }
-    verdict.intact = verdict.breaks.is_empty();
+    // What could not be checked does not count as good.
+    verdict.intact = verdict.breaks.is_empty() && verdict.not_compared.is_empty();
     verdict.broken = verdict.breaks.first().map(|found| found.what.clone());
     Ok(Json(verdict))
+}
+
+/// What came of holding a host's own log against the copy here.
+enum Compared {
+    Same,
+    Differs(AuditBreakView),
+    /// The host did not answer, or not in time.
+    NotAsked,
+}
+
+/// A host that is there and cannot show its log is not believed.
+fn unreadable(host: &HostName, failure: &Failure) -> AuditBreakView {
+    let Failure { what, because, .. } = failure;
+    AuditBreakView {
+        chain: host.to_string(),
+        kept_by: host.to_string(),
+        seq: None,
+        what: format!("the log on host {host} cannot be read: {what}: {because}"),
+    }
 }
 
 /// Everything a host has recorded, as it lies there now; what the host remembers of the controller's is taken too.
@@ -80,7 +106,7 @@ async fn own_log(world: &World, host: &HostName) -> Result<Vec<AuditRecord>, Fai
         ));
     }
     let agent = world.agents.of(host)?;
-    if let Ok(Some(seen)) = agent.witness(None).await {
+    if let Some(seen) = agent.witness(None).await? {
         let taken = world.audit.take_witness(host, &seen).await;
         taken.map_err(|error| crate::store_failure(&error))?;
     }

@@ -6,8 +6,9 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use fleetward_api::agent as api_agent;
 use fleetward_api::agent::{
-    AgentEvent, CanOpen, IncomingAnswer, Operation, OperationLine, OperationRequest,
+    AgentEvent, AuditHead, CanOpen, IncomingAnswer, Operation, OperationLine, OperationRequest,
     OperationResult, Question, RewrapReason, SourceState, VmDetail,
 };
 use fleetward_api::tpm::{BundleParts, TpmBundle};
@@ -62,6 +63,10 @@ pub(crate) struct Inner {
     /// The highest generation seen, by VM.
     pub(crate) generations: BTreeMap<VmId, u64>,
     pub(crate) audit: Vec<AuditRecord>,
+    /// Its log cannot be read.
+    pub(crate) audit_spoilt: bool,
+    /// The longest end of the controller's own records that was shown.
+    pub(crate) witnessed: Option<AuditHead>,
     /// The running peers of migrations, by host.
     pub(crate) peers: BTreeMap<HostName, Arc<Mutex<Inner>>>,
     events: broadcast::Sender<AgentEvent>,
@@ -102,6 +107,8 @@ impl FakeAgent {
             busy: BTreeSet::new(),
             generations: BTreeMap::new(),
             audit: Vec::new(),
+            audit_spoilt: false,
+            witnessed: None,
             peers: BTreeMap::new(),
             events: broadcast::Sender::new(64),
         };
@@ -142,6 +149,7 @@ impl FakeAgent {
             )
             .route("/v1/copies/{id}/{item}", get(copy))
             .route("/v1/audit", get(audit))
+            .route(api_agent::AUDIT_WITNESS, post(witness))
             .with_state(self.inner.clone());
         let stop = CancellationToken::new();
         *self.stop.lock().expect("lock") = stop.clone();
@@ -718,16 +726,27 @@ struct After {
 async fn audit(
     State(inner): State<Shared>,
     axum::extract::Query(query): axum::extract::Query<After>,
-) -> Json<Vec<AuditRecord>> {
+) -> Response {
     let inner = inner.lock().expect("lock");
-    Json(
-        inner
-            .audit
-            .iter()
-            .filter(|record| record.seq > query.after)
-            .cloned()
-            .collect(),
-    )
+    if inner.audit_spoilt {
+        let failure = Failure::new(ErrorCode::Internal, "the audit log");
+        return refusal(failure.because("line 7 is no audit record"));
+    }
+    let records = inner.audit.iter().filter(|record| record.seq > query.after);
+    Json(records.cloned().collect::<Vec<_>>()).into_response()
+}
+
+async fn witness(
+    State(inner): State<Shared>,
+    Json(shown): Json<Option<AuditHead>>,
+) -> Json<Option<AuditHead>> {
+    let mut inner = inner.lock().expect("lock");
+    let known = inner.witnessed.clone();
+    let seq = |head: &Option<AuditHead>| head.as_ref().map_or(0, |head| head.seq);
+    if seq(&shown) > seq(&known) {
+        inner.witnessed = shown;
+    }
+    Json(known)
 }
 
 fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) -> HostFacts {

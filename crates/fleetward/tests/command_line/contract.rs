@@ -267,14 +267,45 @@ fn an_image_that_arrives_altered_is_noticed() {
 }
 
 #[test]
-fn a_broken_audit_chain_fails_and_names_the_record() {
+fn a_broken_audit_chain_fails_and_names_every_record_and_host() {
     let fake = Fake::start();
+    let output = fake.fleetward(&["audit", "--verify"]).output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    for found in [
+        "record 3 of host a",
+        "record 9 of host b",
+        "chain of c: not",
+    ] {
+        assert!(stdout.contains(found), "{found}: {stdout}");
+    }
+    assert!(!stdout.contains("intact"), "{stdout}");
     let (code, stderr) = code_and_stderr(fake.fleetward(&["audit", "--verify"]));
     assert_eq!(code, 1);
     assert!(
         stderr.contains("error[AUDIT_BROKEN]") && stderr.contains("record 3"),
         "{stderr}"
     );
+}
+
+#[test]
+fn an_audit_trail_that_was_not_compared_everywhere_is_not_called_intact() {
+    use axum::{Json, Router, routing::get};
+    // An older controller says intact all the same.
+    for intact in [false, true] {
+        let verdict = serde_json::json!({ "intact": intact, "records": 7, "broken": null, "not_compared": ["b"] });
+        let answer = get(async move || Json(verdict.clone()));
+        let fake = Fake::with(Router::new().route("/v1/audit/verify", answer));
+        let output = fake.fleetward(&["audit", "--verify"]).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.code(), Some(6), "{said}");
+        assert!(said.contains("error[HOST_UNREACHABLE]"), "{said}");
+        assert!(
+            said.contains("not compared") && said.contains(": b"),
+            "{said}"
+        );
+        assert!(!said.contains("intact"), "{said}");
+    }
 }
 
 #[test]

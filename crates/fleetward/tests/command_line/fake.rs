@@ -26,6 +26,11 @@ pub(crate) struct Fake {
 
 impl Fake {
     pub(crate) fn start() -> Self {
+        Self::with(router())
+    }
+
+    /// One that answers what `router` says.
+    pub(crate) fn with(router: Router) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("controller.sock");
         let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
@@ -34,7 +39,7 @@ impl Fake {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
                 let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                axum::serve(listener, router()).await.unwrap();
+                axum::serve(listener, router).await.unwrap();
             });
         });
         Self { directory }
@@ -82,7 +87,14 @@ fn router() -> Router {
         .route("/v1/guardians", get(async || axum::Json(guardians())))
         .route("/v1/images/{image}", put(import))
         .route("/v1/audit/verify", get(async || {
-            axum::Json(json!({ "intact": false, "records": 7, "broken": "record 3 of host a was changed" }))
+            axum::Json(json!({
+                "intact": false, "records": 7, "broken": "record 3 of host a was changed",
+                "breaks": [
+                    { "chain": "a", "kept_by": "a", "seq": 3, "what": "record 3 of host a was changed" },
+                    { "chain": "b", "kept_by": "controller", "seq": 9, "what": "record 9 of host b is missing" },
+                ],
+                "not_compared": ["c"],
+            }))
         }))
 }
 
