@@ -561,6 +561,9 @@ pub struct JobView {
     pub progress: Option<ProgressView>,
     /// Why it waits, when it does: a host that does not answer.
     pub waiting: Option<String>,
+    /// The code of what it waits for.
+    #[serde(default)]
+    pub waiting_code: Option<ErrorCode>,
     pub cancellable: bool,
     pub failure: Option<Failure>,
     /// What went less well than its state says: a copy of a TPM that could not be taken.

@@ -494,6 +494,8 @@ pub enum TpmCommand {
     /// Encrypts the TPM of VMs under a new key
     Roll(TpmChange),
     /// Brings back a kept version of a VM's TPM
+    ///
+    /// A TPM that the VM has now is kept as a version of its own, and replaced only after a question.
     Restore {
         name: VmName,
         /// A version of `tpm history`; by default the newest, for a VM whose TPM is off
@@ -518,7 +520,7 @@ pub struct TpmChange {
     /// Says what would happen, and changes nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// VMs worked on at once
+    /// VMs worked on at once; with --no-wait, the jobs of all VMs are begun
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_parallel)]
     pub parallel: usize,
     #[command(flatten)]

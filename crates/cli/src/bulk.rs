@@ -11,6 +11,35 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use std::io;
 
+/// The VMs asked for, each once.
+pub(crate) struct Targets {
+    names: Vec<VmName>,
+    /// One, by its name: its failure is the command's.
+    alone: bool,
+}
+
+impl Targets {
+    /// VMs that were not named but chosen by what they have in common: several, however many there are.
+    pub(crate) fn chosen(names: Vec<VmName>) -> Self {
+        Self {
+            alone: false,
+            ..Self::from(names)
+        }
+    }
+}
+
+impl From<Vec<VmName>> for Targets {
+    fn from(names: Vec<VmName>) -> Self {
+        let mut seen = std::collections::BTreeSet::new();
+        let first = |name: &VmName| seen.insert(name.clone());
+        let names: Vec<_> = names.into_iter().filter(first).collect();
+        Self {
+            alone: names.len() == 1,
+            names,
+        }
+    }
+}
+
 /// Requests under way at once; the jobs behind them run side by side in the controller.
 const AT_ONCE: usize = 16;
 
@@ -42,6 +71,9 @@ struct Entry {
     /// What the job reports: a migration's `downtime_ms`, `total_ms`, `transferred`.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<serde_json::Value>,
+    /// In a dry run: `change`, `nothing` or `fail`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    would: Option<&'static str>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -61,7 +93,8 @@ struct Report {
 enum End {
     Done(Box<JobView>),
     Already,
-    Failed(Failure),
+    /// With the job that failed, or waits for its host.
+    Failed(Failure, Option<JobId>),
     /// Its job goes on without us.
     Left(JobId),
     NotBegun,
@@ -70,20 +103,20 @@ enum End {
 /// Sends `request` for each VM and waits for the jobs.
 pub(crate) async fn run<R>(
     context: &Context,
-    names: Vec<VmName>,
+    targets: impl Into<Targets>,
     words: Words<'_>,
     request: impl Fn(VmName) -> R,
 ) -> Result<Exit, Stop>
 where
     R: Future<Output = Result<Accepted, Failure>>,
 {
-    run_at_once(context, names, AT_ONCE, words, request).await
+    run_at_once(context, targets, AT_ONCE, words, request).await
 }
 
 /// The same, with at most `at_once` of them under way.
 pub(crate) async fn run_at_once<R>(
     context: &Context,
-    names: Vec<VmName>,
+    targets: impl Into<Targets>,
     at_once: usize,
     words: Words<'_>,
     request: impl Fn(VmName) -> R,
@@ -91,8 +124,7 @@ pub(crate) async fn run_at_once<R>(
 where
     R: Future<Output = Result<Accepted, Failure>>,
 {
-    let names = without_repetitions(names);
-    let alone = names.len() == 1;
+    let Targets { names, alone } = targets.into();
     let interrupt = interrupt::on_ctrl_c();
 
     let one = |(index, name): (usize, VmName)| {
@@ -102,7 +134,7 @@ where
                 return (index, name, End::NotBegun);
             }
             let end = match request(name.clone()).await {
-                Err(failure) => End::Failed(failure),
+                Err(failure) => End::Failed(failure, None),
                 Ok(Accepted { job: None }) => End::Already,
                 Ok(Accepted { job: Some(job) }) => {
                     let (controller, progress) = (&context.controller, &context.progress);
@@ -114,7 +146,7 @@ where
                     };
                     match ended {
                         Ok(view) => End::Done(Box::new(view)),
-                        Err(Stop::Failure(failure)) => End::Failed(failure),
+                        Err(Stop::Failure(failure)) => End::Failed(failure, Some(job)),
                         Err(_) => End::Left(job),
                     }
                 }
@@ -136,7 +168,7 @@ where
         let entry = entry_of(name, &end, &words);
         context.progress.around(|| tell(context, &entry, alone))?;
         entries.push((index, entry));
-        if let End::Failed(failure) = end {
+        if let End::Failed(failure, _) = end {
             refusal = Some(failure);
         }
     }
@@ -167,14 +199,13 @@ where
 /// Sends `request` for each VM and prints the jobs' ids.
 pub(crate) async fn submit<R>(
     context: &Context,
-    names: Vec<VmName>,
+    targets: impl Into<Targets>,
     request: impl Fn(VmName) -> R,
 ) -> Result<Exit, Stop>
 where
     R: Future<Output = Result<Accepted, Failure>>,
 {
-    let names = without_repetitions(names);
-    let alone = names.len() == 1;
+    let Targets { names, alone } = targets.into();
     let mut jobs = Vec::new();
     let mut failed = false;
     for name in names {
@@ -198,24 +229,39 @@ where
     Ok(if failed { Exit::SomeFailed } else { Exit::Done })
 }
 
-/// What would happen to each VM, with the reason where nothing would: the same report, nothing done.
-pub(crate) fn dry_run(
-    context: &Context,
-    found: Vec<(VmName, Result<String, Failure>)>,
-) -> Result<Exit, Stop> {
+/// What would become of a VM.
+pub(crate) enum Would {
+    Change(String),
+    Nothing(String),
+    Fail(Failure),
+}
+
+/// What would happen to each VM, with the reason where nothing would: the same report, in which all are skipped.
+pub(crate) fn dry_run(context: &Context, found: Vec<(VmName, Would)>) -> Result<Exit, Stop> {
     let mut results = Vec::new();
+    let (mut change, mut fail, mut nothing) = (0, 0, 0);
     for (vm, would) in found {
+        let (counted, word, code, message) = match would {
+            Would::Change(message) => (&mut change, "change", None, message),
+            Would::Nothing(message) => (&mut nothing, "nothing", None, message),
+            Would::Fail(failure) => (&mut fail, "fail", Some(failure.code), short(&failure)),
+        };
+        *counted += 1;
         let entry = Entry {
             vm,
             outcome: Outcome::Skipped,
-            code: would.as_ref().err().map(|failure| failure.code),
-            message: Some(would.unwrap_or_else(|failure| short(&failure))),
+            code,
+            message: Some(message),
             job: None,
             result: None,
+            would: Some(word),
         };
         tell(context, &entry, false)?;
         results.push(entry);
     }
+    context
+        .output
+        .line(&messages::would_summary(change, fail, nothing))?;
     let summary = summary_of(&results);
     if !context.output.is_table() {
         let report = Report { results, summary };
@@ -230,12 +276,6 @@ struct Submitted {
     job: Option<JobId>,
 }
 
-fn without_repetitions(names: Vec<VmName>) -> Vec<VmName> {
-    let mut seen = std::collections::BTreeSet::new();
-    let first = |name: &VmName| seen.insert(name.clone());
-    names.into_iter().filter(first).collect()
-}
-
 fn entry_of(vm: VmName, end: &End, words: &Words<'_>) -> Entry {
     let entry = |outcome, message: &str| Entry {
         vm: vm.clone(),
@@ -244,6 +284,7 @@ fn entry_of(vm: VmName, end: &End, words: &Words<'_>) -> Entry {
         message: Some(message.to_owned()),
         job: None,
         result: None,
+        would: None,
     };
     match end {
         End::Done(job) => Entry {
@@ -252,8 +293,9 @@ fn entry_of(vm: VmName, end: &End, words: &Words<'_>) -> Entry {
             ..entry(Outcome::Succeeded, &(words.done)(job))
         },
         End::Already => entry(Outcome::Skipped, words.already),
-        End::Failed(failure) => Entry {
+        End::Failed(failure, job) => Entry {
             code: Some(failure.code),
+            job: *job,
             ..entry(Outcome::Failed, &short(failure))
         },
         End::Left(job) => Entry {

@@ -6,7 +6,7 @@
 
 use fleetward_api::controller::AuditVerdict;
 use fleetward_model::error::Finding;
-use fleetward_model::{Failure, HostName, JobId, TemplateName, VmName};
+use fleetward_model::{ErrorCode, Failure, HostName, JobId, TemplateName, VmName};
 use std::fmt::Display;
 use std::io;
 
@@ -177,6 +177,14 @@ pub(crate) fn taken_back_later(job: JobId, waiting: Option<&str>) -> String {
     )
 }
 
+pub(crate) fn goes_forward_later(job: JobId, waiting: &str, code: ErrorCode) -> String {
+    let until = match code {
+        ErrorCode::HostUnreachable => "when the host is back",
+        _ => "until it succeeds",
+    };
+    format!("{waiting}; it goes on by itself {until}: fleetward job watch {job}")
+}
+
 pub(crate) fn with_warnings(done: String, warnings: &[String]) -> String {
     let mut text = done;
     for warning in warnings {
@@ -203,20 +211,41 @@ fn some_vms(names: &[VmName]) -> String {
     }
 }
 
-pub(crate) fn confirm_disable_tpm(names: &[VmName]) -> String {
+/// What `question` follows, or what is said where it is answered already.
+pub(crate) fn tpm_is_lost_to(names: &[VmName]) -> String {
     format!(
-        "Take the TPM from {}? What hangs on it will not open until `tpm restore` brings it back: BitLocker asks for its \
-         recovery key, LUKS volumes and other sealed keys stay closed. Continue?",
+        "The TPM is taken from {}. What hangs on it will not open until `tpm restore` brings it back: BitLocker asks for its \
+         recovery key, LUKS volumes and other sealed keys stay closed.",
         some_vms(names)
     )
 }
 
-pub(crate) fn confirm_new_tpm(names: &[VmName]) -> String {
+pub(crate) fn new_tpm_opens_nothing(names: &[VmName]) -> String {
     format!(
         "{} had a TPM before. A new TPM cannot open what the former one had sealed: BitLocker will ask for its recovery \
          key, LUKS volumes and other sealed secrets are lost to it. `fleetward tpm restore NAME` brings the former one \
-         back. Give a new one all the same?",
+         back.",
         some_vms(names)
+    )
+}
+
+pub(crate) fn tpm_is_replaced(name: &VmName, version: Option<u64>) -> String {
+    let version = version.map_or_else(|| "a kept version".to_owned(), |v| format!("version {v}"));
+    format!(
+        "VM {name} has a TPM now. In its place comes {version}: what was sealed since then will not open, until \
+         `tpm restore` brings today's TPM back, which is kept as a version of its own."
+    )
+}
+
+pub(crate) const CONTINUE: &str = "Continue?";
+
+pub(crate) fn does_it_already(job: JobId) -> String {
+    format!("is being done already; follow it with: fleetward job watch {job}")
+}
+
+pub(crate) fn would_summary(change: usize, fail: usize, nothing: usize) -> String {
+    format!(
+        "nothing was changed: {change} would be changed, {fail} would fail, {nothing} need nothing"
     )
 }
 

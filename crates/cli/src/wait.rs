@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 /// How long a controller may be away before waiting for a job is given up (the job goes on).
 const PATIENCE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(500);
+/// Attempts of a step after which its host is away, and not only restarting.
+const ATTEMPTS: u32 = 3;
 
 /// Waits for `job` to end well, and shows it under `name` until then.
 ///
@@ -38,8 +40,8 @@ pub(crate) async fn for_job(
     }
 }
 
-/// The same for one of many: a job that has failed and cannot even be taken back now, because its host is away, does not
-/// hold up the others. It is taken back when the host returns.
+/// The same for one of many: a job that waits for a host that is away, and that nothing but the host's return can bring to
+/// an end, does not hold up the others. Whether it only goes back or only forward, it goes on by itself.
 pub(crate) async fn for_one_of_many(
     controller: &Controller,
     progress: &Progress,
@@ -59,23 +61,48 @@ pub(crate) async fn for_one_of_many(
             let because = messages::taken_back_later(job, seen.waiting.as_deref());
             Err(failure_of(seen).because(because).into())
         }
+        JobState::Running if is_held_up(&seen) => Err(held_up(&seen).into()),
         JobState::Pending | JobState::Running | JobState::Undone | JobState::Failed => {
             Err(failure_of(seen).into())
         }
     }
 }
 
+/// Past the point of no return, and its step keeps failing.
+fn is_held_up(view: &JobView) -> bool {
+    let attempts = view
+        .steps
+        .iter()
+        .find(|step| Some(&step.name) == view.current.as_ref())
+        .map_or(0, |step| step.attempts);
+    view.state == JobState::Running
+        && !view.cancellable
+        && view.waiting.is_some()
+        && attempts >= ATTEMPTS
+}
+
+fn held_up(view: &JobView) -> Failure {
+    let code = view.waiting_code.unwrap_or(ErrorCode::HostUnreachable);
+    let waiting = view.waiting.as_deref().unwrap_or_default();
+    Failure::new(
+        code,
+        format!("{} of {} is begun and not done", view.kind, view.target),
+    )
+    .because(messages::goes_forward_later(view.id, waiting, code))
+    .fix(messages::job_goes_on(view.id))
+}
+
 /// How far a job is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Until {
     Ended,
-    /// Or on its way back and waiting.
+    /// Or waiting for what only the return of its host can bring.
     Stuck,
 }
 
 impl Until {
     fn is_reached(self, view: &JobView) -> bool {
-        let stuck = view.state == JobState::Undoing && view.waiting.is_some();
+        let stuck = (view.state == JobState::Undoing && view.waiting.is_some()) || is_held_up(view);
         view.state.has_ended() || (self == Self::Stuck && stuck)
     }
 }

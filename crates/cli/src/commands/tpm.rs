@@ -6,14 +6,16 @@
 use super::Context;
 use super::vm::seconds;
 use crate::args::{TpmChange, TpmCommand, TpmHow, Which};
-use crate::bulk::{self, Words};
+use crate::bulk::{self, Targets, Words, Would};
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::{messages, table};
-use fleetward_api::controller::{JobView, TpmRequest, VmView};
+use fleetward_api::controller::{Accepted, JobView, TpmRequest, VmView};
+use fleetward_model::host::HostState;
 use fleetward_model::vm::VmState;
-use fleetward_model::{ErrorCode, Failure, VmName};
+use fleetward_model::{ErrorCode, Failure, HostName, VmName};
 use futures_util::{StreamExt, stream};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Questions about histories under way at once.
 const ASKED_AT_ONCE: usize = 16;
@@ -31,6 +33,15 @@ impl Change {
             Self::Enable => "enable",
             Self::Disable => "disable",
             Self::Roll => "roll",
+        }
+    }
+
+    /// The kind of its job.
+    const fn kind(self) -> &'static str {
+        match self {
+            Self::Enable => "tpm-enable",
+            Self::Disable => "tpm-disable",
+            Self::Roll => "tpm-roll",
         }
     }
 
@@ -62,6 +73,9 @@ pub(super) async fn run(context: &Context, command: TpmCommand) -> Result<Exit, 
         TpmCommand::Roll(args) => change(context, Change::Roll, args).await,
         TpmCommand::Restore { name, version, how } => {
             let request = request_of(&how, version)?;
+            if context.controller.vm(&name).await?.tpm.enabled && version.is_some() {
+                warn_and_ask(context, &messages::tpm_is_replaced(&name, version))?;
+            }
             let words = Words {
                 done: &|job| done(messages::tpm_restored(restored(job)), job),
                 already: "",
@@ -105,53 +119,129 @@ async fn change(context: &Context, change: Change, args: TpmChange) -> Result<Ex
         Change::Enable => with_history(context, &affected).await?,
         Change::Disable | Change::Roll => Vec::new(),
     };
+    let chosen = args.which.names.is_empty();
     if args.dry_run {
+        let now = Now::ask(context, &vms).await?;
         let found = vms
             .iter()
-            .map(|vm| (vm.name.clone(), would(change, vm, &args.how, &had_one)))
+            .map(|vm| {
+                let would = would(change, vm, chosen, &args.how, &had_one, &now);
+                (vm.name.clone(), would.unwrap_or_else(Would::Fail))
+            })
             .collect();
         return bulk::dry_run(context, found);
     }
     match change {
         Change::Disable if !affected.is_empty() => {
-            confirm(context.yes, &messages::confirm_disable_tpm(&affected))?;
+            warn_and_ask(context, &messages::tpm_is_lost_to(&affected))?;
         }
         Change::Enable if !had_one.is_empty() => {
-            let question = messages::confirm_new_tpm(&had_one);
-            if context.yes {
-                context.progress.remark(&question);
-            }
-            confirm(context.yes, &question)?;
+            warn_and_ask(context, &messages::new_tpm_opens_nothing(&had_one))?;
         }
         Change::Enable | Change::Disable | Change::Roll => {}
     }
-    let names = vms.into_iter().map(|vm| vm.name).collect();
+    // Who chose VMs by what they have in common did not say that each has a TPM to roll.
+    let spared: BTreeSet<VmName> = vms
+        .iter()
+        .filter(|vm| chosen && change == Change::Roll && !change.applies_to(vm))
+        .map(|vm| vm.name.clone())
+        .collect();
+    let names: Vec<VmName> = vms.into_iter().map(|vm| vm.name).collect();
+    let targets = match chosen {
+        true => Targets::chosen(names),
+        false => names.into(),
+    };
     let words = Words {
         done: &|job| done(change.done().to_owned(), job),
         already: change.already(),
     };
     let send = async |name| {
+        if spared.contains(&name) {
+            return Ok(Accepted { job: None });
+        }
         context
             .controller
             .change_tpm(&name, change.path(), &request)
             .await
     };
     if args.how.wait.no_wait {
-        return bulk::submit(context, names, send).await;
+        return bulk::submit(context, targets, send).await;
     }
-    bulk::run_at_once(context, names, args.parallel, words, send).await
+    bulk::run_at_once(context, targets, args.parallel, words, send).await
+}
+
+/// Asks before a TPM is lost to somebody; where that is answered already, it is said all the same.
+fn warn_and_ask(context: &Context, warning: &str) -> Result<(), Stop> {
+    if context.yes {
+        context.progress.remark(warning);
+    }
+    confirm(context.yes, &format!("{warning} {}", messages::CONTINUE))
+}
+
+/// What stands in the way of a change at the moment.
+struct Now {
+    away: BTreeSet<HostName>,
+    jobs: BTreeMap<VmName, JobView>,
+}
+
+impl Now {
+    async fn ask(context: &Context, vms: &[VmView]) -> Result<Self, Failure> {
+        let hosts = context.controller.hosts().await?;
+        let away = hosts
+            .into_iter()
+            .filter(|host| host.state == HostState::Unreachable)
+            .map(|host| host.name)
+            .collect();
+        let mut jobs = BTreeMap::new();
+        for vm in vms {
+            if let Some(job) = vm.job {
+                let job = context.controller.job(job).await?;
+                jobs.insert(vm.name.clone(), job);
+            }
+        }
+        Ok(Self { away, jobs })
+    }
 }
 
 /// What would become of one VM.
-fn would(change: Change, vm: &VmView, how: &TpmHow, had_one: &[VmName]) -> Result<String, Failure> {
+fn would(
+    change: Change,
+    vm: &VmView,
+    chosen: bool,
+    how: &TpmHow,
+    had_one: &[VmName],
+    now: &Now,
+) -> Result<Would, Failure> {
     if !vm.managed {
         return Err(Failure::new(
             ErrorCode::VmNotManaged,
             format!("domain {}", vm.name),
         ));
     }
+    match now.jobs.get(&vm.name) {
+        Some(job) if job.state.has_ended() => {}
+        Some(job) if job.kind == change.kind() => {
+            return Ok(Would::Nothing(messages::does_it_already(job.id)));
+        }
+        Some(job) => {
+            let what = format!("job {} works on VM {}", job.id, vm.name);
+            return Err(Failure::new(ErrorCode::VmBusy, what).because(&job.kind));
+        }
+        None => {}
+    }
     if !change.applies_to(vm) {
-        return Ok(format!("nothing to do: {}", change.already()));
+        if change == Change::Roll && !chosen {
+            let what = format!("VM {} has no TPM", vm.name);
+            return Err(Failure::new(ErrorCode::VmStateWrong, what));
+        }
+        return Ok(Would::Nothing(format!(
+            "nothing to do: {}",
+            change.already()
+        )));
+    }
+    if now.away.contains(&vm.host) {
+        let what = format!("host {} of VM {} does not answer", vm.host, vm.name);
+        return Err(Failure::new(ErrorCode::HostUnreachable, what));
     }
     let restarts = match vm.state {
         VmState::Stopped => "",
@@ -165,7 +255,7 @@ fn would(change: Change, vm: &VmView, how: &TpmHow, had_one: &[VmName]) -> Resul
             );
         }
     };
-    Ok(match change {
+    Ok(Would::Change(match change {
         Change::Enable if had_one.contains(&vm.name) => format!(
             "would get a new TPM on host {}{restarts}; what its former TPM had sealed would be lost to it",
             vm.host
@@ -176,7 +266,7 @@ fn would(change: Change, vm: &VmView, how: &TpmHow, had_one: &[VmName]) -> Resul
             vm.host
         ),
         Change::Roll => format!("would get a new TPM key on host {}{restarts}", vm.host),
-    })
+    }))
 }
 
 /// Those of which a TPM is kept.

@@ -177,6 +177,10 @@ pub(super) fn job(job: Job) -> JobView {
             text: progress.text.clone().unwrap_or_default(),
         }),
         waiting: job.waiting.as_ref().map(|waiting| waiting.reason.clone()),
+        waiting_code: job
+            .waiting
+            .as_ref()
+            .and_then(|_| Some(job.current_step()?.failure.as_ref()?.code)),
         cancellable: matches!(job.state, Inner::Pending | Inner::Running) && !job.past_return,
         result: (job.state == Inner::Done)
             .then(|| work::result(&job))

@@ -286,7 +286,7 @@ fn ended(job: &str) -> Value {
     view
 }
 
-fn vm(name: &str, host: &str) -> Value {
+pub(crate) fn vm(name: &str, host: &str) -> Value {
     json!({
         "name": name, "id": "6f1c1f0e-5b0a-4c58-9a51-2f7ad1f0c001", "host": host, "group": "default", "state": "running",
         "reason": "booted", "managed": true, "cpus": 2, "memory_bytes": 4_294_967_296_u64,

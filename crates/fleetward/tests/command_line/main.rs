@@ -9,3 +9,4 @@ mod fake;
 mod guardians;
 mod help;
 mod jobs;
+mod tpm;
