@@ -419,6 +419,38 @@ async fn what_happens_on_a_host_shows_and_survives_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_a_tpm_asked_for_again_gets_the_job_that_does_it_or_is_done() {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    create(&controller, json!({"name": "web", "tpm": false})).await;
+    a.look(|inner| inner.busy.insert("make-tpm")); // answers as an agent that cannot be reached
+    let enable = "/v1/vms/web/tpm/enable";
+    let first: Value = controller.post(enable, &json!({})).await;
+    let job = first["job"].as_str().expect("a job").to_owned();
+    controller
+        .wait("the step that waits", async || {
+            a.look(|inner| inner.asked.contains(&"make-tpm"))
+        })
+        .await;
+    let again: Value = controller.post(enable, &json!({})).await;
+    assert_eq!(again["job"], json!(job), "the same job, and no refusal");
+    let other = "/v1/vms/web/tpm/disable";
+    let refusal = controller.refusal(Method::POST, other, &json!({})).await;
+    assert_eq!(refusal.code, ErrorCode::VmBusy, "{refusal}");
+    a.look(|inner| inner.busy.clear());
+    let ended = controller.ended(job.parse().expect("id")).await;
+    assert_eq!(ended.state, JobState::Done, "{ended:#?}");
+
+    // What is done needs no host.
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    let done: Value = controller.post(enable, &json!({})).await;
+    assert_eq!(done["job"], Value::Null);
+    let refusal = controller.refusal(Method::POST, other, &json!({})).await;
+    assert_eq!(refusal.code, ErrorCode::HostUnreachable, "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_goes_on_when_the_controller_comes_back() {
     let controller = Controller::start().await;
     let a = controller.join("a", "default").await;

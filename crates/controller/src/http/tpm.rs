@@ -10,6 +10,7 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use fleetward_api::controller::{Accepted, TpmRequest};
 use fleetward_api::tpm::TpmVersion;
+use fleetward_jobs::JobKind;
 use fleetward_link::Peer;
 use fleetward_model::vm::{VmObserved, VmState};
 use fleetward_model::{ErrorCode, Failure};
@@ -27,10 +28,10 @@ pub(super) async fn tpm_enable(
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
     let vm = app.world.inventory.find(&vm)?;
-    let input = input(&app, &vm, &request)?;
-    if vm.tpm.enabled {
-        return Ok(accepted(None));
-    }
+    let input = match begin::<TpmEnable>(&app, &vm, &request, vm.tpm.enabled)? {
+        Begin::Job(input) => *input,
+        Begin::Answer(answer) => return Ok(answer),
+    };
     require_stopped(&vm, &request)?;
     submit::<TpmEnable>(&app, &vm, &peer, &input).await
 }
@@ -47,10 +48,10 @@ pub(super) async fn tpm_disable(
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
     let vm = app.world.inventory.find(&vm)?;
-    let input = input(&app, &vm, &request)?;
-    if !vm.tpm.enabled {
-        return Ok(accepted(None));
-    }
+    let input = match begin::<TpmDisable>(&app, &vm, &request, !vm.tpm.enabled)? {
+        Begin::Job(input) => *input,
+        Begin::Answer(answer) => return Ok(answer),
+    };
     require_stopped(&vm, &request)?;
     submit::<TpmDisable>(&app, &vm, &peer, &input).await
 }
@@ -108,7 +109,10 @@ pub(super) async fn tpm_roll(
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
     let vm = app.world.inventory.find(&vm)?;
-    let input = input(&app, &vm, &request)?;
+    let input = match begin::<TpmRoll>(&app, &vm, &request, false)? {
+        Begin::Job(input) => *input,
+        Begin::Answer(answer) => return Ok(answer),
+    };
     if !vm.tpm.enabled {
         let what = format!("VM {} has no TPM", vm.name);
         return Err(Failure::new(ErrorCode::VmStateWrong, what)
@@ -142,6 +146,32 @@ pub(super) async fn tpm_history(
             ))
         }
     }
+}
+
+/// How a request goes on.
+enum Begin {
+    Job(Box<TpmInput>),
+    /// It is done, or a job does it already.
+    Answer(Response),
+}
+
+/// So that asking once more does what is left, whatever became of the first time: a VM that a job of kind `K` works on
+/// gets that job for an answer, and one that is as it should be needs neither its host nor that nothing else works on it.
+fn begin<K: JobKind>(
+    app: &App,
+    vm: &Arc<VmObserved>,
+    request: &TpmRequest,
+    done: bool,
+) -> Result<Begin, Refusal> {
+    let holder = app.world.holders.of(vm.id);
+    match holder {
+        Some((job, kind)) if kind == K::NAME => return Ok(Begin::Answer(accepted(Some(job)))),
+        // What such a one makes of the TPM is not certain before its end.
+        Some((_, kind)) if kind.starts_with("tpm-") => {}
+        _ if done && vm.metadata.is_some() => return Ok(Begin::Answer(accepted(None))),
+        _ => {}
+    }
+    Ok(Begin::Job(Box::new(input(app, vm, request)?)))
 }
 
 /// Refuses what cannot be at all, and puts the job's input together.
