@@ -7,7 +7,7 @@ use fleet::Controller;
 use fleet::agent::FakeAgent;
 use fleetward_api::controller::{CheckView, JobState, JobView, VmView};
 use fleetward_model::vm::VmState;
-use fleetward_model::{ErrorCode, VmId};
+use fleetward_model::{ErrorCode, Failure, VmId};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -448,6 +448,52 @@ async fn a_change_of_a_tpm_asked_for_again_gets_the_job_that_does_it_or_is_done(
     assert_eq!(done["job"], Value::Null);
     let refusal = controller.refusal(Method::POST, other, &json!({})).await;
     assert_eq!(refusal.code, ErrorCode::HostUnreachable, "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_that_the_controller_cannot_keep_is_neither_taken_away_nor_replaced() {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    create(&controller, json!({"name": "web", "start": true})).await;
+    let full = Failure::new(ErrorCode::NoSpace, "the bundle").because("no room");
+    a.look(|inner| inner.no_copy = Some(full));
+    a.look(|inner| inner.asked.clear());
+    let body = json!({"stop_and_restart": true});
+    let restore = json!({"stop_and_restart": true, "version": 1});
+    for (change, body) in [("disable", body), ("restore", restore)] {
+        let path = format!("/v1/vms/web/tpm/{change}");
+        let job = controller.job(Method::POST, &path, &body).await;
+        assert_eq!(job.state, JobState::Undone, "{job:#?}");
+        let failure = job.failure.expect("a reason");
+        assert_eq!(failure.code, ErrorCode::NoSpace);
+        assert!(
+            failure.what.contains("the TPM of VM web stays"),
+            "{failure}"
+        );
+        let vm: VmView = controller.get("/v1/vms/web").await;
+        assert!(vm.tpm.enabled && vm.tpm.state_present, "{change} took it");
+        assert_eq!(vm.state, VmState::Running, "{change}: it runs again");
+    }
+    let path = "/v1/vms/web?keep_tpm_state=true";
+    controller
+        .done(Method::POST, "/v1/vms/web/stop", &json!({}))
+        .await;
+    let job = controller.job(Method::DELETE, path, &json!({})).await;
+    assert_eq!(job.state, JobState::Undone, "{job:#?}");
+    a.look(|inner| {
+        for change in ["detach-tpm", "prepare-restore", "undefine"] {
+            assert!(!inner.asked.contains(&change), "{:?}", inner.asked);
+        }
+    });
+
+    // Of a TPM that is lost already there is nothing to keep: it can be replaced, and the job says so.
+    let lost = Failure::new(ErrorCode::TpmStateMissing, "the TPM of VM web").because("no state");
+    a.look(|inner| inner.no_copy = Some(lost));
+    let version = json!({"version": 1});
+    let job = controller
+        .done(Method::POST, "/v1/vms/web/tpm/restore", &version)
+        .await;
+    assert!(job.warnings[0].contains("no whole TPM to keep"), "{job:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -201,7 +201,7 @@ impl Step<RevokeInput> for CommitRoll {
 
     async fn run(&self, cx: &StepContext<RevokeInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
-        let Roll::Prepared(Prepared { key_protector }) = cx.output::<PrepareRoll>()? else {
+        let Roll::Prepared(Prepared { key_protector, .. }) = cx.output::<PrepareRoll>()? else {
             return Ok(());
         };
         let operation = Operation::CommitTpm { key_protector };

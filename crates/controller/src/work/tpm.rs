@@ -289,26 +289,51 @@ impl UndoStep<TpmInput> for MakeTpm {
     }
 }
 
-/// The controller's copy of a TPM that is about to be switched off. The host keeps its own, so failing is no reason to stop.
+/// The controller's copy of a TPM that is about to be taken away or replaced: what only the host keeps, no command brings
+/// back, so without a copy the job turns back. Where there is no whole TPM, none is lost, and that is a warning.
+pub(super) async fn keep_before<I: OnVm>(
+    world: &World,
+    cx: &StepContext<I>,
+    name: &VmName,
+    why: VersionReason,
+) -> Result<Option<String>, StepError> {
+    let (vm, host) = (cx.input().vm(), cx.input().host());
+    let failure = match pull::take(world, host, vm, why, cx.created_by()).await {
+        Ok(_) => return Ok(None),
+        Err(failure) => failure,
+    };
+    let Failure { what, because, .. } = &failure;
+    match failure.code {
+        ErrorCode::TpmStateMissing | ErrorCode::TpmFailed => Ok(Some(format!(
+            "VM {name} had no whole TPM to keep: {what}: {because}; host {host} keeps what there was"
+        ))),
+        ErrorCode::HostUnreachable | ErrorCode::VmBusy => Err(StepError::retryable(failure)),
+        code => Err(StepError::fatal(
+            Failure::new(
+                code,
+                format!("the TPM of VM {name} stays: the controller could not keep a copy of it"),
+            )
+            .because(format!("{what}: {because}"))
+            .fix(format!(
+                "see that the controller's data directory can be written and has room, then again: fleetward vm show {name}"
+            )),
+        )),
+    }
+}
+
+/// The controller's copy of a TPM that is about to be switched off.
 struct LastCopy(Arc<World>);
 
 #[async_trait]
 impl Step<TpmInput> for LastCopy {
     const NAME: &'static str = "last-copy";
+    const RETRY_FOR: Duration = PATIENCE;
     type Output = Started;
 
     async fn run(&self, cx: &StepContext<TpmInput>) -> Result<Started, StepError> {
-        let (world, input) = (&self.0, cx.input());
         let why = VersionReason::Disabled;
-        let taken = pull::take(world, &input.host, input.vm, why, cx.created_by()).await;
-        Ok(Started {
-            warning: taken.err().map(|failure| {
-                format!(
-                    "only host {} keeps the TPM, the controller has no copy: {}",
-                    input.host, failure.what
-                )
-            }),
-        })
+        let warning = keep_before(&self.0, cx, &cx.input().name, why).await?;
+        Ok(Started { warning })
     }
 }
 
@@ -316,11 +341,16 @@ impl Step<TpmInput> for LastCopy {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Prepared {
     pub(super) key_protector: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) warning: Option<String>,
 }
 
 pub(super) fn prepared(answer: OperationResult) -> Result<Prepared, StepError> {
     match answer {
-        OperationResult::Protector { key_protector } => Ok(Prepared { key_protector }),
+        OperationResult::Protector { key_protector } => Ok(Prepared {
+            key_protector,
+            warning: None,
+        }),
         other => Err(StepError::fatal(
             Failure::new(ErrorCode::Internal, "the host's answer")
                 .because(format!("it is no key protector but {other:?}")),
@@ -366,20 +396,21 @@ impl Step<TpmInput> for PrepareRestore {
         let (world, input) = (&self.0, cx.input());
         let version = input.version.unwrap_or_default();
         let bundle = Box::new(world.escrow.bundle(input.vm, version).await?);
-        // What is there now is kept too; the host keeps it in any case.
+        // What is there now is kept too, as the host last said it is.
         let enabled = world
             .inventory
             .vm(input.vm)
             .is_some_and(|vm| vm.tpm.enabled);
+        let mut warning = None;
         if enabled {
             let why = VersionReason::Stopped;
-            if let Err(failure) =
-                pull::take(world, &input.host, input.vm, why, cx.created_by()).await
-            {
-                tracing::warn!(vm = %input.vm, because = failure.because, "no copy before the restore");
-            }
+            warning = keep_before(world, cx, &input.name, why).await?;
         }
-        prepared(ask(world, cx, Operation::PrepareRestore { bundle }).await?)
+        let answer = ask(world, cx, Operation::PrepareRestore { bundle }).await?;
+        Ok(Prepared {
+            warning,
+            ..prepared(answer)?
+        })
     }
 }
 
@@ -411,7 +442,7 @@ impl<S: Step<TpmInput, Output = Prepared>> Step<TpmInput> for CommitTpm<S> {
     type Output = ();
 
     async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
-        let Prepared { key_protector } = cx.output::<S>()?;
+        let Prepared { key_protector, .. } = cx.output::<S>()?;
         ask(&self.world, cx, Operation::CommitTpm { key_protector })
             .await
             .map(drop)

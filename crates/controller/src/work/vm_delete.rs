@@ -1,7 +1,7 @@
 //! `vm-delete`: looks once more that the VM is stopped, and from then on only goes forward.
 
-use super::take_escrow::Taken;
-use super::{OnVm, TakeEscrow, vm_locks};
+use super::tpm::keep_before;
+use super::{OnVm, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::Operation;
 use fleetward_api::tpm::VersionReason;
@@ -47,10 +47,7 @@ impl JobKind for VmDelete {
     fn steps(&self) -> Steps<DeleteInput> {
         Steps::new()
             .check(SeeStopped(self.0.clone()))
-            .check(KeepLast(TakeEscrow::new(
-                self.0.clone(),
-                VersionReason::Deleted,
-            )))
+            .check(KeepLast(self.0.clone()))
             .forward(Undefine(self.0.clone()))
             .forward(RemoveTpm(self.0.clone()))
             .forward(DeleteVolumes(self.0.clone()))
@@ -80,8 +77,8 @@ impl Step<DeleteInput> for SeeStopped {
     }
 }
 
-/// With `--keep-tpm-state`, the controller has it as it was in the end.
-struct KeepLast(TakeEscrow<DeleteInput>);
+/// With `--keep-tpm-state`, the controller has it as it was in the end, or nothing is deleted.
+struct KeepLast(Arc<World>);
 
 #[async_trait]
 impl Step<DeleteInput> for KeepLast {
@@ -89,11 +86,21 @@ impl Step<DeleteInput> for KeepLast {
     type Output = Taken;
 
     async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<Taken, StepError> {
-        match cx.input().keep_tpm_state {
-            true => self.0.run(cx).await,
-            false => Ok(Taken::default()),
+        let input = cx.input();
+        self.0.refresh(&input.host, input.vm).await;
+        let observed = self.0.inventory.vm(input.vm);
+        if !input.keep_tpm_state || observed.is_none_or(|vm| !vm.tpm.enabled) {
+            return Ok(Taken::default());
         }
+        let warning = keep_before(&self.0, cx, &input.name, VersionReason::Deleted).await?;
+        Ok(Taken { warning })
     }
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Taken {
+    warning: Option<String>,
 }
 
 struct Undefine(Arc<World>);

@@ -25,10 +25,12 @@ use fleetward_model::vm::{
 use fleetward_model::{
     ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, PoolName, VmId,
 };
+use fleetward_protector::ExpiredAllowed;
+use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +65,8 @@ pub(crate) struct Inner {
     /// The highest generation seen, by VM.
     pub(crate) generations: BTreeMap<VmId, u64>,
     pub(crate) audit: Vec<AuditRecord>,
+    /// Why no copy of any TPM is given.
+    pub(crate) no_copy: Option<Failure>,
     /// Its log cannot be read.
     pub(crate) audit_spoilt: bool,
     /// The longest end of the controller's own records that was shown.
@@ -107,6 +111,7 @@ impl FakeAgent {
             busy: BTreeSet::new(),
             generations: BTreeMap::new(),
             audit: Vec::new(),
+            no_copy: None,
             audit_spoilt: false,
             witnessed: None,
             peers: BTreeMap::new(),
@@ -142,7 +147,7 @@ impl FakeAgent {
             .route("/v1/operations", post(operate))
             .route("/v1/questions", post(question))
             .route("/v1/vms/{id}", get(vm))
-            .route("/v1/vms/{id}/tpm", get(tpm))
+            .route(api_agent::VM_TPM, get(tpm))
             .route(
                 "/v1/images/{sha256}",
                 get(image).put(put_image).delete(delete_image),
@@ -668,12 +673,41 @@ async fn vm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Response {
     }
 }
 
+/// A bundle as it has to be, with a key protector for just this VM.
 async fn tpm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Response {
-    let inner = inner.lock().expect("lock");
-    match (inner.vms.get(&id), inner.parts.get(&id)) {
-        (Some(vm), Some(parts)) => Json(TpmBundle::new(vm.metadata.clone(), parts)).into_response(),
-        _ => refusal(Failure::new(ErrorCode::VmStateWrong, "it has no TPM")),
-    }
+    static OWNER: LazyLock<LocalGuardian> = LazyLock::new(|| {
+        let host = "fake".parse().expect("name");
+        LocalGuardian::generate(&host, OffsetDateTime::now_utc()).expect("guardian")
+    });
+    let metadata = {
+        let inner = inner.lock().expect("lock");
+        if let Some(failure) = &inner.no_copy {
+            return refusal(failure.clone());
+        }
+        match inner.vms.get(&id) {
+            Some(vm) if inner.parts.contains_key(&id) => {
+                return Json(TpmBundle::new(vm.metadata.clone(), &inner.parts[&id])).into_response();
+            }
+            Some(vm) if vm.metadata.spec.tpm => vm.metadata.clone(),
+            _ => return refusal(Failure::new(ErrorCode::TpmStateMissing, "no TPM")),
+        }
+    };
+    let request = SealRequest {
+        vm_id: id,
+        key_id: fleetward_model::KeyId(id.0),
+        tpm_key: &TpmKey::generate().expect("key"),
+        owner: &OWNER,
+        recipients: &[],
+        now: OffsetDateTime::now_utc(),
+        expired: &ExpiredAllowed::none(),
+    };
+    let parts = BundleParts {
+        state: vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 11, 1],
+        key_protector: seal(&request).expect("seal").der().to_vec(),
+        ek_certificate: None,
+        uefi_variables: None,
+    };
+    Json(TpmBundle::new(metadata, &parts)).into_response()
 }
 
 fn refusal(failure: Failure) -> Response {
