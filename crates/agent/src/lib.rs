@@ -26,6 +26,7 @@ mod durable;
 pub mod failure;
 mod fence;
 pub mod hardening;
+mod history;
 mod host;
 mod images;
 pub mod join;

@@ -38,7 +38,10 @@ async fn a_vm_is_made_started_stopped_and_deleted_and_every_step_may_be_repeated
         },
         Operation::Undefine,
         Operation::DeleteVolumes { spec: spec.clone() },
-        Operation::RemoveTpm { keep: false },
+        Operation::RemoveTpm {
+            keep: false,
+            history: false,
+        },
     ] {
         for time in ["first", "second"] {
             job.on(&node, operation.clone())
@@ -48,6 +51,49 @@ async fn a_vm_is_made_started_stopped_and_deleted_and_every_step_may_be_repeated
     }
     assert_eq!(node.fake.rests(), Vec::<String>::new());
     assert!(!record_of(&node, spec.id).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_host_kept_of_a_tpm_goes_with_its_vm_and_not_before() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    let job = Job::new(spec.id, 2);
+    let history = record_of(&node, spec.id)
+        .ancestors()
+        .nth(2)
+        .unwrap()
+        .join("history")
+        .join(spec.id.to_string());
+    let stop = Operation::Stop {
+        force: true,
+        deadline_seconds: 1,
+    };
+    for operation in [stop, Operation::DetachTpm, Operation::SetAsideTpm] {
+        job.on(&node, operation).await.unwrap();
+    }
+    let kept: Vec<_> = std::fs::read_dir(&history).unwrap().collect();
+    assert_eq!(kept.len(), 1);
+    let kept = kept.into_iter().next().unwrap().unwrap().path();
+    for file in ["tpm2-00.permall", "protector.der", "ek.der"] {
+        assert!(kept.join(file).exists(), "{file}");
+    }
+    // taking back an enable is no deletion
+    let take_back = Operation::RemoveTpm {
+        keep: false,
+        history: false,
+    };
+    job.on(&node, take_back).await.unwrap();
+    assert!(kept.exists());
+    job.on(&node, Operation::Undefine).await.unwrap();
+    let for_good = Operation::RemoveTpm {
+        keep: false,
+        history: true,
+    };
+    for _ in 0..2 {
+        job.on(&node, for_good.clone()).await.unwrap();
+        assert!(!history.exists());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

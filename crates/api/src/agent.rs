@@ -178,8 +178,13 @@ pub enum Operation {
     /// Makes a TPM for a VM that has none: state in place, key protector for this host's own guardian and the
     /// recipients. Answer `TpmMade`, the same one when repeated. Undone by `RemoveTpm`.
     MakeTpm { recipients: Vec<EndorsedGuardian> },
-    /// Removes the TPM state; with `keep`, moves it to the agent's history with its key protector.
-    RemoveTpm { keep: bool },
+    /// Removes the TPM state; with `keep`, moves it to the agent's history with its key protector. With `history`, the VM is
+    /// gone for good, and its history goes too.
+    RemoveTpm {
+        keep: bool,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        history: bool,
+    },
     /// Defines a stopped VM with the TPM that was made for it. Undone by `DetachTpm`.
     AttachTpm,
     /// Defines a stopped VM without its TPM, which stays on the disk. Undone by `AttachTpm`.

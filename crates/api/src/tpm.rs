@@ -216,6 +216,10 @@ pub struct TpmVersion {
     /// Bytes of the encrypted TPM state.
     pub size_bytes: u64,
     pub key_id: KeyId,
+    /// SHA-256 of the EK certificate, hex: which TPM it is of, whatever its key. None: kept before this was noted, or there is
+    /// no certificate.
+    #[serde(default)]
+    pub ek_sha256: Option<String>,
     /// The host it was taken from.
     pub host: HostName,
     /// SHA-256 of the bundle's secrets and variables, hex.

@@ -204,11 +204,11 @@ pub struct ControllerRun {
     /// files do. Remembered
     #[arg(long, value_name = "auto|manual")]
     pub trust: Option<TrustMode>,
-    /// Versions of each VM's TPM to keep, at least 1
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Versions of each VM's TPM to keep, 1 to 1000
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub tpm_versions: u32,
-    /// Days after which a version goes; the newest stays
-    #[arg(long, value_name = "DAYS", default_value_t = 90)]
+    /// Days after which a version goes, at most 36500; the newest of each TPM stays
+    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(..=36_500))]
     pub tpm_days: u32,
 }
 

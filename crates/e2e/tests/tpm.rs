@@ -26,7 +26,7 @@ fn main() -> ExitCode {
                 "a_disabled_tpm_is_brought_back_and_unseals",
                 disabled_and_restored,
             ),
-            ("a_rolled_tpm_unseals_and_its_old_key_opens_nothing", rolled),
+            ("a_rolled_tpm_unseals_under_its_new_key", rolled),
             (
                 "a_running_vm_is_refused_and_stays_as_it_is",
                 running_refused,
@@ -36,8 +36,16 @@ fn main() -> ExitCode {
                 enabled_anew,
             ),
             (
+                "a_guest_that_does_not_shut_down_in_time_runs_on_with_its_tpm",
+                deaf_guest,
+            ),
+            (
                 "a_host_killed_during_a_bulk_enable_costs_only_its_own_vms",
                 bulk_with_a_power_cut,
+            ),
+            (
+                "a_host_killed_during_a_bulk_disable_of_all_holds_up_nobody",
+                bulk_disable_with_a_power_cut,
             ),
         ],
     )
@@ -122,8 +130,12 @@ fn running_refused(fleet: &Fleet) -> Result<()> {
 
 fn enabled_anew(fleet: &Fleet) -> Result<()> {
     let key = tpm(fleet)?["key_id"].clone();
-    stop(fleet)?;
-    fleet.cli(&["tpm", "disable", VM, "--yes"])?.ok()?;
+    let before = guest::booted(fleet, VM, 1)?;
+    let off = fleet.cli(&["tpm", "disable", VM, "--stop-and-restart", "--yes"])?;
+    let said = off.ok()?.stderr;
+    ensure!(said.contains("BitLocker"), "not told: {said}");
+    let without = guest::booted(fleet, VM, before.boots + 1)?;
+    ensure!(without.unseal == "none", "{without:?}");
     let asked = fleet.cli(&["tpm", "enable", VM])?;
     ensure!(
         asked.code == 2
@@ -132,11 +144,14 @@ fn enabled_anew(fleet: &Fleet) -> Result<()> {
                 .contains("cannot open what the former one had sealed"),
         "not told: {asked:?}"
     );
-    fleet.cli(&["tpm", "enable", VM, "--yes"])?.ok()?;
-    let tick = start(fleet)?;
+    fleet
+        .cli(&["tpm", "enable", VM, "--yes"])?
+        .refused(4, "VM_RUNNING")?;
+    let on = ["tpm", "enable", VM, "--stop-and-restart", "--yes"];
+    fleet.cli(&on)?.ok()?;
+    let tick = guest::booted(fleet, VM, without.boots + 1)?;
     ensure!(tick.unseal == "failed", "{tick:?}");
     // The way back is open all the same: by the version that unsealed.
-    stop(fleet)?;
     let history = fleet.json(&["tpm", "history", VM])?;
     let kept = history
         .as_array()
@@ -148,12 +163,72 @@ fn enabled_anew(fleet: &Fleet) -> Result<()> {
     let Some(version) = kept else {
         anyhow::bail!("no version of before: {history}");
     };
-    fleet
-        .cli(&["tpm", "restore", VM, "--version", &version.to_string()])?
-        .ok()?;
-    let tick = start(fleet)?;
+    let version = version.to_string();
+    let restore = [
+        "tpm",
+        "restore",
+        VM,
+        "--stop-and-restart",
+        "--version",
+        &version,
+    ];
+    fleet.cli(&restore)?.refused(2, "CONFIRMATION_NEEDED")?;
+    fleet.cli(&[&restore[..], &["--yes"]].concat())?.ok()?;
+    let tick = guest::booted(fleet, VM, tick.boots + 1)?;
     ensure!(tick.unseal == "ok", "{tick:?}");
     stop(fleet)
+}
+
+/// One that sits in its firmware, which knows of no power button.
+fn deaf_guest(fleet: &Fleet) -> Result<()> {
+    let create = [
+        "vm",
+        "create",
+        "deaf",
+        "--disk",
+        "16M",
+        "--memory",
+        "64M",
+        "--host",
+        "a",
+        "--start",
+        "--label",
+        "ears=none",
+    ];
+    fleet.cli(&create)?.ok()?;
+    let process = || -> Result<String> {
+        let find =
+            "cat /run/libvirt/qemu/deaf.pid /var/run/libvirt/qemu/deaf.pid 2>/dev/null | head -n 1";
+        let found = fleet.exec("a", &["sh", "-c", find])?.ok()?.stdout;
+        ensure!(!found.trim().is_empty(), "no process");
+        Ok(found)
+    };
+    let before = (process()?, fleet.vm("deaf")?["tpm"].clone());
+    ensure!(before.1["enabled"] == true, "{}", before.1);
+    let alone = ["tpm", "disable", "deaf", "--yes"];
+    let chosen = ["tpm", "roll", "--label", "ears=none"];
+    let how = ["--stop-and-restart", "--deadline", "5s"];
+    fleet
+        .cli(&[&alone[..], &how].concat())?
+        .refused(1, "SHUTDOWN_TIMED_OUT")?;
+    let bulk = fleet.cli(&[&chosen[..], &how].concat())?;
+    ensure!(
+        bulk.code == 3
+            && bulk.stdout.contains("deaf: SHUTDOWN_TIMED_OUT")
+            && bulk.stdout.contains("0 succeeded, 1 failed, 0 skipped"),
+        "{bulk:?}"
+    );
+    let vm = fleet.vm("deaf")?;
+    ensure!(vm["state"] == "running", "{vm}");
+    for same in ["enabled", "state_present", "key_id", "ek_certificate"] {
+        ensure!(vm["tpm"][same] == before.1[same], "{same}: {}", vm["tpm"]);
+    }
+    ensure!(process()? == before.0, "its power was cut");
+    fleet.cli(&["vm", "stop", "deaf", "--force"])?.ok()?;
+    fleet
+        .cli(&["vm", "delete", "deaf", "--yes"])?
+        .ok()
+        .map(drop)
 }
 
 fn bulk_with_a_power_cut(fleet: &Fleet) -> Result<()> {
@@ -198,15 +273,79 @@ fn bulk_with_a_power_cut(fleet: &Fleet) -> Result<()> {
         }
     }
     fleet.start("b")?;
-    wait::until("what was begun to be taken back", seconds(120), || {
-        let jobs = fleet.json(&["job", "list", "--active"])?;
-        Ok(jobs.as_array().is_some_and(Vec::is_empty).then_some(()))
-    })?;
+    no_jobs(fleet)?;
+    // What was reported as failed is as if it had never been asked for, as b itself says.
+    let host = fleet.json(&["host", "show", "b"])?;
+    ensure!(host["state"] == "online", "{host}");
+    for result in results.iter().filter(|r| r["outcome"] == "failed") {
+        let vm = fleet.vm(result["vm"].as_str().unwrap_or_default())?;
+        let tpm = &vm["tpm"];
+        ensure!(
+            vm["host"] == "b" && tpm["enabled"] == false && tpm["state_present"] == false,
+            "{result} and yet {vm}"
+        );
+    }
     fleet.cli(&enable)?.ok()?;
     let (done, all) = counted(fleet)?;
     ensure!((done, all) == (MANY, MANY), "{done} of {all}");
     wait::until("no residue", seconds(20), || {
         residue::none_anywhere(fleet, HOSTS).map(Some)
+    })
+}
+
+/// Whatever b was doing when its power went, even past the point of no return, the VMs of a have their turn.
+fn bulk_disable_with_a_power_cut(fleet: &Fleet) -> Result<()> {
+    let bulk = fleet
+        .cli_command()
+        .args(["tpm", "disable", "--all", "--yes", "-o", "json"])
+        .args(["--parallel", "6"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait::until("some to be done", seconds(120), || {
+        let (on, _) = counted(fleet)?;
+        Ok((on + 6 <= MANY).then_some(()))
+    })?;
+    fleet.kill("b")?;
+    let output = bulk.wait_with_output()?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let code = output.status.code();
+    ensure!(code == Some(3), "{code:?}: {report}");
+    let results = report["results"].as_array().cloned().unwrap_or_default();
+    ensure!(results.len() > MANY, "not all: {report}");
+    for result in &results {
+        let vm = fleet.vm(result["vm"].as_str().unwrap_or_default())?;
+        match result["outcome"].as_str() {
+            Some("succeeded" | "skipped") => {
+                ensure!(vm["tpm"]["enabled"] == false, "not true: {result}");
+            }
+            _ => ensure!(
+                vm["host"] == "b" && result["code"] == "HOST_UNREACHABLE",
+                "{result}"
+            ),
+        }
+    }
+    fleet.start("b")?;
+    no_jobs(fleet)?;
+    let rest = fleet
+        .cli(&["tpm", "disable", "--host", "b", "--yes"])?
+        .ok()?;
+    ensure!(rest.stdout.contains(" 0 failed"), "{}", rest.stdout);
+    ensure!(!rest.stdout.contains(VM), "{VM} is on a: {}", rest.stdout);
+    ensure!(counted(fleet)? == (0, MANY), "{:?}", counted(fleet)?);
+    // Nothing is lost: a whole version of each is with the controller.
+    for at in [0, 1, MANY - 2, MANY - 1] {
+        let name = format!("small{at}");
+        fleet.cli(&["tpm", "restore", &name])?.ok()?;
+        ensure!(fleet.vm(&name)?["tpm"]["state_present"] == true, "{name}");
+    }
+    Ok(())
+}
+
+fn no_jobs(fleet: &Fleet) -> Result<()> {
+    wait::until("every job to have ended", seconds(180), || {
+        let jobs = fleet.json(&["job", "list", "--active"])?;
+        Ok(jobs.as_array().is_some_and(Vec::is_empty).then_some(()))
     })
 }
 

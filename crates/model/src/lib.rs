@@ -14,6 +14,7 @@ pub mod name;
 pub mod placement;
 pub mod preflight;
 pub mod profile;
+pub mod retention;
 pub mod size;
 pub mod tpm_state;
 pub mod transition;

@@ -65,7 +65,13 @@ impl Task<'_> {
             Operation::CopyTpm { recipients } => self.copy_tpm(recipients).await,
             Operation::PlaceVariables { sha256 } => self.place_variables(sha256).await,
             Operation::MakeTpm { recipients } => self.make_tpm(recipients).await,
-            Operation::RemoveTpm { keep } => self.remove_tpm(*keep).await,
+            Operation::RemoveTpm { keep, history } => {
+                let removed = self.remove_tpm(*keep).await?;
+                if *history {
+                    self.forget_history()?;
+                }
+                Ok(removed)
+            }
             Operation::Define { metadata } => self.define(metadata).await,
             Operation::AttachTpm => self.attach_tpm().await,
             Operation::DetachTpm => self.detach_tpm().await,

@@ -9,8 +9,8 @@
 //! found without a way to complete it, nothing is made: a new TPM in the place of a lost one hides the loss.
 
 use super::Task;
-use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::history;
 use crate::keyring::{admit, parse_protector_der};
 use crate::tpm_pool::ReadyTpm;
 use base64::Engine;
@@ -19,8 +19,6 @@ use fleetward_api::agent::OperationResult;
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::{ErrorCode, Failure};
 use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 impl Task<'_> {
     /// Makes a TPM for a VM that has none; a repeat gives the same answer.
@@ -170,23 +168,23 @@ impl Task<'_> {
             .read_state(self.vm)
             .await
             .attempt(|| format!("reading the TPM state of VM {}", self.vm))?;
-        let now = OffsetDateTime::now_utc()
-            .format(&Rfc3339)
-            .expect("the time can be written");
-        let directory = self
-            .host
-            .layout
-            .history()
-            .join(self.vm.to_string())
-            .join(now);
-        let kept = durable::make_directory(&directory, 0o700)
-            .and_then(|()| durable::write(&directory.join("tpm2-00.permall"), &state))
-            .and_then(|()| match protector {
-                Some(der) => durable::write(&directory.join("protector.der"), der),
-                None => Ok(()),
-            });
-        kept.map_err(|error| {
-            Trouble::file(format!("the history of VM {}", self.vm), &directory, &error)
-        })
+        let ek_certificate = self.record.ek_certificate()?;
+        let kept = history::Kept {
+            state: &state,
+            protector,
+            ek_certificate: ek_certificate.as_deref(),
+        };
+        history::keep(&self.host.layout.history(), self.vm, &kept)
+            .map_err(|error| self.history_trouble(&error))
+    }
+
+    pub(super) fn forget_history(&self) -> Result<()> {
+        history::forget(&self.host.layout.history(), self.vm)
+            .map_err(|error| self.history_trouble(&error))
+    }
+
+    fn history_trouble(&self, error: &std::io::Error) -> Trouble {
+        let directory = self.host.layout.history();
+        Trouble::file(format!("the history of VM {}", self.vm), &directory, error)
     }
 }

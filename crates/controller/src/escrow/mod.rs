@@ -212,6 +212,7 @@ impl Escrow {
             why,
             size_bytes: parts.state.len() as u64,
             key_id,
+            ek_sha256: parts.ek_certificate.as_deref().map(sha256),
             host: host.clone(),
             sha256: bundle.sha256.clone(),
             state_sha256: sha256(&parts.state),
@@ -476,7 +477,7 @@ impl Escrow {
                 .collect()
         };
         let versions: Vec<_> = all.iter().map(|indexed| &indexed.version).collect();
-        let superfluous = self.retention.superfluous(&versions, now);
+        let superfluous = retention::superfluous(self.retention, &versions, now);
         for indexed in all
             .iter()
             .filter(|i| superfluous.contains(&i.version.version))

@@ -45,10 +45,14 @@ fn metadata(vm: VmId) -> VmMetadata {
 }
 
 fn bundle(content: u8) -> TpmBundle {
+    bundle_of(content, None)
+}
+
+fn bundle_of(content: u8, ek: Option<&[u8]>) -> TpmBundle {
     let parts = BundleParts {
         state: vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 11, content],
         key_protector: PROTECTOR.clone(),
-        ek_certificate: None,
+        ek_certificate: ek.map(<[u8]>::to_vec),
         uefi_variables: Some(vec![0xff; 4096]),
     };
     TpmBundle::new(metadata(VM), &parts)
@@ -91,6 +95,31 @@ async fn what_was_kept_comes_back_also_after_a_restart() {
     assert_eq!(escrow.bundle(VM, 2).await.expect("second"), bundle(2));
     let missing = escrow.bundle(VM, 3).await.expect_err("no third");
     assert_eq!(missing.code, ErrorCode::TpmVersionNotFound);
+}
+
+#[tokio::test]
+async fn the_tpm_that_was_switched_off_outlasts_every_stop_of_its_successor() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    let keep = async |content, ek: &'static [u8], why| {
+        let (bundle, host) = (bundle_of(content, Some(ek)), host());
+        let kept = escrow.keep(&bundle, &host, why, "test").await;
+        kept.expect("kept").version
+    };
+    keep(1, b"former", VersionReason::Stopped).await;
+    let last = keep(2, b"former", VersionReason::Disabled).await;
+    keep(3, b"new", VersionReason::Enabled).await;
+    for content in 4..30 {
+        keep(content, b"new", VersionReason::Stopped).await;
+    }
+    escrow
+        .prune(now() + time::Duration::days(500))
+        .await
+        .expect("pruned");
+    let bundle = escrow.bundle(VM, last).await.expect("it is still there");
+    assert_eq!(bundle, bundle_of(2, Some(b"former")));
+    let versions: Vec<_> = escrow.list(VM).iter().map(|v| v.version).collect();
+    assert_eq!(versions, [last, 29], "one for each TPM");
 }
 
 #[tokio::test]

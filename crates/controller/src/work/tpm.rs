@@ -283,9 +283,16 @@ impl Step<TpmInput> for MakeTpm {
 #[async_trait]
 impl UndoStep<TpmInput> for MakeTpm {
     async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
-        ask(&self.0, cx, Operation::RemoveTpm { keep: false })
-            .await
-            .map(drop)
+        ask(
+            &self.0,
+            cx,
+            Operation::RemoveTpm {
+                keep: false,
+                history: false,
+            },
+        )
+        .await
+        .map(drop)
     }
 }
 

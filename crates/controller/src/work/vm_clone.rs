@@ -175,7 +175,10 @@ impl UndoStep<CloneInput> for MakeTpm {
             return Ok(());
         }
         let agent = self.0.agents.of(&input.host)?;
-        let operation = Operation::RemoveTpm { keep: false };
+        let operation = Operation::RemoveTpm {
+            keep: false,
+            history: false,
+        };
         agent.run(cx, input.spec.id, operation).await.map(drop)
     }
 }

@@ -182,7 +182,10 @@ impl UndoStep<CreateInput> for MakeTpm {
         if !input.spec.tpm {
             return Ok(());
         }
-        let operation = Operation::RemoveTpm { keep: false };
+        let operation = Operation::RemoveTpm {
+            keep: false,
+            history: false,
+        };
         let done = self
             .0
             .agents

@@ -125,12 +125,11 @@ impl Step<DeleteInput> for RemoveTpm {
     type Output = ();
 
     async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
+        // Also of a VM whose TPM is off: its host may have kept one.
         let input = cx.input();
-        if !input.spec.tpm {
-            return Ok(());
-        }
         let operation = Operation::RemoveTpm {
             keep: input.keep_tpm_state,
+            history: !input.keep_tpm_state,
         };
         let agent = self.0.agents.of(&input.host)?;
         agent.run(cx, input.vm, operation).await.map(drop)

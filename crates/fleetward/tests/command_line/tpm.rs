@@ -206,6 +206,26 @@ fn a_dry_run_knows_of_hosts_that_are_away_and_of_jobs_under_way() {
 }
 
 #[test]
+fn a_retention_beyond_reason_is_refused_before_a_controller_starts() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let data = nowhere.path().join("data");
+    for (option, value) in [("--tpm-days", "9999999"), ("--tpm-versions", "0")] {
+        let run_it = [
+            "controller",
+            "run",
+            "--data",
+            data.to_str().unwrap(),
+            option,
+            value,
+        ];
+        let (code, _, stderr) = run(crate::fake::fleetward(&run_it));
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(option), "{stderr}");
+        assert!(!data.exists());
+    }
+}
+
+#[test]
 fn what_is_lost_is_said_also_where_yes_has_answered() {
     let (fake, asked) = fleet();
     let (code, _, stderr) = run(fake.fleetward(&["tpm", "disable", "web"]));

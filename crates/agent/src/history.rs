@@ -1,0 +1,137 @@
+//! TPMs that were taken from VMs of this host and are kept: `history/<vm>/<time>/`, each with its state, its key protector
+//! and its EK certificate where there are any.
+//!
+//! The controller's copy is what commands bring back; this one is the last resort of whoever has only the host. It is
+//! thinned as the controller's is (`model::retention`, with its defaults), and goes with the VM.
+
+use crate::durable;
+use fleetward_model::VmId;
+use fleetward_model::retention::{Candidate, Retention, TpmIdentity};
+use fleetward_protector::KeyProtector;
+use sha2::{Digest, Sha256};
+use std::io;
+use std::path::{Path, PathBuf};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+const STATE: &str = "tpm2-00.permall";
+const PROTECTOR: &str = "protector.der";
+const EK_CERTIFICATE: &str = "ek.der";
+
+/// What is kept of a TPM.
+pub(crate) struct Kept<'a> {
+    pub(crate) state: &'a [u8],
+    pub(crate) protector: Option<&'a [u8]>,
+    pub(crate) ek_certificate: Option<&'a [u8]>,
+}
+
+/// Keeps a TPM in the directory of all histories; it is on the disk when this returns. What that makes superfluous goes.
+pub(crate) fn keep(history: &Path, vm: VmId, kept: &Kept<'_>) -> io::Result<()> {
+    let now = OffsetDateTime::now_utc();
+    let time = now.format(&Rfc3339).map_err(io::Error::other)?;
+    let directory = of(history, vm).join(time);
+    durable::make_directory(&directory, 0o700)?;
+    durable::write(&directory.join(STATE), kept.state)?;
+    let more = [
+        (PROTECTOR, kept.protector),
+        (EK_CERTIFICATE, kept.ek_certificate),
+    ];
+    for (name, content) in more {
+        if let Some(content) = content {
+            durable::write(&directory.join(name), content)?;
+        }
+    }
+    // That it stays does no harm.
+    if let Err(error) = thin(history, vm, now) {
+        tracing::warn!(%vm, %error, "old versions stay in the history");
+    }
+    Ok(())
+}
+
+/// Removes all that was kept of a VM that was deleted for good.
+pub(crate) fn forget(history: &Path, vm: VmId) -> io::Result<()> {
+    durable::remove_tree(&of(history, vm))
+}
+
+fn of(history: &Path, vm: VmId) -> PathBuf {
+    history.join(vm.to_string())
+}
+
+fn thin(history: &Path, vm: VmId, now: OffsetDateTime) -> io::Result<()> {
+    let mut versions = Vec::new();
+    for entry in std::fs::read_dir(of(history, vm))? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        // what nobody here has made is left alone
+        if let Some(Ok(made)) = name.map(|name| OffsetDateTime::parse(name, &Rfc3339)) {
+            versions.push((candidate(&path, made)?, path));
+        }
+    }
+    versions.sort_by_key(|(candidate, _)| candidate.made);
+    let candidates: Vec<_> = versions.iter().map(|(c, _)| c.clone()).collect();
+    for at in Retention::default().superfluous(&candidates, now) {
+        durable::remove_tree(&versions[at].1)?;
+    }
+    Ok(())
+}
+
+fn candidate(path: &Path, made: OffsetDateTime) -> io::Result<Candidate> {
+    let protector = durable::read(&path.join(PROTECTOR))?;
+    let key = protector
+        .and_then(|der| KeyProtector::from_der(&der).ok())
+        .map(|protector| protector.inspect().binding.key_id);
+    let certificate = durable::read(&path.join(EK_CERTIFICATE))?;
+    let tpm = match (certificate, key) {
+        (Some(der), _) => TpmIdentity::Certificate(hex::encode(Sha256::digest(der))),
+        (None, Some(key)) => TpmIdentity::Key(key),
+        (None, None) => TpmIdentity::Unknown,
+    };
+    Ok(Candidate {
+        tpm,
+        key,
+        made,
+        written: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    const VM: VmId = VmId(Uuid::from_u128(7));
+
+    fn kept(history: &Path) -> Vec<u8> {
+        let mut states: Vec<u8> = std::fs::read_dir(of(history, VM))
+            .expect("a directory")
+            .map(|entry| std::fs::read(entry.expect("entry").path().join(STATE)).expect("state")[0])
+            .collect();
+        states.sort_unstable();
+        states
+    }
+
+    #[test]
+    fn many_versions_of_a_new_tpm_leave_the_last_one_of_the_former() {
+        let dir = tempfile::tempdir().expect("directory");
+        let history = dir.path();
+        let keep_one = |state: u8, ek: &[u8]| {
+            let one = Kept {
+                state: &[state],
+                protector: None,
+                ek_certificate: Some(ek),
+            };
+            keep(history, VM, &one).expect("kept");
+        };
+        keep_one(1, b"former");
+        keep_one(2, b"former");
+        for state in 3..=20 {
+            keep_one(state, b"new");
+        }
+        let mut expected = vec![2];
+        expected.extend(11..=20);
+        assert_eq!(kept(history), expected);
+        forget(history, VM).expect("gone");
+        forget(history, VM).expect("twice");
+        assert!(!of(history, VM).exists());
+    }
+}
