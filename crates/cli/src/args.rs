@@ -592,7 +592,7 @@ pub enum JobCommand {
 
 #[derive(Debug, Args)]
 pub struct AuditArgs {
-    /// Only what concerns this VM
+    /// Only what concerns this VM: name or id, also of one that is gone
     #[arg(long)]
     pub vm: Option<VmName>,
     /// Only what happened after: a time (RFC 3339) or an age, such as 1h

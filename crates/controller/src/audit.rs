@@ -19,6 +19,11 @@ use tokio::sync::Mutex;
 /// The name under which the controller keeps its own records; no host may have it.
 pub(crate) const CONTROLLER: &str = "controller";
 
+/// `audit-retiring/<host>`: where the chain of a host that left is being moved.
+const RETIRING: &str = "audit-retiring/";
+/// Records moved in one transaction, each with two operations.
+const MOVED_AT_ONCE: usize = fleetward_store::MAX_OPERATIONS / 2;
+
 /// The audit trail.
 #[derive(Debug)]
 pub(crate) struct Audit {
@@ -32,6 +37,11 @@ pub(crate) struct Audit {
 
 impl Audit {
     pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        for (key, _) in store.list_json::<String>(RETIRING).await?.0 {
+            if let Some(Ok(host)) = key.strip_prefix(RETIRING).map(str::parse) {
+                retire_noted(&*store, &host).await?;
+            }
+        }
         let mut last: HashMap<HostName, AuditRecord> = HashMap::new();
         for (key, found) in store.list_json::<AuditRecord>("audit/").await?.0 {
             if chain_of(&key) == found.value.host.as_str() {
@@ -133,16 +143,14 @@ impl Audit {
             .store
             .list_json::<AuditRecord>(&format!("audit/{host}/"))
             .await?;
-        let former = format!("audit/{host}@{}", now.unix_timestamp());
-        for (key, found) in found {
-            let kept = format!("{former}/{:020}", found.value.seq);
-            let txn = Txn::new().delete(key).put_json(kept, &found.value)?;
-            let _ = self.store.commit(txn).await?;
+        if found.is_empty() && self.break_of(host).is_none() {
+            return Ok(());
         }
-        let _ = self
-            .store
-            .commit(Txn::new().delete(format!("audit-break/{host}")))
-            .await?;
+        // Noted before the first is moved: whoever comes after a crash moves the rest to the same place.
+        let former = format!("{host}@{}", now.unix_timestamp());
+        let noted = format!("{RETIRING}{host}");
+        let _ = self.store.put_json(&noted, &former, Guard::Absent).await?;
+        retire_noted(&*self.store, host).await?;
         self.broken().remove(host);
         last.remove(host);
         Ok(())
@@ -156,18 +164,30 @@ impl Audit {
     /// Records of all hosts, oldest first.
     pub(crate) async fn list(
         &self,
-        vm: Option<VmId>,
+        vms: Option<&BTreeSet<VmId>>,
         since: Option<OffsetDateTime>,
     ) -> Result<Vec<AuditRecord>, StoreError> {
         let (found, _) = self.store.list_json::<AuditRecord>("audit/").await?;
         let mut records: Vec<_> = found
             .into_iter()
             .map(|(_, found)| found.value)
-            .filter(|record| vm.is_none_or(|vm| record.vm == Some(vm)))
+            .filter(|record| vms.is_none_or(|vms| record.vm.is_some_and(|vm| vms.contains(&vm))))
             .filter(|record| since.is_none_or(|since| record.time >= since))
             .collect();
         records.sort_by(|a, b| (a.time, &a.host, a.seq).cmp(&(b.time, &b.host, b.seq)));
         Ok(records)
+    }
+
+    /// VMs that had that name when a job of theirs was begun, whether or not they exist. A VM's records outlive it.
+    pub(crate) async fn named(&self, name: &str) -> Result<BTreeSet<VmId>, StoreError> {
+        let prefix = format!("audit/{CONTROLLER}/");
+        let (found, _) = self.store.list_json::<AuditRecord>(&prefix).await?;
+        let named = found.into_iter().map(|(_, found)| found.value);
+        let named = named.filter(|record| {
+            let target = record.reason.split_once(' ').map(|(_, target)| target);
+            record.action == AuditAction::SubmitJob && target == Some(name)
+        });
+        Ok(named.filter_map(|record| record.vm).collect())
     }
 
     /// The last of the controller's own records, as hosts are shown it.
@@ -319,6 +339,30 @@ impl Audit {
     }
 }
 
+/// Moves what is left of a chain to the place that was noted for it.
+async fn retire_noted(store: &dyn Store, host: &HostName) -> Result<(), StoreError> {
+    let noted = format!("{RETIRING}{host}");
+    let Some(former) = store.get_json::<String>(&noted).await? else {
+        return Ok(());
+    };
+    let (found, _) = store
+        .list_json::<AuditRecord>(&format!("audit/{host}/"))
+        .await?;
+    for some in found.chunks(MOVED_AT_ONCE) {
+        let mut txn = Txn::new();
+        for (key, found) in some {
+            let kept = format!("audit/{}/{:020}", former.value, found.value.seq);
+            txn = txn.delete(key.clone()).put_json(kept, &found.value)?;
+        }
+        let _ = store.commit(txn).await?;
+    }
+    let txn = Txn::new()
+        .delete(format!("audit-break/{host}"))
+        .delete(noted);
+    let _ = store.commit(txn).await?;
+    Ok(())
+}
+
 /// Something the controller did.
 #[derive(Debug)]
 pub(crate) struct Act {
@@ -361,4 +405,68 @@ fn chain_of(key: &str) -> &str {
 
 fn key(record: &AuditRecord) -> String {
     format!("audit/{}/{:020}", record.host, record.seq)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fleetward_store::SqliteStore;
+
+    fn chain(host: &HostName, length: usize) -> Vec<AuditRecord> {
+        let mut records: Vec<AuditRecord> = Vec::new();
+        for n in 0..length {
+            let event = AuditEvent {
+                time: OffsetDateTime::UNIX_EPOCH,
+                host: host.clone(),
+                actor: "controller".into(),
+                action: AuditAction::Open,
+                vm: None,
+                guardian: None,
+                reason: format!("start {n}"),
+                job: None,
+            };
+            records.push(AuditRecord::chain(records.last(), event));
+        }
+        records
+    }
+
+    #[tokio::test]
+    async fn a_chain_that_a_crash_left_half_retired_is_whole_again_and_a_new_one_begins() {
+        let dir = tempfile::tempdir().expect("directory");
+        let store: Arc<dyn Store> = Arc::new(
+            SqliteStore::open(dir.path().join("store.db"))
+                .await
+                .expect("store"),
+        );
+        let host: HostName = "a".parse().expect("name");
+        let audit = Audit::open(store.clone()).await.expect("audit");
+        let records = chain(&host, 300);
+        audit.take(&host, records.clone()).await.expect("taken");
+        // the crash: noted where to, and a hundred records moved
+        let put = store.put_json("audit-retiring/a", "a@7", Guard::Any).await;
+        let _ = put.expect("noted");
+        for record in &records[..100] {
+            let kept = format!("audit/a@7/{:020}", record.seq);
+            let txn = Txn::new().delete(key(record)).put_json(kept, record);
+            let _ = store.commit(txn.expect("json")).await.expect("moved");
+        }
+        drop(audit);
+
+        let audit = Audit::open(store.clone()).await.expect("audit");
+        let verdict = audit.verdict().await.expect("verdict");
+        assert!(verdict.intact, "{verdict:?}");
+        assert_eq!(verdict.records, 300);
+        assert_eq!(audit.position(&host).await, 0);
+        audit.take(&host, chain(&host, 3)).await.expect("a new one");
+        assert_eq!(audit.break_of(&host), None);
+
+        // and the whole way, more records than one transaction takes
+        audit
+            .retire(&host, OffsetDateTime::now_utc())
+            .await
+            .expect("retired");
+        let verdict = audit.verdict().await.expect("verdict");
+        assert!(verdict.intact && verdict.records == 303, "{verdict:?}");
+        assert_eq!(audit.position(&host).await, 0);
+    }
 }

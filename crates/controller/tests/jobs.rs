@@ -92,6 +92,17 @@ async fn a_vm_is_made_started_stopped_and_deleted() {
 
     let verdict: Value = controller.get("/v1/audit/verify").await;
     assert_eq!(verdict["intact"], true, "{verdict}");
+    // account is given of a VM that is gone, by its name and by its id
+    let by_name: Vec<Value> = controller.get("/v1/audit?vm=web").await;
+    let deleted = |record: &Value| record["reason"] == "vm-delete web";
+    assert!(by_name.iter().any(deleted), "{by_name:?}");
+    assert!(by_name.iter().any(|r| r["host"] == "a"), "{by_name:?}");
+    let by_id: Vec<Value> = controller.get(&format!("/v1/audit?vm={}", vm.id)).await;
+    assert_eq!(by_id, by_name);
+    let unknown = controller
+        .refusal(Method::GET, "/v1/audit?vm=never", &json!({}))
+        .await;
+    assert_eq!(unknown.code, ErrorCode::VmNotFound);
     let records: Vec<Value> = controller.get("/v1/audit").await;
     for action in ["make-token", "endorse", "submit-job", "open"] {
         assert!(records.iter().any(|r| r["action"] == action), "{action}");

@@ -135,7 +135,10 @@ fn enabled_anew(fleet: &Fleet) -> Result<()> {
     let said = off.ok()?.stderr;
     ensure!(said.contains("BitLocker"), "not told: {said}");
     let without = guest::booted(fleet, VM, before.boots + 1)?;
-    ensure!(without.unseal == "none", "{without:?}");
+    ensure!(
+        without.ek == "none" && without.unseal == "failed",
+        "{without:?}"
+    );
     let asked = fleet.cli(&["tpm", "enable", VM])?;
     ensure!(
         asked.code == 2

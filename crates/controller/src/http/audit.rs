@@ -9,8 +9,9 @@ use axum::extract::State;
 use fleetward_api::controller::{AuditBreakView, AuditQuery, AuditVerdict};
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::error::Class;
-use fleetward_model::{ErrorCode, Failure, HostName};
+use fleetward_model::{ErrorCode, Failure, HostName, VmId};
 use futures_util::future::join_all;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -21,7 +22,7 @@ const COMPARE_TIME: Duration = Duration::from_secs(30);
 /// Records of all hosts and of the controller, oldest first.
 #[utoipa::path(
     get, path = "/v1/audit",
-    params(("vm" = Option<String>, Query), ("since" = Option<String>, Query, description = "RFC 3339")),
+    params(("vm" = Option<String>, Query, description = "name or id, also of a VM that is gone"), ("since" = Option<String>, Query, description = "RFC 3339")),
     responses((status = 200, body = Vec<AuditRecord>))
 )]
 pub(super) async fn audit_list(
@@ -36,12 +37,32 @@ pub(super) async fn audit_list(
         })
     });
     let since = since.transpose()?;
-    let vm = match &query.vm {
-        Some(name) => Some(app.world.inventory.find(name.as_str())?.id),
+    let vms = match &query.vm {
+        Some(name) => Some(vms_of(&app.world, name.as_str()).await?),
         None => None,
     };
     fetch(&app).await;
-    Ok(Json(app.world.audit.list(vm, since).await?))
+    Ok(Json(app.world.audit.list(vms.as_ref(), since).await?))
+}
+
+/// The VM of that name or id; where there is none, those that had it. Account is given of a VM that is gone too.
+async fn vms_of(world: &World, name: &str) -> Answer<BTreeSet<VmId>> {
+    let missing = match world.inventory.find(name) {
+        Ok(vm) => return Ok(BTreeSet::from([vm.id])),
+        Err(missing) => missing,
+    };
+    if let Ok(id) = name.parse::<VmId>() {
+        let known = world.audit.list(Some(&BTreeSet::from([id])), None).await?;
+        if !known.is_empty() {
+            return Ok(BTreeSet::from([id]));
+        }
+    }
+    let mut former = world.audit.named(name).await?;
+    former.extend(world.escrow.named(name));
+    match former.is_empty() {
+        true => Err(missing.into()),
+        false => Ok(former),
+    }
 }
 
 #[utoipa::path(get, path = "/v1/audit/verify", responses((status = 200, body = AuditVerdict)))]

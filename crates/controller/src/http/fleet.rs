@@ -137,7 +137,13 @@ pub(super) async fn join(
             world.audit.retire(&host, now).await?;
             world.hosts.replace(record, usable.use_up()?).await?
         }
-        Some(_) | None => world.hosts.add(record, usable.use_up()?).await?,
+        known => {
+            // A chain under the name of no host is of one that left, and a crash kept it from being put aside.
+            if known.is_none() {
+                world.audit.retire(&host, now).await?;
+            }
+            world.hosts.add(record, usable.use_up()?).await?
+        }
     };
     if added.committed().is_none() {
         return Err(Failure::new(
