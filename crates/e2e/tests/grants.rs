@@ -307,6 +307,14 @@ fn with_log(fleet: &Fleet, change: &str, code: &str) -> Result<()> {
 }
 
 fn tampered(fleet: &Fleet) -> Result<()> {
+    // enough records on a, also where this case runs alone
+    for at in 0..4 {
+        let name = format!("audited{at}");
+        let create = [
+            "vm", "create", &name, "--disk", "16M", "--memory", "64M", "--host", "a",
+        ];
+        fleet.cli(&create)?.ok()?;
+    }
     fleet.cli(&["audit", "--verify"])?.ok()?;
     with_log(
         fleet,
