@@ -686,7 +686,8 @@ async fn tpm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Response {
         }
         match inner.vms.get(&id) {
             Some(vm) if inner.parts.contains_key(&id) => {
-                return Json(TpmBundle::new(vm.metadata.clone(), &inner.parts[&id])).into_response();
+                return Json(TpmBundle::new(vm.metadata.clone(), &inner.parts[&id]))
+                    .into_response();
             }
             Some(vm) if vm.metadata.spec.tpm => vm.metadata.clone(),
             _ => return refusal(Failure::new(ErrorCode::TpmStateMissing, "no TPM")),
