@@ -11,6 +11,7 @@ use fleetward_agent::layout::Layout;
 use fleetward_api::agent::*;
 use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, GuardianId, VmId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use support::{Fleet, Job, Node, create_running, disks};
 use zeroize::Zeroizing;
@@ -191,7 +192,8 @@ async fn a_vm_starts_with_nothing_but_an_imported_guardian_of_this_fleet_or_anot
         assert_eq!(vm.state, VmState::Running);
         assert_eq!(vm.tpm.key_id, before.key_id, "the TPM is the one it had");
         // The start has put the own one beside it, so the VM starts without it from now on.
-        assert_eq!(vm.tpm.guardians, [former.clone(), own(&node)]);
+        let beside: BTreeSet<_> = vm.tpm.guardians.into_iter().collect();
+        assert_eq!(beside, BTreeSet::from([former.clone(), own(&node)]));
         assert_eq!(removal(&node, &former), Ok(()));
         stopped(&node, spec.id, 12).await;
         let start = Job::new(spec.id, 13).on(&node, Operation::Start).await;
