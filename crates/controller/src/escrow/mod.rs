@@ -339,6 +339,8 @@ impl Escrow {
     /// # Errors
     /// `TPM_VERSION_NOT_FOUND`; `ESCROW_CORRUPT` when the file is missing, unreadable or not what was written.
     pub(crate) async fn bundle(&self, vm: VmId, version: u64) -> Result<TpmBundle, Failure> {
+        // Between looking up a file and reading it nobody replaces it.
+        let _turn = self.changing.lock().await;
         let indexed = {
             let known = self.read();
             let versions = known.versions.get(&vm);
