@@ -239,7 +239,7 @@ fn stays_out(fleet: &Fleet) -> Result<()> {
     ensure!(wrapped == wanted, "a new TPM is for {wrapped:?}");
 
     // A version from before the revocation, and from before the key that it names.
-    let restore = ["tpm", "restore", "spare", "--version", &first];
+    let restore = ["tpm", "restore", "spare", "--version", &first, "--yes"];
     fleet.cli(&restore)?.ok()?;
     wait::until("the key that a knows to be replaced", seconds(60), || {
         let vm = fleet.vm("spare")?;
