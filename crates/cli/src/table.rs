@@ -274,7 +274,7 @@ pub(crate) fn vm(vm: &VmView) -> String {
             sheet.add(
                 "  builds on",
                 format!(
-                    "{base} ({} volumes, {} taken, perhaps shared with other VMs)",
+                    "{base} (layers {}, {} taken, perhaps shared with other VMs)",
                     disk.bases.len(),
                     disk.bases_allocated
                 ),

@@ -1,7 +1,6 @@
 //! `fleetward-agent guardian export-pfx`: a guardian's private keys to two files, both or none.
 
 use super::{find, password, require_root};
-use anyhow::bail;
 use fleetward_agent::keyring::pfx::{Protection, file_name};
 use fleetward_agent::keyring::{Keyring, PfxFile, Purpose};
 use fleetward_model::guardian::CertificateRole;
@@ -26,7 +25,12 @@ pub(super) fn export(
     require_root("export private keys")?;
     let id = find(&keyring.facts(), id)?;
     if !out.is_dir() {
-        bail!("{} is no directory", out.display());
+        let out = out.display();
+        let what = format!("exporting to {out}");
+        return Err(Failure::new(ErrorCode::InvalidArgument, what)
+            .because("it is no directory")
+            .fix(format!("mkdir -m 700 {out}"))
+            .into());
     }
     // Before a password is asked for, and before it is on record.
     let roles = [CertificateRole::Signing, CertificateRole::Encryption];
@@ -38,6 +42,7 @@ pub(super) fn export(
     if password.chars().count() < MIN_PASSWORD {
         return Err(Failure::new(ErrorCode::InvalidArgument, "the password")
             .because(format!("it must have at least {MIN_PASSWORD} characters"))
+            .fix("choose a longer one: whoever can guess it and has the files can open the VMs")
             .into());
     }
     let purpose = Purpose {

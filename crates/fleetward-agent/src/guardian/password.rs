@@ -1,6 +1,6 @@
 //! Passwords of PFX files: from a file, or from a terminal that does not show them. Never from the command line.
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use fleetward_model::{ErrorCode, Failure};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use std::fs::File;
@@ -22,7 +22,11 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Zeroizing<String>> {
         .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut content))
         .with_context(|| format!("cannot read {}", path.display()))?;
     if content.len() as u64 > MAX_FILE {
-        bail!("{} is too long for a password", path.display());
+        let what = format!("the password file {}", path.display());
+        return Err(Failure::new(ErrorCode::InvalidArgument, what)
+            .because(format!("it has more than {MAX_FILE} bytes"))
+            .fix("name the file that holds the password and nothing else")
+            .into());
     }
     let text = std::str::from_utf8(&content).map_err(|_| {
         Failure::new(
@@ -46,7 +50,10 @@ pub(super) fn ask_new() -> anyhow::Result<Zeroizing<String>> {
     let first = ask("Password for the PFX files: ")?;
     let second = ask("Once more: ")?;
     if *first != *second {
-        bail!("the two passwords differ");
+        return Err(Failure::new(ErrorCode::InvalidArgument, "the password")
+            .because("the two that were typed differ")
+            .fix("type the same one twice")
+            .into());
     }
     Ok(first)
 }
