@@ -148,7 +148,11 @@ fn a_power_cut_ends_everything_and_keeps_the_disk() {
     let Some(lab) = OwnLab::new("power") else {
         return;
     };
-    lab.up("1");
+    lab.up("2");
+    // As a machine keeps its card: b goes on with what it has learnt, and finds a at once when it is back.
+    assert!(lab.reaches("b", "a"));
+    let card = || lab.ok(&["exec", "a", "--", "cat", "/sys/class/net/eth0/address"]);
+    let before = card();
     lab.ok(&[
         "exec",
         "a",
@@ -160,6 +164,8 @@ fn a_power_cut_ends_everything_and_keeps_the_disk() {
     lab.ok(&["kill", "a"]);
     assert!(!lab.run(&["exec", "a", "--", "true"]).status.success());
     lab.ok(&["start", "a"]);
+    assert_eq!(card(), before);
+    assert!(lab.reaches("b", "a"));
     lab.ok(&["exec", "a", "--", "test", "-e", "/var/lib/libvirt/kept"]);
     assert!(
         !lab.run(&["exec", "a", "--", "test", "-e", "/run/gone"])
