@@ -26,8 +26,12 @@ pub fn run_demo(lab_name: &str) -> Result<()> {
         });
         Lab::up(&options)
     })?;
-    let demo = Demo { lab: &lab };
+    let mut demo = Demo {
+        lab: &lab,
+        earlier: 0,
+    };
     demo.remove_vm_of_earlier_run()?;
+    demo.earlier = lab.ticks(VM)?.len();
     demo.show(&["host", "list"])?;
 
     heading("A VM with UEFI, Secure Boot and an encrypted TPM");
@@ -98,6 +102,8 @@ pub fn run_demo(lab_name: &str) -> Result<()> {
 
 struct Demo<'a> {
     lab: &'a Lab,
+    /// Lines that the guest of an earlier run printed under the same name.
+    earlier: usize,
 }
 
 impl Demo<'_> {
@@ -150,9 +156,14 @@ impl Demo<'_> {
         self.show(&["vm", "delete", VM, "--yes"])
     }
 
+    /// What this run's guest has printed.
+    fn ticks(&self) -> Result<Vec<Tick>> {
+        let mut ticks = self.lab.ticks(VM)?;
+        Ok(ticks.split_off(self.earlier.min(ticks.len())))
+    }
+
     fn last_tick(&self) -> Result<Tick> {
-        self.lab
-            .ticks(VM)?
+        self.ticks()?
             .pop()
             .context("the guest has said nothing yet")
     }
@@ -160,7 +171,7 @@ impl Demo<'_> {
     fn wait_for(&self, what: &str, seconds: u64, good: impl Fn(&Tick) -> bool) -> Result<Tick> {
         let deadline = Instant::now() + Duration::from_secs(seconds);
         loop {
-            if let Some(tick) = self.lab.ticks(VM)?.pop().filter(|tick| good(tick)) {
+            if let Some(tick) = self.ticks()?.pop().filter(|tick| good(tick)) {
                 return Ok(tick);
             }
             if Instant::now() > deadline {
@@ -184,8 +195,7 @@ impl Demo<'_> {
         ensure!(after.boots == before.boots, "the guest was booted again");
         ensure!(after.ek == before.ek, "the guest has another TPM");
         let between: Vec<Tick> = self
-            .lab
-            .ticks(VM)?
+            .ticks()?
             .into_iter()
             .filter(|t| t.boots == before.boots && (before.tick..=after.tick).contains(&t.tick))
             .collect();
