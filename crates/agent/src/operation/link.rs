@@ -246,8 +246,9 @@ pub(super) async fn settle_switch(
     Ok(())
 }
 
-/// All of them or none: libvirt and QEMU switch them together. QEMU's own lock counts too, for a libvirt that died before
-/// it could write down what QEMU had done.
+/// All of them or none: libvirt and QEMU switch them together. QEMU's own lock counts too, and whatever the guest has
+/// written, for a libvirt that died before it could write down what QEMU had done: an overlay that holds anything is never
+/// one that can go.
 async fn has_switched(
     host: &Host,
     domain: &DomainObserved,
@@ -257,18 +258,18 @@ async fn has_switched(
     for overlay in overlays {
         let path = place(host, spec, overlay)?;
         let named = domain.disks.iter().any(|(_, disk)| *disk == path);
-        if named || (path.exists() && is_open(host, &path).await?) {
+        if named || (path.exists() && is_at_work(host, &path).await?) {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-async fn is_open(host: &Host, path: &Path) -> Result<bool> {
-    host.volumes
-        .in_use(path)
-        .await
-        .attempt(|| format!("looking at {}", path.display()))
+/// Whether somebody writes to a new overlay, or has.
+async fn is_at_work(host: &Host, path: &Path) -> Result<bool> {
+    let what = || format!("looking at {}", path.display());
+    Ok(host.volumes.in_use(path).await.attempt(what)?
+        || !host.volumes.is_unwritten(path).await.attempt(what)?)
 }
 
 /// The specification names the overlays, and what is below them is frozen.
