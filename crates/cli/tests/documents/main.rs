@@ -1,6 +1,7 @@
 //! The documents show commands that there are.
 
 mod commands;
+mod decisions;
 mod languages;
 
 use clap::Parser;
