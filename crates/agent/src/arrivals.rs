@@ -46,7 +46,11 @@ pub(crate) enum ChannelUse {
         item: transfer::Item,
     },
     /// All files of a stopped VM have been sent.
-    Complete,
+    Complete {
+        /// The VM's definition, without metadata. Older sources do not tell it, and older destinations do not read it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        definition: Option<String>,
+    },
 }
 
 /// A tunnel's parameters.
@@ -173,8 +177,8 @@ async fn carry(
         }
         ChannelUse::Disk => tunnel.forward_to_unix(&socket("disk.sock"), &traffic).await,
         ChannelUse::File { item } => transfer::receive(host, vm, item, &incoming, tunnel).await,
-        ChannelUse::Complete => {
-            let completed = complete(&host.record(vm), incoming);
+        ChannelUse::Complete { definition } => {
+            let completed = complete(&host.record(vm), incoming, definition.clone());
             answer(tunnel, completed).await
         }
     }
@@ -284,7 +288,7 @@ fn arriving_here(host: &Host) -> Vec<(VmId, Incoming)> {
         .collect()
 }
 
-fn complete(record: &VmRecord, mut incoming: Incoming) -> Result<()> {
+fn complete(record: &VmRecord, mut incoming: Incoming, definition: Option<String>) -> Result<()> {
     let spec = &incoming.metadata.spec;
     let mut expected: Vec<String> = incoming
         .disks
@@ -311,6 +315,7 @@ fn complete(record: &VmRecord, mut incoming: Incoming) -> Result<()> {
         );
     }
     incoming.complete = true;
+    incoming.definition = definition;
     record.keep_transit(&TransitRecord::Incoming(Box::new(incoming)))
 }
 

@@ -63,6 +63,7 @@ impl Trouble {
         let code = match error {
             HypervisorError::NoDomain(_) => ErrorCode::VmNotFound,
             HypervisorError::NameTaken { .. } => ErrorCode::NameTaken,
+            HypervisorError::CannotChange { .. } => ErrorCode::DefinitionEdited,
             HypervisorError::NoSpace { .. } => ErrorCode::NoSpace,
             HypervisorError::BadImage { .. } => ErrorCode::ImageInvalid,
             HypervisorError::WrongState { .. } => ErrorCode::VmStateWrong,

@@ -11,7 +11,9 @@ use fleetward_hypervisor::{
     DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent, StopReason,
 };
 use fleetward_model::host::{Accelerator, HostFacts, HypervisorVersions, PoolFacts};
-use fleetward_model::vm::{DiskBus, DiskObserved, TpmObserved, VmMetadata, VmObserved, VmState};
+use fleetward_model::vm::{
+    DiskBus, DiskObserved, TpmObserved, VmDefined, VmMetadata, VmObserved, VmState,
+};
 use fleetward_model::{ByteSize, VmId};
 use fleetward_protector::KeyProtector;
 use futures_util::Stream;
@@ -256,6 +258,11 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         true => host.tpms.read_state(domain.id).await.ok().map(sha256),
         false => None,
     };
+    // A domain that somebody renamed is still the VM that Fleetward knows.
+    let name = match &metadata {
+        Some(metadata) => metadata.spec.name.clone(),
+        None => domain.name.clone(),
+    };
     VmObserved {
         id: domain.id,
         host: host.member.host.clone(),
@@ -276,7 +283,12 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
             state_sha256,
             ..describe_tpm(domain.tpm, metadata.as_ref())
         },
-        name: domain.name,
+        defined: domain.defined.as_ref().map(|defined| VmDefined {
+            cpus: defined.cpus,
+            memory: defined.memory,
+        }),
+        domain_name: (domain.domain_name != name.as_str()).then_some(domain.domain_name),
+        name,
         metadata,
         observed: OffsetDateTime::now_utc(),
     }

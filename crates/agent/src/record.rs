@@ -51,6 +51,9 @@ pub(crate) struct Incoming {
     /// Everything is here; said by the source.
     #[serde(default)]
     pub complete: bool,
+    /// The definition that a stopped VM had at its source, without metadata; told together with `complete`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<String>,
 }
 
 /// A copy being made of a VM: lies with the VM that is copied while its guest may stand still.

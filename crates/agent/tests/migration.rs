@@ -414,6 +414,17 @@ async fn a_stopped_vm_moves_with_disk_variables_and_tpm_state() {
     std::os::unix::fs::FileExt::write_all_at(&file, b"disk end", 5 << 20).unwrap();
     let content = std::fs::read(&disk).unwrap();
     let tpm = std::fs::read(a.fake.tpm(pair.spec.id)).unwrap();
+    let by_hand = "<sound model='ich9'/>";
+    a.fake.with(|s| {
+        let domain = s.domains.get_mut(&pair.spec.id).unwrap();
+        domain.foreign = by_hand.into();
+        domain.name = "renamed".into();
+    });
+    let seen = a.detail(pair.spec.id).await.unwrap().vm;
+    assert_eq!(
+        (seen.name, seen.domain_name.as_deref()),
+        (pair.spec.name.clone(), Some("renamed"))
+    );
 
     let early = job.on(b, Operation::CommitIncoming { live: false }).await;
     assert_eq!(
@@ -437,6 +448,8 @@ async fn a_stopped_vm_moves_with_disk_variables_and_tpm_state() {
     let arrived = b.fake.root.join("pool").join(&pair.spec.disks[0].volume);
     assert_eq!(std::fs::read(arrived).unwrap(), content);
     assert_eq!(std::fs::read(b.fake.tpm(pair.spec.id)).unwrap(), tpm);
+    let foreign = b.fake.with(|s| s.domains[&pair.spec.id].foreign.clone());
+    assert_eq!(foreign, by_hand, "what somebody wrote by hand moves too");
     let observed = b.detail(pair.spec.id).await.unwrap().vm;
     assert_eq!(observed.state, VmState::Stopped);
     assert!(observed.is_the_vm());

@@ -91,7 +91,7 @@ impl Inventory {
     pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let mut state = State::default();
         for (_, found) in store.list_json::<VmObserved>(VMS).await?.0 {
-            let vm = found.value;
+            let vm = found.value.by_its_specification();
             let seen = state.hosts.entry(vm.host.clone()).or_default();
             seen.vms.insert(vm.id, Arc::new(vm));
         }
@@ -141,7 +141,10 @@ impl Inventory {
         seen.last_seen = Some(now);
         match event {
             AgentEvent::Snapshot { facts, vms } => {
-                let new: BTreeMap<_, _> = vms.into_iter().map(|vm| (vm.id, Arc::new(vm))).collect();
+                let new: BTreeMap<_, _> = vms
+                    .into_iter()
+                    .map(|vm| (vm.id, Arc::new(vm.by_its_specification())))
+                    .collect();
                 for id in seen.vms.keys().chain(new.keys()) {
                     if seen.vms.get(id) != new.get(id) {
                         dirty.insert((host.clone(), *id));
@@ -160,7 +163,7 @@ impl Inventory {
             }
             AgentEvent::VmChanged { vm } => {
                 dirty.insert((host.clone(), vm.id));
-                seen.vms.insert(vm.id, Arc::new(*vm));
+                seen.vms.insert(vm.id, Arc::new(vm.by_its_specification()));
             }
             AgentEvent::VmRemoved { id } => {
                 dirty.insert((host.clone(), id));
@@ -182,7 +185,7 @@ impl Inventory {
                     .get(&id)
                     .is_none_or(|known| known.observed <= vm.observed);
                 if newer {
-                    seen.vms.insert(id, Arc::new(vm));
+                    seen.vms.insert(id, Arc::new(vm.by_its_specification()));
                 }
             }
             None => {
@@ -336,7 +339,8 @@ impl Inventory {
         best.map(|(_, vm)| vm.clone())
     }
 
-    /// One VM by its name or id; ours before domains that others made.
+    /// One VM by its name or id; ours before domains that others made, and the name that Fleetward gave a VM before the one
+    /// that somebody gave its domain.
     pub(crate) fn find(&self, name_or_id: &str) -> Result<Arc<VmObserved>, Failure> {
         let missing = || Failure::new(ErrorCode::VmNotFound, format!("no VM {name_or_id}"));
         if let Ok(id) = name_or_id.parse::<VmId>() {
@@ -347,18 +351,22 @@ impl Inventory {
                 .because(error)
                 .fix("fleetward vm list")
         })?;
-        let mut named = self.vms().into_iter().filter(|vm| vm.name == name);
-        let first = named.next().ok_or_else(missing)?;
-        if first.metadata.is_some() {
-            return Ok(first);
-        }
-        Ok(named.find(|vm| vm.metadata.is_some()).unwrap_or(first))
+        let vms = self.vms();
+        let named = |vm: &&Arc<VmObserved>| vm.name == name;
+        let ours = |vm: &&Arc<VmObserved>| vm.metadata.is_some();
+        let renamed = |vm: &&Arc<VmObserved>| vm.domain_name.as_deref() == Some(name.as_str());
+        let found = vms.iter().find(|vm| named(vm) && ours(vm));
+        let found = found.or_else(|| vms.iter().find(|vm| renamed(vm) && ours(vm)));
+        let found = found.or_else(|| vms.iter().find(named));
+        found.cloned().ok_or_else(missing)
     }
 
     /// A copy of a domain of that name, on whatever host.
     pub(crate) fn named(&self, name: &VmName) -> Option<(HostName, VmId)> {
         let state = self.read();
-        let found = state.copies().find(|(_, vm)| vm.name == *name);
+        let found = state
+            .copies()
+            .find(|(_, vm)| vm.name == *name || vm.domain_name.as_deref() == Some(name.as_str()));
         found.map(|(_, vm)| (vm.host.clone(), vm.id))
     }
 

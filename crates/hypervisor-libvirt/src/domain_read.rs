@@ -107,6 +107,7 @@ pub(crate) fn vm_name(text: &str, id: VmId) -> VmName {
 pub(crate) struct Basics {
     pub(crate) id: VmId,
     pub(crate) name: VmName,
+    pub(crate) domain_name: String,
     pub(crate) state: DomainState,
     pub(crate) reason: &'static str,
     pub(crate) persistent: bool,
@@ -123,6 +124,7 @@ pub(crate) fn observed_in_part(
     DomainObserved {
         id: basics.id,
         name: basics.name,
+        domain_name: basics.domain_name,
         state: basics.state,
         reason: basics.reason,
         persistent: basics.persistent,
@@ -137,6 +139,7 @@ pub(crate) fn observed_in_part(
         tpm: false,
         cpu_xml: None,
         console: None,
+        defined: None,
     }
 }
 
@@ -170,62 +173,6 @@ pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
             .map(PathBuf::from);
     }
     seen
-}
-
-/// The machine type written down in a definition.
-pub(crate) fn machine_of(xml: &str) -> Option<String> {
-    let document = Document::parse(xml).ok()?;
-    machine(child(document.root_element(), "os")?).map(str::to_owned)
-}
-
-/// The definition with our element replaced (or added).
-///
-/// # Errors
-/// A sentence, when it is no definition.
-pub(crate) fn with_metadata(xml: &str, metadata: &VmMetadata) -> Result<String, String> {
-    let document = Document::parse(xml).map_err(|error| error.to_string())?;
-    let root = document.root_element();
-    let ours = metadata::element(metadata);
-    let spliced = |range: std::ops::Range<usize>, new: &str| {
-        format!("{}{new}{}", &xml[..range.start], &xml[range.end..])
-    };
-    match child(root, "metadata") {
-        Some(holder) => Ok(match metadata::find(holder) {
-            Some(old) => spliced(old.range(), &ours),
-            // Only foreign elements inside: ours goes before the first of them.
-            None => match holder.first_child() {
-                Some(first) => spliced(first.range().start..first.range().start, &ours),
-                None => spliced(holder.range(), &format!("<metadata>{ours}</metadata>")),
-            },
-        }),
-        None => {
-            let uuid = child(root, "uuid").ok_or("the definition has no uuid")?;
-            let end = uuid.range().end;
-            Ok(spliced(end..end, &format!("<metadata>{ours}</metadata>")))
-        }
-    }
-}
-
-/// The definition without what libvirt knows of the volumes below the disks: copied disks arrive in one piece, and where the
-/// directory is shared the headers of the volumes tell the same.
-///
-/// # Errors
-/// A sentence, when it is no definition.
-pub(crate) fn without_bases(xml: &str) -> Result<String, String> {
-    let document = Document::parse(xml).map_err(|error| error.to_string())?;
-    let bases = document
-        .descendants()
-        .filter(|node| node.has_tag_name("disk"))
-        .filter_map(|disk| child(disk, "backingStore"));
-    let mut kept = String::with_capacity(xml.len());
-    let mut from = 0;
-    for base in bases {
-        let range = base.range();
-        kept.push_str(&xml[from..range.start]);
-        from = range.end;
-    }
-    kept.push_str(&xml[from..]);
-    Ok(kept)
 }
 
 fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
@@ -270,12 +217,14 @@ fn disk(node: Node<'_, '_>) -> Option<(String, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain_edit;
     use crate::domain_xml::{NEWEST_MACHINE, domain_xml, tests::sample};
 
     fn basics(id: VmId) -> Basics {
         Basics {
             id,
             name: "win11-01".parse().unwrap(),
+            domain_name: "win11-01".into(),
             state: DomainState::Running,
             reason: "booted",
             persistent: true,
@@ -326,7 +275,7 @@ mod tests {
             "<domain><uuid>1</uuid><metadata/><os/></domain>".to_owned(),
             "<domain><uuid>1</uuid><os/></domain>".to_owned(),
         ] {
-            let after = with_metadata(&before, &metadata).unwrap();
+            let after = domain_edit::with_metadata(&before, &metadata).unwrap();
             let id = metadata.spec.id;
             assert_eq!(
                 observed(basics(id), &after).metadata,
@@ -335,7 +284,7 @@ mod tests {
             );
             assert_eq!(before.contains(foreign), after.contains(foreign));
         }
-        assert!(with_metadata("<domain/>", &metadata).is_err());
+        assert!(domain_edit::with_metadata("<domain/>", &metadata).is_err());
     }
 
     #[test]
@@ -345,8 +294,8 @@ mod tests {
             let disk = format!("<disk><source file='/v/c'/>{base}<target dev='vda'/></disk>");
             format!("<domain><devices>{disk}<tpm/>{disk}</devices></domain>")
         };
-        assert_eq!(without_bases(&with(base)).unwrap(), with(""));
-        assert_eq!(without_bases(&with("")).unwrap(), with(""));
+        assert_eq!(domain_edit::without_bases(&with(base)).unwrap(), with(""));
+        assert_eq!(domain_edit::without_bases(&with("")).unwrap(), with(""));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A domain definition as libvirt's XML. Pure: definition in, text out.
+//! The definition of a domain that does not exist yet, as libvirt's XML. Pure: definition in, text out. A definition that
+//! exists is never written anew: [`crate::domain_edit`] changes it in place.
 //!
 //! Every machine is a q35 with UEFI; what differs hangs on the profile (disk bus, network card, clock, enlightenments)
 //! and on what starts it (KVM or translation). No display but VNC on a Unix socket that libvirt makes, no network but
@@ -6,6 +7,7 @@
 
 use crate::metadata;
 use fleetward_hypervisor::DomainDefinition;
+use fleetward_model::VmId;
 use fleetward_model::host::Accelerator;
 use fleetward_model::vm::{DiskBus, VmSpec};
 use quick_xml::Writer;
@@ -29,9 +31,7 @@ pub(crate) fn domain_xml(
     machine: &str,
 ) -> String {
     let spec = &definition.metadata.spec;
-    let mut out = Writer::new(Vec::new());
-    write_domain(&mut out, definition, spec, accelerator, machine).expect("writing to memory");
-    String::from_utf8(out.into_inner()).expect("written from strings")
+    by_itself(|out| write_domain(out, definition, spec, accelerator, machine))
 }
 
 fn write_domain(
@@ -61,7 +61,7 @@ fn write_domain(
         text(out, "vcpu", &[], &spec.cpus.to_string())?;
         write_firmware(out, spec, &definition.nvram_path, machine)?;
         write_features(out, spec, accelerator)?;
-        write_cpu(out, spec, accelerator)?;
+        write_cpu(out, spec.cpus, accelerator)?;
         write_clock(out, spec, accelerator)?;
         text(out, "on_poweroff", &[], "destroy")?;
         text(out, "on_reboot", &[], "restart")?;
@@ -74,7 +74,9 @@ fn write_domain(
             write_disks(out, definition, spec)?;
             write_network(out, spec)?;
             write_consoles(out, definition)?;
-            write_tpm(out, spec)?;
+            if spec.tpm {
+                write_tpm(out, spec.id)?;
+            }
             write_comforts(out)
         })
     })
@@ -124,14 +126,19 @@ fn enlightened(spec: &VmSpec, accelerator: Accelerator) -> bool {
     spec.profile.devices().hyperv && accelerator == Accelerator::Kvm
 }
 
-fn write_cpu(out: &mut Out, spec: &VmSpec, accelerator: Accelerator) -> io::Result<()> {
+/// The processor by itself.
+pub(crate) fn cpu_element(cpus: u32, accelerator: Accelerator) -> String {
+    by_itself(|out| write_cpu(out, cpus, accelerator))
+}
+
+fn write_cpu(out: &mut Out, cpus: u32, accelerator: Accelerator) -> io::Result<()> {
     let mode = match accelerator {
         Accelerator::Kvm => "host-model",
         Accelerator::Tcg => "maximum",
     };
     element(out, "cpu", &[("mode", mode)], |out| {
         // One socket: Windows client editions use no more than two.
-        let cores = spec.cpus.to_string();
+        let cores = cpus.to_string();
         empty(
             out,
             "topology",
@@ -204,7 +211,8 @@ fn write_disks(out: &mut Out, definition: &DomainDefinition, spec: &VmSpec) -> i
     )
 }
 
-fn free_sata_target(spec: &VmSpec) -> String {
+/// Where the installer's drive hangs.
+pub(crate) fn free_sata_target(spec: &VmSpec) -> String {
     ('a'..='z')
         .map(|letter| format!("sd{letter}"))
         .find(|target| spec.disks.iter().all(|disk| &disk.target != target))
@@ -240,11 +248,13 @@ fn write_consoles(out: &mut Out, definition: &DomainDefinition) -> io::Result<()
     })
 }
 
-fn write_tpm(out: &mut Out, spec: &VmSpec) -> io::Result<()> {
-    if !spec.tpm {
-        return Ok(());
-    }
-    let secret = spec.id.to_string();
+/// The TPM device by itself.
+pub(crate) fn tpm_element(id: VmId) -> String {
+    by_itself(|out| write_tpm(out, id))
+}
+
+fn write_tpm(out: &mut Out, id: VmId) -> io::Result<()> {
+    let secret = id.to_string();
     element(out, "tpm", &[("model", "tpm-crb")], |out| {
         let backend = [("type", "emulator"), ("version", "2.0")];
         element(out, "backend", &backend, |out| {
@@ -265,6 +275,12 @@ fn write_comforts(out: &mut Out) -> io::Result<()> {
         text(out, "backend", &[("model", "random")], "/dev/urandom")
     })?;
     empty(out, "memballoon", &[("model", "virtio")])
+}
+
+fn by_itself(write: impl FnOnce(&mut Out) -> io::Result<()>) -> String {
+    let mut out = Writer::new(Vec::new());
+    write(&mut out).expect("writing to memory");
+    String::from_utf8(out.into_inner()).expect("written from strings")
 }
 
 fn element(
@@ -305,8 +321,8 @@ fn path_text(path: &Path) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use fleetward_model::ByteSize;
     use fleetward_model::vm::{DiskSpec, Firmware, FirmwareKind, Profile, VmMetadata};
-    use fleetward_model::{ByteSize, VmId};
     use std::path::PathBuf;
 
     /// A Windows VM with everything.
@@ -348,6 +364,7 @@ pub(crate) mod tests {
             cdrom_path: Some(PathBuf::from("/srv/win11.iso")),
             serial_log: Some(PathBuf::from("/var/log/vm/'x'.log")),
             nvram_path: PathBuf::from("/var/lib/libvirt/qemu/nvram/x.fd"),
+            carried: None,
         }
     }
 

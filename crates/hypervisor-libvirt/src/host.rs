@@ -6,12 +6,12 @@ use crate::domain_read::{self, Basics};
 use crate::domain_xml::{self, NEWEST_MACHINE};
 use crate::program::Programs;
 use crate::tpm::TpmPlace;
-use crate::{copy, facts, metadata, migration, overlay};
+use crate::{copy, domain_edit, facts, metadata, migration, overlay};
 use async_trait::async_trait;
 use fleetward_hypervisor::{
-    CopyState, CpuVerdict, DomainDefinition, DomainObserved, DomainState, Error, Hypervisor,
-    HypervisorEvent, HypervisorFacts, MigrationOutcome, MigrationProgress, MigrationRequest,
-    Result, SecretText,
+    CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainObserved, DomainState, Error,
+    Hypervisor, HypervisorEvent, HypervisorFacts, MigrationOutcome, MigrationProgress,
+    MigrationRequest, Result, SecretText,
 };
 use fleetward_model::host::Accelerator;
 use fleetward_model::vm::VmMetadata;
@@ -119,6 +119,31 @@ impl Hypervisor for LibvirtHost {
                 define(connection, &definition, accelerator)
             })
             .await
+    }
+
+    async fn redefine(&self, id: VmId, metadata: &VmMetadata, change: &DomainChange) -> Result<()> {
+        let (metadata, change) = (metadata.clone(), change.clone());
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                let domain = domain(connection, id)?;
+                redefine(connection, &domain, id, &metadata, &change)
+            })
+            .await
+    }
+
+    async fn rename(&self, id: VmId, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.libvirt
+            .call_alone(LONG, move |connection| rename(connection, id, &name))
+            .await
+    }
+
+    async fn portable_definition(&self, id: VmId) -> Result<String> {
+        self.with_domain(id, move |domain| {
+            domain_edit::portable(&definition_xml(domain)?)
+                .map_err(|because| Error::CannotChange { id, because })
+        })
+        .await
     }
 
     async fn write_metadata(&self, id: VmId, metadata: &VmMetadata) -> Result<()> {
@@ -379,6 +404,7 @@ fn observe(domain: &Domain, accelerator: Accelerator) -> Result<DomainObserved> 
     let basics = Basics {
         id,
         name: domain_read::vm_name(&name, id),
+        domain_name: name,
         state: seen.state,
         reason: seen.reason,
         persistent: seen.persistent,
@@ -392,7 +418,20 @@ fn observe(domain: &Domain, accelerator: Accelerator) -> Result<DomainObserved> 
     let xml = domain
         .get_xml_desc(0)
         .map_err(gone_or(id, "read the domain's definition"))?;
-    Ok(domain_read::observed(basics, &xml))
+    let active = !matches!(basics.state, DomainState::Stopped(_));
+    let persistent = basics.persistent;
+    let mut observed = domain_read::observed(basics, &xml);
+    observed.defined = match (persistent, active) {
+        (false, _) => None,
+        (true, false) => domain_edit::defined(&xml),
+        (true, true) => {
+            let next = domain
+                .get_xml_desc(virt_sys::VIR_DOMAIN_XML_INACTIVE)
+                .map_err(gone_or(id, "read the domain's definition"))?;
+            domain_edit::defined(&next)
+        }
+    };
+    Ok(observed)
 }
 
 fn read_metadata(domain: &Domain) -> Option<VmMetadata> {
@@ -447,30 +486,106 @@ fn define(
     accelerator: Accelerator,
 ) -> Result<()> {
     let spec = &definition.metadata.spec;
-    if let Ok(other) = Domain::lookup_by_name(connection, spec.name.as_str())
-        && domain_id(&other)? != spec.id
-    {
-        return Err(Error::NameTaken {
-            name: spec.name.to_string(),
-        });
-    }
-    // A machine keeps its version for life: what the guest saw yesterday it sees tomorrow.
-    let machine = match domain(connection, spec.id) {
-        Ok(known) => known
-            .get_xml_desc(virt_sys::VIR_DOMAIN_XML_INACTIVE)
-            .ok()
-            .and_then(|xml| domain_read::machine_of(&xml)),
-        Err(Error::NoDomain(_)) => None,
+    match domain(connection, spec.id) {
+        Ok(known) => {
+            let nothing = DomainChange::default();
+            return redefine(connection, &known, spec.id, &definition.metadata, &nothing);
+        }
+        Err(Error::NoDomain(_)) => {}
         Err(error) => return Err(error),
-    };
-    let xml = domain_xml::domain_xml(
-        definition,
-        accelerator,
-        machine.as_deref().unwrap_or(NEWEST_MACHINE),
-    );
+    }
+    if let Some(carried) = &definition.carried {
+        return define_carried(connection, definition, carried, accelerator);
+    }
+    refuse_a_taken_name(connection, spec.id, spec.name.as_str())?;
+    let xml = domain_xml::domain_xml(definition, accelerator, NEWEST_MACHINE);
     Domain::define_xml_flags(connection, &xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE)
         .map(drop)
         .map_err(failed("define the domain"))
+}
+
+/// Takes over the definition that a domain had on another host, under the name that it had there, if that is free.
+fn define_carried(
+    connection: &Connection,
+    definition: &DomainDefinition,
+    carried: &str,
+    accelerator: Accelerator,
+) -> Result<()> {
+    let spec = &definition.metadata.spec;
+    let cannot = |because| Error::CannotChange {
+        id: spec.id,
+        because,
+    };
+    let mut xml = domain_edit::adapted(carried, definition, accelerator, std::path::Path::exists)
+        .map_err(cannot)?;
+    let name = domain_edit::name_of(&xml).unwrap_or_default();
+    if let Err(taken @ Error::NameTaken { .. }) = refuse_a_taken_name(connection, spec.id, &name) {
+        if name == spec.name.as_str() {
+            return Err(taken);
+        }
+        refuse_a_taken_name(connection, spec.id, spec.name.as_str())?;
+        xml = domain_edit::named(&xml, spec.name.as_str()).map_err(cannot)?;
+    }
+    // libvirt wrote it, so it is not held against the schema: that lags behind what libvirt takes.
+    Domain::define_xml_flags(connection, &xml, 0)
+        .map(drop)
+        .map_err(failed("define the domain"))
+}
+
+/// See [`Hypervisor::redefine`]: one call of libvirt changes the definition, which writes the file anew or not at all.
+fn redefine(
+    connection: &Connection,
+    domain: &Domain,
+    id: VmId,
+    metadata: &VmMetadata,
+    change: &DomainChange,
+) -> Result<()> {
+    let before = definition_xml(domain)?;
+    let after = domain_edit::changed(&before, metadata, change)
+        .map_err(|because| Error::CannotChange { id, because })?;
+    Domain::define_xml_flags(connection, &after, 0)
+        .map(drop)
+        .map_err(failed("define the domain"))?;
+    if domain.is_active().map_err(failed("look at the domain"))? {
+        // Its running half keeps its devices, and what is written about it changes now.
+        write_metadata(domain, &metadata::element_for_set(metadata))?;
+    }
+    Ok(())
+}
+
+/// See [`Hypervisor::rename`].
+fn rename(connection: &Connection, id: VmId, name: &str) -> Result<()> {
+    let domain = domain(connection, id)?;
+    if domain.get_name().map_err(gone_or(id, "name the domain"))? == name {
+        return Ok(());
+    }
+    refuse_a_taken_name(connection, id, name)?;
+    let state = observe_state(&domain)?;
+    if !matches!(state, DomainState::Stopped(_)) {
+        return Err(wrong_state(id, state, "be renamed"));
+    }
+    domain
+        .rename(name, 0)
+        .map(drop)
+        .map_err(failed("rename the domain"))
+}
+
+fn refuse_a_taken_name(connection: &Connection, id: VmId, name: &str) -> Result<()> {
+    match Domain::lookup_by_name(connection, name) {
+        Ok(other) if domain_id(&other)? != id => Err(Error::NameTaken {
+            name: name.to_owned(),
+        }),
+        Ok(_) => Ok(()),
+        Err(error) if error.code() == ErrorNumber::NoDomain => Ok(()),
+        Err(error) => Err(failed("look for a domain of that name")(error)),
+    }
+}
+
+/// What the domain starts with next, with the passwords in it: it is handed back to libvirt, not shown.
+fn definition_xml(domain: &Domain) -> Result<String> {
+    domain
+        .get_xml_desc(virt_sys::VIR_DOMAIN_XML_INACTIVE | virt_sys::VIR_DOMAIN_XML_SECURE)
+        .map_err(failed("read the domain's definition"))
 }
 
 pub(crate) fn resume(domain: &Domain, id: VmId) -> Result<()> {

@@ -9,6 +9,7 @@ mod accelerator;
 mod binding;
 mod connection;
 mod copy;
+mod domain_edit;
 mod domain_read;
 mod domain_xml;
 mod ek_certificate;

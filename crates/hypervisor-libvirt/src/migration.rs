@@ -21,7 +21,7 @@
 
 use crate::binding::{Connection, JobStats, abort_job, job_stats};
 use crate::connection::Libvirt;
-use crate::domain_read;
+use crate::domain_edit;
 use crate::host::{domain, failed, observe_state, resume, wrong_state};
 use fleetward_hypervisor::{
     DomainState, Error, MigrationDisks, MigrationOutcome, MigrationProgress, MigrationRequest,
@@ -141,8 +141,8 @@ fn parameters(domain: &Domain, request: &MigrationRequest) -> Result<(MigratePar
     let xml = domain
         .get_xml_desc(virt_sys::VIR_DOMAIN_XML_MIGRATABLE)
         .map_err(failed("read the domain's definition"))?;
-    let there = domain_read::with_metadata(&xml, &request.arriving)
-        .and_then(|xml| domain_read::without_bases(&xml))
+    let there = domain_edit::with_metadata(&xml, &request.arriving)
+        .and_then(|xml| domain_edit::without_bases(&xml))
         .map_err(Error::Migration)?;
     let mut flags = virt_sys::VIR_MIGRATE_LIVE
         | virt_sys::VIR_MIGRATE_PEER2PEER

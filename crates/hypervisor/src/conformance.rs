@@ -4,11 +4,11 @@
 //! lists them all, so that an implementation's test cannot forget one.
 
 use crate::{
-    CopyState, CpuVerdict, DomainDefinition, DomainState, Error, Hypervisor, HypervisorEvent,
-    MigrationDisks, MigrationProgress, MigrationRequest, SecretText,
+    CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainState, Error, Hypervisor,
+    HypervisorEvent, MigrationDisks, MigrationProgress, MigrationRequest, SecretText,
 };
 use async_trait::async_trait;
-use fleetward_model::VmId;
+use fleetward_model::{ByteSize, VmId};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -30,6 +30,13 @@ pub trait Fixture: Send + Sync {
 
     /// Removes it again.
     async fn remove_foreign(&self, id: VmId);
+
+    /// Changes a domain's definition as an administrator does, with the hypervisor's own tools: a device, a memory of
+    /// 600 MiB, metadata of another program, and more.
+    async fn edit_by_hand(&self, id: VmId);
+
+    /// What of [`edit_by_hand`](Self::edit_by_hand) the definition has lost, the memory left aside.
+    async fn lost_of_the_edit(&self, id: VmId) -> Vec<&'static str>;
 }
 
 /// One claim, ready to be awaited.
@@ -69,6 +76,10 @@ claims! {
     a_stopped_domain_does_not_migrate,
     there_may_be_no_migration_to_abort,
     a_copy_is_of_one_moment_and_leaves_the_domain_alone,
+    an_edit_by_hand_survives_whatever_is_redefined,
+    an_edit_by_hand_travels_with_the_definition,
+    a_running_domain_gets_its_new_size_when_it_starts_next,
+    a_rename_changes_the_name_and_nothing_else,
 }
 
 /// How long an event may take.
@@ -376,6 +387,159 @@ async fn a_copy_is_of_one_moment_and_leaves_the_domain_alone(fixture: &dyn Fixtu
         std::fs::remove_file(path).expect("a file");
     }
     removed(fixture, id).await;
+}
+
+/// The memory of [`Fixture::edit_by_hand`].
+const BY_HAND: ByteSize = ByteSize::mib(600);
+
+async fn an_edit_by_hand_survives_whatever_is_redefined(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let definition = fixture.definition("edited").await;
+    let mut metadata = definition.metadata.clone();
+    let id = metadata.spec.id;
+    hypervisor.define(&definition).await.expect("defined");
+    fixture.edit_by_hand(id).await;
+    assert!(fixture.lost_of_the_edit(id).await.is_empty(), "not edited");
+    let nothing = DomainChange::default;
+    let elsewhere = definition.disk_paths[0].with_extension("moved");
+    let target = metadata.spec.disks[0].target.clone();
+    for (what, change) in [
+        ("metadata", nothing()),
+        (
+            "a TPM",
+            DomainChange {
+                tpm: Some(true),
+                ..nothing()
+            },
+        ),
+        (
+            "no TPM",
+            DomainChange {
+                tpm: Some(false),
+                ..nothing()
+            },
+        ),
+        (
+            "a disk",
+            DomainChange {
+                disks: vec![(target, elsewhere.clone())],
+                ..nothing()
+            },
+        ),
+        (
+            "processors",
+            DomainChange {
+                cpus: Some(2),
+                ..nothing()
+            },
+        ),
+    ] {
+        metadata.generation += 1;
+        for _ in 0..2 {
+            let redefined = hypervisor.redefine(id, &metadata, &change).await;
+            redefined.expect(what);
+        }
+        let lost = fixture.lost_of_the_edit(id).await;
+        assert!(lost.is_empty(), "{what} took {lost:?}");
+        let seen = hypervisor.inspect(id).await.expect("there");
+        assert_eq!(seen.metadata.as_ref(), Some(&metadata), "{what}");
+        let defined = seen.defined.expect("told");
+        assert_eq!(defined.memory, BY_HAND, "{what}");
+        assert_eq!(defined.tpm, change.tpm == Some(true), "{what}");
+    }
+    let seen = hypervisor.inspect(id).await.expect("there");
+    assert_eq!(seen.defined.expect("told").cpus, 2);
+    assert_eq!(seen.disks[0].1, elsewhere);
+    hypervisor.define(&definition).await.expect("defined again");
+    assert!(fixture.lost_of_the_edit(id).await.is_empty());
+    let memory = DomainChange {
+        memory: Some(ByteSize::mib(256)),
+        ..nothing()
+    };
+    let asked = hypervisor.redefine(id, &metadata, &memory).await;
+    asked.expect("a memory that is asked for");
+    let seen = hypervisor.inspect(id).await.expect("there");
+    assert_eq!(seen.defined.expect("told").memory, ByteSize::mib(256));
+    hypervisor.undefine(id).await.expect("undefined");
+}
+
+async fn an_edit_by_hand_travels_with_the_definition(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let mut definition = fixture.definition("travelling").await;
+    definition.metadata.key_protector = Some("MIIKsecret".to_owned());
+    let id = definition.metadata.spec.id;
+    hypervisor.define(&definition).await.expect("defined");
+    fixture.edit_by_hand(id).await;
+    let carried = hypervisor.portable_definition(id).await.expect("told");
+    assert!(!carried.contains("MIIKsecret"), "the key protector travels");
+    hypervisor.undefine(id).await.expect("undefined");
+    definition.carried = Some(carried);
+    definition.metadata.generation += 1;
+    hypervisor.define(&definition).await.expect("taken over");
+    let lost = fixture.lost_of_the_edit(id).await;
+    assert!(lost.is_empty(), "{lost:?} did not travel");
+    let seen = hypervisor.inspect(id).await.expect("there");
+    assert_eq!(seen.metadata.as_ref(), Some(&definition.metadata));
+    assert_eq!(seen.defined.expect("told").memory, BY_HAND);
+    hypervisor.undefine(id).await.expect("undefined");
+}
+
+async fn a_running_domain_gets_its_new_size_when_it_starts_next(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let id = started(fixture, "resized").await;
+    let seen = hypervisor.inspect(id).await.expect("there");
+    let now = (seen.cpus, seen.memory);
+    let mut metadata = seen.metadata.expect("ours");
+    metadata.generation += 1;
+    let wanted = (
+        now.0 + 1,
+        ByteSize(now.1.bytes() + ByteSize::mib(64).bytes()),
+    );
+    let change = DomainChange {
+        cpus: Some(wanted.0),
+        memory: Some(wanted.1),
+        ..DomainChange::default()
+    };
+    let changed = hypervisor.redefine(id, &metadata, &change).await;
+    changed.expect("changed");
+    let seen = hypervisor.inspect(id).await.expect("there");
+    let defined = seen.defined.expect("told");
+    assert_eq!((seen.cpus, seen.memory), now, "a running one keeps it");
+    assert_eq!((defined.cpus, defined.memory), wanted);
+    assert_eq!(seen.metadata.as_ref(), Some(&metadata), "told at once");
+    hypervisor.destroy(id).await.expect("destroyed");
+    hypervisor.start(id).await.expect("started");
+    let seen = hypervisor.inspect(id).await.expect("there");
+    assert_eq!((seen.cpus, seen.memory), wanted);
+    removed(fixture, id).await;
+}
+
+async fn a_rename_changes_the_name_and_nothing_else(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let other = fixture.definition("taken-name").await;
+    hypervisor.define(&other).await.expect("defined");
+    let id = started(fixture, "old-name").await;
+    let running = hypervisor.rename(id, "new-name").await;
+    assert!(
+        matches!(running, Err(Error::WrongState { .. })),
+        "{running:?}"
+    );
+    hypervisor.destroy(id).await.expect("destroyed");
+    fixture.edit_by_hand(id).await;
+    let taken = hypervisor.rename(id, "taken-name").await;
+    assert!(matches!(taken, Err(Error::NameTaken { .. })), "{taken:?}");
+    for _ in 0..2 {
+        let renamed = hypervisor.rename(id, "new-name").await;
+        renamed.expect("renamed");
+    }
+    let seen = hypervisor.inspect(id).await.expect("there");
+    assert_eq!(seen.domain_name, "new-name");
+    let spec = seen.metadata.expect("ours").spec;
+    assert_eq!(spec.name.as_str(), "old-name", "metadata is not its own");
+    assert!(fixture.lost_of_the_edit(id).await.is_empty());
+    for id in [id, other.metadata.spec.id] {
+        removed(fixture, id).await;
+    }
 }
 
 async fn started(fixture: &dyn Fixture, name: &str) -> VmId {

@@ -32,7 +32,7 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// Everything libvirt needs to define a domain: the specification with its paths resolved.
+/// Everything libvirt needs to define a domain that is not there: the specification with its paths resolved.
 #[derive(Debug, Clone)]
 pub struct DomainDefinition {
     /// Specification and key protector, kept in the domain's metadata.
@@ -45,6 +45,31 @@ pub struct DomainDefinition {
     pub serial_log: Option<PathBuf>,
     /// UEFI variables file; made from the firmware's template at first start.
     pub nvram_path: PathBuf,
+    /// The definition that the domain had on the host it comes from, from [`Hypervisor::portable_definition`]: kept but
+    /// for metadata and paths. None: the specification says everything.
+    pub carried: Option<String>,
+}
+
+/// What is changed of a definition that exists, beside our metadata. The default changes nothing else. Everything that is
+/// not named stays as it is in the definition, whoever put it there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DomainChange {
+    pub cpus: Option<u32>,
+    pub memory: Option<ByteSize>,
+    /// Whether it has the TPM device with the VM's secret.
+    pub tpm: Option<bool>,
+    /// `(target, path)` of the disks that lie in another file now.
+    pub disks: Vec<(String, PathBuf)>,
+    /// Where serial output goes now, if it is kept at all.
+    pub serial_log: Option<PathBuf>,
+}
+
+/// What a definition says about the next start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainDefined {
+    pub cpus: u32,
+    pub memory: ByteSize,
+    pub tpm: bool,
 }
 
 /// The hypervisor's own view of a domain's state.
@@ -79,6 +104,8 @@ pub enum StopReason {
 pub struct DomainObserved {
     pub id: VmId,
     pub name: VmName,
+    /// The domain's own name, which need not be one of ours.
+    pub domain_name: String,
     pub state: DomainState,
     /// libvirt's word for why it is in this state.
     pub reason: &'static str,
@@ -100,6 +127,8 @@ pub struct DomainObserved {
     pub cpu_xml: Option<String>,
     /// The serial console's pty, while it runs.
     pub console: Option<PathBuf>,
+    /// What it starts with next. None while libvirt does not tell, or when nothing of it stays after it stops.
+    pub defined: Option<DomainDefined>,
 }
 
 /// What the hypervisor can do here.
@@ -211,8 +240,24 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`Error::NoDomain`].
     async fn inspect(&self, id: VmId) -> Result<DomainObserved>;
 
-    /// Defines or redefines the domain; it stays in the state it is in. A running domain keeps its devices until it stops.
+    /// Defines a domain. Of one that is defined already only our metadata is replaced.
     async fn define(&self, definition: &DomainDefinition) -> Result<()>;
+
+    /// Replaces our metadata and what `change` names in the definition, all of it or nothing; the domain stays in the state
+    /// it is in. A running domain keeps its devices until it stops. Makes a domain that only runs a defined one.
+    ///
+    /// # Errors
+    /// [`Error::NoDomain`]; [`Error::CannotChange`] when the definition has been edited in a way that stands against it.
+    async fn redefine(&self, id: VmId, metadata: &VmMetadata, change: &DomainChange) -> Result<()>;
+
+    /// Gives a stopped domain another name, and changes nothing else. One that has it already is left alone.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`], [`Error::WrongState`].
+    async fn rename(&self, id: VmId, name: &str) -> Result<()>;
+
+    /// The definition as another host may take it over, in the hypervisor's own form, without our metadata.
+    async fn portable_definition(&self, id: VmId) -> Result<String>;
 
     /// Replaces our metadata, on the running and on the persistent definition.
     async fn write_metadata(&self, id: VmId, metadata: &VmMetadata) -> Result<()>;

@@ -22,6 +22,9 @@ pub enum Error {
         state: String,
         attempt: &'static str,
     },
+    /// Somebody edited the definition, and what is asked for does not go with the edit.
+    #[error("the definition of domain {id} cannot be changed so: {because}")]
+    CannotChange { id: VmId, because: String },
     #[error("not enough space for {path}")]
     NoSpace { path: PathBuf },
     /// A file is not what it should be: wrong format, backing file outside, not a disk.

@@ -12,9 +12,9 @@ mod volume;
 pub mod conformance;
 
 pub use domain::{
-    CopyState, CpuVerdict, DomainDefinition, DomainObserved, DomainState, Hypervisor,
-    HypervisorEvent, HypervisorFacts, MigrationDisks, MigrationOutcome, MigrationProgress,
-    MigrationRequest, SecretText, SharedHypervisor, StopReason,
+    CopyState, CpuVerdict, DomainChange, DomainDefined, DomainDefinition, DomainObserved,
+    DomainState, Hypervisor, HypervisorEvent, HypervisorFacts, MigrationDisks, MigrationOutcome,
+    MigrationProgress, MigrationRequest, SecretText, SharedHypervisor, StopReason,
 };
 pub use error::{Error, Result};
 pub use tpm::{EkIssuer, EkPublic, MadeTpm, TpmFactory};

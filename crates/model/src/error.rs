@@ -256,6 +256,12 @@ codes! {
     ProfileRefuses = "PROFILE_REFUSES", Refused,
         "The VM does not meet a requirement of its profile.",
         "meet the named requirement, or choose another profile";
+    DefinitionEdited = "DEFINITION_EDITED", Refused,
+        "The VM's definition was edited outside Fleetward, and what is asked for does not go with that edit.",
+        "see the reason; virsh edit on the VM's host changes the definition";
+    NameDiffers = "NAME_DIFFERS", Refused,
+        "The VM's domain has another name on its host than Fleetward knows the VM by: somebody renamed it there.",
+        "fleetward vm rename NAME NEW gives both one name, while the VM is stopped";
     ImageInvalid = "IMAGE_INVALID", Refused,
         "The file is not a disk image that can be used: not a disk, a wrong format, or it refers to other files.",
         "convert it first: qemu-img convert -O qcow2 FILE NEW";

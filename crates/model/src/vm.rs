@@ -255,19 +255,34 @@ pub struct TpmObserved {
     pub ek_certificate: Option<String>,
 }
 
+/// What a VM's definition gives it at the next start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmDefined {
+    pub cpus: u32,
+    pub memory: ByteSize,
+}
+
 /// A VM on a host, observed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmObserved {
     pub id: VmId,
+    /// The name Fleetward knows it by; of a domain that Fleetward did not make, the domain's as far as it can be one.
     pub name: VmName,
+    /// The domain's own name, where it is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain_name: Option<String>,
     pub host: HostName,
     pub state: VmState,
     /// Why it is in that state, libvirt's word: `booted`, `migrated`, `crashed`, `shutdown`, ...
     pub reason: String,
     /// None for a domain that Fleetward did not make: shown, never touched.
     pub metadata: Option<VmMetadata>,
+    /// What it has now.
     pub cpus: u32,
     pub memory: ByteSize,
+    /// What its definition gives it at the next start; none when its host does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defined: Option<VmDefined>,
     pub firmware: Option<Firmware>,
     /// Canonical machine type, `pc-q35-10.0`.
     pub machine: String,
@@ -291,6 +306,18 @@ impl VmObserved {
                 tpm.enabled && (Some(r.key_id) == tpm.key_id || tpm.guardians.contains(&r.guardian))
             })
             .map(|r| &r.guardian)
+    }
+
+    /// Under the name that Fleetward gave it: agents that are older tell the domain's.
+    #[must_use]
+    pub fn by_its_specification(mut self) -> Self {
+        if let Some(metadata) = &self.metadata
+            && metadata.spec.name != self.name
+        {
+            let domain = std::mem::replace(&mut self.name, metadata.spec.name.clone());
+            self.domain_name.get_or_insert(domain.into());
+        }
+        self
     }
 
     /// Whether this copy is the VM itself and not half of a migration.

@@ -4,10 +4,10 @@ use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use fleetward_api::agent::OperationResult;
-use fleetward_hypervisor::{DomainDefinition, Error as HypervisorError};
+use fleetward_hypervisor::{DomainChange, DomainDefinition, Error as HypervisorError};
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
-use fleetward_model::{ErrorCode, Failure, VmId};
-use std::path::Path;
+use fleetward_model::{ErrorCode, Failure, VmId, VmName};
+use std::path::{Path, PathBuf};
 
 impl Task<'_> {
     /// Makes the disks; none is left when one cannot be made.
@@ -110,7 +110,7 @@ impl Task<'_> {
         if metadata.spec.tpm {
             self.complete_tpm_metadata(&mut metadata)?;
         }
-        self.define_domain(metadata).await?;
+        self.define_domain(metadata, None).await?;
         self.record.forget_copied()?;
         Ok(OperationResult::Nothing)
     }
@@ -147,8 +147,28 @@ impl Task<'_> {
         Ok(())
     }
 
-    pub(super) async fn define_domain(&self, metadata: VmMetadata) -> Result<()> {
-        define_domain(self.host, self.vm, metadata).await
+    /// Defines the domain; with what it was on the host it comes from, if it comes from one.
+    pub(super) async fn define_domain(
+        &self,
+        metadata: VmMetadata,
+        carried: Option<String>,
+    ) -> Result<()> {
+        let mut definition = definition_of(self.host, self.vm, metadata)?;
+        definition.carried = carried;
+        self.host
+            .hypervisor
+            .define(&definition)
+            .await
+            .attempt(|| format!("defining VM {}", definition.metadata.spec.name))
+    }
+
+    /// Changes our metadata and what `change` names in the definition there is, and nothing else of it.
+    pub(super) async fn redefine(
+        &self,
+        metadata: &VmMetadata,
+        change: &DomainChange,
+    ) -> Result<()> {
+        redefine(self.host, metadata, change).await
     }
 
     /// Removes the definition and the UEFI variables of a stopped VM.
@@ -197,21 +217,21 @@ impl Task<'_> {
     }
 }
 
-/// Hands the definition to the hypervisor, its paths resolved.
-pub(super) async fn define_domain(host: &Host, vm: VmId, metadata: VmMetadata) -> Result<()> {
-    let definition = definition_of(host, vm, metadata)?;
+/// See [`Task::redefine`].
+pub(super) async fn redefine(
+    host: &Host,
+    metadata: &VmMetadata,
+    change: &DomainChange,
+) -> Result<()> {
+    let spec = &metadata.spec;
     host.hypervisor
-        .define(&definition)
+        .redefine(spec.id, metadata, change)
         .await
-        .attempt(|| format!("defining VM {}", definition.metadata.spec.name))
+        .attempt(|| format!("changing the definition of VM {}", spec.name))
 }
 
 /// The definition with its paths resolved; refused where a pool or the installer medium is not here.
-pub(super) fn definition_of(
-    host: &Host,
-    vm: VmId,
-    metadata: VmMetadata,
-) -> Result<DomainDefinition> {
+fn definition_of(host: &Host, vm: VmId, metadata: VmMetadata) -> Result<DomainDefinition> {
     let spec = &metadata.spec;
     let cdrom_path = match &spec.cdrom {
         None => None,
@@ -223,12 +243,15 @@ pub(super) fn definition_of(
     Ok(DomainDefinition {
         disk_paths: host.pools.volumes(spec)?,
         cdrom_path,
-        serial_log: host
-            .config
-            .serial_log_dir
-            .as_ref()
-            .map(|dir| dir.join(format!("{}.log", spec.name))),
+        serial_log: serial_log(host, &spec.name),
         nvram_path: host.layout.nvram(vm),
+        carried: None,
         metadata,
     })
+}
+
+/// Where a VM's serial output is kept, if this host keeps it.
+pub(super) fn serial_log(host: &Host, name: &VmName) -> Option<PathBuf> {
+    let directory = host.config.serial_log_dir.as_ref()?;
+    Some(directory.join(format!("{name}.log")))
 }

@@ -16,7 +16,7 @@ use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::record::{Incoming, TransitRecord};
 use fleetward_api::agent::{IncomingDisk, OperationResult, Peer};
-use fleetward_hypervisor::{DomainState, Error as HypervisorError};
+use fleetward_hypervisor::{DomainChange, DomainState, Error as HypervisorError};
 use fleetward_model::vm::{VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, Failure, VmId};
 use std::path::{Path, PathBuf};
@@ -148,6 +148,7 @@ impl Task<'_> {
                 made,
                 received: Default::default(),
                 complete: false,
+                definition: None,
             })))
     }
 
@@ -234,7 +235,7 @@ impl Task<'_> {
             }
             Some(domain) if incoming.live => {
                 if !domain.persistent {
-                    self.define_domain(metadata.clone()).await?;
+                    self.redefine(&metadata, &DomainChange::default()).await?;
                 }
                 self.host
                     .hypervisor
@@ -246,7 +247,8 @@ impl Task<'_> {
                 if !incoming.complete {
                     return Err(self.wrong_state("not all of it has arrived"));
                 }
-                self.define_domain(metadata).await
+                let carried = incoming.definition.clone();
+                self.define_domain(metadata, carried).await
             }
         }
     }

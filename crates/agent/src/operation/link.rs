@@ -13,11 +13,11 @@
 
 use super::Task;
 use super::copy::Pair;
-use super::create::{define_domain, definition_of};
+use super::create::redefine;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::record::{Copying, Overlay};
-use fleetward_hypervisor::{DomainObserved, DomainState, MAX_BASES};
+use fleetward_hypervisor::{DomainChange, DomainObserved, DomainState, MAX_BASES};
 use fleetward_model::vm::{DiskSpec, VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, VmId};
 use std::os::unix::fs::MetadataExt;
@@ -126,8 +126,6 @@ impl Task<'_> {
         to: VmId,
         overlays: &[Overlay],
     ) -> Result<()> {
-        // After the switch the VM is defined anew: what would be in the way of that is refused now.
-        definition_of(self.host, self.vm, metadata.clone())?;
         self.record.keep_copying(&Copying {
             job: self.job,
             to,
@@ -294,7 +292,12 @@ async fn write_down_switch(
             .attempt(what)?;
     }
     // Of a running VM this is what it starts with next, without what libvirt believes of the volumes below.
-    define_domain(host, id, after.clone()).await?;
+    let mut moved = DomainChange::default();
+    for overlay in overlays {
+        let path = place(host, &after.spec, overlay)?;
+        moved.disks.push((overlay.target.clone(), path));
+    }
+    redefine(host, &after, &moved).await?;
     fleetward_failpoint::hold("agent.copy-vm.written").await;
     for overlay in overlays {
         let path = place(host, &after.spec, overlay)?;

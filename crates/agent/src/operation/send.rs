@@ -15,6 +15,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+/// Longest definition sent, in bytes as JSON has it: it goes in the header of a tunnel.
+const MAX_DEFINITION: usize = 60 * 1024;
+
 impl Task<'_> {
     /// Sends everything of a stopped VM. A repeat sends it again, unless it had all arrived.
     pub(super) async fn send_stopped(
@@ -32,11 +35,15 @@ impl Task<'_> {
         self.require_whole()?;
         let (_, metadata) = self.managed().await?;
         self.require_stopped().await?;
+        let definition = self.definition_to_send(&metadata.spec).await?;
         let sent = self.send_files(to, &metadata.spec, disks).await;
         // Whatever came of it, and whatever an earlier attempt left.
         self.remove_pieces(&metadata.spec).await?;
         let (begun, done) = sent?;
-        let header = Channel::new(self.job, ChannelUse::Complete).header(self.vm);
+        let complete = ChannelUse::Complete {
+            definition: Some(definition),
+        };
+        let header = Channel::new(self.job, complete).header(self.vm);
         self.host
             .dialer
             .dial(&to.address, &Identity::Host(to.host.clone()), &header)
@@ -49,6 +56,19 @@ impl Task<'_> {
             downtime_ms: None,
             transferred: done,
         }))
+    }
+
+    /// What the destination is to define, as somebody may have edited it here.
+    async fn definition_to_send(&self, spec: &VmSpec) -> Result<String> {
+        let what = || format!("the definition of VM {}", spec.name);
+        let definition = self.host.hypervisor.portable_definition(self.vm).await;
+        let definition = definition.attempt(what)?;
+        let length = definition.escape_default().count();
+        if length > MAX_DEFINITION {
+            let because = format!("it has {length} bytes, and {MAX_DEFINITION} can be sent");
+            return Err(Trouble::refuse(ErrorCode::TooLarge, what(), because));
+        }
+        Ok(definition)
     }
 
     /// When it began, and how many bytes went.

@@ -16,7 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::OperationResult;
 use fleetward_api::tpm::TpmBundle;
-use fleetward_hypervisor::SecretText;
+use fleetward_hypervisor::{DomainChange, SecretText};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure};
@@ -61,7 +61,7 @@ impl Task<'_> {
             .map(|der| STANDARD.encode(der));
         metadata.spec.tpm = true;
         metadata.generation = self.generation;
-        self.define_domain(metadata).await?;
+        self.redefine(&metadata, &tpm_device(true)).await?;
         Ok(OperationResult::Nothing)
     }
 
@@ -89,7 +89,7 @@ impl Task<'_> {
         metadata.key_protector = None;
         metadata.ek_certificate = None;
         metadata.generation = self.generation;
-        self.define_domain(metadata).await?;
+        self.redefine(&metadata, &tpm_device(false)).await?;
         self.drop_secret().await?;
         Ok(OperationResult::Nothing)
     }
@@ -286,7 +286,7 @@ impl Task<'_> {
         }
         metadata.spec.tpm = true;
         metadata.generation = self.generation;
-        self.define_domain(metadata.clone()).await?;
+        self.redefine(&metadata, &tpm_device(true)).await?;
         self.forget_next()?;
         Ok(metadata)
     }
@@ -361,6 +361,13 @@ impl Task<'_> {
             self.next_directory(),
             error,
         )
+    }
+}
+
+fn tpm_device(there: bool) -> DomainChange {
+    DomainChange {
+        tpm: Some(there),
+        ..DomainChange::default()
     }
 }
 

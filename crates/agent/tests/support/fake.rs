@@ -23,6 +23,12 @@ pub struct Domain {
     pub state: DomainState,
     pub disks: Vec<(String, PathBuf)>,
     pub nvram: PathBuf,
+    /// The TPM device.
+    pub tpm: bool,
+    pub cpus: u32,
+    pub memory: ByteSize,
+    /// What somebody wrote into the definition by hand.
+    pub foreign: String,
 }
 
 #[derive(Default)]
@@ -107,6 +113,10 @@ impl Fake {
                 .root
                 .join("nvram")
                 .join(format!("{}_VARS.fd", metadata.spec.id)),
+            tpm: metadata.spec.tpm,
+            cpus: metadata.spec.cpus,
+            memory: metadata.spec.memory,
+            foreign: String::new(),
             metadata: Some(metadata),
             state,
         }
@@ -160,17 +170,23 @@ impl Fake {
         DomainObserved {
             id,
             name: d.name.parse().unwrap(),
+            domain_name: d.name.clone(),
             state: d.state,
             reason: "booted",
             persistent: true,
-            cpus: 1,
-            memory: ByteSize::mib(256),
+            cpus: d.cpus,
+            memory: d.memory,
+            defined: Some(DomainDefined {
+                cpus: d.cpus,
+                memory: d.memory,
+                tpm: d.tpm,
+            }),
             firmware: None,
             machine: "pc-q35-10.0".into(),
             accelerator: Accelerator::Tcg,
             disks: d.disks.clone(),
             nvram_path: Some(d.nvram.clone()),
-            tpm: d.metadata.as_ref().is_some_and(|m| m.spec.tpm),
+            tpm: d.tpm,
             cpu_xml: None,
             console: None,
             metadata: d.metadata.clone(),
@@ -219,14 +235,53 @@ impl Hypervisor for Fake {
             DomainState::Stopped(StopReason::Ordinary),
         );
         domain.nvram = definition.nvram_path.clone();
-        self.with(|s| {
-            if let Some(old) = s.domains.get(&id) {
-                domain.state = old.state;
+        domain.foreign = definition.carried.clone().unwrap_or_default();
+        self.with(|s| match s.domains.get_mut(&id) {
+            Some(known) => known.metadata = domain.metadata,
+            None => {
+                s.domains.insert(id, domain);
             }
-            s.domains.insert(id, domain);
         });
         let _ = self.events.send(HypervisorEvent::Changed(id));
         Ok(())
+    }
+    async fn redefine(&self, id: VmId, metadata: &VmMetadata, change: &DomainChange) -> Result<()> {
+        self.change(id, |d| {
+            d.metadata = Some(metadata.clone());
+            d.cpus = change.cpus.unwrap_or(d.cpus);
+            d.memory = change.memory.unwrap_or(d.memory);
+            d.tpm = change.tpm.unwrap_or(d.tpm);
+            for (target, path) in &change.disks {
+                let disk = d.disks.iter_mut().find(|disk| disk.0 == *target);
+                disk.expect("a disk of the domain").1.clone_from(path);
+            }
+            Ok(())
+        })
+    }
+    async fn rename(&self, id: VmId, name: &str) -> Result<()> {
+        let taken = self.with(|s| {
+            let mut others = s.domains.iter().filter(|(other, _)| **other != id);
+            others.any(|(_, d)| d.name == name)
+        });
+        if taken {
+            return Err(Error::NameTaken {
+                name: name.to_string(),
+            });
+        }
+        self.change(id, |d| match d.state {
+            DomainState::Stopped(_) => {
+                d.name = name.to_string();
+                Ok(())
+            }
+            DomainState::Running | DomainState::Paused { .. } => Err(Error::WrongState {
+                id,
+                state: "running".into(),
+                attempt: "be renamed",
+            }),
+        })
+    }
+    async fn portable_definition(&self, id: VmId) -> Result<String> {
+        self.change(id, |d| Ok(d.foreign.clone()))
     }
     async fn write_metadata(&self, id: VmId, metadata: &VmMetadata) -> Result<()> {
         self.change(id, |d| {

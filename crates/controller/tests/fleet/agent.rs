@@ -204,6 +204,8 @@ impl Inner {
         let spec = &vm.metadata.spec;
         let guardians = self.tpms.get(&id).cloned().unwrap_or_default();
         Some(VmObserved {
+            domain_name: None,
+            defined: None,
             id,
             name: spec.name.clone(),
             host: self.host.clone(),

@@ -221,6 +221,20 @@ impl LocalHost {
         Hypervisor::inspect(&self.libvirt, id).await
     }
 
+    fn inactive_xml(&self, id: VmId) -> String {
+        let output = Command::new("virsh")
+            .arg("-c")
+            .arg(format!(
+                "qemu+unix:///system?socket={}",
+                self.socket().display()
+            ))
+            .args(["dumpxml", "--inactive", "--security-info", &id.to_string()])
+            .output()
+            .expect("virsh");
+        assert!(output.status.success(), "virsh dumpxml");
+        String::from_utf8(output.stdout).expect("XML is UTF-8")
+    }
+
     fn virsh(&self, arguments: &[&str]) {
         let status = Command::new("virsh")
             .arg("-q")
@@ -288,6 +302,7 @@ impl Fixture for LocalHost {
             cdrom_path: None,
             serial_log: Some(format!("/var/log/libvirt/{id}.log").into()),
             nvram_path: format!("/var/lib/libvirt/qemu/nvram/{id}.fd").into(),
+            carried: None,
         }
     }
 
@@ -306,7 +321,74 @@ impl Fixture for LocalHost {
     async fn remove_foreign(&self, id: VmId) {
         self.virsh(&["undefine", &id.to_string()]);
     }
+
+    async fn edit_by_hand(&self, id: VmId) {
+        let mut xml = self.inactive_xml(id);
+        let memory = xml.find("<memory").expect("a memory");
+        let end = xml.find("</currentMemory>").expect("its end");
+        xml.replace_range(
+            memory..end,
+            "<memory unit='MiB'>600</memory><currentMemory unit='MiB'>600",
+        );
+        for (place, text, _) in BY_HAND {
+            let at = xml.find(place).expect("a place to edit");
+            xml.insert_str(at, text);
+        }
+        let file = self.directory.join("edited.xml");
+        fs::write(&file, xml).expect("written");
+        self.virsh(&["define", &file.to_string_lossy()]);
+    }
+
+    async fn lost_of_the_edit(&self, id: VmId) -> Vec<&'static str> {
+        let xml = self.inactive_xml(id);
+        let kept = BY_HAND.iter().map(|(_, _, kept)| *kept);
+        kept.filter(|kept| !xml.contains(kept)).collect()
+    }
 }
+
+/// Edits of a definition: in front of what, which text, and what libvirt makes of it.
+const BY_HAND: [(&str, &str, &str); 8] = [
+    (
+        "</devices>",
+        "<sound model='ich9'/>",
+        "<sound model='ich9'>",
+    ),
+    (
+        "</devices>",
+        "<interface type='bridge'><mac address='52:54:00:aa:bb:cc'/><source bridge='br-lan'/><model type='virtio'/></interface>",
+        "<source bridge='br-lan'/>",
+    ),
+    (
+        "<os ",
+        "<cputune><shares>777</shares></cputune>",
+        "<shares>777</shares>",
+    ),
+    (
+        "<metadata>",
+        "<title>\u{7d4c}\u{7406} &amp; co</title><description>by hand</description>",
+        "<title>\u{7d4c}\u{7406} &amp; co</title>",
+    ),
+    (
+        "</metadata>",
+        "<x:other xmlns:x='urn:other'><x:kept>1</x:kept></x:other>",
+        "<x:kept>1</x:kept>",
+    ),
+    (
+        "</devices>",
+        "<watchdog model='i6300esb' action='reset'/>",
+        "i6300esb",
+    ),
+    (
+        "</domain>",
+        "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:env name='KEPT' value='1'/></qemu:commandline>",
+        "<qemu:env name='KEPT' value='1'/>",
+    ),
+    (
+        "</os>",
+        "<bootmenu enable='yes' timeout='1000'/>",
+        "<bootmenu enable='yes' timeout='1000'/>",
+    ),
+];
 
 pub(crate) async fn volumes_are_what_they_seem(host: &LocalHost) {
     let volumes: &dyn Volumes = &host.libvirt;

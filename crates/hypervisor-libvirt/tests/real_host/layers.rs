@@ -2,7 +2,9 @@
 
 use crate::Host;
 use fleetward_hypervisor::conformance::Fixture;
-use fleetward_hypervisor::{DomainDefinition, DomainState, Error, Hypervisor, MAX_BASES, Volumes};
+use fleetward_hypervisor::{
+    DomainChange, DomainDefinition, DomainState, Error, Hypervisor, MAX_BASES, Volumes,
+};
 use fleetward_model::ByteSize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -129,7 +131,7 @@ pub(crate) async fn chains_that_lead_elsewhere_are_refused(host: &Host) {
 /// write to what lies below.
 pub(crate) async fn a_running_domain_goes_on_over_an_overlay(host: &Host) {
     let libvirt = &host.libvirt;
-    let mut definition = host.definition("layered").await;
+    let definition = host.definition("layered").await;
     let id = definition.metadata.spec.id;
     let before = definition.disk_paths[0].clone();
     let overlay = before.with_extension("1.qcow2");
@@ -164,12 +166,17 @@ pub(crate) async fn a_running_domain_goes_on_over_an_overlay(host: &Host) {
 
     // It starts again from the overlay, and a definition that is older than it cannot.
     libvirt.destroy(id).await.expect("destroyed");
-    let stale = libvirt.define(&definition).await;
+    let metadata = &definition.metadata;
+    let in_file = |path: &Path| DomainChange {
+        disks: vec![("vda".to_owned(), path.to_owned())],
+        ..DomainChange::default()
+    };
+    let stale = libvirt.redefine(id, metadata, &in_file(&before)).await;
     stale.expect("defined as it was");
     let refused = libvirt.start(id).await;
     assert!(refused.is_err(), "a frozen volume was opened for writing");
-    definition.disk_paths = vec![overlay.clone()];
-    libvirt.define(&definition).await.expect("defined");
+    let right = libvirt.redefine(id, metadata, &in_file(&overlay)).await;
+    right.expect("defined over the overlay");
     libvirt.start(id).await.expect("started");
     libvirt.destroy(id).await.expect("destroyed");
     for (id, disk) in [(id, &overlay), (twin_id, &twin.disk_paths[0])] {

@@ -100,6 +100,8 @@ pub(crate) fn vm(host: &str) -> VmObserved {
         created: NOW,
     };
     VmObserved {
+        domain_name: None,
+        defined: None,
         id,
         name: spec.name.clone(),
         host: host.parse().expect("name"),

@@ -1,0 +1,468 @@
+//! A definition that exists, changed in place. Pure: libvirt's XML in, XML out.
+//!
+//! Fleetward owns its metadata element, where the VM's disks and UEFI variables lie, the TPM device, and the number of
+//! processors and the memory when it is asked to change them. Everything else in a definition may be an
+//! administrator's, so it stays as it is, byte for byte: this module cuts pieces out of the text and puts others in their
+//! place, it never writes a definition anew. [`crate::domain_xml`] does that, for domains that do not exist yet.
+
+use crate::domain_xml::{cpu_element, free_sata_target, tpm_element};
+use crate::metadata;
+use fleetward_hypervisor::{DomainChange, DomainDefined, DomainDefinition};
+use fleetward_model::host::Accelerator;
+use fleetward_model::vm::VmMetadata;
+use fleetward_model::{ByteSize, VmId};
+use quick_xml::escape::escape;
+use roxmltree::{Document, Node};
+use std::ops::Range;
+use std::path::Path;
+
+/// The definition with our metadata and what `change` names. The error is a sentence: what in the definition stands in
+/// the way.
+pub(crate) fn changed(
+    xml: &str,
+    metadata: &VmMetadata,
+    change: &DomainChange,
+) -> Result<String, String> {
+    let document = parse(xml)?;
+    let root = document.root_element();
+    let devices = devices(root)?;
+    let mut splices = Splices::of(xml);
+    put_metadata(&mut splices, root, metadata)?;
+    if let Some(cpus) = change.cpus {
+        set_cpus(&mut splices, root, cpus)?;
+    }
+    if let Some(memory) = change.memory {
+        set_memory(&mut splices, root, memory)?;
+    }
+    match change.tpm {
+        Some(true) => attach_tpm(&mut splices, devices, metadata.spec.id)?,
+        Some(false) => detach_tpm(&mut splices, devices, metadata.spec.id),
+        None => {}
+    }
+    for (target, path) in &change.disks {
+        place_disk(&mut splices, devices, target, path);
+    }
+    if let Some(log) = &change.serial_log {
+        place_serial_log(&mut splices, devices, Some(log));
+    }
+    Ok(splices.done())
+}
+
+/// The definition as another host needs it: without our metadata, which travels by itself and holds the key protector,
+/// and without what libvirt knows of the volumes below the disks, which arrive in one piece.
+pub(crate) fn portable(xml: &str) -> Result<String, String> {
+    let without = without_bases(xml)?;
+    let document = parse(&without)?;
+    let mut splices = Splices::of(&without);
+    if let Some(ours) = child(document.root_element(), "metadata").and_then(metadata::find) {
+        splices.cut(ours.range());
+    }
+    Ok(splices.done())
+}
+
+/// The definition with our element replaced, or added.
+pub(crate) fn with_metadata(xml: &str, metadata: &VmMetadata) -> Result<String, String> {
+    let document = parse(xml)?;
+    let mut splices = Splices::of(xml);
+    put_metadata(&mut splices, document.root_element(), metadata)?;
+    Ok(splices.done())
+}
+
+/// The definition without what libvirt knows of the volumes below the disks: copied disks arrive in one piece, and where the
+/// directory is shared the headers of the volumes tell the same.
+pub(crate) fn without_bases(xml: &str) -> Result<String, String> {
+    let document = parse(xml)?;
+    let mut splices = Splices::of(xml);
+    for disk in devices(document.root_element())?
+        .children()
+        .filter(|device| device.has_tag_name("disk"))
+    {
+        cut_bases(&mut splices, disk);
+    }
+    Ok(splices.done())
+}
+
+/// A definition that came from another host, made this host's: metadata, accelerator, and the paths that Fleetward
+/// chooses. `exists` tells whether a program is on this host.
+pub(crate) fn adapted(
+    carried: &str,
+    definition: &DomainDefinition,
+    accelerator: Accelerator,
+    exists: impl Fn(&Path) -> bool,
+) -> Result<String, String> {
+    let document = parse(carried)?;
+    let root = document.root_element();
+    let devices = devices(root)?;
+    let metadata = &definition.metadata;
+    let spec = &metadata.spec;
+    let id = child(root, "uuid").and_then(|uuid| uuid.text());
+    if id.map(str::trim) != Some(spec.id.to_string().as_str()) {
+        return Err("it is the definition of another domain".to_owned());
+    }
+    let mut splices = Splices::of(carried);
+    put_metadata(&mut splices, root, metadata)?;
+    set_accelerator(&mut splices, root, definition, accelerator);
+    place_firmware(&mut splices, root, &definition.nvram_path);
+    if let Some(emulator) = child(devices, "emulator")
+        && !emulator.text().is_some_and(|path| exists(Path::new(path)))
+    {
+        splices.cut(emulator.range());
+    }
+    for (disk, path) in spec.disks.iter().zip(&definition.disk_paths) {
+        place_disk(&mut splices, devices, &disk.target, path);
+    }
+    if let Some(medium) = &definition.cdrom_path {
+        place_disk(&mut splices, devices, &free_sata_target(spec), medium);
+    }
+    place_serial_log(&mut splices, devices, definition.serial_log.as_deref());
+    match spec.tpm {
+        true => attach_tpm(&mut splices, devices, spec.id)?,
+        false => detach_tpm(&mut splices, devices, spec.id),
+    }
+    Ok(splices.done())
+}
+
+/// The same definition under another name.
+pub(crate) fn named(xml: &str, name: &str) -> Result<String, String> {
+    let document = parse(xml)?;
+    let element = child(document.root_element(), "name").ok_or("the definition has no name")?;
+    let mut splices = Splices::of(xml);
+    splices.put(element.range(), format!("<name>{}</name>", escape(name)));
+    Ok(splices.done())
+}
+
+/// The name in a definition.
+pub(crate) fn name_of(xml: &str) -> Option<String> {
+    let document = Document::parse(xml).ok()?;
+    child(document.root_element(), "name")?
+        .text()
+        .map(str::to_owned)
+}
+
+/// What a definition says of the next start. libvirt itself writes all sizes in KiB.
+pub(crate) fn defined(xml: &str) -> Option<DomainDefined> {
+    let document = Document::parse(xml).ok()?;
+    let root = document.root_element();
+    let vcpu = child(root, "vcpu")?;
+    let cpus = vcpu.attribute("current").or_else(|| vcpu.text())?;
+    let kib: u64 = child(root, "memory")?.text()?.trim().parse().ok()?;
+    Some(DomainDefined {
+        cpus: cpus.trim().parse().ok()?,
+        memory: ByteSize(kib.checked_mul(1024)?),
+        tpm: child(root, "devices").is_some_and(|d| child(d, "tpm").is_some()),
+    })
+}
+
+fn put_metadata(
+    splices: &mut Splices<'_>,
+    root: Node<'_, '_>,
+    metadata: &VmMetadata,
+) -> Result<(), String> {
+    let ours = metadata::element(metadata);
+    match child(root, "metadata") {
+        Some(holder) => match (metadata::find(holder), holder.first_child()) {
+            (Some(old), _) => splices.put(old.range(), ours),
+            (None, Some(first)) => splices.insert(first.range().start, ours),
+            (None, None) => splices.put(holder.range(), format!("<metadata>{ours}</metadata>")),
+        },
+        None => {
+            let uuid = child(root, "uuid").ok_or("the definition has no uuid")?;
+            splices.insert(uuid.range().end, format!("<metadata>{ours}</metadata>"));
+        }
+    }
+    Ok(())
+}
+
+fn set_cpus(splices: &mut Splices<'_>, root: Node<'_, '_>, cpus: u32) -> Result<(), String> {
+    let vcpu = child(root, "vcpu").ok_or("the definition has no number of processors")?;
+    let placement = vcpu.attribute("placement").unwrap_or("static");
+    let cpuset = match vcpu.attribute("cpuset") {
+        Some(set) => format!(" cpuset='{}'", escape(set)),
+        None => String::new(),
+    };
+    splices.put(
+        vcpu.range(),
+        format!(
+            "<vcpu placement='{}'{cpuset}>{cpus}</vcpu>",
+            escape(placement)
+        ),
+    );
+    // A list of single processors names every one of them; libvirt makes it anew.
+    if let Some(list) = child(root, "vcpus") {
+        splices.cut(list.range());
+    }
+    let cpu = child(root, "cpu");
+    if cpu.and_then(|cpu| child(cpu, "numa")).is_some() {
+        return Err(
+            "its definition divides the processors into NUMA cells, which virsh edit changes"
+                .to_owned(),
+        );
+    }
+    let Some(topology) = cpu.and_then(|cpu| child(cpu, "topology")) else {
+        return Ok(());
+    };
+    let part = |name: &str| {
+        let value = topology.attribute(name).unwrap_or("1");
+        value.parse::<u32>().ok().filter(|value| *value > 0)
+    };
+    let others = ["sockets", "dies", "clusters", "threads"]
+        .into_iter()
+        .try_fold(1_u32, |all, name| part(name)?.checked_mul(all))
+        .ok_or("its definition has a processor topology that cannot be read")?;
+    let cores = topology
+        .attribute_node("cores")
+        .ok_or("its definition has a processor topology without cores")?;
+    if !cpus.is_multiple_of(others) {
+        return Err(format!(
+            "its definition has {others} processor threads a core, so {cpus} cannot be divided among whole cores"
+        ));
+    }
+    splices.put(cores.range_value(), (cpus / others).to_string());
+    Ok(())
+}
+
+fn set_memory(
+    splices: &mut Splices<'_>,
+    root: Node<'_, '_>,
+    memory: ByteSize,
+) -> Result<(), String> {
+    let whole = child(root, "memory").ok_or("the definition has no memory")?;
+    let cells = child(root, "cpu").and_then(|cpu| child(cpu, "numa"));
+    let modules = child(root, "devices").and_then(|devices| child(devices, "memory"));
+    if cells.is_some() || modules.is_some() {
+        return Err(
+            "its definition divides the memory into NUMA cells or modules, which virsh edit changes"
+                .to_owned(),
+        );
+    }
+    let kib = memory.bytes() / 1024;
+    if let Some(current) = child(root, "currentMemory") {
+        let number = |node: Node<'_, '_>| node.text().and_then(|t| t.trim().parse::<u64>().ok());
+        let same_unit = current.attribute("unit") == whole.attribute("unit");
+        // Somebody let the guest begin with less than it may have: kept while it still fits.
+        let ballooned = same_unit && number(current) < number(whole) && number(current) < Some(kib);
+        if !ballooned {
+            let text = format!("<currentMemory unit='KiB'>{kib}</currentMemory>");
+            splices.put(current.range(), text);
+        }
+    }
+    splices.put(whole.range(), format!("<memory unit='KiB'>{kib}</memory>"));
+    Ok(())
+}
+
+/// The TPM of a definition has our secret, whatever else somebody set in it.
+fn attach_tpm(splices: &mut Splices<'_>, devices: Node<'_, '_>, id: VmId) -> Result<(), String> {
+    let Some(tpm) = child(devices, "tpm") else {
+        append_child(splices, devices, &tpm_element(id));
+        return Ok(());
+    };
+    let backend = child(tpm, "backend").filter(|b| b.attribute("type") == Some("emulator"));
+    let backend = backend.ok_or("its definition has a TPM that swtpm does not emulate")?;
+    let secret = id.to_string();
+    let encryption = format!("<encryption secret='{secret}'/>");
+    match child(backend, "encryption") {
+        Some(kept) if kept.attribute("secret") == Some(&secret) => {}
+        Some(other) => splices.put(other.range(), encryption),
+        None => append_child(splices, backend, &encryption),
+    }
+    Ok(())
+}
+
+/// Puts `inner` in front of an element's closing tag; one without content gets it.
+fn append_child(splices: &mut Splices<'_>, element: Node<'_, '_>, inner: &str) {
+    let range = element.range();
+    let text = &splices.xml[range.clone()];
+    match text.strip_suffix("/>") {
+        Some(open) => {
+            let name = element.tag_name().name();
+            let at = range.start + open.len()..range.end;
+            splices.put(at, format!(">{inner}</{name}>"));
+        }
+        None => {
+            let end = text.rfind("</").unwrap_or(text.len());
+            splices.insert(range.start + end, inner.to_owned());
+        }
+    }
+}
+
+/// Only the TPM that has our secret goes; one that somebody else gave the domain is theirs.
+fn detach_tpm(splices: &mut Splices<'_>, devices: Node<'_, '_>, id: VmId) {
+    let secret = id.to_string();
+    let ours = devices.children().filter(|device| {
+        device.has_tag_name("tpm")
+            && child(*device, "backend")
+                .and_then(|backend| child(backend, "encryption"))
+                .is_some_and(|e| e.attribute("secret") == Some(&secret))
+    });
+    for tpm in ours {
+        splices.cut(tpm.range());
+    }
+}
+
+/// A disk that somebody moved out of a file, to a block device or a server, stays there.
+fn place_disk(splices: &mut Splices<'_>, devices: Node<'_, '_>, target: &str, path: &Path) {
+    let Some(disk) = devices.children().find(|device| {
+        device.has_tag_name("disk")
+            && child(*device, "target").is_some_and(|t| t.attribute("dev") == Some(target))
+    }) else {
+        return;
+    };
+    if disk.attribute("type") != Some("file") {
+        return;
+    }
+    let file = format!("file='{}'", escape(path.to_string_lossy()));
+    match child(disk, "source") {
+        Some(source) => match source.attribute_node("file") {
+            Some(kept) if Path::new(kept.value()) == path => {}
+            Some(other) => splices.put(other.range(), file),
+            None => splices.put(source.range(), format!("<source {file}/>")),
+        },
+        // An empty drive.
+        None => {
+            if let Some(target) = child(disk, "target") {
+                splices.insert(target.range().start, format!("<source {file}/>"));
+            }
+        }
+    }
+    cut_bases(splices, disk);
+}
+
+/// What libvirt wrote down of the volumes below a disk, it believes; the headers of the volumes are right.
+fn cut_bases(splices: &mut Splices<'_>, disk: Node<'_, '_>) {
+    if let Some(bases) = child(disk, "backingStore") {
+        splices.cut(bases.range());
+    }
+}
+
+fn place_serial_log(splices: &mut Splices<'_>, devices: Node<'_, '_>, log: Option<&Path>) {
+    let ports = devices
+        .children()
+        .filter(|d| d.has_tag_name("serial") || d.has_tag_name("console"));
+    for old in ports.filter_map(|port| child(port, "log")) {
+        match (log, old.attribute_node("file")) {
+            (Some(log), Some(file)) => {
+                let file_now = escape(log.to_string_lossy()).into_owned();
+                splices.put(file.range_value(), file_now);
+            }
+            (Some(_), None) => {}
+            (None, _) => splices.cut(old.range()),
+        }
+    }
+}
+
+/// Which firmware file that is differs between hosts; libvirt finds this host's by the features that are asked for.
+fn place_firmware(splices: &mut Splices<'_>, root: Node<'_, '_>, nvram: &Path) {
+    let Some(os) = child(root, "os") else {
+        return;
+    };
+    let place = format!("<nvram>{}</nvram>", escape(nvram.to_string_lossy()));
+    let chosen = os.attribute("firmware") == Some("efi");
+    if chosen && let Some(loader) = child(os, "loader") {
+        splices.cut(loader.range());
+    }
+    match child(os, "nvram") {
+        Some(old) => splices.put(old.range(), place),
+        None if chosen => {
+            if let Some(kind) = child(os, "type") {
+                splices.insert(kind.range().end, place);
+            }
+        }
+        // No UEFI.
+        None => {}
+    }
+}
+
+/// What the processor and its enlightenments can be hangs on what starts the domain.
+fn set_accelerator(
+    splices: &mut Splices<'_>,
+    root: Node<'_, '_>,
+    definition: &DomainDefinition,
+    accelerator: Accelerator,
+) {
+    let kind = match accelerator {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "qemu",
+    };
+    let Some(was) = root
+        .attribute_node("type")
+        .filter(|was| was.value() != kind)
+    else {
+        return;
+    };
+    splices.put(was.range_value(), kind.to_owned());
+    if let Some(cpu) = child(root, "cpu") {
+        let cpus = child(root, "vcpu").and_then(|vcpu| vcpu.text()?.trim().parse().ok());
+        let cpus = cpus.unwrap_or(definition.metadata.spec.cpus);
+        splices.put(cpu.range(), cpu_element(cpus, accelerator));
+    }
+    match accelerator {
+        Accelerator::Kvm => {}
+        Accelerator::Tcg => {
+            let hyperv = child(root, "features").and_then(|features| child(features, "hyperv"));
+            let clock = child(root, "clock").and_then(|clock| {
+                clock
+                    .children()
+                    .find(|timer| timer.attribute("name") == Some("hypervclock"))
+            });
+            for only_kvm in [hyperv, clock].into_iter().flatten() {
+                splices.cut(only_kvm.range());
+            }
+        }
+    }
+}
+
+fn parse(xml: &str) -> Result<Document<'_>, String> {
+    Document::parse(xml).map_err(|error| format!("its definition cannot be read: {error}"))
+}
+
+fn devices<'a, 'i>(root: Node<'a, 'i>) -> Result<Node<'a, 'i>, String> {
+    child(root, "devices").ok_or_else(|| "the definition has no devices".to_owned())
+}
+
+fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+    node.children().find(|c| c.has_tag_name(name))
+}
+
+/// Pieces to be replaced in a text, none inside another.
+struct Splices<'x> {
+    xml: &'x str,
+    pieces: Vec<(Range<usize>, String)>,
+}
+
+impl<'x> Splices<'x> {
+    fn of(xml: &'x str) -> Self {
+        Self {
+            xml,
+            pieces: Vec::new(),
+        }
+    }
+
+    fn put(&mut self, range: Range<usize>, text: String) {
+        self.pieces.push((range, text));
+    }
+
+    fn insert(&mut self, at: usize, text: String) {
+        self.put(at..at, text);
+    }
+
+    fn cut(&mut self, range: Range<usize>) {
+        self.put(range, String::new());
+    }
+
+    fn done(mut self) -> String {
+        self.pieces.sort_by_key(|(range, _)| range.start);
+        let mut text = String::with_capacity(self.xml.len());
+        let mut from = 0;
+        for (range, piece) in &self.pieces {
+            debug_assert!(range.start >= from, "one piece lies inside another");
+            text.push_str(&self.xml[from..range.start]);
+            text.push_str(piece);
+            from = range.end;
+        }
+        text.push_str(&self.xml[from..]);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests;
