@@ -8,6 +8,7 @@ use fleetward_agent::audit::AuditLog;
 use fleetward_agent::keyring::pfx::{self, Protection};
 use fleetward_agent::keyring::{Keyring, Purpose, dependents};
 use fleetward_agent::layout::Layout;
+use fleetward_api::agent::operation;
 use fleetward_api::agent::*;
 use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, GuardianId, VmId};
@@ -66,13 +67,13 @@ async fn an_import_beside_the_running_agent_lets_a_vm_in_and_the_own_guardian_is
     let a = Node::start(&fleet, "a").await;
     let b = Node::start(&fleet, "b").await;
     let (spec, metadata) = create_running(&fleet, &a, "vm1").await;
-    let stop = Operation::Stop {
+    let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
     };
     let job = Job::new(spec.id, 5);
     job.on(&a, stop).await.unwrap();
-    let prepare = || Operation::PrepareIncoming {
+    let prepare = || operation::PrepareIncoming {
         metadata: Box::new(metadata.clone()),
         disks: disks(true),
         live: false,
@@ -83,7 +84,7 @@ async fn an_import_beside_the_running_agent_lets_a_vm_in_and_the_own_guardian_is
         ErrorCode::KeyNotGranted
     );
 
-    let abandon = Operation::AbandonIncoming {
+    let abandon = operation::AbandonIncoming {
         spec: spec.clone(),
         disks: disks(true),
     };
@@ -95,14 +96,14 @@ async fn an_import_beside_the_running_agent_lets_a_vm_in_and_the_own_guardian_is
     job.on(&b, prepare()).await.unwrap();
     assert_eq!(removal(&b, &own(&a)), Err(ErrorCode::GuardianInUse));
     assert_eq!(removal(&b, &own(&b)), Err(ErrorCode::GuardianInUse));
-    let send = Operation::SendStopped {
+    let send = operation::SendStopped {
         to: b.peer(),
         disks: disks(true),
     };
     job.on(&a, send).await.unwrap();
-    job.on(&a, Operation::Depart).await.unwrap();
+    job.on(&a, operation::Depart {}).await.unwrap();
     for _ in 0..2 {
-        job.on(&b, Operation::CommitIncoming { live: false })
+        job.on(&b, operation::CommitIncoming { live: false })
             .await
             .unwrap();
     }
@@ -113,7 +114,7 @@ async fn an_import_beside_the_running_agent_lets_a_vm_in_and_the_own_guardian_is
     // The own one opens it now, so the imported one may go; the VM starts without it.
     assert_eq!(removal(&b, &own(&a)), Ok(()));
     Job::new(spec.id, 10)
-        .on(&b, Operation::Start)
+        .on(&b, operation::Start {})
         .await
         .unwrap();
     let running = b.detail(spec.id).await.unwrap();
@@ -130,7 +131,7 @@ async fn an_import_beside_the_running_agent_lets_a_vm_in_and_the_own_guardian_is
 
 /// Stops the VM that runs on `node`.
 async fn stopped(node: &Node, vm: VmId, generation: u64) {
-    let stop = Operation::Stop {
+    let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
     };
@@ -167,7 +168,7 @@ async fn a_vm_starts_with_nothing_but_an_imported_guardian_of_this_fleet_or_anot
 
         reinstalled(&mut node, if same_fleet { &fleet } else { &other }).await;
         assert_ne!(own(&node), former);
-        let refused = Job::new(spec.id, 10).on(&node, Operation::Start).await;
+        let refused = Job::new(spec.id, 10).on(&node, operation::Start {}).await;
         assert_eq!(refused.unwrap_err().code, ErrorCode::KeyNotGranted);
         let before = node.detail(spec.id).await.unwrap().vm.tpm;
         assert_eq!(
@@ -185,7 +186,7 @@ async fn a_vm_starts_with_nothing_but_an_imported_guardian_of_this_fleet_or_anot
         // While only it opens the VM, it stays.
         assert_eq!(removal(&node, &former), Err(ErrorCode::GuardianInUse));
         Job::new(spec.id, 11)
-            .on(&node, Operation::Start)
+            .on(&node, operation::Start {})
             .await
             .unwrap();
         let vm = node.detail(spec.id).await.unwrap().vm;
@@ -196,7 +197,7 @@ async fn a_vm_starts_with_nothing_but_an_imported_guardian_of_this_fleet_or_anot
         assert_eq!(beside, BTreeSet::from([former.clone(), own(&node)]));
         assert_eq!(removal(&node, &former), Ok(()));
         stopped(&node, spec.id, 12).await;
-        let start = Job::new(spec.id, 13).on(&node, Operation::Start).await;
+        let start = Job::new(spec.id, 13).on(&node, operation::Start {}).await;
         start.unwrap();
     }
 }
@@ -215,7 +216,7 @@ async fn an_agent_that_starts_with_a_credential_encrypts_what_join_wrote_and_ope
     node.config.credential_file = Some(key.clone());
     node.up().await;
     Job::new(spec.id, 10)
-        .on(&node, Operation::Start)
+        .on(&node, operation::Start {})
         .await
         .unwrap();
     let layout = Layout::new(&node.config);
@@ -239,7 +240,7 @@ async fn a_roll_is_on_record_as_one_and_not_as_a_new_tpm() {
     stopped(&node, spec.id, 5).await;
     let to = vec![fleet.endorsed("a", "default")];
     let job = Job::new(spec.id, 6);
-    job.on(&node, Operation::PrepareRoll { to }).await.unwrap();
+    job.on(&node, operation::PrepareRoll { to }).await.unwrap();
     let records: Vec<fleetward_model::audit::AuditRecord> =
         node.client.get("/v1/audit?after=0").await.unwrap();
     fleetward_model::audit::verify(None, &records).unwrap();

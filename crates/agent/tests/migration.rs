@@ -4,6 +4,7 @@
 
 mod support;
 
+use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::*;
 use fleetward_hypervisor::DomainState;
 use fleetward_model::vm::{VmMetadata, VmSpec, VmState};
@@ -28,7 +29,7 @@ impl Pair {
         let (spec, mut metadata) = create_running(&fleet, &a, "vm1").await;
         let job = Job::new(spec.id, 5);
         if !live {
-            let stop = Operation::Stop {
+            let stop = operation::Stop {
                 force: true,
                 deadline_seconds: 1,
             };
@@ -38,11 +39,8 @@ impl Pair {
             fleet.endorsed("a", "default"),
             fleet.endorsed("b", "default"),
         ];
-        let granted = job.on(&a, Operation::Grant { to }).await.unwrap();
-        let OperationResult::Protector { key_protector } = granted else {
-            panic!()
-        };
-        metadata.key_protector = Some(key_protector);
+        let granted = job.on(&a, operation::Grant { to }).await.unwrap();
+        metadata.key_protector = Some(granted.key_protector);
         let pair = Self {
             fleet,
             a,
@@ -56,7 +54,7 @@ impl Pair {
 
     async fn prepare(&self, metadata: &VmMetadata, live: bool) {
         for _ in 0..2 {
-            let prepare = Operation::PrepareIncoming {
+            let prepare = operation::PrepareIncoming {
                 metadata: Box::new(metadata.clone()),
                 disks: disks(true),
                 live,
@@ -66,22 +64,22 @@ impl Pair {
         }
     }
 
-    fn migrate(&self) -> Operation {
-        Operation::MigrateLive {
+    fn migrate(&self) -> MigrateLive {
+        operation::MigrateLive {
             to: self.b.peer(),
             disks: disks(true),
         }
     }
 
-    fn clean_up(&self) -> Operation {
-        Operation::CleanUpDeparted {
+    fn clean_up(&self) -> CleanUpDeparted {
+        operation::CleanUpDeparted {
             spec: self.spec.clone(),
             disks: disks(true),
         }
     }
 
-    fn abandon(&self) -> Operation {
-        Operation::AbandonIncoming {
+    fn abandon(&self) -> AbandonIncoming {
+        operation::AbandonIncoming {
             spec: self.spec.clone(),
             disks: disks(true),
         }
@@ -110,16 +108,7 @@ async fn a_running_vm_moves_every_step_repeated_and_nothing_stays_behind() {
     let (a, b, job) = (&pair.a, &pair.b, &pair.job);
     for _ in 0..2 {
         let moved = job.on(a, pair.migrate()).await.unwrap();
-        assert!(
-            matches!(
-                moved,
-                OperationResult::Migrated {
-                    downtime_ms: Some(3),
-                    ..
-                }
-            ),
-            "{moved:?}"
-        );
+        assert_eq!(moved.downtime_ms, Some(3), "{moved:?}");
     }
     assert_eq!(
         pair.running(),
@@ -127,21 +116,21 @@ async fn a_running_vm_moves_every_step_repeated_and_nothing_stays_behind() {
         "it waits for the commit"
     );
     assert_eq!(
-        job.on(b, Operation::Start).await.unwrap_err().code,
+        job.on(b, operation::Start {}).await.unwrap_err().code,
         ErrorCode::VmStateWrong
     );
     let observed = b.detail(pair.spec.id).await.unwrap().vm;
     assert!(!observed.is_the_vm());
 
     for _ in 0..2 {
-        job.on(a, Operation::Depart).await.unwrap();
+        job.on(a, operation::Depart {}).await.unwrap();
     }
     assert_eq!(
-        job.on(a, Operation::Start).await.unwrap_err().code,
+        job.on(a, operation::Start {}).await.unwrap_err().code,
         ErrorCode::VmStateWrong
     );
     for _ in 0..2 {
-        job.on(b, Operation::CommitIncoming { live: true })
+        job.on(b, operation::CommitIncoming { live: true })
             .await
             .unwrap();
     }
@@ -178,13 +167,10 @@ async fn a_running_vm_moves_every_step_repeated_and_nothing_stays_behind() {
         pair.fleet.endorsed("a", "default"),
         pair.fleet.endorsed("b", "default"),
     ];
-    let granted = back.on(b, Operation::Grant { to }).await.unwrap();
-    let OperationResult::Protector { key_protector } = granted else {
-        panic!()
-    };
+    let granted = back.on(b, operation::Grant { to }).await.unwrap();
     let mut metadata = arrived.vm.metadata.unwrap();
-    metadata.key_protector = Some(key_protector);
-    let prepare = Operation::PrepareIncoming {
+    metadata.key_protector = Some(granted.key_protector);
+    let prepare = operation::PrepareIncoming {
         metadata: Box::new(metadata),
         disks: disks(true),
         live: true,
@@ -193,15 +179,15 @@ async fn a_running_vm_moves_every_step_repeated_and_nothing_stays_behind() {
     back.on(a, prepare).await.unwrap();
     back.on(
         b,
-        Operation::MigrateLive {
+        operation::MigrateLive {
             to: a.peer(),
             disks: disks(true),
         },
     )
     .await
     .unwrap();
-    back.on(b, Operation::Depart).await.unwrap();
-    back.on(a, Operation::CommitIncoming { live: true })
+    back.on(b, operation::Depart {}).await.unwrap();
+    back.on(a, operation::CommitIncoming { live: true })
         .await
         .unwrap();
     back.on(b, pair.clean_up()).await.unwrap();
@@ -219,18 +205,13 @@ async fn an_abandoned_arrival_leaves_the_vm_running_and_nothing_at_the_destinati
     assert_eq!(pair.running(), ["a"]);
     let state = pair
         .job
-        .on(&pair.a, Operation::MigrationState)
+        .on(&pair.a, operation::MigrationState {})
         .await
         .unwrap();
-    assert!(matches!(
-        state,
-        OperationResult::MigrationState {
-            state: SourceState::Here
-        }
-    ));
+    assert_eq!(state, SourceState::Here);
     assert_eq!(
         pair.job
-            .on(&pair.a, Operation::Depart)
+            .on(&pair.a, operation::Depart {})
             .await
             .unwrap_err()
             .code,
@@ -266,9 +247,9 @@ async fn a_second_attempt_finds_the_destination_ready_whatever_the_first_left() 
     pair.a.fake.with(|s| s.lose_report = false);
     pair.b.fake.with(|s| s.secrets.clear());
     pair.job.on(&pair.a, pair.migrate()).await.unwrap();
-    pair.job.on(&pair.a, Operation::Depart).await.unwrap();
+    pair.job.on(&pair.a, operation::Depart {}).await.unwrap();
     pair.job
-        .on(&pair.b, Operation::CommitIncoming { live: true })
+        .on(&pair.b, operation::CommitIncoming { live: true })
         .await
         .unwrap();
     assert_eq!(pair.running(), ["b"]);
@@ -281,7 +262,7 @@ async fn a_lost_destination_ends_a_migration_in_time_with_the_vm_running_here() 
         .fake
         .with(|s| s.migration_takes = Duration::from_secs(300));
     let begun = std::time::Instant::now();
-    let request = pair.job.request(pair.migrate());
+    let request = pair.job.request(pair.migrate().into());
     let (client, a) = (pair.a.client.clone(), &pair.a);
     let migration = a.ask(&request);
     let cut = async {
@@ -348,7 +329,7 @@ async fn a_vm_that_is_there_already_is_not_overwritten() {
         .metadata
         .unwrap();
     let job = Job::new(pair.spec.id, 9);
-    let prepare = Operation::PrepareIncoming {
+    let prepare = operation::PrepareIncoming {
         metadata: Box::new(metadata),
         disks: disks(true),
         live: true,
@@ -379,7 +360,7 @@ async fn a_host_without_a_wrapping_refuses_to_prepare() {
     let b = Node::start(&fleet, "b").await;
     let (spec, metadata) = create_running(&fleet, &a, "vm1").await;
     let job = Job::new(spec.id, 5);
-    let prepare = Operation::PrepareIncoming {
+    let prepare = operation::PrepareIncoming {
         metadata: Box::new(metadata.clone()),
         disks: disks(true),
         live: true,
@@ -395,7 +376,7 @@ async fn a_host_without_a_wrapping_refuses_to_prepare() {
     };
     let answer: IncomingAnswer = b.client.post(QUESTIONS, &question).await.unwrap();
     assert_eq!(answer.can_open, CanOpen::NotGranted);
-    let abandon = Operation::AbandonIncoming {
+    let abandon = operation::AbandonIncoming {
         spec: spec.clone(),
         disks: disks(true),
     };
@@ -426,20 +407,20 @@ async fn a_stopped_vm_moves_with_disk_variables_and_tpm_state() {
         (pair.spec.name.clone(), Some("renamed"))
     );
 
-    let early = job.on(b, Operation::CommitIncoming { live: false }).await;
+    let early = job.on(b, operation::CommitIncoming { live: false }).await;
     assert_eq!(
         early.unwrap_err().code,
         ErrorCode::VmStateWrong,
         "nothing has arrived"
     );
     for _ in 0..2 {
-        let send = Operation::SendStopped {
+        let send = operation::SendStopped {
             to: b.peer(),
             disks: disks(true),
         };
         job.on(a, send).await.unwrap();
-        job.on(a, Operation::Depart).await.unwrap();
-        job.on(b, Operation::CommitIncoming { live: false })
+        job.on(a, operation::Depart {}).await.unwrap();
+        job.on(b, operation::CommitIncoming { live: false })
             .await
             .unwrap();
     }
@@ -454,7 +435,7 @@ async fn a_stopped_vm_moves_with_disk_variables_and_tpm_state() {
     assert_eq!(observed.state, VmState::Stopped);
     assert!(observed.is_the_vm());
     Job::new(pair.spec.id, 10)
-        .on(b, Operation::Start)
+        .on(b, operation::Start {})
         .await
         .unwrap();
     assert_eq!(pair.running(), ["b"]);

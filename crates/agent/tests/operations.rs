@@ -4,6 +4,7 @@
 
 mod support;
 
+use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::*;
 use fleetward_link::Identity;
 use fleetward_model::guardian::EndorsedGuardian;
@@ -28,23 +29,26 @@ async fn a_vm_is_made_started_stopped_and_deleted_and_every_step_may_be_repeated
 
     let job = Job::new(spec.id, 2);
     for operation in [
-        Operation::Start,
-        Operation::Define {
+        Operation::from(operation::Start {}),
+        operation::Define {
             metadata: Box::new(metadata),
-        },
-        Operation::Stop {
+        }
+        .into(),
+        operation::Stop {
             force: true,
             deadline_seconds: 1,
-        },
-        Operation::Undefine,
-        Operation::DeleteVolumes { spec: spec.clone() },
-        Operation::RemoveTpm {
+        }
+        .into(),
+        operation::Undefine {}.into(),
+        operation::DeleteVolumes { spec: spec.clone() }.into(),
+        operation::RemoveTpm {
             keep: false,
             history: false,
-        },
+        }
+        .into(),
     ] {
         for time in ["first", "second"] {
-            job.on(&node, operation.clone())
+            job.any(&node, operation.clone())
                 .await
                 .unwrap_or_else(|f| panic!("{} the {time} time: {f}", operation.name()));
         }
@@ -65,13 +69,13 @@ async fn what_the_host_kept_of_a_tpm_goes_with_its_vm_and_not_before() {
         .unwrap()
         .join("history")
         .join(spec.id.to_string());
-    let stop = Operation::Stop {
+    let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
     };
-    for operation in [stop, Operation::DetachTpm, Operation::SetAsideTpm] {
-        job.on(&node, operation).await.unwrap();
-    }
+    job.on(&node, stop).await.unwrap();
+    job.on(&node, operation::DetachTpm {}).await.unwrap();
+    job.on(&node, operation::SetAsideTpm {}).await.unwrap();
     let kept: Vec<_> = std::fs::read_dir(&history).unwrap().collect();
     assert_eq!(kept.len(), 1);
     let kept = kept.into_iter().next().unwrap().unwrap().path();
@@ -79,14 +83,14 @@ async fn what_the_host_kept_of_a_tpm_goes_with_its_vm_and_not_before() {
         assert!(kept.join(file).exists(), "{file}");
     }
     // taking back an enable is no deletion
-    let take_back = Operation::RemoveTpm {
+    let take_back = operation::RemoveTpm {
         keep: false,
         history: false,
     };
     job.on(&node, take_back).await.unwrap();
     assert!(kept.exists());
-    job.on(&node, Operation::Undefine).await.unwrap();
-    let for_good = Operation::RemoveTpm {
+    job.on(&node, operation::Undefine {}).await.unwrap();
+    let for_good = operation::RemoveTpm {
         keep: false,
         history: true,
     };
@@ -102,18 +106,15 @@ async fn a_tpm_is_made_once_and_never_replaced() {
     let node = Node::start(&fleet, "a").await;
     let (spec, metadata) = create_running(&fleet, &node, "vm1").await;
     let job = Job::new(spec.id, 2);
-    let make = || Operation::MakeTpm { recipients: vec![] };
+    let make = || operation::MakeTpm { recipients: vec![] };
 
     let again = job.on(&node, make()).await.unwrap();
-    let OperationResult::TpmMade { key_protector, .. } = again else {
-        panic!()
-    };
-    assert_eq!(Some(key_protector), metadata.key_protector);
+    assert_eq!(Some(again.key_protector), metadata.key_protector);
 
     // State lost: refused, in making and in starting.
     job.on(
         &node,
-        Operation::Stop {
+        operation::Stop {
             force: true,
             deadline_seconds: 1,
         },
@@ -126,7 +127,7 @@ async fn a_tpm_is_made_once_and_never_replaced() {
         ErrorCode::TpmStateMissing
     );
     assert_eq!(
-        code(job.on(&node, Operation::Start).await),
+        code(job.on(&node, operation::Start {}).await),
         ErrorCode::TpmStateMissing
     );
     std::fs::remove_dir_all(record_of(&node, spec.id)).unwrap();
@@ -146,13 +147,13 @@ async fn an_older_generation_is_refused_and_disturbs_nothing() {
     let mut node = Node::start(&fleet, "a").await;
     let (spec, _) = create_running(&fleet, &node, "vm1").await;
     Job::new(spec.id, 9)
-        .on(&node, Operation::Start)
+        .on(&node, operation::Start {})
         .await
         .unwrap();
     node.down().await;
     node.up().await;
     let late = Job::new(spec.id, 8);
-    let stop = Operation::Stop {
+    let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
     };
@@ -170,7 +171,7 @@ async fn a_repeat_attaches_and_the_operation_outlives_its_caller() {
     let (spec, _) = create_running(&fleet, &node, "vm1").await;
     node.fake.with(|s| s.ignore_shutdown = true);
     let job = Job::new(spec.id, 2);
-    let stop = Operation::Stop {
+    let stop = operation::Stop {
         force: false,
         deadline_seconds: 6,
     };
@@ -179,7 +180,7 @@ async fn a_repeat_attaches_and_the_operation_outlives_its_caller() {
     let response = node
         .client
         .request(http::Method::POST, OPERATIONS)
-        .json(&job.request(stop.clone()))
+        .json(&job.request(stop.clone().into()))
         .send()
         .await
         .unwrap();
@@ -200,7 +201,7 @@ async fn cancelling_ends_a_wait() {
     let (spec, _) = create_running(&fleet, &node, "vm1").await;
     node.fake.with(|s| s.ignore_shutdown = true);
     let job = Job::new(spec.id, 2);
-    let stop = Operation::Stop {
+    let stop = operation::Stop {
         force: false,
         deadline_seconds: 600,
     };
@@ -239,33 +240,22 @@ async fn a_guardian_without_a_valid_endorsement_gets_nothing() {
         other.endorsed("c", "default"),
         swapped,
     ] {
-        let refused = job.on(&a, Operation::Grant { to: vec![wrong] }).await;
+        let refused = job.on(&a, operation::Grant { to: vec![wrong] }).await;
         assert_eq!(code(refused), ErrorCode::GuardianNotEndorsed);
     }
     let to = vec![fleet.endorsed("b", "default")];
     let granted = job
-        .on(&a, Operation::Grant { to: to.clone() })
+        .on(&a, operation::Grant { to: to.clone() })
         .await
         .unwrap();
-    let repeated = job.on(&a, Operation::Grant { to }).await.unwrap();
-    let (
-        OperationResult::Protector {
-            key_protector: first,
-        },
-        OperationResult::Protector {
-            key_protector: second,
-        },
-    ) = (granted, repeated)
-    else {
-        panic!()
-    };
-    assert_eq!(first, second, "a repeated grant changes nothing");
+    let repeated = job.on(&a, operation::Grant { to }).await.unwrap();
+    assert_eq!(granted, repeated, "a repeated grant changes nothing");
     assert_eq!(a.detail(spec.id).await.unwrap().vm.tpm.guardians.len(), 2);
 
     // Undone, and again harmless when repeated.
     let former = metadata.key_protector.clone().unwrap();
     for _ in 0..2 {
-        let put = Operation::PutProtector {
+        let put = operation::PutProtector {
             key_protector: former.clone(),
         };
         job.on(&a, put).await.unwrap();
@@ -289,7 +279,7 @@ async fn a_grant_by_name_forgives_former_guardians_unless_they_know_the_present_
     let (spec, _) = create_running(&fleet, &a, "vm1").await;
     let rewrap = |why, add: &[&EndorsedGuardian], drop: &[&EndorsedGuardian]| {
         let ids = |of: &[&EndorsedGuardian]| of.iter().map(|g| g.guardian.id.clone()).collect();
-        Operation::Rewrap {
+        operation::Rewrap {
             change: KeyRewrap {
                 add: add.iter().map(|g| (*g).clone()).collect(),
                 drop: ids(drop),
@@ -325,19 +315,17 @@ async fn a_grant_by_name_forgives_former_guardians_unless_they_know_the_present_
         "it knows the key that the VM still has"
     );
     // with a new key that is past
-    let stop = Operation::Stop {
+    let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
     };
     Job::new(spec.id, 8).on(&a, stop).await.unwrap();
     let job = Job::new(spec.id, 9);
-    let roll = Operation::PrepareRoll {
+    let roll = operation::PrepareRoll {
         to: vec![present.clone()],
     };
-    let OperationResult::Protector { key_protector } = job.on(&a, roll).await.unwrap() else {
-        panic!()
-    };
-    job.on(&a, Operation::CommitTpm { key_protector })
+    let key_protector = job.on(&a, roll).await.unwrap().key_protector;
+    job.on(&a, operation::CommitTpm { key_protector })
         .await
         .unwrap();
     assert_eq!(revoked().await, known, "a roll forgives nobody");
@@ -352,12 +340,12 @@ async fn another_vms_key_protector_is_never_put_on_a_vm() {
     let node = Node::start(&fleet, "a").await;
     let (first, _) = create_running(&fleet, &node, "vm1").await;
     let (_, other) = create_running(&fleet, &node, "vm2").await;
-    let put = Operation::PutProtector {
+    let put = operation::PutProtector {
         key_protector: other.key_protector.unwrap(),
     };
     let refused = Job::new(first.id, 2).on(&node, put).await;
     assert_eq!(code(refused), ErrorCode::KeyProtectorUnreadable);
-    let garbage = Operation::PutProtector {
+    let garbage = operation::PutProtector {
         key_protector: "AAAA".into(),
     };
     let refused = Job::new(first.id, 2).on(&node, garbage).await;
@@ -473,7 +461,7 @@ async fn bad_requests_are_named() {
 
     let mut escaping = spec("vm1");
     escaping.disks[0].volume = "../../etc/passwd".into();
-    let create = Operation::CreateVolumes {
+    let create = operation::CreateVolumes {
         spec: escaping.clone(),
         sources: vec![],
     };
@@ -483,7 +471,7 @@ async fn bad_requests_are_named() {
     );
     let mut elsewhere = spec("vm1");
     elsewhere.disks[0].pool = "nowhere".parse().unwrap();
-    let create = Operation::CreateVolumes {
+    let create = operation::CreateVolumes {
         spec: elsewhere.clone(),
         sources: vec![],
     };

@@ -5,9 +5,10 @@
 
 use crate::fleet::Fleet;
 use crate::hosts::{HostRecord, Hosts};
+use fleetward_api::agent::operation::{Answer, HostOperation, OperationResult};
 use fleetward_api::agent::{
-    self, AgentEvent, AuditHead, CancelRequest, GuardianChange, IncomingAnswer, Operation,
-    OperationLine, OperationRequest, OperationResult, Question, VmDetail,
+    self, AgentEvent, AuditHead, CancelRequest, GuardianChange, IncomingAnswer, OperationLine,
+    OperationRequest, Question, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, StepContext, StepError};
@@ -90,18 +91,17 @@ impl Agent {
     }
 
     /// Runs an operation for a job's step to its end, passing on progress and cancellation.
-    pub(crate) async fn run<I: Data>(
+    pub(crate) async fn run<I: Data, O: HostOperation>(
         &self,
         cx: &StepContext<I>,
         vm: VmId,
-        operation: Operation,
-    ) -> Result<OperationResult, StepError> {
-        let name = operation.name();
+        operation: O,
+    ) -> Result<O::Answer, StepError> {
         let request = OperationRequest {
             job: cx.job(),
             generation: cx.generation(),
             vm,
-            operation,
+            operation: operation.into(),
         };
         let response = self
             .client
@@ -130,7 +130,10 @@ impl Agent {
                     }
                     cx.progress().text(text);
                 }
-                Some(OperationLine::Done { result }) => return Ok(result),
+                Some(OperationLine::Done { result }) => {
+                    return O::Answer::from_result(result)
+                        .map_err(|other| self.answered_another::<O>(&other));
+                }
                 Some(OperationLine::Failed { failure, transient }) => {
                     return Err(if transient {
                         StepError::retryable(failure)
@@ -139,7 +142,7 @@ impl Agent {
                     });
                 }
                 None => {
-                    let what = format!("host {} broke off during {name}", self.host);
+                    let what = format!("host {} broke off during {}", self.host, O::NAME);
                     return Err(StepError::retryable(Failure::new(
                         ErrorCode::HostUnreachable,
                         what,
@@ -147,6 +150,15 @@ impl Agent {
                 }
             }
         }
+    }
+
+    fn answered_another<O: HostOperation>(&self, other: &OperationResult) -> StepError {
+        let what = format!(
+            "the answer of host {} to {} is the one of another operation",
+            self.host,
+            O::NAME
+        );
+        StepError::fatal(Failure::new(ErrorCode::Internal, what).because(format!("{other:?}")))
     }
 
     /// A lost request does no harm: the engine drops the step when its grace is over, and undoes it.

@@ -18,7 +18,7 @@ use crate::record::{CopiedRecord, CopiedTpm, Copying, VmRecord};
 use crate::tpm_pool::ReadyTpm;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use fleetward_api::agent::OperationResult;
+use fleetward_api::agent::operation::{Copied, TpmMade};
 use fleetward_hypervisor::{CopyState, DomainState, Error as HypervisorError, SecretText};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::{VmMetadata, VmSpec};
@@ -56,14 +56,14 @@ enum Way {
 }
 
 impl Task<'_> {
-    /// See [`Operation::CopyVm`](fleetward_api::agent::Operation::CopyVm). A repeat after success answers again.
+    /// See [`CopyVm`](fleetward_api::agent::operation::CopyVm). A repeat after success answers again.
     pub(super) async fn copy_vm(
         &self,
         to: &VmSpec,
         variables: bool,
         tpm_state: bool,
         linked: bool,
-    ) -> Result<OperationResult> {
+    ) -> Result<Copied> {
         let new = self.record_of_copy(to)?;
         if let Some(done) = new.copied()?.filter(|done| done.job == self.job) {
             return Ok(done.answer());
@@ -121,12 +121,12 @@ impl Task<'_> {
     }
 
     /// Removes what was made for `to`, and leaves the copied VM as if nothing had been asked.
-    pub(super) async fn uncopy_vm(&self, to: &VmSpec) -> Result<OperationResult> {
+    pub(super) async fn uncopy_vm(&self, to: &VmSpec) -> Result<()> {
         let new = self.record_of_copy(to)?;
         settle(self.host, self.vm).await?;
         self.require_undefined(to).await?;
         self.discard(to, &new).await?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     fn record_of_copy(&self, to: &VmSpec) -> Result<VmRecord> {
@@ -423,11 +423,8 @@ impl Task<'_> {
         Ok(())
     }
 
-    /// See [`Operation::CopyTpm`](fleetward_api::agent::Operation::CopyTpm).
-    pub(super) async fn copy_tpm(
-        &self,
-        recipients: &[EndorsedGuardian],
-    ) -> Result<OperationResult> {
+    /// See [`CopyTpm`](fleetward_api::agent::operation::CopyTpm).
+    pub(super) async fn copy_tpm(&self, recipients: &[EndorsedGuardian]) -> Result<TpmMade> {
         self.require_whole()?;
         let staged = ReadyTpm::at(self.record.staged_tpm());
         if self.record.protector()?.is_none() && !staged.is_whole() {
@@ -466,7 +463,7 @@ impl Task<'_> {
     }
 
     /// Puts UEFI variables from the image cache in place.
-    pub(super) async fn place_variables(&self, sha256: &str) -> Result<OperationResult> {
+    pub(super) async fn place_variables(&self, sha256: &str) -> Result<()> {
         self.require_whole()?;
         if self.look().await?.is_none() {
             let image = self.host.images.require("UEFI variables", sha256)?;
@@ -474,13 +471,13 @@ impl Task<'_> {
                 .map_err(|error| Trouble::file("the UEFI variables", &image.path, &error))?;
             self.write_variables(self.vm, &content).await?;
         }
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 }
 
 impl CopiedRecord {
-    fn answer(&self) -> OperationResult {
-        OperationResult::Copied {
+    fn answer(&self) -> Copied {
+        Copied {
             paused_ms: self.paused_ms,
             variables: self.variables,
             linked: self.linked,

@@ -3,7 +3,6 @@
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
-use fleetward_api::agent::OperationResult;
 use fleetward_hypervisor::{DomainChange, DomainDefinition, Error as HypervisorError};
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
 use fleetward_model::{ErrorCode, Failure, VmId, VmName};
@@ -15,7 +14,7 @@ impl Task<'_> {
         &self,
         spec: &VmSpec,
         sources: &[VolumeSource],
-    ) -> Result<OperationResult> {
+    ) -> Result<()> {
         self.require_same_vm(spec)?;
         self.require_whole()?;
         if self.look().await?.is_none()
@@ -25,7 +24,7 @@ impl Task<'_> {
             let _ = self.remove_volume_files(spec).await;
             return Err(trouble);
         }
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     async fn create_each_volume(&self, spec: &VmSpec, sources: &[VolumeSource]) -> Result<()> {
@@ -61,11 +60,11 @@ impl Task<'_> {
     }
 
     /// Removes the disks' files. Refused while the VM is defined and not stopped.
-    pub(super) async fn delete_volumes(&self, spec: &VmSpec) -> Result<OperationResult> {
+    pub(super) async fn delete_volumes(&self, spec: &VmSpec) -> Result<()> {
         self.require_same_vm(spec)?;
         self.require_stopped().await?;
         self.remove_volume_files(spec).await?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     async fn remove_volume_files(&self, spec: &VmSpec) -> Result<()> {
@@ -89,7 +88,7 @@ impl Task<'_> {
     }
 
     /// Defines the domain; a repeat defines it anew.
-    pub(super) async fn define(&self, metadata: &VmMetadata) -> Result<OperationResult> {
+    pub(super) async fn define(&self, metadata: &VmMetadata) -> Result<()> {
         self.require_same_vm(&metadata.spec)?;
         self.require_whole()?;
         if let Some(domain) = self.look().await?
@@ -112,7 +111,7 @@ impl Task<'_> {
         }
         self.define_domain(metadata, None).await?;
         self.record.forget_copied()?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// A VM's key protector is the one that was made with its TPM here; another one is refused.
@@ -172,7 +171,7 @@ impl Task<'_> {
     }
 
     /// Removes the definition and the UEFI variables of a stopped VM.
-    pub(super) async fn undefine(&self) -> Result<OperationResult> {
+    pub(super) async fn undefine(&self) -> Result<()> {
         match self.require_stopped().await? {
             Some(domain) if domain.metadata.is_none() => {
                 return Err(Failure::new(
@@ -186,7 +185,7 @@ impl Task<'_> {
         self.require_whole()?;
         self.remove_definition().await?;
         self.record.forget_migrations()?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// Definition, UEFI variables and secret, whichever of them are there.

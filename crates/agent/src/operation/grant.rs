@@ -3,7 +3,8 @@
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::{Recipients, admit, parse_protector};
-use fleetward_api::agent::{KeyRewrap, OperationResult, RewrapReason};
+use fleetward_api::agent::operation::Protector;
+use fleetward_api::agent::{KeyRewrap, RewrapReason};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::{Revocation, VmMetadata};
 use fleetward_model::{ErrorCode, Failure};
@@ -12,7 +13,7 @@ use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector};
 impl Task<'_> {
     /// Wraps the key for endorsed guardians too. Those who have it already stay as they are, and those it was taken away from
     /// by name do not get it again.
-    pub(super) async fn grant(&self, to: &[EndorsedGuardian]) -> Result<OperationResult> {
+    pub(super) async fn grant(&self, to: &[EndorsedGuardian]) -> Result<Protector> {
         let change = KeyRewrap {
             add: to.to_vec(),
             drop: Vec::new(),
@@ -24,7 +25,7 @@ impl Task<'_> {
     }
 
     /// Adds and drops recipients of the key in one step, and remembers whom it was taken away from.
-    pub(super) async fn rewrap(&self, change: &KeyRewrap) -> Result<OperationResult> {
+    pub(super) async fn rewrap(&self, change: &KeyRewrap) -> Result<Protector> {
         let (_, metadata) = self.managed().await?;
         self.require_whole()?;
         let expired = ExpiredAllowed::named(change.expired.iter().cloned());
@@ -61,7 +62,7 @@ impl Task<'_> {
             };
             self.write_protector(metadata, &new).await?;
         }
-        Ok(OperationResult::Protector {
+        Ok(Protector {
             key_protector: new.to_base64(),
         })
     }
@@ -104,7 +105,7 @@ impl Task<'_> {
     }
 
     /// Puts back a key protector for the same key.
-    pub(super) async fn put_protector(&self, text: &str) -> Result<OperationResult> {
+    pub(super) async fn put_protector(&self, text: &str) -> Result<()> {
         let (_, metadata) = self.managed().await?;
         self.require_whole()?;
         let current = self.current_protector(&metadata)?;
@@ -118,7 +119,7 @@ impl Task<'_> {
                 &self.purpose("an earlier grant is undone"),
             )?;
         }
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     pub(super) fn current_protector(&self, metadata: &VmMetadata) -> Result<KeyProtector> {

@@ -15,7 +15,8 @@ use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::record::{Incoming, TransitRecord};
-use fleetward_api::agent::{IncomingDisk, OperationResult, Peer};
+use fleetward_api::agent::operation::Committed;
+use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_hypervisor::{DomainChange, DomainState, Error as HypervisorError};
 use fleetward_model::vm::{VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, Failure, VmId};
@@ -29,7 +30,7 @@ impl Task<'_> {
         disks: &[IncomingDisk],
         live: bool,
         from: &Peer,
-    ) -> Result<OperationResult> {
+    ) -> Result<()> {
         let spec = &metadata.spec;
         self.require_same_vm(spec)?;
         match self.record.transit()? {
@@ -64,7 +65,7 @@ impl Task<'_> {
             }
             self.make_socket_directory()?;
         }
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// Neither the VM nor its name may be here yet.
@@ -164,7 +165,7 @@ impl Task<'_> {
     }
 
     /// Removes everything of an arrival that will not be completed.
-    pub(super) async fn abandon_incoming(&self, spec: &VmSpec) -> Result<OperationResult> {
+    pub(super) async fn abandon_incoming(&self, spec: &VmSpec) -> Result<()> {
         self.require_same_vm(spec)?;
         if self.record.committed()? == Some(self.job) {
             return Err(self.wrong_state("the migration is committed: this is the VM now"));
@@ -173,7 +174,7 @@ impl Task<'_> {
             Some(TransitRecord::Incoming(incoming)) if incoming.job == self.job => incoming,
             // Nothing of this job ever came here, or it is gone already.
             Some(TransitRecord::Incoming(_) | TransitRecord::Departed { .. }) | None => {
-                return Ok(OperationResult::Nothing);
+                return Ok(());
             }
         };
         self.host.arrivals.close(self.vm);
@@ -188,7 +189,7 @@ impl Task<'_> {
         self.remove_socket_directory()?;
         // Last: until here a repeat finds what is still to be removed.
         self.record.forget()?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// Removes the arrived domain with its UEFI variables and TPM state. Only for a copy that is marked as incoming: it is
@@ -198,7 +199,7 @@ impl Task<'_> {
     }
 
     /// It is the VM now; lets it run when it came running.
-    pub(super) async fn commit_incoming(&self, live: bool) -> Result<OperationResult> {
+    pub(super) async fn commit_incoming(&self, live: bool) -> Result<Committed> {
         match self.record.transit()? {
             Some(TransitRecord::Incoming(incoming)) if incoming.job == self.job => {
                 self.host.arrivals.close(self.vm);
@@ -215,7 +216,7 @@ impl Task<'_> {
             self.run_arrived().await?;
         }
         self.remove_socket_directory()?;
-        Ok(OperationResult::Committed)
+        Ok(Committed)
     }
 
     /// Refuses unless everything is here; then defines what is not defined yet, and writes who the VM is.

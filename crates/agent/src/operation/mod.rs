@@ -31,7 +31,8 @@ use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::Purpose;
 use crate::record::{TransitRecord, VmRecord};
-use fleetward_api::agent::{Operation, OperationLine, OperationResult};
+use fleetward_api::agent::OperationLine;
+use fleetward_api::agent::operation::{HostOperation, Operation, OperationResult};
 use fleetward_hypervisor::{DomainObserved, DomainState, Error as HypervisorError};
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
@@ -53,59 +54,56 @@ impl Task<'_> {
     /// Carries out `operation`.
     async fn carry_out(&self, operation: &Operation) -> Result<OperationResult> {
         match operation {
-            Operation::CreateVolumes { spec, sources } => self.create_volumes(spec, sources).await,
-            Operation::DeleteVolumes { spec } => self.delete_volumes(spec).await,
-            Operation::CopyVm {
-                to,
-                variables,
-                tpm_state,
-                linked,
-            } => self.copy_vm(to, *variables, *tpm_state, *linked).await,
-            Operation::UncopyVm { to } => self.uncopy_vm(to).await,
-            Operation::CopyTpm { recipients } => self.copy_tpm(recipients).await,
-            Operation::PlaceVariables { sha256 } => self.place_variables(sha256).await,
-            Operation::MakeTpm { recipients } => self.make_tpm(recipients).await,
-            Operation::RemoveTpm { keep, history } => {
-                let removed = self.remove_tpm(*keep).await?;
-                if *history {
-                    self.forget_history()?;
-                }
-                Ok(removed)
+            Operation::CreateVolumes(o) => {
+                answer(o, self.create_volumes(&o.spec, &o.sources).await)
             }
-            Operation::Define { metadata } => self.define(metadata).await,
-            Operation::AttachTpm => self.attach_tpm().await,
-            Operation::DetachTpm => self.detach_tpm().await,
-            Operation::SetAsideTpm => self.set_aside_tpm().await,
-            Operation::PrepareRoll { to } => self.prepare_roll(to).await,
-            Operation::PrepareRestore { bundle } => self.prepare_restore(bundle).await,
-            Operation::CommitTpm { key_protector } => self.commit_tpm(key_protector).await,
-            Operation::AbandonTpm => self.abandon_tpm().await,
-            Operation::Undefine => self.undefine().await,
-            Operation::Start => self.start().await,
-            Operation::Stop {
-                force,
-                deadline_seconds,
-            } => self.stop(*force, *deadline_seconds).await,
-            Operation::Grant { to } => self.grant(to).await,
-            Operation::Rewrap { change } => self.rewrap(change).await,
-            Operation::PutProtector { key_protector } => self.put_protector(key_protector).await,
-            Operation::PrepareIncoming {
-                metadata,
-                disks,
-                live,
-                from,
-            } => self.prepare_incoming(metadata, disks, *live, from).await,
-            Operation::AbandonIncoming { spec, disks: _ } => self.abandon_incoming(spec).await,
-            Operation::RebuildIncoming { metadata, bundle } => {
-                self.rebuild_incoming(metadata, bundle.as_deref()).await
+            Operation::DeleteVolumes(o) => answer(o, self.delete_volumes(&o.spec).await),
+            Operation::CopyVm(o) => answer(
+                o,
+                self.copy_vm(&o.to, o.variables, o.tpm_state, o.linked)
+                    .await,
+            ),
+            Operation::UncopyVm(o) => answer(o, self.uncopy_vm(&o.to).await),
+            Operation::CopyTpm(o) => answer(o, self.copy_tpm(&o.recipients).await),
+            Operation::PlaceVariables(o) => answer(o, self.place_variables(&o.sha256).await),
+            Operation::MakeTpm(o) => answer(o, self.make_tpm(&o.recipients).await),
+            Operation::RemoveTpm(o) => {
+                answer(o, self.remove_tpm_and_history(o.keep, o.history).await)
             }
-            Operation::Supersede => self.supersede().await,
-            Operation::MigrateLive { to, disks } => self.migrate_live(to, disks).await,
-            Operation::SendStopped { to, disks } => self.send_stopped(to, disks).await,
-            Operation::MigrationState => self.migration_state().await,
-            Operation::Depart => self.depart().await,
-            Operation::CommitIncoming { live } => self.commit_incoming(*live).await,
-            Operation::CleanUpDeparted { spec, disks } => self.clean_up_departed(spec, disks).await,
+            Operation::Define(o) => answer(o, self.define(&o.metadata).await),
+            Operation::AttachTpm(o) => answer(o, self.attach_tpm().await),
+            Operation::DetachTpm(o) => answer(o, self.detach_tpm().await),
+            Operation::SetAsideTpm(o) => answer(o, self.set_aside_tpm().await),
+            Operation::PrepareRoll(o) => answer(o, self.prepare_roll(&o.to).await),
+            Operation::PrepareRestore(o) => answer(o, self.prepare_restore(&o.bundle).await),
+            Operation::CommitTpm(o) => answer(o, self.commit_tpm(&o.key_protector).await),
+            Operation::AbandonTpm(o) => answer(o, self.abandon_tpm().await),
+            Operation::Undefine(o) => answer(o, self.undefine().await),
+            Operation::Start(o) => answer(o, self.start().await),
+            Operation::Stop(o) => answer(o, self.stop(o.force, o.deadline_seconds).await),
+            Operation::Grant(o) => answer(o, self.grant(&o.to).await),
+            Operation::Rewrap(o) => answer(o, self.rewrap(&o.change).await),
+            Operation::PutProtector(o) => answer(o, self.put_protector(&o.key_protector).await),
+            Operation::PrepareIncoming(o) => answer(
+                o,
+                self.prepare_incoming(&o.metadata, &o.disks, o.live, &o.from)
+                    .await,
+            ),
+            Operation::AbandonIncoming(o) => answer(o, self.abandon_incoming(&o.spec).await),
+            Operation::RebuildIncoming(o) => answer(
+                o,
+                self.rebuild_incoming(&o.metadata, o.bundle.as_deref())
+                    .await,
+            ),
+            Operation::Supersede(o) => answer(o, self.supersede().await),
+            Operation::MigrateLive(o) => answer(o, self.migrate_live(&o.to, &o.disks).await),
+            Operation::SendStopped(o) => answer(o, self.send_stopped(&o.to, &o.disks).await),
+            Operation::MigrationState(o) => answer(o, self.migration_state().await),
+            Operation::Depart(o) => answer(o, self.depart().await),
+            Operation::CommitIncoming(o) => answer(o, self.commit_incoming(o.live).await),
+            Operation::CleanUpDeparted(o) => {
+                answer(o, self.clean_up_departed(&o.spec, &o.disks).await)
+            }
         }
     }
 
@@ -195,4 +193,9 @@ impl Task<'_> {
     fn cancelled(&self) -> Trouble {
         Failure::new(ErrorCode::Cancelled, format!("VM {}", self.vm)).into()
     }
+}
+
+/// The outcome of `_operation` as it is sent; the types hold the answer to the one that the operation declares.
+fn answer<O: HostOperation>(_operation: &O, outcome: Result<O::Answer>) -> Result<OperationResult> {
+    outcome.map(Into::into)
 }

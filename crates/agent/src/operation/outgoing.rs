@@ -12,7 +12,8 @@ use super::Task;
 use crate::arrivals::{Channel, ChannelUse};
 use crate::failure::{HypervisorResult, Result, Trouble, chain};
 use crate::record::{Outgoing, TransitRecord};
-use fleetward_api::agent::{IncomingDisk, OperationResult, Peer, SourceState};
+use fleetward_api::agent::operation::{Migrated, SourceState};
+use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_hypervisor::{
     DomainObserved, DomainState, Error as HypervisorError, MigrationDisks, MigrationOutcome,
     MigrationProgress, MigrationRequest, StopReason,
@@ -41,11 +42,7 @@ const ABORT: Duration = Duration::from_secs(2);
 
 impl Task<'_> {
     /// Moves the running VM; it arrives paused. A repeat after success answers again.
-    pub(super) async fn migrate_live(
-        &self,
-        to: &Peer,
-        disks: &[IncomingDisk],
-    ) -> Result<OperationResult> {
+    pub(super) async fn migrate_live(&self, to: &Peer, disks: &[IncomingDisk]) -> Result<Migrated> {
         if let Some(outgoing) = self.left_already()? {
             return Ok(outgoing.answer());
         }
@@ -216,7 +213,7 @@ impl Task<'_> {
 
     /// A failed migration leaves the VM running here. If it went nevertheless, and only the report of it failed, that is
     /// a success.
-    async fn settle_after_failure(&self, trouble: Trouble) -> Result<OperationResult> {
+    async fn settle_after_failure(&self, trouble: Trouble) -> Result<Migrated> {
         self.host
             .hypervisor
             .abort_leftover_migration(self.vm)
@@ -234,7 +231,7 @@ impl Task<'_> {
     }
 
     /// Puts on record that the memory or the files have left.
-    pub(super) fn leave(&self, outcome: Option<MigrationOutcome>) -> Result<OperationResult> {
+    pub(super) fn leave(&self, outcome: Option<MigrationOutcome>) -> Result<Migrated> {
         let outgoing = Outgoing {
             job: self.job,
             total_ms: outcome.map_or(0, |o| o.total_ms),
@@ -338,7 +335,7 @@ impl Task<'_> {
     }
 
     /// Whether the VM's memory has left for good. What an earlier process left half done is ended first.
-    pub(super) async fn migration_state(&self) -> Result<OperationResult> {
+    pub(super) async fn migration_state(&self) -> Result<SourceState> {
         let departed = matches!(self.record.transit()?, Some(TransitRecord::Departed { .. }));
         if !departed && self.left_already()?.is_none() {
             match self.host.hypervisor.abort_leftover_migration(self.vm).await {
@@ -363,11 +360,11 @@ impl Task<'_> {
             }
             Some(DomainState::Stopped(_)) | None => SourceState::NotHere,
         };
-        Ok(OperationResult::MigrationState { state })
+        Ok(state)
     }
 
     /// Marks the copy here as departed, so that nothing starts it again.
-    pub(super) async fn depart(&self) -> Result<OperationResult> {
+    pub(super) async fn depart(&self) -> Result<()> {
         match self.record.transit()? {
             Some(TransitRecord::Departed { job }) if job == self.job => {}
             Some(TransitRecord::Departed { .. } | TransitRecord::Incoming(_)) => {
@@ -396,7 +393,7 @@ impl Task<'_> {
                 .attempt(|| format!("marking VM {} as departed", self.vm))?;
         }
         self.drop_secret().await?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// Removes what stayed behind. Only of a copy that is marked as departed, and never while it runs.
@@ -404,7 +401,7 @@ impl Task<'_> {
         &self,
         spec: &VmSpec,
         disks: &[IncomingDisk],
-    ) -> Result<OperationResult> {
+    ) -> Result<()> {
         self.require_same_vm(spec)?;
         match self.record.transit()? {
             Some(TransitRecord::Departed { job }) if job == self.job => {}
@@ -413,7 +410,7 @@ impl Task<'_> {
             }
             None if self.look().await?.is_none() => {
                 self.record.forget()?;
-                return Ok(OperationResult::Nothing);
+                return Ok(());
             }
             None => return Err(self.wrong_state("this copy has not departed: it is the VM")),
         }
@@ -434,13 +431,13 @@ impl Task<'_> {
         self.remove_socket_directory()?;
         // Last, with the mark of departure in it: until here a repeat finds what is still to be removed.
         self.record.forget()?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 }
 
 impl Outgoing {
-    fn answer(&self) -> OperationResult {
-        OperationResult::Migrated {
+    fn answer(&self) -> Migrated {
+        Migrated {
             total_ms: self.total_ms,
             downtime_ms: self.downtime_ms,
             transferred: self.transferred,

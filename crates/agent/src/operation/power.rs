@@ -3,7 +3,6 @@
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::parse_protector;
-use fleetward_api::agent::OperationResult;
 use fleetward_hypervisor::DomainState;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure};
@@ -18,17 +17,17 @@ const LOOK: Duration = Duration::from_millis(200);
 
 impl Task<'_> {
     /// Opens the key protector, loads the secret, starts. A running VM is left alone.
-    pub(super) async fn start(&self) -> Result<OperationResult> {
+    pub(super) async fn start(&self) -> Result<()> {
         let (domain, metadata) = self.managed().await?;
         self.require_whole()?;
         match domain.state {
-            DomainState::Running => return Ok(OperationResult::Nothing),
+            DomainState::Running => return Ok(()),
             DomainState::Paused { incoming: true } => {
                 return Err(self.wrong_state("its memory is still arriving"));
             }
             DomainState::Paused { incoming: false } => {
                 self.resume().await?;
-                return Ok(OperationResult::Nothing);
+                return Ok(());
             }
             DomainState::Stopped(_) => {}
         }
@@ -37,7 +36,7 @@ impl Task<'_> {
             false => metadata,
         };
         self.boot(&metadata, domain.tpm).await?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// Starts a stopped domain, its secret loaded for as long as it runs.
@@ -109,13 +108,13 @@ impl Task<'_> {
     }
 
     /// Cuts the power, or asks the guest and waits until the deadline.
-    pub(super) async fn stop(&self, force: bool, deadline_seconds: u32) -> Result<OperationResult> {
+    pub(super) async fn stop(&self, force: bool, deadline_seconds: u32) -> Result<()> {
         let Some(domain) = self.look().await? else {
-            return Ok(OperationResult::Nothing);
+            return Ok(());
         };
         if let DomainState::Stopped(_) = domain.state {
             self.drop_secret_unless_arriving().await?;
-            return Ok(OperationResult::Nothing);
+            return Ok(());
         }
         if domain.metadata.is_none() {
             return Err(
@@ -130,7 +129,7 @@ impl Task<'_> {
                 .await?;
         }
         self.drop_secret().await?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     async fn drop_secret_unless_arriving(&self) -> Result<()> {

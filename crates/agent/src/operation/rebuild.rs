@@ -13,7 +13,7 @@ use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::parse_protector;
 use crate::record::TransitRecord;
-use fleetward_api::agent::{IncomingDisk, OperationResult, Peer};
+use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_api::tpm::{BundleParts, TpmBundle};
 use fleetward_hypervisor::DomainState;
 use fleetward_model::vm::VmMetadata;
@@ -25,7 +25,7 @@ impl Task<'_> {
         &self,
         metadata: &VmMetadata,
         bundle: Option<&TpmBundle>,
-    ) -> Result<OperationResult> {
+    ) -> Result<()> {
         let spec = &metadata.spec;
         self.require_same_vm(spec)?;
         match self.record.transit()? {
@@ -38,7 +38,7 @@ impl Task<'_> {
                 return Err(self.wrong_state("an earlier copy on this host is not cleaned up yet"));
             }
             None if self.record.committed()? == Some(self.job) => {
-                return Ok(OperationResult::Nothing);
+                return Ok(());
             }
             None => self.require_absent(spec).await?,
         }
@@ -74,7 +74,7 @@ impl Task<'_> {
             self.record
                 .keep_transit(&TransitRecord::Incoming(Box::new(incoming)))?;
         }
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// The copy is whole and of this VM, and a guardian of this host opens it: seen by starting a TPM on it.
@@ -158,12 +158,12 @@ impl Task<'_> {
     }
 
     /// The VM was rebuilt elsewhere while this host was away: its copy here ends, and never starts again.
-    pub(super) async fn supersede(&self) -> Result<OperationResult> {
+    pub(super) async fn supersede(&self) -> Result<()> {
         if let Some(TransitRecord::Incoming(_)) = self.record.transit()? {
             return Err(self.wrong_state("it is arriving here"));
         }
         let Some(domain) = self.look().await? else {
-            return Ok(OperationResult::Nothing);
+            return Ok(());
         };
         // The mark first: from here on nothing starts it, whatever happens to us.
         self.record
@@ -180,6 +180,6 @@ impl Task<'_> {
             let protector = self.record.protector()?;
             self.keep_in_history(protector.as_deref()).await?;
         }
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 }

@@ -6,7 +6,8 @@ use super::Task;
 use crate::arrivals::{Channel, ChannelUse};
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::transfer::{self, Item, Source};
-use fleetward_api::agent::{IncomingDisk, OperationResult, Peer};
+use fleetward_api::agent::operation::Migrated;
+use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_hypervisor::MigrationOutcome;
 use fleetward_link::Identity;
 use fleetward_model::vm::{DiskSpec, VmSpec};
@@ -20,13 +21,9 @@ const MAX_DEFINITION: usize = 60 * 1024;
 
 impl Task<'_> {
     /// Sends everything of a stopped VM. A repeat sends it again, unless it had all arrived.
-    pub(super) async fn send_stopped(
-        &self,
-        to: &Peer,
-        disks: &[IncomingDisk],
-    ) -> Result<OperationResult> {
+    pub(super) async fn send_stopped(&self, to: &Peer, disks: &[IncomingDisk]) -> Result<Migrated> {
         if let Some(outgoing) = self.left_already()? {
-            return Ok(OperationResult::Migrated {
+            return Ok(Migrated {
                 total_ms: outgoing.total_ms,
                 downtime_ms: None,
                 transferred: outgoing.transferred,

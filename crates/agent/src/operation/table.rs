@@ -4,7 +4,8 @@ use super::Task;
 use crate::failure::Trouble;
 use crate::host::Host;
 use crate::record::VmRecord;
-use fleetward_api::agent::{CancelRequest, Operation, OperationLine, OperationRequest};
+use fleetward_api::agent::operation::Operation;
+use fleetward_api::agent::{CancelRequest, OperationLine, OperationRequest};
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,7 +61,7 @@ impl OperationTable {
                 return Ok(before.lines.clone());
             }
             // A question waits for the answer to be final; anything else replaces what is under way.
-            if !matches!(request.operation, Operation::MigrationState) {
+            if !matches!(request.operation, Operation::MigrationState(_)) {
                 before.cancel.cancel();
             }
         }

@@ -15,17 +15,14 @@ use crate::keyring::{admit, parse_protector_der};
 use crate::tpm_pool::ReadyTpm;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use fleetward_api::agent::OperationResult;
+use fleetward_api::agent::operation::TpmMade;
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::{ErrorCode, Failure};
 use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector};
 
 impl Task<'_> {
     /// Makes a TPM for a VM that has none; a repeat gives the same answer.
-    pub(super) async fn make_tpm(
-        &self,
-        recipients: &[EndorsedGuardian],
-    ) -> Result<OperationResult> {
+    pub(super) async fn make_tpm(&self, recipients: &[EndorsedGuardian]) -> Result<TpmMade> {
         self.require_whole()?;
         let state = self.tpm_state_present().await?;
         let staged = ReadyTpm::at(self.record.staged_tpm());
@@ -65,7 +62,7 @@ impl Task<'_> {
             .ek_certificate()?
             .ok_or_else(|| self.wrong_state("the EK certificate of its TPM is not on record"))?;
         staged.remove()?;
-        Ok(OperationResult::TpmMade {
+        Ok(TpmMade {
             key_id: protector.inspect().binding.key_id,
             key_protector: protector.to_base64(),
             ek_certificate: STANDARD.encode(ek_certificate),
@@ -130,8 +127,17 @@ impl Task<'_> {
             .into()
     }
 
+    /// Removes the TPM as [`Self::remove_tpm`] does; with `history`, the VM's history too.
+    pub(super) async fn remove_tpm_and_history(&self, keep: bool, history: bool) -> Result<()> {
+        self.remove_tpm(keep).await?;
+        if history {
+            self.forget_history()?;
+        }
+        Ok(())
+    }
+
     /// Removes the TPM; with `keep`, a copy of state and key protector goes into the history first.
-    pub(super) async fn remove_tpm(&self, keep: bool) -> Result<OperationResult> {
+    pub(super) async fn remove_tpm(&self, keep: bool) -> Result<()> {
         self.require_stopped().await?;
         self.require_whole()?;
         let state = self.tpm_state_present().await?;
@@ -158,7 +164,7 @@ impl Task<'_> {
         ReadyTpm::at(self.record.staged_tpm()).remove()?;
         self.record.forget_tpm()?;
         self.record.tidy();
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     pub(super) async fn keep_in_history(&self, protector: Option<&[u8]>) -> Result<()> {

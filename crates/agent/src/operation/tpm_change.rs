@@ -14,7 +14,7 @@ use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::{admit, parse_protector_der};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use fleetward_api::agent::OperationResult;
+use fleetward_api::agent::operation::Protector;
 use fleetward_api::tpm::TpmBundle;
 use fleetward_hypervisor::{DomainChange, SecretText};
 use fleetward_model::guardian::EndorsedGuardian;
@@ -36,7 +36,7 @@ struct NextTpm {
 
 impl Task<'_> {
     /// Defines the VM with the TPM that was made for it.
-    pub(super) async fn attach_tpm(&self) -> Result<OperationResult> {
+    pub(super) async fn attach_tpm(&self) -> Result<()> {
         self.require_stopped().await?;
         self.require_whole()?;
         let (_, mut metadata) = self.managed().await?;
@@ -62,11 +62,11 @@ impl Task<'_> {
         metadata.spec.tpm = true;
         metadata.generation = self.generation;
         self.redefine(&metadata, &tpm_device(true)).await?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// Defines the VM without a TPM; state and key protector stay where they are.
-    pub(super) async fn detach_tpm(&self) -> Result<OperationResult> {
+    pub(super) async fn detach_tpm(&self) -> Result<()> {
         self.require_stopped().await?;
         self.require_whole()?;
         let (_, mut metadata) = self.managed().await?;
@@ -91,11 +91,11 @@ impl Task<'_> {
         metadata.generation = self.generation;
         self.redefine(&metadata, &tpm_device(false)).await?;
         self.drop_secret().await?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// Moves the TPM of a VM that is defined without one into the history.
-    pub(super) async fn set_aside_tpm(&self) -> Result<OperationResult> {
+    pub(super) async fn set_aside_tpm(&self) -> Result<()> {
         let (_, metadata) = self.managed().await?;
         if metadata.spec.tpm {
             return Err(self.wrong_state("its definition has a TPM, which is in use"));
@@ -104,7 +104,7 @@ impl Task<'_> {
     }
 
     /// Encrypts the state under a new key, wrapped for this host and for `to`.
-    pub(super) async fn prepare_roll(&self, to: &[EndorsedGuardian]) -> Result<OperationResult> {
+    pub(super) async fn prepare_roll(&self, to: &[EndorsedGuardian]) -> Result<Protector> {
         self.require_stopped().await?;
         self.require_whole()?;
         let (_, metadata) = self.managed().await?;
@@ -133,13 +133,13 @@ impl Task<'_> {
             ek_certificate: None,
             base: Some(digest(&before)),
         })?;
-        Ok(OperationResult::Protector {
+        Ok(Protector {
             key_protector: protector.to_base64(),
         })
     }
 
     /// Proves that a kept version is of this VM and opens here, and lays it ready.
-    pub(super) async fn prepare_restore(&self, bundle: &TpmBundle) -> Result<OperationResult> {
+    pub(super) async fn prepare_restore(&self, bundle: &TpmBundle) -> Result<Protector> {
         self.require_stopped().await?;
         self.require_whole()?;
         let (_, metadata) = self.managed().await?;
@@ -171,20 +171,20 @@ impl Task<'_> {
             ek_certificate: parts.ek_certificate,
             base: None,
         })?;
-        Ok(OperationResult::Protector {
+        Ok(Protector {
             key_protector: protector.to_base64(),
         })
     }
 
     /// Puts what was prepared in place; what was there goes into the history first.
-    pub(super) async fn commit_tpm(&self, key_protector: &str) -> Result<OperationResult> {
+    pub(super) async fn commit_tpm(&self, key_protector: &str) -> Result<()> {
         self.require_stopped().await?;
         self.require_whole()?;
         let (_, metadata) = self.managed().await?;
         let Some(next) = self.next()? else {
             // An earlier attempt came to the end, or there is nothing to come to an end.
             return match metadata.key_protector.as_deref() == Some(key_protector) {
-                true => Ok(OperationResult::Nothing),
+                true => Ok(()),
                 false => Err(self.wrong_state("the TPM that was prepared is not there any more")),
             };
         };
@@ -212,22 +212,22 @@ impl Task<'_> {
             fleetward_failpoint::hold("agent.commit-tpm.replaced").await;
         }
         self.finish_commit(metadata, &next).await?;
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// Drops what was prepared, unless its state is in place already: then only forward leads out.
-    pub(super) async fn abandon_tpm(&self) -> Result<OperationResult> {
+    pub(super) async fn abandon_tpm(&self) -> Result<()> {
         if let Some(next) = self.next()?
             && self.tpm_state_present().await?
             && self.read_tpm_state().await? == next.state
         {
             let (_, metadata) = self.managed().await?;
             self.finish_commit(metadata, &next).await?;
-            return Ok(OperationResult::Nothing);
+            return Ok(());
         }
         self.forget_next()?;
         self.record.tidy();
-        Ok(OperationResult::Nothing)
+        Ok(())
     }
 
     /// Before a start: a change that was broken off between state and key protector is brought to its end.

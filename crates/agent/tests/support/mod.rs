@@ -6,6 +6,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use fake::Fake;
 use fleetward_agent::{Agent, Config, Machinery, join};
+use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::{self, *};
 use fleetward_api::controller::{JoinReply, JoinRequest};
 use fleetward_link::*;
@@ -292,7 +293,16 @@ impl Job {
         }
     }
 
-    pub async fn on(&self, node: &Node, operation: Operation) -> Result<OperationResult, Failure> {
+    pub async fn on<O: HostOperation>(
+        &self,
+        node: &Node,
+        operation: O,
+    ) -> Result<O::Answer, Failure> {
+        let result = node.ask(&self.request(operation.into())).await?;
+        Ok(O::Answer::from_result(result).expect("the answer of this operation"))
+    }
+
+    pub async fn any(&self, node: &Node, operation: Operation) -> Result<OperationResult, Failure> {
         node.ask(&self.request(operation)).await
     }
 }
@@ -336,37 +346,29 @@ pub fn disks(copy: bool) -> Vec<IncomingDisk> {
 pub async fn create_running(fleet: &Fleet, node: &Node, name: &str) -> (VmSpec, VmMetadata) {
     let spec = spec(name);
     let job = Job::new(spec.id, 1);
-    let create = Operation::CreateVolumes {
+    let create = operation::CreateVolumes {
         spec: spec.clone(),
         sources: vec![],
     };
     job.on(node, create).await.unwrap();
     let recipients = vec![fleet.endorsed(&node.name, "default")];
     let made = job
-        .on(node, Operation::MakeTpm { recipients })
+        .on(node, operation::MakeTpm { recipients })
         .await
         .unwrap();
-    let OperationResult::TpmMade {
-        key_protector,
-        ek_certificate,
-        ..
-    } = made
-    else {
-        panic!("{made:?}")
-    };
     let metadata = VmMetadata {
         spec: spec.clone(),
         generation: 1,
-        key_protector: Some(key_protector),
-        ek_certificate: Some(ek_certificate),
+        key_protector: Some(made.key_protector),
+        ek_certificate: Some(made.ek_certificate),
         transit: None,
         revoked: Vec::new(),
     };
-    let define = Operation::Define {
+    let define = operation::Define {
         metadata: Box::new(metadata.clone()),
     };
     job.on(node, define).await.unwrap();
-    job.on(node, Operation::Start).await.unwrap();
+    job.on(node, operation::Start {}).await.unwrap();
     (spec, metadata)
 }
 

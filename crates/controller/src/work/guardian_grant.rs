@@ -11,9 +11,8 @@
 //! grant is allowed by itself.
 
 use super::Outcomes;
-use super::vm_migrate::unexpected;
 use crate::world::World;
-use fleetward_api::agent::{KeyRewrap, Operation, OperationResult, RewrapReason};
+use fleetward_api::agent::{KeyRewrap, RewrapReason, operation};
 use fleetward_api::controller::{Outcome, VmOutcome};
 use fleetward_jobs::{
     Data, Job, JobKind, JobState, Recourse, Step, StepContext, StepError, Steps, async_trait,
@@ -549,17 +548,13 @@ async fn rewrap_one(
     };
     let granted: Vec<GuardianId> = change.add.iter().map(|g| g.guardian.id.clone()).collect();
     let agent = world.agents.of(&host)?;
-    match agent.run(cx, vm, Operation::Rewrap { change }).await? {
-        OperationResult::Protector { key_protector } => {
-            world.note_protector(&host, vm, &key_protector);
-            if why == RewrapReason::Granted {
-                let forget = |vm: &mut VmObserved| forget(vm, &granted, &former);
-                world.inventory.amend(&host, vm, forget);
-            }
-            Ok(())
-        }
-        other => Err(unexpected("rewrap", &other)),
+    let rewrapped = agent.run(cx, vm, operation::Rewrap { change }).await?;
+    world.note_protector(&host, vm, &rewrapped.key_protector);
+    if why == RewrapReason::Granted {
+        let forget = |vm: &mut VmObserved| forget(vm, &granted, &former);
+        world.inventory.amend(&host, vm, forget);
     }
+    Ok(())
 }
 
 /// What the host has just done with its record of revocations.

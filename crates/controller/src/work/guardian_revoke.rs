@@ -8,11 +8,10 @@
 //! that was known), so nothing needs to remember it; the keeper sees the stopped VM and asks for this job again.
 
 use super::take_escrow::Taken;
-use super::tpm::{Prepared, prepared};
-use super::vm_migrate::unexpected;
+use super::tpm::Prepared;
 use super::{OnVm, TakeEscrow, vm_locks};
 use crate::world::World;
-use fleetward_api::agent::{KeyRewrap, Operation, OperationResult, RewrapReason};
+use fleetward_api::agent::{KeyRewrap, RewrapReason, operation};
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::vm::{Revocation, VmState};
@@ -89,27 +88,23 @@ impl Step<RevokeInput> for Revoke {
             why: RewrapReason::Revoked,
         };
         let agent = world.agents.of(&input.host)?;
-        let operation = Operation::Rewrap { change };
-        match agent.run(cx, input.vm, operation).await? {
-            OperationResult::Protector { key_protector } => {
-                world.note_protector(&input.host, input.vm, &key_protector);
-                world.inventory.amend(&input.host, input.vm, |vm| {
-                    let (Some(metadata), Some(key_id)) = (&mut vm.metadata, vm.tpm.key_id) else {
-                        return;
-                    };
-                    for guardian in &input.guardians {
-                        if !metadata.is_revoked(guardian) {
-                            metadata.revoked.push(Revocation {
-                                guardian: guardian.clone(),
-                                key_id,
-                            });
-                        }
-                    }
-                });
-                Ok(())
+        let operation = operation::Rewrap { change };
+        let rewrapped = agent.run(cx, input.vm, operation).await?;
+        world.note_protector(&input.host, input.vm, &rewrapped.key_protector);
+        world.inventory.amend(&input.host, input.vm, |vm| {
+            let (Some(metadata), Some(key_id)) = (&mut vm.metadata, vm.tpm.key_id) else {
+                return;
+            };
+            for guardian in &input.guardians {
+                if !metadata.is_revoked(guardian) {
+                    metadata.revoked.push(Revocation {
+                        guardian: guardian.clone(),
+                        key_id,
+                    });
+                }
             }
-            other => Err(unexpected("revocation", &other)),
-        }
+        });
+        Ok(())
     }
 }
 
@@ -171,11 +166,8 @@ impl PrepareRoll {
         keep.retain(|guardian| !input.guardians.contains(guardian));
         let to = world.heirs(metadata, &input.host, &keep, OffsetDateTime::now_utc())?;
         let agent = world.agents.of(&input.host)?;
-        prepared(
-            agent
-                .run(cx, input.vm, Operation::PrepareRoll { to })
-                .await?,
-        )
+        let operation = operation::PrepareRoll { to };
+        Ok(agent.run(cx, input.vm, operation).await?.into())
     }
 }
 
@@ -185,7 +177,7 @@ impl UndoStep<RevokeInput> for PrepareRoll {
         let (world, input) = (&self.0, cx.input());
         let agent = world.agents.of(&input.host)?;
         agent
-            .run(cx, input.vm, Operation::AbandonTpm)
+            .run(cx, input.vm, operation::AbandonTpm {})
             .await
             .map(drop)
     }
@@ -204,7 +196,7 @@ impl Step<RevokeInput> for CommitRoll {
         let Roll::Prepared(Prepared { key_protector, .. }) = cx.output::<PrepareRoll>()? else {
             return Ok(());
         };
-        let operation = Operation::CommitTpm { key_protector };
+        let operation = operation::CommitTpm { key_protector };
         let agent = world.agents.of(&input.host)?;
         agent.run(cx, input.vm, operation).await?;
         world.refresh(&input.host, input.vm).await;

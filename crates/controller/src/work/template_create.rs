@@ -9,11 +9,11 @@
 
 use super::{OnVm, vm_locks};
 use crate::world::World;
-use fleetward_api::agent::{Operation, OperationResult};
+use fleetward_api::agent::operation;
 use fleetward_api::controller::{TemplateDisk, TemplateView};
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::vm::VmSpec;
-use fleetward_model::{ErrorCode, Failure, HostName, TemplateName, VmId, VmName};
+use fleetward_model::{HostName, TemplateName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -94,29 +94,19 @@ impl Step<TemplateInput> for Copy {
     async fn run(&self, cx: &StepContext<TemplateInput>) -> Result<Copied, StepError> {
         let input = cx.input();
         // A template leaves the host, so its disks stand alone.
-        let operation = Operation::CopyVm {
+        let operation = operation::CopyVm {
             linked: false,
             to: Box::new(input.spec.clone()),
             variables: input.uefi_variables,
             tpm_state: false,
         };
         let agent = self.0.agents.of(&input.host)?;
-        let done = agent.run(cx, input.vm, operation).await?;
+        let copied = agent.run(cx, input.vm, operation).await?;
         self.0.refresh(&input.host, input.vm).await;
-        match done {
-            OperationResult::Copied {
-                paused_ms,
-                variables,
-                linked: _,
-            } => Ok(Copied {
-                paused_ms,
-                variables,
-            }),
-            other => {
-                let what = format!("the agent answered a copy with {other:?}");
-                Err(StepError::fatal(Failure::new(ErrorCode::Internal, what)))
-            }
-        }
+        Ok(Copied {
+            paused_ms: copied.paused_ms,
+            variables: copied.variables,
+        })
     }
 }
 
@@ -129,7 +119,7 @@ impl UndoStep<TemplateInput> for Copy {
 
 async fn remove_copy(world: &World, cx: &StepContext<TemplateInput>) -> Result<(), StepError> {
     let input = cx.input();
-    let operation = Operation::UncopyVm {
+    let operation = operation::UncopyVm {
         to: Box::new(input.spec.clone()),
     };
     let agent = world.agents.of(&input.host)?;

@@ -14,7 +14,7 @@ use super::take_escrow::TakeEscrow;
 use super::{OnVm, vm_locks};
 use crate::escrow::pull;
 use crate::world::World;
-use fleetward_api::agent::{Operation, OperationResult};
+use fleetward_api::agent::operation::{self, HostOperation};
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::vm::VmMetadata;
@@ -140,11 +140,11 @@ impl JobKind for TpmRoll {
 }
 
 /// Asks the VM's host.
-async fn ask(
+async fn ask<O: HostOperation>(
     world: &World,
     cx: &StepContext<TpmInput>,
-    operation: Operation,
-) -> Result<OperationResult, StepError> {
+    operation: O,
+) -> Result<O::Answer, StepError> {
     let input = cx.input();
     let answer = world
         .agents
@@ -191,10 +191,10 @@ macro_rules! operation_step {
 }
 
 // What an earlier, abandoned change left of a TPM goes into the history, so that it is not taken for the new one.
-operation_step!(ClearAway, "clear-away", Operation::SetAsideTpm);
-operation_step!(SetAsideTpm, "set-aside-tpm", Operation::SetAsideTpm);
-operation_step!(AttachTpm, "attach-tpm", Operation::AttachTpm, undo Operation::DetachTpm);
-operation_step!(DetachTpm, "detach-tpm", Operation::DetachTpm, undo Operation::AttachTpm);
+operation_step!(ClearAway, "clear-away", operation::SetAsideTpm {});
+operation_step!(SetAsideTpm, "set-aside-tpm", operation::SetAsideTpm {});
+operation_step!(AttachTpm, "attach-tpm", operation::AttachTpm {}, undo operation::DetachTpm {});
+operation_step!(DetachTpm, "detach-tpm", operation::DetachTpm {}, undo operation::AttachTpm {});
 
 /// An orderly end of a VM that runs.
 struct ShutDown(Arc<World>);
@@ -209,7 +209,7 @@ impl Step<TpmInput> for ShutDown {
         if !cx.input().runs {
             return Ok(());
         }
-        let operation = Operation::Stop {
+        let operation = operation::Stop {
             force: false,
             deadline_seconds: cx.input().deadline_seconds,
         };
@@ -223,7 +223,7 @@ impl UndoStep<TpmInput> for ShutDown {
         if !cx.input().runs {
             return Ok(());
         }
-        ask(&self.0, cx, Operation::Start).await.map(drop)
+        ask(&self.0, cx, operation::Start {}).await.map(drop)
     }
 }
 
@@ -245,7 +245,7 @@ impl Step<TpmInput> for StartAgain {
         if !cx.input().runs {
             return Ok(Started::default());
         }
-        match ask(&self.0, cx, Operation::Start).await {
+        match ask(&self.0, cx, operation::Start {}).await {
             Ok(_) => Ok(Started::default()),
             // Its host may come back; all else somebody must look at.
             Err(error) if error.failure.code == ErrorCode::HostUnreachable => Err(error),
@@ -274,7 +274,7 @@ impl Step<TpmInput> for MakeTpm {
         let recipients = self
             .0
             .recipients_for_new_key(&input.group, &input.host, &revoked, now)?;
-        ask(&self.0, cx, Operation::MakeTpm { recipients })
+        ask(&self.0, cx, operation::MakeTpm { recipients })
             .await
             .map(drop)
     }
@@ -286,7 +286,7 @@ impl UndoStep<TpmInput> for MakeTpm {
         ask(
             &self.0,
             cx,
-            Operation::RemoveTpm {
+            operation::RemoveTpm {
                 keep: false,
                 history: false,
             },
@@ -352,16 +352,12 @@ pub(super) struct Prepared {
     pub(super) warning: Option<String>,
 }
 
-pub(super) fn prepared(answer: OperationResult) -> Result<Prepared, StepError> {
-    match answer {
-        OperationResult::Protector { key_protector } => Ok(Prepared {
-            key_protector,
+impl From<operation::Protector> for Prepared {
+    fn from(answer: operation::Protector) -> Self {
+        Self {
+            key_protector: answer.key_protector,
             warning: None,
-        }),
-        other => Err(StepError::fatal(
-            Failure::new(ErrorCode::Internal, "the host's answer")
-                .because(format!("it is no key protector but {other:?}")),
-        )),
+        }
     }
 }
 
@@ -380,14 +376,16 @@ impl Step<TpmInput> for PrepareRoll {
         let to = self
             .0
             .heirs(&metadata, &input.host, &input.guardians, now)?;
-        prepared(ask(&self.0, cx, Operation::PrepareRoll { to }).await?)
+        Ok(ask(&self.0, cx, operation::PrepareRoll { to })
+            .await?
+            .into())
     }
 }
 
 #[async_trait]
 impl UndoStep<TpmInput> for PrepareRoll {
     async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
-        ask(&self.0, cx, Operation::AbandonTpm).await.map(drop)
+        ask(&self.0, cx, operation::AbandonTpm {}).await.map(drop)
     }
 }
 
@@ -413,10 +411,10 @@ impl Step<TpmInput> for PrepareRestore {
             let why = VersionReason::Stopped;
             warning = keep_before(world, cx, &input.name, why).await?;
         }
-        let answer = ask(world, cx, Operation::PrepareRestore { bundle }).await?;
+        let answer = ask(world, cx, operation::PrepareRestore { bundle }).await?;
         Ok(Prepared {
             warning,
-            ..prepared(answer)?
+            ..answer.into()
         })
     }
 }
@@ -424,7 +422,7 @@ impl Step<TpmInput> for PrepareRestore {
 #[async_trait]
 impl UndoStep<TpmInput> for PrepareRestore {
     async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
-        ask(&self.0, cx, Operation::AbandonTpm).await.map(drop)
+        ask(&self.0, cx, operation::AbandonTpm {}).await.map(drop)
     }
 }
 
@@ -450,7 +448,7 @@ impl<S: Step<TpmInput, Output = Prepared>> Step<TpmInput> for CommitTpm<S> {
 
     async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
         let Prepared { key_protector, .. } = cx.output::<S>()?;
-        ask(&self.world, cx, Operation::CommitTpm { key_protector })
+        ask(&self.world, cx, operation::CommitTpm { key_protector })
             .await
             .map(drop)
     }

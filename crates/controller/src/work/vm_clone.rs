@@ -9,13 +9,13 @@
 
 use super::{MigrateInput, OnVm, VmMigrateStopped, vm_locks};
 use crate::world::World;
-use fleetward_api::agent::{Operation, OperationResult};
+use fleetward_api::agent::operation;
 use fleetward_jobs::{
     Job, JobKind, JobState, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
 use fleetward_model::clone::CloneTpm;
 use fleetward_model::vm::{Revocation, VmMetadata, VmSpec};
-use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
+use fleetward_model::{HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -106,21 +106,19 @@ impl Step<CloneInput> for Copy {
 
     async fn run(&self, cx: &StepContext<CloneInput>) -> Result<Copied, StepError> {
         let input = cx.input();
-        let operation = Operation::CopyVm {
+        let operation = operation::CopyVm {
             to: Box::new(input.spec.clone()),
             variables: true,
             tpm_state: input.tpm == CloneTpm::Copy,
             linked: input.linked,
         };
         let agent = self.0.agents.of(&input.host)?;
-        let done = agent.run(cx, input.vm, operation).await?;
+        let copied = agent.run(cx, input.vm, operation).await?;
         self.0.refresh(&input.host, input.vm).await;
-        match done {
-            OperationResult::Copied {
-                paused_ms, linked, ..
-            } => Ok(Copied { paused_ms, linked }),
-            other => Err(unexpected(&other)),
-        }
+        Ok(Copied {
+            paused_ms: copied.paused_ms,
+            linked: copied.linked,
+        })
     }
 }
 
@@ -128,7 +126,7 @@ impl Step<CloneInput> for Copy {
 impl UndoStep<CloneInput> for Copy {
     async fn undo(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
         let input = cx.input();
-        let operation = Operation::UncopyVm {
+        let operation = operation::UncopyVm {
             to: Box::new(input.spec.clone()),
         };
         let agent = self.0.agents.of(&input.host)?;
@@ -153,17 +151,24 @@ impl Step<CloneInput> for MakeTpm {
             self.0
                 .recipients_for_new_key(&input.spec.group, &input.to, &input.revoked, now)
         };
-        let operation = match input.tpm {
-            CloneTpm::None => return Ok(()),
-            CloneTpm::New => Operation::MakeTpm {
-                recipients: recipients()?,
-            },
-            CloneTpm::Copy => Operation::CopyTpm {
-                recipients: recipients()?,
-            },
-        };
         let agent = self.0.agents.of(&input.host)?;
-        agent.run(cx, input.spec.id, operation).await.map(drop)
+        let clone = input.spec.id;
+        let made = match input.tpm {
+            CloneTpm::None => return Ok(()),
+            CloneTpm::New => {
+                let recipients = recipients()?;
+                agent
+                    .run(cx, clone, operation::MakeTpm { recipients })
+                    .await
+            }
+            CloneTpm::Copy => {
+                let recipients = recipients()?;
+                agent
+                    .run(cx, clone, operation::CopyTpm { recipients })
+                    .await
+            }
+        };
+        made.map(drop)
     }
 }
 
@@ -175,7 +180,7 @@ impl UndoStep<CloneInput> for MakeTpm {
             return Ok(());
         }
         let agent = self.0.agents.of(&input.host)?;
-        let operation = Operation::RemoveTpm {
+        let operation = operation::RemoveTpm {
             keep: false,
             history: false,
         };
@@ -200,7 +205,7 @@ impl Step<CloneInput> for Define {
             transit: None,
             revoked: input.revoked.clone(),
         };
-        let operation = Operation::Define {
+        let operation = operation::Define {
             metadata: Box::new(metadata),
         };
         let agent = self.0.agents.of(&input.host)?;
@@ -215,7 +220,7 @@ impl UndoStep<CloneInput> for Define {
     async fn undo(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
         let input = cx.input();
         let agent = self.0.agents.of(&input.host)?;
-        agent.run(cx, input.spec.id, Operation::Undefine).await?;
+        agent.run(cx, input.spec.id, operation::Undefine {}).await?;
         self.0.refresh(&input.host, input.spec.id).await;
         Ok(())
     }
@@ -263,11 +268,6 @@ impl UndoStep<CloneInput> for Move {
             Some(_) | None => Ok(()),
         }
     }
-}
-
-fn unexpected(result: &OperationResult) -> StepError {
-    let what = format!("the agent answered a copy with {result:?}");
-    StepError::fatal(Failure::new(ErrorCode::Internal, what))
 }
 
 /// The clone, and what it cost the source's guest.

@@ -3,7 +3,7 @@
 use super::vm_power::StartVm;
 use super::{OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::world::World;
-use fleetward_api::agent::Operation;
+use fleetward_api::agent::operation;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
@@ -117,7 +117,7 @@ impl Step<CreateInput> for CreateVolumes {
 
     async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
         let input = cx.input();
-        let operation = Operation::CreateVolumes {
+        let operation = operation::CreateVolumes {
             spec: input.spec.clone(),
             sources: input.sources.clone(),
         };
@@ -135,7 +135,7 @@ impl Step<CreateInput> for CreateVolumes {
 impl UndoStep<CreateInput> for CreateVolumes {
     async fn undo(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
         let input = cx.input();
-        let operation = Operation::DeleteVolumes {
+        let operation = operation::DeleteVolumes {
             spec: input.spec.clone(),
         };
         let done = self
@@ -164,7 +164,7 @@ impl Step<CreateInput> for MakeTpm {
         let recipients = self
             .0
             .recipients_for_new_key(&input.spec.group, &input.host, &[], now)?;
-        let operation = Operation::MakeTpm { recipients };
+        let operation = operation::MakeTpm { recipients };
         let done = self
             .0
             .agents
@@ -182,7 +182,7 @@ impl UndoStep<CreateInput> for MakeTpm {
         if !input.spec.tpm {
             return Ok(());
         }
-        let operation = Operation::RemoveTpm {
+        let operation = operation::RemoveTpm {
             keep: false,
             history: false,
         };
@@ -215,7 +215,7 @@ impl Step<CreateInput> for Define {
             revoked: Vec::new(),
         };
         if let Some(sha256) = &input.variables {
-            let operation = Operation::PlaceVariables {
+            let operation = operation::PlaceVariables {
                 sha256: sha256.clone(),
             };
             self.0
@@ -224,7 +224,7 @@ impl Step<CreateInput> for Define {
                 .run(cx, input.vm, operation)
                 .await?;
         }
-        let operation = Operation::Define {
+        let operation = operation::Define {
             metadata: Box::new(metadata),
         };
         self.0
@@ -244,7 +244,7 @@ impl UndoStep<CreateInput> for Define {
         self.0
             .agents
             .of(&input.host)?
-            .run(cx, input.vm, Operation::Undefine)
+            .run(cx, input.vm, operation::Undefine {})
             .await?;
         self.0.refresh(&input.host, input.vm).await;
         Ok(())

@@ -3,7 +3,7 @@
 use super::tpm::keep_before;
 use super::{OnVm, vm_locks};
 use crate::world::World;
-use fleetward_api::agent::Operation;
+use fleetward_api::agent::operation;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{JobKind, Step, StepContext, StepError, Steps, async_trait};
 use fleetward_model::transition::{Answer, Request, answer};
@@ -113,7 +113,10 @@ impl Step<DeleteInput> for Undefine {
     async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
         let input = cx.input();
         let agent = self.0.agents.of(&input.host)?;
-        agent.run(cx, input.vm, Operation::Undefine).await.map(drop)
+        agent
+            .run(cx, input.vm, operation::Undefine {})
+            .await
+            .map(drop)
     }
 }
 
@@ -127,7 +130,7 @@ impl Step<DeleteInput> for RemoveTpm {
     async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
         // Also of a VM whose TPM is off: its host may have kept one.
         let input = cx.input();
-        let operation = Operation::RemoveTpm {
+        let operation = operation::RemoveTpm {
             keep: input.keep_tpm_state,
             history: !input.keep_tpm_state,
         };
@@ -145,7 +148,7 @@ impl Step<DeleteInput> for DeleteVolumes {
 
     async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
         let input = cx.input();
-        let operation = Operation::DeleteVolumes {
+        let operation = operation::DeleteVolumes {
             spec: input.spec.clone(),
         };
         let agent = self.0.agents.of(&input.host)?;

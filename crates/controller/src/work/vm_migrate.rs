@@ -12,7 +12,8 @@
 use super::{OnVm, TakeEscrow, vm_locks};
 use crate::check::{AtHome, against};
 use crate::world::World;
-use fleetward_api::agent::{IncomingDisk, Operation, OperationResult, Peer, SourceState};
+use fleetward_api::agent::operation::{self, SourceState};
+use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::error::Class;
@@ -206,12 +207,10 @@ impl Step<MigrateInput> for Grant {
         }
         let to = world.recipients_of(&before.metadata, &input.to, OffsetDateTime::now_utc())?;
         let agent = world.agents.of(&input.from)?;
-        match agent.run(cx, input.vm, Operation::Grant { to }).await? {
-            OperationResult::Protector { key_protector } => Ok(Granted {
-                key_protector: Some(key_protector),
-            }),
-            other => Err(unexpected("grant", &other)),
-        }
+        let granted = agent.run(cx, input.vm, operation::Grant { to }).await?;
+        Ok(Granted {
+            key_protector: Some(granted.key_protector),
+        })
     }
 }
 
@@ -226,7 +225,7 @@ impl UndoStep<MigrateInput> for Grant {
         let (true, Some(former)) = (before.grant, before.metadata.key_protector) else {
             return Ok(());
         };
-        let operation = Operation::PutProtector {
+        let operation = operation::PutProtector {
             key_protector: former,
         };
         match world
@@ -262,7 +261,7 @@ impl Step<MigrateInput> for PrepareIncoming {
             }),
             ..before.metadata
         };
-        let operation = Operation::PrepareIncoming {
+        let operation = operation::PrepareIncoming {
             metadata: Box::new(metadata),
             disks: before.disks,
             live: input.live,
@@ -280,7 +279,7 @@ impl UndoStep<MigrateInput> for PrepareIncoming {
         let Some(before) = cx.output_if_done::<Check>()? else {
             return Ok(());
         };
-        let operation = Operation::AbandonIncoming {
+        let operation = operation::AbandonIncoming {
             spec: before.metadata.spec,
             disks: before.disks,
         };
@@ -305,20 +304,13 @@ struct Moved {
     at: OffsetDateTime,
 }
 
-impl Moved {
-    fn from_result(result: &OperationResult) -> Result<Self, StepError> {
-        match result {
-            OperationResult::Migrated {
-                total_ms,
-                downtime_ms,
-                transferred,
-            } => Ok(Self {
-                total_ms: *total_ms,
-                downtime_ms: *downtime_ms,
-                transferred: *transferred,
-                at: OffsetDateTime::now_utc(),
-            }),
-            other => Err(unexpected("migration", other)),
+impl From<operation::Migrated> for Moved {
+    fn from(migrated: operation::Migrated) -> Self {
+        Self {
+            total_ms: migrated.total_ms,
+            downtime_ms: migrated.downtime_ms,
+            transferred: migrated.transferred,
+            at: OffsetDateTime::now_utc(),
         }
     }
 }
@@ -333,12 +325,12 @@ impl Step<MigrateInput> for MigrateLive {
 
     async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<Moved, StepError> {
         let (input, before) = (cx.input(), cx.output::<Check>()?);
-        let operation = Operation::MigrateLive {
+        let operation = operation::MigrateLive {
             to: before.destination,
             disks: before.disks,
         };
         let agent = self.0.agents.of(&input.from)?;
-        Moved::from_result(&agent.run(cx, input.vm, operation).await?)
+        Ok(agent.run(cx, input.vm, operation).await?.into())
     }
 }
 
@@ -347,13 +339,12 @@ impl UndoStep<MigrateInput> for MigrateLive {
     async fn undo(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
         let source = world.agents.of(&input.from)?;
-        match source.run(cx, input.vm, Operation::MigrationState).await? {
-            OperationResult::MigrationState {
-                state: SourceState::Here,
-            } => Ok(()),
-            OperationResult::MigrationState {
-                state: SourceState::NotHere,
-            } => {
+        match source
+            .run(cx, input.vm, operation::MigrationState {})
+            .await?
+        {
+            SourceState::Here => Ok(()),
+            SourceState::NotHere => {
                 let arrived = world.agents.of(&input.to)?.vm(input.vm).await?;
                 match arrived.map(|detail| detail.vm.state) {
                     Some(VmState::Paused | VmState::Running) => Err(StepError::past_undo(format!(
@@ -364,7 +355,6 @@ impl UndoStep<MigrateInput> for MigrateLive {
                     Some(VmState::Stopped | VmState::Migrating | VmState::Failed) | None => Ok(()),
                 }
             }
-            other => Err(unexpected("migration state", &other)),
         }
     }
 }
@@ -378,12 +368,12 @@ impl Step<MigrateInput> for SendStopped {
 
     async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<Moved, StepError> {
         let (input, before) = (cx.input(), cx.output::<Check>()?);
-        let operation = Operation::SendStopped {
+        let operation = operation::SendStopped {
             to: before.destination,
             disks: before.disks,
         };
         let agent = self.0.agents.of(&input.from)?;
-        Moved::from_result(&agent.run(cx, input.vm, operation).await?)
+        Ok(agent.run(cx, input.vm, operation).await?.into())
     }
 }
 
@@ -414,14 +404,14 @@ impl Step<MigrateInput> for HandOver {
     async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<HandedOver, StepError> {
         let (world, input) = (&self.0, cx.input());
         let source = world.agents.of(&input.from)?;
-        let departed = match source.run(cx, input.vm, Operation::Depart).await {
+        let departed = match source.run(cx, input.vm, operation::Depart {}).await {
             Ok(_) => true,
             // The source has certainly stopped, and this job's lock keeps anybody from starting it there: waiting for a
             // dead host would only keep the guest from going on.
             Err(error) if error.failure.code.class() == Class::Unreachable => false,
             Err(error) => return Err(error),
         };
-        let operation = Operation::CommitIncoming { live: input.live };
+        let operation = operation::CommitIncoming { live: input.live };
         world
             .agents
             .of(&input.to)?
@@ -444,12 +434,12 @@ impl Step<MigrateInput> for CleanUp {
         let (world, input, before) = (&self.0, cx.input(), cx.output::<Check>()?);
         let source = world.agents.of(&input.from)?;
         if !cx.output::<HandOver>()?.departed {
-            match source.run(cx, input.vm, Operation::Depart).await {
+            match source.run(cx, input.vm, operation::Depart {}).await {
                 Err(error) if error.failure.code != ErrorCode::VmNotFound => return Err(error),
                 _ => {}
             }
         }
-        let operation = Operation::CleanUpDeparted {
+        let operation = operation::CleanUpDeparted {
             spec: before.metadata.spec,
             disks: before.disks,
         };
@@ -478,9 +468,4 @@ pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
         "hand_over_ms": hand_over_ms,
         "transferred_bytes": moved.transferred,
     }))
-}
-
-pub(super) fn unexpected(what: &str, answer: &OperationResult) -> StepError {
-    let what = format!("the host answered the {what} with something else");
-    StepError::fatal(Failure::new(ErrorCode::Internal, what).because(format!("{answer:?}")))
 }

@@ -2,7 +2,7 @@
 
 use super::{OnVm, TakeEscrow, vm_locks};
 use crate::world::World;
-use fleetward_api::agent::Operation;
+use fleetward_api::agent::operation;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::{HostName, VmId, VmName};
@@ -62,7 +62,7 @@ impl<I: OnVm> Step<I> for StartVm {
         self.0
             .agents
             .of(host)?
-            .run(cx, vm, Operation::Start)
+            .run(cx, vm, operation::Start {})
             .await?;
         self.0.refresh(host, vm).await;
         Ok(())
@@ -76,7 +76,7 @@ impl<I: OnVm> UndoStep<I> for StartVm {
             return Ok(());
         }
         let (vm, host) = (cx.input().vm(), cx.input().host());
-        let operation = Operation::Stop {
+        let operation = operation::Stop {
             force: true,
             deadline_seconds: 1,
         };
@@ -133,7 +133,7 @@ impl Step<StopInput> for StopVm {
 
     async fn run(&self, cx: &StepContext<StopInput>) -> Result<(), StepError> {
         let input = cx.input();
-        let operation = Operation::Stop {
+        let operation = operation::Stop {
             force: input.force,
             deadline_seconds: input.deadline_seconds,
         };

@@ -8,11 +8,10 @@
 //! count: a superseded copy is shown nowhere, and [`crate::keeper`] ends it as soon as its host answers. The controller cannot
 //! know that a silent host is off; that is what the administrator says by asking for this.
 
-use super::vm_migrate::unexpected;
 use super::{OnVm, TakeEscrow, vm_locks};
 use crate::inventory::Superseded;
 use crate::world::World;
-use fleetward_api::agent::{Operation, OperationResult};
+use fleetward_api::agent::operation;
 use fleetward_api::tpm::{TpmVersion, VersionReason};
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::vm::VmMetadata;
@@ -120,7 +119,7 @@ impl Step<RecoverInput> for Rebuild {
             }
             None => None,
         };
-        let operation = Operation::RebuildIncoming {
+        let operation = operation::RebuildIncoming {
             metadata: input.metadata.clone(),
             bundle,
         };
@@ -135,7 +134,7 @@ impl Step<RecoverInput> for Rebuild {
 impl UndoStep<RecoverInput> for Rebuild {
     async fn undo(&self, cx: &StepContext<RecoverInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
-        let operation = Operation::AbandonIncoming {
+        let operation = operation::AbandonIncoming {
             spec: input.metadata.spec.clone(),
             disks: Vec::new(),
         };
@@ -172,14 +171,10 @@ impl Step<RecoverInput> for Commit {
     async fn run(&self, cx: &StepContext<RecoverInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
         let agent = world.agents.of(&input.to)?;
-        let operation = Operation::CommitIncoming { live: false };
-        match agent.run(cx, input.vm, operation).await? {
-            OperationResult::Committed => {
-                world.refresh(&input.to, input.vm).await;
-                Ok(())
-            }
-            other => Err(unexpected("commit", &other)),
-        }
+        let operation = operation::CommitIncoming { live: false };
+        agent.run(cx, input.vm, operation).await?;
+        world.refresh(&input.to, input.vm).await;
+        Ok(())
     }
 }
 
@@ -237,7 +232,7 @@ impl Step<SupersedeInput> for EndCopy {
     async fn run(&self, cx: &StepContext<SupersedeInput>) -> Result<(), StepError> {
         let SupersedeInput { vm, copy, .. } = cx.input();
         let agent = self.0.agents.of(&copy.host)?;
-        agent.run(cx, *vm, Operation::Supersede).await.map(drop)
+        agent.run(cx, *vm, operation::Supersede {}).await.map(drop)
     }
 }
 
@@ -250,7 +245,7 @@ impl Step<SupersedeInput> for CleanUp {
 
     async fn run(&self, cx: &StepContext<SupersedeInput>) -> Result<(), StepError> {
         let SupersedeInput { vm, copy, .. } = cx.input();
-        let operation = Operation::CleanUpDeparted {
+        let operation = operation::CleanUpDeparted {
             spec: copy.spec.clone(),
             disks: Vec::new(),
         };

@@ -7,9 +7,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use fleetward_api::agent as api_agent;
+use fleetward_api::agent::operation::{self, Operation, OperationResult, SourceState};
 use fleetward_api::agent::{
-    AgentEvent, AuditHead, CanOpen, IncomingAnswer, Operation, OperationLine, OperationRequest,
-    OperationResult, Question, RewrapReason, SourceState, VmDetail,
+    AgentEvent, AuditHead, CanOpen, IncomingAnswer, OperationLine, OperationRequest, Question,
+    RewrapReason, VmDetail,
 };
 use fleetward_api::tpm::{BundleParts, TpmBundle};
 use fleetward_link::{
@@ -276,7 +277,7 @@ impl Inner {
     ) -> Result<OperationResult, Failure> {
         let refuse = |code, what: &str| Err(Failure::new(code, what.to_owned()));
         match operation {
-            Operation::CreateVolumes { spec, sources } => {
+            Operation::CreateVolumes(operation::CreateVolumes { spec, sources }) => {
                 for source in &sources {
                     if let fleetward_model::vm::VolumeSource::Image { sha256, .. } = source
                         && !self.images.contains(sha256)
@@ -287,7 +288,7 @@ impl Inner {
                 self.volumes
                     .extend(spec.disks.into_iter().map(|d| d.volume));
             }
-            Operation::DeleteVolumes { spec } => {
+            Operation::DeleteVolumes(operation::DeleteVolumes { spec }) => {
                 if self.vms.contains_key(&vm) {
                     return refuse(ErrorCode::VmStateWrong, "it is defined");
                 }
@@ -295,21 +296,23 @@ impl Inner {
                     self.volumes.remove(&disk.volume);
                 }
             }
-            Operation::CopyVm { to, variables, .. } => {
+            Operation::CopyVm(operation::CopyVm { to, variables, .. }) => {
                 self.volumes.extend(to.disks.into_iter().map(|d| d.volume));
-                return Ok(OperationResult::Copied {
+                return Ok(operation::Copied {
                     paused_ms: None,
                     variables,
                     linked: false,
-                });
+                }
+                .into());
             }
-            Operation::UncopyVm { to } => {
+            Operation::UncopyVm(operation::UncopyVm { to }) => {
                 for disk in to.disks {
                     self.volumes.remove(&disk.volume);
                 }
             }
-            Operation::PlaceVariables { .. } => {}
-            Operation::MakeTpm { recipients } | Operation::CopyTpm { recipients } => {
+            Operation::PlaceVariables(_) => {}
+            Operation::MakeTpm(operation::MakeTpm { recipients })
+            | Operation::CopyTpm(operation::CopyTpm { recipients }) => {
                 let mut guardians = vec![self.own()];
                 for recipient in recipients {
                     if !guardians.contains(&recipient.guardian.id) {
@@ -317,40 +320,42 @@ impl Inner {
                     }
                 }
                 self.tpms.insert(vm, guardians);
-                return Ok(OperationResult::TpmMade {
+                return Ok(operation::TpmMade {
                     key_protector: "cHJvdGVjdG9y".into(),
                     key_id: fleetward_model::KeyId(vm.0),
                     ek_certificate: "ZWs=".into(),
-                });
+                }
+                .into());
             }
-            Operation::RemoveTpm { .. } => {
+            Operation::RemoveTpm(_) => {
                 self.tpms.remove(&vm);
             }
-            Operation::AttachTpm | Operation::DetachTpm => {
+            Operation::AttachTpm(_) | Operation::DetachTpm(_) => {
                 if let Some(found) = self.vms.get_mut(&vm) {
-                    found.metadata.spec.tpm = matches!(operation, Operation::AttachTpm);
+                    found.metadata.spec.tpm = matches!(operation, Operation::AttachTpm(_));
                 }
             }
-            Operation::SetAsideTpm => {
+            Operation::SetAsideTpm(_) => {
                 if self.vms.get(&vm).is_some_and(|vm| vm.metadata.spec.tpm) {
                     return refuse(ErrorCode::VmStateWrong, "its TPM is in use");
                 }
                 self.tpms.remove(&vm);
             }
-            Operation::PrepareRoll { .. } | Operation::PrepareRestore { .. } => {
-                return Ok(OperationResult::Protector {
+            Operation::PrepareRoll(_) | Operation::PrepareRestore(_) => {
+                return Ok(operation::Protector {
                     key_protector: "cm9sbGVk".into(),
-                });
+                }
+                .into());
             }
-            Operation::CommitTpm { .. } | Operation::AbandonTpm => {}
-            Operation::Define { metadata } => {
+            Operation::CommitTpm(_) | Operation::AbandonTpm(_) => {}
+            Operation::Define(operation::Define { metadata }) => {
                 let vm_there = FakeVm {
                     metadata: *metadata,
                     state: VmState::Stopped,
                 };
                 self.vms.entry(vm).or_insert(vm_there);
             }
-            Operation::Undefine => {
+            Operation::Undefine(_) => {
                 if self
                     .vms
                     .get(&vm)
@@ -360,30 +365,31 @@ impl Inner {
                 }
                 self.vms.remove(&vm);
             }
-            Operation::Start => match self.vms.get_mut(&vm) {
+            Operation::Start(_) => match self.vms.get_mut(&vm) {
                 None => return refuse(ErrorCode::VmNotFound, "not here"),
                 Some(found) if found.metadata.transit.is_some() => {
                     return refuse(ErrorCode::VmStateWrong, "it is not the VM");
                 }
                 Some(found) => found.state = VmState::Running,
             },
-            Operation::Stop { .. } => {
+            Operation::Stop(_) => {
                 if let Some(found) = self.vms.get_mut(&vm) {
                     found.state = VmState::Stopped;
                 }
             }
-            Operation::Grant { to } => {
+            Operation::Grant(operation::Grant { to }) => {
                 let guardians = self.tpms.entry(vm).or_default();
                 for guardian in to {
                     if !guardians.contains(&guardian.guardian.id) {
                         guardians.push(guardian.guardian.id);
                     }
                 }
-                return Ok(OperationResult::Protector {
+                return Ok(operation::Protector {
                     key_protector: "Z3JhbnRlZA==".into(),
-                });
+                }
+                .into());
             }
-            Operation::Rewrap { change } => {
+            Operation::Rewrap(operation::Rewrap { change }) => {
                 if let Some(found) = self.vms.get_mut(&vm) {
                     let revoked = &mut found.metadata.revoked;
                     if change.why == RewrapReason::Revoked {
@@ -405,14 +411,15 @@ impl Inner {
                         guardians.push(guardian.guardian.id);
                     }
                 }
-                return Ok(OperationResult::Protector {
+                return Ok(operation::Protector {
                     key_protector: "cmV3cmFwcGVk".into(),
-                });
+                }
+                .into());
             }
-            Operation::PutProtector { .. } => {}
-            Operation::PrepareIncoming {
+            Operation::PutProtector(_) => {}
+            Operation::PrepareIncoming(operation::PrepareIncoming {
                 metadata, disks, ..
-            } => {
+            }) => {
                 let spec = &metadata.spec;
                 for disk in spec
                     .disks
@@ -422,20 +429,20 @@ impl Inner {
                     self.volumes.insert(disk.volume.clone());
                 }
             }
-            Operation::AbandonIncoming { spec, .. } => {
+            Operation::AbandonIncoming(operation::AbandonIncoming { spec, .. }) => {
                 self.vms.remove(&vm);
                 self.tpms.remove(&vm);
                 for disk in spec.disks {
                     self.volumes.remove(&disk.volume);
                 }
             }
-            Operation::MigrateLive { to, .. } => {
+            Operation::MigrateLive(operation::MigrateLive { to, .. }) => {
                 return self.send(job, vm, &to.host, VmState::Paused);
             }
-            Operation::SendStopped { to, .. } => {
+            Operation::SendStopped(operation::SendStopped { to, .. }) => {
                 return self.send(job, vm, &to.host, VmState::Stopped);
             }
-            Operation::RebuildIncoming { metadata, .. } => {
+            Operation::RebuildIncoming(operation::RebuildIncoming { metadata, .. }) => {
                 let transit = Some(Transit {
                     job,
                     side: TransitSide::Incoming,
@@ -447,10 +454,10 @@ impl Inner {
                 let state = VmState::Stopped;
                 self.vms.insert(vm, FakeVm { metadata, state });
             }
-            Operation::Supersede => {
+            Operation::Supersede(_) => {
                 return refuse(ErrorCode::VmStateWrong, "these hosts do not come back");
             }
-            Operation::MigrationState => {
+            Operation::MigrationState(_) => {
                 let here = self
                     .vms
                     .get(&vm)
@@ -462,7 +469,7 @@ impl Inner {
                 };
                 return Ok(OperationResult::MigrationState { state });
             }
-            Operation::Depart => {
+            Operation::Depart(_) => {
                 if let Some(found) = self.vms.get_mut(&vm) {
                     found.metadata.transit = Some(Transit {
                         job,
@@ -470,7 +477,7 @@ impl Inner {
                     });
                 }
             }
-            Operation::CommitIncoming { live } => {
+            Operation::CommitIncoming(operation::CommitIncoming { live }) => {
                 let Some(found) = self.vms.get_mut(&vm) else {
                     return refuse(ErrorCode::VmNotFound, "it never arrived");
                 };
@@ -480,7 +487,7 @@ impl Inner {
                 }
                 return Ok(OperationResult::Committed);
             }
-            Operation::CleanUpDeparted { spec, .. } => {
+            Operation::CleanUpDeparted(operation::CleanUpDeparted { spec, .. }) => {
                 let departed = self
                     .vms
                     .get(&vm)
@@ -533,11 +540,12 @@ impl Inner {
             there.tpms.insert(vm, guardians);
         }
         there.tell(vm);
-        Ok(OperationResult::Migrated {
+        Ok(operation::Migrated {
             total_ms: 1000,
             downtime_ms: Some(100),
             transferred: 12345,
-        })
+        }
+        .into())
     }
 }
 
