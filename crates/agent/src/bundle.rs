@@ -71,7 +71,10 @@ async fn attempt(host: &Host, vm: VmId) -> Result<Option<TpmBundle>> {
     fleetward_model::tpm_state::check(&state).map_err(|problem| {
         Failure::new(ErrorCode::TpmFailed, what())
             .because(format!("its state on the disk is not whole: {problem}"))
-            .fix("start nothing with it; see fleetward tpm history and fleetward tpm restore")
+            .fix(format!(
+                "restore another version; this lists them: fleetward tpm history {}",
+                metadata.spec.name
+            ))
     })?;
     let Some(uefi_variables) = variables(host, vm).await? else {
         return Ok(None);

@@ -5,7 +5,7 @@
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use axum::extract::ws::{Message, WebSocket};
-use fleetward_model::{ErrorCode, Failure, VmId};
+use fleetward_model::{ErrorCode, Failure, Names, VmId};
 use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -35,6 +35,7 @@ pub(crate) async fn open(host: &Host, vm: VmId) -> Result<Pty> {
             format!("the console of VM {}", domain.name),
         )
         .because("the VM does not run, or has no serial console")
+        .about(&Names::default().vm(&domain.name))
     })?;
     Pty::open(&path)
         .map_err(|error| Trouble::file(format!("the console of VM {}", domain.name), path, &error))

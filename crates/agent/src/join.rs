@@ -60,7 +60,7 @@ pub async fn join(config: &Config, token: &str) -> Result<Joined, Failure> {
     let address = config.advertise.clone().ok_or_else(|| {
         Failure::new(ErrorCode::InvalidArgument, "joining without an address")
             .because("the configuration does not say where other machines reach this host")
-            .fix("set advertise = \"ADDRESS:PORT\" in the agent's configuration")
+            .fix("set advertise, for example to \"192.0.2.11:7443\", in the agent's configuration")
     })?;
 
     let audit = Arc::new(AuditLog::new(layout.audit_log(), token.host.clone()));
@@ -202,5 +202,5 @@ fn refused(controller: &str, error: ClientError) -> Failure {
         format!("joining through {controller}"),
     )
     .because(chain(&error))
-    .fix("see that the controller runs and that its address in the token is reachable from here")
+    .fix("check that the controller runs, and that this host can reach its address in the token")
 }

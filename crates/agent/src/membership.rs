@@ -49,7 +49,7 @@ pub struct Membership {
 /// Why there is no membership.
 #[derive(Debug, thiserror::Error)]
 pub enum MembershipError {
-    #[error("this host has not joined a fleet; run: fleetward-agent join TOKEN")]
+    #[error("this host has not joined a fleet; join it with fleetward-agent join and a join token")]
     NotJoined,
     #[error("cannot read or write the membership file {path}")]
     File { path: PathBuf, source: io::Error },

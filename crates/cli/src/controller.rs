@@ -387,7 +387,7 @@ fn address_of(url: &str) -> Result<String, Failure> {
             ErrorCode::InvalidArgument,
             format!("{url:?} is no address of a controller"),
         )
-        .fix("write https://HOST:PORT")
+        .fix("write it like https://controller.example:7440")
     };
     let uri: http::Uri = url.parse().map_err(|_| refuse())?;
     let (Some("https"), Some(authority), "" | "/") =
@@ -409,7 +409,7 @@ fn tls(options: &Global) -> Result<ClientTls, Failure> {
             ErrorCode::CredentialsMissing,
             format!("--controller needs {option}"),
         )
-        .fix(format!("give {option} FILE, or set {variable}"))
+        .fix(format!("give a file with {option}, or set {variable}"))
     };
     let cert = (options.cert.as_deref()).ok_or_else(|| missing("--cert", "FLEETWARD_CERT"))?;
     let ca = (options.ca.as_deref()).ok_or_else(|| missing("--ca", "FLEETWARD_CA"))?;
@@ -420,7 +420,7 @@ fn tls(options: &Global) -> Result<ClientTls, Failure> {
             format!("{} cannot be used", path.display()),
         )
         .because(causes(error))
-        .fix("get files from the controller's machine: fleetward admin create NAME --role ROLE")
+        .fix("get new files with fleetward admin create, on the controller's machine")
     };
     let credential = Credential::load_pair(cert, key).map_err(|error| unusable(cert, &error))?;
     let trust = FleetTrust::load(ca).map_err(|error| unusable(ca, &error))?;

@@ -86,7 +86,7 @@ pub(crate) fn recovered(name: &str, to: &HostName, result: &serde_json::Value) -
 }
 
 pub(crate) fn template_created(name: &TemplateName) -> String {
-    format!("template {name} made; deploy it with: fleetward vm create NAME --template {name}")
+    format!("template {name} made; fleetward vm create --template {name} makes a VM from it")
 }
 
 pub(crate) fn template_deleted(name: &TemplateName) -> String {
@@ -214,17 +214,16 @@ fn some_vms(names: &[VmName]) -> String {
 /// What `question` follows, or what is said where it is answered already.
 pub(crate) fn tpm_is_lost_to(names: &[VmName]) -> String {
     format!(
-        "The TPM is taken from {}. What hangs on it will not open until `tpm restore` brings it back: BitLocker asks for its \
-         recovery key, LUKS volumes and other sealed keys stay closed.",
+        "The TPM is removed from {}. Secrets that are sealed to it will not open until `tpm restore` brings it back: BitLocker \
+         asks for its recovery key, and LUKS volumes and other sealed keys stay closed.",
         some_vms(names)
     )
 }
 
 pub(crate) fn new_tpm_opens_nothing(names: &[VmName]) -> String {
     format!(
-        "{} had a TPM before. A new TPM cannot open what the former one had sealed: BitLocker will ask for its recovery \
-         key, LUKS volumes and other sealed secrets are lost to it. `fleetward tpm restore NAME` brings the former one \
-         back.",
+        "{} had a TPM before. A new TPM cannot open what the former one sealed: BitLocker will ask for its recovery \
+         key, and LUKS volumes and other sealed secrets will not open. To bring the former one back, use fleetward tpm restore.",
         some_vms(names)
     )
 }

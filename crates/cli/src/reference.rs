@@ -57,7 +57,7 @@ pub fn errors_page() -> String {
                 class.exit_code(),
                 class.http_status(),
                 cell(code.summary()),
-                cell(code.usual_fix())
+                cell(&code.usual_fix().documented())
             ),
         );
     }

@@ -643,7 +643,7 @@ pub(crate) fn code(code: ErrorCode) -> String {
     let mut sheet = Sheet::default();
     sheet.add("Code", code);
     sheet.add("Meaning", code.summary());
-    sheet.add("Fix", code.usual_fix());
+    sheet.add("Fix", code.usual_fix().documented());
     sheet.add("Exit code", class.exit_code());
     sheet.add("HTTP status", class.http_status());
     sheet.text()

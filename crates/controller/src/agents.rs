@@ -16,7 +16,7 @@ use fleetward_link::client::{Lines, UpgradedIo};
 use fleetward_link::{Client, ClientError, ClientTls, Identity};
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::guardian::GuardianFacts;
-use fleetward_model::{ErrorCode, Failure, HostName, VmId};
+use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
 use http::Method;
 use std::collections::HashMap;
 use std::path::Path;
@@ -143,10 +143,9 @@ impl Agent {
                 }
                 None => {
                     let what = format!("host {} broke off during {}", self.host, O::NAME);
-                    return Err(StepError::retryable(Failure::new(
-                        ErrorCode::HostUnreachable,
-                        what,
-                    )));
+                    let failure = Failure::new(ErrorCode::HostUnreachable, what);
+                    let failure = failure.about(&Names::default().host(&self.host));
+                    return Err(StepError::retryable(failure));
                 }
             }
         }
@@ -328,13 +327,14 @@ impl Agent {
         let host = &self.host;
         match error {
             ClientError::Status { code, body } => {
-                serde_json::from_slice(body).unwrap_or_else(|_| {
+                let failure = serde_json::from_slice(body).unwrap_or_else(|_| {
                     Failure::new(
                         ErrorCode::Internal,
                         format!("host {host} refused, and did not say why"),
                     )
                     .because(format!("its agent answered {code}"))
-                })
+                });
+                failure.about(&Names::default().host(host))
             }
             ClientError::Decode(_) | ClientError::NotText | ClientError::TooLong { .. } => {
                 Failure::new(
@@ -348,9 +348,7 @@ impl Agent {
                 format!("host {host} does not answer"),
             )
             .because(crate::chain(error))
-            .fix(format!(
-                "see that its agent runs and that its port is reachable: fleetward host show {host}"
-            )),
+            .about(&Names::default().host(host)),
         }
     }
 }

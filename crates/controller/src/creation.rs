@@ -261,7 +261,7 @@ fn check_labels(request: &VmCreateRequest) -> Result<(), Failure> {
                 .because(format!(
                     "a value has at most {MAX_LABEL_VALUE} characters and no control characters"
                 ))
-                .fix(format!("--label {key}=VALUE")));
+                .fix(format!("give label {key} a value that meets these limits")));
         }
     }
     Ok(())

@@ -7,7 +7,7 @@
 
 use fleetward_api::controller::{TokenRequest, TokenView};
 use fleetward_link::{FleetTrust, JoinSecret, JoinToken, SecretHash};
-use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName, Names};
 use fleetward_store::{Guard, Revision, Store, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
@@ -112,13 +112,16 @@ pub(crate) async fn look_up(
     let invalid = |because: &str| {
         Failure::new(ErrorCode::TokenInvalid, "the join token is not accepted").because(because)
     };
-    let expired = |at: OffsetDateTime| {
+    let expired = |at: OffsetDateTime, names: &Names| {
         Failure::new(ErrorCode::TokenExpired, "the join token is not accepted")
             .because(format!("it expired at {at}"))
+            .about(names)
     };
     let token = match JoinToken::parse(text, now) {
         Ok(token) => token,
-        Err(fleetward_link::TokenError::Expired { at }) => return Err(expired(at)),
+        Err(fleetward_link::TokenError::Expired { at }) => {
+            return Err(expired(at, &Names::default()));
+        }
         Err(error) => return Err(invalid(&error.to_string())),
     };
     if token.authority != trust.fingerprint() {
@@ -129,6 +132,7 @@ pub(crate) async fn look_up(
         .map_err(|error| crate::store_failure(&error))?
         .ok_or_else(|| invalid("this controller did not make it, or its host was removed"))?;
     let record = found.value;
+    let names = Names::default().host(&record.host);
     if record.secret != token.secret.hash() {
         return Err(invalid(
             "it was altered, or replaced by a newer one for the same host",
@@ -136,10 +140,12 @@ pub(crate) async fn look_up(
     }
     if record.used {
         let what = format!("the join token of host {} is not accepted", record.host);
-        return Err(Failure::new(ErrorCode::TokenUsed, what).because("it has been used already"));
+        return Err(Failure::new(ErrorCode::TokenUsed, what)
+            .because("it has been used already")
+            .about(&names));
     }
     if record.expires <= now {
-        return Err(expired(record.expires));
+        return Err(expired(record.expires, &names));
     }
     Ok(Usable {
         record,

@@ -144,7 +144,7 @@ fn enabled_anew(fleet: &Fleet) -> Result<()> {
         asked.code == 2
             && asked
                 .stderr
-                .contains("cannot open what the former one had sealed"),
+                .contains("cannot open what the former one sealed"),
         "not told: {asked:?}"
     );
     fleet

@@ -109,7 +109,7 @@ pub(crate) async fn carry_out(config: &Config, command: GuardianCommand) -> anyh
                         "which VMs need it is not known: {}",
                         chain(&error)
                     ))
-                    .fix("take the VM's last good key protector from another place or the escrow: fleetward tpm history NAME; see docs/emergency-recovery.md")
+                    .fix("restore that VM's last good key protector from a backup, or from a version in fleetward tpm history; see docs/emergency-recovery.md")
             })?;
             remove(&keyring, &id, &dependents, yes)
         }

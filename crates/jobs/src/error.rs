@@ -1,7 +1,7 @@
 //! Why the engine refused or failed.
 
 use crate::{JobState, StepError};
-use fleetward_model::{ErrorCode, Failure, JobId};
+use fleetward_model::{ErrorCode, Failure, JobId, Names};
 use fleetward_store::StoreError;
 
 /// Why the engine refused or failed.
@@ -44,9 +44,9 @@ impl JobError {
         };
         let failure = Failure::new(code, self.to_string());
         match self {
-            Self::Busy { by, .. } => failure.fix(format!(
-                "wait for it: fleetward job watch {by}; or cancel it: fleetward job cancel {by}"
-            )),
+            Self::Busy { by: id, .. } | Self::NotCancellable { id, .. } => {
+                failure.about(&Names::default().job(id))
+            }
             _ => failure,
         }
     }

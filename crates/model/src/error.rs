@@ -2,6 +2,7 @@
 //!
 //! Everything that shows codes (messages, exit codes, HTTP statuses, `explain`, the documentation) reads [`ErrorCode::ALL`].
 
+use crate::fix::{self, Names, UsualFix};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use utoipa::ToSchema;
@@ -48,7 +49,7 @@ impl Class {
 }
 
 macro_rules! codes {
-    ($($variant:ident = $text:literal, $class:ident, $summary:literal, $fix:literal;)*) => {
+    ($($variant:ident = $text:literal, $class:ident, $summary:literal, $fix:literal $(, $general:literal)?;)*) => {
         /// A stable code: scripts match on it.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
         pub enum ErrorCode {
@@ -73,62 +74,81 @@ macro_rules! codes {
             }
 
             /// What usually helps.
-            pub const fn usual_fix(self) -> &'static str {
-                match self { $(Self::$variant => $fix),* }
+            pub const fn usual_fix(self) -> UsualFix {
+                match self { $(Self::$variant => usual_fix!($fix $(, $general)?)),* }
             }
         }
     };
 }
 
+macro_rules! usual_fix {
+    ($fix:literal) => {
+        usual_fix!($fix, $fix)
+    };
+    ($named:literal, $general:literal) => {
+        UsualFix {
+            named: $named,
+            general: $general,
+        }
+    };
+}
+
+// Each code: name, class, what it means, what usually helps. Where that has slots for names, `{vm}`, `{host}` or `{job}`,
+// a second text follows that needs none.
 codes! {
     KeyNotGranted = "KEY_NOT_GRANTED", Refused,
         "The VM's TPM key is not wrapped for any guardian of that host, so the host could not open it. This is what Hyper-V reports as error 10698.",
-        "fleetward guardian grant VM --to HOST, for a host of the VM's group; or move the VM to a host that is granted";
+        "grant the key, if the host belongs to the VM's group: fleetward guardian grant {vm} --to {host}; otherwise move the VM to a host of its group",
+        "grant the VM's key to a host of its group with fleetward guardian grant, or move the VM to a host that has the key";
     KeyProtectorUnreadable = "KEY_PROTECTOR_UNREADABLE", Refused,
-        "The VM's key protector cannot be opened: it is damaged, belongs to another VM, its signature is wrong, or the private key is missing.",
-        "see docs/emergency-recovery.md; the last good protector is kept in the agent's data directory";
+        "The VM's key protector cannot be opened: it is damaged, it belongs to another VM, its signature is wrong, or the private key is missing.",
+        "see docs/emergency-recovery.md; the agent's data directory has the last good protector";
     GroupForbids = "GROUP_FORBIDS", Refused,
         "The VM belongs to one group and the host to another; a group's VMs run only on its hosts.",
         "choose a host of the VM's group: fleetward host list";
     GuardianExpired = "GUARDIAN_EXPIRED", Refused,
-        "The guardian's certificates have run out. What they already opened they still open, but nothing new is wrapped for them.",
-        "fleetward guardian rotate --host HOST";
+        "The guardian's certificates have expired. The guardian still opens keys that were wrapped for it before, but no new key is wrapped for it.",
+        "fleetward guardian rotate --host {host}",
+        "make a new guardian for the host with fleetward guardian rotate";
     GuardianExpiresSoon = "GUARDIAN_EXPIRES_SOON", Refused,
-        "The guardian's certificates run out within 180 days. Until then everything works; afterwards nothing new is wrapped for it.",
-        "fleetward guardian rotate --host HOST";
+        "The guardian's certificates expire within 180 days. Until then everything works; after that no new key is wrapped for it.",
+        "fleetward guardian rotate --host {host}",
+        "make a new guardian for the host with fleetward guardian rotate";
     RollDue = "ROLL_DUE", Refused,
-        "A guardian that lost the VM's TPM key still knows it, because the VM has run ever since or an older TPM was brought back; the key is rolled when the VM stops.",
-        "fleetward vm stop NAME";
+        "A revoked guardian still knows the VM's TPM key, because the VM has not stopped since the revocation, or because an older TPM was restored. The key is rolled when the VM stops.",
+        "fleetward vm stop {vm}",
+        "stop the VM";
     GroupTooLarge = "GROUP_TOO_LARGE", Refused,
-        "The group has more hosts than a key protector has room for (50), so a TPM key is not wrapped for all of them: a VM's key is granted when it moves.",
-        "spread the hosts over several groups: fleetward host token NAME --group GROUP";
+        "The group has more hosts than the 50 that a TPM key is wrapped for in advance. In this group a VM's key is granted to a host when the VM moves there.",
+        "spread the hosts over several groups: the option --group of fleetward host token sets the group of a host";
     GuardianNotEndorsed = "GUARDIAN_NOT_ENDORSED", Refused,
-        "The fleet's authority has not endorsed that guardian for the VM's group, or its word for it is not valid.",
-        "join the host to the group: fleetward host token NAME --group GROUP";
+        "The fleet's authority has not endorsed that guardian for the VM's group, or its endorsement is not valid.",
+        "let the host join the VM's group: the option --group of fleetward host token sets the group of a host";
     GuardianInUse = "GUARDIAN_IN_USE", Refused,
-        "The guardian cannot be removed: it is the host's own, or something on the host opens only with it.",
-        "wrap the VMs for another guardian of the host first: fleetward guardian grant --all --to HOST";
+        "The guardian cannot be removed: it is the host's own guardian, or the host has a VM that only this guardian opens.",
+        "wrap the VMs' keys for another guardian of the host first: fleetward guardian grant --all --to {host}",
+        "wrap the VMs' keys for another guardian of the host first, with fleetward guardian grant --all";
     GuardianStoreSealed = "GUARDIAN_STORE_SEALED", Refused,
-        "The host's guardian store is encrypted, and the key to it was not given, or is another one.",
-        "give the key: fleetward-agent guardian list --credential-file FILE; while the service runs, FILE is /run/credentials/fleetward-agent.service/fleetward-guardian-key";
+        "The host's guardian store is encrypted, and its key is missing or wrong.",
+        "while the agent's service runs: fleetward-agent guardian list --credential-file /run/credentials/fleetward-agent.service/fleetward-guardian-key; otherwise --credential-file names a file with the key";
     PfxWrongPassword = "PFX_WRONG_PASSWORD", Refused,
         "The password does not open the PFX file.",
-        "give the password the file was exported with; it is case sensitive, and a password file is read up to its first line end";
+        "give the password that the file was exported with; it is case sensitive, and only the first line of a password file is read";
     PfxNoMac = "PFX_NO_MAC", Refused,
-        "The PFX file has no MAC, so nothing shows that it was not altered.",
+        "The PFX file has no MAC, so a change to it cannot be detected.",
         "export it again with a password; with OpenSSL, without -nomac";
     PfxTruncated = "PFX_TRUNCATED", Refused,
-        "The PFX file ends before its end: a part is missing.",
+        "The PFX file is incomplete: its end is missing.",
         "copy it again, in binary mode, and compare the sizes";
     PfxDamaged = "PFX_DAMAGED", Refused,
-        "The file is no PFX file, or was altered after it was made.",
+        "The file is not a PFX file, or it was changed after it was made.",
         "copy it again, or export it again";
     PfxTooLarge = "PFX_TOO_LARGE", Refused,
         "The file is larger than any PFX file of a guardian.",
-        "see that it is the right file: VMSigning.pfx and VMEncryption.pfx have a few kilobytes each";
+        "check that it is the right file: VMSigning.pfx and VMEncryption.pfx have a few kilobytes each";
     PfxTooManyIterations = "PFX_TOO_MANY_ITERATIONS", Refused,
-        "The PFX file asks for more than 1,000,000 rounds of key derivation, which is how such a file keeps a machine busy for hours.",
-        "export it again with an ordinary number of rounds; with OpenSSL: -iter 100000";
+        "The PFX file requires more than 1,000,000 rounds of key derivation. Such a file can keep a machine busy for hours.",
+        "export it again with a normal number of rounds; with OpenSSL: -iter 100000";
     PfxNoKey = "PFX_NO_KEY", Refused,
         "The PFX file holds a certificate without its private key.",
         "export it with the private key: certutil -exportPFX, or fleetward-agent guardian export-pfx";
@@ -137,122 +157,131 @@ codes! {
         "export both together";
     PfxWeakKey = "PFX_WEAK_KEY", Refused,
         "An RSA key in the PFX file has fewer than 2048 bits.",
-        "make a new guardian on the host it comes from, and export that one";
+        "make a new guardian on the host that the file comes from, and export that guardian";
     PfxUnsupported = "PFX_UNSUPPORTED", Refused,
-        "The PFX file uses an algorithm, a key or a form that is not read here: elliptic curves, RSA of more than 8192 bits, a certificate that is not canonical DER.",
+        "The PFX file uses an algorithm, a key or a form that Fleetward does not read: elliptic curves, RSA of more than 8192 bits, or a certificate that is not canonical DER.",
         "export it again with AES-256 and SHA-256 or with 3DES and SHA-1, and RSA keys of 2048 to 8192 bits";
     PfxIncomplete = "PFX_INCOMPLETE", Refused,
-        "The files hold only one half of a guardian; it has a signing and an encryption certificate.",
+        "The files hold only one half of a guardian. A guardian has a signing and an encryption certificate.",
         "give both files in one command: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx";
     PfxNotAPair = "PFX_NOT_A_PAIR", Refused,
-        "The certificates in the files are not one guardian's: two of a kind, of different hosts, or neither for signing nor for encryption.",
-        "give the two files of one guardian, and no others";
+        "The certificates in the files do not belong to one guardian: there are two of one kind, they are of different hosts, or one is neither for signing nor for encryption.",
+        "give the two files of one guardian and no other files";
     ClocksApart = "CLOCKS_APART", Refused,
         "The clocks of the two hosts differ by more than the limit, so certificates and audit records cannot be trusted.",
         "synchronise the clocks (chrony or systemd-timesyncd) and try again";
     LibvirtTooOld = "LIBVIRT_TOO_OLD", Refused,
-        "libvirt on that host is too old, or older than where the VM runs now.",
+        "libvirt on that host is older than the supported minimum, or older than on the host where the VM runs.",
         "upgrade libvirt on the destination first";
     QemuTooOld = "QEMU_TOO_OLD", Refused,
-        "QEMU on that host is too old, or older than where the VM runs now; a VM's memory moves only to the same or a newer QEMU.",
+        "QEMU on that host is older than the supported minimum, or older than on the host where the VM runs. A VM's memory moves only to the same or a newer QEMU.",
         "upgrade QEMU on the destination first";
     SwtpmTooOld = "SWTPM_TOO_OLD", Refused,
-        "swtpm on that host is too old, or older than where the VM's TPM lives now; TPM state is not readable by an older swtpm.",
+        "swtpm on that host is older than the supported minimum, or older than on the host that has the VM's TPM. An older swtpm cannot read the TPM state of a newer one.",
         "upgrade swtpm and libtpms on the destination first";
     SwtpmMissing = "SWTPM_MISSING", Refused,
         "swtpm is not installed on that host, so no VM with a TPM can run there.",
-        "apt-get install swtpm swtpm-tools on that host";
+        "on that host: apt-get install swtpm swtpm-tools";
     MachineMissing = "MACHINE_MISSING", Refused,
         "QEMU on that host does not offer the VM's machine type.",
         "upgrade QEMU on the destination";
     CpuIncompatible = "CPU_INCOMPATIBLE", Refused,
-        "The host's CPU lacks features the running VM uses.",
+        "The host's CPU lacks features that the running VM uses.",
         "migrate the VM while it is stopped (--offline), or choose a host with the same or a newer CPU";
     AcceleratorDiffers = "ACCELERATOR_DIFFERS", Refused,
-        "One host runs VMs with KVM and the other by translation; a running VM cannot move between them.",
+        "One host runs VMs with KVM, the other emulates their CPUs. A running VM cannot move between them.",
         "migrate the VM while it is stopped (--offline)";
     SecureBootMissing = "SECURE_BOOT_MISSING", Refused,
         "The host has no UEFI firmware with Secure Boot and enrolled keys.",
-        "apt-get install ovmf on that host";
+        "on that host: apt-get install ovmf";
     PoolMissing = "POOL_MISSING", Refused,
         "The host has no pool of that name.",
         "add the pool to /etc/fleetward/agent.toml on that host and restart its agent";
     PoolPathDiffers = "POOL_PATH_DIFFERS", Refused,
-        "Both hosts have the pool, but in different directories; a running VM's disks keep their paths.",
+        "Both hosts have the pool, but in different directories. The disks of a running VM keep their paths.",
         "give the pool the same path on both hosts, or migrate the VM while it is stopped (--offline)";
     NoSpace = "NO_SPACE", Refused,
-        "There is not enough space in the pool.",
+        "The pool does not have enough free space.",
         "free some space, or choose another host or pool";
     NoMemory = "NO_MEMORY", Refused,
-        "The host has not enough free memory for the VM.",
-        "stop a VM there, or choose another host";
+        "The host does not have enough free memory for the VM.",
+        "stop a VM on that host, or choose another host";
     NameTaken = "NAME_TAKEN", Refused,
-        "Something of that name exists already.",
+        "The name is already in use.",
         "choose another name";
     UuidTaken = "UUID_TAKEN", Refused,
         "The host already has a domain with the VM's uuid.",
-        "look at it with virsh on that host; it may be the rest of an earlier move";
+        "inspect the domain with virsh on that host; it may be left from an earlier migration";
     VmRunning = "VM_RUNNING", Refused,
-        "The VM is running, and that is only possible while it is stopped.",
-        "fleetward vm stop NAME";
+        "The VM is running, but the operation needs a stopped VM.",
+        "fleetward vm stop {vm}",
+        "stop the VM";
     VmNotRunning = "VM_NOT_RUNNING", Refused,
-        "The VM is not running, and that is only possible while it runs.",
-        "fleetward vm start NAME";
+        "The VM is not running, but the operation needs a running VM.",
+        "fleetward vm start {vm}",
+        "start the VM";
     VmStateWrong = "VM_STATE_WRONG", Refused,
-        "The VM is in a state in which that is not possible.",
-        "fleetward vm show NAME";
+        "The operation is not possible in the present state of the VM.",
+        "fleetward vm show {vm}",
+        "see the state of the VM with fleetward vm show";
     VmNotManaged = "VM_NOT_MANAGED", Refused,
-        "The domain was not made by Fleetward; it is shown but never changed.",
+        "Fleetward did not make the domain. It shows the domain but never changes it.",
         "manage it with virsh";
     VmBusy = "VM_BUSY", Refused,
-        "Another job works on the VM.",
-        "wait for it: fleetward job watch ID; or cancel it: fleetward job cancel ID";
+        "Another job is working on the VM.",
+        "wait for it: fleetward job watch {job}; or cancel it: fleetward job cancel {job}",
+        "see the job: fleetward job list --active";
     TpmStateMissing = "TPM_STATE_MISSING", Refused,
-        "The VM has a key protector but its TPM state file is gone. A new TPM is never made in its place.",
-        "bring the file back from a backup; see docs/emergency-recovery.md";
+        "The VM has a key protector, but its TPM state file is missing. Fleetward never makes a new TPM in its place.",
+        "restore the file from a backup; see docs/emergency-recovery.md";
     TpmStateUnreadable = "TPM_STATE_UNREADABLE", Refused,
-        "The TPM state does not open with the key that its key protector holds: it is damaged, or belongs to another key.",
-        "take another version: fleetward tpm history NAME, fleetward tpm restore NAME --version V";
+        "The TPM state does not open with the key in its key protector: the state is damaged, or is encrypted with another key.",
+        "restore another version; this lists them: fleetward tpm history {vm}",
+        "restore another version; fleetward tpm history lists them";
     EscrowCorrupt = "ESCROW_CORRUPT", Refused,
-        "A copy of a VM's TPM is damaged: it is not what was written, not whole, or of another VM. It is never put in place.",
-        "use another version: fleetward tpm history NAME";
+        "A copy of a VM's TPM is damaged, incomplete, or of another VM. Fleetward never restores such a copy.",
+        "use another version; this lists them: fleetward tpm history {vm}",
+        "use another version; fleetward tpm history lists them";
     TpmIdentityChanges = "TPM_IDENTITY_CHANGES", Refused,
-        "The VM will have another TPM than what its disk was sealed to; said as a warning.",
-        "keep the recovery keys at hand; or copy the TPM too: fleetward vm clone NAME NEW --tpm copy";
+        "A warning: the VM gets another TPM than the one that its disk is sealed to.",
+        "have the recovery keys ready, or copy the TPM too with --tpm copy";
     TpmIdentityTwice = "TPM_IDENTITY_TWICE", Refused,
-        "Two VMs hold the same TPM identity; said as a warning.",
+        "A warning: two VMs have the same TPM identity.",
         "delete one of the two, or clone with --tpm new";
     VmHasNoTpm = "VM_HAS_NO_TPM", Refused,
         "The VM has no TPM.",
         "choose --tpm new or --tpm none";
     TemplateNotFound = "TEMPLATE_NOT_FOUND", NotFound,
-        "There is no template of that name.",
+        "There is no template with that name.",
         "fleetward template list";
     VmNotLost = "VM_NOT_LOST", Refused,
-        "The VM's host answers, or a copy of the VM still runs: rebuilding it elsewhere would make two of it.",
-        "migrate it: fleetward vm migrate NAME --to HOST; or, if that host is gone for good, see that it is powered off";
+        "The VM's host answers, or a copy of the VM still runs. If the VM were rebuilt on another host, it would run twice.",
+        "migrate it: fleetward vm migrate {vm} --to {host}; or, if its present host is gone for good, make sure that it is powered off",
+        "migrate the VM; or, if its present host is gone for good, make sure that it is powered off";
     DiskMissing = "DISK_MISSING", Refused,
         "A disk of the VM is not on that host.",
-        "choose a host that shares the VM's pool, or copy the disk to where the error says";
+        "choose a host that shares the VM's pool, or copy the disk to the path in the message";
     EscrowMissing = "ESCROW_MISSING", Refused,
-        "The controller has no copy of the VM's TPM, so it cannot be rebuilt without its host.",
-        "bring the host back; a backup of its TPM state can be used with docs/emergency-recovery.md";
+        "The controller has no copy of the VM's TPM, so the VM cannot be rebuilt without its host.",
+        "bring the host back; with a backup of its TPM state, docs/emergency-recovery.md shows another way";
     EscrowOutdated = "ESCROW_OUTDATED", Refused,
-        "The newest copy of the VM's TPM is not of the state that its host last reported: what the guest stored in its TPM since \
-         is not in it.",
-        "bring the host back; or take the copy as it is: fleetward vm recover NAME --to HOST asks, and --yes answers";
+        "The newest copy of the VM's TPM is older than the state that its host last reported, so it lacks what the guest has stored in its TPM since then.",
+        "bring the host back; or accept the copy: fleetward vm recover {vm} --to {host} --yes",
+        "bring the host back; or accept the copy with fleetward vm recover and --yes";
     SameHost = "SAME_HOST", Refused,
-        "The VM is on that host already.",
+        "The VM already is on that host.",
         "choose another host";
     HostDrained = "HOST_DRAINED", Refused,
-        "The host is drained and takes no VMs.",
-        "fleetward host resume NAME";
+        "The host is drained and accepts no VMs.",
+        "fleetward host resume {host}",
+        "end the drain with fleetward host resume, or choose another host";
     HostNotEmpty = "HOST_NOT_EMPTY", Refused,
         "The host still has VMs.",
-        "fleetward host drain NAME, and try again when it is empty";
+        "fleetward host drain {host}, and try again when the host is empty",
+        "drain the host with fleetward host drain, and try again when it is empty";
     NoHostFits = "NO_HOST_FITS", Refused,
-        "No host can take the VM; each one's reason is listed.",
-        "see the reasons";
+        "No host can run the VM. The message gives the reason for each host.",
+        "remove the reason for one of the hosts, or ask for less CPU, memory or disk";
     ProfileRefuses = "PROFILE_REFUSES", Refused,
         "The VM does not meet a requirement of its profile.",
         "meet the named requirement, or choose another profile";
@@ -263,110 +292,118 @@ codes! {
         "The VM's domain has another name on its host than Fleetward knows the VM by: somebody renamed it there.",
         "fleetward vm rename NAME NEW gives both one name, while the VM is stopped";
     ImageInvalid = "IMAGE_INVALID", Refused,
-        "The file is not a disk image that can be used: not a disk, a wrong format, or it refers to other files.",
-        "convert it first: qemu-img convert -O qcow2 FILE NEW";
+        "The file is not a usable disk image: it is no disk image, its format is wrong, or it refers to other files.",
+        "convert it first with qemu-img convert -O qcow2";
     ImageInUse = "IMAGE_IN_USE", Refused,
         "VMs still need the image as their installer medium.",
-        "delete those VMs first";
+        "delete the VMs that the message names first";
     TokenUsed = "TOKEN_USED", Refused,
-        "The join token has been used already.",
-        "make a new one: fleetward host token NAME";
+        "The join token was already used.",
+        "make a new token: fleetward host token {host}",
+        "make a new token with fleetward host token";
     TokenExpired = "TOKEN_EXPIRED", Refused,
         "The join token has expired.",
-        "make a new one: fleetward host token NAME";
+        "make a new token: fleetward host token {host}",
+        "make a new token with fleetward host token";
     TokenInvalid = "TOKEN_INVALID", Refused,
-        "The join token is damaged, was altered, or is not of this fleet.",
-        "copy it whole, or make a new one: fleetward host token NAME";
+        "The join token is damaged, was changed, or is of another fleet.",
+        "copy the whole token, or make a new one with fleetward host token";
     AlreadyJoined = "ALREADY_JOINED", Refused,
-        "This machine or a machine of that name has joined already.",
-        "to join again, remove the host first: fleetward host remove NAME";
+        "This machine, or another machine with that name, has already joined.",
+        "to join again, remove the host first: fleetward host remove {host}",
+        "to join again, remove the host first with fleetward host remove";
     ConfirmationNeeded = "CONFIRMATION_NEEDED", Usage,
-        "That destroys something, and there is no terminal to ask on.",
-        "add --yes if you mean it";
+        "The command destroys or weakens something, and there is no terminal to ask on.",
+        "add --yes to confirm";
     StaleGeneration = "STALE_GENERATION", Refused,
-        "The request is older than what the host has already done for this VM.",
+        "The request is older than the latest one that the host has carried out for this VM.",
         "nothing to do: a newer job has taken over";
     JobNotCancellable = "JOB_NOT_CANCELLABLE", Refused,
-        "The job has ended, or has passed the point after which it can only go on.",
-        "fleetward job show ID";
+        "The job has ended, or has passed its point of no return.",
+        "fleetward job show {job}",
+        "see the job with fleetward job show";
     CheckUnavailable = "CHECK_UNAVAILABLE", Refused,
-        "A check could not be made, and so counts as failed.",
-        "see the reason; usually a host does not answer";
+        "A check could not be made, so it counts as failed.",
+        "remove the reason that the message gives; usually a host does not answer";
     InvalidArgument = "INVALID_ARGUMENT", Usage,
         "An argument is malformed or out of range.",
-        "see the message";
+        "correct the argument that the message names";
     InvalidRequest = "INVALID_REQUEST", Usage,
-        "The request body is not what this endpoint takes.",
+        "The request body does not match the schema of this endpoint.",
         "see the OpenAPI description under /v1/openapi.json";
     TooLarge = "TOO_LARGE", Usage,
         "The request is larger than the limit.",
-        "send less";
+        "send a smaller request";
     VmNotFound = "VM_NOT_FOUND", NotFound,
-        "There is no VM of that name.",
+        "There is no VM with that name.",
         "fleetward vm list";
     HostNotFound = "HOST_NOT_FOUND", NotFound,
-        "There is no host of that name.",
+        "There is no host with that name.",
         "fleetward host list";
     ImageNotFound = "IMAGE_NOT_FOUND", NotFound,
-        "There is no image of that name.",
+        "There is no image with that name.",
         "fleetward image list";
     JobNotFound = "JOB_NOT_FOUND", NotFound,
-        "There is no job of that id.",
+        "There is no job with that id.",
         "fleetward job list";
     GuardianNotFound = "GUARDIAN_NOT_FOUND", NotFound,
-        "There is no guardian of that id.",
+        "There is no guardian with that id.",
         "fleetward guardian list";
     TpmVersionNotFound = "TPM_VERSION_NOT_FOUND", NotFound,
-        "The controller keeps no such version of the VM's TPM.",
-        "fleetward tpm history NAME";
+        "The controller has no such version of the VM's TPM.",
+        "fleetward tpm history {vm}",
+        "see the versions with fleetward tpm history";
     CodeNotFound = "CODE_NOT_FOUND", NotFound,
-        "There is no error code of that name.",
-        "fleetward explain lists them all";
+        "There is no error code with that name.",
+        "this lists all codes: fleetward explain";
     NotFound = "NOT_FOUND", NotFound,
         "There is nothing at that address.",
         "see the OpenAPI description under /v1/openapi.json";
     ControllerUnreachable = "CONTROLLER_UNREACHABLE", Unreachable,
         "The controller does not answer.",
-        "start it: fleetward controller run; or say where it is: --socket, --controller";
+        "start it with fleetward controller run, or give its address with --socket or --controller";
     HostUnreachable = "HOST_UNREACHABLE", Unreachable,
         "The host does not answer.",
-        "see that its agent runs and that its port is reachable: fleetward host show NAME";
+        "check that its agent runs and that its port is reachable: fleetward host show {host}",
+        "check that the host's agent runs and that its port is reachable";
     LinkLost = "LINK_LOST", Unreachable,
         "The connection between the two hosts broke.",
-        "see that the hosts reach each other on the agents' port";
+        "check that the hosts reach each other on the agents' port";
     CredentialsMissing = "CREDENTIALS_MISSING", Denied,
         "The request carries no credentials.",
         "use a client certificate of this fleet, or the local socket";
     CredentialsRefused = "CREDENTIALS_REFUSED", Denied,
-        "The credentials are not of this fleet, or have expired.",
+        "The credentials are of another fleet, or have expired.",
         "get a certificate from this fleet's controller";
     RoleMissing = "ROLE_MISSING", Denied,
-        "The caller's role does not allow that.",
-        "ask an administrator for the role named in the message";
+        "The caller's role does not allow the request.",
+        "ask an administrator for the role that the message names";
     Cancelled = "CANCELLED", Failed,
-        "The job was cancelled; what it had done is undone.",
-        "start it again when you want it";
+        "The job was cancelled, and its completed steps were undone.",
+        "start it again if you want it";
     HypervisorFailed = "HYPERVISOR_FAILED", Failed,
         "libvirt or QEMU reported an error.",
-        "see the message, and the libvirt log on that host";
+        "see the message and the libvirt log on that host";
     TpmFailed = "TPM_FAILED", Failed,
         "swtpm could not make or use a TPM.",
-        "see the message, and /var/log/swtpm on that host";
+        "see the message and /var/log/swtpm on that host";
     MigrationFailed = "MIGRATION_FAILED", Failed,
-        "The migration failed; the VM is where it was.",
-        "see the reason; run fleetward vm migrate NAME --to HOST --check";
+        "The migration failed. The VM is still on its source host.",
+        "see the reason; this checks again: fleetward vm migrate {vm} --to {host} --check",
+        "see the reason; fleetward vm migrate --check checks again";
     ShutdownTimedOut = "SHUTDOWN_TIMED_OUT", Failed,
-        "The guest did not shut down in time; it still runs.",
-        "shut it down from inside, or cut its power: fleetward vm stop NAME --force";
+        "The guest did not shut down in time and is still running.",
+        "shut it down from inside, or cut its power: fleetward vm stop {vm} --force",
+        "shut it down from inside, or cut its power with fleetward vm stop --force";
     StoreFailed = "STORE_FAILED", Failed,
         "The controller's store could not be read or written.",
-        "see the controller's log; is the disk full?";
+        "see the controller's log; check that its disk has free space";
     AuditBroken = "AUDIT_BROKEN", Failed,
         "The audit log's chain is broken: a record was changed, removed or reordered.",
         "keep the file as evidence and compare it with a backup";
     Internal = "INTERNAL", Failed,
-        "Fleetward met a state it should never be in.",
-        "report it, with the log of the service that said so";
+        "Fleetward is in a state that it should never reach.",
+        "report it, with the log of the service that reported it";
 }
 
 impl fmt::Display for ErrorCode {
@@ -403,13 +440,13 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// An error with the code's usual fix.
+    /// An error with the code's usual fix, without names until [`Self::about`] puts them in.
     pub fn new(code: ErrorCode, what: impl Into<String>) -> Self {
         Self {
             code,
             what: what.into(),
             because: String::new(),
-            fix: code.usual_fix().to_owned(),
+            fix: code.usual_fix().general.to_owned(),
             findings: Vec::new(),
         }
     }
@@ -423,6 +460,17 @@ impl Failure {
     #[must_use]
     pub fn fix(mut self, fix: impl Into<String>) -> Self {
         self.fix = fix.into();
+        self
+    }
+
+    /// Puts the names of the objects that the error is about into its usual fix. A fix that was written for this error
+    /// stays.
+    #[must_use]
+    pub fn about(mut self, names: &Names) -> Self {
+        name_usual_fix(self.code, &mut self.fix, names);
+        for finding in &mut self.findings {
+            name_usual_fix(finding.code, &mut finding.fix, names);
+        }
         self
     }
 
@@ -484,7 +532,23 @@ impl Finding {
 
     /// A blocking finding with the code's usual fix.
     pub fn usual(code: ErrorCode, what: impl Into<String>) -> Self {
-        Self::blocking(code, what, code.usual_fix())
+        Self::blocking(code, what, code.usual_fix().general)
+    }
+
+    /// Puts the names of the objects that the finding is about into its usual fix.
+    #[must_use]
+    pub fn about(mut self, names: &Names) -> Self {
+        name_usual_fix(self.code, &mut self.fix, names);
+        self
+    }
+}
+
+/// Replaces a usual fix without names. A fix with a placeholder comes from an agent or a controller that does not fill slots.
+fn name_usual_fix(code: ErrorCode, text: &mut String, names: &Names) {
+    let usual = code.usual_fix();
+    if *text == usual.general || fix::placeholder(text).is_some() {
+        let named = usual.with(names);
+        *text = named.unwrap_or_else(|| usual.general.to_owned());
     }
 }
 
@@ -499,9 +563,31 @@ mod tests {
         assert_eq!(texts.len(), ErrorCode::ALL.len());
         for code in ErrorCode::ALL {
             assert!(code.summary().ends_with('.'), "{code}");
-            assert!(!code.usual_fix().is_empty(), "{code}");
+            let fix = code.usual_fix();
+            assert!(!fix.general.is_empty(), "{code}");
+            assert!(
+                !fix.general.contains('{'),
+                "{code}: the fix without names has a slot"
+            );
+            for text in [fix.named, fix.general] {
+                assert_eq!(fix::placeholder(text), None, "{code}: {text}");
+            }
+            let names = Names::default().vm("web").host("a").job("3f2a");
+            assert!(fix.with(&names).is_some(), "{code}: an unknown slot");
             assert_eq!(code.as_str().parse(), Ok(*code));
         }
+    }
+
+    #[test]
+    fn a_usual_fix_gets_the_names_and_a_fix_of_its_own_stays() {
+        let names = Names::default().vm("web");
+        let usual = Failure::new(ErrorCode::VmRunning, "VM web is running");
+        assert_eq!(usual.fix, "stop the VM");
+        assert_eq!(usual.clone().about(&names).fix, "fleetward vm stop web");
+        let own = usual.fix("fleetward vm stop web --force");
+        assert_eq!(own.clone().about(&names), own);
+        let of_an_old_agent = own.fix("fleetward vm stop NAME");
+        assert_eq!(of_an_old_agent.about(&names).fix, "fleetward vm stop web");
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod certutil;
 pub mod clone;
 pub mod error;
+pub mod fix;
 pub mod guardian;
 pub mod host;
 pub mod id;
@@ -21,6 +22,7 @@ pub mod transition;
 pub mod vm;
 
 pub use error::{ErrorCode, Failure};
+pub use fix::Names;
 pub use id::{GuardianId, JobId, KeyId, VmId};
 pub use name::{
     GroupName, HostName, ImageName, LabelKey, Labels, NameError, PoolName, TemplateName, VmName,

@@ -5,7 +5,7 @@
 
 use crate::error::Finding;
 use crate::host::{Accelerator, HostFacts, HostState};
-use crate::{ByteSize, ErrorCode, Failure, GroupName, HostName, PoolName};
+use crate::{ByteSize, ErrorCode, Failure, GroupName, HostName, Names, PoolName};
 use std::collections::BTreeMap;
 
 /// What a VM needs of a host.
@@ -103,6 +103,7 @@ pub fn place(needs: &Needs, candidates: &[Candidate<'_>]) -> Result<HostName, Fa
 /// The first reason why a host does not take the VM.
 fn refusal(needs: &Needs, candidate: &Candidate<'_>) -> Option<Finding> {
     let host = candidate.name;
+    let names = Names::default().host(host);
     if let Some(group) = &needs.group
         && group != candidate.group
     {
@@ -116,16 +117,15 @@ fn refusal(needs: &Needs, candidate: &Candidate<'_>) -> Option<Finding> {
         HostState::Online => {}
         HostState::Drained => {
             let what = format!("host {host} is drained");
-            let fix = format!("fleetward host resume {host}");
-            return Some(Finding::blocking(ErrorCode::HostDrained, what, fix));
+            return Some(Finding::usual(ErrorCode::HostDrained, what).about(&names));
         }
         HostState::Invited => {
             let what = format!("host {host} has not joined yet");
-            return Some(Finding::usual(ErrorCode::HostUnreachable, what));
+            return Some(Finding::usual(ErrorCode::HostUnreachable, what).about(&names));
         }
         HostState::Unreachable => {
             let what = format!("host {host} does not answer");
-            return Some(Finding::usual(ErrorCode::HostUnreachable, what));
+            return Some(Finding::usual(ErrorCode::HostUnreachable, what).about(&names));
         }
     }
     let Some(facts) = candidate.facts else {

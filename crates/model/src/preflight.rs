@@ -9,7 +9,7 @@ use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{Accelerator, HostFacts, Version};
 use crate::transition::{Answer, Request, answer};
 use crate::vm::{VmObserved, VmState};
-use crate::{ByteSize, ErrorCode, GroupName, GuardianId, HostName, PoolName, VmName};
+use crate::{ByteSize, ErrorCode, GroupName, GuardianId, HostName, Names, PoolName, VmName};
 use std::collections::BTreeMap;
 use time::{Duration, OffsetDateTime};
 
@@ -109,10 +109,12 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
         return vec![Finding::usual(ErrorCode::VmNotManaged, what)];
     }
     match facts.mode {
-        Mode::Start => [keys_at_home, reachable, state, tpm_state, programs]
-            .iter()
-            .flat_map(|rule| rule(facts))
-            .collect(),
+        Mode::Start => {
+            let names = Names::default().vm(&facts.vm.name).host(facts.source.name);
+            let rules = [keys_at_home, reachable, state, tpm_state, programs];
+            let found = rules.iter().flat_map(|rule| rule(facts));
+            found.map(|finding| finding.about(&names)).collect()
+        }
         Mode::Live | Mode::Stopped => {
             if facts.source.name == facts.destination.name {
                 let what = format!(
@@ -137,7 +139,11 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 taken,
                 clocks,
             ];
-            rules.iter().flat_map(|rule| rule(facts)).collect()
+            let names = Names::default()
+                .vm(&facts.vm.name)
+                .host(facts.destination.name);
+            let found = rules.iter().flat_map(|rule| rule(facts));
+            found.map(|finding| finding.about(&names)).collect()
         }
     }
 }
@@ -295,24 +301,33 @@ pub fn closed_to_rebuild(
     Finding::blocking(ErrorCode::KeyNotGranted, what, fix)
 }
 
-/// The refusal of a fleet in which only people grant, with both cures.
+/// The refusal of a fleet in which only administrators grant, with both ways to grant.
 fn by_hand(facts: &Facts<'_>) -> Finding {
     let (vm, from, to) = (&facts.vm.name, facts.source.name, facts.destination.name);
+    let short_way = format!(
+        "the short way, which moves no private key: fleetward guardian grant --all --to {to}"
+    );
+    let own = facts.source.facts.and_then(HostFacts::own_guardian);
+    let fix = own.map(|own| own.id.short()).map_or_else(
+        || short_way.clone(),
+        |own| {
+            format!(
+                "{short_way}. By hand, as on Hyper-V: \
+                 (1) log in on host {from}; (2) fleetward-agent guardian list; (3) its own guardian is {own}; \
+                 (4) fleetward-agent guardian export-pfx {own} --out /root; (5) choose a password; \
+                 (6) copy VMSigning.pfx and VMEncryption.pfx to host {to}; (7) log in there; \
+                 (8) fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx; (9) remove the copies; \
+                 (10) do the same the other way round"
+            )
+        },
+    );
     Finding::blocking(
         ErrorCode::KeyNotGranted,
         format!(
-            "the TPM key of VM {vm} is not wrapped for any guardian of host {to}, and this fleet grants nothing by itself \
+            "the TPM key of VM {vm} is not wrapped for any guardian of host {to}, and this fleet grants keys only by hand \
              (--trust manual; Hyper-V reports this as error 10698)"
         ),
-        format!(
-            "the short way, which moves no private key: fleetward guardian grant --all --to {to}. \
-             By hand, as on Hyper-V: \
-             (1) log in on host {from}; (2) fleetward-agent guardian list; (3) note the id of its own guardian; \
-             (4) fleetward-agent guardian export-pfx ID --out DIR; (5) choose a password; \
-             (6) copy VMSigning.pfx and VMEncryption.pfx to host {to}; (7) log in there; \
-             (8) fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx; (9) remove the copies; \
-             (10) do the same the other way round"
-        ),
+        fix,
     )
 }
 
@@ -350,11 +365,16 @@ fn grantable(facts: &Facts<'_>) -> Findings {
     }
     match &facts.source_opening {
         Some(Opening::Yes | Opening::NoTpm) => {}
-        Some(Opening::NotGranted) => found.push(Finding::usual(
+        Some(Opening::NotGranted) => found.push(Finding::blocking(
             ErrorCode::KeyNotGranted,
             format!(
                 "host {} itself cannot open the key of VM {}, and so cannot grant it",
                 facts.source.name, vm.name
+            ),
+            format!(
+                "with the PFX files of a guardian that has the key, on host {}: fleetward-agent guardian import-pfx \
+                 VMSigning.pfx VMEncryption.pfx",
+                facts.source.name
             ),
         )),
         Some(Opening::Unreadable(because)) => found.push(Finding::usual(
@@ -428,8 +448,8 @@ fn reachable(facts: &Facts<'_>) -> Findings {
     for side in sides(facts) {
         if !side.reachable {
             let what = format!("host {} does not answer", side.name);
-            let fix = format!("see that its agent runs: fleetward host show {}", side.name);
-            found.push(Finding::blocking(ErrorCode::HostUnreachable, what, fix));
+            let finding = Finding::usual(ErrorCode::HostUnreachable, what);
+            found.push(finding.about(&Names::default().host(side.name)));
         } else if side.facts.is_none() {
             found.push(unavailable(side.name, "its facts"));
         }

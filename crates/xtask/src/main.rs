@@ -2,6 +2,7 @@
 //!
 //! Everything is done by running cargo on the whole workspace, so that nothing is built twice with other features.
 
+mod fixes;
 mod generate;
 mod layering;
 mod step;
@@ -14,7 +15,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   check      layering, formatting, clippy with warnings denied, tests, generated files
-  layering   only: who may know whom
+  layering   only: which crate may depend on which
+  messages   only: no command in a message has a placeholder
   generate   writes docs/reference/ and docs/openapi.json, and man pages and completions into target/";
 
 fn main() -> ExitCode {
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["check"] => check(),
         ["layering"] => layering::check(),
+        ["messages"] => fixes::check(),
         ["generate"] => generate::write(),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
 fn check() -> Result<()> {
     let mut steps = Steps::default();
     steps.run("layering", layering::check);
+    steps.run("messages", fixes::check);
     steps.run("format", || cargo(&["fmt", "--all", "--check"], &[]));
     steps.run("clippy", || {
         cargo(

@@ -129,7 +129,9 @@ impl Keyring {
                         "the VM is on host {}, whose own guardian is the one to be taken away",
                         self.host
                     ))
-                    .fix("move the VM to another host first: fleetward vm migrate")
+                    .fix(format!(
+                        "migrate the VM to another host first; this shows where it can go: fleetward check {vm}"
+                    ))
                     .into();
             }
             SealError::NotOwner { .. }

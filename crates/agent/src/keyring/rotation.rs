@@ -15,7 +15,7 @@ use crate::durable;
 use crate::failure::{Result, Trouble, chain};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::{GuardianFacts, GuardianStanding};
-use fleetward_model::{ErrorCode, Failure, GuardianId, JobId};
+use fleetward_model::{ErrorCode, Failure, GuardianId, JobId, Names};
 use fleetward_protector_open::LocalGuardian;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -93,6 +93,7 @@ impl Keyring {
         let refuse = |because: String| -> Trouble {
             Failure::new(ErrorCode::GuardianInUse, format!("guardian {}", id.short()))
                 .because(because)
+                .about(&Names::default().host(&self.host))
                 .into()
         };
         if facts[found].standing == GuardianStanding::Own {

@@ -129,7 +129,10 @@ impl Task<'_> {
                         "other VMs build on {shown} since it was cloned, and the VM went on in another file: the copy is \
                          older than that"
                     ))
-                    .fix("recover from a newer version: fleetward tpm history lists them")
+                    .fix(format!(
+                        "recover from a newer version; this lists them: fleetward tpm history {}",
+                        metadata.spec.name
+                    ))
                     .into());
             }
             volumes.inspect_volume(&place).await.attempt(what)?;

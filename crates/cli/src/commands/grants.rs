@@ -9,7 +9,7 @@ use fleetward_api::controller::{
     Accepted, GrantRequest, JobView, Outcome, RevokeRequest, VmOutcome,
 };
 use fleetward_model::host::{HostFacts, HostState};
-use fleetward_model::{ErrorCode, Failure, HostName, JobId, VmName};
+use fleetward_model::{ErrorCode, Failure, HostName, JobId, Names, VmName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -356,6 +356,7 @@ fn tell_rotation(context: &Context, host: &HostName, went: &Rotation) -> Result<
 fn unknown_guardian(host: &HostName) -> Failure {
     Failure::new(ErrorCode::HostUnreachable, messages::guardian_unknown(host))
         .because("the host has not reported since it joined")
+        .about(&Names::default().host(host))
 }
 
 /// Hosts whose own guardian ends within that time, the most urgent first; and those of which nothing is known.

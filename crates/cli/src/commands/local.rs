@@ -17,7 +17,7 @@ struct Explanation {
     exit_code: u8,
     http_status: u16,
     summary: &'static str,
-    fix: &'static str,
+    fix: String,
 }
 
 impl From<ErrorCode> for Explanation {
@@ -28,7 +28,7 @@ impl From<ErrorCode> for Explanation {
             exit_code: class.exit_code(),
             http_status: class.http_status(),
             summary: code.summary(),
-            fix: code.usual_fix(),
+            fix: code.usual_fix().documented(),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::{messages, table};
 use fleetward_api::controller::{Accepted, JobView, TpmRequest, VmView};
 use fleetward_model::host::HostState;
 use fleetward_model::vm::VmState;
-use fleetward_model::{ErrorCode, Failure, HostName, VmName};
+use fleetward_model::{ErrorCode, Failure, HostName, Names, VmName};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -218,6 +218,7 @@ fn would(
             format!("domain {}", vm.name),
         ));
     }
+    let names = Names::default().vm(&vm.name).host(&vm.host);
     match now.jobs.get(&vm.name) {
         Some(job) if job.state.has_ended() => {}
         Some(job) if job.kind == change.kind() => {
@@ -225,14 +226,16 @@ fn would(
         }
         Some(job) => {
             let what = format!("job {} works on VM {}", job.id, vm.name);
-            return Err(Failure::new(ErrorCode::VmBusy, what).because(&job.kind));
+            return Err(Failure::new(ErrorCode::VmBusy, what)
+                .because(&job.kind)
+                .about(&Names::default().job(job.id)));
         }
         None => {}
     }
     if !change.applies_to(vm) {
         if change == Change::Roll && !chosen {
             let what = format!("VM {} has no TPM", vm.name);
-            return Err(Failure::new(ErrorCode::VmStateWrong, what));
+            return Err(Failure::new(ErrorCode::VmStateWrong, what).about(&names));
         }
         return Ok(Would::Nothing(format!(
             "nothing to do: {}",
@@ -241,7 +244,7 @@ fn would(
     }
     if now.away.contains(&vm.host) {
         let what = format!("host {} of VM {} does not answer", vm.host, vm.name);
-        return Err(Failure::new(ErrorCode::HostUnreachable, what));
+        return Err(Failure::new(ErrorCode::HostUnreachable, what).about(&names));
     }
     let restarts = match vm.state {
         VmState::Stopped => "",
@@ -251,7 +254,8 @@ fn would(
         state => {
             return Err(
                 Failure::new(ErrorCode::VmRunning, format!("VM {} is {state}", vm.name))
-                    .because("a TPM is changed only while the VM is stopped"),
+                    .because("a TPM is changed only while the VM is stopped")
+                    .about(&names),
             );
         }
     };

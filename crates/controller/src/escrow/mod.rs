@@ -24,7 +24,7 @@ pub(crate) use blob::parse;
 use blob::{Blobs, Kept};
 use fleetward_api::tpm::{TpmBundle, TpmVersion, VersionReason};
 use fleetward_model::vm::{VmObserved, VmSpec};
-use fleetward_model::{ErrorCode, Failure, HostName, VmId};
+use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
 use fleetward_protector::KeyProtector;
 use fleetward_store::{Guard, Store, StoreExt, Txn};
 use retention::Retention;
@@ -177,8 +177,10 @@ impl Escrow {
         by: &str,
     ) -> Result<TpmVersion, Failure> {
         let refuse = |because: String| {
-            let what = format!("what host {host} gave of the TPM of VM {}", name_of(bundle));
-            Failure::new(ErrorCode::EscrowCorrupt, what).because(because)
+            let name = name_of(bundle);
+            let what = format!("the copy of the TPM of VM {name} that host {host} sent");
+            let failure = Failure::new(ErrorCode::EscrowCorrupt, what).because(because);
+            failure.about(&Names::default().vm(name))
         };
         let parts = bundle
             .check()
@@ -350,12 +352,13 @@ impl Escrow {
         };
         let indexed = indexed.ok_or_else(|| {
             let what = format!("there is no version {version} of the TPM of VM {vm}");
-            Failure::new(ErrorCode::TpmVersionNotFound, what)
+            Failure::new(ErrorCode::TpmVersionNotFound, what).about(&Names::default().vm(vm))
         })?;
         let refuse = |because: String| {
             let name = &indexed.version.vm_name;
             let what = format!("version {version} of the TPM of VM {name} cannot be used");
-            Failure::new(ErrorCode::EscrowCorrupt, what).because(because)
+            let failure = Failure::new(ErrorCode::EscrowCorrupt, what).because(because);
+            failure.about(&Names::default().vm(name))
         };
         let kept = self.blobs.read(vm, &indexed.file).await;
         let Kept { bundle, .. } = kept.map_err(|failure| refuse(failure.because))?;
@@ -433,6 +436,7 @@ impl Escrow {
             }
         }
         let failure = Failure::new(ErrorCode::EscrowCorrupt, what).because(because);
+        let failure = failure.about(&Names::default().vm(name));
         known.missed.insert(vm, failure);
         Ok(())
     }

@@ -18,7 +18,7 @@ use fleetward_model::clone::{self, CloneTpm};
 use fleetward_model::error::Finding;
 use fleetward_model::transition::Request;
 use fleetward_model::vm::{VmObserved, VmSpec};
-use fleetward_model::{ErrorCode, Failure, HostName, PoolName, TemplateName, VmId, VmName};
+use fleetward_model::{ErrorCode, Failure, HostName, Names, PoolName, TemplateName, VmId, VmName};
 use http::StatusCode;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -92,6 +92,7 @@ fn require_host(app: &App, vm: &VmObserved, to: &HostName) -> Result<(), Failure
         return Ok(());
     }
     let what = format!("a clone of VM {} on host {to}", vm.name);
+    let names = Names::default().vm(&vm.name).host(to);
     let group = vm.metadata.as_ref().map(|m| &m.spec.group);
     if group != Some(&host.group) {
         return Err(Failure::new(ErrorCode::GroupForbids, what)
@@ -99,10 +100,10 @@ fn require_host(app: &App, vm: &VmObserved, to: &HostName) -> Result<(), Failure
     }
     let seen = world.inventory.seen(to);
     if !seen.online {
-        return Err(Failure::new(ErrorCode::HostUnreachable, what));
+        return Err(Failure::new(ErrorCode::HostUnreachable, what).about(&names));
     }
     if host.drained {
-        return Err(Failure::new(ErrorCode::HostDrained, what));
+        return Err(Failure::new(ErrorCode::HostDrained, what).about(&names));
     }
     for disk in &vm.disks {
         let pool = seen.facts.as_ref().and_then(|facts| facts.pool(&disk.pool));

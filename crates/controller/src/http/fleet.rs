@@ -16,7 +16,7 @@ use fleetward_api::controller::{
 use fleetward_link::{AdminName, Identity, Peer};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::GuardianFacts;
-use fleetward_model::{ErrorCode, Failure, GroupName};
+use fleetward_model::{ErrorCode, Failure, GroupName, Names};
 use std::time::Duration;
 use time::OffsetDateTime;
 
@@ -85,7 +85,7 @@ pub(super) async fn join(
         );
         return Err(Failure::new(ErrorCode::InvalidArgument, what)
             .because("that is no address:port")
-            .fix("set advertise = \"ADDRESS:PORT\" in the agent's configuration")
+            .fix("set advertise, for example to \"192.0.2.11:7443\", in the agent's configuration")
             .into());
     }
     let guardian = GuardianFacts {
@@ -151,6 +151,7 @@ pub(super) async fn join(
             format!("the join token of host {host} is not accepted"),
         )
         .because("it was used at the same moment, or the host has joined")
+        .about(&Names::default().host(&host))
         .into());
     }
     for act in [
@@ -271,7 +272,8 @@ fn require_reinstalled(
     let HostRecord { name, .. } = known;
     if world.inventory.seen(name).online {
         return Err(already_joined(format!("host {name} has joined already"))
-            .because("it answers, with all that it had"));
+            .because("it answers, and still has its guardian and its VMs")
+            .about(&Names::default().host(name)));
     }
     if known.group != *group {
         let what = format!("host {name} is of group {}, not {group}", known.group);

@@ -17,7 +17,7 @@ use fleetward_api::controller::{
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::vm::VmObserved;
-use fleetward_model::{ErrorCode, Failure, GuardianId, HostName};
+use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, Names};
 use http::StatusCode;
 use time::OffsetDateTime;
 
@@ -116,6 +116,7 @@ pub(super) async fn guardian_revoke(
             ErrorCode::VmStateWrong,
             format!("VM {} has no TPM key to take away", vm.name),
         )
+        .about(&Names::default().vm(&vm.name))
         .into());
     }
     let guardians = losers(world, &vm, &request.from)?;
@@ -210,7 +211,7 @@ fn losers(world: &World, vm: &VmObserved, text: &str) -> Result<Vec<GuardianId>,
                     "the VM is on host {text}, which needs the key to run it"
                 ))
                 .fix(format!(
-                    "fleetward vm migrate {} --to HOST, and then revoke",
+                    "migrate the VM to another host, and then revoke; this shows where it can go: fleetward check {}",
                     vm.name
                 )));
         }

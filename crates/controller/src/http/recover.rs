@@ -15,7 +15,7 @@ use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::preflight;
 use fleetward_model::vm::{VmMetadata, VmObserved};
-use fleetward_model::{ErrorCode, Failure, HostName, VmId};
+use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
 use fleetward_protector::KeyProtector;
 use std::sync::Arc;
 use time::format_description::well_known::Rfc3339;
@@ -33,7 +33,7 @@ pub(super) async fn vm_recover(
     Body(request): Body<RecoverRequest>,
 ) -> Answer<Response> {
     let world = &app.world;
-    let (id, known) = lost(world, &vm)?;
+    let (id, known) = lost(world, &vm, &request.to)?;
     if let Some(job) = app.holder_of(id).await {
         let what = format!("job {job} works on VM {vm}");
         return Err(Failure::new(ErrorCode::VmBusy, what)
@@ -75,7 +75,8 @@ pub(super) async fn vm_recover(
         && request.version.is_none()
         && !request.outdated
     {
-        return Err(not_of_the_last_state(vm, version).into());
+        let names = Names::default().vm(&vm.name).host(&request.to);
+        return Err(not_of_the_last_state(vm, version).about(&names).into());
     }
     let outdated = outdated.is_some();
     require_host(world, &metadata, &request)?;
@@ -105,7 +106,11 @@ pub(super) async fn vm_recover(
 }
 
 /// The VM, if it is on no host that answers; with what was last seen of it, if anything was.
-fn lost(world: &World, text: &str) -> Result<(VmId, Option<Arc<VmObserved>>), Failure> {
+fn lost(
+    world: &World,
+    text: &str,
+    to: &HostName,
+) -> Result<(VmId, Option<Arc<VmObserved>>), Failure> {
     let vm = match world.inventory.find(text) {
         Ok(vm) => vm,
         Err(failure) => {
@@ -138,7 +143,7 @@ fn lost(world: &World, text: &str) -> Result<(VmId, Option<Arc<VmObserved>>), Fa
         let what = format!("VM {} is not lost", vm.name);
         return Err(Failure::new(ErrorCode::VmNotLost, what)
             .because(format!("host {} answers", vm.host))
-            .fix(format!("fleetward vm migrate {} --to HOST", vm.name)));
+            .about(&Names::default().vm(&vm.name).host(to)));
     }
     Ok((vm.id, Some(vm)))
 }
@@ -226,6 +231,7 @@ fn require_host(
 ) -> Result<(), Failure> {
     let spec = &metadata.spec;
     let what = format!("VM {} on host {}", spec.name, request.to);
+    let names = Names::default().vm(&spec.name).host(&request.to);
     let host = world.hosts.of(&request.to)?;
     if host.group != spec.group {
         return Err(Failure::new(ErrorCode::GroupForbids, what).because(format!(
@@ -235,10 +241,10 @@ fn require_host(
     }
     let seen = world.inventory.seen(&request.to);
     if !seen.online {
-        return Err(Failure::new(ErrorCode::HostUnreachable, what));
+        return Err(Failure::new(ErrorCode::HostUnreachable, what).about(&names));
     }
     if host.drained {
-        return Err(Failure::new(ErrorCode::HostDrained, what));
+        return Err(Failure::new(ErrorCode::HostDrained, what).about(&names));
     }
     let facts = seen.facts.as_ref();
     for disk in &spec.disks {

@@ -13,7 +13,7 @@ use fleetward_api::tpm::TpmVersion;
 use fleetward_jobs::JobKind;
 use fleetward_link::Peer;
 use fleetward_model::vm::{VmObserved, VmState};
-use fleetward_model::{ErrorCode, Failure};
+use fleetward_model::{ErrorCode, Failure, Names};
 use std::sync::Arc;
 
 /// Makes a new TPM for a VM that has none. What a former TPM of the VM had sealed stays closed: `restore` brings that one back.
@@ -71,17 +71,21 @@ pub(super) async fn tpm_restore(
     let mut input = input(&app, &vm, &request)?;
     let none = || {
         let what = format!("there is no kept version of the TPM of VM {}", vm.name);
-        Failure::new(ErrorCode::TpmVersionNotFound, what)
+        Failure::new(ErrorCode::TpmVersionNotFound, what).about(&Names::default().vm(&vm.name))
     };
     let version = match request.version {
         Some(version) => version,
         None if vm.tpm.enabled => {
             let what = format!("VM {} has a TPM: which version is to replace it?", vm.name);
             return Err(Failure::new(ErrorCode::InvalidArgument, what)
-                .fix(format!(
-                    "fleetward tpm history {0}; fleetward tpm restore {0} --version V",
-                    vm.name
-                ))
+                .fix(match app.world.escrow.newest(vm.id) {
+                    Some(newest) => format!(
+                        "this lists the versions: fleetward tpm history {0}; this restores the newest: fleetward tpm restore {0} \
+                         --version {1}",
+                        vm.name, newest.version
+                    ),
+                    None => format!("fleetward tpm history {}", vm.name),
+                })
                 .into());
         }
         None => app.world.escrow.newest(vm.id).ok_or_else(none)?.version,
@@ -192,7 +196,9 @@ fn input(app: &App, vm: &Arc<VmObserved>, request: &TpmRequest) -> Result<TpmInp
     }
     if !app.world.inventory.seen(&vm.host).online {
         let what = format!("host {} of VM {} does not answer", vm.host, vm.name);
-        return Err(Failure::new(ErrorCode::HostUnreachable, what).into());
+        return Err(Failure::new(ErrorCode::HostUnreachable, what)
+            .about(&Names::default().host(&vm.host))
+            .into());
     }
     Ok(TpmInput {
         vm: vm.id,

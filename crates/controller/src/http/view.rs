@@ -14,6 +14,7 @@ use fleetward_jobs::{Job, StepState};
 use fleetward_model::guardian::{EXPIRY_WARNING, crowded};
 use fleetward_model::host::HostState;
 use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::{Failure, Names};
 use time::OffsetDateTime;
 
 /// A VM, with the job that holds it.
@@ -89,7 +90,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
     warnings.extend(world.inventory.contradictions(&record.name));
     warnings.extend(expiry_warning(record));
     warnings.extend(crowded(&record.group, world.members_of(&record.group)));
-    warnings.extend(nowhere(world, record));
+    warnings.extend(lost_vms(world, record));
     warnings.extend(
         world
             .audit
@@ -108,8 +109,8 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
     }
 }
 
-/// VMs whose newest copy came from this host and that no host has any more: it was installed anew.
-fn nowhere(world: &World, host: &HostRecord) -> Vec<String> {
+/// VMs whose newest copy came from this host and that no host has now, because this host was reinstalled.
+fn lost_vms(world: &World, host: &HostRecord) -> Vec<String> {
     let last = world.escrow.last_from(&host.name);
     let gone = last
         .iter()
@@ -117,7 +118,7 @@ fn nowhere(world: &World, host: &HostRecord) -> Vec<String> {
         .filter(|version| world.inventory.vm(version.vm).is_none());
     gone.map(|version| {
         let name = &version.vm_name;
-        format!("VM {name} was here and is nowhere now: fleetward vm recover {name} --to HOST")
+        format!("VM {name} was on this host and is on no host now; fleetward vm recover {name} rebuilds it on a host")
     })
     .collect()
 }
@@ -154,6 +155,7 @@ pub(super) fn invited(token: TokenRecord) -> HostView {
 /// A job.
 pub(super) fn job(job: Job) -> JobView {
     use fleetward_jobs::JobState as Inner;
+    let failure = job.failure.as_ref().map(|failure| named(&job, failure));
     let warnings = work::warnings(&job);
     let state = match job.state {
         Inner::Pending => JobState::Pending,
@@ -198,8 +200,25 @@ pub(super) fn job(job: Job) -> JobView {
             .collect(),
         kind: job.kind,
         warnings,
-        failure: job.failure,
+        failure,
     }
+}
+
+/// The failure of a job with the names that the job knows: agents know a VM by its id.
+fn named(job: &Job, failure: &Failure) -> Failure {
+    let input = |key: &str| job.input.get(key).and_then(serde_json::Value::as_str);
+    let mut names = Names::default().job(job.id);
+    if let Some(host) = input("to").or_else(|| input("host")) {
+        names = names.host(host);
+    }
+    let Some((vm, name)) = work::vm_of(job).zip(input("name")) else {
+        return failure.clone().about(&names);
+    };
+    let mut failure = failure.clone().about(&names.vm(name));
+    for text in [&mut failure.what, &mut failure.because, &mut failure.fix] {
+        *text = text.replace(&vm.to_string(), name);
+    }
+    failure
 }
 
 const fn step_state(state: StepState) -> &'static str {

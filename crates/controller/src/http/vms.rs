@@ -20,7 +20,7 @@ use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::transition::{self, Request};
 use fleetward_model::vm::{VmObserved, VmState};
-use fleetward_model::{ErrorCode, Failure, HostName, JobId};
+use fleetward_model::{ErrorCode, Failure, HostName, JobId, Names};
 use http::StatusCode;
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub(super) async fn vm_list(
         None => None,
         Some(text) => Some(text.split_once('=').ok_or_else(|| {
             Failure::new(ErrorCode::InvalidArgument, "a label is KEY=VALUE")
-                .fix("--label KEY=VALUE")
+                .fix("write a label like --label tier=front")
         })?),
     };
     let vms = app.world.inventory.vms();
@@ -277,10 +277,7 @@ pub(super) async fn decide(
     if !app.world.inventory.seen(&vm.host).online {
         let what = format!("host {} of VM {} does not answer", vm.host, vm.name);
         return Err(Failure::new(ErrorCode::HostUnreachable, what)
-            .fix(format!(
-                "see that its agent runs: fleetward host show {}",
-                vm.host
-            ))
+            .about(&Names::default().host(&vm.host))
             .into());
     }
     match transition::answer(vm.state, request) {
@@ -289,8 +286,7 @@ pub(super) async fn decide(
         transition::Answer::Refuse(code, why) => {
             let what = format!("VM {} is {}", vm.name, vm.state);
             let failure = Failure::new(code, what).because(why);
-            let fix = failure.fix.replace("NAME", vm.name.as_str());
-            Err(failure.fix(fix).into())
+            Err(failure.about(&Names::default().vm(&vm.name)).into())
         }
     }
 }
@@ -313,9 +309,7 @@ pub(super) fn busy(vm: &VmObserved, job: JobId) -> Failure {
         ErrorCode::VmBusy,
         format!("job {job} works on VM {}", vm.name),
     )
-    .fix(format!(
-        "wait for it: fleetward job watch {job}; or cancel it: fleetward job cancel {job}"
-    ))
+    .about(&Names::default().job(job))
 }
 
 pub(super) fn accepted(job: Option<JobId>) -> Response {

@@ -9,7 +9,7 @@ use fleetward_model::error::Finding;
 use fleetward_model::host::Accelerator;
 use fleetward_model::placement::Needs;
 use fleetward_model::vm::{VmObserved, VmState};
-use fleetward_model::{ByteSize, ErrorCode, Failure, HostName, VmId, VmName};
+use fleetward_model::{ByteSize, ErrorCode, Failure, HostName, Names, VmId, VmName};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -152,8 +152,9 @@ impl Step<DrainInput> for MoveVms {
             findings.len(),
             cx.input().host
         );
-        let mut failure =
-            Failure::new(ErrorCode::HostNotEmpty, what).because(findings[0].what.clone());
+        let mut failure = Failure::new(ErrorCode::HostNotEmpty, what)
+            .because(findings[0].what.clone())
+            .about(&Names::default().host(&cx.input().host));
         failure.findings = findings;
         Err(StepError::fatal(failure))
     }

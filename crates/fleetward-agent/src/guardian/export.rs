@@ -4,7 +4,7 @@ use super::{find, password, require_root};
 use fleetward_agent::keyring::pfx::{Protection, file_name};
 use fleetward_agent::keyring::{Keyring, PfxFile, Purpose};
 use fleetward_model::guardian::CertificateRole;
-use fleetward_model::{ErrorCode, Failure};
+use fleetward_model::{ErrorCode, Failure, fix};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{self, File, OpenOptions};
@@ -25,11 +25,11 @@ pub(super) fn export(
     require_root("export private keys")?;
     let id = find(&keyring.facts(), id)?;
     if !out.is_dir() {
-        let out = out.display();
-        let what = format!("exporting to {out}");
+        let what = format!("exporting to {}", out.display());
+        let out = out.to_string_lossy();
         return Err(Failure::new(ErrorCode::InvalidArgument, what)
-            .because("it is no directory")
-            .fix(format!("mkdir -m 700 {out}"))
+            .because("it is not a directory")
+            .fix(fix::command(["mkdir", "-m", "700", &out]))
             .into());
     }
     // Before a password is asked for, and before it is on record.
@@ -42,7 +42,7 @@ pub(super) fn export(
     if password.chars().count() < MIN_PASSWORD {
         return Err(Failure::new(ErrorCode::InvalidArgument, "the password")
             .because(format!("it must have at least {MIN_PASSWORD} characters"))
-            .fix("choose a longer one: whoever can guess it and has the files can open the VMs")
+            .fix("choose a longer one: the password and the files together open the VMs")
             .into());
     }
     let purpose = Purpose {

@@ -63,7 +63,7 @@ pub(super) fn ask(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     if !io::stdin().is_terminal() {
         return Err(Failure::new(ErrorCode::InvalidArgument, "the password")
             .because("there is no terminal to ask on")
-            .fix("give it in a file: --password-file FILE")
+            .fix("give it in a file, with --password-file")
             .into());
     }
     let _quiet = Quiet::new()?;
