@@ -1,7 +1,5 @@
-//! The controller's API: paths, the role each endpoint needs, and the bodies.
-//!
-//! [`ENDPOINTS`] is the whole list; the router, the OpenAPI description and the test that walks it without credentials
-//! are all held against it.
+//! What is said between the controller and those who call it: bodies and queries. Which verb takes which is declared in
+//! [`crate::verbs`].
 
 use fleetward_model::clone::CloneTpm;
 use fleetward_model::error::Finding;
@@ -14,7 +12,7 @@ use fleetward_model::{
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// What a caller may do. Key rights (`keeper`) are separate from VM rights (`operator`); `admin` has both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -45,85 +43,6 @@ impl Role {
         }
     }
 }
-
-/// Who may call an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    Role(Role),
-    /// A join token in the body instead of a certificate.
-    JoinToken,
-}
-
-/// One endpoint.
-#[derive(Debug, Clone, Copy)]
-pub struct Endpoint {
-    pub method: &'static str,
-    pub path: &'static str,
-    pub access: Access,
-}
-
-const fn endpoint(method: &'static str, path: &'static str, role: Role) -> Endpoint {
-    Endpoint {
-        method,
-        path,
-        access: Access::Role(role),
-    }
-}
-
-/// Every endpoint of the controller.
-pub const ENDPOINTS: &[Endpoint] = &[
-    endpoint("GET", "/v1/status", Role::Viewer),
-    endpoint("GET", "/v1/openapi.json", Role::Viewer),
-    Endpoint {
-        method: "POST",
-        path: "/v1/join",
-        access: Access::JoinToken,
-    },
-    endpoint("GET", "/v1/hosts", Role::Viewer),
-    endpoint("GET", "/v1/hosts/{host}", Role::Viewer),
-    endpoint("DELETE", "/v1/hosts/{host}", Role::Admin),
-    endpoint("POST", "/v1/hosts/{host}/drain", Role::Operator),
-    endpoint("POST", "/v1/hosts/{host}/resume", Role::Operator),
-    endpoint("POST", "/v1/host-tokens", Role::Admin),
-    endpoint("POST", "/v1/admins", Role::Admin),
-    endpoint("GET", "/v1/images", Role::Viewer),
-    endpoint("PUT", "/v1/images/{image}", Role::Operator),
-    endpoint("DELETE", "/v1/images/{image}", Role::Operator),
-    endpoint("GET", "/v1/vms", Role::Viewer),
-    endpoint("POST", "/v1/vms", Role::Operator),
-    endpoint("GET", "/v1/vms/{vm}", Role::Viewer),
-    endpoint("DELETE", "/v1/vms/{vm}", Role::Operator),
-    endpoint("POST", "/v1/vms/{vm}/start", Role::Operator),
-    endpoint("POST", "/v1/vms/{vm}/stop", Role::Operator),
-    endpoint("POST", "/v1/vms/{vm}/migrate", Role::Operator),
-    endpoint("POST", "/v1/vms/{vm}/tpm/enable", Role::Operator),
-    endpoint("POST", "/v1/vms/{vm}/tpm/disable", Role::Operator),
-    endpoint("POST", "/v1/vms/{vm}/tpm/restore", Role::Operator),
-    endpoint("POST", "/v1/vms/{vm}/tpm/roll", Role::Operator),
-    endpoint("GET", "/v1/vms/{vm}/tpm/history", Role::Viewer),
-    endpoint("POST", "/v1/vms/{vm}/clone", Role::Operator),
-    endpoint("POST", "/v1/vms/{vm}/recover", Role::Operator),
-    endpoint("GET", "/v1/templates", Role::Viewer),
-    endpoint("POST", "/v1/templates", Role::Operator),
-    endpoint("GET", "/v1/templates/{template}", Role::Viewer),
-    endpoint("DELETE", "/v1/templates/{template}", Role::Operator),
-    endpoint("GET", "/v1/vms/{vm}/console", Role::Operator),
-    endpoint("GET", "/v1/check", Role::Viewer),
-    endpoint("GET", "/v1/job-kinds", Role::Viewer),
-    endpoint("GET", "/v1/jobs", Role::Viewer),
-    endpoint("GET", "/v1/jobs/{job}", Role::Viewer),
-    endpoint("GET", "/v1/jobs/{job}/events", Role::Viewer),
-    endpoint("POST", "/v1/jobs/{job}/cancel", Role::Operator),
-    endpoint("GET", "/v1/guardians", Role::Viewer),
-    endpoint("GET", "/v1/guardians/{guardian}", Role::Viewer),
-    endpoint("POST", "/v1/guardian-grants", Role::Keeper),
-    endpoint("POST", "/v1/guardian-revocations", Role::Keeper),
-    endpoint("POST", "/v1/guardian-rotations", Role::Keeper),
-    endpoint("GET", "/metrics", Role::Viewer),
-    endpoint("GET", "/v1/audit", Role::Keeper),
-    endpoint("GET", "/v1/audit/verify", Role::Keeper),
-    endpoint("POST", "/v1/rebuild", Role::Admin),
-];
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -474,28 +393,45 @@ pub struct TemplateDisk {
 }
 
 /// Query of `DELETE /v1/vms/{vm}`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct DeleteQuery {
     #[serde(default)]
+    #[param(value_type = Option<bool>)]
     pub keep_tpm_state: bool,
 }
 
+/// Query of `PUT /v1/images/{image}`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ImportQuery {
+    /// qcow2, raw or iso
+    pub format: Option<String>,
+}
+
 /// Query of `GET /v1/vms`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct VmQuery {
+    #[param(value_type = Option<String>)]
     pub host: Option<HostName>,
-    /// `key=value`.
+    /// key=value
     pub label: Option<String>,
     pub tpm: Option<bool>,
 }
 
 /// Query of `GET /v1/check`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct CheckQuery {
+    #[param(value_type = Option<String>)]
     pub vm: Option<VmName>,
+    #[param(value_type = Option<String>)]
     pub to: Option<HostName>,
-    /// Check a move of the stopped VM.
-    #[serde(default)]
+    /// check a move of the stopped VM
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[param(value_type = Option<bool>)]
     pub offline: bool,
 }
 
@@ -701,10 +637,13 @@ pub struct RotateRequest {
 }
 
 /// Query of `GET /v1/audit`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct AuditQuery {
+    /// name or id, also of a VM that is gone
+    #[param(value_type = Option<String>)]
     pub vm: Option<VmName>,
-    /// RFC 3339.
+    /// RFC 3339
     pub since: Option<String>,
 }
 

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod controller;
 pub mod tpm;
+pub mod verbs;
 
 /// Content type of streams.
 pub const NDJSON: &str = "application/x-ndjson";

@@ -1,31 +1,22 @@
-//! The controller's API as functions, one for each endpoint that the command line uses, and how its errors become
-//! [`Failure`]s. Knows nothing of terminals.
+//! How the verbs of the controller's API are called, and how errors of that become [`Failure`]s. What each verb takes and
+//! gives is declared in `fleetward_api::verbs`. Knows nothing of terminals.
 
 use crate::args::Global;
 use bytes::Bytes;
-use fleetward_api::controller::{
-    Accepted, AcceptedWithWarnings, AdminReply, AdminRequest, AuditVerdict, CheckView,
-    CloneRequest, GrantAnswer, GrantRequest, GuardianView, HostView, ImageView, JobKindView,
-    JobView, MigrateRequest, RebuildView, RecoverRequest, RevokeRequest, RotateRequest, Status,
-    StopRequest, TemplateRequest, TemplateView, TokenRequest, TokenView, TpmRequest,
-    VmCreateRequest, VmView,
-};
-use fleetward_api::tpm::TpmVersion;
-use fleetward_link::client::{Client, ClientError, Lines, Response, UpgradedIo};
+use fleetward_api::verbs::{self, Carried, Form, Verb};
+use fleetward_link::client::{Client, ClientError, Lines, Request, UpgradedIo};
 use fleetward_link::{ClientTls, Credential, DialError, FleetTrust, Identity, LiveCredential};
-use fleetward_model::{ErrorCode, Failure, HostName, ImageName, JobId, TemplateName, VmName};
+use fleetward_model::{ErrorCode, Failure};
 use futures_util::Stream;
-use http::Method;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::error::Error;
-use std::fmt::Write;
 use std::io;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::time::Duration;
 
-/// A quiet event stream says nothing; the controller sends an empty line more often than this.
-const EVENT_SILENCE: Duration = Duration::from_secs(60);
+/// A quiet stream says nothing; the controller sends an empty line more often than this.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Answers to requests that ask all hosts take longer than others.
 const SLOW: Duration = Duration::from_secs(180);
@@ -48,294 +39,94 @@ impl Controller {
         Ok(Self { client })
     }
 
-    pub(crate) async fn status(&self) -> Result<Status, Failure> {
-        self.get("/v1/status").await
-    }
-
-    pub(crate) async fn rebuild(&self) -> Result<RebuildView, Failure> {
-        let request = self
-            .client
-            .request(Method::POST, "/v1/rebuild")
-            .response_timeout(Some(SLOW));
-        let response = request.send().await.map_err(|e| self.failure(e))?;
-        response.json().await.map_err(|e| self.failure(e))
-    }
-
-    pub(crate) async fn hosts(&self) -> Result<Vec<HostView>, Failure> {
-        self.get("/v1/hosts").await
-    }
-
-    pub(crate) async fn host(&self, name: &HostName) -> Result<HostView, Failure> {
-        self.get(&format!("/v1/hosts/{name}")).await
-    }
-
-    pub(crate) async fn drain_host(&self, name: &HostName) -> Result<Accepted, Failure> {
-        let path = format!("/v1/hosts/{name}/drain");
-        let response = self.send(Method::POST, &path).await?;
-        response.json().await.map_err(|e| self.failure(e))
-    }
-
-    pub(crate) async fn resume_host(&self, name: &HostName) -> Result<(), Failure> {
-        self.ask(Method::POST, &format!("/v1/hosts/{name}/resume"))
-            .await
-    }
-
-    pub(crate) async fn remove_host(&self, name: &HostName) -> Result<(), Failure> {
-        self.ask(Method::DELETE, &format!("/v1/hosts/{name}")).await
-    }
-
-    pub(crate) async fn make_token(&self, request: &TokenRequest) -> Result<TokenView, Failure> {
-        self.post("/v1/host-tokens", request).await
-    }
-
-    pub(crate) async fn certify_admin(
+    /// Asks for `V`; `path` are the values of its path's parameters, in their order.
+    pub(crate) async fn call<V: Verb>(
         &self,
-        request: &AdminRequest,
-    ) -> Result<AdminReply, Failure> {
-        self.post("/v1/admins", request).await
+        path: V::Path<'_>,
+        request: &V::Request,
+    ) -> Result<V::Answer, Failure> {
+        self.read::<V, V::Answer>(path, request).await
     }
 
-    pub(crate) async fn images(&self) -> Result<Vec<ImageView>, Failure> {
-        self.get("/v1/images").await
-    }
-
-    /// Uploads what `content` gives, `length` bytes.
-    pub(crate) async fn import_image(
+    /// The same for an answer that is read as something else: in full, where a newer controller may say more.
+    pub(crate) async fn read<V: Verb, T: DeserializeOwned>(
         &self,
-        name: &ImageName,
-        format: Option<&str>,
+        path: V::Path<'_>,
+        request: &V::Request,
+    ) -> Result<T, Failure> {
+        let sent = self.request::<V>(path, request)?.send().await;
+        let response = sent.map_err(|e| self.failure(e))?;
+        match V::FORM {
+            Form::Nothing => serde_json::from_str("null")
+                .map_err(|error| self.failure(ClientError::Decode(error))),
+            Form::Json | Form::Lines | Form::Text | Form::WebSocket => {
+                response.json().await.map_err(|e| self.failure(e))
+            }
+        }
+    }
+
+    /// Asks for `V` and sends what `content` gives, `length` bytes.
+    pub(crate) async fn upload<V: Verb>(
+        &self,
+        path: V::Path<'_>,
+        request: &V::Request,
         content: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
         length: u64,
-    ) -> Result<ImageView, Failure> {
-        let mut query = Query::default();
-        query.add("format", format);
-        let path = format!("/v1/images/{name}{}", query.text());
-        let request = self
-            .client
-            .request(Method::PUT, &path)
+    ) -> Result<V::Answer, Failure> {
+        let sent = self
+            .request::<V>(path, request)?
             .stream(content, Some(length))
-            .response_timeout(None);
-        let response = request.send().await.map_err(|e| self.failure(e))?;
+            .response_timeout(None)
+            .send()
+            .await;
+        let response = sent.map_err(|e| self.failure(e))?;
         response.json().await.map_err(|e| self.failure(e))
     }
 
-    pub(crate) async fn delete_image(&self, name: &ImageName) -> Result<(), Failure> {
-        self.ask(Method::DELETE, &format!("/v1/images/{name}"))
-            .await
-    }
-
-    pub(crate) async fn vms(
+    /// Asks for `V`, whose answer is a value now and then, until the controller ends it.
+    pub(crate) async fn follow<V: Verb>(
         &self,
-        host: Option<&HostName>,
-        label: Option<&str>,
-        tpm: Option<bool>,
-    ) -> Result<Vec<VmView>, Failure> {
-        let mut query = Query::default();
-        query.add("host", host.map(HostName::as_str));
-        query.add("label", label);
-        query.add("tpm", tpm.map(|on| if on { "true" } else { "false" }));
-        self.get(&format!("/v1/vms{}", query.text())).await
-    }
-
-    pub(crate) async fn vm(&self, name: &VmName) -> Result<VmView, Failure> {
-        self.get(&format!("/v1/vms/{name}")).await
-    }
-
-    pub(crate) async fn create_vm(&self, request: &VmCreateRequest) -> Result<Accepted, Failure> {
-        self.post("/v1/vms", request).await
-    }
-
-    pub(crate) async fn clone_vm(
-        &self,
-        name: &VmName,
-        request: &CloneRequest,
-    ) -> Result<AcceptedWithWarnings, Failure> {
-        self.post(&format!("/v1/vms/{name}/clone"), request).await
-    }
-
-    pub(crate) async fn recover_vm(
-        &self,
-        name: &str,
-        request: &RecoverRequest,
-    ) -> Result<Accepted, Failure> {
-        self.post(&format!("/v1/vms/{name}/recover"), request).await
-    }
-
-    pub(crate) async fn templates(&self) -> Result<Vec<TemplateView>, Failure> {
-        self.get("/v1/templates").await
-    }
-
-    pub(crate) async fn template(&self, name: &TemplateName) -> Result<TemplateView, Failure> {
-        self.get(&format!("/v1/templates/{name}")).await
-    }
-
-    pub(crate) async fn create_template(
-        &self,
-        request: &TemplateRequest,
-    ) -> Result<AcceptedWithWarnings, Failure> {
-        self.post("/v1/templates", request).await
-    }
-
-    pub(crate) async fn delete_template(&self, name: &TemplateName) -> Result<(), Failure> {
-        let path = format!("/v1/templates/{name}");
-        self.send(Method::DELETE, &path).await.map(drop)
-    }
-
-    pub(crate) async fn start_vm(&self, name: &VmName) -> Result<Accepted, Failure> {
-        let path = format!("/v1/vms/{name}/start");
-        let response = self.send(Method::POST, &path).await?;
-        response.json().await.map_err(|e| self.failure(e))
-    }
-
-    pub(crate) async fn stop_vm(
-        &self,
-        name: &VmName,
-        request: &StopRequest,
-    ) -> Result<Accepted, Failure> {
-        self.post(&format!("/v1/vms/{name}/stop"), request).await
-    }
-
-    /// `change` is `enable`, `disable`, `restore` or `roll`.
-    pub(crate) async fn change_tpm(
-        &self,
-        name: &VmName,
-        change: &str,
-        request: &TpmRequest,
-    ) -> Result<Accepted, Failure> {
-        self.post(&format!("/v1/vms/{name}/tpm/{change}"), request)
-            .await
-    }
-
-    pub(crate) async fn tpm_history(&self, name: &VmName) -> Result<Vec<TpmVersion>, Failure> {
-        self.get(&format!("/v1/vms/{name}/tpm/history")).await
-    }
-
-    pub(crate) async fn migrate_vm(
-        &self,
-        name: &VmName,
-        request: &MigrateRequest,
-    ) -> Result<Accepted, Failure> {
-        self.post(&format!("/v1/vms/{name}/migrate"), request).await
-    }
-
-    pub(crate) async fn delete_vm(
-        &self,
-        name: &VmName,
-        keep_tpm_state: bool,
-    ) -> Result<Accepted, Failure> {
-        let path = format!("/v1/vms/{name}?keep_tpm_state={keep_tpm_state}");
-        let response = self.send(Method::DELETE, &path).await?;
-        response.json().await.map_err(|e| self.failure(e))
-    }
-
-    /// The bytes of a WebSocket to the VM's serial console.
-    pub(crate) async fn console(&self, name: &VmName) -> Result<UpgradedIo, Failure> {
-        let path = format!("/v1/vms/{name}/console");
-        let request = self.client.request(Method::GET, &path);
-        let upgraded = request.upgrade_to_websocket().await;
-        upgraded.map_err(|e| self.failure(e))
-    }
-
-    pub(crate) async fn check(
-        &self,
-        vm: Option<&VmName>,
-        to: Option<&HostName>,
-        offline: bool,
-    ) -> Result<Vec<CheckView>, Failure> {
-        let mut query = Query::default();
-        query.add("vm", vm.map(VmName::as_str));
-        query.add("to", to.map(HostName::as_str));
-        query.add("offline", offline.then_some("true"));
-        let path = format!("/v1/check{}", query.text());
-        let request = self.client.request(Method::GET, &path);
-        let response = request.response_timeout(Some(SLOW)).send().await;
-        let response = response.map_err(|e| self.failure(e))?;
-        response.json().await.map_err(|e| self.failure(e))
-    }
-
-    pub(crate) async fn jobs(&self) -> Result<Vec<JobView>, Failure> {
-        self.get("/v1/jobs").await
-    }
-
-    pub(crate) async fn job_kinds(&self) -> Result<Vec<JobKindView>, Failure> {
-        self.get("/v1/job-kinds").await
-    }
-
-    pub(crate) async fn job(&self, id: JobId) -> Result<JobView, Failure> {
-        self.get(&format!("/v1/jobs/{id}")).await
-    }
-
-    /// The job now and each time it changes, until it has ended.
-    pub(crate) async fn job_events(&self, id: JobId) -> Result<JobEvents<'_>, Failure> {
-        let path = format!("/v1/jobs/{id}/events");
-        let request = self.client.request(Method::GET, &path);
-        let response = request.idle_timeout(Some(EVENT_SILENCE)).send().await;
-        let response = response.map_err(|e| self.failure(e))?;
-        Ok(JobEvents {
+        path: V::Path<'_>,
+        request: &V::Request,
+    ) -> Result<Values<'_, V::Answer>, Failure> {
+        let request = self.request::<V>(path, request)?;
+        let sent = request.idle_timeout(Some(SILENCE)).send().await;
+        let response = sent.map_err(|e| self.failure(e))?;
+        Ok(Values {
             controller: self,
             lines: response.lines(),
+            of: PhantomData,
         })
     }
 
-    pub(crate) async fn cancel_job(&self, id: JobId) -> Result<(), Failure> {
-        self.ask(Method::POST, &format!("/v1/jobs/{id}/cancel"))
-            .await
-    }
-
-    pub(crate) async fn grant(&self, request: &GrantRequest) -> Result<GrantAnswer, Failure> {
-        self.post("/v1/guardian-grants", request).await
-    }
-
-    pub(crate) async fn revoke(&self, request: &RevokeRequest) -> Result<Accepted, Failure> {
-        self.post("/v1/guardian-revocations", request).await
-    }
-
-    pub(crate) async fn rotate(&self, host: &HostName) -> Result<Accepted, Failure> {
-        let request = RotateRequest { host: host.clone() };
-        self.post("/v1/guardian-rotations", &request).await
-    }
-
-    pub(crate) async fn guardians(&self) -> Result<Vec<GuardianView>, Failure> {
-        self.get("/v1/guardians").await
-    }
-
-    /// Audit records as they are: fields are added over time, and all of them are evidence.
-    pub(crate) async fn audit(
+    /// The bytes of the WebSocket that `V` opens.
+    pub(crate) async fn open<V: Verb>(
         &self,
-        vm: Option<&VmName>,
-        since: Option<&str>,
-    ) -> Result<Vec<serde_json::Value>, Failure> {
-        let mut query = Query::default();
-        query.add("vm", vm.map(VmName::as_str));
-        query.add("since", since);
-        self.get(&format!("/v1/audit{}", query.text())).await
+        path: V::Path<'_>,
+        request: &V::Request,
+    ) -> Result<UpgradedIo, Failure> {
+        let upgraded = self.request::<V>(path, request)?.upgrade_to_websocket();
+        upgraded.await.map_err(|e| self.failure(e))
     }
 
-    pub(crate) async fn verify_audit(&self) -> Result<AuditVerdict, Failure> {
-        self.get("/v1/audit/verify").await
-    }
-
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.client.get(path).await.map_err(|e| self.failure(e))
-    }
-
-    async fn post<T: DeserializeOwned>(
+    fn request<V: Verb>(
         &self,
-        path: &str,
-        body: &impl Serialize,
-    ) -> Result<T, Failure> {
-        let answer = self.client.post(path, body).await;
-        answer.map_err(|e| self.failure(e))
-    }
-
-    async fn send(&self, method: Method, path: &str) -> Result<Response, Failure> {
-        let sent = self.client.request(method, path).send().await;
-        sent.map_err(|e| self.failure(e))
-    }
-
-    /// A request whose answer has nothing to say beyond its status.
-    async fn ask(&self, method: Method, path: &str) -> Result<(), Failure> {
-        self.send(method, path).await.map(drop)
+        path: V::Path<'_>,
+        request: &V::Request,
+    ) -> Result<Request<'_>, Failure> {
+        let method = V::METHOD
+            .parse()
+            .expect("verbs have methods that there are");
+        let uri = verbs::uri::<V>(path, request);
+        let uri = uri.map_err(|error| unsendable(V::OPERATION, &error))?;
+        let mut sent = self.client.request(method, &uri);
+        if V::CARRIED == Carried::Body {
+            sent = sent.json(request);
+        }
+        if V::LONG {
+            sent = sent.response_timeout(Some(SLOW));
+        }
+        Ok(sent)
     }
 
     fn failure(&self, error: ClientError) -> Failure {
@@ -343,42 +134,24 @@ impl Controller {
     }
 }
 
-/// A job's life, as the controller tells it.
-pub(crate) struct JobEvents<'c> {
+/// Values that come over time.
+pub(crate) struct Values<'c, T> {
     controller: &'c Controller,
     lines: Lines,
+    of: PhantomData<T>,
 }
 
-impl JobEvents<'_> {
-    /// The job's next state; `None` when the controller ends the stream.
-    pub(crate) async fn next(&mut self) -> Result<Option<JobView>, Failure> {
+impl<T: DeserializeOwned> Values<'_, T> {
+    /// The next one; `None` when the controller ends the stream.
+    pub(crate) async fn next(&mut self) -> Result<Option<T>, Failure> {
         let next = self.lines.next_json().await;
         next.map_err(|e| self.controller.failure(e))
     }
 }
 
-/// The query part of a path, percent-encoded.
-#[derive(Default)]
-struct Query(String);
-
-impl Query {
-    fn add(&mut self, key: &str, value: Option<&str>) {
-        let Some(value) = value else { return };
-        self.0.push(if self.0.is_empty() { '?' } else { '&' });
-        self.0.push_str(key);
-        self.0.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-                self.0.push(char::from(byte));
-            } else {
-                write!(self.0, "%{byte:02X}").expect("strings take all writes");
-            }
-        }
-    }
-
-    fn text(&self) -> &str {
-        &self.0
-    }
+fn unsendable(operation: &str, error: &dyn Error) -> Failure {
+    let what = format!("the request for {operation} cannot be put into words");
+    Failure::new(ErrorCode::Internal, what).because(error)
 }
 
 fn address_of(url: &str) -> Result<String, Failure> {
@@ -529,15 +302,6 @@ mod tests {
             let refused = address_of(bad).expect_err(bad);
             assert_eq!(refused.code, ErrorCode::InvalidArgument);
         }
-    }
-
-    #[test]
-    fn values_in_a_query_cannot_add_parameters() {
-        let mut query = Query::default();
-        query.add("label", Some("a=b&tpm=true c"));
-        query.add("host", None);
-        query.add("tpm", Some("true"));
-        assert_eq!(query.text(), "?label=a%3Db%26tpm%3Dtrue%20c&tpm=true");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::exit::Stop;
 use crate::messages;
 use crate::progress::{Progress, Task};
 use fleetward_api::controller::{JobState, JobView};
+use fleetward_api::verbs::JobEvents;
 use fleetward_model::error::Class;
 use fleetward_model::{ErrorCode, Failure, JobId};
 use std::time::Duration;
@@ -160,7 +161,8 @@ async fn listen(
     until: Until,
     heard: &mut Instant,
 ) -> Result<Option<JobView>, Failure> {
-    let mut events = controller.job_events(job).await?;
+    let id = job.to_string();
+    let mut events = controller.follow::<JobEvents>([&id], &()).await?;
     while let Some(view) = events.next().await? {
         *heard = Instant::now();
         task.job(&view);

@@ -1,7 +1,7 @@
 //! The controller: the one service administrators talk to.
 //!
 //! ```text
-//!   http (handlers, guarded by api::controller::ENDPOINTS)
+//!   http (handlers, guarded by roles in api::verbs)
 //!     │ read: memory                     │ change: a job
 //!     ▼                                  ▼
 //!   inventory, hosts, images, audit    work (job kinds) ── agents ──► hosts

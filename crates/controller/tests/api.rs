@@ -4,7 +4,8 @@
 mod fleet;
 
 use fleet::{Controller, Joining, failure};
-use fleetward_api::controller::{Access, ENDPOINTS, JoinReply, Role};
+use fleetward_api::controller::{JoinReply, Role};
+use fleetward_api::verbs::{Access, ENDPOINTS};
 use fleetward_link::{Client, ClientError, ClientTls, Identity, LiveCredential};
 use fleetward_model::ErrorCode;
 use http::Method;

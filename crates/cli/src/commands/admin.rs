@@ -6,6 +6,7 @@ use crate::controller::causes;
 use crate::exit::{Exit, Stop};
 use crate::messages;
 use fleetward_api::controller::{AdminRequest, Role};
+use fleetward_api::verbs::AdminCertify;
 use fleetward_link::{FleetTrust, KeyRequest};
 use fleetward_model::{ErrorCode, Failure, HostName};
 use serde_json::json;
@@ -52,11 +53,14 @@ async fn create(
         KeyRequest::generate().map_err(|error| failed("cannot make a private key")(&error))?;
     let reply = context
         .controller
-        .certify_admin(&AdminRequest {
-            name: name.clone(),
-            role,
-            csr: request.csr_pem().to_owned(),
-        })
+        .call::<AdminCertify>(
+            [],
+            &AdminRequest {
+                name: name.clone(),
+                role,
+                csr: request.csr_pem().to_owned(),
+            },
+        )
         .await?;
     let trust = FleetTrust::from_pem(&reply.authority_certificate)
         .map_err(|error| failed("the controller's authority cannot be used")(&error))?;

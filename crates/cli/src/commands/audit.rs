@@ -4,6 +4,8 @@ use super::Context;
 use crate::args::AuditArgs;
 use crate::exit::{Exit, Stop};
 use crate::{messages, table};
+use fleetward_api::controller::AuditQuery;
+use fleetward_api::verbs::{AuditList, AuditVerify};
 use fleetward_model::{ErrorCode, Failure};
 use time::format_description::well_known::Rfc3339;
 
@@ -20,7 +22,7 @@ pub(super) async fn run(context: &Context, args: AuditArgs) -> Result<Exit, Stop
         })?;
     let records = context
         .controller
-        .audit(args.vm.as_ref(), since.as_deref())
+        .read::<AuditList, Vec<serde_json::Value>>([], &AuditQuery { vm: args.vm, since })
         .await?;
     context
         .output
@@ -30,7 +32,7 @@ pub(super) async fn run(context: &Context, args: AuditArgs) -> Result<Exit, Stop
 
 /// Intact is only what was checked and holds: whatever does not fit is named, and so is every host that could not be asked.
 async fn verify(context: &Context) -> Result<Exit, Stop> {
-    let verdict = context.controller.verify_audit().await?;
+    let verdict = context.controller.call::<AuditVerify>([], &()).await?;
     context
         .output
         .document(&verdict, || messages::audit_verdict(&verdict))?;

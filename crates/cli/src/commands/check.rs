@@ -4,7 +4,8 @@ use super::Context;
 use crate::args::CheckArgs;
 use crate::exit::{Exit, Stop};
 use crate::{messages, table};
-use fleetward_api::controller::CheckView;
+use fleetward_api::controller::{CheckQuery, CheckView};
+use fleetward_api::verbs::FleetCheck;
 use fleetward_model::{ErrorCode, Failure, HostName, VmName};
 
 pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<Exit, Stop> {
@@ -12,14 +13,34 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<Exit, Stop
     match (vm, to) {
         (Some(vm), Some(to)) => moves(context, &[vm], &to, offline).await,
         (Some(vm), None) => {
-            let checks = context.controller.check(Some(&vm), None, offline).await?;
+            let checks = context
+                .controller
+                .call::<FleetCheck>(
+                    [],
+                    &CheckQuery {
+                        vm: Some(vm),
+                        to: None,
+                        offline,
+                    },
+                )
+                .await?;
             context
                 .output
                 .document(&checks, || table::findings(&checks))?;
             Ok(Exit::Done)
         }
         (None, to) => {
-            let checks = context.controller.check(None, to.as_ref(), offline).await?;
+            let checks = context
+                .controller
+                .call::<FleetCheck>(
+                    [],
+                    &CheckQuery {
+                        vm: None,
+                        to,
+                        offline,
+                    },
+                )
+                .await?;
             context
                 .output
                 .document(&checks, || table::check_matrix(&checks))?;
@@ -40,7 +61,14 @@ pub(super) async fn moves(
         checks.extend(
             context
                 .controller
-                .check(Some(name), Some(to), offline)
+                .call::<FleetCheck>(
+                    [],
+                    &CheckQuery {
+                        vm: Some(name.clone()),
+                        to: Some(to.clone()),
+                        offline,
+                    },
+                )
                 .await?,
         );
     }

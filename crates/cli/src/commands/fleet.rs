@@ -3,9 +3,10 @@
 use super::Context;
 use crate::exit::{Exit, Stop};
 use crate::{messages, table};
+use fleetward_api::verbs::{FleetRebuild, FleetStatus};
 
 pub(super) async fn status(context: &Context) -> Result<Exit, Stop> {
-    let status = context.controller.status().await?;
+    let status = context.controller.call::<FleetStatus>([], &()).await?;
     context
         .output
         .document(&status, || table::status(&status))?;
@@ -13,7 +14,7 @@ pub(super) async fn status(context: &Context) -> Result<Exit, Stop> {
 }
 
 pub(super) async fn rebuild(context: &Context) -> Result<Exit, Stop> {
-    let report = context.controller.rebuild().await?;
+    let report = context.controller.call::<FleetRebuild>([], &()).await?;
     context.output.document(&report, || {
         let mut text = messages::rebuilt(report.vms, report.hosts_answered, report.hosts_asked);
         for warning in &report.warnings {

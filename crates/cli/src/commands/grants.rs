@@ -6,8 +6,9 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::{interrupt, messages, wait};
 use fleetward_api::controller::{
-    Accepted, GrantRequest, JobView, Outcome, RevokeRequest, VmOutcome,
+    Accepted, GrantRequest, JobView, Outcome, RevokeRequest, RotateRequest, VmOutcome,
 };
+use fleetward_api::verbs::{GuardianGrant, GuardianRevoke, GuardianRotate, HostList};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::{ErrorCode, Failure, HostName, JobId, Names, VmName};
 use serde::{Deserialize, Serialize};
@@ -138,7 +139,10 @@ pub(super) async fn grant(context: &Context, args: GrantArgs) -> Result<Exit, St
         dry_run: args.dry_run,
         expired: args.allow_expired,
     };
-    let answer = context.controller.grant(&request).await?;
+    let answer = context
+        .controller
+        .call::<GuardianGrant>([], &request)
+        .await?;
     let Some(job) = answer.job else {
         return Report::of(answer.plan).tell(context, only);
     };
@@ -172,7 +176,10 @@ pub(super) async fn revoke(
         vm: vm.clone(),
         from: from.clone(),
     };
-    let accepted = context.controller.revoke(&request).await?;
+    let accepted = context
+        .controller
+        .call::<GuardianRevoke>([], &request)
+        .await?;
     let Some(job) = accepted.job else {
         return Ok(Exit::Done);
     };
@@ -213,7 +220,10 @@ pub(super) async fn rotate(context: &Context, args: RotateArgs) -> Result<Exit, 
 }
 
 async fn rotate_alone(context: &Context, host: &HostName, no_wait: bool) -> Result<Exit, Stop> {
-    let accepted = context.controller.rotate(host).await?;
+    let accepted = context
+        .controller
+        .call::<GuardianRotate>([], &RotateRequest { host: host.clone() })
+        .await?;
     let Some(job) = accepted.job else {
         return Ok(Exit::Done);
     };
@@ -301,7 +311,11 @@ async fn rotate_one(
     if interrupt.is_cancelled() {
         return Rotation::NotBegun;
     }
-    let job = match context.controller.rotate(host).await {
+    let job = match context
+        .controller
+        .call::<GuardianRotate>([], &RotateRequest { host: host.clone() })
+        .await
+    {
         Ok(Accepted { job: Some(job) }) => job,
         Ok(Accepted { job: None }) => return Rotation::NotBegun,
         Err(failure) => return Rotation::Failed(failure),
@@ -366,7 +380,7 @@ async fn expiring(
 ) -> Result<(Vec<HostName>, Vec<HostName>), Failure> {
     let now = OffsetDateTime::now_utc();
     let (mut found, mut unknown) = (Vec::new(), Vec::new());
-    for host in context.controller.hosts().await? {
+    for host in context.controller.call::<HostList>([], &()).await? {
         let end = |facts: &HostFacts| facts.own_guardian()?.not_after();
         match host.facts.as_ref().and_then(end) {
             Some(end) if end - now <= within => found.push((end, host.name)),

@@ -5,6 +5,7 @@ use crate::args::{Format, GuardianCommand, ListFormat};
 use crate::exit::{Exit, Stop};
 use crate::table;
 use fleetward_api::controller::GuardianView;
+use fleetward_api::verbs::GuardianList;
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, certutil};
 
 pub(super) async fn run(context: &Context, command: GuardianCommand) -> Result<Exit, Stop> {
@@ -13,7 +14,7 @@ pub(super) async fn run(context: &Context, command: GuardianCommand) -> Result<E
     } = context;
     match command {
         GuardianCommand::List { host, format } => {
-            let mut certificates = controller.guardians().await?;
+            let mut certificates = controller.call::<GuardianList>([], &()).await?;
             certificates.retain(|row| host.as_ref().is_none_or(|host| &row.host == host));
             let output = match format {
                 None => *output,
@@ -28,7 +29,7 @@ pub(super) async fn run(context: &Context, command: GuardianCommand) -> Result<E
             output.document(&certificates, || table::guardians(&certificates))?;
         }
         GuardianCommand::Show { id } => {
-            let certificates = of_one(controller.guardians().await?, &id)?;
+            let certificates = of_one(controller.call::<GuardianList>([], &()).await?, &id)?;
             output.document(&certificates, || table::guardian(&certificates))?;
         }
         GuardianCommand::Grant(args) => return grants::grant(context, args).await,

@@ -6,6 +6,7 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{interrupt, messages, table, wait};
 use fleetward_api::controller::TokenRequest;
+use fleetward_api::verbs::{HostDrain, HostInvite, HostList, HostRemove, HostResume, HostShow};
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
 use serde_json::json;
 use std::time::Duration;
@@ -22,22 +23,21 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
             reinstalled,
         } => token(context, name, group, ttl, reinstalled).await?,
         HostCommand::List => {
-            let hosts = controller.hosts().await?;
+            let hosts = controller.call::<HostList>([], &()).await?;
             output.document(&hosts, || table::hosts(&hosts))?;
         }
         HostCommand::Show { name } => {
-            let host = controller.host(&name).await?;
+            let host = controller.call::<HostShow>([name.as_str()], &()).await?;
             output.document(&host, || table::host(&host))?;
         }
         HostCommand::Drain { name, wait } => drain(context, &name, wait).await?,
         HostCommand::Resume { name } => {
-            controller.resume_host(&name).await?;
-            let host = controller.host(&name).await?;
+            let host = controller.call::<HostResume>([name.as_str()], &()).await?;
             output.success(&host, || messages::host_resumed(&name))?;
         }
         HostCommand::Remove { name } => {
             confirm(context.yes, &messages::confirm_remove_host(&name))?;
-            controller.remove_host(&name).await?;
+            controller.call::<HostRemove>([name.as_str()], &()).await?;
             output.success(&json!({ "removed": name }), || {
                 messages::host_removed(&name)
             })?;
@@ -53,7 +53,7 @@ async fn drain(context: &Context, name: &HostName, wait: Wait) -> Result<(), Sto
         progress,
         ..
     } = context;
-    let accepted = controller.drain_host(name).await?;
+    let accepted = controller.call::<HostDrain>([name.as_str()], &()).await?;
     if let Some(job) = accepted.job {
         if wait.no_wait {
             output.document(&accepted, || job.to_string())?;
@@ -62,7 +62,7 @@ async fn drain(context: &Context, name: &HostName, wait: Wait) -> Result<(), Sto
         let interrupt = interrupt::on_ctrl_c();
         wait::for_job(controller, progress, &interrupt, name.as_str(), job).await?;
     }
-    let host = controller.host(name).await?;
+    let host = controller.call::<HostShow>([name.as_str()], &()).await?;
     output.success(&host, || messages::host_drained(name))?;
     Ok(())
 }
@@ -88,7 +88,7 @@ async fn token(
         ttl_seconds,
         reinstalled,
     };
-    let made = context.controller.make_token(&request).await?;
+    let made = context.controller.call::<HostInvite>([], &request).await?;
     context.output.document(&made, || made.token.clone())?;
     if context.output.is_table() && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
         say(&messages::join_hint("TOKEN"));

@@ -6,7 +6,8 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::progress::Task;
 use crate::{messages, table};
-use fleetward_api::controller::ImageView;
+use fleetward_api::controller::{ImageView, ImportQuery};
+use fleetward_api::verbs::{ImageDelete, ImageImport, ImageList};
 use fleetward_model::{ErrorCode, Failure, ImageName};
 use futures_util::TryStreamExt;
 use serde_json::json;
@@ -30,12 +31,12 @@ pub(super) async fn run(context: &Context, command: ImageCommand) -> Result<Exit
             })?;
         }
         ImageCommand::List => {
-            let images = controller.images().await?;
+            let images = controller.call::<ImageList>([], &()).await?;
             output.document(&images, || table::images(&images))?;
         }
         ImageCommand::Delete { name } => {
             confirm(context.yes, &messages::confirm_delete_image(&name))?;
-            controller.delete_image(&name).await?;
+            controller.call::<ImageDelete>([name.as_str()], &()).await?;
             output.success(&json!({ "deleted": name }), || {
                 messages::image_deleted(&name)
             })?;
@@ -77,7 +78,14 @@ async fn import(
 
     let image = context
         .controller
-        .import_image(name, format, content, length)
+        .upload::<ImageImport>(
+            [name.as_str()],
+            &ImportQuery {
+                format: format.map(str::to_owned),
+            },
+            content,
+            length,
+        )
         .await?;
     let sha256 = sent.sha256();
     if sha256 != image.sha256 {

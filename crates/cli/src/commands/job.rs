@@ -5,6 +5,7 @@ use crate::args::JobCommand;
 use crate::exit::{Exit, Stop};
 use crate::{interrupt, messages, table, wait};
 use fleetward_api::controller::JobView;
+use fleetward_api::verbs::{JobCancel, JobKindList, JobList, JobShow};
 use fleetward_model::{ErrorCode, Failure, JobId};
 
 pub(super) async fn run(context: &Context, command: JobCommand) -> Result<Exit, Stop> {
@@ -16,29 +17,34 @@ pub(super) async fn run(context: &Context, command: JobCommand) -> Result<Exit, 
     } = context;
     match command {
         JobCommand::List { active } => {
-            let mut jobs = controller.jobs().await?;
+            let mut jobs = controller.call::<JobList>([], &()).await?;
             jobs.retain(|job| !active || !job.state.has_ended());
             output.document(&jobs, || table::jobs(&jobs))?;
         }
         JobCommand::Kinds => {
-            let kinds = controller.job_kinds().await?;
+            let kinds = controller.call::<JobKindList>([], &()).await?;
             output.document(&kinds, || table::job_kinds(&kinds))?;
         }
         JobCommand::Show { id } => {
-            let job = controller.job(find(context, &id).await?).await?;
+            let job = controller
+                .call::<JobShow>([&find(context, &id).await?.to_string()], &())
+                .await?;
             output.document(&job, || table::job(&job))?;
         }
         JobCommand::Watch { id } => {
             let id = find(context, &id).await?;
-            let target = controller.job(id).await?.target;
+            let target = controller
+                .call::<JobShow>([&id.to_string()], &())
+                .await?
+                .target;
             let interrupt = interrupt::on_ctrl_c();
             let job = wait::for_job(controller, progress, &interrupt, &target, id).await?;
             output.success(&job, || table::job(&job))?;
         }
         JobCommand::Cancel { id } => {
             let id = find(context, &id).await?;
-            controller.cancel_job(id).await?;
-            let job = controller.job(id).await?;
+            controller.call::<JobCancel>([&id.to_string()], &()).await?;
+            let job = controller.call::<JobShow>([&id.to_string()], &()).await?;
             output.success(&job, || messages::cancel_asked(id))?;
         }
     }
@@ -50,7 +56,7 @@ async fn find(context: &Context, text: &str) -> Result<JobId, Failure> {
     if let Ok(id) = text.parse() {
         return Ok(id);
     }
-    let jobs = context.controller.jobs().await?;
+    let jobs = context.controller.call::<JobList>([], &()).await?;
     one_of(&jobs, text)
 }
 

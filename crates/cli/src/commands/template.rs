@@ -6,6 +6,7 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{interrupt, messages, table, wait};
 use fleetward_api::controller::{AcceptedWithWarnings, TemplateRequest};
+use fleetward_api::verbs::{TemplateCreate, TemplateDelete, TemplateList, TemplateShow};
 use fleetward_model::error::Finding;
 use serde_json::json;
 
@@ -23,24 +24,30 @@ pub(super) async fn run(context: &Context, command: TemplateCommand) -> Result<E
                 from,
                 uefi_variables,
             };
-            let accepted = controller.create_template(&request).await?;
+            let accepted = controller.call::<TemplateCreate>([], &request).await?;
             if !ended(context, name.as_str(), &accepted, wait.no_wait).await? {
                 return Ok(Exit::Done);
             }
-            let template = controller.template(&name).await?;
+            let template = controller
+                .call::<TemplateShow>([name.as_str()], &())
+                .await?;
             output.success(&template, || messages::template_created(&name))?;
         }
         TemplateCommand::List => {
-            let templates = controller.templates().await?;
+            let templates = controller.call::<TemplateList>([], &()).await?;
             output.document(&templates, || table::templates(&templates))?;
         }
         TemplateCommand::Show { name } => {
-            let template = controller.template(&name).await?;
+            let template = controller
+                .call::<TemplateShow>([name.as_str()], &())
+                .await?;
             output.document(&template, || table::template(&template))?;
         }
         TemplateCommand::Delete { name } => {
             confirm(context.yes, &messages::confirm_delete_template(&name))?;
-            controller.delete_template(&name).await?;
+            controller
+                .call::<TemplateDelete>([name.as_str()], &())
+                .await?;
             output.success(&json!({ "deleted": name }), || {
                 messages::template_deleted(&name)
             })?;

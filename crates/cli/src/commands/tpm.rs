@@ -10,7 +10,10 @@ use crate::bulk::{self, Targets, Words, Would};
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::{messages, table};
-use fleetward_api::controller::{Accepted, JobView, TpmRequest, VmView};
+use fleetward_api::controller::{Accepted, JobView, TpmRequest, VmQuery, VmView};
+use fleetward_api::verbs::{
+    HostList, JobShow, TpmDisable, TpmEnable, TpmHistory, TpmRestore, TpmRoll, VmList, VmShow,
+};
 use fleetward_model::host::HostState;
 use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmName};
@@ -28,14 +31,6 @@ enum Change {
 }
 
 impl Change {
-    const fn path(self) -> &'static str {
-        match self {
-            Self::Enable => "enable",
-            Self::Disable => "disable",
-            Self::Roll => "roll",
-        }
-    }
-
     /// The kind of its job.
     const fn kind(self) -> &'static str {
         match self {
@@ -73,17 +68,24 @@ pub(super) async fn run(context: &Context, command: TpmCommand) -> Result<Exit, 
         TpmCommand::Roll(args) => change(context, Change::Roll, args).await,
         TpmCommand::Restore { name, version, how } => {
             let request = request_of(&how, version)?;
-            if context.controller.vm(&name).await?.tpm.enabled && version.is_some() {
+            if context
+                .controller
+                .call::<VmShow>([name.as_str()], &())
+                .await?
+                .tpm
+                .enabled
+                && version.is_some()
+            {
                 warn_and_ask(context, &messages::tpm_is_replaced(&name, version))?;
             }
             let words = Words {
                 done: &|job| done(messages::tpm_restored(restored(job)), job),
                 already: "",
             };
-            let send = async |name| {
+            let send = async |name: VmName| {
                 context
                     .controller
-                    .change_tpm(&name, "restore", &request)
+                    .call::<TpmRestore>([name.as_str()], &request)
                     .await
             };
             if how.wait.no_wait {
@@ -97,7 +99,10 @@ pub(super) async fn run(context: &Context, command: TpmCommand) -> Result<Exit, 
             Ok(Exit::Done)
         }
         TpmCommand::History { name } => {
-            let versions = context.controller.tpm_history(&name).await?;
+            let versions = context
+                .controller
+                .call::<TpmHistory>([name.as_str()], &())
+                .await?;
             context
                 .output
                 .document(&versions, || table::tpm_versions(&versions))?;
@@ -155,14 +160,16 @@ async fn change(context: &Context, change: Change, args: TpmChange) -> Result<Ex
         done: &|job| done(change.done().to_owned(), job),
         already: change.already(),
     };
-    let send = async |name| {
+    let send = async |name: VmName| {
         if spared.contains(&name) {
             return Ok(Accepted { job: None });
         }
-        context
-            .controller
-            .change_tpm(&name, change.path(), &request)
-            .await
+        let (controller, path) = (&context.controller, [name.as_str()]);
+        match change {
+            Change::Enable => controller.call::<TpmEnable>(path, &request).await,
+            Change::Disable => controller.call::<TpmDisable>(path, &request).await,
+            Change::Roll => controller.call::<TpmRoll>(path, &request).await,
+        }
     };
     if args.how.wait.no_wait {
         return bulk::submit(context, targets, send).await;
@@ -186,7 +193,7 @@ struct Now {
 
 impl Now {
     async fn ask(context: &Context, vms: &[VmView]) -> Result<Self, Failure> {
-        let hosts = context.controller.hosts().await?;
+        let hosts = context.controller.call::<HostList>([], &()).await?;
         let away = hosts
             .into_iter()
             .filter(|host| host.state == HostState::Unreachable)
@@ -195,7 +202,10 @@ impl Now {
         let mut jobs = BTreeMap::new();
         for vm in vms {
             if let Some(job) = vm.job {
-                let job = context.controller.job(job).await?;
+                let job = context
+                    .controller
+                    .call::<JobShow>([&job.to_string()], &())
+                    .await?;
                 jobs.insert(vm.name.clone(), job);
             }
         }
@@ -276,7 +286,10 @@ fn would(
 /// Those of which a TPM is kept.
 async fn with_history(context: &Context, names: &[VmName]) -> Result<Vec<VmName>, Failure> {
     let ask = |name: VmName| async move {
-        let versions = context.controller.tpm_history(&name).await?;
+        let versions = context
+            .controller
+            .call::<TpmHistory>([name.as_str()], &())
+            .await?;
         Ok((!versions.is_empty()).then_some(name))
     };
     let answers: Vec<Result<Option<VmName>, Failure>> = stream::iter(names.to_vec())
@@ -290,9 +303,17 @@ async fn with_history(context: &Context, names: &[VmName]) -> Result<Vec<VmName>
 async fn selected(context: &Context, which: &Which) -> Result<Vec<VmView>, Failure> {
     let controller = &context.controller;
     if let [name] = which.names.as_slice() {
-        return Ok(vec![controller.vm(name).await?]);
+        return Ok(vec![controller.call::<VmShow>([name.as_str()], &()).await?]);
     }
-    let all = controller.vms(which.host.as_ref(), None, None).await?;
+    let all = controller
+        .call::<VmList>(
+            [],
+            &VmQuery {
+                host: which.host.clone(),
+                ..VmQuery::default()
+            },
+        )
+        .await?;
     if which.names.is_empty() {
         let has_all = |vm: &VmView| {
             which

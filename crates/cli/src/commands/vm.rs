@@ -7,7 +7,12 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{console, interrupt, messages, table, wait};
 use fleetward_api::controller::{
-    Accepted, CloneRequest, MigrateRequest, RecoverRequest, StopRequest, VmCreateRequest, VmView,
+    Accepted, CloneRequest, DeleteQuery, MigrateRequest, RecoverRequest, StopRequest,
+    VmCreateRequest, VmQuery, VmView,
+};
+use fleetward_api::verbs::{
+    self, TemplateShow, VmClone, VmConsole, VmDelete, VmList, VmMigrate, VmRecover, VmShow,
+    VmStart, VmStop,
 };
 use fleetward_model::clone::{CloneTpm, deployment_warning};
 use fleetward_model::{ErrorCode, Failure, HostName, LabelKey, VmName};
@@ -19,12 +24,13 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
         VmCommand::Create(args) => create(context, args).await,
         VmCommand::List { host, labels, tpm } => list(context, host, labels, tpm).await,
         VmCommand::Show { name } => {
-            let vm = controller.vm(&name).await?;
+            let vm = controller.call::<VmShow>([name.as_str()], &()).await?;
             context.output.document(&vm, || table::vm(&vm))?;
             Ok(Exit::Done)
         }
         VmCommand::Start { names, wait } => {
-            let request = async |name| controller.start_vm(&name).await;
+            let request =
+                async |name: VmName| controller.call::<VmStart>([name.as_str()], &()).await;
             let words = Words {
                 done: &|_| messages::STARTED.to_owned(),
                 already: messages::STARTED_ALREADY,
@@ -41,7 +47,8 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 force,
                 deadline_seconds: seconds(deadline)?,
             };
-            let request = async |name| controller.stop_vm(&name, &stop).await;
+            let request =
+                async |name: VmName| controller.call::<VmStop>([name.as_str()], &stop).await;
             let words = Words {
                 done: &|_| messages::STOPPED.to_owned(),
                 already: messages::STOPPED_ALREADY,
@@ -57,7 +64,11 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 context.yes,
                 &messages::confirm_delete_vms(&names, keep_tpm_state),
             )?;
-            let request = async |name| controller.delete_vm(&name, keep_tpm_state).await;
+            let request = async |name: VmName| {
+                controller
+                    .call::<VmDelete>([name.as_str()], &DeleteQuery { keep_tpm_state })
+                    .await
+            };
             let words = Words {
                 done: &|_| messages::DELETED.to_owned(),
                 already: messages::DELETED_ALREADY,
@@ -82,11 +93,13 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 host,
                 full,
             };
-            let accepted = controller.clone_vm(&name, &request).await?;
+            let accepted = controller
+                .call::<VmClone>([name.as_str()], &request)
+                .await?;
             if !template::ended(context, new.as_str(), &accepted, wait.no_wait).await? {
                 return Ok(Exit::Done);
             }
-            let vm = controller.vm(&new).await?;
+            let vm = controller.call::<VmShow>([new.as_str()], &()).await?;
             let linked = vm.disks.iter().any(|disk| !disk.bases.is_empty());
             context.output.success(&vm, || {
                 messages::vm_cloned(&name, &vm.name, &vm.host, linked)
@@ -105,12 +118,12 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 version,
                 outdated: false,
             };
-            let accepted = match controller.recover_vm(&name, &request).await {
+            let accepted = match controller.call::<VmRecover>([&name], &request).await {
                 Err(failure) if failure.code == ErrorCode::EscrowOutdated => {
                     say(&messages::outdated(&failure));
                     confirm(context.yes, messages::CONFIRM_OUTDATED)?;
                     request.outdated = true;
-                    controller.recover_vm(&name, &request).await?
+                    controller.call::<VmRecover>([&name], &request).await?
                 }
                 answer => answer?,
             };
@@ -149,7 +162,11 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 to: to.clone(),
                 offline,
             };
-            let request = async |name| controller.migrate_vm(&name, &migrate).await;
+            let request = async |name: VmName| {
+                controller
+                    .call::<VmMigrate>([name.as_str()], &migrate)
+                    .await
+            };
             let words = Words {
                 done: &|job| messages::migrated(&to, job.result.as_ref()),
                 already: messages::MIGRATED_ALREADY,
@@ -185,11 +202,16 @@ async fn create(context: &Context, args: VmCreate) -> Result<Exit, Stop> {
     let started = args.start;
     if let Some(template) = &args.template
         && !args.no_tpm
-        && controller.template(template).await?.source_had_tpm
+        && controller
+            .call::<TemplateShow>([template.as_str()], &())
+            .await?
+            .source_had_tpm
     {
         template::warn(&[deployment_warning(template.as_str())]);
     }
-    let Accepted { job } = controller.create_vm(&request_of(args)).await?;
+    let Accepted { job } = controller
+        .call::<verbs::VmCreate>([], &request_of(args))
+        .await?;
     match job {
         Some(job) if no_wait => {
             let accepted = Accepted { job: Some(job) };
@@ -209,7 +231,7 @@ async fn create(context: &Context, args: VmCreate) -> Result<Exit, Stop> {
         }
         None => output.line(&format!("{name}: {}", messages::CREATED_ALREADY))?,
     }
-    let vm = controller.vm(&name).await?;
+    let vm = controller.call::<VmShow>([name.as_str()], &()).await?;
     output.success(&vm, || {
         if started {
             messages::vm_created_and_started(&vm.name, &vm.host)
@@ -251,7 +273,14 @@ async fn list(
     let tpm = tpm.map(|switch| switch == Switch::On);
     let vms = context
         .controller
-        .vms(host.as_ref(), first.as_deref(), tpm)
+        .call::<VmList>(
+            [],
+            &VmQuery {
+                host,
+                label: first,
+                tpm,
+            },
+        )
         .await?;
     let has_all = |vm: &VmView| {
         labels
@@ -264,7 +293,10 @@ async fn list(
 }
 
 async fn attach(context: &Context, name: &VmName) -> Result<Exit, Stop> {
-    let io = context.controller.console(name).await?;
+    let io = context
+        .controller
+        .open::<VmConsole>([name.as_str()], &())
+        .await?;
     say(&messages::console_open(name));
     let left = console::run(io).await?;
     say(match left {

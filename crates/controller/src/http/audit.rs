@@ -16,16 +16,15 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+serves! {
+    AuditList => audit_list,
+    AuditVerify => audit_verify,
+}
+
 const FETCH_TIME: Duration = Duration::from_secs(5);
 const COMPARE_TIME: Duration = Duration::from_secs(30);
 
-/// Records of all hosts and of the controller, oldest first.
-#[utoipa::path(
-    get, path = "/v1/audit",
-    params(("vm" = Option<String>, Query, description = "name or id, also of a VM that is gone"), ("since" = Option<String>, Query, description = "RFC 3339")),
-    responses((status = 200, body = Vec<AuditRecord>))
-)]
-pub(super) async fn audit_list(
+async fn audit_list(
     State(app): State<App>,
     Params(query): Params<AuditQuery>,
 ) -> Answer<Json<Vec<AuditRecord>>> {
@@ -65,8 +64,7 @@ async fn vms_of(world: &World, name: &str) -> Answer<BTreeSet<VmId>> {
     }
 }
 
-#[utoipa::path(get, path = "/v1/audit/verify", responses((status = 200, body = AuditVerdict)))]
-pub(super) async fn audit_verify(State(app): State<App>) -> Answer<Json<AuditVerdict>> {
+async fn audit_verify(State(app): State<App>) -> Answer<Json<AuditVerdict>> {
     fetch(&app).await;
     let world = &app.world;
     let hosts = world.hosts.all();

@@ -10,14 +10,13 @@ use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, Failure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+serves! {
+    VmConsole => vm_console,
+}
+
 const PIECE: usize = 16 * 1024;
 
-/// Binary frames with the bytes as they are, in both directions.
-#[utoipa::path(
-    get, path = "/v1/vms/{vm}/console", params(("vm" = String, Path, description = "name or id")),
-    responses((status = 101, description = "WebSocket"))
-)]
-pub(super) async fn vm_console(
+async fn vm_console(
     State(app): State<App>,
     Path(vm): Path<String>,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,

@@ -23,12 +23,15 @@ use http::StatusCode;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// Another VM with this one's disks; the warnings say what the choice of its TPM means.
-#[utoipa::path(
-    post, path = "/v1/vms/{vm}/clone", params(("vm" = String, Path, description = "name or id")),
-    request_body = CloneRequest, responses((status = 202, body = AcceptedWithWarnings))
-)]
-pub(super) async fn vm_clone(
+serves! {
+    VmClone => vm_clone,
+    TemplateCreate => template_create,
+    TemplateList => template_list,
+    TemplateShow => template_show,
+    TemplateDelete => template_delete,
+}
+
+async fn vm_clone(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
@@ -149,9 +152,7 @@ fn copied_spec(vm: &VmObserved, name: VmName) -> VmSpec {
     }
 }
 
-/// Makes a template of a VM, its TPM on or off; nothing of the TPM goes into it.
-#[utoipa::path(post, path = "/v1/templates", request_body = TemplateRequest, responses((status = 202, body = AcceptedWithWarnings)))]
-pub(super) async fn template_create(
+async fn template_create(
     State(app): State<App>,
     peer: Peer,
     Body(request): Body<TemplateRequest>,
@@ -183,13 +184,11 @@ pub(super) async fn template_create(
     submit::<TemplateCreate>(&app, &vm, &peer, &input, warnings).await
 }
 
-#[utoipa::path(get, path = "/v1/templates", responses((status = 200, body = Vec<TemplateView>)))]
-pub(super) async fn template_list(State(app): State<App>) -> Json<Vec<TemplateView>> {
+async fn template_list(State(app): State<App>) -> Json<Vec<TemplateView>> {
     Json(app.world.templates.all())
 }
 
-#[utoipa::path(get, path = "/v1/templates/{template}", params(("template" = String, Path)), responses((status = 200, body = TemplateView)))]
-pub(super) async fn template_show(
+async fn template_show(
     State(app): State<App>,
     Path(template): Path<String>,
 ) -> Answer<Json<TemplateView>> {
@@ -197,9 +196,7 @@ pub(super) async fn template_show(
     Ok(Json(app.world.templates.of(&name)?))
 }
 
-/// VMs made from it keep their disks.
-#[utoipa::path(delete, path = "/v1/templates/{template}", params(("template" = String, Path)), responses((status = 204)))]
-pub(super) async fn template_delete(
+async fn template_delete(
     State(app): State<App>,
     Path(template): Path<String>,
 ) -> Answer<StatusCode> {

@@ -20,16 +20,22 @@ use fleetward_model::{ErrorCode, Failure, GroupName, Names};
 use std::time::Duration;
 use time::OffsetDateTime;
 
+serves! {
+    FleetStatus => status,
+    HostInvite => host_token,
+    HostJoin => join,
+    AdminCertify => admin,
+    FleetRebuild => rebuild,
+}
+
 /// How long a rebuild waits for hosts.
 const REBUILD_PATIENCE: Duration = Duration::from_secs(10);
 
-#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
-pub(super) async fn status(State(app): State<App>) -> Json<Status> {
+async fn status(State(app): State<App>) -> Json<Status> {
     Json(view::status(&app))
 }
 
-#[utoipa::path(post, path = "/v1/host-tokens", request_body = TokenRequest, responses((status = 200, body = TokenView)))]
-pub(super) async fn host_token(
+async fn host_token(
     State(app): State<App>,
     peer: Peer,
     Body(request): Body<TokenRequest>,
@@ -68,12 +74,7 @@ pub(super) async fn host_token(
     Ok(Json(made))
 }
 
-/// From an agent that has a token and nothing else.
-#[utoipa::path(post, path = "/v1/join", request_body = JoinRequest, responses((status = 200, body = JoinReply)))]
-pub(super) async fn join(
-    State(app): State<App>,
-    Body(request): Body<JoinRequest>,
-) -> Answer<Json<JoinReply>> {
+async fn join(State(app): State<App>, Body(request): Body<JoinRequest>) -> Answer<Json<JoinReply>> {
     let world = &app.world;
     let now = OffsetDateTime::now_utc();
     let usable = tokens::look_up(&*world.store, world.fleet.trust(), &request.token, now).await?;
@@ -184,8 +185,7 @@ pub(super) async fn join(
     }))
 }
 
-#[utoipa::path(post, path = "/v1/admins", request_body = AdminRequest, responses((status = 200, body = AdminReply)))]
-pub(super) async fn admin(
+async fn admin(
     State(app): State<App>,
     peer: Peer,
     Body(request): Body<AdminRequest>,
@@ -212,9 +212,7 @@ pub(super) async fn admin(
     }))
 }
 
-/// Forgets what is remembered of VMs and asks every host anew.
-#[utoipa::path(post, path = "/v1/rebuild", responses((status = 200, body = RebuildView)))]
-pub(super) async fn rebuild(State(app): State<App>, peer: Peer) -> Answer<Json<RebuildView>> {
+async fn rebuild(State(app): State<App>, peer: Peer) -> Answer<Json<RebuildView>> {
     let world = &app.world;
     app.record(Act::new(&peer, AuditAction::Rebuild, "asked for"))
         .await?;

@@ -21,12 +21,13 @@ use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, Names};
 use http::StatusCode;
 use time::OffsetDateTime;
 
-/// Wraps the keys of VMs for one more guardian of their group. No private key moves.
-#[utoipa::path(
-    post, path = "/v1/guardian-grants", request_body = GrantRequest,
-    responses((status = 202, body = GrantAnswer), (status = 200, body = GrantAnswer, description = "a dry run, or nothing to do"))
-)]
-pub(super) async fn guardian_grant(
+serves! {
+    GuardianGrant => guardian_grant,
+    GuardianRevoke => guardian_revoke,
+    GuardianRotate => guardian_rotate,
+}
+
+async fn guardian_grant(
     State(app): State<App>,
     peer: Peer,
     Body(request): Body<GrantRequest>,
@@ -102,9 +103,7 @@ pub(super) async fn guardian_grant(
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
-/// Takes a guardian's wrapping of a VM's key away and rolls the key: at once, or when the VM stops.
-#[utoipa::path(post, path = "/v1/guardian-revocations", request_body = RevokeRequest, responses((status = 202, body = Accepted)))]
-pub(super) async fn guardian_revoke(
+async fn guardian_revoke(
     State(app): State<App>,
     peer: Peer,
     Body(request): Body<RevokeRequest>,
@@ -134,9 +133,7 @@ pub(super) async fn guardian_revoke(
     Ok((StatusCode::ACCEPTED, Json(Accepted { job: Some(job) })).into_response())
 }
 
-/// A new pair for a host's own guardian; every VM that depends on the former one is re-wrapped while it runs.
-#[utoipa::path(post, path = "/v1/guardian-rotations", request_body = RotateRequest, responses((status = 202, body = Accepted)))]
-pub(super) async fn guardian_rotate(
+async fn guardian_rotate(
     State(app): State<App>,
     peer: Peer,
     Body(request): Body<RotateRequest>,

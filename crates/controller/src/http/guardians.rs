@@ -10,13 +10,16 @@ use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::{ErrorCode, Failure, GuardianId};
 use time::OffsetDateTime;
 
-#[utoipa::path(get, path = "/v1/guardians", responses((status = 200, body = Vec<GuardianView>)))]
-pub(super) async fn guardian_list(State(app): State<App>) -> Json<Vec<GuardianView>> {
+serves! {
+    GuardianList => guardian_list,
+    GuardianShow => guardian_show,
+}
+
+async fn guardian_list(State(app): State<App>) -> Json<Vec<GuardianView>> {
     Json(rows(&app.world, OffsetDateTime::now_utc()))
 }
 
-#[utoipa::path(get, path = "/v1/guardians/{guardian}", params(("guardian" = String, Path)), responses((status = 200, body = Vec<GuardianView>)))]
-pub(super) async fn guardian_show(
+async fn guardian_show(
     State(app): State<App>,
     Path(guardian): Path<String>,
 ) -> Answer<Json<Vec<GuardianView>>> {

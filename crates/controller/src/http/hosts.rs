@@ -16,8 +16,15 @@ use fleetward_store::StoreExt;
 use http::StatusCode;
 use time::OffsetDateTime;
 
-#[utoipa::path(get, path = "/v1/hosts", responses((status = 200, body = Vec<HostView>)))]
-pub(super) async fn host_list(State(app): State<App>) -> Answer<Json<Vec<HostView>>> {
+serves! {
+    HostList => host_list,
+    HostShow => host_show,
+    HostRemove => host_remove,
+    HostDrain => host_drain,
+    HostResume => host_resume,
+}
+
+async fn host_list(State(app): State<App>) -> Answer<Json<Vec<HostView>>> {
     let world = &app.world;
     let mut hosts: Vec<_> = world
         .hosts
@@ -37,18 +44,12 @@ pub(super) async fn host_list(State(app): State<App>) -> Answer<Json<Vec<HostVie
     Ok(Json(hosts))
 }
 
-#[utoipa::path(get, path = "/v1/hosts/{host}", params(("host" = String, Path)), responses((status = 200, body = HostView)))]
-pub(super) async fn host_show(
-    State(app): State<App>,
-    Path(host): Path<String>,
-) -> Answer<Json<HostView>> {
+async fn host_show(State(app): State<App>, Path(host): Path<String>) -> Answer<Json<HostView>> {
     let host: HostName = parsed("host's name", &host)?;
     Ok(Json(view::host(&app.world, &app.world.hosts.of(&host)?)))
 }
 
-/// Takes a host without VMs out of the fleet. Its certificate stays valid until it ends, but nobody talks to it any more.
-#[utoipa::path(delete, path = "/v1/hosts/{host}", params(("host" = String, Path)), responses((status = 204)))]
-pub(super) async fn host_remove(
+async fn host_remove(
     State(app): State<App>,
     peer: Peer,
     Path(host): Path<String>,
@@ -85,9 +86,7 @@ pub(super) async fn host_remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// From now on the host takes no VMs; a job moves those it has.
-#[utoipa::path(post, path = "/v1/hosts/{host}/drain", params(("host" = String, Path)), responses((status = 202, body = Accepted)))]
-pub(super) async fn host_drain(
+async fn host_drain(
     State(app): State<App>,
     peer: Peer,
     Path(host): Path<String>,
@@ -104,11 +103,7 @@ pub(super) async fn host_drain(
     Ok((StatusCode::ACCEPTED, Json(Accepted { job: Some(job) })))
 }
 
-#[utoipa::path(post, path = "/v1/hosts/{host}/resume", params(("host" = String, Path)), responses((status = 200, body = HostView)))]
-pub(super) async fn host_resume(
-    State(app): State<App>,
-    Path(host): Path<String>,
-) -> Answer<Json<HostView>> {
+async fn host_resume(State(app): State<App>, Path(host): Path<String>) -> Answer<Json<HostView>> {
     let host: HostName = parsed("host's name", &host)?;
     let record = app.world.hosts.set_drained(&host, false).await?;
     Ok(Json(view::host(&app.world, &record)))

@@ -5,32 +5,22 @@ use super::{Answer, parsed};
 use crate::app::App;
 use axum::Json;
 use axum::extract::{Path, Request, State};
-use fleetward_api::controller::ImageView;
+use fleetward_api::controller::{ImageView, ImportQuery};
 use fleetward_model::{ErrorCode, Failure, ImageName};
 use http::StatusCode;
-use serde::Deserialize;
 use time::OffsetDateTime;
 
-/// Query of an import.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ImportQuery {
-    format: Option<String>,
+serves! {
+    ImageList => image_list,
+    ImageImport => image_import,
+    ImageDelete => image_delete,
 }
 
-#[utoipa::path(get, path = "/v1/images", responses((status = 200, body = Vec<ImageView>)))]
-pub(super) async fn image_list(State(app): State<App>) -> Json<Vec<ImageView>> {
+async fn image_list(State(app): State<App>) -> Json<Vec<ImageView>> {
     Json(app.world.images.all())
 }
 
-/// The body is the file.
-#[utoipa::path(
-    put, path = "/v1/images/{image}",
-    params(("image" = String, Path), ("format" = Option<String>, Query, description = "qcow2, raw or iso")),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses((status = 200, body = ImageView))
-)]
-pub(super) async fn image_import(
+async fn image_import(
     State(app): State<App>,
     Path(image): Path<String>,
     Params(query): Params<ImportQuery>,
@@ -47,11 +37,7 @@ pub(super) async fn image_import(
     Ok(Json(image))
 }
 
-#[utoipa::path(delete, path = "/v1/images/{image}", params(("image" = String, Path)), responses((status = 204)))]
-pub(super) async fn image_delete(
-    State(app): State<App>,
-    Path(image): Path<String>,
-) -> Answer<StatusCode> {
+async fn image_delete(State(app): State<App>, Path(image): Path<String>) -> Answer<StatusCode> {
     let name: ImageName = parsed("image's name", &image)?;
     let world = &app.world;
     let known = world.images.of(&name)?;

@@ -20,13 +20,19 @@ use http::header::CONTENT_TYPE;
 use std::convert::Infallible;
 use std::time::Duration;
 
+serves! {
+    JobList => job_list,
+    JobKindList => job_kinds,
+    JobShow => job_show,
+    JobEvents => job_events,
+    JobCancel => job_cancel,
+}
+
 /// A blank line this often says that the stream is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const LISTED: usize = 1000;
 
-/// Newest first.
-#[utoipa::path(get, path = "/v1/jobs", responses((status = 200, body = Vec<JobView>)))]
-pub(super) async fn job_list(State(app): State<App>) -> Answer<Json<Vec<JobView>>> {
+async fn job_list(State(app): State<App>) -> Answer<Json<Vec<JobView>>> {
     let filter = JobFilter {
         limit: Some(LISTED),
         ..JobFilter::default()
@@ -35,9 +41,7 @@ pub(super) async fn job_list(State(app): State<App>) -> Answer<Json<Vec<JobView>
     Ok(Json(jobs.into_iter().map(view::job).collect()))
 }
 
-/// Every kind of job there is, with its steps.
-#[utoipa::path(get, path = "/v1/job-kinds", responses((status = 200, body = Vec<JobKindView>)))]
-pub(super) async fn job_kinds(State(app): State<App>) -> Json<Vec<JobKindView>> {
+async fn job_kinds(State(app): State<App>) -> Json<Vec<JobKindView>> {
     let step = |step: fleetward_jobs::StepInfo| StepKindView {
         name: step.name.to_owned(),
         undoable: step.undoable,
@@ -50,24 +54,12 @@ pub(super) async fn job_kinds(State(app): State<App>) -> Json<Vec<JobKindView>> 
     Json(kinds.collect())
 }
 
-#[utoipa::path(get, path = "/v1/jobs/{job}", params(("job" = String, Path)), responses((status = 200, body = JobView)))]
-pub(super) async fn job_show(
-    State(app): State<App>,
-    Path(job): Path<String>,
-) -> Answer<Json<JobView>> {
+async fn job_show(State(app): State<App>, Path(job): Path<String>) -> Answer<Json<JobView>> {
     let id: JobId = parsed("job's id", &job)?;
     Ok(Json(view::job(app.engine.get(id).await?)))
 }
 
-/// The job as it is, then each time it changes, until it has ended.
-#[utoipa::path(
-    get, path = "/v1/jobs/{job}/events", params(("job" = String, Path)),
-    responses((status = 200, body = JobView, content_type = "application/x-ndjson"))
-)]
-pub(super) async fn job_events(
-    State(app): State<App>,
-    Path(job): Path<String>,
-) -> Answer<Response> {
+async fn job_events(State(app): State<App>, Path(job): Path<String>) -> Answer<Response> {
     let id: JobId = parsed("job's id", &job)?;
     let updates = app.engine.watch(id).await?;
     let lines = stream::unfold(updates, |mut updates| async move {
@@ -90,9 +82,7 @@ pub(super) async fn job_events(
     Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response())
 }
 
-/// Asks the job to stop and take back what it did.
-#[utoipa::path(post, path = "/v1/jobs/{job}/cancel", params(("job" = String, Path)), responses((status = 202)))]
-pub(super) async fn job_cancel(
+async fn job_cancel(
     State(app): State<App>,
     peer: Peer,
     Path(job): Path<String>,

@@ -12,8 +12,11 @@ use http::header;
 use std::fmt::Write;
 use time::OffsetDateTime;
 
-#[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain", body = String, description = "Prometheus' text format")))]
-pub(super) async fn metrics(State(app): State<App>) -> Response {
+serves! {
+    FleetMetrics => metrics,
+}
+
+async fn metrics(State(app): State<App>) -> Response {
     let text = render(&app.world, OffsetDateTime::now_utc());
     (
         [(

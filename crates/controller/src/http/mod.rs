@@ -1,8 +1,20 @@
-//! The API: one router, built from the one list of endpoints.
+//! The API: one router, made of every verb that is declared in `fleetward_api::verbs`. Each module answers some of them,
+//! and says which at its top.
 //!
 //! ```text
-//!   request ─► log ─► guard (role of the endpoint; before the body is read) ─► handler ─► JSON, or a Failure
+//!   request ─► log ─► guard (the verb's role; before the body is read) ─► handler ─► JSON, or a Failure
 //! ```
+
+/// Says which function answers a verb.
+macro_rules! serves {
+    ($($verb:ident => $handler:path),* $(,)?) => {
+        $(impl crate::http::Served for fleetward_api::verbs::$verb {
+            fn handler() -> axum::routing::MethodRouter<crate::app::App> {
+                axum::routing::on(crate::http::method::<Self>(), $handler)
+            }
+        })*
+    };
+}
 
 mod audit;
 mod body;
@@ -30,8 +42,10 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{self, MethodRouter};
-use fleetward_api::controller::{Access, ENDPOINTS, Endpoint, Role};
+use axum::routing::{MethodFilter, MethodRouter};
+use fleetward_api::controller::Role;
+use fleetward_api::each_verb;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_link::Peer;
 use fleetward_model::{ErrorCode, Failure};
 use http::header::HeaderName;
@@ -39,80 +53,37 @@ use http::{HeaderValue, Method, StatusCode};
 use std::time::Instant;
 use uuid::Uuid;
 
-/// Every endpoint behind its guard.
+/// A verb that is answered here.
+trait Served: Verb {
+    fn handler() -> MethodRouter<App>;
+}
+
+/// Every verb behind its guard. One that nobody serves does not compile.
 pub(crate) fn router(app: App) -> Router {
-    let mut router = Router::new();
-    for endpoint in ENDPOINTS {
-        let guarded =
-            handler(endpoint).layer(middleware::from_fn_with_state(endpoint.access, guard));
-        router = router.route(endpoint.path, guarded);
+    macro_rules! routes {
+        ($($verb:ident)*) => { Router::new()$(.merge(route::<verbs::$verb>()))* };
     }
-    router
+    each_verb!(routes)
         .fallback(nowhere)
         .method_not_allowed_fallback(other_method)
         .layer(middleware::from_fn(log))
         .with_state(app)
 }
 
-/// The handler of an endpoint of the list.
-///
-/// # Panics
-/// On an endpoint without one: a mistake in the program, found by the first test that builds a router.
-fn handler(endpoint: &Endpoint) -> MethodRouter<App> {
-    use routing::{delete, get, post, put};
-    match (endpoint.method, endpoint.path) {
-        ("GET", "/v1/status") => get(fleet::status),
-        ("GET", "/v1/openapi.json") => get(openapi::openapi),
-        ("POST", "/v1/join") => post(fleet::join),
-        ("GET", "/v1/hosts") => get(hosts::host_list),
-        ("GET", "/v1/hosts/{host}") => get(hosts::host_show),
-        ("DELETE", "/v1/hosts/{host}") => delete(hosts::host_remove),
-        ("POST", "/v1/hosts/{host}/drain") => post(hosts::host_drain),
-        ("POST", "/v1/hosts/{host}/resume") => post(hosts::host_resume),
-        ("POST", "/v1/host-tokens") => post(fleet::host_token),
-        ("POST", "/v1/admins") => post(fleet::admin),
-        ("GET", "/v1/images") => get(images::image_list),
-        ("PUT", "/v1/images/{image}") => put(images::image_import),
-        ("DELETE", "/v1/images/{image}") => delete(images::image_delete),
-        ("GET", "/v1/vms") => get(vms::vm_list),
-        ("POST", "/v1/vms") => post(vms::vm_create),
-        ("GET", "/v1/vms/{vm}") => get(vms::vm_show),
-        ("DELETE", "/v1/vms/{vm}") => delete(vms::vm_delete),
-        ("POST", "/v1/vms/{vm}/start") => post(vms::vm_start),
-        ("POST", "/v1/vms/{vm}/stop") => post(vms::vm_stop),
-        ("POST", "/v1/vms/{vm}/migrate") => post(vms::vm_migrate),
-        ("POST", "/v1/vms/{vm}/tpm/enable") => post(tpm::tpm_enable),
-        ("POST", "/v1/vms/{vm}/tpm/disable") => post(tpm::tpm_disable),
-        ("POST", "/v1/vms/{vm}/tpm/restore") => post(tpm::tpm_restore),
-        ("POST", "/v1/vms/{vm}/tpm/roll") => post(tpm::tpm_roll),
-        ("GET", "/v1/vms/{vm}/tpm/history") => get(tpm::tpm_history),
-        ("POST", "/v1/vms/{vm}/clone") => post(copies::vm_clone),
-        ("POST", "/v1/vms/{vm}/recover") => post(recover::vm_recover),
-        ("GET", "/v1/templates") => get(copies::template_list),
-        ("POST", "/v1/templates") => post(copies::template_create),
-        ("GET", "/v1/templates/{template}") => get(copies::template_show),
-        ("DELETE", "/v1/templates/{template}") => delete(copies::template_delete),
-        ("GET", "/v1/vms/{vm}/console") => get(console::vm_console),
-        ("GET", "/v1/check") => get(vms::check),
-        ("GET", "/v1/job-kinds") => get(jobs::job_kinds),
-        ("GET", "/v1/jobs") => get(jobs::job_list),
-        ("GET", "/v1/jobs/{job}") => get(jobs::job_show),
-        ("GET", "/v1/jobs/{job}/events") => get(jobs::job_events),
-        ("POST", "/v1/jobs/{job}/cancel") => post(jobs::job_cancel),
-        ("GET", "/v1/guardians") => get(guardians::guardian_list),
-        ("GET", "/v1/guardians/{guardian}") => get(guardians::guardian_show),
-        ("POST", "/v1/guardian-grants") => post(grants::guardian_grant),
-        ("POST", "/v1/guardian-revocations") => post(grants::guardian_revoke),
-        ("POST", "/v1/guardian-rotations") => post(grants::guardian_rotate),
-        ("GET", "/metrics") => get(metrics::metrics),
-        ("GET", "/v1/audit") => get(audit::audit_list),
-        ("GET", "/v1/audit/verify") => get(audit::audit_verify),
-        ("POST", "/v1/rebuild") => post(fleet::rebuild),
-        (method, path) => panic!("no handler for {method} {path}"),
-    }
+fn route<V: Served>() -> Router<App> {
+    let guarded = V::handler().layer(middleware::from_fn_with_state(V::ACCESS, guard));
+    Router::new().route(V::PATH, guarded)
 }
 
-/// Lets through who may use the endpoint.
+/// # Panics
+/// On a method that routers do not know: a mistake in the program, found by the first test that builds one.
+fn method<V: Verb>() -> MethodFilter {
+    let method = V::METHOD.parse::<Method>();
+    let filter = method.ok().and_then(|method| method.try_into().ok());
+    filter.expect("verbs have methods that there are")
+}
+
+/// Lets through who may use the verb.
 async fn guard(State(access): State<Access>, peer: Peer, request: Request, next: Next) -> Response {
     match access {
         Access::JoinToken => next.run(request).await,

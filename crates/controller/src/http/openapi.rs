@@ -1,15 +1,17 @@
-//! The API's description, generated from the handlers; `docs/openapi.json` is a copy that a test compares.
+//! The API's description, put together from the declarations of all verbs; `docs/openapi.json` is a copy that a test
+//! compares.
 
-use super::{
-    audit, console, copies, fleet, grants, guardians, hosts, images, jobs, metrics, recover, tpm,
-    vms,
-};
 use axum::Json;
-use fleetward_api::controller::{Access, ENDPOINTS};
+use fleetward_api::each_verb;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_model::Failure;
 use serde_json::{Value, json};
 use std::sync::LazyLock;
 use utoipa::OpenApi;
+
+serves! {
+    ApiDescription => description,
+}
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,63 +19,13 @@ use utoipa::OpenApi;
         title = "Fleetward controller",
         description = "Virtual machines with TPMs across a fleet of hosts. Errors are a `Failure` with a stable `code`."
     ),
-    paths(
-        fleet::status,
-        fleet::join,
-        fleet::host_token,
-        fleet::admin,
-        fleet::rebuild,
-        openapi,
-        hosts::host_list,
-        hosts::host_show,
-        hosts::host_remove,
-        hosts::host_drain,
-        hosts::host_resume,
-        images::image_list,
-        images::image_import,
-        images::image_delete,
-        vms::vm_list,
-        vms::vm_create,
-        vms::vm_show,
-        vms::vm_delete,
-        vms::vm_start,
-        vms::vm_stop,
-        vms::vm_migrate,
-        vms::check,
-        tpm::tpm_enable,
-        tpm::tpm_disable,
-        tpm::tpm_restore,
-        tpm::tpm_roll,
-        tpm::tpm_history,
-        copies::vm_clone,
-        recover::vm_recover,
-        copies::template_list,
-        copies::template_create,
-        copies::template_show,
-        copies::template_delete,
-        console::vm_console,
-        jobs::job_kinds,
-        jobs::job_list,
-        jobs::job_show,
-        jobs::job_events,
-        jobs::job_cancel,
-        guardians::guardian_list,
-        grants::guardian_grant,
-        grants::guardian_revoke,
-        grants::guardian_rotate,
-        metrics::metrics,
-        guardians::guardian_show,
-        audit::audit_list,
-        audit::audit_verify,
-    ),
     components(schemas(Failure))
 )]
-struct Description;
+struct Frame;
 
 static DESCRIPTION: LazyLock<Value> = LazyLock::new(describe);
 
-#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "This description.")))]
-pub(super) async fn openapi() -> Json<&'static Value> {
+async fn description() -> Json<&'static Value> {
     Json(&DESCRIPTION)
 }
 
@@ -84,25 +36,39 @@ pub fn openapi_json() -> String {
     text
 }
 
-/// What is generated, and what holds for every endpoint: who may call it, and how it fails.
 fn describe() -> Value {
-    let mut description =
-        serde_json::to_value(Description::openapi()).expect("the description is JSON");
-    for endpoint in ENDPOINTS {
-        let method = endpoint.method.to_ascii_lowercase();
-        let Some(operation) = description["paths"][endpoint.path].get_mut(&method) else {
-            continue; // a test says so
-        };
-        operation["x-fleetward-access"] = match endpoint.access {
-            Access::JoinToken => json!("join-token"),
-            Access::Role(role) => json!(role.as_str()),
-        };
-        operation["responses"]["default"] = json!({
-            "description": "Refused or failed; the status follows from the code's class.",
-            "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Failure" } } }
-        });
+    let mut whole = Frame::openapi();
+    macro_rules! add_all {
+        ($($verb:ident)*) => { $(add::<verbs::$verb>(&mut whole);)* };
     }
-    description
+    each_verb!(add_all);
+    let mut whole = serde_json::to_value(whole).expect("the description is JSON");
+    for endpoint in verbs::ENDPOINTS {
+        let method = endpoint.method.to_ascii_lowercase();
+        add_common(&mut whole["paths"][endpoint.path][method], endpoint.access);
+    }
+    whole
+}
+
+fn add<V: Verb>(whole: &mut utoipa::openapi::OpenApi) {
+    let mut described = V::describe();
+    described.operation.tags = Some(vec![V::TAG.to_owned()]);
+    let paths = &mut whole.paths;
+    paths.add_path_operation(V::PATH, described.methods, described.operation);
+    let components = whole.components.get_or_insert_default();
+    components.schemas.extend(described.schemas);
+}
+
+/// What holds for every verb: who may call it, and how it fails.
+fn add_common(operation: &mut Value, access: Access) {
+    operation["x-fleetward-access"] = match access {
+        Access::JoinToken => json!("join-token"),
+        Access::Role(role) => json!(role.as_str()),
+    };
+    operation["responses"]["default"] = json!({
+        "description": "Refused or failed; the status follows from the code's class.",
+        "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Failure" } } }
+    });
 }
 
 #[cfg(test)]
@@ -111,16 +77,26 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn the_description_has_exactly_the_endpoints_of_the_list() {
-        let mut described = BTreeSet::new();
-        for (path, item) in DESCRIPTION["paths"].as_object().expect("paths") {
-            for method in item.as_object().expect("methods").keys() {
-                described.insert((method.to_ascii_uppercase(), path.clone()));
+    fn every_verb_is_described_under_its_own_method_path_and_operation() {
+        let mut operations = BTreeSet::new();
+        let mut methods = 0;
+        for item in DESCRIPTION["paths"].as_object().expect("paths").values() {
+            for operation in item.as_object().expect("methods").values() {
+                methods += 1;
+                let id = operation["operationId"].as_str().expect("an operationId");
+                assert!(operations.insert(id.to_owned()), "{id} is there twice");
             }
         }
-        let listed = ENDPOINTS
-            .iter()
-            .map(|e| (e.method.to_owned(), e.path.to_owned()));
-        assert_eq!(described, listed.collect());
+        assert_eq!(methods, verbs::ENDPOINTS.len());
+    }
+
+    #[test]
+    fn every_schema_that_is_referred_to_is_there() {
+        let text = DESCRIPTION.to_string();
+        let known = &DESCRIPTION["components"]["schemas"];
+        for reference in text.split("\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().expect("a name");
+            assert!(known.get(name).is_some(), "there is no schema {name}");
+        }
     }
 }

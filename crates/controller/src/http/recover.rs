@@ -9,7 +9,7 @@ use crate::world::{HostFactsNow, World};
 use axum::extract::{Path, State};
 use axum::response::Response;
 use fleetward_api::agent::{CanOpen, Question};
-use fleetward_api::controller::{Accepted, RecoverRequest};
+use fleetward_api::controller::RecoverRequest;
 use fleetward_api::tpm::TpmVersion;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
@@ -20,13 +20,11 @@ use fleetward_protector::KeyProtector;
 use std::sync::Arc;
 use time::format_description::well_known::Rfc3339;
 
-/// Rebuilds a VM of a lost host on another one: its TPM and UEFI variables from the controller's copy, its disks as they lie
-/// in their pools there. When the lost host comes back, its own copy of the VM is ended; that one's disks stay.
-#[utoipa::path(
-    post, path = "/v1/vms/{vm}/recover", params(("vm" = String, Path, description = "name or id")),
-    request_body = RecoverRequest, responses((status = 202, body = Accepted))
-)]
-pub(super) async fn vm_recover(
+serves! {
+    VmRecover => vm_recover,
+}
+
+async fn vm_recover(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,

@@ -8,7 +8,7 @@ use crate::work::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use fleetward_api::controller::{Accepted, TpmRequest};
+use fleetward_api::controller::TpmRequest;
 use fleetward_api::tpm::TpmVersion;
 use fleetward_jobs::JobKind;
 use fleetward_link::Peer;
@@ -16,12 +16,15 @@ use fleetward_model::vm::{VmObserved, VmState};
 use fleetward_model::{ErrorCode, Failure, Names};
 use std::sync::Arc;
 
-/// Makes a new TPM for a VM that has none. What a former TPM of the VM had sealed stays closed: `restore` brings that one back.
-#[utoipa::path(
-    post, path = "/v1/vms/{vm}/tpm/enable", params(("vm" = String, Path, description = "name or id")), request_body = TpmRequest,
-    responses((status = 202, body = Accepted), (status = 200, body = Accepted, description = "it is on already"))
-)]
-pub(super) async fn tpm_enable(
+serves! {
+    TpmEnable => tpm_enable,
+    TpmDisable => tpm_disable,
+    TpmRestore => tpm_restore,
+    TpmRoll => tpm_roll,
+    TpmHistory => tpm_history,
+}
+
+async fn tpm_enable(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
@@ -36,12 +39,7 @@ pub(super) async fn tpm_enable(
     submit::<TpmEnable>(&app, &vm, &peer, &input).await
 }
 
-/// Takes the TPM from a VM; it stays in the history.
-#[utoipa::path(
-    post, path = "/v1/vms/{vm}/tpm/disable", params(("vm" = String, Path, description = "name or id")), request_body = TpmRequest,
-    responses((status = 202, body = Accepted), (status = 200, body = Accepted, description = "it is off already"))
-)]
-pub(super) async fn tpm_disable(
+async fn tpm_disable(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
@@ -56,12 +54,7 @@ pub(super) async fn tpm_disable(
     submit::<TpmDisable>(&app, &vm, &peer, &input).await
 }
 
-/// Brings back a version of the history; what is there now is kept first.
-#[utoipa::path(
-    post, path = "/v1/vms/{vm}/tpm/restore", params(("vm" = String, Path, description = "name or id")), request_body = TpmRequest,
-    responses((status = 202, body = Accepted))
-)]
-pub(super) async fn tpm_restore(
+async fn tpm_restore(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
@@ -101,12 +94,7 @@ pub(super) async fn tpm_restore(
     submit::<TpmRestore>(&app, &vm, &peer, &input).await
 }
 
-/// Encrypts the TPM under a new key, for the guardians that have the old one.
-#[utoipa::path(
-    post, path = "/v1/vms/{vm}/tpm/roll", params(("vm" = String, Path, description = "name or id")), request_body = TpmRequest,
-    responses((status = 202, body = Accepted))
-)]
-pub(super) async fn tpm_roll(
+async fn tpm_roll(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
@@ -127,12 +115,7 @@ pub(super) async fn tpm_roll(
     submit::<TpmRoll>(&app, &vm, &peer, &input).await
 }
 
-/// The kept versions of a VM's TPM, oldest first.
-#[utoipa::path(
-    get, path = "/v1/vms/{vm}/tpm/history", params(("vm" = String, Path, description = "name or id")),
-    responses((status = 200, body = Vec<TpmVersion>))
-)]
-pub(super) async fn tpm_history(
+async fn tpm_history(
     State(app): State<App>,
     Path(vm): Path<String>,
 ) -> Answer<Json<Vec<TpmVersion>>> {

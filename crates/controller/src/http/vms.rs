@@ -24,16 +24,18 @@ use fleetward_model::{ErrorCode, Failure, HostName, JobId, Names};
 use http::StatusCode;
 use std::sync::Arc;
 
-#[utoipa::path(
-    get, path = "/v1/vms",
-    params(
-        ("host" = Option<String>, Query),
-        ("label" = Option<String>, Query, description = "key=value"),
-        ("tpm" = Option<bool>, Query),
-    ),
-    responses((status = 200, body = Vec<VmView>))
-)]
-pub(super) async fn vm_list(
+serves! {
+    VmList => vm_list,
+    VmShow => vm_show,
+    VmCreate => vm_create,
+    VmDelete => vm_delete,
+    VmStart => vm_start,
+    VmStop => vm_stop,
+    VmMigrate => vm_migrate,
+    FleetCheck => check,
+}
+
+async fn vm_list(
     State(app): State<App>,
     Params(query): Params<VmQuery>,
 ) -> Answer<Json<Vec<VmView>>> {
@@ -58,17 +60,12 @@ pub(super) async fn vm_list(
     Ok(Json(shown.collect()))
 }
 
-#[utoipa::path(get, path = "/v1/vms/{vm}", params(("vm" = String, Path, description = "name or id")), responses((status = 200, body = VmView)))]
-pub(super) async fn vm_show(
-    State(app): State<App>,
-    Path(vm): Path<String>,
-) -> Answer<Json<VmView>> {
+async fn vm_show(State(app): State<App>, Path(vm): Path<String>) -> Answer<Json<VmView>> {
     let vm = app.world.inventory.find(&vm)?;
     Ok(Json(view::vm(&app.world, &vm)))
 }
 
-#[utoipa::path(post, path = "/v1/vms", request_body = VmCreateRequest, responses((status = 202, body = Accepted)))]
-pub(super) async fn vm_create(
+async fn vm_create(
     State(app): State<App>,
     peer: Peer,
     Body(request): Body<VmCreateRequest>,
@@ -91,12 +88,7 @@ pub(super) async fn vm_create(
     }
 }
 
-#[utoipa::path(
-    delete, path = "/v1/vms/{vm}",
-    params(("vm" = String, Path, description = "name or id"), ("keep_tpm_state" = Option<bool>, Query)),
-    responses((status = 202, body = Accepted))
-)]
-pub(super) async fn vm_delete(
+async fn vm_delete(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
@@ -121,12 +113,7 @@ pub(super) async fn vm_delete(
     submit::<VmDelete>(&app, &vm, &peer, &input).await
 }
 
-#[utoipa::path(post, path = "/v1/vms/{vm}/start", params(("vm" = String, Path, description = "name or id")), responses((status = 202, body = Accepted), (status = 200, body = Accepted, description = "it runs already")))]
-pub(super) async fn vm_start(
-    State(app): State<App>,
-    peer: Peer,
-    Path(vm): Path<String>,
-) -> Answer<Response> {
+async fn vm_start(State(app): State<App>, peer: Peer, Path(vm): Path<String>) -> Answer<Response> {
     let vm = app.world.inventory.find(&vm)?;
     if let Some(done) = decide(&app, &vm, Request::Start).await? {
         return Ok(done);
@@ -140,11 +127,7 @@ pub(super) async fn vm_start(
     submit::<VmStart>(&app, &vm, &peer, &input).await
 }
 
-#[utoipa::path(
-    post, path = "/v1/vms/{vm}/stop", params(("vm" = String, Path, description = "name or id")), request_body = StopRequest,
-    responses((status = 202, body = Accepted), (status = 200, body = Accepted, description = "it is stopped already"))
-)]
-pub(super) async fn vm_stop(
+async fn vm_stop(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
@@ -171,12 +154,7 @@ pub(super) async fn vm_stop(
     submit::<VmStop>(&app, &vm, &peer, &input).await
 }
 
-/// Refused with every finding when something speaks against it; nothing has happened then.
-#[utoipa::path(
-    post, path = "/v1/vms/{vm}/migrate", params(("vm" = String, Path, description = "name or id")),
-    request_body = MigrateRequest, responses((status = 202, body = Accepted))
-)]
-pub(super) async fn vm_migrate(
+async fn vm_migrate(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
@@ -215,17 +193,7 @@ pub(super) async fn vm_migrate(
     }
 }
 
-/// Whether VMs can move to hosts; on its own host, whether a VM can start. Without arguments all VMs against all hosts.
-#[utoipa::path(
-    get, path = "/v1/check",
-    params(
-        ("vm" = Option<String>, Query),
-        ("to" = Option<String>, Query),
-        ("offline" = Option<bool>, Query, description = "check a move of the stopped VM"),
-    ),
-    responses((status = 200, body = Vec<CheckView>))
-)]
-pub(super) async fn check(
+async fn check(
     State(app): State<App>,
     Params(query): Params<CheckQuery>,
 ) -> Answer<Json<Vec<CheckView>>> {

@@ -1,0 +1,10 @@
+use crate::verbs::verb;
+
+verb! {
+    /// This description of the API.
+    ApiDescription = get "/v1/openapi.json" (),
+    operation: "openapi" in "openapi",
+    access: Viewer,
+    request: none,
+    answer: document { 200 = "This description." },
+}

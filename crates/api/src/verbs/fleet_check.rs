@@ -1,0 +1,12 @@
+use crate::controller::{CheckQuery, CheckView};
+use crate::verbs::verb;
+
+verb! {
+    /// Whether VMs can move to hosts; on its own host, whether a VM can start. Without arguments all VMs against all hosts.
+    FleetCheck = get "/v1/check" (),
+    operation: "check" in "vms",
+    access: Viewer,
+    request: query(CheckQuery),
+    answer: list(CheckView) { 200 },
+    patience: long,
+}

@@ -1,0 +1,11 @@
+use crate::controller::GuardianView;
+use crate::verbs::verb;
+
+verb! {
+    /// Every certificate of every guardian.
+    GuardianList = get "/v1/guardians" (),
+    operation: "guardian_list" in "guardians",
+    access: Viewer,
+    request: none,
+    answer: list(GuardianView) { 200 },
+}

@@ -1,0 +1,11 @@
+use crate::controller::Accepted;
+use crate::verbs::verb;
+
+verb! {
+    /// From now on the host takes no VMs; a job moves those it has.
+    HostDrain = post "/v1/hosts/{host}/drain" ("host"),
+    operation: "host_drain" in "hosts",
+    access: Operator,
+    request: none,
+    answer: json(Accepted) { 202 },
+}

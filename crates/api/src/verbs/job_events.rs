@@ -1,0 +1,11 @@
+use crate::controller::JobView;
+use crate::verbs::verb;
+
+verb! {
+    /// The job as it is, then each time it changes, until it has ended.
+    JobEvents = get "/v1/jobs/{job}/events" ("job"),
+    operation: "job_events" in "jobs",
+    access: Viewer,
+    request: none,
+    answer: lines(JobView) { 200 },
+}

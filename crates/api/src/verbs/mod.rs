@@ -1,0 +1,171 @@
+//! Every verb of the controller's API: one module, one declaration each.
+//!
+//! ```text
+//!                         ┌─► the route and its guard           controller: `http`
+//!   verb! { VmStop = ...} ┼─► the operation in `docs/openapi.json`
+//!                         ├─► the typed call                    command line: `Controller::call::<VmStop>`
+//!                         └─► [`ENDPOINTS`], which tests walk
+//! ```
+//!
+//! The list at the end of this file is the only one. A verb without a handler does not compile, and neither does a handler
+//! without a verb. Refuses to know what a verb does.
+
+mod declare;
+mod uri;
+
+use crate::controller::Role;
+use declare::verb;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use utoipa::openapi::path::{HttpMethod, Operation};
+use utoipa::openapi::{RefOr, Schema};
+
+pub use uri::uri;
+
+/// Who may call a verb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Role(Role),
+    /// A join token in the body instead of a certificate.
+    JoinToken,
+}
+
+/// How a request travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carried {
+    /// There is nothing to carry.
+    Nowhere,
+    Query,
+    /// A JSON body.
+    Body,
+    /// In the query, beside a body of plain bytes.
+    Upload,
+}
+
+/// What an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// One JSON value.
+    Json,
+    /// One JSON value a line, as they come.
+    Lines,
+    Text,
+    Nothing,
+    WebSocket,
+}
+
+/// One endpoint: a method on a path, who may use it, and what is said there. Made by `verb!`.
+pub trait Verb {
+    /// `GET`, `POST`, ...
+    const METHOD: &'static str;
+    /// With its parameters in braces: `/v1/vms/{vm}`.
+    const PATH: &'static str;
+    /// Its `operationId`.
+    const OPERATION: &'static str;
+    /// Under which it is listed in the description.
+    const TAG: &'static str;
+    const ACCESS: Access;
+    const CARRIED: Carried;
+    const FORM: Form;
+    /// Whether the answer takes longer than others: it waits for all hosts.
+    const LONG: bool;
+
+    /// Values for the path's parameters, in their order.
+    type Path<'a>: AsRef<[&'a str]>;
+    type Request: Serialize + DeserializeOwned;
+    /// One line, where there are several.
+    type Answer: Serialize + DeserializeOwned;
+
+    fn describe() -> Description;
+}
+
+/// A verb in the words of OpenAPI.
+pub struct Description {
+    pub methods: Vec<HttpMethod>,
+    pub operation: Operation,
+    /// What the operation refers to.
+    pub schemas: Vec<(String, RefOr<Schema>)>,
+}
+
+/// What is the same for verbs of every type.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint {
+    pub method: &'static str,
+    pub path: &'static str,
+    pub access: Access,
+}
+
+impl Endpoint {
+    const fn of<V: Verb>() -> Self {
+        Self {
+            method: V::METHOD,
+            path: V::PATH,
+            access: V::ACCESS,
+        }
+    }
+}
+
+macro_rules! verbs {
+    ($($module:ident::$verb:ident,)*) => {
+        $(mod $module; pub use $module::$verb;)*
+
+        /// Every endpoint of the controller.
+        pub const ENDPOINTS: &[Endpoint] = &[$(Endpoint::of::<$verb>()),*];
+
+        /// Gives the names of all verbs to the macro `with`.
+        #[macro_export]
+        macro_rules! each_verb {
+            ($with:ident) => { $with! { $($verb)* } };
+        }
+    };
+}
+
+verbs! {
+    fleet_status::FleetStatus,
+    api_description::ApiDescription,
+    host_list::HostList,
+    host_show::HostShow,
+    host_remove::HostRemove,
+    host_drain::HostDrain,
+    host_resume::HostResume,
+    host_invite::HostInvite,
+    admin_certify::AdminCertify,
+    image_list::ImageList,
+    image_import::ImageImport,
+    image_delete::ImageDelete,
+    vm_list::VmList,
+    vm_create::VmCreate,
+    vm_show::VmShow,
+    vm_delete::VmDelete,
+    vm_start::VmStart,
+    vm_stop::VmStop,
+    vm_migrate::VmMigrate,
+    tpm_enable::TpmEnable,
+    tpm_disable::TpmDisable,
+    tpm_restore::TpmRestore,
+    tpm_roll::TpmRoll,
+    tpm_history::TpmHistory,
+    vm_clone::VmClone,
+    vm_recover::VmRecover,
+    template_list::TemplateList,
+    template_create::TemplateCreate,
+    template_show::TemplateShow,
+    template_delete::TemplateDelete,
+    vm_console::VmConsole,
+    fleet_check::FleetCheck,
+    job_kind_list::JobKindList,
+    job_list::JobList,
+    job_show::JobShow,
+    job_events::JobEvents,
+    job_cancel::JobCancel,
+    guardian_list::GuardianList,
+    guardian_show::GuardianShow,
+    guardian_grant::GuardianGrant,
+    guardian_revoke::GuardianRevoke,
+    guardian_rotate::GuardianRotate,
+    fleet_metrics::FleetMetrics,
+    audit_list::AuditList,
+    audit_verify::AuditVerify,
+    fleet_rebuild::FleetRebuild,
+    host_join::HostJoin,
+}

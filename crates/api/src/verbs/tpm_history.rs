@@ -1,0 +1,11 @@
+use crate::tpm::TpmVersion;
+use crate::verbs::verb;
+
+verb! {
+    /// The kept versions of a VM's TPM, oldest first.
+    TpmHistory = get "/v1/vms/{vm}/tpm/history" ("vm" = "name or id"),
+    operation: "tpm_history" in "tpm",
+    access: Viewer,
+    request: none,
+    answer: list(TpmVersion) { 200 },
+}

@@ -1,0 +1,11 @@
+use crate::controller::{VmQuery, VmView};
+use crate::verbs::verb;
+
+verb! {
+    /// VMs, by name.
+    VmList = get "/v1/vms" (),
+    operation: "vm_list" in "vms",
+    access: Viewer,
+    request: query(VmQuery),
+    answer: list(VmView) { 200 },
+}

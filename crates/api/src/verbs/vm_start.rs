@@ -1,0 +1,11 @@
+use crate::controller::Accepted;
+use crate::verbs::verb;
+
+verb! {
+    /// Starts a VM.
+    VmStart = post "/v1/vms/{vm}/start" ("vm" = "name or id"),
+    operation: "vm_start" in "vms",
+    access: Operator,
+    request: none,
+    answer: json(Accepted) { 202, 200 = "it runs already" },
+}
