@@ -1,7 +1,8 @@
-//! Tunnels from other hosts: what the source of a migration may reach here, and for how long.
+//! Tunnels from other hosts: which channels the source of a migration may use on this host, and for how long.
 //!
-//! A tunnel is let in only from the host an arrival was announced for, only in the name of that arrival's job, and only
-//! while `transit.json` says that the copy here is incoming. Committing or abandoning the arrival ends its tunnels.
+//! A tunnel is accepted only from the host for which an arrival was announced, only for that arrival's job, and only
+//! while `transit.json` says that the copy on this host is incoming. The end of the arrival (commit or abandon) closes
+//! its tunnels.
 
 use crate::config::Config;
 use crate::failure::{HypervisorResult, Result, Trouble};
@@ -93,11 +94,11 @@ impl Arrivals {
     }
 }
 
-/// Lets tunnels in.
-pub(crate) struct TunnelDoor(pub(crate) Weak<Host>);
+/// Accepts tunnels for announced arrivals.
+pub(crate) struct ArrivalTunnels(pub(crate) Weak<Host>);
 
 #[async_trait]
-impl TunnelService for TunnelDoor {
+impl TunnelService for ArrivalTunnels {
     async fn serve(&self, tunnel: IncomingTunnel) {
         let Some(host) = self.0.upgrade() else {
             return;
@@ -208,7 +209,7 @@ pub(crate) async fn refuse(tunnel: IncomingTunnel, trouble: &Trouble) {
     }
 }
 
-/// Makes ready for memory: the source says that the VM runs there, so whatever is here of it is not the VM.
+/// Prepares for the memory. The source runs the VM, so a copy on this host is not the VM and is removed.
 async fn arm(host: &Host, vm: VmId, incoming: &Incoming) -> Result<()> {
     if host.operations.is_busy(vm) {
         return Err(Failure::new(ErrorCode::VmBusy, format!("VM {vm}"))

@@ -1,4 +1,4 @@
-//! The host's audit log: one JSON record a line, chained, on the disk before the key is used.
+//! The host's audit log: one JSON record per line, hash-chained, and on the disk before the key is used.
 
 use crate::durable;
 use fleetward_api::agent::AuditHead;

@@ -1,8 +1,9 @@
-//! A VM's TPM as one piece: state, key protector, EK certificate, UEFI variables and definition of one moment.
+//! A bundle: state, key protector, EK certificate, UEFI variables and definition of a VM's TPM at one moment.
 //!
-//! swtpm replaces its state by a rename, so a reader gets the old file or the new one, never half of one; the header's
-//! length shows what a power cut has shortened. QEMU writes UEFI variables in place, so they are read until two reads
-//! agree. Around both stands the question whether an operation is at work or the definition has changed meanwhile.
+//! swtpm replaces its state by a rename, so a reader gets the old or the new file as a whole; the length in the header
+//! reveals a file that a power cut has shortened. QEMU writes UEFI variables in place, so they are read until two
+//! reads agree. Before and after the reads the code checks that no operation is running and that the definition has
+//! not changed.
 
 use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};

@@ -1,4 +1,4 @@
-//! `agent.toml`: what an administrator sets on a host. Everything has a default but the address others use.
+//! `agent.toml`: the administrator's settings for a host. All have defaults except the address that others use.
 //!
 //! ```toml
 //! advertise = "192.0.2.11:7443"      # where controller and other agents reach this host

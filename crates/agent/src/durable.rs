@@ -1,4 +1,4 @@
-//! Files that are whole or absent after a crash, private unless they must not be.
+//! Atomic file writes: after a crash a file is complete or absent. Files are private unless requested otherwise.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

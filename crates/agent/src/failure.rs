@@ -1,4 +1,4 @@
-//! How what goes wrong on a host becomes a [`Failure`], and whether trying again may help.
+//! Converts errors on a host to a [`Failure`], and says whether a retry may help.
 
 use fleetward_hypervisor::Error as HypervisorError;
 use fleetward_model::{ErrorCode, Failure};

@@ -1,7 +1,7 @@
-//! Fencing: the newest generation each VM has been touched with, kept on the disk before anything is done in its name.
+//! Fencing: the newest generation of requests for each VM, stored on the disk before the request is carried out.
 //!
-//! A request with an older generation comes from a job that a newer one has replaced. Generations outlive their VMs, so
-//! that a late request cannot bring back a VM that was deleted or has moved away.
+//! A request with an older generation comes from a job that a newer one has replaced. Generations are kept after a VM
+//! is deleted or has moved away, so a late request cannot bring it back.
 
 use crate::durable;
 use fleetward_model::{ErrorCode, Failure, VmId};

@@ -1,4 +1,4 @@
-//! What keeps keys that are in memory out of files: no core dumps, no debugger of another user.
+//! Keeps keys in memory out of files: no core dumps, no debugger of another user.
 
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};

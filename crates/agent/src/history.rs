@@ -1,8 +1,9 @@
-//! TPMs that were taken from VMs of this host and are kept: `history/<vm>/<time>/`, each with its state, its key protector
-//! and its EK certificate where there are any.
+//! TPMs that were removed from VMs of this host but are kept: `history/<vm>/<time>/`, each with its state and, if
+//! there are any, its key protector and EK certificate.
 //!
-//! The controller's copy is what commands bring back; this one is the last resort of whoever has only the host. It is
-//! thinned as the controller's is (`model::retention`, with its defaults), and goes with the VM.
+//! Commands restore from the controller's copy; this history is the last resort when only the host is left. The
+//! retention rule is the controller's (`model::retention`, with its defaults), and deleting the VM deletes the
+//! history.
 
 use crate::durable;
 use fleetward_model::VmId;
@@ -41,8 +42,8 @@ pub(crate) fn keep(history: &Path, vm: VmId, kept: &Kept<'_>) -> io::Result<()> 
             durable::write(&directory.join(name), content)?;
         }
     }
-    // That it stays does no harm.
-    if let Err(error) = thin(history, vm, now) {
+    // A version too many does no harm.
+    if let Err(error) = apply_retention(history, vm, now) {
         tracing::warn!(%vm, %error, "old versions stay in the history");
     }
     Ok(())
@@ -57,7 +58,7 @@ fn of(history: &Path, vm: VmId) -> PathBuf {
     history.join(vm.to_string())
 }
 
-fn thin(history: &Path, vm: VmId, now: OffsetDateTime) -> io::Result<()> {
+fn apply_retention(history: &Path, vm: VmId, now: OffsetDateTime) -> io::Result<()> {
     let mut versions = Vec::new();
     for entry in std::fs::read_dir(of(history, vm))? {
         let path = entry?.path();

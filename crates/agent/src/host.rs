@@ -1,4 +1,4 @@
-//! One host: what all operations, answers and tunnels work with. Put together once, at start.
+//! The state of one host that operations, answers and tunnels share. It is built once, at start.
 
 use crate::arrivals::Arrivals;
 use crate::audit::AuditLog;

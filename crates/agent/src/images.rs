@@ -1,4 +1,4 @@
-//! The cache of images: files named by what is in them, whole and checked, or not there.
+//! The cache of images: each file is named after its SHA-256, and is complete and verified.
 
 use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};

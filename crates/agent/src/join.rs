@@ -1,4 +1,4 @@
-//! Joining a fleet: once, with a token, from this host to the controller.
+//! Joining a fleet: once, with a token, by a request from this host to the controller.
 //!
 //! ```text
 //!  not joined ── token fits, controller answers ──► guardian made, files stored, member.json last ──► joined

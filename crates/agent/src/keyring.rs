@@ -1,10 +1,11 @@
-//! The host's guardians with their private keys, and everything that is done with them: open, seal, grant, export.
+//! The host's guardians with their private keys, and all uses of them: open, seal, grant, export.
 //!
-//! A host holds its own guardian, those that were its own before a rotation (retired), and those of other hosts that were
-//! imported. All of them open; only the own one seals and takes over. The store may be changed beside a running agent,
-//! which notices it at the next use.
+//! A host has its own guardian, its retired guardians (from before a rotation), and imported guardians of other hosts.
+//! All of them open; only the own one seals and takes over. Another process may change the store while an agent runs;
+//! the agent reads it again at the next use.
 //!
-//! Keys lie in `guardians/`, readable by root only, and encrypted where there is a key for that: see `sealing`. Every use is on record before it happens.
+//! Keys are in `guardians/`, readable by root only, and encrypted if there is a storage key: see `sealing`. Every use
+//! is recorded in the audit log before it happens.
 
 mod custody;
 mod dependents;

@@ -1,4 +1,4 @@
-//! Where things lie on a host, and nothing else.
+//! The paths of the agent's files.
 //!
 //! ```text
 //! data_dir/ 0711            pools may lie below it, and QEMU must pass through

@@ -1,21 +1,22 @@
-//! The agent: one host's part of a fleet. It owns the host's guardian keys, carries out what the controller asks of the
-//! host's VMs, and moves VMs to and from other hosts.
+//! The agent of one host. It owns the host's guardian keys, carries out the controller's operations on the host's VMs,
+//! and moves VMs to and from other hosts.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`config`], [`layout`] | `agent.toml`; where things lie |
-//! | [`join`], [`membership`] | becoming and being a member of a fleet |
+//! | [`config`], [`layout`] | `agent.toml`; paths |
+//! | [`join`], [`membership`] | joining a fleet; the stored membership |
 //! | [`keyring`], [`audit`] | guardians and every use of their keys |
-//! | `operation` | what is done to VMs, one file per family |
-//! | `fence`, `record` | what this host remembers of a VM besides libvirt's definition |
+//! | `operation` | operations on VMs, one file per family |
+//! | `fence`, `record` | what this host stores of a VM besides libvirt's definition |
 //! | `arrivals`, `transfer` | tunnels from other hosts |
-//! | `bundle` | a VM's TPM as one piece, for the controller's escrow |
-//! | `tpm_watch` | that a guest has changed its TPM |
+//! | `bundle` | a VM's TPM with its key protector as one document, for the controller's escrow |
+//! | `tpm_watch` | detecting that a guest has changed its TPM |
 //! | `observe`, `questions`, `console`, `server` | what the controller sees and asks |
-//! | `pools`, `images`, `tpm_pool` | what VMs are made of |
+//! | `pools`, `images`, `tpm_pool` | directories of volumes, cached images, TPMs made in advance |
 //! | [`run`], [`hardening`] | the running process |
 //!
-//! Refuses to know: the controller's store, other hosts' keys, libvirt (it drives the port of `fleetward-hypervisor`).
+//! The agent does not know the controller's store, other hosts' keys, or libvirt (it uses the traits of
+//! `fleetward-hypervisor`).
 
 mod arrivals;
 pub mod audit;

@@ -1,4 +1,4 @@
-//! This host's place in its fleet, as `join` stored it: name, certificate, pinned authority, EK authority.
+//! The membership of this host in its fleet, as `join` stored it: name, certificate, pinned authority, EK authority.
 //!
 //! `member.json` is written last, so a host has either joined completely or not at all.
 

@@ -1,7 +1,7 @@
-//! What the controller sees of this host: facts every few seconds, VMs as soon as they change.
+//! Reports to the controller: facts every few seconds, VMs as soon as they change.
 //!
-//! One watcher follows the hypervisor's events and looks again at what they name; streams share what it finds. A reader
-//! that falls behind, and everybody after libvirt was away, gets a new snapshot instead of a gap.
+//! One task follows the hypervisor's events and inspects the domains that they name; all streams share its results. A
+//! reader that is too slow gets a new snapshot, and so do all readers after libvirt was away.
 
 use crate::arrivals;
 use crate::failure::{HypervisorResult, Result};
@@ -126,7 +126,7 @@ async fn look(host: &Host, vm: VmId) {
 
 /// Facts are the sign of life too: while libvirt is away the last ones are told again, and that it is away.
 async fn announce_facts(host: &Host, last: &mut Option<HostFacts>) {
-    let told = match facts(host).await {
+    let facts = match facts(host).await {
         Ok(facts) => {
             *last = Some(facts.clone());
             facts
@@ -141,7 +141,7 @@ async fn announce_facts(host: &Host, last: &mut Option<HostFacts>) {
         }
     };
     host.observer.announce(AgentEvent::Facts {
-        facts: Box::new(told),
+        facts: Box::new(facts),
     });
 }
 

@@ -1,7 +1,7 @@
-//! The directories of volumes: which there are, whether two hosts share one, and where a disk's file lies.
+//! The directories of volumes: their list, whether two hosts share one, and the path of a disk's file.
 //!
-//! Each pool's directory holds a marker file with a random id, made by the first agent that sees it. Hosts that report the
-//! same id see the same directory, so a migration between them copies nothing and removes nothing.
+//! Each pool's directory has a marker file with a random id, made by the first agent that uses it. Hosts that report
+//! the same id share the directory, so a migration between them neither copies nor removes disks.
 
 use crate::config::PoolConfig;
 use crate::durable;

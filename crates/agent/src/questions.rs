@@ -1,4 +1,5 @@
-//! What preflight asks beyond facts: could this VM come here, and does its key protector open.
+//! Answers questions of preflight that facts do not answer: whether this VM could come to this host, and whether its
+//! key protector opens.
 
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;

@@ -1,4 +1,4 @@
-//! What this host remembers of one VM beside libvirt's definition: `data_dir/vms/<id>/`.
+//! The files of one VM besides libvirt's definition: `data_dir/vms/<id>/`.
 //!
 //! | file | is there |
 //! |---|---|
@@ -12,8 +12,8 @@
 //! | `copied.json`, `copied.permall`, `copied-*.der` | what a clone or template begins with, until it is defined |
 //! | `committed.json` | after an arrival was committed: by which job |
 //!
-//! `transit.json` is the truth about which copy is the VM: live migration carries the source's metadata along, so the
-//! metadata of an arriving domain cannot tell.
+//! `transit.json` decides which copy is the VM: a live migration carries the source's metadata along, so the metadata
+//! of an arriving domain cannot decide that.
 
 use crate::durable;
 use crate::failure::{Result, Trouble};

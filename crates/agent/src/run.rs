@@ -1,6 +1,6 @@
-//! The agent at work: put together, cleaned up after a crash, served until told to stop.
+//! Runs the agent: builds it, cleans up after a crash, serves until it is told to stop.
 
-use crate::arrivals::TunnelDoor;
+use crate::arrivals::ArrivalTunnels;
 use crate::audit::AuditLog;
 use crate::config::Config;
 use crate::durable;
@@ -86,7 +86,7 @@ impl Agent {
         let server = TlsServer::bind(address, tls)
             .await
             .map_err(|source| RunError::Listen { address, source })?
-            .with_tunnels(Arc::new(TunnelDoor(Arc::downgrade(&host))));
+            .with_tunnels(Arc::new(ArrivalTunnels(Arc::downgrade(&host))));
         Ok(Self {
             server,
             host,

@@ -1,4 +1,4 @@
-//! The agent's HTTP API. Only the controller may call it; what the paths mean stands in [`fleetward_api::agent`].
+//! The agent's HTTP API. Only the controller may call it; [`fleetward_api::agent`] documents the paths.
 
 use crate::failure::Trouble;
 use crate::host::Host;

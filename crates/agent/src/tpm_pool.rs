@@ -1,7 +1,7 @@
-//! TPMs made ahead of time, so that nobody waits for keys to be generated.
+//! A pool of TPMs made in advance, so that a creation does not wait for key generation.
 //!
-//! A ready TPM is a directory: encrypted state, EK certificate, and the TPM key sealed for this host's own guardian under
-//! the directory's id in the place of a VM's. Nothing of it is in the clear, and it becomes a VM's by being renamed.
+//! A ready TPM is a directory: encrypted state, EK certificate, and the TPM key, sealed for this host's own guardian
+//! and bound to the directory's id instead of a VM's. No part is in clear text. It becomes a VM's TPM by a rename.
 //!
 //! ```text
 //!   making-<id>/ ── all three files there ──► <id>/ ── taken ──► vms/<vm>/tpm-staged/

@@ -1,10 +1,10 @@
-//! Sees that swtpm has written a VM's state, and asks for a look at that VM.
+//! Detects that swtpm has written a VM's state, and requests an inspection of that VM.
 //!
 //! ```text
 //!   inotify below the directory of all states ── tpm2-00.permall ──► 1 s ──► look ──► VmChanged with its new SHA-256
 //! ```
-//! Nothing depends on every event arriving: each look, each operation's end and each snapshot tell the SHA-256 too. Where
-//! the kernel has dropped events, all VMs are looked at.
+//! Correctness does not depend on each event: each inspection, each end of an operation and each snapshot reports the
+//! SHA-256 too. If the kernel has dropped events, all VMs are inspected.
 
 use crate::host::Host;
 use fleetward_model::VmId;
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// swtpm writes several times while a guest boots; they are told together.
+/// swtpm writes several times while a guest boots; they are on_event together.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Until the directory exists, or can be watched.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
@@ -74,7 +74,7 @@ pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
 
 fn begin(root: &Path, sender: mpsc::UnboundedSender<Seen>) -> notify::Result<RecommendedWatcher> {
     let below = root.to_owned();
-    let told = move |event: notify::Result<Event>| {
+    let on_event = move |event: notify::Result<Event>| {
         let seen = match event {
             Ok(event) if event.need_rescan() => Some(Seen::Gap),
             Ok(event) => written(&below, &event).map(Seen::Written),
@@ -85,7 +85,7 @@ fn begin(root: &Path, sender: mpsc::UnboundedSender<Seen>) -> notify::Result<Rec
             let _ = sender.send(seen);
         }
     };
-    let mut watcher = RecommendedWatcher::new(told, Config::default())?;
+    let mut watcher = RecommendedWatcher::new(on_event, Config::default())?;
     watcher.watch(root, RecursiveMode::Recursive)?;
     Ok(watcher)
 }

@@ -1,4 +1,4 @@
-//! One file of a stopped VM, from host to host: its data without its holes, checked as a whole.
+//! Sends one file of a stopped VM to another host: its data without holes, with a checksum over the whole file.
 //!
 //! ```text
 //!   source                                           destination

@@ -1,4 +1,4 @@
-//! The agent's API: spoken by the controller over mutual TLS, and by nobody else.
+//! The agent's API. Only the controller calls it, over mutual TLS.
 //!
 //! | method and path | body | answer |
 //! |---|---|---|
@@ -17,8 +17,8 @@
 //! | `GET /v1/audit?after=N` | | list of audit records, oldest first |
 //! | `POST /v1/audit/witness` | [`AuditHead`], or null to ask only | [`AuditHead`] or null |
 //!
-//! An operation runs on when the connection that started it breaks: asking for the same (job, VM, operation) again
-//! attaches to it, or starts it again where a restarted agent has forgotten it. Each operation is safe to repeat.
+//! An operation continues when the connection that started it breaks. A request with the same job, VM and operation
+//! attaches to it, or starts it again if a restarted agent has forgotten it. Each operation can be repeated safely.
 
 pub mod operation;
 

@@ -1,7 +1,8 @@
-//! Wire types and paths of the HTTP APIs: what is said between command line, controller and agents.
+//! Wire types and paths of the HTTP APIs between command line, controller and agents.
 //!
-//! Refuses to know how any service works. Every body is JSON; streams are newline-delimited JSON (`application/x-ndjson`),
-//! one value a line. Errors are a [`fleetward_model::Failure`] with the HTTP status of its code's class.
+//! This crate does not know how a service works. Every body is JSON; streams are newline-delimited JSON
+//! (`application/x-ndjson`), one value per line. Errors are a [`fleetward_model::Failure`] with the HTTP status of its
+//! code's class.
 
 pub mod agent;
 pub mod controller;

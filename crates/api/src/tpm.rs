@@ -1,7 +1,7 @@
-//! A VM's TPM as it travels whole, and the versions of it that the controller keeps.
+//! A VM's TPM as one document, and the versions that the controller keeps.
 //!
-//! Nothing in here can be opened by whoever carries it: the state is encrypted under the TPM key, and the key is in the
-//! key protector, which only guardians open.
+//! A machine that stores or forwards a bundle cannot open it: the state is encrypted under the TPM key, and that key
+//! is in the key protector, which only guardians open.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

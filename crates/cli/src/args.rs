@@ -1,7 +1,7 @@
-//! The command line as one table: every command, option and help text. Completion, man pages and the reference
-//! page are made from it. Knows nothing of what the commands do.
+//! The definition of the command line: every command, option and help text. Completion, man pages and the reference
+//! page are generated from it.
 //!
-//! Arguments parse into the types of the model, so that a name or size that cannot be is a usage error here.
+//! Arguments are parsed into the types of the model, so an invalid name or size is a usage error here.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;

@@ -1,6 +1,6 @@
 //! One request for several VMs: a line as each ends, a summary, and exit code 3 when some failed.
 //!
-//! A single name is the same with less around it: its failure is the command's, with its own exit code.
+//! With a single name there is no summary: its failure is the command's, with its own exit code.
 
 use crate::commands::Context;
 use crate::exit::{Exit, Stop};

@@ -1,6 +1,6 @@
 //! The terminal as a VM's serial console: raw bytes both ways over a WebSocket, until Ctrl-].
 //!
-//! The terminal is put back as it was on every way out.
+//! The terminal's settings are restored on every exit.
 
 use crate::exit::Stop;
 use fleetward_link::client::UpgradedIo;

@@ -1,4 +1,4 @@
-//! How a command ends: exit codes, and what is said on stderr.
+//! The end of a command: exit codes, and messages on stderr.
 
 use crate::messages;
 use fleetward_model::{Failure, JobId};

@@ -1,4 +1,4 @@
-//! Ctrl-C while waiting: one token that everything which waits looks at.
+//! Ctrl-C while waiting: one cancellation token for all waits.
 
 use tokio_util::sync::CancellationToken;
 

@@ -1,7 +1,7 @@
 //! The command line of Fleetward as a library: parse, call the controller's API, print.
 //!
-//! Refuses to know what lies behind the API: no hypervisor, no store, no key. Running the controller itself is the
-//! program's business, which links it; here are only the arguments.
+//! The crate does not know what is behind the API: no hypervisor, no store, no key. The program links the controller
+//! and runs it; this crate has only its arguments.
 //!
 //! | module | owns |
 //! |---|---|

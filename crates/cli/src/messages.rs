@@ -1,8 +1,7 @@
-//! Every sentence of the command line that is neither help (see `args`), nor a table's heading, nor an error from the
-//! controller. One place, so that another language is one more file like this one.
+//! All messages of the command line except help (see `args`), table headings, and errors from the controller. They are
+//! in one place, so that another language needs one more file like this one.
 //!
-//! Functions rather than a message format: the compiler sees to it that each message gets its arguments, and nothing
-//! is looked up while running.
+//! Messages are functions and not format strings, so the compiler checks their arguments.
 
 use fleetward_api::controller::AuditVerdict;
 use fleetward_model::error::Finding;

@@ -1,4 +1,4 @@
-//! Results on stdout: one document, in the form that was asked for. A closed stdout is an error value, never a panic.
+//! Prints results on stdout: one document, in the requested format. A closed stdout is an error value, never a panic.
 
 use crate::args::Format;
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! Pages made from the definitions: completion, man pages, the reference of commands and of error codes.
+//! Generates completion, man pages, and the reference of commands and error codes.
 
 use crate::args::Cli;
 use clap::{Arg, Command, CommandFactory};

@@ -1,4 +1,4 @@
-//! Tables for people: aligned columns, short ids, sizes with units, no frames.
+//! Tables for terminals: aligned columns, short ids, sizes with units, no frames.
 
 use crate::messages;
 use comfy_table::{Cell, CellAlignment, Table, presets};

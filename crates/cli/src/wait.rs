@@ -1,4 +1,4 @@
-//! Following a job to its end, across lost connections and restarts of the controller.
+//! Waits for the end of a job, across lost connections and restarts of the controller.
 
 use crate::controller::Controller;
 use crate::exit::Stop;

@@ -1,7 +1,7 @@
-//! The agents as the controller calls them: one typed client a host, over mutual TLS to exactly that host.
+//! Clients for the agents: one for each host, over mutual TLS to exactly that host.
 //!
-//! An operation runs on in the agent when its stream breaks; the step that wanted it is tried again by the job engine and
-//! attaches to it by asking for the same thing.
+//! An operation continues in the agent when its stream breaks. The job engine then retries the step, which attaches to
+//! the operation by sending the same request.
 
 use crate::fleet::Fleet;
 use crate::hosts::{HostRecord, Hosts};

@@ -1,4 +1,4 @@
-//! The running controller: the world, the job engine, and the tasks around them.
+//! The running controller: its state, the job engine, and the background tasks.
 
 use crate::agents::Agents;
 use crate::audit::{Act, Audit};

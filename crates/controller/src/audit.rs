@@ -1,10 +1,12 @@
-//! The audit trail: the hosts' records, copied and checked as they come, and the controller's own.
+//! The audit log: the controller's own records, and verified copies of the hosts' records.
 //!
-//! Records are kept one a key (`audit/<host>/<seq>`). A host whose records do not follow from those already read is marked
-//! (`audit-break/<host>`), shown as a warning, and its further records are not taken: the copy here is the evidence.
+//! Each record has its own key in the store (`audit/<host>/<seq>`). A host whose records do not follow from the stored
+//! ones is marked (`audit-break/<host>`) and shown with a warning, and its further records are refused: the stored
+//! copy is the evidence.
 //!
-//! Cutting off the end of a chain leaves it whole. So everybody remembers somebody else's end: the controller the hosts', by
-//! its copies, and the hosts the controller's, which shows it to them (`witness`).
+//! A chain whose end is cut off is still a valid chain. So each side stores the other's last position: the controller
+//! has copies of the hosts' records, and the hosts store the position of the controller's chain, which it sends them
+//! (`witness`).
 
 use fleetward_api::agent::AuditHead;
 use fleetward_api::controller::{AuditBreakView, AuditVerdict};

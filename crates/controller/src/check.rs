@@ -1,4 +1,4 @@
-//! Preflight, the asking half: collects what the pure rules of `model::preflight` look at.
+//! Collects the facts for the pure rules of `model::preflight`.
 
 use crate::world::{HostFactsNow, World};
 use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, VmDetail};

@@ -1,4 +1,5 @@
-//! From a request for a VM to what the creation job needs: sizes resolved by the profile, images found, names made.
+//! Turns a request for a VM into the input of the job `vm-create`: resolves sizes with the profile, finds images,
+//! chooses names.
 
 use crate::hosts::Hosts;
 use crate::images::Images;

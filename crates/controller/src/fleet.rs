@@ -1,6 +1,6 @@
-//! The fleet's keys as the controller uses them: who gets which certificate, which guardians are vouched for.
+//! The fleet's keys: issuing certificates and endorsing guardians.
 //!
-//! Holds the authority, the EK root and the controller's own certificate. Decides nothing about who may ask.
+//! Holds the authority, the EK root and the controller's own certificate. Callers check who may request a certificate.
 
 use anyhow::Context;
 use fleetward_link::authority::MEMBER_LIFETIME;

@@ -1,5 +1,5 @@
-//! Which job holds which VM right now, in memory: lists say so without asking the store, and placement counts
-//! creations under way.
+//! In-memory index of the job that holds each VM, so that lists need not read the store and placement can count
+//! running creations.
 
 use crate::work::Reservation;
 use fleetward_model::{JobId, VmId};

@@ -1,8 +1,8 @@
-//! The hosts that have joined: kept in the store, read from memory, mirrored in files.
+//! The hosts that have joined: stored in the store, read from memory, mirrored in files.
 //!
-//! The mirror (`DATA/hosts/<name>.json`) lies beside the authority's files so that a controller that has lost its database
-//! still knows whom to ask for everything else. It is written after the store and removed before it: whatever is in the
-//! store is in the fleet.
+//! The mirror (`DATA/hosts/<name>.json`) is beside the authority's files, so a controller that has lost its database
+//! still knows which hosts to ask. It is written after the store and removed before it: a host in the store is in the
+//! fleet.
 
 use anyhow::Context;
 use fleetward_model::guardian::GuardianFacts;

@@ -1,7 +1,7 @@
-//! What a file is: a qcow2 disk, a raw disk or an installer medium, by its first bytes.
+//! Detects the format of a file from its first bytes: a qcow2 disk, a raw disk or an installer medium.
 //!
-//! Refuses what refers to other files (qcow2 backing file, external data file), what is encrypted, and other formats.
-//! Layout of qcow2: docs/interop/qcow2.txt of QEMU.
+//! Refuses files that refer to other files (qcow2 backing file, external data file), encrypted files, and other
+//! formats. Layout of qcow2: docs/interop/qcow2.txt of QEMU.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};

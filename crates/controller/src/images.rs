@@ -5,8 +5,8 @@
 //!   DATA/images/<name>.json     what is known of it: the name's existence is this file's
 //!   DATA/images/.<uuid>.new     arriving; removed at the next start
 //! ```
-//! An image is looked at before it gets a name: a disk that refers to other files would make a host read whatever its
-//! maker wanted.
+//! An image is inspected before it gets a name: a disk that refers to other files would make a host read files of the
+//! image author's choice.
 
 use crate::image_format::{self, Looked};
 use bytes::Bytes;

@@ -1,13 +1,13 @@
-//! What the hosts last said: their facts, their VMs, whether they answer. Reads come from memory; a copy in the store
-//! lets a restarted controller answer before the hosts do.
+//! The last report of each host: its facts, its VMs, and whether it answers. Reads come from memory; a copy in the
+//! store lets a restarted controller answer before the hosts report.
 //!
 //! ```text
 //!   a host:  unreachable ──first line of its events──► online ──connection lost, or 10 s of silence──► unreachable
 //! ```
 //!
-//! A VM can lie on two hosts while it moves. The copy that carries no transit mark is the VM; where both carry one (the
-//! source has let go, the destination is not committed yet), the arriving one is. A copy on a lost host, of a VM that was
-//! rebuilt elsewhere, is superseded: it counts for nothing until it is ended.
+//! During a migration two hosts have a copy of a VM. The copy without a transit mark is the VM. If both have one (the
+//! source has departed, the destination is not committed yet), the arriving copy is the VM. A copy on a lost host of a
+//! VM that was rebuilt elsewhere is superseded: it is ignored until it is ended.
 
 use fleetward_api::agent::AgentEvent;
 use fleetward_model::guardian::{GuardianFacts, GuardianStanding};

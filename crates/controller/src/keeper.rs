@@ -1,4 +1,4 @@
-//! Looks after the keys by itself: whatever changed, every VM's key ends up wrapped for the guardians it should be.
+//! Background task that keeps every VM's key wrapped for the right guardians, whatever has changed.
 //!
 //! ```text
 //!   a host is online, and VMs of its group lack its guardian ──► guardian-grant     (not with manual trust)
@@ -6,8 +6,8 @@
 //!   a VM stopped whose key a revoked guardian knows          ──► guardian-revoke    (its roll)
 //!   a lost host is back, and its VM was rebuilt elsewhere    ──► vm-supersede
 //! ```
-//! It remembers nothing: it compares what should be with what hosts report, so that it goes on after a restart where it was.
-//! What did not work is tried again after a pause, or as soon as something that it depends on has changed.
+//! The task stores no state: it compares the wanted state with the hosts' reports, so it continues after a restart. A
+//! failed attempt is repeated after a pause, or as soon as something that it depends on has changed.
 
 use crate::app::App;
 use crate::inventory::Superseded;
@@ -89,7 +89,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
                 name: copy.spec.name.clone(),
                 copy,
             };
-            told(app.submit::<VmSupersede>(&input, KEEPER).await, &host);
+            log_submission(app.submit::<VmSupersede>(&input, KEEPER).await, &host);
         }
     }
     let hosts = world.hosts.all();
@@ -108,7 +108,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
                 automatic: true,
                 expired: Vec::new(),
             };
-            told(
+            log_submission(
                 app.submit::<GuardianGrant>(&input, KEEPER).await,
                 &host.name,
             );
@@ -123,7 +123,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
             let input = RotateInput {
                 host: host.name.clone(),
             };
-            told(
+            log_submission(
                 app.submit::<GuardianSettle>(&input, KEEPER).await,
                 &host.name,
             );
@@ -149,7 +149,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
                 from: "revoked earlier".to_owned(),
                 guardians,
             };
-            told(app.submit::<GuardianRevoke>(&input, KEEPER).await, &vm.host);
+            log_submission(app.submit::<GuardianRevoke>(&input, KEEPER).await, &vm.host);
         }
     }
 }
@@ -230,7 +230,7 @@ fn pause_over(tried: &mut BTreeMap<String, Tried>, matter: String, pause: Durati
     over
 }
 
-fn told(submitted: Result<fleetward_model::JobId, JobError>, host: &HostName) {
+fn log_submission(submitted: Result<fleetward_model::JobId, JobError>, host: &HostName) {
     match submitted {
         Ok(job) => tracing::info!(%job, %host, "keys are brought in order"),
         Err(JobError::Busy { .. }) => {}

@@ -9,7 +9,7 @@
 //!     └── watch (one event stream a host)┘        all of it over: fleet (keys), store
 //! ```
 //!
-//! Can never open a key protector: it moves them about as texts and vouches for guardians, no more.
+//! The controller cannot open a key protector: it passes protectors on as text and endorses guardians.
 
 mod agents;
 mod app;

@@ -1,8 +1,8 @@
 //! The matrix: all VMs against all hosts, from what hosts have reported.
 //!
-//! Everything but a CPU's compatibility follows from reports that are seconds old at most; hosts are asked only about running
-//! VMs under KVM whose CPU is of another model than the destination's. Nothing is opened for it, so a key protector that is
-//! granted and damaged shows only when one VM is checked by itself, or moved.
+//! All answers except CPU compatibility come from reports that are at most seconds old. Hosts are asked only about VMs
+//! that run under KVM on another CPU model than the destination's. No key protector is opened for the matrix, so a
+//! granted but damaged one shows only in the check of a single VM, or in its migration.
 
 use crate::check::{AtHome, against, judge};
 use crate::world::{HostFactsNow, World};

@@ -1,4 +1,4 @@
-//! Templates: what VMs are made from, without any machine's identity.
+//! Templates: disks and settings from which VMs are made. A template has no machine's identity.
 //!
 //! ```text
 //!   DATA/templates/<name>.json   what is known of it: the name's existence is this file's

@@ -1,4 +1,4 @@
-//! Join tokens: made for one host, good once, for a while. The store keeps only the hash of each token's secret.
+//! Join tokens: each is for one host, can be used once, and expires. The store has only the hash of a token's secret.
 //!
 //! ```text
 //!   made ──► used (in the transaction that adds the host)

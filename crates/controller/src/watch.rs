@@ -1,4 +1,4 @@
-//! One task a host: holds its event stream, feeds the inventory, fetches audit records.
+//! One task for each host: reads its event stream, updates the inventory, fetches audit records.
 //!
 //! ```text
 //!   dial ──► snapshot ──► events … ──► connection lost, or silence ──► pause ──► dial

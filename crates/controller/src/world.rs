@@ -1,4 +1,4 @@
-//! What the handlers and the job steps share: the fleet as it is known, and the ways to ask it.
+//! State that handlers and job steps share: what is known of the fleet, and the clients for its agents.
 
 use crate::agents::Agents;
 use crate::audit::Audit;
@@ -86,9 +86,9 @@ impl World {
         place(needs, &candidates)
     }
 
-    /// Who gets a key that is made now, for a VM on `host`: what every job that makes a TPM wraps its key for. In a fleet
-    /// that grants by itself the hosts of the group, `host` first, at most as many as a key protector is good for; with
-    /// manual trust that host alone. Never one that the VM's key was taken away from by name.
+    /// The recipients of a new key for a VM on `host`; every job that makes a TPM uses this. With automatic trust: the
+    /// hosts of the group, `host` first, up to the limit of a key protector. With manual trust: only `host`. Guardians
+    /// whose access to the VM was revoked are excluded.
     pub(crate) fn recipients_for_new_key(
         &self,
         group: &GroupName,
@@ -104,7 +104,7 @@ impl World {
         self.endorse_all(&members, now)
     }
 
-    /// Who gets the present key of a VM when it moves to `host`: as for a new one where the fleet grants by itself.
+    /// The recipients of a VM's present key when it moves to `host`; the same as for a new key with automatic trust.
     pub(crate) fn recipients_of(
         &self,
         vm: &VmMetadata,
@@ -116,10 +116,10 @@ impl World {
         self.endorse_all(&members, now)
     }
 
-    /// Of the guardians that have a VM's key, those that get the one that takes its place: nobody else, and nobody that it
-    /// was taken away from. A host that lost it with a former guardian and has it with its present one was granted it by
-    /// name since.
-    pub(crate) fn heirs(
+    /// The recipients of the key that replaces a VM's present one: the guardians in `had_it` without revoked ones. A
+    /// host that lost the key with a former guardian and has it with its present guardian was granted it by name
+    /// since.
+    pub(crate) fn remaining_recipients(
         &self,
         vm: &VmMetadata,
         host: &HostName,
@@ -134,8 +134,8 @@ impl World {
         self.endorse_all(&members, now)
     }
 
-    /// The hosts of a group that a key may be wrapped for: `first` in front, without those whose guardian has expired and
-    /// those that lost the key by name, whichever guardian they had then.
+    /// The hosts of a group that a key may be wrapped for, `first` in front. Excludes hosts whose guardian has
+    /// expired, and hosts that lost the key by name, with any guardian that they had.
     fn allowed(
         &self,
         group: &GroupName,

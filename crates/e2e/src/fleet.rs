@@ -1,4 +1,4 @@
-//! A lab and the command line that talks to it: everything a case does goes through here.
+//! A lab and its command line. All actions of a case go through this module.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fleetward_failpoint::HoldPoints;

@@ -1,4 +1,4 @@
-//! What the lab guest says on its serial console, once a second.
+//! Reads the lab guest's output on its serial console, one line a second.
 
 use crate::fleet::Fleet;
 use crate::wait;

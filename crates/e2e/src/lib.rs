@@ -1,8 +1,8 @@
-//! End-to-end tests on real lab hosts, through the two programs that people use: `fleetward` and `fleetward-lab`.
+//! End-to-end tests on real lab hosts, through the two programs `fleetward` and `fleetward-lab`.
 //!
 //! A suite is one test program with one lab: [`suite::run`] brings the lab up, runs the cases one after the other, and
-//! takes the lab down. Cases wait for conditions with a deadline ([`wait`]), look at hosts as an administrator would
-//! ([`residue`]), and read what the guest itself says on its serial console ([`guest`]).
+//! takes the lab down. Cases wait for conditions with a deadline ([`wait`]), inspect hosts as an administrator would
+//! ([`residue`]), and read the guest's output on its serial console ([`guest`]).
 
 pub mod fleet;
 pub mod guest;

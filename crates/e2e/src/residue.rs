@@ -1,5 +1,5 @@
-//! What lies on a host: domains, volumes, TPM state, UEFI variables, secrets, sockets. Compared with what the fleet
-//! says there should be, so that nothing is ever left over and nothing is ever missing.
+//! Lists what exists on a host: domains, volumes, TPM state, UEFI variables, secrets, sockets. Tests compare it with
+//! what the fleet reports, so that nothing is left over and nothing is missing.
 
 use crate::fleet::{Fleet, text};
 use anyhow::{Result, ensure};

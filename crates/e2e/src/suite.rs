@@ -1,4 +1,4 @@
-//! A test program with one lab: cases run one after the other and share it.
+//! A test program with one lab, which its cases share; they run one after the other.
 
 use crate::fleet::Fleet;
 use anyhow::Result;

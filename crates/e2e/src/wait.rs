@@ -1,4 +1,4 @@
-//! Waiting for conditions, never for time.
+//! Waits for conditions with a deadline, never for a fixed time.
 
 use anyhow::{Result, bail};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What breaks around a job: the link between hosts, libvirtd, a full disk, a dead host.
+//! Faults during jobs: the link between hosts, libvirtd, a full disk, a dead host.
 
 use anyhow::{Result, bail, ensure};
 use fleetward_e2e::fleet::{Fleet, text};

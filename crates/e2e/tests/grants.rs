@@ -1,5 +1,5 @@
-//! Who can open which VM's key: a host more is granted by itself, a revoked one is out, a guardian is rotated while VMs run.
-//! And what keeps account of it: the matrix, the metrics, the audit trail.
+//! Access to VMs' keys: a new host is granted automatically, a revoked one loses access, a guardian is rotated while
+//! VMs run. Also the matrix, the metrics and the audit log.
 
 use anyhow::{Context, Result, ensure};
 use fleetward_e2e::fleet::Fleet;

@@ -1,4 +1,5 @@
-//! Guardians by hand, as Hyper-V administrators know it: a fleet that grants nothing by itself, PFX files carried over.
+//! Guardians by hand, as Hyper-V administrators do it: a fleet with manual trust, and PFX files that are carried
+//! between hosts.
 
 use anyhow::{Context, Result, ensure};
 use fleetward_agent::audit::AuditLog;

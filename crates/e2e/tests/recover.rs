@@ -1,4 +1,4 @@
-//! A host is lost for good, or only for a while: its VMs are rebuilt elsewhere, and there is never more than one of each.
+//! A host is lost, for good or for a time: its VMs are rebuilt on other hosts, and each VM never exists twice.
 
 use anyhow::{Context, Result, ensure};
 use fleetward_e2e::fleet::{Fleet, text};

@@ -1,4 +1,4 @@
-//! What an attacker with the files gets: nothing. What an administrator with the guardian's key gets: everything.
+//! An attacker who has the files cannot open anything; an administrator with the guardian's key can open everything.
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;

@@ -1,4 +1,4 @@
-//! TPMs of VMs that exist: on, off, brought back, given a new key; one and many, on real hosts.
+//! TPMs of existing VMs: enable, disable, restore and roll, for one VM and for many, on real hosts.
 
 use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::Fleet;

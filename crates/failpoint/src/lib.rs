@@ -1,9 +1,9 @@
-//! Named places where a test may hold a process, to kill it there.
+//! Named places at which a test can hold a process, in order to kill it there.
 //!
-//! A program calls [`hold`] wherever a crash would be interesting. Without the environment variable
-//! `FLEETWARD_HOLD_DIR` that is one atomic load. With it, every point passed leaves a file
-//! `<dir>/<name>.reached`, so that one free run lists all points there are, and a point for which
-//! `<dir>/<name>.hold` exists keeps its caller until that file is removed.
+//! A program calls [`hold`] at each place where a test may want a crash. Without the environment variable
+//! `FLEETWARD_HOLD_DIR` that is one atomic load. With it, each point that is passed creates a file
+//! `<dir>/<name>.reached`, so one run lists all points. A point whose file `<dir>/<name>.hold` exists blocks its
+//! caller until that file is removed.
 //!
 //! ```text
 //!   passing ── no .hold ──────────────────────────────► gone on
@@ -11,7 +11,7 @@
 //!                                 └── the harness kills the process
 //! ```
 //!
-//! What is being done at a point, and what should be true after a crash there, is the harness's business.
+//! The test harness knows what happens at a point, and what must be true after a crash there.
 
 use std::fs;
 use std::path::{Path, PathBuf};

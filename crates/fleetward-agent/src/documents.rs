@@ -1,4 +1,4 @@
-//! The documents show commands of this program that there are.
+//! Tests that the commands of this program in the documents are valid.
 
 #[path = "../../cli/tests/documents/commands.rs"]
 mod commands;

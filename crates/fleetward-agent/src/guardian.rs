@@ -1,4 +1,4 @@
-//! `fleetward-agent guardian`: what the host's own administrator does with its guardians. Works beside a running agent.
+//! `fleetward-agent guardian`: commands of the host's administrator for its guardians. They work while the agent runs.
 
 mod export;
 mod import;

@@ -1,4 +1,4 @@
-//! `fleetward-agent`: the program of every host. Puts the agent and libvirt together; decides nothing.
+//! `fleetward-agent`: the program of every host. It joins the agent with libvirt and makes no decisions.
 
 #[cfg(test)]
 mod documents;

@@ -1,7 +1,7 @@
 //! `fleetward`: the command line, and the controller as a service.
 //!
-//! The one place where the two rooms meet: the command line knows the controller's API only, so this program takes
-//! `controller run` and passes everything else on.
+//! Only this program links both: the command line knows only the controller's API, so the program handles `controller
+//! run` itself and passes everything else to the command line.
 
 mod service;
 

@@ -1,7 +1,7 @@
-//! Whether KVM serves here: by booting firmware with it, never by the device file.
+//! Detects whether KVM works on this host, by booting firmware with it; the device file alone proves nothing.
 //!
 //! Inside another virtual machine /dev/kvm may exist and still hang or abort a guest that uses system management mode,
-//! as Secure Boot does. So the firmware that VMs get is started with KVM until it speaks on the serial line.
+//! as Secure Boot does. So the VMs' firmware is started with KVM until it writes to the serial line.
 
 use crate::program::Program;
 use fleetward_model::host::Accelerator;

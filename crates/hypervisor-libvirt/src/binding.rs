@@ -1,8 +1,8 @@
-//! The little of libvirt that the `virt` crate does not offer, or not soundly: the event loop, domain events, a
-//! connection that closes itself, comparing a CPU with the hypervisor's, jobs, a secret's usage. All of this crate's
-//! `unsafe` is here.
+//! Parts of libvirt that the `virt` crate lacks or does not implement soundly: the event loop, domain events, a
+//! connection that closes itself, comparing a CPU with the hypervisor's, jobs, a secret's usage. All `unsafe` code of
+//! this crate is here.
 //!
-//! Knows nothing of our types: domains are uuids, events are small enums.
+//! This module does not use Fleetward's types: domains are uuids, events are small enums.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_int, c_void};

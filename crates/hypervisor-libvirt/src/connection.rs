@@ -1,4 +1,4 @@
-//! The way to libvirtd: one connection that is watched and opened again, and how calls use it.
+//! The connection to libvirtd: monitoring it, reopening it, and running calls on it.
 //!
 //! ```text
 //!            opened                 socket closed, keepalive unanswered
@@ -6,9 +6,10 @@
 //!     ^    (Connected)                                (Disconnected) |
 //!     +--------------------------------------------------------------+
 //! ```
-//! Every call of libvirt blocks, so calls run on tokio's blocking threads under a time limit. Short calls share the
-//! watched connection; calls that may take seconds (start, define, migrate) open one of their own, since libvirtd
-//! serves only a few requests of one client at a time. A call during a gap waits shortly, then is `Unavailable`.
+//! Every call of libvirt blocks, so calls run on tokio's blocking threads with a time limit. Short calls share the
+//! monitored connection. Calls that may take seconds (start, define, migrate) open their own, because libvirtd serves
+//! only a few requests of one client at a time. A call without a connection waits for a short time, then fails with
+//! `Unavailable`.
 
 use crate::binding::{Connection, DomainEvent, Subscription};
 use fleetward_hypervisor::{Error, HypervisorEvent, Result};

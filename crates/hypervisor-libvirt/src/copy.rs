@@ -1,10 +1,10 @@
-//! Copies of a running domain's disks: libvirt's backup job, pushed into files.
+//! Copies of a running domain's disks, made with libvirt's backup job in push mode.
 //!
-//! QEMU copies what the guest is about to overwrite before it is overwritten, so the files hold one moment, the job's
-//! beginning, and the domain's own disks never change their structure: there is no overlay that a crash could leave.
+//! QEMU copies a block before the guest overwrites it, so the files hold the content at the beginning of the job. The
+//! structure of the domain's own disks never changes: a crash cannot leave an overlay.
 //!
-//! Observed with libvirt 11.3 and QEMU 10.0: a job may begin while the domain is paused; it goes on when the process that
-//! asked for it dies; libvirt leaves the file to root.
+//! Observed with libvirt 11.3 and QEMU 10.0: a job can begin while the domain is paused; it continues when the process
+//! that requested it dies; libvirt leaves the file to root.
 
 use crate::binding::{JobStats, abort_job, begin_backup, job_stats};
 use crate::connection::Libvirt;

@@ -1,6 +1,6 @@
-//! What libvirt says of a domain, read into our types. Pure: numbers and XML in, [`DomainObserved`] out.
+//! Converts libvirt's description of a domain to our types. Pure: numbers and XML in, [`DomainObserved`] out.
 //!
-//! Domains that somebody else made are read as far as they can be: nothing about them is an error.
+//! Domains that Fleetward did not make are read as far as possible; unknown content is never an error.
 
 use crate::metadata;
 use fleetward_hypervisor::{DomainObserved, DomainState, StopReason};

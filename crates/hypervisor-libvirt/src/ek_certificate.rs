@@ -1,4 +1,4 @@
-//! How swtpm_setup gets an EK certificate from this process.
+//! Provides swtpm_setup with an EK certificate from this process.
 //!
 //! swtpm_setup calls a program of our choice for each endorsement key and reads the certificate from a file:
 //! ```text
@@ -6,9 +6,9 @@
 //!    ^                                                |
 //!    +---- KEY over the socket, certificate back -----+--> DIR/ek.cert
 //! ```
-//! One socket per TPM that is being made, in a directory only root reaches; it is given as the "configuration file".
-//! On the wire: KEY's text, end of stream; back: one byte (0 certificate follows, 1 a reason follows), the rest.
-//! No private key is anywhere near: the issuer signs in the agent.
+//! There is one socket for each TPM that is being made, in a directory that only root can enter; its path is passed as
+//! the "configuration file". Request: KEY's text, end of stream. Answer: one byte (0: a certificate follows, 1: a
+//! reason follows), then the rest. The private key of the issuer stays in the agent.
 
 use fleetward_hypervisor::EkPublic;
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! What this host offers: versions, size, machine types, firmware, and whether a foreign CPU fits.
+//! Facts of this host: versions, size, machine types, firmware, and whether another host's CPU can run here.
 
 use crate::binding::{Connection, CpuComparison, compare_hypervisor_cpu};
 use crate::host::failed;

@@ -355,11 +355,11 @@ pub(crate) fn domain(connection: &Connection, id: VmId) -> Result<Domain> {
 
 /// A domain's state; answered at once whatever libvirt is doing with it.
 pub(crate) fn observe_state(domain: &Domain) -> Result<DomainState> {
-    Ok(glance(domain)?.state)
+    Ok(quick_state(domain)?.state)
 }
 
-/// What can always be asked.
-struct Glance {
+/// The part of a domain's state that libvirt returns at once, even while another call on the domain runs.
+struct QuickState {
     id: VmId,
     state: DomainState,
     reason: &'static str,
@@ -368,7 +368,7 @@ struct Glance {
     definition_waits: bool,
 }
 
-fn glance(domain: &Domain) -> Result<Glance> {
+fn quick_state(domain: &Domain) -> Result<QuickState> {
     let id = domain_id(domain)?;
     let (state, reason) = domain
         .get_state()
@@ -384,7 +384,7 @@ fn glance(domain: &Domain) -> Result<Glance> {
     // What starts here without being defined here comes from elsewhere.
     let incoming = arriving || (starting && !persistent);
     let (state, reason) = domain_read::domain_state(state, reason, incoming);
-    Ok(Glance {
+    Ok(QuickState {
         id,
         state,
         reason,
@@ -395,7 +395,7 @@ fn glance(domain: &Domain) -> Result<Glance> {
 
 /// Everything about one domain: one pass, a handful of calls.
 fn observe(domain: &Domain, accelerator: Accelerator) -> Result<DomainObserved> {
-    let seen = glance(domain)?;
+    let seen = quick_state(domain)?;
     let id = seen.id;
     let name = domain.get_name().map_err(gone_or(id, "name the domain"))?;
     let info = domain

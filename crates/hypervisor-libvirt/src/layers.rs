@@ -1,11 +1,12 @@
-//! Overlays and the bases below them: which volumes build on which, and which of them nobody needs any more.
+//! Overlays and their bases: which volumes build on which, and which bases are no longer needed.
 //!
-//! The headers of the files are the only record of that (qcow2: QEMU's docs/interop/qcow2.txt), so there is no counter
-//! that could be wrong, and hosts that share a directory see the same. A base is named in a header by its file name
-//! alone, and lies beside its overlays. A frozen base has no permission to write: QEMU, which is not root, cannot open it
-//! for writing, whatever a definition says.
+//! The headers of the files are the only record of this (qcow2: QEMU's docs/interop/qcow2.txt), so there is no counter
+//! that could be wrong, and hosts that share a directory see the same. A header names a base by its file name alone;
+//! the base is in the same directory. A frozen base has no write permission: QEMU does not run as root and cannot open
+//! it for writing, whatever a definition says.
 //!
-//! Whoever makes an overlay or looks for bases that can go holds the directory's lock meanwhile, on whatever host.
+//! An agent that makes an overlay, or looks for unneeded bases, holds the directory's lock. The lock works across
+//! hosts.
 
 use crate::owner::Owner;
 use crate::volumes::{bad, blocking, file_error, open_plain, sync_parent};

@@ -1,9 +1,9 @@
-//! The hypervisor port on libvirt, QEMU, swtpm and qemu-img: the only crate that links libvirt or starts these
-//! programs.
+//! The hypervisor traits implemented with libvirt, QEMU, swtpm and qemu-img. Only this crate links libvirt or starts
+//! these programs.
 //!
-//! [`LibvirtHost`] implements all three traits of the port. Pure parts (a domain's XML written and read, metadata,
-//! facts) stand apart from calls; calls go through one watched connection; what is unsafe is in one module.
-//! It knows nothing of the fleet, its controller and network, of jobs, or of what a key protector is.
+//! [`LibvirtHost`] implements all three traits. Pure code (reading and writing a domain's XML, metadata, facts) is
+//! separate from calls. Calls use one monitored connection; all unsafe code is in one module. This crate does not know
+//! the fleet, its controller and network, jobs, or key protectors.
 
 mod accelerator;
 mod binding;

@@ -1,4 +1,4 @@
-//! Our element in a domain's `<metadata>`: how it is written and read. Nothing here touches libvirt.
+//! Reads and writes our element in a domain's `<metadata>`. Does not call libvirt.
 //!
 //! ```xml
 //! <fleetward:vm xmlns:fleetward="https://fleetward.dev/ns/vm/1" version="1">
@@ -6,8 +6,8 @@
 //!   <fleetward:key_protector>MIIK...</fleetward:key_protector>
 //! </fleetward:vm>
 //! ```
-//! The record is JSON; the key protector stands by itself so that a person can take it out with `virsh dumpxml` and a
-//! text tool when nothing else works any more.
+//! The record is JSON. The key protector is a separate element, so that an administrator can extract it with `virsh
+//! dumpxml` and a text tool in an emergency.
 
 use fleetward_model::vm::VmMetadata;
 use quick_xml::Writer;

@@ -1,22 +1,22 @@
-//! Live migration: peer to peer between two libvirtds, over Unix sockets that somebody else forwards.
+//! Live migration: peer to peer between two libvirtds, over Unix sockets that the agents forward.
 //!
 //! ```text
 //!  running --perform--> running --switch-over--> paused --finish, confirm--> stopped (migrated), still defined
 //!     ^                    |                        |
 //!     +---- any failure ---+------ any failure -----+
 //! ```
-//! At the destination the copy goes from *arriving* to *paused*, and stays paused until it is resumed there.
+//! At the destination the copy changes from *arriving* to *paused*, and stays paused until it is resumed there.
 //!
-//! Observed with libvirt 11.3 and QEMU 10.0, the ground for crash recovery above this crate:
-//! - The source's libvirtd conducts the migration. When the process that asked for it dies, it goes on to its end as
-//!   long as the forwarded sockets live. Here the forwarder dies with the asker, so in practice it fails.
-//! - When the sockets break during perform, the domain runs on at the source and the destination's copy vanishes,
-//!   with its TPM state; the UEFI variables file and the volumes stay there.
-//! - When they break after the switch-over, before libvirt at the source knows how it ended, the domain runs on at
+//! Observed with libvirt 11.3 and QEMU 10.0; the crash recovery above this crate relies on it:
+//! - The source's libvirtd conducts the migration. If the process that requested it dies, it continues as long as the
+//!   forwarded sockets exist. Here the forwarder dies with that process, so in practice the migration fails.
+//! - When the sockets break during perform, the domain keeps running at the source. The destination's copy and its TPM
+//!   state disappear; the UEFI variables file and the volumes stay there.
+//! - When they break after the switch-over, before libvirt at the source knows the result, the domain keeps running at
 //!   the source *and* a paused, persistent copy stays at the destination. A paused copy proves nothing.
 //! - When the source's libvirtd dies in the switch-over, the domain stays paused ("migrating") there, without a job,
-//!   after libvirtd's return. It can be resumed there, or destroyed and resumed at the destination. Never both.
-//! - libvirtd forgets why a domain stopped when it restarts, and every ephemeral secret with it.
+//!   after libvirtd's return. It can be resumed there, or destroyed there and resumed at the destination; never both.
+//! - When libvirtd restarts, it forgets why a domain stopped, and every ephemeral secret.
 //! - After success the source keeps definition, UEFI variables, TPM state and volumes.
 
 use crate::binding::{Connection, JobStats, abort_job, job_stats};

@@ -1,9 +1,9 @@
-//! A running domain goes on writing to overlays: libvirt's external snapshot of its disks, into files that exist.
+//! Switches a running domain to overlays: libvirt's external snapshot of its disks, into existing files.
 //!
-//! Observed with libvirt 11.3 and QEMU 10.0: all disks switch in one transaction of QEMU's, some 30 ms; libvirt then
-//! names the overlays in the running and in the persistent definition, and the volumes below them too, as elements
-//! `backingStore`. What it names there it believes from then on, so nothing else may keep them: see
-//! [`crate::migration`], and the definition that is written after every switch.
+//! Observed with libvirt 11.3 and QEMU 10.0: all disks switch in one QEMU transaction, in about 30 ms. libvirt then
+//! names the overlays, and as elements `backingStore` the volumes below them, in the running and in the persistent
+//! definition. From then on libvirt relies on these elements, so they must be removed: see [`crate::migration`], and
+//! the definition that is written after every switch.
 
 use crate::host::{failed, observe_state, wrong_state};
 use fleetward_hypervisor::{DomainState, Result};

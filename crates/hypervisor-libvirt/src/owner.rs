@@ -1,4 +1,5 @@
-//! As whom libvirt runs QEMU and swtpm: read from its configuration, where the packager's defaults stand as comments.
+//! The accounts under which libvirt runs QEMU and swtpm: read from its configuration, where the packager's defaults
+//! are comments.
 
 use nix::unistd::{Gid, Group, Uid, User};
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Starting other programs: absolute path, argument vector, empty environment, time limit, output limit, no leftovers.
+//! Starts other programs: absolute path, argument vector, empty environment, time limit, output limit, no processes
+//! left behind.
 
 use command_fds::{CommandFdExt, FdMapping};
 use fleetward_hypervisor::{Error, Result};

@@ -1,10 +1,10 @@
-//! TPM state: made by swtpm_setup, put where libvirt looks for it, read, written and removed.
+//! TPM state: making it with swtpm_setup, installing it where libvirt expects it, reading, writing and removing it.
 //!
 //! ```text
 //!  DIR/tpm2-00.permall --install (rename)--> /var/lib/libvirt/swtpm/UUID/tpm2/tpm2-00.permall
 //! ```
-//! libvirt makes a TPM itself only when that directory is missing at the first start; ours is there before. State is
-//! only ever written encrypted: swtpm_setup gets the key's text through a pipe before it makes anything.
+//! libvirt makes a TPM itself only if that directory is missing at the first start, so ours is installed before. State
+//! is always written encrypted: swtpm_setup gets the key through a pipe before it makes anything.
 
 use crate::ek_certificate::{EK_CERTIFICATE_TOOL, serve_one};
 use crate::host::LibvirtHost;
@@ -72,8 +72,8 @@ impl TpmFactory for LibvirtHost {
         issuer: &dyn EkIssuer,
     ) -> Result<MadeTpm> {
         let fresh = FreshDirectory::make(directory)?;
-        let workshop = Workshop::open(self)?;
-        let ek_certificate = workshop.make(self, directory, key, issuer).await?;
+        let setup = SetupDirectory::open(self)?;
+        let ek_certificate = setup.make(self, directory, key, issuer).await?;
         let made = directory.to_owned();
         blocking(move || {
             // swtpm leaves its lock file; nobody holds it any more.
@@ -185,13 +185,13 @@ impl Drop for FreshDirectory<'_> {
     }
 }
 
-/// What making one TPM needs besides swtpm_setup: its configuration and the socket the certificate tool calls.
-struct Workshop {
+/// A temporary directory for one run of swtpm_setup: its configuration and the socket that the certificate tool calls.
+struct SetupDirectory {
     directory: tempfile::TempDir,
     listener: UnixListener,
 }
 
-impl Workshop {
+impl SetupDirectory {
     fn open(host: &LibvirtHost) -> Result<Self> {
         let run_dir = &host.config.run_dir;
         let directory = tempfile::Builder::new()

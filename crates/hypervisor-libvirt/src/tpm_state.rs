@@ -1,10 +1,11 @@
-//! TPM state as swtpm itself reads it: proved to open with a key, and encrypted anew under another.
+//! Runs swtpm on TPM state: proves that a key opens it, and encrypts it under another key.
 //!
 //! ```text
 //!  state ─► swtpm(old key) ── migration blob under the new key ──► swtpm(new key) ─► state' ─► proved: new opens, old not
 //! ```
-//! All in a directory of its own on a file system in memory; nothing is ever there in the clear, and no VM's files are
-//! touched. swtpm's control socket is made here and handed over, so that nobody waits for it to appear.
+//! All files are in a private directory on a file system in memory. State is never there in clear text, and no files
+//! of a VM are touched. The agent makes swtpm's control socket and passes it on, so it need not wait for the socket to
+//! appear.
 
 use crate::host::LibvirtHost;
 use crate::program::{Program, SECRET_FD, SHORT, Service, missing};
@@ -28,24 +29,24 @@ pub(crate) async fn reencrypt(
     old: &SecretText,
     new: &SecretText,
 ) -> Result<Vec<u8>> {
-    let bench = Bench::open(host)?;
-    let blob = bench.path("blob");
-    let before = bench.place("before", Some(state))?;
-    let swtpm = bench.start(&before, old, Some(new))?;
+    let work = SwtpmDirectory::open(host)?;
+    let blob = work.path("blob");
+    let before = work.place("before", Some(state))?;
+    let swtpm = work.start(&before, old, Some(new))?;
     swtpm.power_on().await?;
     swtpm.ioctl(&["--save", "permanent", &text(&blob)]).await?;
     swtpm.shut_down().await?;
 
-    let after = bench.place("after", None)?;
-    let swtpm = bench.start(&after, new, Some(new))?;
+    let after = work.place("after", None)?;
+    let swtpm = work.start(&after, new, Some(new))?;
     // Without this it would make a new TPM when it is powered on.
     swtpm.ioctl(&["--load", "permanent", &text(&blob)]).await?;
     swtpm.power_on().await?;
     swtpm.shut_down().await?;
     let state = read_file(&after.join(STATE_FILE))?;
 
-    bench.prove(&state, new).await?;
-    match bench.prove(&state, old).await {
+    work.prove(&state, new).await?;
+    match work.prove(&state, old).await {
         Err(Error::TpmStateUnreadable(_)) => Ok(state),
         Ok(()) => Err(Error::TpmStateUnreadable(
             "the old key still opens what was encrypted anew".into(),
@@ -56,17 +57,17 @@ pub(crate) async fn reencrypt(
 
 /// Starts a TPM on a copy of the state.
 pub(crate) async fn prove(host: &LibvirtHost, state: &[u8], key: &SecretText) -> Result<()> {
-    Bench::open(host)?.prove(state, key).await
+    SwtpmDirectory::open(host)?.prove(state, key).await
 }
 
-/// A private directory and the two programs that work in it.
-struct Bench<'a> {
+/// A private directory for runs of swtpm, and the programs that run there.
+struct SwtpmDirectory<'a> {
     directory: tempfile::TempDir,
     swtpm: &'a Program,
     ioctl: &'a Program,
 }
 
-impl<'a> Bench<'a> {
+impl<'a> SwtpmDirectory<'a> {
     fn open(host: &'a LibvirtHost) -> Result<Self> {
         let run_dir = &host.config.run_dir;
         let directory = tempfile::Builder::new()

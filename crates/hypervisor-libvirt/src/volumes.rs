@@ -1,8 +1,8 @@
-//! Disk files through qemu-img, and what may be handed to it.
+//! Disk files, made with qemu-img, and the checks on files before qemu-img opens them.
 //!
-//! qemu-img opens whatever an image names: backing files, data files, URLs. So a file is looked at here first, by its
-//! header alone, and only a plain one reaches qemu-img, always with its format said. Volumes are made beside their
-//! place and renamed, so that no half volume ever shows.
+//! qemu-img opens every file that an image names: backing files, data files, URLs. So this module first inspects the
+//! header, and passes only plain files to qemu-img, always with an explicit format. New volumes are written under
+//! another name and renamed, so an incomplete volume is never visible.
 
 use crate::host::LibvirtHost;
 use crate::layers;
@@ -209,11 +209,11 @@ struct FormatData {
 #[derive(Deserialize)]
 struct Extent {
     /// Whether the image says what is there; QEMU before 6.1 does not tell, and then it may.
-    #[serde(default = "told")]
+    #[serde(default = "present_by_default")]
     present: bool,
 }
 
-fn told() -> bool {
+fn present_by_default() -> bool {
     true
 }
 

@@ -1,7 +1,7 @@
-//! The claims every implementation of the port must fulfil, as functions that tests call.
+//! Claims that every implementation of the traits must fulfil, as functions that tests call.
 //!
-//! A claim takes a [`Fixture`], makes its own domains, leaves none behind, and panics with what is not so. [`CLAIMS`]
-//! lists them all, so that an implementation's test cannot forget one.
+//! A claim takes a [`Fixture`], makes and removes its own domains, and panics with a message if it does not hold.
+//! [`CLAIMS`] lists all claims, so an implementation's test cannot omit one.
 
 use crate::{
     CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainState, Error, Hypervisor,

@@ -1,4 +1,4 @@
-//! Domains: define, run, watch, move.
+//! Domains: defining, running, observing and migrating them.
 
 use crate::{Error, Result};
 use async_trait::async_trait;
@@ -76,8 +76,9 @@ pub struct DomainDefined {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DomainState {
     Running,
-    /// Not executing, memory present. `incoming`: the memory is still arriving; afterwards the copy at the destination
-    /// is paused and not incoming, and so is the copy at the source for the moment of the switch-over.
+    /// Not executing, memory present. `incoming`: the memory is still arriving. When it has arrived, the copy at the
+    /// destination is paused and not incoming; the copy at the source is also paused for the moment of the
+    /// switch-over.
     Paused {
         incoming: bool,
     },
@@ -90,7 +91,7 @@ pub enum StopReason {
     /// Never started, shut down by the guest, destroyed, or not known.
     Ordinary,
     Crashed,
-    /// Its memory has moved away completely. Stays `Ordinary` after libvirtd has restarted.
+    /// Its memory has completely moved to another host. libvirtd reports `Ordinary` instead after a restart.
     Migrated,
     /// It could not start or its incoming memory was lost.
     Failed,
@@ -98,8 +99,8 @@ pub enum StopReason {
 
 /// A domain as the hypervisor reports it.
 ///
-/// While memory is arriving ([`DomainState::Paused`] with `incoming`) or the domain is just being started, libvirt does
-/// not tell the definition: then `firmware`, `machine`, `disks`, `nvram_path`, `tpm`, `cpu_xml` and `console` are empty.
+/// While memory is arriving ([`DomainState::Paused`] with `incoming`) or the domain is starting, libvirt does not
+/// return the definition: then `firmware`, `machine`, `disks`, `nvram_path`, `tpm`, `cpu_xml` and `console` are empty.
 #[derive(Debug, Clone)]
 pub struct DomainObserved {
     pub id: VmId,
@@ -107,11 +108,11 @@ pub struct DomainObserved {
     /// The domain's own name, which need not be one of ours.
     pub domain_name: String,
     pub state: DomainState,
-    /// libvirt's word for why it is in this state.
+    /// libvirt's name for the reason of this state.
     pub reason: &'static str,
-    /// Defined on this host, not only running.
+    /// Whether it is defined on this host, not only running.
     pub persistent: bool,
-    /// None when Fleetward did not make it or its metadata cannot be read.
+    /// None if Fleetward did not make the domain, or its metadata cannot be read.
     pub metadata: Option<VmMetadata>,
     pub cpus: u32,
     pub memory: ByteSize,
@@ -131,7 +132,7 @@ pub struct DomainObserved {
     pub defined: Option<DomainDefined>,
 }
 
-/// What the hypervisor can do here.
+/// Capabilities of the hypervisor on this host.
 #[derive(Debug, Clone)]
 pub struct HypervisorFacts {
     pub libvirt: Version,
@@ -148,10 +149,10 @@ pub struct HypervisorFacts {
     pub secure_boot: bool,
 }
 
-/// Something happened to a domain. Readers that lag get a `Lagged` error and list anew.
+/// An event of a domain. A reader that is too slow gets a `Lagged` error and must list the domains again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HypervisorEvent {
-    /// Defined, started, stopped, suspended, changed: look at it.
+    /// Defined, started, stopped, suspended or changed: inspect it again.
     Changed(VmId),
     /// Its process ended: the secret is no longer needed.
     Stopped(VmId),
@@ -159,12 +160,12 @@ pub enum HypervisorEvent {
     Removed(VmId),
     /// The connection to libvirt broke; events may have been missed until `Connected`.
     Disconnected,
-    /// libvirt answers (again). When it restarted, every secret is gone: running domains do without, but a start or an
-    /// arriving migration needs it loaded again.
+    /// libvirt answers (again). If it has restarted, every secret is gone. Running domains do not need it, but a start
+    /// or an arriving migration needs it loaded again.
     Connected,
 }
 
-/// Answer to "could this CPU run here".
+/// Whether this host can run a given CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CpuVerdict {
     Compatible,
@@ -175,13 +176,13 @@ pub enum CpuVerdict {
 /// Which disks a migration copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MigrationDisks {
-    /// All lie in directories that both hosts share.
+    /// All disks are in directories that both hosts share.
     Shared,
     /// These targets are copied; the destination has volumes of the same size at the same paths.
     Copy(Vec<String>),
 }
 
-/// A live migration through Unix sockets that somebody forwards to the destination.
+/// A live migration through Unix sockets that the agent forwards to the destination.
 #[derive(Debug, Clone)]
 pub struct MigrationRequest {
     /// Leads to the destination's libvirt.
@@ -191,7 +192,7 @@ pub struct MigrationRequest {
     /// NBD for disks; the destination's QEMU listens on the same path.
     pub disk_socket: PathBuf,
     pub disks: MigrationDisks,
-    /// Metadata of the copy there, from its first moment on; the copy here keeps its own.
+    /// Metadata of the copy at the destination; the copy on this host keeps its own.
     pub arriving: VmMetadata,
 }
 
@@ -208,12 +209,12 @@ pub struct MigrationProgress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MigrationOutcome {
     pub total_ms: u64,
-    /// The guest's pause as libvirt measured it, without the hand-over that follows.
+    /// The guest's pause as measured by libvirt, without the hand-over that follows.
     pub downtime_ms: Option<u64>,
     pub transferred: u64,
 }
 
-/// How far a copy of a domain's disks is.
+/// State of a copy of a domain's disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CopyState {
     /// None is known.
@@ -231,7 +232,7 @@ pub enum CopyState {
 pub trait Hypervisor: Send + Sync + 'static {
     async fn facts(&self) -> Result<HypervisorFacts>;
 
-    /// Every domain of the host, ours or not.
+    /// Every domain of the host, also those that Fleetward did not make.
     async fn list(&self) -> Result<Vec<DomainObserved>>;
 
     /// One domain.
@@ -262,61 +263,64 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Replaces our metadata, on the running and on the persistent definition.
     async fn write_metadata(&self, id: VmId, metadata: &VmMetadata) -> Result<()>;
 
-    /// Starts a stopped domain; a running one is left alone. The secret must be loaded before when it has a TPM.
+    /// Starts a stopped domain; does nothing if it runs. If the domain has a TPM, its secret must be loaded first.
     async fn start(&self, id: VmId) -> Result<()>;
 
     /// Asks the guest to shut down (ACPI); returns at once.
     async fn request_shutdown(&self, id: VmId) -> Result<()>;
 
-    /// Cuts the power; a stopped domain is left alone.
+    /// Cuts the power; does nothing if the domain is stopped.
     async fn destroy(&self, id: VmId) -> Result<()>;
 
-    /// Lets a paused domain run; a running one is left alone.
+    /// Resumes a paused domain; does nothing if it runs.
     async fn resume(&self, id: VmId) -> Result<()>;
 
-    /// Pauses a running domain; a paused one is left alone.
+    /// Pauses a running domain; does nothing if it is paused.
     async fn suspend(&self, id: VmId) -> Result<()>;
 
-    /// Begins to write the disks of a running or paused domain, as they are at this moment, to new qcow2 files without
-    /// a backing file, and returns at once. The guest may write on: what it overwrites is copied before. The domain's
-    /// own disks stay as they are, whatever becomes of the copy. `(target, path)` of each disk; a path must not exist.
+    /// Begins to copy the disks of a running or paused domain, as of this moment, to new qcow2 files without a backing
+    /// file, and returns at once. The guest can continue to write: blocks are copied before they are overwritten. The
+    /// domain's own disks are unchanged, whether or not the copy succeeds. `(target, path)` of each disk; a path must
+    /// not exist.
     async fn begin_copy(&self, id: VmId, disks: &[(String, PathBuf)]) -> Result<()>;
 
-    /// Lets a running or paused domain write on to overlays that exist already, each over the disk's present volume:
-    /// `(target, path)` of each disk. All of them at one moment, or none. What the volumes below hold is that moment's.
+    /// Switches a running or paused domain to existing overlays, each over the disk's present volume: `(target, path)`
+    /// of each disk. All disks switch at one moment, or none. The volumes below hold the content of that moment.
     async fn switch_to_overlays(&self, id: VmId, disks: &[(String, PathBuf)]) -> Result<()>;
 
-    /// How far a copy is.
+    /// The state of the present copy.
     async fn copy_state(&self, id: VmId) -> Result<CopyState>;
 
-    /// Ends a copy that is not wanted any more, and waits until it has ended. None is fine; its files stay.
+    /// Cancels a copy and waits until it has ended. Does nothing if there is none. Its files stay.
     async fn abort_copy(&self, id: VmId) -> Result<()>;
 
-    /// Removes a stopped domain's definition and its UEFI variables; keeps disks and TPM state. A missing one is fine.
+    /// Removes a stopped domain's definition and its UEFI variables; keeps disks and TPM state. A missing domain is no
+    /// error.
     async fn undefine(&self, id: VmId) -> Result<()>;
 
-    /// Keeps the text as an ephemeral, private libvirt secret whose uuid is the VM's. Replaces an earlier value.
+    /// Stores the text as an ephemeral, private libvirt secret whose uuid is the VM's. Replaces an earlier value.
     async fn load_secret(&self, id: VmId, text: &SecretText) -> Result<()>;
 
-    /// Forgets the secret; a missing one is fine.
+    /// Removes the secret; a missing one is no error.
     async fn drop_secret(&self, id: VmId) -> Result<()>;
 
-    /// VMs whose secret is loaded (only secrets of our kind).
+    /// VMs whose secret is loaded; ignores secrets that Fleetward did not make.
     async fn loaded_secrets(&self) -> Result<Vec<VmId>>;
 
     /// Whether this host could run a guest with that CPU, live.
     async fn check_cpu(&self, cpu_xml: &str) -> Result<CpuVerdict>;
 
-    /// Moves a running domain's memory, devices, TPM and disks to the destination, where it arrives *paused*; here it
-    /// ends stopped ([`StopReason::Migrated`]) and stays defined. When this fails the domain runs here as before, but
-    /// when the link broke at the very end a paused, persistent copy may stay at the destination: such a copy is no
-    /// proof that the domain has left. Only this function's success, or a source seen stopped, is.
+    /// Moves a running domain's memory, devices, TPM and disks to the destination, where it arrives *paused*. On this
+    /// host it ends stopped ([`StopReason::Migrated`]) and stays defined. On failure the domain runs on this host as
+    /// before. If the link broke at the very end, a paused, persistent copy may stay at the destination: such a copy
+    /// does not prove that the domain has left. Only the success of this function, or a stopped source, does.
     ///
     /// Not idempotent. Progress is reported at least once a second.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] after `cancel`, [`Error::WrongState`] when it does not run, [`Error::Migration`]; all of them
-    /// mean that it is still here. [`Error::Unavailable`]: libvirt went away meanwhile, and how it ended must be looked up.
+    /// [`Error::Cancelled`] after `cancel`, [`Error::WrongState`] if it does not run, [`Error::Migration`]; after each
+    /// of them the domain is still on this host. [`Error::Unavailable`]: libvirt went away, and the caller must
+    /// inspect how the migration ended.
     async fn migrate(
         &self,
         id: VmId,
@@ -325,16 +329,16 @@ pub trait Hypervisor: Send + Sync + 'static {
         cancel: CancellationToken,
     ) -> Result<MigrationOutcome>;
 
-    /// Stops a migration of this domain that an earlier agent process left behind, and waits until the domain is
-    /// itself again: a copy that was left behind paused in the switch-over runs on. Only while the destination's copy
-    /// has not been resumed. Nothing to do is fine.
+    /// Aborts a migration of this domain that an earlier agent process left, and waits until the domain runs: a copy
+    /// that was left paused in the switch-over is resumed. Call it only while the destination's copy has not been
+    /// resumed. Does nothing if there is no migration.
     async fn abort_leftover_migration(&self, id: VmId) -> Result<()>;
 
-    /// What happens from now on.
+    /// Events from now on.
     fn events(&self) -> broadcast::Receiver<HypervisorEvent>;
 }
 
-/// A shared handle, as services hold it.
+/// A shared handle.
 pub type SharedHypervisor = Arc<dyn Hypervisor>;
 
 impl Error {

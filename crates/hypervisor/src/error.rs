@@ -1,4 +1,4 @@
-//! What can go wrong at a hypervisor, by who must act.
+//! Errors of a hypervisor, by who must act.
 
 use fleetward_model::VmId;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ pub enum Error {
     /// The hypervisor itself does not answer; the operation may be tried again.
     #[error("libvirt does not answer: {0}")]
     Unavailable(String),
-    /// The domain is in a state in which that is impossible.
+    /// The operation is impossible in the domain's state.
     #[error("domain {id} is {state}, so it cannot {attempt}")]
     WrongState {
         id: VmId,

@@ -1,8 +1,9 @@
-//! The port to one host's hypervisor: what the agent needs of libvirt, swtpm and the disk tools, as traits.
+//! The interface to one host's hypervisor: the functions of libvirt, swtpm and the disk tools that the agent needs, as
+//! traits.
 //!
-//! Three subjects, three traits: [`Hypervisor`] runs domains, [`Volumes`] keeps disk files, [`TpmFactory`] makes TPM
-//! state. An implementation knows nothing of the fleet, of jobs, or of key protectors: it gets key texts and file
-//! paths. Every operation is idempotent unless its documentation says otherwise.
+//! [`Hypervisor`] runs domains, [`Volumes`] manages disk files, [`TpmFactory`] makes TPM state. An implementation does
+//! not know the fleet, jobs or key protectors: it gets key texts and file paths. Every operation is idempotent unless
+//! its documentation says otherwise.
 
 mod domain;
 mod error;

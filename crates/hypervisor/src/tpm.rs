@@ -1,4 +1,4 @@
-//! TPM state: manufactured, moved into place, removed. Always encrypted; the key is only passed through.
+//! TPM state: manufacturing, installing and removing it. It is always encrypted; the key is only passed on.
 
 use crate::{Result, SecretText};
 use async_trait::async_trait;

@@ -1,4 +1,4 @@
-//! What a running step sees of its job.
+//! The interface of a running step to its job.
 
 use crate::engine::child_id;
 use crate::{

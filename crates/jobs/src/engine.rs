@@ -1,4 +1,5 @@
-//! The engine's public face: submit, look, cancel, wait. Leading is `leader`'s, running `runner`'s.
+//! The public interface of the engine: submit, inspect, cancel, wait. `leader` elects the leading engine, `runner`
+//! runs jobs.
 
 use crate::kind::Registry;
 use crate::leader;

@@ -1,4 +1,4 @@
-//! Leading: of all engines on a store, one holds the owner entry on its lease and runs the jobs.
+//! Leader election: one of the engines on a store holds the owner entry, with a lease, and runs the jobs.
 //!
 //! ```text
 //!   waiting ── owner entry gone, taken ──► leading ── lease lost ──► waiting

@@ -1,4 +1,4 @@
-//! How jobs lie in the store, and the transactions on them.
+//! The keys of jobs in the store, and the transactions on them.
 //!
 //! ```text
 //!   jobs/<id>               the record; after the submission only the leading engine writes it

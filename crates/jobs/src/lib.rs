@@ -4,9 +4,9 @@
 //! [`Engine`] runs jobs out of a [`fleetward_store::Store`]. Of several engines on one store one leads
 //! and runs jobs; all submit, cancel, read and watch.
 //!
-//! Refuses to know: what the steps do.
+//! This crate does not know what the steps do.
 //!
-//! What holds whatever happens, a kill at any line included:
+//! Guarantees, also after a kill at any line:
 //! - a step that began is either recorded as done, or run again, or undone;
 //! - before the point of no return a job ends as done or as if it had never been; past it, as done;
 //! - no two engines run one job, no two jobs hold one lock, and each attempt has a larger generation.

@@ -1,4 +1,4 @@
-//! Following one job: its record from the store, its progress live where this engine runs it.
+//! Follows one job: its record from the store, and live progress if this engine runs it.
 
 use crate::JobError;
 use crate::engine::Shared;

@@ -1,7 +1,7 @@
-//! Running one job: carries out what `plan` decides, and records it before and after.
+//! Runs one job: carries out the decisions of `plan`, and records each before and after.
 //!
-//! The runner is the only writer of its job's record. When a write shows that somebody else was there
-//! (another engine leads, an administrator gave the job up), it stops and touches nothing more.
+//! The runner is the only writer of its job's record. If a write shows that the record has changed (another engine
+//! leads, or an administrator gave the job up), it stops and writes nothing more.
 
 use crate::context::{Core, ProgressReporter};
 use crate::engine::Shared;

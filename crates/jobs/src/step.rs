@@ -1,4 +1,4 @@
-//! What a job's author writes: one type per step, how it runs, how it is taken back, how it fails.
+//! The interface for authors of jobs: one type per step, with its run, its undo and its errors.
 
 use crate::StepContext;
 use async_trait::async_trait;

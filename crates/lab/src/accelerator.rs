@@ -1,5 +1,5 @@
-//! Which of QEMU's accelerators serves here. /dev/kvm may exist and still not run a guest with Secure Boot (no
-//! system management mode, or a nested KVM that hangs), so the guest image is really booted, with a limit.
+//! Detects which of QEMU's accelerators works. /dev/kvm may exist and still not run a guest with Secure Boot (no
+//! system management mode, or a nested KVM that hangs), so the guest image is booted, with a time limit.
 
 use std::fs::{self, File};
 use std::path::Path;

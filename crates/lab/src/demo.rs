@@ -1,5 +1,5 @@
-//! The demo: a VM with an encrypted TPM is created and live-migrated, then refused by a host of another group.
-//! Each step is a command that people type; each claim is checked against what the guest itself prints.
+//! The demonstration: a VM with an encrypted TPM is created and live-migrated; then a host of another group refuses
+//! it. Each step is a real command, and each claim is checked against the output of the guest.
 
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! How a lab ends: its process 1s are killed, the kernel ends all that hangs on them, and then we look whether
-//! that is really so. Works from the record and, where that is missing, from the processes themselves.
+//! Ends a lab: kills its process 1s, whereupon the kernel ends everything in their namespaces, and then verifies that
+//! nothing is left. Works from the record or, if that is missing, from the processes.
 
 use std::fs;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Where everything of a lab lies. The only place that knows names of files and directories.
+//! The paths of a lab's files. Only this module knows names of files and directories.
 
 use std::path::{Path, PathBuf};
 

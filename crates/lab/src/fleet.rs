@@ -1,5 +1,5 @@
-//! The programs that run in the nodes of a lab: libvirtd, the agents and the controller, and the steps by which
-//! a host joins. Everything about the fleet goes through the command line that people use.
+//! The programs in the nodes of a lab: libvirtd, the agents and the controller, and the steps of a host's join.
+//! Everything about the fleet uses the command line.
 
 use std::fs;
 use std::os::unix::net::UnixStream;

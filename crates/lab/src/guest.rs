@@ -1,5 +1,5 @@
-//! Builds the guest image: a real disk with Debian's signed shim, GRUB and kernel, and one program of ours.
-//! Works without root; wants the network only for three Debian packages, once. Sources lie in `guest/`.
+//! Builds the guest image: a disk with Debian's signed shim, GRUB and kernel, and one program of ours. Works without
+//! root, and needs the network once, for three Debian packages. The sources are in `guest/`.
 //!
 //! ```text
 //! 1 MiB   EFI system partition   EFI/BOOT/BOOTX64.EFI (shim), grubx64.efi, EFI/debian/grub.cfg, vmlinuz, initrd

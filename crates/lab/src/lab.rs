@@ -1,4 +1,4 @@
-//! A lab as a whole: up, down, and what one does to its nodes in between.
+//! A lab: bringing it up and down, and acting on its nodes.
 //!
 //! ```text
 //!   nothing --up--> incomplete --(up ends)--> usable --down--> nothing

@@ -1,9 +1,9 @@
-//! Several real hypervisor hosts on one machine, for trying out, for the demo and for tests.
+//! Several real hypervisor hosts on one machine, for demonstrations, experiments and tests.
 //!
-//! Each lab host is a network, mount, process, host name and IPC namespace of its own with its own libvirtd,
-//! QEMU, swtpm and agent; nothing is simulated. All of a lab lies in one directory and hangs on a few
-//! *process 1*s: when such a process dies, the kernel ends everything of that host at once, which is what a
-//! power cut does, and releases its mounts and links. So `down` cannot forget anything, whoever crashed.
+//! Each lab host has its own network, mount, process, host name and IPC namespace, with its own libvirtd, QEMU, swtpm
+//! and agent; nothing is simulated. All files of a lab are in one directory. Each host has a *process 1*: when it
+//! dies, the kernel ends all processes of that host at once, as a power cut would, and releases its mounts and links.
+//! So `down` also cleans up after a crash.
 //!
 //! ```text
 //!            switch (a bridge in a network namespace of its own; nothing touches the machine's network)
@@ -11,7 +11,7 @@
 //!   controller    host a     host b ...          10.77.0.2, 10.77.0.11, 10.77.0.12 in every lab
 //! ```
 //!
-//! The entry is [`Lab`]. No service depends on this crate.
+//! The entry point is [`Lab`]. No service depends on this crate.
 
 mod accelerator;
 mod demo;

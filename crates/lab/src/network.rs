@@ -1,9 +1,9 @@
-//! The lab's network: a bridge in the switch's network namespace, one link to each node. Nothing of it is
-//! visible to the machine, so labs cannot collide and a dead lab leaves no link.
+//! The lab's network: a bridge in the switch's network namespace, with one link to each node. It is invisible to the
+//! machine, so labs cannot collide and a dead lab leaves no link.
 //!
-//! Cutting is silent, as a pulled cable behind a switch is: packets vanish, connections stay open until
-//! somebody's time runs out. One node is cut off by taking its port out of the bridge; a pair is cut by giving
-//! each the other's address with a hardware address that nobody has.
+//! A cut drops packets silently, like a cable pulled behind a switch: connections stay open until a time limit passes.
+//! To cut off a node, its port is removed from the bridge. To cut a pair, each gets the other's address with an unused
+//! hardware address.
 
 use std::process::Command;
 

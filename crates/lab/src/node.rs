@@ -1,5 +1,5 @@
-//! One node of a lab: a machine as far as its programs can see. Owns making its world and ending it; knows
-//! nothing of what runs inside.
+//! One node of a lab, which looks like a machine to its programs. This module makes and ends its namespaces; it does
+//! not know what runs inside.
 //!
 //! ```text
 //!  lab command -> node-launch: new namespaces, starts process 1 in them, prints its number, ends

@@ -1,5 +1,5 @@
-//! Processes by identity: a number and the moment it started, so that a number the kernel has given to
-//! somebody else in the meantime is never taken for ours.
+//! Identifies a process by its number and start time, so that a number that the kernel has reused is never taken for
+//! one of ours.
 
 use std::fs;
 use std::path::Path;

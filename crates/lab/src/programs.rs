@@ -1,5 +1,4 @@
-//! Which programs the lab starts, and how it starts foreign ones: argument vectors, absolute paths, an error
-//! that repeats what the program said.
+//! The programs that the lab starts: argument vectors, absolute paths, and errors that include the program's output.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,5 +1,5 @@
-//! What a lab remembers between commands: its nodes and their process 1s. Written before anything is
-//! started, so that the next command finds what a crashed one left.
+//! The record of a lab between commands: its nodes and their process 1s. It is written before anything is started, so
+//! that the next command can clean up after a crash.
 
 use std::fs;
 

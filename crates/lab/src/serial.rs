@@ -1,4 +1,4 @@
-//! What the lab guest says on its serial console.
+//! Reads the output of the lab guest on its serial console.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

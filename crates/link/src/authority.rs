@@ -1,7 +1,7 @@
-//! The fleet's authority: the key that says who belongs to the fleet. It lives on the controller.
+//! The fleet's certificate authority. Its private key exists only on the controller.
 //!
-//! It decides nothing: who may have which identity is the controller's business. How it is kept is told in
-//! `authority_files`, what others know of it in [`trust`](crate::trust).
+//! The controller decides which identity to certify. The private module `authority_files` stores the key;
+//! [`trust`](crate::trust) is the public half.
 
 use crate::authority_files::AuthorityFiles;
 use crate::credential::certificate_pem;
@@ -25,7 +25,7 @@ pub const MAX_CSR: usize = 16 * 1024;
 
 const AUTHORITY_LIFETIME: Duration = Duration::days(20 * 365);
 
-/// Clocks of hosts are never quite together; a certificate is valid this long before it was made.
+/// Certificates are valid from this long before they are made, because the clocks of hosts differ.
 const CLOCK_TOLERANCE: Duration = Duration::days(1);
 
 /// When a certificate is valid.
@@ -75,15 +75,15 @@ impl FleetAuthority {
         self.trust.fleet()
     }
 
-    /// The public half, as agents and administrators pin it.
+    /// The public half, which agents and administrators pin.
     pub fn trust(&self) -> &FleetTrust {
         &self.trust
     }
 
     /// Certifies the key of a request (PEM, PKCS #10) as `identity`; a renewal is the same call again.
     ///
-    /// Nothing but the public key is taken from the request. Returns the chain as PEM: the new
-    /// certificate, then the authority's, which joining hosts compare with their token.
+    /// Uses only the public key of the request. Returns the chain as PEM: the new certificate, then the authority's,
+    /// which joining hosts compare with their token.
     pub fn issue(
         &self,
         csr_pem: &str,
@@ -121,8 +121,8 @@ impl FleetAuthority {
 
     /// Signs a statement (ECDSA P-256 with SHA-256, ASN.1 signature); [`FleetTrust::verify`] checks it.
     ///
-    /// The same key signs certificates, whose signed part begins with a DER SEQUENCE (0x30), that is with the
-    /// digit zero: statements that begin so are refused, so that none can ever pass for a certificate.
+    /// The same key signs certificates. The signed part of a certificate begins with a DER SEQUENCE (0x30, the digit
+    /// zero), so a statement that begins with that byte is refused: no signed statement can be used as a certificate.
     pub fn sign(&self, statement: &[u8]) -> Result<Vec<u8>, AuthorityError> {
         if matches!(statement.first(), None | Some(0x30)) {
             return Err(AuthorityError::Statement);
@@ -151,7 +151,7 @@ impl fmt::Debug for FleetAuthority {
     }
 }
 
-/// For people who look at the certificate: at most 64 characters fit, so the name alone.
+/// The common name, for readers of the certificate. At most 64 characters fit, so it is the name alone.
 fn common_name(identity: &Identity) -> &str {
     match identity {
         Identity::Controller => "controller",
@@ -199,7 +199,7 @@ fn uri(text: String) -> Result<SanType, AuthorityError> {
         .map_err(AuthorityError::Sign)
 }
 
-/// Why the authority did not do as asked.
+/// Why the authority refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// A file of the authority that cannot be read or written.
@@ -231,7 +231,7 @@ pub enum AuthorityError {
     /// A request for a key of a kind we do not certify.
     #[error("only ECDSA P-256 and P-384 keys are certified as members of a fleet")]
     RequestKey,
-    /// A validity that the authority's own does not cover.
+    /// A validity outside that of the authority's own certificate.
     #[error("the authority's own certificate is not valid at the time asked for")]
     Validity,
     /// A statement that is empty or could be taken for a certificate.

@@ -1,5 +1,5 @@
-//! How an authority's certificate and key are kept: together in one file of mode 0600, so that a crash leaves
-//! both or neither, with a copy of the certificate alone beside it. A damaged file is never replaced.
+//! Storage of an authority's certificate and key: both in one file of mode 0600, so that a crash leaves both or
+//! neither, and a copy of the certificate beside it. A damaged file is never replaced.
 
 use crate::authority::AuthorityError;
 use crate::credential::certificate_pem;
@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-/// `<name>.pem` (certificate and key, 0600) is the truth, `<name>.crt` a copy for people.
+/// `<name>.pem` (certificate and key, 0600) is read; `<name>.crt` is a copy for administrators.
 pub(crate) struct AuthorityFiles {
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) key: KeyPair,

@@ -1,7 +1,7 @@
 //! The HTTP client of every program: over a Unix socket, or over TLS to one expected member of the fleet.
 //!
-//! Connections are kept and used again. Bodies stream both ways; lines and server-sent events are read as they
-//! come. A status of 400 or more is an error that carries the body, so that no caller can overlook it.
+//! Connections are reused. Bodies stream in both directions; lines and server-sent events are read as they arrive. A
+//! status of 400 or more is an error that carries the body, so no caller can overlook it.
 
 use crate::dial::{self, DialError};
 use crate::tls::{ALPN_HTTP, ClientTls};
@@ -33,7 +33,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_util::io::ReaderStream;
 
-/// Longest response that is read as a whole, in bytes.
+/// Largest response body that is read at once, in bytes.
 pub const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 /// Longest line or event of a stream, in bytes.
 pub const MAX_LINE: usize = 4 * 1024 * 1024;
@@ -41,18 +41,18 @@ pub const MAX_LINE: usize = 4 * 1024 * 1024;
 const MAX_ERROR_BODY: usize = 1024 * 1024;
 const UPLOAD_CHUNK: usize = 256 * 1024;
 
-/// Shorter than servers keep idle connections, so that it is we who let go.
+/// Shorter than the idle timeout of servers, so that the client closes the connection first.
 const POOL_IDLE: Duration = Duration::from_secs(20);
 
 /// The IO of a connection after an upgrade, for example to a WebSocket.
 pub type UpgradedIo = TokioIo<Upgraded>;
 
-/// How long the parts of an exchange may take.
+/// Time limits for the parts of an exchange.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
     /// Reaching the peer, TLS included.
     pub connect: Duration,
-    /// From the last byte of the request's header to the response's header. Uploads count in.
+    /// From the last byte of the request's header to the response's header; includes uploads.
     pub response: Option<Duration>,
     /// Between two pieces of a response's body.
     pub idle: Option<Duration>,
@@ -85,7 +85,7 @@ impl Client {
         Self::new(Endpoint::Unix(path.into()), Timeouts::default())
     }
 
-    /// A client of the server at `address` (`host:port`), which must be whom `tls` expects.
+    /// A client of the server at `address` (`host:port`), which must have the identity that `tls` expects.
     pub fn tls(address: impl Into<String>, tls: ClientTls) -> Self {
         Self::new(
             Endpoint::Tls {
@@ -119,7 +119,7 @@ impl Client {
         Self::new(endpoint, timeouts)
     }
 
-    /// Where requests go, for messages.
+    /// The server's address, for messages.
     pub fn endpoint(&self) -> String {
         self.endpoint.to_string()
     }
@@ -160,7 +160,7 @@ impl fmt::Debug for Client {
     }
 }
 
-/// A request in the making.
+/// A request that is being built.
 #[must_use = "a request does nothing until it is sent"]
 pub struct Request<'c> {
     client: &'c Client,
@@ -186,12 +186,12 @@ impl Request<'_> {
         self
     }
 
-    /// Sends what `reader` gives, as it comes. With `length` the server knows beforehand how much that is.
+    /// Streams `reader` as the body. With `length` the server knows the size beforehand.
     pub fn upload(self, reader: impl AsyncRead + Send + 'static, length: Option<u64>) -> Self {
         self.stream(ReaderStream::with_capacity(reader, UPLOAD_CHUNK), length)
     }
 
-    /// Sends what `stream` gives, as it comes.
+    /// Streams `stream` as the body.
     pub fn stream(
         mut self,
         stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
@@ -245,7 +245,7 @@ impl Request<'_> {
         Ok(response)
     }
 
-    /// Asks for an upgrade to a WebSocket and gives its raw bytes, for a WebSocket client to speak on.
+    /// Upgrades to a WebSocket and returns the raw connection, for a WebSocket client.
     pub async fn upgrade_to_websocket(mut self) -> Result<UpgradedIo, ClientError> {
         let mut nonce = [0; 16];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| ClientError::Randomness)?;
@@ -265,7 +265,7 @@ impl Request<'_> {
         self.switch_protocols().await
     }
 
-    /// Asks for an upgrade to `protocol` and gives its raw bytes.
+    /// Upgrades to `protocol` and returns the raw connection.
     pub async fn upgrade(mut self, protocol: &'static str) -> Result<UpgradedIo, ClientError> {
         for (name, value) in [
             (header::CONNECTION, HeaderValue::from_static("upgrade")),
@@ -315,7 +315,7 @@ impl Request<'_> {
     }
 }
 
-/// A response whose body is still to be read.
+/// A response whose body has not been read.
 #[derive(Debug)]
 pub struct Response {
     /// The status, below 400.
@@ -426,7 +426,7 @@ impl Lines {
         }
     }
 
-    /// The next line as a JSON document; empty lines are passed over.
+    /// The next line as a JSON document; skips empty lines.
     pub async fn next_json<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
         while let Some(line) = self.next().await? {
             if !line.is_empty() {
@@ -451,7 +451,7 @@ pub struct Event {
     pub event: String,
     /// The event's id, if the server gave one.
     pub id: Option<String>,
-    /// What it says; several data lines are joined by line feeds.
+    /// The data; several data lines are joined by line feeds.
     pub data: String,
 }
 
@@ -469,7 +469,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// The next event, `None` when the server has ended the stream. Comments, which keep it alive, are passed over.
+    /// The next event, `None` when the server has ended the stream. Skips comments, which only keep the stream alive.
     pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
         let mut event = Event::default();
         let mut has_data = false;
@@ -504,13 +504,13 @@ impl Events {
     }
 }
 
-/// Why a request got no good answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The server was not reached, or is not whom it should be.
+    /// The server was not reached, or has another identity than expected.
     #[error(transparent)]
     Dial(DialError),
-    /// The server was reached and kept silent.
+    /// The server was reached but did not answer in time.
     #[error("{endpoint} did not answer within {} s", .after.as_secs_f32())]
     Timeout {
         /// Where.
@@ -526,7 +526,7 @@ pub enum ClientError {
         /// The body, at most 1 MiB, empty if it could not be read.
         body: Bytes,
     },
-    /// The connection broke during the exchange; whether the server has done something is unknown.
+    /// The connection broke during the exchange. It is unknown whether the server has acted.
     #[error("the connection to {endpoint} broke")]
     Broken {
         /// Where.
@@ -534,7 +534,7 @@ pub enum ClientError {
         /// Why.
         source: BoxError,
     },
-    /// A body or line that is longer than we read.
+    /// A body or line above the size limit.
     #[error("the answer has more than {limit} bytes")]
     TooLong {
         /// Bytes.
@@ -543,7 +543,7 @@ pub enum ClientError {
     /// A line that is no UTF-8.
     #[error("the answer is not text")]
     NotText,
-    /// An answer of another shape than expected.
+    /// An answer that does not match the expected type.
     #[error("the answer cannot be understood")]
     Decode(#[source] serde_json::Error),
     /// A request that cannot be written as JSON.
@@ -561,7 +561,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether the request certainly did not reach the server, so that it may be tried again anywhere.
+    /// Whether the request certainly did not reach the server, so that it can be repeated on any connection.
     pub fn is_unreached(&self) -> bool {
         matches!(self, Self::Dial(_) | Self::Path { .. } | Self::Encode(_))
     }
@@ -621,7 +621,7 @@ impl Endpoint {
     }
 }
 
-/// Gives the pool a new connection, whatever URI it asks for: a client has one server.
+/// Opens a new connection for the pool. The URI is ignored: a client has one server.
 #[derive(Clone)]
 struct Connector {
     endpoint: Arc<Endpoint>,
@@ -646,7 +646,7 @@ impl tower::Service<Uri> for Connector {
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// A connection as the pool wants it.
+/// Adapts a connection to the pool's trait.
 struct Wire(TokioIo<Box<dyn Duplex>>);
 
 impl Connection for Wire {

@@ -1,4 +1,4 @@
-//! A program's own certificate and private key: asking for one, keeping it, exchanging it while running.
+//! A program's own certificate and private key: requesting, storing and replacing them at run time.
 //!
 //! ```text
 //!   KeyRequest::generate ──csr_pem──► authority ──chain_pem──► into_credential ──► LiveCredential
@@ -24,7 +24,7 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-/// A new key pair and the request to certify it. The identity is the authority's to choose, so none is asked for.
+/// A new key pair and the request to certify it. The authority chooses the identity, so the request contains none.
 pub struct KeyRequest {
     key_pem: Zeroizing<String>,
     csr_pem: String,
@@ -38,7 +38,7 @@ impl KeyRequest {
         Self::for_key(&key)
     }
 
-    /// Asks for a new certificate on the key of `credential`, before the old one runs out.
+    /// Requests a new certificate for the key of `credential`, before the old certificate expires.
     pub fn from_credential(credential: &Credential) -> Result<Self, CredentialError> {
         let key =
             rcgen::KeyPair::from_pem(&credential.key_pem).map_err(CredentialError::Generate)?;
@@ -84,7 +84,7 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// Puts a chain and a key together, both PEM; they must belong together.
+    /// Combines a chain and a key, both PEM; they must belong together.
     pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, CredentialError> {
         let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
@@ -118,12 +118,12 @@ impl Credential {
         Self::from_pem(&text, &text)
     }
 
-    /// Reads chain and key from two PEM files, as administrators keep them.
+    /// Reads chain and key from two PEM files, the form in which administrators store them.
     pub fn load_pair(chain: &Path, key: &Path) -> Result<Self, CredentialError> {
         Self::from_pem(&read(chain)?, &read(key)?)
     }
 
-    /// Writes chain and key into one file of mode 0600, whole or not at all.
+    /// Writes chain and key atomically into one file of mode 0600.
     pub fn store(&self, path: &Path) -> Result<(), CredentialError> {
         let text = Zeroizing::new(format!("{}{}", self.chain_pem(), self.key_pem.as_str()));
         durable::replace(path, text.as_bytes(), Readers::Owner).map_err(|source| {
@@ -139,12 +139,12 @@ impl Credential {
         self.certified.cert.iter().map(certificate_pem).collect()
     }
 
-    /// Whom the certificate speaks for.
+    /// The identity in the certificate.
     pub fn identity(&self) -> &FleetIdentity {
         &self.identity
     }
 
-    /// When the certificate runs out.
+    /// When the certificate expires.
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
     }
@@ -159,7 +159,7 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// The credential a running program shows in handshakes; replacing it does not touch live connections.
+/// The credential that a running program presents in handshakes. Replacing it does not affect open connections.
 #[derive(Clone)]
 pub struct LiveCredential(Arc<ArcSwap<Credential>>);
 
@@ -169,12 +169,12 @@ impl LiveCredential {
         Self(Arc::new(ArcSwap::from_pointee(credential)))
     }
 
-    /// Shows `credential` in every handshake from now on.
+    /// Presents `credential` in all later handshakes.
     pub fn replace(&self, credential: Credential) {
         self.0.store(Arc::new(credential));
     }
 
-    /// What is shown now.
+    /// The present credential.
     pub fn current(&self) -> Arc<Credential> {
         self.0.load_full()
     }
@@ -226,7 +226,7 @@ fn read(path: &Path) -> Result<Zeroizing<String>, CredentialError> {
         })
 }
 
-/// Why a credential cannot be made, read or kept.
+/// Why a credential cannot be made, read or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
     /// Making a key pair or request.

@@ -1,4 +1,4 @@
-//! Reaching a member of the fleet: TCP, then TLS, within one deadline, and what went wrong if not.
+//! Connects to a member of the fleet: TCP, then TLS, within one deadline.
 
 use crate::identity::Identity;
 use crate::tls::{self, ClientTls, PeerError};
@@ -11,24 +11,24 @@ use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, TlsStream};
 
-/// How long reaching a peer may take, TLS included, unless the caller says otherwise.
+/// Default time limit for a connection, TLS included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection to a verified member.
 ///
-/// The buffer is for throughput: TLS reads a few kilobytes at a time, which would be a system call each.
+/// TLS reads a few kilobytes at a time; the buffer saves a system call for each of them.
 pub(crate) type MemberStream = TlsStream<BufReader<TcpStream>>;
 
 const READ_BUFFER: usize = 256 * 1024;
 
-/// A peer that has lost power sends nothing to say so. These bound the time until we notice (some 25 s idle,
-/// 20 s with data under way).
+/// A peer that has lost power sends no notice. These keep-alive values bound the time until that is detected (about 25
+/// s when idle, 20 s with data in transit).
 const KEEPALIVE_IDLE_SECONDS: u32 = 10;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 5;
 const KEEPALIVE_PROBES: u32 = 3;
 const UNACKNOWLEDGED_MILLISECONDS: u32 = 20_000;
 
-/// Connects to `address` (`host:port`) and makes sure of who answers.
+/// Connects to `address` (`host:port`) and verifies the identity of the peer.
 pub(crate) async fn dial(
     address: &str,
     tls: &ClientTls,
@@ -58,7 +58,7 @@ pub(crate) async fn dial(
     }
 }
 
-/// Sets what every connection between members has, on either side.
+/// Sets the socket options of every connection between members, on both sides.
 pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     setsockopt(tcp, sockopt::KeepAlive, &true)?;
@@ -73,16 +73,16 @@ pub(crate) fn buffered(tcp: TcpStream) -> BufReader<TcpStream> {
     BufReader::with_capacity(READ_BUFFER, tcp)
 }
 
-/// Why a peer was not reached.
+/// Why the connection failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DialError {
-    /// Nobody listens there.
+    /// No process listens at the address.
     #[error("{address} refuses connections")]
     Refused {
         /// Where, an address or a socket path.
         address: String,
     },
-    /// The network or the name does not lead there.
+    /// There is no route, or the name does not resolve.
     #[error("{address} cannot be reached")]
     Unreachable {
         /// Where.
@@ -98,7 +98,7 @@ pub enum DialError {
         /// How long it was waited for.
         after: Duration,
     },
-    /// A member of the fleet, but another one.
+    /// The peer is another member of the fleet than expected.
     #[error("{address} is {found}, not {expected}")]
     IdentityMismatch {
         /// Where.
@@ -108,7 +108,7 @@ pub enum DialError {
         /// Who answered.
         found: Box<Identity>,
     },
-    /// We do not believe the peer's certificate, or it does not believe ours.
+    /// One side refused the other's certificate.
     #[error("{address} and we do not trust each other: {reason}")]
     TlsRefused {
         /// Where.
@@ -168,8 +168,8 @@ impl DialError {
     }
 }
 
-/// Says in our words that the other side broke off; rustls says it with a link to its manual, which would reach people
-/// in the reason why a job waits.
+/// Replaces the message of rustls for a connection that the other side closed: it contains a link to the rustls
+/// manual, and would appear in the reason why a job waits.
 pub(crate) fn in_words(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::UnexpectedEof && tls_error_in(&error).is_none() {
         return io::Error::new(io::ErrorKind::UnexpectedEof, BROKEN_OFF);
@@ -177,14 +177,14 @@ pub(crate) fn in_words(error: io::Error) -> io::Error {
     error
 }
 
-/// What an end without TLS's close_notify means: nobody was left to say it.
+/// Message for an end without TLS's close_notify, which happens when the peer dies.
 const BROKEN_OFF: &str =
     "the other side broke off without a word, as a process or machine that died does";
 
 /// The TLS error at the bottom of an error, if there is one.
 ///
-/// With TLS 1.3 a server judges the client's certificate after the client considers the handshake done, so
-/// its refusal arrives as the failure of the first read or write.
+/// With TLS 1.3 the client completes its handshake before the server has checked the client's certificate, so a
+/// refusal arrives as an error of the first read or write.
 pub(crate) fn tls_error_in<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {

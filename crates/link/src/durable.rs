@@ -1,4 +1,5 @@
-//! Files that are either whole or absent after a crash, and private ones that were never public.
+//! Atomic file writes: after a crash a file is complete or absent. Private files are never readable by others, not
+//! even briefly.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -21,7 +22,7 @@ pub(crate) fn replace(path: &Path, content: &[u8], readers: Readers) -> io::Resu
     sync_directory(path)
 }
 
-/// Writes `path` unless it exists; says whether it did. Of several writers exactly one wins.
+/// Writes `path` unless it exists, and returns whether it did. Of several concurrent writers exactly one succeeds.
 pub(crate) fn create(path: &Path, content: &[u8], readers: Readers) -> io::Result<bool> {
     let temporary = write_beside(path, content, readers)?;
     let linked = fs::hard_link(&temporary, path);

@@ -1,7 +1,8 @@
-//! The root above all endorsement-key certificates of a fleet's TPMs, kept on the controller.
+//! The root of the certificates for endorsement keys (EK) of a fleet's TPMs. Its private key exists only on the
+//! controller.
 //!
-//! It only ever certifies hosts' authorities, which make their TPMs' certificates themselves. What the
-//! certificates say is `fleetward_protector::ek`'s.
+//! The root certifies only the hosts' EK authorities; those issue the certificates of TPMs. `fleetward_protector::ek`
+//! defines the content of the certificates.
 
 use crate::authority::{AuthorityError, parse_request, random};
 use crate::authority_files::AuthorityFiles;
@@ -38,7 +39,7 @@ impl EkRoot {
 
     /// Certifies a host's key (PEM, PKCS #10) as an EK authority that may make no further authorities.
     ///
-    /// Nothing but the public key is taken from the request. Returns the host's certificate alone, PEM.
+    /// Uses only the public key of the request. Returns the host's certificate alone, as PEM.
     pub fn issue_host_authority(
         &self,
         csr_pem: &str,

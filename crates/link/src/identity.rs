@@ -1,4 +1,4 @@
-//! Who a certificate speaks for: the controller, a host or an administrator of one fleet.
+//! The identity in a certificate: the controller, a host or an administrator of one fleet.
 //!
 //! The identity is a URI in the certificate's subject alternative name, never its subject or a DNS name:
 //! ```text
@@ -6,8 +6,7 @@
 //! fleetward://fleet/<fleet id>/host/<host name>
 //! fleetward://fleet/<fleet id>/admin/<name>?role=<viewer|operator|keeper|admin>
 //! ```
-//! This module turns such texts into types and back. Whether the certificate is genuine is for
-//! [`trust`](crate::trust) to say.
+//! This module converts between these URIs and types. [`trust`](crate::trust) verifies certificates.
 
 use fleetward_model::HostName;
 use serde::{Deserialize, Serialize};
@@ -50,7 +49,7 @@ impl fmt::Display for FleetId {
     }
 }
 
-/// An administrator's name in his certificate: letters, digits, `.`, `_`, `-` and `@`, 1 to 63 bytes.
+/// The name of an administrator in a certificate: letters, digits, `.`, `_`, `-` and `@`, 1 to 63 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AdminName(String);
@@ -96,7 +95,8 @@ impl fmt::Display for AdminName {
     }
 }
 
-/// What an administrator may do. Key rights are separate from VM rights, so roles are sets, not levels.
+/// The role of an administrator. Rights over keys are separate from rights over VMs, so roles are sets of rights and
+/// not levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -110,7 +110,7 @@ pub enum Role {
     Admin,
 }
 
-/// A kind of action that an endpoint needs a role for.
+/// A kind of action; each endpoint requires one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Right {
     /// Read the inventory, jobs and findings.
@@ -213,7 +213,7 @@ pub struct FleetIdentity {
 }
 
 impl FleetIdentity {
-    /// Reads the identity from a certificate (DER), which the caller has verified or is about to.
+    /// Reads the identity from a certificate (DER). The caller verifies the certificate.
     pub fn from_certificate(der: &[u8]) -> Result<Self, IdentityError> {
         single_uri(der)?.parse()
     }
@@ -248,8 +248,8 @@ pub(crate) fn fleet_of_authority(der: &[u8]) -> Result<FleetId, IdentityError> {
     FleetId::from_uri(&single_uri(der)?)
 }
 
-/// The only subject alternative name of a certificate, which must be a URI: a second name could
-/// make two readers of one certificate see two identities.
+/// The only subject alternative name of a certificate, which must be a URI. With two names, two readers of one
+/// certificate could see different identities.
 fn single_uri(der: &[u8]) -> Result<String, IdentityError> {
     let (rest, certificate) =
         X509Certificate::from_der(der).map_err(|_| IdentityError::Certificate)?;
@@ -266,13 +266,13 @@ fn single_uri(der: &[u8]) -> Result<String, IdentityError> {
     }
 }
 
-/// Only the one form we write: upper case, braces and missing hyphens name no fleet.
+/// Accepts only the canonical form; upper case, braces and missing hyphens are refused.
 fn parse_canonical_uuid(text: &str) -> Option<FleetId> {
     let id = Uuid::parse_str(text).ok()?;
     (id.to_string() == text).then_some(FleetId(id))
 }
 
-/// Why a certificate or text names no member of a fleet.
+/// Why a certificate or text does not name a member of a fleet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
     /// The bytes are no X.509 certificate.

@@ -1,16 +1,16 @@
-//! How machines of a fleet talk: mutual TLS between known identities, join tokens, HTTP in both directions and
-//! byte tunnels. Knows nothing of VMs, and nothing of what is said.
+//! Communication between the machines of a fleet: mutual TLS between known identities, join tokens, HTTP in both
+//! directions, and byte tunnels. This crate does not know VMs, or the content of what it carries.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`identity`] | who a certificate speaks for, roles and rights |
-//! | [`authority`] | the controller's key: members' certificates, statements |
+//! | [`identity`] | the identity in a certificate, roles and rights |
+//! | [`authority`] | the controller's key, which signs members' certificates and statements |
 //! | [`ek_root`] | the root of the TPMs' endorsement-key certificates |
-//! | [`trust`] | the pinned authority, as everybody else knows it |
-//! | [`credential`] | a program's own certificate and key, exchanged while running |
+//! | [`trust`] | the pinned certificate of the authority |
+//! | [`credential`] | a program's own certificate and key, replaceable at run time |
 //! | [`token`] | join tokens |
-//! | [`tls`] | who must show a certificate, whom one believes |
-//! | [`serve`], [`peer`] | the server: TLS and Unix socket in front of one router |
+//! | [`tls`] | which peers must show a certificate, and which peers are accepted |
+//! | [`serve`], [`peer`] | the server: one router behind TLS and a Unix socket |
 //! | [`client`], [`dial`] | the HTTP client, over either |
 //! | [`tunnel`] | byte tunnels and relays |
 //! | [`local`] | Unix sockets |

@@ -1,4 +1,4 @@
-//! Unix sockets: with the right permissions from the first moment on, and gone when their owner is.
+//! Unix sockets that have the right permissions from the first moment, and are removed with their owner.
 
 use nix::unistd::{Gid, chown};
 use std::fs;
@@ -9,7 +9,7 @@ use tokio::net::{UnixListener, UnixSocket};
 
 const BACKLOG: u32 = 128;
 
-/// Where a Unix socket lies and who may open it. The directory must exist.
+/// Path and permissions of a Unix socket. The directory must exist.
 #[derive(Debug, Clone)]
 pub struct SocketSpec {
     /// The path; at most 107 bytes.
@@ -42,7 +42,7 @@ impl SocketSpec {
         self
     }
 
-    /// Listens there. A socket left by a process that died is replaced, one that answers is not.
+    /// Listens at the path. Replaces a socket that a dead process left; fails if a process answers there.
     pub(crate) fn listen(&self) -> io::Result<(UnixListener, SocketFile)> {
         remove_dead_socket(&self.path)?;
         let socket = UnixSocket::new_stream()?;
@@ -59,7 +59,7 @@ impl SocketSpec {
     }
 }
 
-/// Removes the socket's file when its listener goes.
+/// Removes the socket's file when dropped.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,

@@ -1,7 +1,7 @@
-//! Who sent a request, whichever way it came.
+//! The sender of a request.
 //!
-//! [`serve`](crate::serve) puts a [`Peer`] into the extensions of every request, and handlers take it as an argument.
-//! A request without one was not accepted by us and is refused.
+//! [`serve`](crate::serve) adds a [`Peer`] to the extensions of every request, and handlers take it as an argument. A
+//! request without one is refused, because this crate did not accept its connection.
 
 use crate::identity::{Identity, Role};
 use axum::extract::FromRequestParts;
@@ -12,7 +12,7 @@ use std::fmt;
 /// The sender of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {
-    /// Over TLS without a certificate: a host that joins, or somebody who has no business here.
+    /// Over TLS without a certificate: a joining host, or a stranger.
     Anonymous,
     /// Over TLS with a certificate of the fleet.
     Member(Identity),
@@ -20,7 +20,7 @@ pub enum Peer {
     Local {
         /// The user id of the process at the other end.
         uid: u32,
-        /// Its process id, 0 where the kernel did not tell.
+        /// Its process id, 0 if the kernel did not provide it.
         pid: i32,
     },
 }
@@ -45,7 +45,7 @@ impl Peer {
     }
 }
 
-/// As audit records name it.
+/// The form in audit records.
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

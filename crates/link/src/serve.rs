@@ -1,4 +1,4 @@
-//! One router behind two doors: TLS for the fleet, a Unix socket for local administrators.
+//! One router behind two servers: TLS for the fleet, and a Unix socket for local administrators.
 //!
 //! ```text
 //!              accept (never waits for a peer)
@@ -9,7 +9,7 @@
 //!   Unix ─► credentials of the peer ──────────► router, with Peer::Local
 //! ```
 //!
-//! A peer that is slow in its handshake or its request's header holds up nobody else and is cut off in time.
+//! A slow peer does not delay others: handshakes and headers have time limits.
 
 use crate::dial::{self, MemberStream};
 use crate::identity::Identity;
@@ -37,18 +37,18 @@ use tower::Service;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a server allows its peers.
+/// Limits of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections in their handshake at once.
+    /// Concurrent handshakes.
     pub handshakes: usize,
-    /// Connections at once.
+    /// Concurrent connections.
     pub connections: usize,
     /// Time for a handshake, and for the header of a tunnel.
     pub handshake_timeout: Duration,
-    /// Time for the header of a request, which is also how long a connection may lie idle.
+    /// Time for the header of a request; also the idle timeout of a connection.
     pub header_timeout: Duration,
-    /// Time that requests under way get when the server stops.
+    /// Time for running requests to end when the server stops.
     pub shutdown_grace: Duration,
 }
 
@@ -64,7 +64,7 @@ impl Default for Limits {
     }
 }
 
-/// The door for the fleet.
+/// The TLS server for the fleet.
 pub struct TlsServer {
     listener: TcpListener,
     tls: ServerTls,
@@ -83,7 +83,7 @@ impl TlsServer {
         })
     }
 
-    /// Also takes byte tunnels from other members of the fleet.
+    /// Also accepts byte tunnels from other members of the fleet.
     pub fn with_tunnels(mut self, service: Arc<dyn TunnelService>) -> Self {
         self.tunnels = Some(service);
         self
@@ -100,7 +100,7 @@ impl TlsServer {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop`, then lets requests under way end within the grace time.
+    /// Serves until `stop`, then lets running requests end within the grace time.
     ///
     /// Fails only if the server's own TLS configuration is unusable.
     pub async fn serve(self, router: Router, stop: CancellationToken) -> io::Result<()> {
@@ -109,40 +109,40 @@ impl TlsServer {
             None => &[ALPN_HTTP],
         };
         let config = self.tls.config(protocols).map_err(io::Error::other)?;
-        let door = Arc::new(TlsDoor {
+        let shared = Arc::new(TlsConnections {
             acceptor: TlsAcceptor::from(config),
             tls: self.tls,
             tunnels: self.tunnels,
             limits: self.limits,
             handshakes: Arc::new(Semaphore::new(self.limits.handshakes)),
             router,
-            house: House::new(self.limits, stop),
+            tracker: ConnectionTracker::new(self.limits, stop),
         });
-        while let Some(accepted) = door.house.next(self.listener.accept()).await {
+        while let Some(accepted) = shared.tracker.next(self.listener.accept()).await {
             let Ok((tcp, address)) = accepted else {
                 continue;
             };
-            let Some(permit) = door.house.admit() else {
+            let Some(permit) = shared.tracker.admit() else {
                 tracing::warn!(%address, "too many connections, closing the newest");
                 continue;
             };
-            let Ok(handshake) = door.handshakes.clone().try_acquire_owned() else {
+            let Ok(handshake) = shared.handshakes.clone().try_acquire_owned() else {
                 tracing::warn!(%address, "too many handshakes at once, closing the newest");
                 continue;
             };
-            let visitor = door.clone();
-            door.house.spawn(async move {
+            let visitor = shared.clone();
+            shared.tracker.spawn(async move {
                 visitor.receive(tcp, address, handshake).await;
                 drop(permit);
             });
         }
         drop(self.listener);
-        door.house.close().await;
+        shared.tracker.close().await;
         Ok(())
     }
 }
 
-/// The door for local administrators.
+/// The Unix socket server for local administrators.
 pub struct UnixServer {
     listener: UnixListener,
     file: SocketFile,
@@ -173,12 +173,12 @@ impl UnixServer {
         &self.spec.path
     }
 
-    /// Serves until `stop`, then lets requests under way end within the grace time.
+    /// Serves until `stop`, then lets running requests end within the grace time.
     pub async fn serve(self, router: Router, stop: CancellationToken) -> io::Result<()> {
-        let house = Arc::new(House::new(self.limits, stop));
-        while let Some(accepted) = house.next(self.listener.accept()).await {
+        let tracker = Arc::new(ConnectionTracker::new(self.limits, stop));
+        while let Some(accepted) = tracker.next(self.listener.accept()).await {
             let Ok((stream, _)) = accepted else { continue };
-            let Some(permit) = house.admit() else {
+            let Some(permit) = tracker.admit() else {
                 tracing::warn!("too many local connections, closing the newest");
                 continue;
             };
@@ -193,31 +193,31 @@ impl UnixServer {
                 uid: credentials.uid(),
                 pid: credentials.pid().unwrap_or(0),
             };
-            let (router, host) = (router.clone(), house.clone());
-            house.spawn(async move {
+            let (router, host) = (router.clone(), tracker.clone());
+            tracker.spawn(async move {
                 host.serve_http(stream, peer, None, router).await;
                 drop(permit);
             });
         }
         drop(self.listener);
         drop(self.file);
-        house.close().await;
+        tracker.close().await;
         Ok(())
     }
 }
 
-/// What all connections through the TLS door share.
-struct TlsDoor {
+/// State that all TLS connections share.
+struct TlsConnections {
     acceptor: TlsAcceptor,
     tls: ServerTls,
     tunnels: Option<Arc<dyn TunnelService>>,
     limits: Limits,
     handshakes: Arc<Semaphore>,
     router: Router,
-    house: House,
+    tracker: ConnectionTracker,
 }
 
-impl TlsDoor {
+impl TlsConnections {
     async fn receive(&self, tcp: TcpStream, address: SocketAddr, handshake: OwnedSemaphorePermit) {
         let Some((stream, client)) = self.handshake(tcp, address).await else {
             return;
@@ -233,7 +233,7 @@ impl TlsDoor {
             }
             (_, client) => {
                 let peer = client.map_or(Peer::Anonymous, Peer::Member);
-                self.house
+                self.tracker
                     .serve_http(stream, peer, Some(address), self.router.clone())
                     .await;
             }
@@ -252,7 +252,7 @@ impl TlsDoor {
         let accepting = self.acceptor.accept(dial::buffered(tcp)).into_fallible();
         let handshake = tokio::time::timeout(self.limits.handshake_timeout, accepting);
         let stream = tokio::select! {
-            () = self.house.stop.cancelled() => return None,
+            () = self.tracker.stop.cancelled() => return None,
             result = handshake => match result {
                 Ok(Ok(stream)) => TlsStream::from(stream),
                 Ok(Err((error, tcp))) => {
@@ -287,7 +287,7 @@ impl TlsDoor {
         let reading = IncomingTunnel::read(stream, client.clone());
         match tokio::time::timeout(self.limits.handshake_timeout, reading).await {
             Ok(Ok(incoming)) => tokio::select! {
-                () = self.house.stop.cancelled() => {}
+                () = self.tracker.stop.cancelled() => {}
                 () = service.serve(incoming) => {}
             },
             Ok(Err(error)) => tracing::info!(peer = %client, %error, "no tunnel header"),
@@ -313,8 +313,8 @@ async fn linger(mut tcp: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
 }
 
-/// The connections of one server: their number, their end, and how HTTP is spoken on them.
-struct House {
+/// Counts and ends the connections of one server, and serves HTTP on them.
+struct ConnectionTracker {
     limits: Limits,
     connections: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -322,7 +322,7 @@ struct House {
     abort: CancellationToken,
 }
 
-impl House {
+impl ConnectionTracker {
     fn new(limits: Limits, stop: CancellationToken) -> Self {
         Self {
             limits,

@@ -1,7 +1,7 @@
-//! TLS 1.3 under the fleet's authority: who must show a certificate, and whom one believes to be talking to.
+//! TLS 1.3 under the fleet's authority: which peers must show a certificate, and which peers are accepted.
 //!
-//! Names in DNS and addresses mean nothing here: a peer is the [`Identity`] in its certificate. Sessions are never
-//! resumed, so that every connection checks certificates afresh; nothing below TLS 1.3 is offered.
+//! A peer is identified by the [`Identity`] in its certificate, never by DNS name or address. Sessions are never
+//! resumed, so every connection verifies certificates. Versions below TLS 1.3 are not offered.
 
 use crate::credential::LiveCredential;
 use crate::identity::{FleetIdentity, Identity, IdentityError};
@@ -34,14 +34,14 @@ pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
 /// Whether a client must show a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientCertificates {
-    /// None, no connection: agents.
+    /// Required; for agents.
     Required,
-    /// Without one the peer is anonymous, and the application decides what that allows: the
-    /// controller, where a joining host has only its token. A certificate that *is* shown must be good.
+    /// Optional; for the controller, where a joining host has only its token. A peer without a certificate is
+    /// anonymous. A certificate that is shown must be valid.
     Optional,
 }
 
-/// How a server meets its clients.
+/// TLS configuration of a server.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
     credential: LiveCredential,
@@ -50,7 +50,7 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// A server that shows `credential` and believes clients of `trust`.
+    /// A server that presents `credential` and accepts clients of `trust`.
     pub fn new(credential: LiveCredential, trust: FleetTrust, clients: ClientCertificates) -> Self {
         Self {
             credential,
@@ -84,7 +84,7 @@ impl ServerTls {
     }
 }
 
-/// How a client meets one expected server.
+/// TLS configuration of a client for one expected server.
 #[derive(Debug, Clone)]
 pub struct ClientTls {
     verifier: Arc<ServerVerifier>,
@@ -92,7 +92,7 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// A member of the fleet that talks to `expected` and nobody else.
+    /// A member of the fleet that connects only to `expected`.
     pub fn member(credential: LiveCredential, trust: FleetTrust, expected: Identity) -> Self {
         Self {
             verifier: Arc::new(ServerVerifier {
@@ -103,7 +103,7 @@ impl ClientTls {
         }
     }
 
-    /// A host that joins: it has no certificate yet and knows the authority by its fingerprint alone.
+    /// A joining host: it has no certificate, and knows only the authority's fingerprint.
     ///
     /// The server must present the authority's certificate in its chain and be its fleet's controller.
     pub fn join(authority: Fingerprint) -> Self {
@@ -116,7 +116,7 @@ impl ClientTls {
         }
     }
 
-    /// Whom this reaches.
+    /// The expected server.
     pub fn expected(&self) -> &Identity {
         &self.verifier.expected
     }
@@ -138,12 +138,12 @@ impl ClientTls {
     }
 }
 
-/// The name rustls wants from every client; our verifier does not look at it.
+/// rustls requires a server name; our verifier ignores it.
 pub(crate) fn unused_server_name() -> ServerName<'static> {
     ServerName::try_from("member.fleetward.invalid").expect("a well-formed DNS name")
 }
 
-/// What speaks against a peer whose certificate is otherwise in order.
+/// Why a peer with a valid certificate is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// A member of the fleet, but not the one that was called.
@@ -160,7 +160,7 @@ pub enum PeerError {
     /// A certificate that names nobody.
     #[error("the certificate names no member of a fleet")]
     Identity(#[from] IdentityError),
-    /// The chain lacks the authority a join token told of.
+    /// The chain lacks the authority that the join token names.
     #[error("the server does not belong to the authority named by the join token")]
     OtherAuthority,
 }
@@ -273,7 +273,7 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// The standard check of client certificates, and that the certificate names a member of this fleet.
+/// The standard check of client certificates; also requires that the certificate names a member of this fleet.
 struct FleetClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     trust: FleetTrust,

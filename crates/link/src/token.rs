@@ -1,8 +1,7 @@
 //! Join tokens: what an administrator carries from the controller to a new host.
 //!
-//! Text form: `fwj1.<base64url of a JSON record>.<base64url of a checksum>`. The checksum is no protection
-//! (whoever alters a token can mend it); it lets a person see that a token was cut or mistyped, where the
-//! controller could only say that it does not know it. The controller keeps the [`SecretHash`] alone.
+//! Text form: `fwj1.<base64url of a JSON record>.<base64url of a checksum>`. The checksum detects a token that was cut
+//! or mistyped; it does not protect against forgery. The controller stores only the [`SecretHash`].
 
 use crate::trust::Fingerprint;
 use base64::Engine;
@@ -23,7 +22,7 @@ const PREFIX: &str = "fwj1";
 const CHECKSUM_BYTES: usize = 6;
 const MAX_ADDRESS: usize = 300;
 
-/// A one-time permission to join a fleet as one host.
+/// Permission for one host to join a fleet, once.
 #[derive(Debug)]
 pub struct JoinToken {
     /// Where the controller listens, `host:port`.
@@ -39,7 +38,7 @@ pub struct JoinToken {
 }
 
 impl JoinToken {
-    /// Reads a token that is still good at `now`.
+    /// Parses a token that is valid at `now`.
     pub fn parse(text: &str, now: OffsetDateTime) -> Result<Self, TokenError> {
         let token = Self::parse_any_age(text)?;
         if token.expires <= now {
@@ -233,13 +232,13 @@ fn checksum(payload: &str) -> String {
     URL_SAFE_NO_PAD.encode(&Sha256::digest(payload.as_bytes())[..CHECKSUM_BYTES])
 }
 
-/// Why a text is no usable join token.
+/// Why a text is not a usable join token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not a token of a version we know.
     #[error("this is no join token: {0}")]
     Malformed(&'static str),
-    /// A token that was cut or changed on its way.
+    /// A token that was cut or changed.
     #[error("the join token was altered: its checksum does not fit")]
     Altered,
     /// A token past its time.

@@ -1,6 +1,6 @@
-//! The fleet's authority as everybody else knows it: a pinned certificate, and what can be checked with it.
+//! The pinned certificate of the fleet's authority, and the checks that use it.
 //!
-//! Agents pin it at join, administrators get it as a file. Nothing here holds a private key.
+//! Agents pin it when they join, administrators get it as a file. This module has no private key.
 
 use crate::identity::{self, FleetId, IdentityError};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};

@@ -1,11 +1,11 @@
-//! The audit trail's record and the rule that chains records: every use of a key, in order, on one host.
+//! A record of the audit log, and the hash chain over records: every use of a key, in order, on one host.
 //!
 //! ```text
 //!   genesis ◄── record 1 ◄── record 2 ◄── … each carries the hash of the one before
 //! ```
 //! `hash` is SHA-256 over the record's canonical JSON without `hash` itself: fields in the order of the type, no white
-//! space. Changing, removing or exchanging a record breaks the chain at that place; cutting off the end does not, and is
-//! found by whoever remembers a later `seq` (the controller keeps a copy of what it has read).
+//! space. A changed, removed or exchanged record breaks the chain at that place. A cut at the end does not; it is
+//! found by comparison with a later `seq` that another machine stores (the controller keeps copies).
 
 use crate::{GuardianId, HostName, JobId, VmId};
 use serde::{Deserialize, Serialize};

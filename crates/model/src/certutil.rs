@@ -1,8 +1,8 @@
 //! Certificates in the layout of `certutil -store "Shielded VM Local Certificates"`, for scripts that read that.
 //!
-//! English, Windows 10 and later; times are UTC. The lines and their order are certutil's; what they say is true of the
-//! guardian store: its provider is ours, and a container's unique name is made of the certificate and the host, in certutil's
-//! shape, because there is no container.
+//! In English, as of Windows 10 and later; times are UTC. Lines and their order are certutil's. The values are those
+//! of the guardian store: the provider is Fleetward's, and a container's unique name is derived from the certificate
+//! and the host, because there is no container.
 
 use crate::HostName;
 use crate::guardian::CertificateRole;

@@ -1,4 +1,4 @@
-//! Clones: what may become of the TPM, and what an administrator must know before.
+//! Clones: the choices for the TPM, and the warnings about them.
 
 use crate::error::Finding;
 use crate::{ErrorCode, VmName};

@@ -1,6 +1,7 @@
-//! The one table of error codes, and the error as it travels: code, what, because, fix.
+//! The table of error codes, and the type of an error: code, what, because, fix.
 //!
-//! Everything that shows codes (messages, exit codes, HTTP statuses, `explain`, the documentation) reads [`ErrorCode::ALL`].
+//! All output of codes (messages, exit codes, HTTP statuses, `explain`, the documentation) is derived from
+//! [`ErrorCode::ALL`].
 
 use crate::fix::{self, Names, UsualFix};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! What a guardian shows of itself: certificates without keys, as lists and preflight need them.
+//! The public description of a guardian: certificates without keys, for lists and preflight.
 
 use crate::{GroupName, GuardianId, HostName};
 use serde::{Deserialize, Serialize};

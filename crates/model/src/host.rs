@@ -1,4 +1,4 @@
-//! What a host reports of itself: facts for placement, preflight and lists.
+//! The facts that a host reports, for placement, preflight and lists.
 
 use crate::guardian::GuardianFacts;
 use crate::{ByteSize, GroupName, HostName, PoolName};

@@ -1,7 +1,7 @@
-//! The words of Fleetward as types: names, ids, sizes, what a VM and a host are, the one table of state
-//! transitions, findings and error codes, and the pure rules over them (profiles, placement, preflight).
+//! The domain types of Fleetward: names, ids, sizes, VMs and hosts, the table of state transitions, findings and error
+//! codes, and the pure rules over them (profiles, placement, preflight).
 //!
-//! Refuses to know: I/O, clocks, randomness, async. Times and random values arrive as arguments.
+//! This crate uses no I/O, clocks, randomness or async code. Times and random values are arguments.
 
 pub mod audit;
 pub mod certutil;

@@ -1,4 +1,4 @@
-//! Names that people give: parsed once at the edge, safe in paths, XML and URLs ever after.
+//! Names that users choose: parsed once at the edge, and safe in paths, XML and URLs.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Placement: which host takes a new VM. A pure function over what the hosts last reported.
 //!
-//! Of the hosts that fit, the one with the most memory left wins, then the one with the fewest VMs, then the first by
-//! name; creations under way count as if they were there already. A host that does not fit says why.
+//! Among the hosts that fit, the one with the most free memory is chosen, then the one with the fewest VMs, then the
+//! first by name. Running creations count as existing VMs. For each host that does not fit, the result has the reason.
 
 use crate::error::Finding;
 use crate::host::{Accelerator, HostFacts, HostState};

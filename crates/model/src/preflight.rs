@@ -1,8 +1,8 @@
 //! Preflight: whether a VM can move to a host, or start where it is, as pure rules over facts from both hosts.
 //!
-//! Each rule adds findings: code, what, fix. The keys come first, because that is what people meet most; a check that
-//! could not be made counts as failed. A key that the source may grant inside the group is no finding: the migration
-//! grants it by itself.
+//! Each rule adds findings: code, what was found, fix. Rules about keys come first, because their findings are the
+//! most frequent. A check that could not be made counts as failed. If the source can grant the key inside the group,
+//! that is only a remark: the migration grants it.
 
 use crate::error::Finding;
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};

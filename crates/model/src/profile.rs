@@ -1,4 +1,4 @@
-//! Profiles: what hardware a guest gets by default, and what its installer refuses.
+//! Profiles: a guest's default hardware, and the requirements of its installer.
 //!
 //! Windows 11's requirements: 64-bit CPU with two or more cores, 4 GiB of memory, 64 GiB of storage,
 //! UEFI with Secure Boot, TPM 2.0 (Microsoft, "Windows 11 requirements").

@@ -1,10 +1,11 @@
-//! Which kept versions of a VM's TPM stay: the newest N, none older than so many days, and of each TPM the newest always.
+//! Retention of versions of a VM's TPM: the newest N, none older than a number of days, and always the newest of each
+//! TPM.
 //!
-//! What is sealed to a TPM opens with no other. So whatever number of versions a later TPM of the same VM has, the last one
-//! of each that the VM ever had stays, until the VM is deleted.
+//! A secret opens only with the TPM that sealed it. So the newest version of each TPM that the VM ever had stays until
+//! the VM is deleted, however many versions a later TPM has.
 //!
-//! A guest may write its TPM every few seconds. Of versions that follow each other for no other reason, only the newest
-//! stays, or an hour's work would push out what a disable or a roll has kept.
+//! A guest may write its TPM every few seconds. Of consecutive versions with that reason only the newest stays.
+//! Otherwise an hour of writes would displace the version that a disable or a roll has kept.
 
 use crate::KeyId;
 use std::collections::{BTreeSet, HashSet};

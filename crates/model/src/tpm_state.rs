@@ -1,10 +1,10 @@
-//! The envelope of swtpm's state file, as far as it can be read without the key: whether a copy is whole.
+//! The header of swtpm's state file, which is readable without the key and shows whether a copy is complete.
 //!
 //! ```text
 //!   u8 version, u8 oldest reader's version, u16 header's length (10), u16 flags, u32 length of all, then the content
 //! ```
-//! All of it big endian. swtpm writes a new file beside the old one and renames it, but does not wait for the disk: a
-//! power cut can leave a short or empty file, and that must not take the place of a good copy.
+//! All fields are big endian. swtpm writes a new file and renames it, but does not sync it: a power cut can leave a
+//! short or empty file, which must not replace a good copy.
 
 /// Largest state taken, bytes; those of real TPMs have 6 to 20 KiB.
 pub const MAX_STATE: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! The one table of what may be asked of a VM in which state.
+//! The table of requests to a VM and the answer in each state.
 //!
 //! ```text
 //!            start                 stop / shutdown / crash

@@ -1,4 +1,4 @@
-//! What a VM is: the specification that travels with it, and what a host observes of it.
+//! Types of a VM: the specification that is stored with it, and the state that a host observes.
 
 use crate::{
     ByteSize, GroupName, GuardianId, HostName, ImageName, JobId, KeyId, Labels, PoolName, VmId,

@@ -1,4 +1,4 @@
-//! AES-256-GCM under keys that are wiped, tag apart from the ciphertext as CMS wants it.
+//! AES-256-GCM with keys that are wiped; the tag is separate from the ciphertext, as CMS requires.
 
 use crate::tpm_key::RandomError;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};

@@ -1,8 +1,8 @@
-//! One half of a guardian, a certificate with its private key, that came in alone and waits for the other.
+//! One half of a guardian: a certificate with its private key that was imported alone and waits for the other half.
 //!
-//! A half opens nothing and seals nothing: all it can do is be stored, and become a guardian with the half that belongs
-//! to it. Stored as DER: `SEQUENCE { version INTEGER (1), role INTEGER (1 signing, 2 encryption), certificate OCTET STRING,
-//! protection INTEGER, key OCTET STRING }`, with the key protected as in [`crate::storage`].
+//! A half cannot open or seal. It is stored, and becomes a guardian together with the matching half. Stored as DER:
+//! `SEQUENCE { version INTEGER (1), role INTEGER (1 signing, 2 encryption), certificate OCTET STRING, protection
+//! INTEGER, key OCTET STRING }`, with the key protected as in [`crate::storage`].
 
 use crate::local_guardian::LocalGuardian;
 use crate::pfx::PairError;

@@ -1,8 +1,8 @@
 //! The private half of Fleetward's key handling: TPM keys, a host's own guardians with their private keys, and sealing,
 //! opening and re-wrapping key protectors. Only the agent links this crate; the dependency tree is checked.
 //!
-//! Refuses to know: files, network, libvirt, clocks. Randomness comes from aws-lc, whose OAEP and PSS take no other
-//! source. Secrets are wiped when dropped, print as `[redacted]`, and are not cloned.
+//! This crate does not use files, network, libvirt or clocks. Randomness comes from aws-lc, whose OAEP and PSS accept
+//! no other source. Secrets are wiped when dropped, print as `[redacted]`, and are not cloned.
 
 mod aead;
 pub mod half;

@@ -1,4 +1,4 @@
-//! A guardian whose private keys are on this host: makes them, and does what only their holder can.
+//! A guardian whose private keys are on this host: creation, signing and unwrapping.
 
 use crate::rsa_key::{RsaKeyError, RsaPrivateKey};
 use crate::tpm_key::RandomError;

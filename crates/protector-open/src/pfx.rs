@@ -1,8 +1,9 @@
-//! Guardians as PFX files (PKCS #12). Out: one file per certificate and key, AES-256 and SHA-256, or 3DES and SHA-1 for
-//! readers that know no better. In: see `read`.
+//! Guardians as PFX files (PKCS #12). Export writes one file for each certificate and key, with AES-256 and SHA-256,
+//! or with 3DES and SHA-1 for old readers. Import is in `read`.
 //!
-//! The only way a private key leaves a host. Who may ask, and the audit record of it, are the caller's business. p12-keystore frees its
-//! copies of the key without wiping them, so the export belongs into a process of its own that ends afterwards.
+//! This is the only way in which a private key leaves a host. The caller checks the permission and writes the audit
+//! record. p12-keystore frees its copies of the key without wiping them, so an export must run in its own short-lived
+//! process.
 
 mod read;
 mod scan;

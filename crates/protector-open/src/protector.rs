@@ -1,9 +1,9 @@
 //! Sealing, opening and re-wrapping key protectors.
 //!
-//! A fresh content key encrypts the record once; every guardian gets that content key wrapped. [`rewrap`] adds and drops
-//! wrappings and signs anew, so it needs no certificate but the new ones, keeps everybody else, and never touches the
-//! record; `grant` and `revoke` are `rewrap` by the owner. `seal` encrypts anew. None of them changes a TPM
-//! key: that is a roll, and a roll also rewrites TPM state.
+//! A new content key encrypts the record once, and that content key is wrapped for each guardian. [`rewrap`] adds and
+//! removes wrappings and signs again: it needs only the new certificates, keeps all other wrappings, and does not
+//! change the encrypted record. `grant` and `revoke` are `rewrap` by the owner. `seal` encrypts anew. None of them
+//! changes the TPM key: that is a roll, which also rewrites the TPM state.
 
 use crate::aead::{self, AeadKey};
 use crate::local_guardian::LocalGuardian;

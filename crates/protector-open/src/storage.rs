@@ -1,9 +1,10 @@
-//! A local guardian as bytes for the host's guardian store, in clear or encrypted under a storage key.
+//! The stored form of a local guardian: in clear text, or encrypted under a storage key.
 //!
 //! DER: `SEQUENCE { version INTEGER (1), signing OCTET STRING, encryption OCTET STRING, protection INTEGER, keys OCTET STRING }`.
 //! The certificates are always readable. `keys` is `SEQUENCE { OCTET STRING, OCTET STRING }` of the two PKCS #8 keys:
-//! in clear (protection 0), or nonce, AES-256-GCM ciphertext and tag with the guardian's id authenticated (protection 1).
-//! Where the storage key comes from - systemd-creds, the host's TPM - and who may read the bytes is the caller's business.
+//! in clear text (protection 0), or nonce, AES-256-GCM ciphertext and tag with the guardian's id authenticated
+//! (protection 1). The caller provides the storage key (from systemd-creds or the host's TPM) and sets the file
+//! permissions.
 
 use crate::aead::{self, AeadKey};
 use crate::local_guardian::{KeysDoNotFit, LocalGuardian};

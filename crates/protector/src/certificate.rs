@@ -1,8 +1,8 @@
 //! One certificate of a guardian, parsed once and described the way certutil and Fleetward show it.
 //!
-//! A certificate is only a container for a public key here: chains and names carry no trust, and an expired one still
-//! names a key that opens. What is refused: more than [`MAX_CERTIFICATE`] bytes, anything but canonical DER, keys other
-//! than RSA of 2048 to 8192 bits.
+//! Here a certificate is only a container for a public key: chains and names carry no trust, and the key of an expired
+//! certificate still opens. Refused are more than [`MAX_CERTIFICATE`] bytes, non-canonical DER, and keys other than
+//! RSA of 2048 to 8192 bits.
 
 use crate::der_limits::within_limits;
 use base64::Engine;

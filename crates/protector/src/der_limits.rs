@@ -1,7 +1,7 @@
-//! A cheap walk over foreign DER before anything parses it: bounded depth, bounded members per value.
+//! Checks foreign DER before it is parsed: bounded depth, bounded number of members in a value.
 //!
-//! The parsers sort sets while they read; a set of thousands of tiny members would make that quadratic. Nothing Fleetward
-//! reads has more members than [`MAX_MEMBERS`] in one place, so larger structures are refused before they cost anything.
+//! The parsers sort sets while they read, so a set of thousands of small members would take quadratic time. No
+//! structure that Fleetward reads has more than [`MAX_MEMBERS`] in one place, so larger ones are refused first.
 
 use der::{Decode, Header, Reader, SliceReader};
 
@@ -11,7 +11,7 @@ pub(crate) const MAX_MEMBERS: usize = 160;
 /// Deepest nesting of constructed values. A certificate inside SignedData reaches twelve.
 const MAX_DEPTH: usize = 24;
 
-/// Whether `der` is exactly one DER value within the limits. Primitive contents are not looked into.
+/// Whether `der` is exactly one DER value within the limits. Does not inspect primitive contents.
 pub(crate) fn within_limits(der: &[u8]) -> bool {
     let Ok(mut reader) = SliceReader::new(der) else {
         return false;

@@ -1,9 +1,9 @@
 //! Endorsement key (EK) certificates: the fleet's EK root, the hosts' issuing authorities below it, and the certificates
 //! that they give to virtual TPMs, with the contents of the TCG EK Credential Profile for TPM 2.0 (section 3.2).
 //!
-//! Chain: EK certificate -> host's EK authority -> fleet's EK root. None of them ends: a TPM keeps its identity as long as
-//! the VM lives, and a lapsed authority would break every attestation at once. Keys stay with the callers; everything here
-//! takes an [`rcgen::SigningKey`]. Serial numbers and times are arguments.
+//! Chain: EK certificate -> host's EK authority -> fleet's EK root. None of them expires: a TPM keeps its identity as
+//! long as the VM lives, and an expired authority would break every attestation at once. The callers hold the keys;
+//! functions take an [`rcgen::SigningKey`]. Serial numbers and times are arguments.
 
 mod chain;
 mod public_key;

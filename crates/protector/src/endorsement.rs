@@ -1,4 +1,4 @@
-//! Endorsements: the fleet authority's signed word that a guardian belongs to a host of a group.
+//! Endorsements: statements, signed by the fleet's authority, that a guardian belongs to a host of a group.
 //!
 //! An agent wraps a TPM key only for guardians with an endorsement that verifies under the authority it pinned at join.
 //! Text form: JSON `{"statement": base64 of JSON, "signature": base64}`; ECDSA P-256 with SHA-256, ASN.1 signature, over
@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use x509_cert::Certificate;
 
-/// Precedes every signed statement, so that no other signature of the authority can pass for an endorsement.
+/// Prefix of every signed statement, so that no other signature of the authority can be used as an endorsement.
 pub const CONTEXT: &[u8] = b"fleetward guardian endorsement v1\0";
 
-/// Largest endorsement text taken, in bytes.
+/// Largest accepted endorsement text, in bytes.
 pub const MAX_ENDORSEMENT: usize = 8 * 1024;
 
 /// Version of the statement.
@@ -44,7 +44,7 @@ pub enum EndorsementError {
     Signing(#[source] SigningFailed),
 }
 
-/// What the authority says.
+/// The signed statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EndorsementStatement {
@@ -123,7 +123,8 @@ impl Endorsement {
         })
     }
 
-    /// Parses a text and verifies it against the authority. Nothing in it is believed before the signature fits.
+    /// Parses a text and verifies it against the authority. The statement is decoded only after its signature is
+    /// verified.
     pub fn verify(text: &str, authority: &AuthorityKey) -> Result<Self, EndorsementError> {
         if text.len() > MAX_ENDORSEMENT {
             return Err(EndorsementError::TooLarge { size: text.len() });

@@ -1,6 +1,6 @@
 //! The encrypted layer of a key protector: CMS AuthEnvelopedData (RFC 5083) with one KeyTransRecipientInfo per guardian.
 //!
-//! Owns the bytes' shape only. It has no key and cannot decrypt; who wraps and unwraps fills it in or takes it apart.
+//! This module only encodes and decodes. It has no key and cannot decrypt; the callers wrap and unwrap.
 
 use crate::algorithm::{self, GCM_NONCE, GCM_TAG, UnsupportedAlgorithm};
 use crate::certificate::GuardianCertificate;

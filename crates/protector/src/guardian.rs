@@ -1,4 +1,4 @@
-//! A guardian as everybody may see it: two certificates and the id that names the pair.
+//! The public part of a guardian: two certificates and the id of the pair.
 //!
 //! The id is SHA-256 over the two certificates' SHA-256 thumbprints, signing first, 64 bytes in all. By hand:
 //! `{ openssl dgst -sha256 -binary signing.der; openssl dgst -sha256 -binary encryption.der; } | openssl dgst -sha256`.
@@ -54,7 +54,7 @@ impl Guardian {
         )
     }
 
-    /// From what a host reports, recomputing the id instead of believing it.
+    /// From a host's report. Computes the id again instead of trusting the reported one.
     pub fn from_facts(facts: &GuardianFacts) -> Result<Self, GuardianError> {
         let der = |role| {
             facts

@@ -1,12 +1,12 @@
-//! A key protector as far as it can be read without a private key.
+//! The part of a key protector that can be read without a private key.
 //!
-//! Shape: CMS SignedData by the owner's signing key over an [`Envelope`]. What the protector is bound to ([`Binding`],
-//! revision, guardians) stands in clear in the signed attribute *content hints* (RFC 2634 section 2.9, made for saying what
-//! an encrypted inner layer holds), so that the controller can read it and cannot change it. The encrypted record inside
-//! repeats the binding; whoever opens the protector compares the two.
+//! Structure: CMS SignedData by the owner's signing key over an [`Envelope`]. The binding of the protector
+//! ([`Binding`], revision, guardians) is in clear text in the signed attribute *content hints* (RFC 2634 section 2.9,
+//! made to describe an encrypted inner layer), so the controller can read it but not change it. The encrypted record
+//! repeats the binding; the agent compares the two when it opens the protector.
 //!
-//! A value of [`KeyProtector`] has a verified signature and a consistent structure: there is no unchecked state.
-//! Whether the *owner* is one to trust is the caller's question; anybody can make a guardian.
+//! A value of [`KeyProtector`] has a verified signature and a consistent structure; there is no unchecked state. The
+//! caller decides whether to trust the *owner*: anybody can make a guardian.
 
 mod cms_layer;
 
@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use time::OffsetDateTime;
 
-/// Largest key protector taken, in bytes of DER.
+/// Largest accepted key protector, in bytes of DER.
 pub const MAX_PROTECTOR: usize = 256 * 1024;
 
 /// `type` of the readable description and of the record inside.
@@ -31,7 +31,7 @@ pub const RECORD_TYPE: &str = "fleetward-key-protector";
 /// Version of both.
 pub const RECORD_VERSION: u32 = 1;
 
-/// Why bytes are not a key protector that can be relied on.
+/// Why bytes are not a valid key protector.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyProtectorError {
     #[error("key protector has {size} bytes, at most {MAX_PROTECTOR} are taken")]
@@ -70,12 +70,12 @@ pub enum KeyProtectorError {
     Signing(#[source] SigningFailed),
 }
 
-/// A signing closure could not sign. The reason stays with the keeper of the key.
+/// A signing closure failed. The reason stays with the owner of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the private key refused to sign")]
 pub struct SigningFailed;
 
-/// What a key protector is bound to, in clear outside and repeated in the encrypted record.
+/// The binding of a key protector: in clear text outside, and repeated in the encrypted record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binding {
     pub vm_id: VmId,
@@ -85,7 +85,7 @@ pub struct Binding {
     pub created: OffsetDateTime,
 }
 
-/// A guardian that a key protector is wrapped for, as its owner names it.
+/// A guardian that the key is wrapped for, as the owner lists it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipient {
@@ -104,7 +104,7 @@ impl Recipient {
     }
 }
 
-/// Everything that a key protector tells without being opened, its signature checked.
+/// The content of a key protector that is readable without opening it; its signature is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
     pub binding: Binding,
@@ -129,7 +129,7 @@ impl Inspection {
     }
 }
 
-/// What goes into a new or re-wrapped key protector; [`KeyProtector::assemble`] signs it.
+/// The content of a new or re-wrapped key protector; [`KeyProtector::assemble`] signs it.
 #[derive(Debug)]
 pub struct Draft<'a> {
     pub binding: Binding,
@@ -171,7 +171,7 @@ impl KeyProtector {
         })
     }
 
-    /// Parses the base64 text that lies in a VM's metadata; white space around it does not matter.
+    /// Parses the base64 text from a VM's metadata; ignores surrounding white space.
     pub fn from_base64(text: &str) -> Result<Self, KeyProtectorError> {
         if text.len() > MAX_PROTECTOR * 2 {
             return Err(KeyProtectorError::TooLarge { size: text.len() });
@@ -186,7 +186,7 @@ impl KeyProtector {
 
     /// Signs a draft with the owner's signing key: RSASSA-PSS, SHA-256, salt of 32 bytes.
     ///
-    /// What comes back was read again with [`KeyProtector::from_der`], so nothing is handed out that cannot be read.
+    /// Reads the result again with [`KeyProtector::from_der`], so the returned protector is always readable.
     pub fn assemble(
         draft: Draft<'_>,
         sign: impl FnOnce(&[u8]) -> Result<Vec<u8>, SigningFailed>,
@@ -242,7 +242,7 @@ struct Description {
     guardians: Vec<Recipient>,
 }
 
-/// Read before the rest, so that a later version is named instead of called malformed.
+/// Read first, so that a later version is reported as such and not as malformed.
 #[derive(Deserialize)]
 struct DescriptionVersion {
     #[serde(rename = "type")]
@@ -283,7 +283,7 @@ impl Description {
         }
     }
 
-    /// The listed guardians, sorted, after checking them one to one against the wrappings.
+    /// The listed guardians, sorted, after a check that they match the wrappings one to one.
     fn matched_recipients(
         &self,
         envelope: &Envelope,

@@ -1,8 +1,9 @@
-//! The public half of Fleetward's key handling: guardians' certificates, key protectors as far as they can be read
+//! The public half of Fleetward's key handling: certificates of guardians, key protectors as far as they can be read
 //! without a private key, endorsements, the rules over them, and the certificates of the fleet's EK authority.
 //!
-//! Nothing in here can open a key protector; the other half is `fleetward-protector-open`, which controller and command
-//! line never link. Refuses to know: files, network, clocks, randomness (times and random bytes are arguments), TPM keys.
+//! This crate cannot open a key protector. The crate `fleetward-protector-open` does that, and the controller and the
+//! command line never link it. This crate does not use files, network, clocks, randomness (times and random bytes are
+//! arguments) or TPM keys.
 
 pub mod algorithm;
 pub mod certificate;

@@ -1,8 +1,7 @@
-//! What every implementation of [`Store`] must do, as claims that run against any of them.
+//! Tests that every implementation of [`Store`] must pass.
 //!
-//! Each claim keeps to keys under its own name and assumes no revision to begin with, so that all can run
-//! on one store that others use too. [`store_conformance_tests!`](crate::store_conformance_tests) makes
-//! a test of each:
+//! Each test uses only keys under its own name and assumes no initial revision, so all tests can run on one store that
+//! is in use. [`store_conformance_tests!`](crate::store_conformance_tests) generates a test function for each:
 //!
 //! ```ignore
 //! fleetward_store::store_conformance_tests!(open_a_store());

@@ -1,4 +1,4 @@
-//! Why the store refused or failed. The kind says who must act: the caller, or whoever runs the machine.
+//! Errors of the store. The kind says who must act: the caller, or the administrator of the machine.
 
 use crate::txn::{MAX_KEY, MAX_OPERATIONS, MAX_VALUE};
 use crate::{LeaseId, Revision};

@@ -1,12 +1,12 @@
 //! A revisioned key-value store with compare-and-swap, watch and leases, and its SQLite implementation.
 //!
-//! The shape is etcd's, so that a cluster can stand in for the file without any caller noticing: one
-//! counter (the [`Revision`]) orders all writes of the store; every entry remembers the revisions that
-//! made and last changed it; a [`Txn`] applies all its changes under one revision or none at all; a watch
-//! replays from any revision still held and then follows. Limits are etcd's defaults too, so that what
-//! fits here fits there.
+//! The interface follows etcd, so that an etcd cluster can replace the file without a change in the callers. One
+//! counter (the [`Revision`]) orders all writes. An entry has the revisions that created and last changed it. A
+//! [`Txn`] applies all its changes under one revision, or none. A watch replays from any revision that is still stored
+//! and then follows. The limits are etcd's defaults.
 //!
-//! Refuses to know: what is stored. Keys are `/`-separated text, values bytes; [`StoreExt`] adds JSON.
+//! This crate does not know the meaning of the values. Keys are `/`-separated text, values are bytes; [`StoreExt`]
+//! adds JSON.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), fleetward_store::StoreError> {

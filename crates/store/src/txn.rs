@@ -1,6 +1,6 @@
-//! A transaction: comparisons, the changes made if all hold, and what came of it.
+//! A transaction: conditions, the changes that are made if all conditions hold, and the result.
 //!
-//! The limits live here and are checked before anything is sent anywhere.
+//! Size limits are checked here, before a transaction is sent.
 
 use crate::{Entry, LeaseId, Revision, StoreError};
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! JSON values on top of bytes, for callers that keep one type under a key.
+//! JSON values, for callers that store one type under a key.
 
 use crate::{Entry, Outcome, Range, Revision, Store, StoreError, Txn};
 use async_trait::async_trait;

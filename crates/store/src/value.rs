@@ -1,4 +1,4 @@
-//! What the store holds and reports: revisions, leases, entries, events, pages.
+//! Types of the store: revisions, leases, entries, events, pages.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

@@ -1,8 +1,8 @@
-//! Files made from code: the reference of commands and error codes, OpenAPI, man pages, completions.
+//! Generated files: the reference of commands and error codes, OpenAPI, man pages, completions.
 //!
-//! A crate with such files has an integration test named `generated`, which compares them with what the code gives,
-//! and writes them instead where `FLEETWARD_GENERATE` is set. So the check is an ordinary test, and generating builds
-//! nothing that the tests would not build.
+//! A crate with such files has an integration test named `generated`. It compares them with the code's output, or
+//! writes them if `FLEETWARD_GENERATE` is set. So the check is an ordinary test, and generating needs no additional
+//! build.
 
 use crate::step::cargo;
 use anyhow::Result;

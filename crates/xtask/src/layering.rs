@@ -1,7 +1,8 @@
-//! Who may know whom: the table of `docs/architecture.md`, held against what cargo resolves.
+//! Checks the table of allowed dependencies in `docs/architecture.md` against the dependencies that cargo resolves.
 //!
-//! Three rules. A crate of ours depends only on those its row allows. Some foreign crates belong to one room alone.
-//! And what must never open a key protector cannot reach, over any number of crates, the code that does.
+//! Three rules: each of our crates depends only on the crates in its row; some foreign crates are direct dependencies
+//! of one crate only; and crates that must never open a key protector do not depend on the code that does, directly or
+//! indirectly.
 
 use crate::step::cargo_output;
 use anyhow::{Context, Result, bail};

@@ -1,6 +1,6 @@
 //! Commands for developers: `cargo xtask check`, `cargo xtask generate`.
 //!
-//! Everything is done by running cargo on the whole workspace, so that nothing is built twice with other features.
+//! Every command runs cargo on the whole workspace, so that nothing is built twice with different features.
 
 mod fixes;
 mod generate;

@@ -1,4 +1,4 @@
-//! Steps with a name, a result and a time, and the running of cargo.
+//! Steps with a name, a result and a duration; runs cargo.
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;

@@ -1,6 +1,7 @@
-//! Guardians that come and go: imported, retired, removed, and private keys on their way out.
+//! Importing, retiring and removing guardians, and exporting private keys.
 //!
-//! Every one of these is on record before it happens. Nothing here decides who may ask: that is root on the host, or a job.
+//! Each of these is recorded in the audit log before it happens. The callers check permissions: root on the host, or a
+//! job.
 
 use super::dependents::Dependent;
 use super::store::{HalfAdded, thumbprint};

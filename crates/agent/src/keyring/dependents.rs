@@ -1,4 +1,5 @@
-//! What on this host opens with which guardians: read from the key protectors that lie here, without asking libvirt.
+//! Finds which VMs and kept TPMs of this host each guardian opens, from the key protectors on this host, without
+//! libvirt.
 //!
 //! `vms/<id>/protector.der` is the last good key protector of a VM of this host, `history/<id>/<time>/protector.der` that of
 //! a TPM that was removed but kept.

@@ -1,13 +1,13 @@
-//! Who a VM's key is wrapped for: granting, revoking, exchanging a pair for its successor. The key itself stays.
+//! Changes the recipients of a VM's key: grant, revoke, replace a guardian by its successor. The key stays the same.
 //!
 //! ```text
 //!   the owner's private key is here, and may sign ──────────► the owner signs
 //!   another guardian of this host was granted the key ──────► the host's own guardian signs and is the owner from now on
 //!   neither ────────────────────────────────────────────────► KEY_NOT_GRANTED
 //! ```
-//! Whoever signs keeps all other recipients: their wrappings are carried over, so that none of their certificates is needed.
-//! What the signature says is who has vouched for the list of recipients; it is not what makes the key trustworthy, since
-//! everybody who opens a protector could make another for the same key.
+//! All other recipients stay: their wrappings are carried over, so their certificates are not needed. The signature
+//! says who vouched for the list of recipients. It does not make the key trustworthy, because every guardian that
+//! opens a protector could make another one for the same key.
 
 use super::{Keyring, Purpose};
 use crate::failure::{Result, Trouble, chain};

@@ -1,13 +1,13 @@
-//! The host's own guardian is exchanged for a new pair.
+//! Replaces the host's own guardian with a new pair.
 //!
 //! ```text
 //!   own ── make-successor ──► own + successor ── adopt ──► successor is own, former own is retired ── retire ──► on record
 //!                                   │
 //!                                discard ──► own
 //! ```
-//! The successor lies beside the store (`successor.guardian`, `successor.json`) and counts for nothing until it is adopted:
-//! the fleet's authority has to vouch for it first. A retired guardian still opens. It is never removed by itself: TPMs kept
-//! in a history may open with nothing else.
+//! The successor is beside the store (`successor.guardian`, `successor.json`) and is not used until it is adopted,
+//! because the fleet's authority must endorse it first. A retired guardian still opens. It is never removed
+//! automatically: TPMs in a history may open with no other guardian.
 
 use super::store::Store;
 use super::{Dependent, Keyring, KeyringError, Purpose};

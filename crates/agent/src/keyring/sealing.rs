@@ -1,13 +1,15 @@
-//! Private keys encrypted on the disk: where the key for that comes from, what lies in clear, and how that ends.
+//! Encryption of private keys on the disk: the source of the storage key, and finding and encrypting files in clear
+//! text.
 //!
-//! The key is 32 bytes: a systemd credential named `fleetward-guardian-key` (which systemd-creds can seal to the host's
-//! TPM), or a file that the command line names. Not every program that writes here has it - `join` from a root shell, an
-//! import before there was a credential - so the agent, when it starts with one, encrypts what it finds in clear:
+//! The key is 32 bytes: a systemd credential named `fleetward-guardian-key` (which systemd-creds can seal to the
+//! host's TPM), or a file that the command line names. Some programs write without it (`join` from a root shell, an
+//! import before the credential existed), so an agent that starts with the credential encrypts the files that it finds
+//! in clear text:
 //!
 //! ```text
 //!   F in clear ── second name F.clear ──► F = F.clear ── F replaced ──► F sealed, F.clear in clear ── wiped ──► F sealed
 //! ```
-//! At every moment F can be read. `F.clear` is wiped only while F is another file that opens with the key.
+//! F is readable at every moment. `F.clear` is wiped only while F is a different file that opens with the key.
 
 use super::KeyringError;
 use super::store::{GUARDIAN, HALF, Store};

@@ -1,4 +1,4 @@
-//! The files of the guardian store: which guardians this host holds, and what each is to it.
+//! The files of the guardian store: which guardians this host has, and the role of each.
 //!
 //! ```text
 //! guardians/
@@ -9,9 +9,9 @@
 //!   own.guardian      the same, of a host that joined before there was a keyring.json
 //!   *.clear, *.new    for moments: see `sealing`, and a file that is being written
 //! ```
-//! A guardian file that `keyring.json` does not name is the rest of a change that was cut off: it counts for nothing, and
-//! the change can be made again. Removing goes the other way round: out of `keyring.json`, which says what goes, then the
-//! file. What is to go, and a half that is not named, is removed at the next change or start, whatever came of the last.
+//! A guardian file that `keyring.json` does not name is left from an interrupted change: it is ignored, and the change
+//! can be repeated. A removal first takes the guardian out of `keyring.json`, which records the removal, and then
+//! removes the file. Files of recorded removals, and halves without an entry, are removed at the next change or start.
 
 use super::KeyringError;
 use super::sealing::aside;

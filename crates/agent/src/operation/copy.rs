@@ -1,13 +1,13 @@
-//! What clones and templates begin with: copies of a VM's disks, UEFI variables and TPM state.
+//! Copies of a VM's disks, UEFI variables and TPM state, for clones and templates.
 //!
 //! ```text
 //!  stopped:  files are copied; QEMU's lock on a disk refuses while somebody else has it open
 //!  running:  copying.json ── paused ── variables, TPM state, copy of the disks begun ── runs ── copy ends
 //!                  └── found by a restarted agent, by a repeat or by the undo: copy ended, guest runs on
 //! ```
-//! Of a running VM everything is of the moment at which its guest stood still, as after a power cut: what the guest had
-//! not yet written to its disks is not in the copy. A full copy changes nothing of the VM that is copied; a linked one
-//! changes which volumes its disks are made of, and nothing that the guest could see: see [`super::link`].
+//! All parts of a copy of a running VM are of the moment at which its guest was paused, as after a power cut: data
+//! that the guest had not written to its disks is missing. A full copy does not change the source. A linked copy
+//! changes the volumes of the source's disks, but nothing that the guest can see: see [`super::link`].
 
 use super::{Task, link};
 use crate::durable;

@@ -1,4 +1,4 @@
-//! Volumes and definitions: made before a VM first starts, removed after it last stopped.
+//! Volumes and definitions: made before a VM's first start, removed after its last stop.
 
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};

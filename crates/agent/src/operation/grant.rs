@@ -1,4 +1,4 @@
-//! A VM's key protector: wrapped for others than before, or put back. The TPM key stays the same, always.
+//! Changes the recipients of a VM's key protector, or restores an earlier protector. The TPM key never changes here.
 
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};

@@ -6,9 +6,10 @@
 //!     ▲                                │        (source has departed)
 //!     └──────── AbandonIncoming ───────┘
 //! ```
-//! `transit.json` makes a copy incoming, and is there before anything else of the arrival. While it is, the copy here is
-//! not the VM: it is never resumed or started, and its memory, if it has any, waits paused. The commit takes it away, and
-//! is asked for only when the source's copy can never run again; so two copies never run.
+//! `transit.json` marks a copy as incoming; it is written before any other part of the arrival. While it exists, the
+//! copy on this host is not the VM: it is never resumed or started, and memory that has arrived stays paused. The
+//! commit removes the mark. The controller requests the commit only when the source's copy can never run again, so two
+//! copies never run.
 
 use super::Task;
 use crate::durable;

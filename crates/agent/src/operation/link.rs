@@ -1,4 +1,4 @@
-//! Linked copies: a VM's disks become bases, on which both the VM and its copy build from then on.
+//! Linked copies: a VM's disks become bases on which both the VM and its copy build.
 //!
 //! ```text
 //!   before            after              a copy of a VM that has written nothing since builds on the same base
@@ -6,10 +6,11 @@
 //!                               ├── F (frozen)
 //!                     copy ── C ┘
 //! ```
-//! F keeps its name and is never written to again; N is a new volume in the VM's specification. The order makes that safe
-//! at any line: the overlays are written down (`copying.json`), then made; the VM switches to them in one step, of QEMU's
-//! or of libvirt's definition; only then is F frozen, and only then does anything else build on it. What is found later
-//! decides by where the VM writes: to N, then it is brought to its end; to F, then the overlays go.
+//! F keeps its name and is never written again; N is a new volume in the VM's specification. The order makes this safe
+//! at any line. The overlays are recorded (`copying.json`) and then made. The VM switches to them in one step, in
+//! QEMU's transaction or in libvirt's definition. Only then is F frozen, and only then does another volume build on
+//! it. After a crash the file that the VM writes to decides: if it is N, the change is completed; if it is F, the
+//! overlays are removed.
 
 use super::Task;
 use super::copy::Pair;

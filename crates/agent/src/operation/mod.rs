@@ -1,4 +1,4 @@
-//! Operations: what the controller asks of a VM, one at a time for each VM, whoever is still listening.
+//! Operations of the controller on a VM: one at a time for each VM; they continue when the requester disconnects.
 //!
 //! ```text
 //!   request ── older generation ────────────────────────────────► STALE_GENERATION
@@ -7,12 +7,11 @@
 //!      ▼                                                ▼
 //!   generation kept on the disk ──► waits for its turn ──► begin ── carried out ── end ──► Done | Failed
 //! ```
-//! Every operation, and every operation that undoes another, may be repeated, and may be repeated after a crash at any of
-//! its lines: it looks at what is there, not at what it remembers having done. [`table`] owns the turns, the other modules
-//! own what is done: [`create`] volumes and definitions, [`copy`] what clones and templates begin with, [`tpm`] and
-//! [`tpm_change`] TPMs, [`power`] starting and stopping, [`grant`] key
-//! protectors, [`incoming`] and [`outgoing`] the two sides of a migration, [`send`] the files of a stopped VM, [`rebuild`] a VM
-//! whose host is lost.
+//! Every operation and its undo can be repeated, also after a crash at any line: it inspects the present state and
+//! does not rely on a record of its progress. [`table`] orders the operations of a VM. The other modules carry them
+//! out: [`create`] volumes and definitions, [`copy`] the copies for clones and templates, [`tpm`] and [`tpm_change`]
+//! TPMs, [`power`] start and stop, [`grant`] key protectors, [`incoming`] and [`outgoing`] the two sides of a
+//! migration, [`send`] the files of a stopped VM, [`rebuild`] a VM whose host is lost.
 
 pub(crate) mod copy;
 mod create;

@@ -5,8 +5,9 @@
 //!    ▲              │ any failure           │
 //!    └──────────────┴── (undone) ───────────┘
 //! ```
-//! *Left* is a fact on the disk (`outgoing.json`): the memory or the files are at the destination, the VM does not run here.
-//! It is still undone by doing nothing here. *Departed* is the point of no return: nothing starts this copy again.
+//! *Left* is recorded on the disk (`outgoing.json`): the memory or the files are at the destination, and the VM does
+//! not run on this host. Its undo does nothing on this host. *Departed* is the point of no return: this copy can never
+//! be started again.
 
 use super::Task;
 use crate::arrivals::{Channel, ChannelUse};

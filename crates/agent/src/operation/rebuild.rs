@@ -6,8 +6,8 @@
 //!                 └───────── AbandonIncoming ───────┘
 //!   old host:  the VM, as it believes ── Supersede ──► departed, stopped, its TPM in the history ── CleanUpDeparted ──► gone
 //! ```
-//! A rebuilt VM is an arrival without a sender: the same mark makes it no VM until it is committed, and the same undo
-//! removes it. Disks are never removed, neither here nor on the old host: they may hold what no copy has.
+//! A rebuilt VM is an arrival without a source: the same mark keeps it from being the VM until it is committed, and
+//! the same undo removes it. Disks are never removed, on either host: they may hold data that no copy has.
 
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};

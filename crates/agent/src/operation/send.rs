@@ -1,6 +1,6 @@
 //! Sending a stopped VM: disks, UEFI variables and TPM state, one after the other.
 //!
-//! A disk that builds on others is sent in one piece: as a full copy, made beside it for as long as it takes.
+//! A disk that builds on others is sent as one file: a temporary full copy is made for it.
 
 use super::Task;
 use crate::arrivals::{Channel, ChannelUse};

@@ -1,4 +1,4 @@
-//! Whose turn it is: at most one operation of a VM at a time, found again by whoever asks for the same.
+//! Orders operations: at most one for each VM at a time. An identical request attaches to the running operation.
 
 use super::Task;
 use crate::failure::Trouble;

@@ -1,12 +1,12 @@
-//! TPMs: made once for a VM, never again; removed, or moved into the history.
+//! TPMs: made at most once for a VM; removed, or moved into the history.
 //!
 //! ```text
 //!  nothing ── pool or swtpm ──► staged ── protector kept ──► protected ── state in place ──► made
 //!     ▲                            │                            │                              │
 //!     └──────────── RemoveTpm ─────┴────────────────────────────┴──────────────────────────────┘
 //! ```
-//! The key protector is on the disk before the state is: state without a protector would be a brick. Where either is
-//! found without a way to complete it, nothing is made: a new TPM in the place of a lost one hides the loss.
+//! The key protector is on the disk before the state, because state without a protector could never be opened. If one
+//! of the two is found and cannot be completed, no new TPM is made: a new TPM would hide the loss of the old one.
 
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};

@@ -1,12 +1,13 @@
-//! The TPM of a VM that exists: switched on and off, its key replaced, an earlier version brought back.
+//! The TPM of an existing VM: attach, detach, roll, restore.
 //!
 //! ```text
 //!  off ── MakeTpm ── AttachTpm ──► on ── DetachTpm ── SetAsideTpm (history) ──► off
 //!  PrepareRoll | PrepareRestore ──► tpm-next/ {state, protector} proved ── CommitTpm ──► in place
 //! ```
-//! What replaces a TPM is made and proved beside it first. [`commit`](Task::commit_tpm) then swaps the state by a rename and
-//! the key protector after it; between the two, `tpm-next` still holds the key protector that opens what is in place, so a
-//! crash anywhere leaves the old TPM or the new one whole. All of it is for stopped VMs only.
+//! A replacement is made and proved in `tpm-next` first. [`commit`](Task::commit_tpm) then renames the state into
+//! place, and the key protector after it. Between the two, `tpm-next` still has the key protector that opens the
+//! installed state, so a crash at any line leaves either the old or the new TPM complete. All of this is for stopped
+//! VMs only.
 
 use super::Task;
 use crate::durable;

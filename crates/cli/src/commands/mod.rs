@@ -1,4 +1,4 @@
-//! What each command does: one module for each noun. They call the API, wait, and print; nothing else.
+//! The commands: one module for each noun. They call the API, wait, and print.
 
 mod admin;
 mod audit;

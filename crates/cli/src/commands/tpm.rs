@@ -1,7 +1,7 @@
 //! `fleetward tpm ...`
 //!
-//! In bulk there is one job a VM: a failure is that VM's alone, the controller carries each on whatever becomes of us, and
-//! the same command once more does what is left.
+//! A bulk command submits one job for each VM: a failure affects one VM, the controller continues the jobs if the
+//! command ends, and a repeated command does the rest.
 
 use super::Context;
 use super::vm::seconds;

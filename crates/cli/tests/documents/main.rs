@@ -1,4 +1,4 @@
-//! The documents show commands that there are.
+//! Tests of the documents: commands parse, translations show the same commands, decisions have one form.
 
 mod commands;
 mod decisions;

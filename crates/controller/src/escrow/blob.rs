@@ -1,7 +1,7 @@
-//! The files of the escrow: one a version, compressed, named after the SHA-256 of its own bytes.
+//! The files of the escrow: one for each version, compressed, with the SHA-256 of its own bytes in its name.
 //!
-//! A file is written beside its place, brought to the disk, and renamed. It holds its row of the index too, so that a
-//! lost database costs nothing.
+//! A file is written under another name, synced and renamed. It also contains its row of the index, so the index can
+//! be rebuilt.
 
 use fleetward_api::tpm::{TpmBundle, TpmVersion};
 use fleetward_model::{ErrorCode, Failure, VmId};

@@ -1,11 +1,11 @@
-//! Keeps the copies as new as the hosts' TPMs, whatever changed them.
+//! Background task that keeps the copies up to date with the TPMs on the hosts.
 //!
 //! ```text
 //!   a host reports a state, a key protector or a specification that the newest version does not hold
 //!     ──► no job at work? ──► fetched ──► kept            (again after a while, ever longer, when that failed)
 //! ```
-//! Hosts report the SHA-256 of each state whenever it changes, and with every snapshot, so nothing that was missed stays
-//! missed: neither what a guest wrote while the controller was away, nor what a job could not copy.
+//! Hosts report the SHA-256 of each state when it changes and with every snapshot. So every missed change is found:
+//! what a guest wrote while the controller was away, and what a job could not copy.
 
 use super::{Lacking, pull};
 use crate::world::World;

@@ -1,5 +1,5 @@
-//! Escrow: the controller's copies of VMs' TPMs, version by version. What `tpm history` lists, `tpm restore` brings
-//! back, and `vm recover` rebuilds a VM of a lost host from.
+//! Escrow: the controller's copies of VMs' TPMs, as versions. `tpm history` lists them, `tpm restore` restores one,
+//! and `vm recover` rebuilds a VM of a lost host from one.
 //!
 //! ```text
 //!   bundle ── checked ──► unchanged? ── yes ──► the newest version, confirmed
@@ -7,13 +7,13 @@
 //!                              ▼
 //!          DATA/escrow/<vm>/<version>-<sha256>.zst ──► index in the store (escrow/<vm>/<version>) ──► memory
 //! ```
-//! [`blob`] owns the files, [`retention`] the rule which versions stay, [`pull`] the fetching from hosts, [`keeper`] that the
-//! copies follow what guests write. The file is on
-//! the disk before the index names it; a file that the index does not name (a crash in between, a lost database) is
-//! taken into the index at the next start. Every read checks the file's SHA-256 again, and [`Escrow::verify`] reads the
-//! newest of each VM every hour: one that is lost is taken again while there is a host to take it from.
+//! [`blob`] manages the files, [`retention`] decides which versions stay, [`pull`] fetches bundles from hosts,
+//! [`keeper`] follows what guests write. The file is on the disk before the index names it. A file without an index
+//! entry (after a crash, or a lost database) is added to the index at the next start. Every read verifies the file's
+//! SHA-256, and [`Escrow::verify`] reads the newest version of each VM every hour: a lost one is copied again if a
+//! host still has the TPM.
 //!
-//! Nothing in here can be opened by the controller: the states are encrypted, the keys are in key protectors.
+//! The controller cannot open a version: the states are encrypted, and the keys are in key protectors.
 
 mod blob;
 pub(crate) mod keeper;
@@ -231,7 +231,10 @@ impl Escrow {
         };
         self.index(&indexed).await?;
         // What the new one makes superfluous, now that it is safe. That it stays does no harm.
-        if let Err(failure) = self.thin(bundle.vm, OffsetDateTime::now_utc()).await {
+        if let Err(failure) = self
+            .apply_retention(bundle.vm, OffsetDateTime::now_utc())
+            .await
+        {
             tracing::warn!(vm = %bundle.vm, because = failure.because, "old versions stay");
         }
         Ok(version)
@@ -377,7 +380,7 @@ impl Escrow {
         let mut gone = 0;
         for vm in vms {
             let _turn = self.changing.lock().await;
-            gone += self.thin(vm, now).await?;
+            gone += self.apply_retention(vm, now).await?;
         }
         Ok(gone)
     }
@@ -472,7 +475,7 @@ impl Escrow {
         Ok(())
     }
 
-    async fn thin(&self, vm: VmId, now: OffsetDateTime) -> Result<usize, Failure> {
+    async fn apply_retention(&self, vm: VmId, now: OffsetDateTime) -> Result<usize, Failure> {
         let all: Vec<_> = {
             let known = self.read();
             let versions = known.versions.get(&vm);

@@ -1,4 +1,4 @@
-//! The rule which versions stay (`model::retention`), over the rows of the escrow.
+//! Applies the retention rule (`model::retention`) to the rows of the escrow.
 
 use fleetward_api::tpm::{TpmVersion, VersionReason};
 pub use fleetward_model::retention::Retention;

@@ -1,4 +1,4 @@
-//! The audit trail: list and verify. Both fetch first what the hosts have recorded since.
+//! The audit log: list and verify. Both first fetch the new records of the hosts.
 
 use super::Answer;
 use super::body::Params;

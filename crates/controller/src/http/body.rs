@@ -1,4 +1,4 @@
-//! What comes in: JSON bodies of limited size, and queries. Everything wrong with them is a `Failure`.
+//! Request bodies (JSON of limited size) and queries. Every error in them is a `Failure`.
 
 use super::Refusal;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};

@@ -1,4 +1,4 @@
-//! Clones and templates: asked for, listed, deleted.
+//! Clones and templates: create, list, delete.
 
 use super::body::Body;
 use super::vms::{busy, decide};

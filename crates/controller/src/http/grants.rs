@@ -1,4 +1,5 @@
-//! Who may open which VM's key: grant, revoke, rotate. Jobs do it; what can be refused at once is refused here.
+//! Granting and revoking keys of VMs, and rotating guardians. Jobs do the work; requests that can be refused at once
+//! are refused here.
 
 use super::Answer;
 use super::body::Body;

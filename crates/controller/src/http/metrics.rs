@@ -1,5 +1,5 @@
-//! `GET /metrics`, in Prometheus' text format (version 0.0.4). Every number is a fact of the moment, read from memory, so
-//! there is nothing to count up and no registry to keep.
+//! `GET /metrics`, in Prometheus' text format (version 0.0.4). All values are gauges that are computed from memory for
+//! each request, so there are no counters and no registry.
 
 use crate::app::App;
 use crate::world::World;

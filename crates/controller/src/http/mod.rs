@@ -64,7 +64,7 @@ pub(crate) fn router(app: App) -> Router {
         ($($verb:ident)*) => { Router::new()$(.merge(route::<verbs::$verb>()))* };
     }
     each_verb!(routes)
-        .fallback(nowhere)
+        .fallback(no_endpoint)
         .method_not_allowed_fallback(other_method)
         .layer(middleware::from_fn(log))
         .with_state(app)
@@ -131,8 +131,8 @@ fn role(peer: &Peer) -> Option<Role> {
     })
 }
 
-/// Who has no credentials does not learn what there is.
-async fn nowhere(peer: Peer, request: Request) -> Refusal {
+/// Without credentials the answer does not say which endpoints exist.
+async fn no_endpoint(peer: Peer, request: Request) -> Refusal {
     if role(&peer).is_none() {
         return Refusal(no_credentials(&peer));
     }

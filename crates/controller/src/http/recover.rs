@@ -1,4 +1,4 @@
-//! Rebuilding a VM of a host that is lost.
+//! Rebuilding a VM of a lost host.
 
 use super::Answer;
 use super::body::Body;

@@ -1,4 +1,4 @@
-//! Errors as the API gives them: a `Failure` as JSON, with the status of its code's class.
+//! Errors of the API: a `Failure` as JSON, with the HTTP status of its code's class.
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};

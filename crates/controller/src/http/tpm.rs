@@ -1,4 +1,4 @@
-//! TPMs of VMs that exist: on, off, brought back, given a new key; and the versions there are.
+//! TPMs of existing VMs: enable, disable, restore, roll; and the list of versions.
 
 use super::body::Body;
 use super::vms::{accepted, busy, submit};
@@ -135,15 +135,15 @@ async fn tpm_history(
     }
 }
 
-/// How a request goes on.
+/// The first decision about a request.
 enum Begin {
     Job(Box<TpmInput>),
-    /// It is done, or a job does it already.
+    /// The VM is in the wanted state, or a running job makes the change.
     Answer(Response),
 }
 
-/// So that asking once more does what is left, whatever became of the first time: a VM that a job of kind `K` works on
-/// gets that job for an answer, and one that is as it should be needs neither its host nor that nothing else works on it.
+/// Makes retries idempotent: returns the running job of kind `K` if there is one, or `unchanged` if the VM is already
+/// in the wanted state.
 fn begin<K: JobKind>(
     app: &App,
     vm: &Arc<VmObserved>,

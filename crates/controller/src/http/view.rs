@@ -1,4 +1,4 @@
-//! From what is known to what is shown.
+//! Converts internal records to the API's types.
 
 use crate::app::App;
 use crate::escrow::keeper;

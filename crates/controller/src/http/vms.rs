@@ -1,4 +1,5 @@
-//! VMs: list, show, and what is asked of them. Everything that takes long becomes a job; what can be refused at once is.
+//! VMs: list, show, and requests for changes. Long operations become jobs; requests that can be refused at once are
+//! refused here.
 
 use super::body::{Body, Params};
 use super::{Answer, Refusal, view};

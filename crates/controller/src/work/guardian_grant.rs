@@ -1,14 +1,15 @@
-//! `guardian-grant`: the keys of many VMs are wrapped for one more guardian; `guardian-rewrap`: the same for a few at a time.
+//! `guardian-grant` wraps the keys of many VMs for one more guardian; `guardian-rewrap` does that for a few VMs at a
+//! time.
 //!
 //! ```text
 //!   guardian-grant:  plan ─ grant            one job a host, in the list of jobs
 //!                             └─ guardian-rewrap × n: each holds its VMs for as long as they take, a fraction of a second
 //! ```
-//! A job on very many VMs has guardian-grant jobs of its own do them, one after the other, some at a time.
+//! A job for very many VMs runs child jobs of kind guardian-grant one after the other, each for a part of the VMs.
 //!
-//! A VM that cannot be done is an outcome, not a failure of the job: its host does not answer, another job works on it. Where
-//! the fleet grants by itself, the keeper asks again later. What was granted stays granted when a job is cancelled: every
-//! grant is allowed by itself.
+//! If a VM cannot be granted, because its host does not answer or another job works on it, that is an outcome and no
+//! failure of the job. With automatic trust the keeper tries again later. Grants stay when a job is cancelled, because
+//! each is allowed on its own.
 
 use super::Outcomes;
 use crate::world::World;
@@ -571,5 +572,5 @@ fn forget(vm: &mut VmObserved, granted: &[GuardianId], former: &[GuardianId]) {
 /// What became of each VM.
 pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
     let outcomes = Outcomes::recorded(job, Grant::NAME)?;
-    Some(outcomes.told(job.input.get("host")))
+    Some(outcomes.report(job.input.get("host")))
 }

@@ -1,11 +1,11 @@
-//! `guardian-revoke`: a guardian loses a VM's key.
+//! `guardian-revoke`: removes a guardian's access to a VM's key.
 //!
 //! ```text
 //!  revoke, prepare-roll ‖ commit-tpm, escrow
 //! ```
-//! Taking the wrapping away does not make anybody forget what it has opened, so the key is rolled too: at once where the VM
-//! is stopped, after its next stop where it runs. That a roll is due lies in the VM's metadata (the revocation names the key
-//! that was known), so nothing needs to remember it; the keeper sees the stopped VM and asks for this job again.
+//! A guardian that has opened the key still knows it after its wrapping is removed, so the key is also rolled: at once
+//! if the VM is stopped, otherwise after its next stop. The VM's metadata says that a roll is due (the revocation
+//! names the known key), so no other record is needed: the keeper finds the stopped VM and submits this job again.
 
 use super::take_escrow::Taken;
 use super::tpm::Prepared;
@@ -164,7 +164,8 @@ impl PrepareRoll {
         };
         let mut keep = vm.tpm.guardians.clone();
         keep.retain(|guardian| !input.guardians.contains(guardian));
-        let to = world.heirs(metadata, &input.host, &keep, OffsetDateTime::now_utc())?;
+        let to =
+            world.remaining_recipients(metadata, &input.host, &keep, OffsetDateTime::now_utc())?;
         let agent = world.agents.of(&input.host)?;
         let operation = operation::PrepareRoll { to };
         Ok(agent.run(cx, input.vm, operation).await?.into())

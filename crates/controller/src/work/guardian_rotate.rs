@@ -1,13 +1,13 @@
-//! `guardian-rotate`: a host's own guardian is exchanged for a new pair, while its VMs run; `guardian-settle`: what of it had
-//! to wait for hosts that did not answer.
+//! `guardian-rotate` replaces a host's own guardian with a new pair while its VMs run; `guardian-settle` completes
+//! that for VMs whose hosts did not answer.
 //!
 //! ```text
 //!   guardian-rotate:  make-successor │ adopt ─ settle ─ retire
 //!                                    └ point of no return: the authority vouches for the successor
 //!   guardian-settle:                           settle ─ retire
 //! ```
-//! *settle* exchanges the former guardian's wrapping for the successor's on every VM that has it, wherever it is. The former
-//! pair opens until that is done everywhere, and on its host it opens ever after: it is only no longer needed.
+//! *settle* replaces the former guardian's wrapping with the successor's on every VM that has it, on every host. The
+//! former pair opens these VMs until that is done, and continues to open on its own host; it is just no longer needed.
 
 use super::Outcomes;
 use super::guardian_grant::{Change, Planned, rewrap_all};
@@ -239,7 +239,7 @@ impl Step<RotateInput> for Retire {
 /// What became of each VM, and of the pairs.
 pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
     let outcomes = Outcomes::recorded(job, Settle::NAME)?;
-    let mut result = outcomes.told(job.input.get("host"));
+    let mut result = outcomes.report(job.input.get("host"));
     if let Some(successor) = job.output::<GuardianId>(Adopt::NAME) {
         result["guardian"] = serde_json::json!(successor);
     }

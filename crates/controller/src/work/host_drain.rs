@@ -1,5 +1,5 @@
-//! `host-drain`: moves every VM of a host elsewhere in its group, by child jobs. The host takes no new VMs from before this
-//! job begins until somebody resumes it, whatever comes of the moves.
+//! `host-drain`: moves every VM of a host to other hosts of its group, with child jobs. From before this job begins
+//! until `host resume`, the host accepts no new VMs, whether or not the moves succeed.
 
 use super::{MigrateInput, Reservation, VmMigrate, VmMigrateStopped};
 use crate::holders::Holder;

@@ -1,6 +1,6 @@
 //! The kinds of jobs, one file each, and what they share.
 //!
-//! Steps hold nothing but the [`World`]; what they do, they do by asking agents, with the job's id and generation.
+//! Steps hold only the [`World`]. They act through requests to agents, which carry the job's id and generation.
 
 mod guardian_grant;
 mod guardian_revoke;
@@ -178,14 +178,14 @@ impl Outcomes {
             .or_else(|| job.output::<Vec<VmOutcome>>(step).map(Self::of))
     }
 
-    /// As bulk commands tell it.
-    fn told(self, host: Option<&serde_json::Value>) -> serde_json::Value {
-        let mut told =
+    /// The report of a bulk command.
+    fn report(self, host: Option<&serde_json::Value>) -> serde_json::Value {
+        let mut report =
             serde_json::json!({ "host": host, "results": self.results, "summary": self.summary });
         if self.not_listed > 0 {
-            told["not_listed"] = serde_json::json!(self.not_listed);
+            report["not_listed"] = serde_json::json!(self.not_listed);
         }
-        told
+        report
     }
 }
 

@@ -1,7 +1,7 @@
-//! The step `escrow`: a copy of the VM's TPM as a job leaves it.
+//! The step `escrow`: copies the VM's TPM to the controller at the end of a job.
 //!
-//! It never fails its job. What could not be copied is a warning of the job, shows in `vm show`, and is tried again by
-//! [`crate::escrow::keeper`] for as long as the host has what the controller has not.
+//! It never fails its job. If no copy can be made, the job has a warning, `vm show` shows it, and
+//! [`crate::escrow::keeper`] tries again until the controller's copy is up to date.
 
 use super::OnVm;
 use crate::escrow::pull;

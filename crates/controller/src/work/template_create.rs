@@ -1,11 +1,11 @@
-//! `template-create`: a VM's disks become a template, whether it runs or not, with its TPM on.
+//! `template-create`: makes a template from a VM's disks. The VM may run, and its TPM stays on.
 //!
 //! ```text
 //!   reserve-name ─ copy ─ collect ─ keep │ clean-up
 //!                                        └ point of no return
 //! ```
-//! Nothing of the TPM is ever asked for. The host makes copies, the controller fetches them among its images' content,
-//! and from then on the template needs neither the VM nor the host.
+//! The job never requests TPM state. The host makes copies, the controller fetches them into its image content, and
+//! the template then needs neither the VM nor the host.
 
 use super::{OnVm, vm_locks};
 use crate::world::World;

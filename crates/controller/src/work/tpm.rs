@@ -1,4 +1,4 @@
-//! `tpm-enable`, `tpm-disable`, `tpm-restore` and `tpm-roll`: the TPM of one VM that exists.
+//! `tpm-enable`, `tpm-disable`, `tpm-restore` and `tpm-roll`: change the TPM of an existing VM.
 //!
 //! ```text
 //!  enable:   stop | set-aside, make-tpm, attach-tpm   ‖ escrow, restart
@@ -6,9 +6,9 @@
 //!  restore:  stop | prepare-restore                   ‖ commit-tpm, escrow, restart
 //!  roll:     stop | prepare-roll                      ‖ commit-tpm, escrow, restart
 //! ```
-//! One job a VM, also in bulk: a failure is one VM's, and asking again skips what is done. A VM that ran is asked to shut
-//! down and never cut off; taking a job back starts it again. After the point of no return a VM that does not start
-//! again is a warning of the job, not a reason to try for ever.
+//! Bulk commands submit one job for each VM: a failure affects one VM, and a repeated command skips finished ones. A
+//! running VM is asked to shut down, and its power is never cut; undo starts it again. After the point of no return, a
+//! VM that does not start again is a warning of the job, and the job does not retry.
 
 use super::take_escrow::TakeEscrow;
 use super::{OnVm, vm_locks};
@@ -375,7 +375,7 @@ impl Step<TpmInput> for PrepareRoll {
         let metadata = metadata_of(&self.0, input)?;
         let to = self
             .0
-            .heirs(&metadata, &input.host, &input.guardians, now)?;
+            .remaining_recipients(&metadata, &input.host, &input.guardians, now)?;
         Ok(ask(&self.0, cx, operation::PrepareRoll { to })
             .await?
             .into())

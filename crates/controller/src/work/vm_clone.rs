@@ -1,11 +1,11 @@
-//! `vm-clone`: another VM with the disks of this one, whether it runs or not.
+//! `vm-clone`: makes another VM with the disks of a running or stopped VM.
 //!
 //! ```text
 //!   copy ─ make-tpm ─ define ─ move
 //! ```
-//! Everything is made where the source is; a clone for another host then moves there as any stopped VM does, by the same
-//! job. The source is held by the job's locks for as long. Its guest sees nothing of a linked clone but a short pause;
-//! which volumes its disks are made of changes.
+//! The clone is made on the source's host. A clone for another host then moves there with the job for stopped VMs. The
+//! job's locks hold the source meanwhile. The guest of a linked clone's source sees only a short pause; the volumes of
+//! its disks change.
 
 use super::{MigrateInput, OnVm, VmMigrateStopped, vm_locks};
 use crate::world::World;

@@ -1,4 +1,4 @@
-//! `vm-create`: image to the host, volumes, TPM, definition, and the first start where it was asked for.
+//! `vm-create`: copies the image to the host, makes volumes, TPM and definition, and starts the VM if requested.
 
 use super::vm_power::StartVm;
 use super::{OnVm, Reservation, TakeEscrow, vm_locks};

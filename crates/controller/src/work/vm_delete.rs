@@ -1,4 +1,4 @@
-//! `vm-delete`: looks once more that the VM is stopped, and from then on only goes forward.
+//! `vm-delete`: checks again that the VM is stopped, and then only goes forward.
 
 use super::tpm::keep_before;
 use super::{OnVm, vm_locks};

@@ -1,13 +1,14 @@
-//! `vm-migrate` (running) and `vm-migrate-stopped`: the VM changes its host, or nothing has happened.
+//! `vm-migrate` (running VMs) and `vm-migrate-stopped`: move a VM to another host, or leave it unchanged.
 //!
 //! ```text
 //!   check ─ grant ─ prepare-incoming ─ migrate-live │ hand-over ─ escrow ─ clean-up
 //!                                      send-stopped │
 //!                                                   └ point of no return
 //! ```
-//! Up to the point the source has the VM, and going back means removing what arrived. A live migration that was cut off is
-//! judged by asking: while the source runs (or holds) the VM, the source wins and the arrival is removed; where it does not
-//! and the memory has arrived, there is only forward. The destination's copy runs only in `hand-over`.
+//! Before the point of no return the source has the VM, and undo removes what arrived at the destination. After an
+//! interrupted live migration the source decides: if it runs or holds the VM, it keeps it, and the arrival is removed.
+//! If it does not, and the memory has arrived, the job goes forward. The destination's copy starts to run only in
+//! `hand-over`.
 
 use super::{OnVm, TakeEscrow, vm_locks};
 use crate::check::{AtHome, against};

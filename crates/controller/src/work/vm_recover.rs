@@ -1,12 +1,13 @@
-//! `vm-recover` and `vm-supersede`: a VM of a lost host is rebuilt elsewhere, and its old copy is ended when that host is back.
+//! `vm-recover` rebuilds a VM of a lost host on another host; `vm-supersede` ends its old copy when the lost host is
+//! back.
 //!
 //! ```text
 //!  vm-recover:    see-lost, rebuild ‖ supersede, commit, escrow
 //!  vm-supersede:  end-copy ‖ clean-up, settle
 //! ```
-//! The old copies are written down as superseded before the new one becomes the VM, so that there is no moment at which both
-//! count: a superseded copy is shown nowhere, and [`crate::keeper`] ends it as soon as its host answers. The controller cannot
-//! know that a silent host is off; that is what the administrator says by asking for this.
+//! The old copies are recorded as superseded before the new copy becomes the VM, so the two never count at the same
+//! time. A superseded copy is not shown, and [`crate::keeper`] ends it when its host answers. The controller cannot
+//! know that a silent host is off; the administrator confirms it with this request.
 
 use super::{OnVm, TakeEscrow, vm_locks};
 use crate::inventory::Superseded;

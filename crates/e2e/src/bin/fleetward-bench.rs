@@ -1,7 +1,7 @@
-//! `make bench`: Fleetward against the tools people use today, side by side in the same run, on the same lab hosts.
+//! `make bench`: compares Fleetward with the usual tools, in the same run and on the same lab hosts.
 //!
-//! Prints medians of ratios. The machines this runs on are noisy, so single seconds say little; each round runs both
-//! sides one after the other and gives one ratio.
+//! Prints medians of ratios. The machines are noisy, so absolute seconds mean little: each round runs both sides one
+//! after the other and yields one ratio.
 
 use anyhow::{Context, Result};
 use fleetward_e2e::fleet::{Fleet, run};

@@ -1,11 +1,11 @@
-//! Jobs whose beginning takes long to bring about, killed at all of their points in one run.
+//! Jobs that take long to set up, killed at all of their points in one run.
 //!
 //! ```text
 //!   prepare ─ provoke ─► held at a point ─ every victim killed and started ─► held at the next ─ … ─► done ─ check
 //! ```
-//! What a [`Scenario`](crate::scenario::Scenario) does with a run a point, this does with one run: for jobs that the fleet
-//! starts by itself, and for those that stop and start a guest. The points are those of every step that the controller
-//! names, so that a step which is added later is walked too.
+//! A [`Scenario`](crate::scenario::Scenario) needs one run for each point; this needs one run for all. It is for jobs
+//! that the fleet starts itself, and for jobs that stop and start a guest. The points are those of all steps that the
+//! controller names, so new steps are included.
 
 use crate::scenario::Before;
 use anyhow::{Context, Result, ensure};

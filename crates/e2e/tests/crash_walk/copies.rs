@@ -1,4 +1,4 @@
-//! Clones and templates. The VM that is copied is unharmed, and goes on, in every one of them.
+//! Clones and templates. The source VM is unharmed and keeps running in all of them.
 
 use crate::scenario::{Before, Ended, Scenario};
 use crate::subject::{

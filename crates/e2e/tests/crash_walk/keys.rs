@@ -1,4 +1,4 @@
-//! Who can open the VM's key: granted, revoked, a host's guardian rotated.
+//! Jobs on a VM's key: grant, revoke, rotate a host's guardian.
 
 use crate::chain::Chain;
 use crate::scenario::{Before, Ended, Scenario};

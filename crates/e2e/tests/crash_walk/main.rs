@@ -1,11 +1,11 @@
 //! kill -9 of controller, source agent and destination agent at every point of every job.
 //!
-//! The walk knows no step by name: a free run of each scenario tells which points there are, and each is then visited
-//! once for every process. A step that is added later is walked without anybody remembering it; a kind of job that is
-//! added later is missed by [`every_kind_of_job_is_walked`] until one of the tables has a scenario for it.
+//! The walk has no list of steps: a run without kills finds the points of each scenario, and then each point is
+//! visited once for every process. New steps are therefore included automatically. [`every_kind_of_job_is_walked`]
+//! fails for a new kind of job until one of the tables has a scenario for it.
 //!
-//! After every kill and restart: the job ends done or undone; there is exactly one VM, or none, where it should be; the
-//! guest that ran goes on; and no volume, secret, UEFI variable, TPM state or socket is left anywhere.
+//! After every kill and restart, the job ends done or undone; there is exactly one VM, or none, on the right host; a
+//! guest that ran keeps running; and no volume, secret, UEFI variable, TPM state or socket is left over.
 
 mod chain;
 mod copies;

@@ -1,4 +1,4 @@
-//! Which points of a job are walked: a choice by name, so that `make test` stays short and `make soak` leaves nothing out.
+//! The points of a job that are walked: a selection by name, so that `make test` is short and `make soak` covers all.
 //!
 //! ```text
 //!   job.<kind>.<step>.{before,after,recorded}         the controller, on the way forward

@@ -1,10 +1,10 @@
-//! One kind of job: how to get ready for it, how to start it, what must hold after it. And the walk along its points.
+//! One kind of job: how to prepare and start it, and what must hold afterwards; and the walk along its points.
 //!
 //! ```text
 //!   prepare ─ command ──► passes points, is killed at one, started again ──► done | undone ─ check
 //! ```
-//! A free run tells which points there are; each is then visited once for every victim. On the way *back* a real fault
-//! makes the job turn round, and the points of its undos are visited.
+//! A run without kills finds the points; each is then visited once for every victim. For the way *back* a real fault
+//! makes the job undo, and the points of its undos are visited.
 
 use crate::points::{self, Depth};
 use anyhow::{Context, Result, ensure};

@@ -1,4 +1,4 @@
-//! The VM that is walked over: its name, and how it is brought to where a scenario begins.
+//! The VM of a walk: its name, and how to bring it to the initial state of a scenario.
 
 use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::Fleet;

@@ -1,4 +1,4 @@
-//! A stopped VM's TPM: switched on and off, its key replaced, brought back.
+//! Jobs on a stopped VM's TPM: enable, disable, roll, restore.
 
 use crate::chain::Chain;
 use crate::scenario::{Before, Ended, Scenario};

@@ -1,4 +1,4 @@
-//! `fleetward-agent guardian export-pfx`: a guardian's private keys to two files, both or none.
+//! `fleetward-agent guardian export-pfx`: writes a guardian's private keys to two files, both or none.
 
 use super::{find, password, require_root};
 use fleetward_agent::keyring::pfx::{Protection, file_name};

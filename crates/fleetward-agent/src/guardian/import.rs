@@ -1,5 +1,5 @@
-//! `fleetward-agent guardian import-pfx`: files to keys, keys to a guardian or half of one. Nothing is kept before every
-//! file has been opened.
+//! `fleetward-agent guardian import-pfx`: reads files into a guardian or one half of it. Nothing is stored before
+//! every file has been opened.
 
 use super::password;
 use super::require_root;

@@ -1,4 +1,5 @@
-//! `fleetward-agent guardian list`: certificates, halves that wait for the other, and the VMs that hang on each guardian.
+//! `fleetward-agent guardian list`: certificates, halves that wait for the other half, and the VMs that depend on each
+//! guardian.
 
 use fleetward_agent::Config;
 use fleetward_agent::keyring::{Dependent, Keyring};

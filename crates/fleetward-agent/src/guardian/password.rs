@@ -1,4 +1,4 @@
-//! Passwords of PFX files: from a file, or from a terminal that does not show them. Never from the command line.
+//! Passwords of PFX files: from a file, or from a terminal without echo. Never from the command line.
 
 use anyhow::Context;
 use fleetward_model::{ErrorCode, Failure};

@@ -8,8 +8,8 @@
 //!    │◄═══════════════ bytes ═════════════════►│ each direction ends by itself with close_notify
 //! ```
 //!
-//! A direction that ends without close_notify is an error at the other end, never a short stream that looks whole.
-//! What a stream is for (`kind`) and what its parameters mean is the services' business.
+//! A direction that ends without close_notify is an error at the other side, so a cut stream is never taken for a
+//! complete one. The services define the meaning of a stream (`kind`) and of its parameters.
 
 mod dialer;
 mod pump;

@@ -1,4 +1,4 @@
-//! Carrying bytes both ways between two streams, counted.
+//! Copies bytes in both directions between two streams, and counts them.
 
 use std::io;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! A Unix socket whose every connection goes through a fresh tunnel to one peer.
+//! A Unix socket that forwards each connection through a new tunnel to one peer.
 
 use super::{Traffic, TunnelDialer, TunnelError, TunnelHeader, pump};
 use crate::identity::Identity;

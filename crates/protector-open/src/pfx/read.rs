@@ -1,8 +1,8 @@
-//! PFX files that come in: from our own export, from OpenSSL, from Windows' certutil.
+//! Reading PFX files: from our own export, from OpenSSL, from Windows' certutil.
 //!
-//! `read` opens one file and gives the private keys in it with their certificates; `assemble` makes a guardian of what one
-//! or two files held, `sort_out` takes one half of a guardian too. A chain that travels along is passed over: certificates
-//! carry no trust here, only keys. A key without its certificate, or a certificate alone, refuses the whole file.
+//! `read` opens one file and returns its private keys with their certificates. `assemble` makes a guardian from one or
+//! two files; `sort_out` also accepts one half of a guardian. Chain certificates are ignored, because only keys matter
+//! here. A key without its certificate, or a certificate without its key, refuses the whole file.
 
 use super::scan;
 use crate::half::GuardianHalf;

@@ -1,8 +1,8 @@
-//! A look at a PFX file before anything is derived from a password: whole, with a MAC, and cheap enough to open.
+//! Checks a PFX file before any key derivation: it is complete, has a MAC, and is cheap enough to open.
 //!
-//! Reads the structure of RFC 7292 section 4 only as far as key derivation is asked for in the clear: the MAC, encrypted
-//! contents, and shrouded keys in contents that are not encrypted. What lies inside encrypted contents is only reached with
-//! the right password and a good MAC, and the library applies the same limit there.
+//! Reads the structure of RFC 7292 section 4 as far as it requests key derivation in clear text: the MAC, encrypted
+//! contents, and shrouded keys in contents that are not encrypted. The inside of encrypted contents is read only with
+//! the right password and a valid MAC, and the library applies the same limit there.
 
 use super::PfxReadError as E;
 use der::{Decode, Header, Reader, SliceReader, Tag, TagNumber};

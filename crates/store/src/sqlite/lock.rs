@@ -1,6 +1,6 @@
 //! One process per database: a lock on a file beside it, which names the holder.
 //!
-//! The kernel drops the lock with the process, so a file left behind by a crash locks nobody out.
+//! The kernel releases the lock when the process ends, so a file that a crash left behind does not block a start.
 
 use super::io_failed;
 use crate::StoreError;

@@ -6,9 +6,9 @@
 //!   get, list, catching-up watches ──► reader connections, each read in one snapshot
 //! ```
 //!
-//! Requests that wait together share one fsync, yet each has its own revision and its own outcome.
-//! Leases live in the writer's memory only: whoever could keep one alive lived in the process that had
-//! the file open, so opening the file ends all that were left in it.
+//! Requests in one batch share one fsync, but each has its own revision and its own result. Leases exist only in the
+//! writer's memory. Only a client in the same process can keep a lease alive, so opening the file ends all leases that
+//! it contains.
 
 mod lock;
 mod query;

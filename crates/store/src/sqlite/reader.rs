@@ -1,4 +1,4 @@
-//! Reading: a few connections beside the writer's, each read in one snapshot.
+//! Read connections beside the writer's; each read uses one snapshot.
 
 use super::{query, schema, sqlite_failed};
 use crate::{Change, Page, Range, Revision, StoreError};

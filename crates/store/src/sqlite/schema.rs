@@ -1,7 +1,7 @@
-//! The file's layout and how it is opened, checked and brought up to date.
+//! The schema of the file; opening, checking and upgrading it.
 //!
-//! Every version of every key is a row; `superseded` says which later revision replaced it, and a
-//! deletion is a version without value. So one table answers "now", "then" and "since".
+//! Each version of each key is a row. `superseded` is the later revision that replaced it, and a deletion is a version
+//! without a value. One table therefore answers reads of now, reads of a past revision, and watches.
 
 use super::{SqliteOptions, io_failed, sqlite_failed};
 use crate::StoreError;

@@ -1,12 +1,13 @@
-//! Following changes: from the file until caught up, then from memory, and back when too slow.
+//! Watches: read from the file until they have caught up, then from memory, and from the file again if they are too
+//! slow.
 //!
 //! ```text
 //!   behind ── all of the file seen ──► live ── fell out of the window ──► behind
 //!      └── history gone ──► ended          └── store closed ──► ended
 //! ```
 //!
-//! The subscription is older than the first read of the file, and revisions below `next` are dropped, so
-//! every change is seen exactly once.
+//! The subscription begins before the first read of the file, and revisions below `next` are dropped, so every change
+//! is reported exactly once.
 
 use super::reader::Readers;
 use crate::{Change, Revision, StoreError, Watch};

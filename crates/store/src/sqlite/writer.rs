@@ -1,8 +1,8 @@
-//! The one thread that writes: batches, revisions, leases, compaction.
+//! The writer thread: batches, revisions, leases, compaction.
 //!
-//! A batch is one SQLite transaction; each request in it runs in a savepoint of its own, so that a
-//! refused one leaves no trace. Nobody is answered, and no watch hears of anything, before the batch is
-//! on disk. When the batch cannot be written, all in it fail alike and the thread goes on.
+//! A batch is one SQLite transaction. Each request runs in its own savepoint, so a refused request has no effect.
+//! Replies and watch events are sent only after the batch is on disk. If the batch cannot be written, all its requests
+//! fail and the thread continues.
 
 use super::{query, sqlite_failed};
 use crate::{Change, Event, LeaseId, Op, Outcome, Revision, StoreError, Txn};
