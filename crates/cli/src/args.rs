@@ -24,7 +24,7 @@ use time::OffsetDateTime;
     version,
     disable_help_subcommand = true,
     after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 some of several failed, 4 refused by a check, 5 not found, \
-                  6 controller or host unreachable, 130 interrupted while waiting (the job goes on)."
+                  6 controller or host unreachable, 130 interrupted while waiting (the job continues)."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -41,11 +41,11 @@ pub struct Global {
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
     pub output: Format,
 
-    /// Prints neither progress nor confirmations of success
+    /// Suppresses progress and messages of success
     #[arg(short, long, global = true)]
     pub quiet: bool,
 
-    /// Answers every question with yes
+    /// Answers all questions with yes
     #[arg(short, long, global = true)]
     pub yes: bool,
 
@@ -76,7 +76,7 @@ pub struct Global {
     )]
     pub cert: Option<PathBuf>,
 
-    /// Private key of --cert, PEM; none if it lies in the same file
+    /// Private key of --cert, PEM; not needed if it is in the same file
     #[arg(
         long,
         global = true,
@@ -99,15 +99,15 @@ pub struct Global {
     pub ca: Option<PathBuf>,
 }
 
-/// Where the controller keeps its data unless told otherwise.
+/// Default directory of the controller's data.
 pub const DEFAULT_DATA: &str = "/var/lib/fleetward-controller";
-/// Where the controller listens for administrators on its machine unless told otherwise.
+/// Default path of the controller's Unix socket.
 pub const DEFAULT_SOCKET: &str = "/var/lib/fleetward-controller/controller.sock";
 
 /// Form of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people
+    /// A table, for terminals
     Table,
     /// One JSON document
     Json,
@@ -118,7 +118,7 @@ pub enum Format {
 /// Form of a list of certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ListFormat {
-    /// For people
+    /// A table, for terminals
     Table,
     /// One JSON document
     Json,
@@ -139,34 +139,34 @@ pub enum Command {
     /// Disk images and installer media
     #[command(subcommand)]
     Image(ImageCommand),
-    /// Templates: what VMs are made from, without any machine's identity
+    /// Templates, from which VMs are made; a template has no machine's identity
     #[command(subcommand)]
     Template(TemplateCommand),
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
-    /// TPMs of VMs: on, off, brought back, given a new key
+    /// TPMs of VMs: enable, disable, restore, roll
     #[command(subcommand)]
     Tpm(TpmCommand),
-    /// Whether VMs can move to hosts, and what stands in the way
+    /// Checks whether VMs can move to hosts, and shows what prevents it
     ///
-    /// Without arguments: all VMs against all hosts. With a VM: that VM against all hosts. With a VM and --to: every
-    /// finding, and exit code 4 if the VM cannot move there. Nothing is changed.
+    /// Without arguments: all VMs and all hosts. With a VM: that VM and all hosts. With a VM and --to: every finding,
+    /// and exit code 4 if the VM cannot move there. Nothing is changed.
     Check(CheckArgs),
-    /// Durable operations
+    /// Jobs: durable operations with steps
     #[command(subcommand)]
     Job(JobCommand),
-    /// The record of every use of a key
+    /// The audit log: every use of a key
     Audit(AuditArgs),
     /// Guardians: the certificates that TPM keys are wrapped for
     #[command(subcommand)]
     Guardian(GuardianCommand),
-    /// Client certificates for administrators elsewhere
+    /// Client certificates for remote administrators
     #[command(subcommand)]
     Admin(AdminCommand),
-    /// The fleet at a glance
+    /// An overview of the fleet
     Status,
-    /// What an error code means and what helps; without a code, all of them
+    /// Explains an error code and its fix; without a code, lists all
     Explain {
         /// For example KEY_NOT_GRANTED
         code: Option<String>,
@@ -175,7 +175,7 @@ pub enum Command {
     Completion { shell: Shell },
     /// Writes man pages
     Man {
-        /// Directory to write to; made if it is missing
+        /// Directory for the pages; created if it is missing
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
@@ -185,7 +185,7 @@ pub enum Command {
 pub enum ControllerCommand {
     /// Runs the controller until it is told to end (SIGTERM)
     Run(ControllerRun),
-    /// Reads hosts and VMs anew from all hosts, after the controller's database was lost
+    /// Rebuilds the inventory from all hosts, after the controller's database was lost
     Rebuild,
 }
 
@@ -197,17 +197,17 @@ pub struct ControllerRun {
     /// Address for agents and remote administrators
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7440")]
     pub listen: SocketAddr,
-    /// Address that join tokens tell to hosts; by default that of --listen
+    /// Address in join tokens, at which hosts reach the controller; default: that of --listen
     #[arg(long, value_name = "ADDR:PORT")]
     pub advertise: Option<String>,
-    /// Who wraps TPM keys for the hosts of a group: `auto`, jobs do it by themselves; `manual`, only `guardian grant` and PFX
-    /// files do. Remembered
+    /// How TPM keys are wrapped for the hosts of a group: `auto`, by jobs automatically; `manual`, only by `guardian
+    /// grant` and PFX files. The controller remembers it
     #[arg(long, value_name = "auto|manual")]
     pub trust: Option<TrustMode>,
-    /// Versions of each VM's TPM to keep, 1 to 1000
+    /// Number of versions to keep of each VM's TPM, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub tpm_versions: u32,
-    /// Days after which a version goes, at most 36500; the newest of each TPM stays
+    /// Days after which a version is removed, at most 36500; the newest version of each TPM always stays
     #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(..=36_500))]
     pub tpm_days: u32,
 }
@@ -220,10 +220,10 @@ pub enum HostCommand {
         /// Group whose VMs the host may run
         #[arg(long, default_value = "default")]
         group: GroupName,
-        /// How long the token is good for, at most 7d
+        /// Lifetime of the token, at most 7d
         #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
-        /// The host has joined before and was installed anew; it must not answer any more
+        /// The host joined before and was reinstalled; it must not answer any more
         #[arg(long)]
         reinstalled: bool,
     },
@@ -231,7 +231,7 @@ pub enum HostCommand {
     List,
     /// Shows one host
     Show { name: HostName },
-    /// Moves a host's VMs elsewhere in its group, and lets it take no new ones
+    /// Moves a host's VMs to other hosts of its group, and makes it accept no new VMs
     Drain {
         name: HostName,
         #[command(flatten)]
@@ -249,7 +249,7 @@ pub enum ImageCommand {
     Import {
         name: ImageName,
         file: PathBuf,
-        /// Found from the file's content unless given
+        /// Default: detected from the file's content
         #[arg(long, value_enum)]
         format: Option<ImageFormat>,
     },
@@ -291,14 +291,14 @@ pub enum VmCommand {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Shuts VMs down by asking the guest
+    /// Shuts VMs down through the guest
     Stop {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<VmName>,
         /// Cuts the power instead
         #[arg(long)]
         force: bool,
-        /// How long the guest may take, at most 1h
+        /// Time limit for the guest's shutdown, at most 1h
         #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
         deadline: Duration,
         #[command(flatten)]
@@ -316,54 +316,54 @@ pub enum VmCommand {
     },
     /// Connects the terminal to a VM's serial console; Ctrl-] leaves
     Console { name: VmName },
-    /// Makes another VM with the disks of this one, running or stopped
+    /// Makes a new VM with the disks of a running or stopped VM
     ///
-    /// The clone has its own machine uuid, MAC address and generation id, and is stopped. A running VM goes on: its guest
-    /// stands still for less than a second, and the clone's disks, UEFI variables and TPM are of that moment, as after a
-    /// power cut.
+    /// The clone has its own machine uuid, MAC address and generation id, and is stopped. A running source keeps
+    /// running: its guest is paused for less than a second, and the clone's disks, UEFI variables and TPM are of that
+    /// moment, as after a power cut.
     Clone {
         name: VmName,
         /// The clone's name
         #[arg(value_name = "NEW")]
         new: VmName,
-        /// A TPM with a new identity, the same identity under a key of its own, or none; by default new where the source has
-        /// a TPM
+        /// The clone's TPM: a new identity, the same identity under another key, or none; default: new if the source
+        /// has a TPM
         #[arg(long, value_enum)]
         tpm: Option<TpmChoice>,
-        /// Host of the clone; by default the source's
+        /// Host of the clone; default: the source's host
         #[arg(long)]
         host: Option<HostName>,
-        /// Copies the disks in full; by default the clone builds on the source's disks where both lie in one pool
+        /// Copies the disks in full; default: the clone builds on the source's disks if both are in one pool
         #[arg(long)]
         full: bool,
         #[command(flatten)]
         wait: Wait,
     },
-    /// Rebuilds a VM of a lost host on another one
+    /// Rebuilds a VM of a lost host on another host
     ///
-    /// Its TPM and UEFI variables come from the controller's copy. Its disks must lie in their pools on the new host: the same
-    /// directory, or copies under the same names. The lost host must be off; should it come back, its copy of the VM is ended,
-    /// and that one's disks stay where they are.
+    /// Its TPM and UEFI variables come from the controller's copy. Its disks must be in their pools on the new host:
+    /// the same directory, or copies under the same names. The lost host must be off. If it returns, its copy of the
+    /// VM is ended, and the disks of that copy stay.
     Recover {
         /// Name or id
         name: String,
-        /// Where to rebuild it
+        /// The host on which to rebuild the VM
         #[arg(long, value_name = "HOST")]
         to: HostName,
-        /// A version of `tpm history`; by default the newest
+        /// A version of `tpm history`; default: the newest
         #[arg(long = "version", value_name = "V")]
         version: Option<u64>,
         #[command(flatten)]
         wait: Wait,
     },
-    /// Moves VMs to another host, running ones without stopping them
+    /// Moves VMs to another host; running VMs keep running
     Migrate {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<VmName>,
         /// The destination
         #[arg(long, value_name = "HOST")]
         to: HostName,
-        /// Only says whether it would work, and changes nothing
+        /// Only checks whether it would work, and changes nothing
         #[arg(long, conflicts_with = "no_wait")]
         check: bool,
         /// Moves stopped VMs
@@ -374,12 +374,12 @@ pub enum VmCommand {
     },
 }
 
-/// What TPM a clone has.
+/// The TPM of a clone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TpmChoice {
     /// Another identity, with its own EK certificate
     New,
-    /// The same identity a second time
+    /// The source's identity
     Copy,
     /// No TPM
     None,
@@ -387,15 +387,15 @@ pub enum TpmChoice {
 
 #[derive(Debug, Subcommand)]
 pub enum TemplateCommand {
-    /// Makes a template of a VM, running or stopped, with its TPM on
+    /// Makes a template of a running or stopped VM; its TPM stays on
     ///
-    /// The template holds no TPM state. Every VM made from it gets a TPM of its own.
+    /// The template has no TPM state. Every VM made from it gets its own TPM.
     Create {
         name: TemplateName,
         /// The VM; it is not changed
         #[arg(long, value_name = "VM")]
         from: VmName,
-        /// Keeps the machine's UEFI variables: boot entries, and changes of the Secure Boot keys
+        /// Includes the VM's UEFI variables: boot entries, and changes of the Secure Boot keys
         #[arg(long)]
         uefi_variables: bool,
         #[command(flatten)]
@@ -412,13 +412,13 @@ pub enum TemplateCommand {
 #[derive(Debug, Args)]
 pub struct VmCreate {
     pub name: VmName,
-    /// Image that the system disk is a copy of; without it the disk is empty
+    /// Image to copy to the system disk; without it the disk is empty
     #[arg(long)]
     pub image: Option<ImageName>,
-    /// Template to make it from: its disks, profile, size and firmware, and a TPM of its own
+    /// Template for disks, profile, size and firmware; the VM gets its own TPM
     #[arg(long, value_name = "TEMPLATE", conflicts_with_all = ["image", "iso", "profile"])]
     pub template: Option<TemplateName>,
-    /// Size of the system disk, such as 64G; by default the image's or the profile's
+    /// Size of the system disk, such as 64G; default: the image's or the profile's
     #[arg(long, value_name = "SIZE")]
     pub disk: Option<ByteSize>,
     /// Installer medium to boot from
@@ -427,13 +427,13 @@ pub struct VmCreate {
     /// Hardware defaults and requirements: windows-11 or linux
     #[arg(long, default_value = "linux")]
     pub profile: Profile,
-    /// Number of virtual CPUs; by default the profile's
+    /// Number of virtual CPUs; default: the profile's
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// Memory, such as 4G; by default the profile's
+    /// Memory, such as 4G; default: the profile's
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
-    /// Host to make it on; by default the controller chooses
+    /// Host for the VM; default: the controller chooses
     #[arg(long, conflicts_with = "group")]
     pub host: Option<HostName>,
     /// Group to choose a host from
@@ -448,7 +448,7 @@ pub struct VmCreate {
     /// Makes a VM with UEFI but without Secure Boot
     #[arg(long)]
     pub no_secure_boot: bool,
-    /// Starts it
+    /// Starts the VM
     #[arg(long)]
     pub start: bool,
     /// A label; may be repeated
@@ -487,18 +487,18 @@ pub struct CheckArgs {
 pub enum TpmCommand {
     /// Gives VMs a new TPM
     ///
-    /// What a former TPM of a VM had sealed stays closed to the new one: `tpm restore` brings the former one back.
+    /// A new TPM cannot open secrets that a former TPM of the VM has sealed: `tpm restore` brings the former one back.
     Enable(TpmChange),
-    /// Takes the TPM from VMs; it is kept, and `tpm restore` brings it back
+    /// Removes the TPM of VMs; it is kept, and `tpm restore` brings it back
     Disable(TpmChange),
     /// Encrypts the TPM of VMs under a new key
     Roll(TpmChange),
-    /// Brings back a kept version of a VM's TPM
+    /// Restores a kept version of a VM's TPM
     ///
-    /// A TPM that the VM has now is kept as a version of its own, and replaced only after a question.
+    /// The VM's present TPM is kept as another version, and replaced only after a question.
     Restore {
         name: VmName,
-        /// A version of `tpm history`; by default the newest, for a VM whose TPM is off
+        /// A version of `tpm history`; default: the newest, for a VM without a TPM
         #[arg(long = "version", value_name = "V")]
         version: Option<u64>,
         #[command(flatten)]
@@ -517,17 +517,17 @@ pub enum TpmCommand {
 pub struct TpmChange {
     #[command(flatten)]
     pub which: Which,
-    /// Says what would happen, and changes nothing
+    /// Shows what would happen, and changes nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// VMs worked on at once; with --no-wait, the jobs of all VMs are begun
+    /// Number of VMs to change at once; with --no-wait, the jobs of all VMs are started
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_parallel)]
     pub parallel: usize,
     #[command(flatten)]
     pub how: TpmHow,
 }
 
-/// VMs by name or by what they have in common.
+/// VMs by name, host or labels.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct Which {
@@ -539,17 +539,17 @@ pub struct Which {
     /// All VMs on this host
     #[arg(long)]
     pub host: Option<HostName>,
-    /// All VMs with this label; several: with all of them
+    /// All VMs with this label; may be repeated: VMs with all of them
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     pub labels: Vec<(LabelKey, String)>,
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct TpmHow {
-    /// Asks running guests to shut down, and starts them again afterwards; their power is never cut
+    /// Asks running guests to shut down, and starts them again afterwards; never cuts their power
     #[arg(long)]
     pub stop_and_restart: bool,
-    /// How long a guest gets to shut down
+    /// Time limit for a guest's shutdown
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
     pub deadline: Duration,
     #[command(flatten)]
@@ -571,31 +571,31 @@ pub enum JobCommand {
         #[arg(long)]
         active: bool,
     },
-    /// Lists the kinds of jobs there are, with their steps
+    /// Lists all kinds of jobs, with their steps
     Kinds,
     /// Shows one job with its steps
     Show {
-        /// Its id, or the beginning of it
+        /// Its id, or the first characters of it
         id: String,
     },
-    /// Follows a job to its end; the exit code is the job's
+    /// Waits for the end of a job; the exit code is the job's
     Watch {
-        /// Its id, or the beginning of it
+        /// Its id, or the first characters of it
         id: String,
     },
-    /// Ends a job and undoes what it has done
+    /// Cancels a job and undoes its steps
     Cancel {
-        /// Its id, or the beginning of it
+        /// Its id, or the first characters of it
         id: String,
     },
 }
 
 #[derive(Debug, Args)]
 pub struct AuditArgs {
-    /// Only what concerns this VM: name or id, also of one that is gone
+    /// Only records of this VM: name or id, also of a deleted one
     #[arg(long)]
     pub vm: Option<VmName>,
-    /// Only what happened after: a time (RFC 3339) or an age, such as 1h
+    /// Only records after a time (RFC 3339) or an age, such as 1h
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     pub since: Option<OffsetDateTime>,
     /// Checks that no record was changed, removed or reordered
@@ -610,27 +610,27 @@ pub enum GuardianCommand {
         /// Only those of this host
         #[arg(long)]
         host: Option<HostName>,
-        /// As --output, or as `certutil -store` prints it, for scripts that read that
+        /// As --output, or in the format of `certutil -store`, for scripts that read it
         #[arg(long, value_enum, conflicts_with = "output")]
         format: Option<ListFormat>,
     },
     /// Shows one guardian
     Show {
-        /// Its id, or the beginning of it
+        /// Its id, or the first characters of it
         id: String,
     },
     /// Wraps the TPM keys of VMs for one more guardian; no private key moves
     Grant(GrantArgs),
-    /// Takes a guardian's wrapping of a VM's TPM key away and rolls the key, at once or when the VM stops
+    /// Revokes a guardian's access to a VM's TPM key, and rolls the key at once or when the VM stops
     Revoke {
         vm: VmName,
-        /// Who loses it: a host, or a guardian's id or the beginning of it
+        /// The guardian that loses access: its host, its id, or the first characters of the id
         #[arg(long, value_name = "HOST|GUARDIAN")]
         from: String,
         #[command(flatten)]
         wait: Wait,
     },
-    /// Makes a new pair for a host's guardian and re-wraps every VM that depends on it, while they run
+    /// Makes a new pair for a host's guardian, and re-wraps the keys of all VMs that depend on it while they run
     Rotate(RotateArgs),
 }
 
@@ -641,10 +641,10 @@ pub struct GrantArgs {
     /// Every VM of the guardian's group
     #[arg(long, conflicts_with = "names")]
     pub all: bool,
-    /// Who is to open them: a host, or the id of its guardian or the beginning of it
+    /// The guardian that gets access: its host, its id, or the first characters of the id
     #[arg(long, value_name = "HOST|GUARDIAN")]
     pub to: String,
-    /// Only says what would happen
+    /// Only shows what would happen
     #[arg(long, conflicts_with = "no_wait")]
     pub dry_run: bool,
     /// Uses this guardian although its certificates have expired; may be repeated
@@ -656,17 +656,17 @@ pub struct GrantArgs {
 
 #[derive(Debug, Args)]
 pub struct RotateArgs {
-    /// Whose guardian
+    /// The host whose guardian to rotate
     #[arg(
         long,
         required_unless_present = "expiring",
         conflicts_with = "expiring"
     )]
     pub host: Option<HostName>,
-    /// Every guardian that ends within this time, such as 1y
+    /// Every guardian that expires within this time, such as 1y
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub expiring: Option<Duration>,
-    /// Only says which hosts are meant
+    /// Only lists the hosts
     #[arg(long, conflicts_with = "no_wait")]
     pub dry_run: bool,
     #[command(flatten)]
@@ -675,11 +675,11 @@ pub struct RotateArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
-    /// Makes a client certificate; the private key is made here and stays here
+    /// Makes a client certificate; the private key is made on this machine and stays here
     Create {
         /// Letters, digits, '.', '_' and '-'
         name: HostName,
-        /// What its holder may do
+        /// The role of the administrator
         #[arg(long, value_parser = parse_role)]
         role: Role,
         /// Directory for NAME.pem (certificate and key) and fleet-ca.pem
@@ -688,7 +688,7 @@ pub enum AdminCommand {
     },
 }
 
-/// What `explain` was asked for.
+/// The argument of `explain`.
 pub(crate) fn parse_code(text: &str) -> Option<ErrorCode> {
     text.parse().ok()
 }

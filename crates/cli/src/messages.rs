@@ -33,11 +33,11 @@ pub(crate) fn output_failed(error: &io::Error) -> String {
 }
 
 pub(crate) fn job_goes_on(job: JobId) -> String {
-    format!("the job goes on; follow it with: fleetward job watch {job}")
+    format!("the job continues; follow it with: fleetward job watch {job}")
 }
 
 pub(crate) fn connection_lost(job: JobId) -> String {
-    format!("the connection to the controller broke; job {job} goes on, trying again")
+    format!("the connection to the controller broke; job {job} continues; reconnecting")
 }
 
 pub(crate) fn vm_created(name: &VmName, host: &impl Display) -> String {
@@ -46,7 +46,7 @@ pub(crate) fn vm_created(name: &VmName, host: &impl Display) -> String {
 
 pub(crate) fn vm_cloned(from: &VmName, name: &VmName, host: &impl Display, linked: bool) -> String {
     let disks = match linked {
-        true => format!("it builds on what were the disks of {from}"),
+        true => format!("its disks build on those of {from}"),
         false => "its disks are full copies".to_owned(),
     };
     format!("{name} made from {from} on {host}; {disks}; it is stopped")
@@ -68,13 +68,13 @@ pub(crate) fn outdated(failure: &Failure) -> String {
 }
 
 pub(crate) const CONFIRM_OUTDATED: &str =
-    "Rebuild it with the TPM as it was then? The last state is on the lost host alone.";
+    "Rebuild it with this older TPM? Only the lost host has the last state.";
 
 pub(crate) fn recovered(name: &str, to: &HostName, result: &serde_json::Value) -> String {
     let tpm = match (result["version"].as_u64(), result["made"].as_str()) {
         (Some(version), Some(made)) => {
             let older = match result["outdated"].as_bool() {
-                Some(true) => ", which is not the last state that its host had",
+                Some(true) => ", older than the last state on its host",
                 _ => "",
             };
             format!("; its TPM is version {version}, of {made}{older}")
@@ -171,7 +171,7 @@ pub(crate) fn tpm_restored(version: Option<u64>) -> String {
 
 pub(crate) fn taken_back_later(job: JobId, waiting: Option<&str>) -> String {
     format!(
-        "{}; job {job} takes back what it had begun as soon as it can",
+        "{}; job {job} undoes its steps as soon as it can",
         waiting.unwrap_or("its host does not answer")
     )
 }
@@ -181,7 +181,7 @@ pub(crate) fn goes_forward_later(job: JobId, waiting: &str, code: ErrorCode) -> 
         ErrorCode::HostUnreachable => "when the host is back",
         _ => "until it succeeds",
     };
-    format!("{waiting}; it goes on by itself {until}: fleetward job watch {job}")
+    format!("{waiting}; the job continues {until}: fleetward job watch {job}")
 }
 
 pub(crate) fn with_warnings(done: String, warnings: &[String]) -> String {
@@ -230,15 +230,15 @@ pub(crate) fn new_tpm_opens_nothing(names: &[VmName]) -> String {
 pub(crate) fn tpm_is_replaced(name: &VmName, version: Option<u64>) -> String {
     let version = version.map_or_else(|| "a kept version".to_owned(), |v| format!("version {v}"));
     format!(
-        "VM {name} has a TPM now. In its place comes {version}: what was sealed since then will not open, until \
-         `tpm restore` brings today's TPM back, which is kept as a version of its own."
+        "VM {name} has a TPM now. {version} replaces it: secrets that were sealed since then will not open. Today's TPM \
+         is kept as another version, and `tpm restore` brings it back."
     )
 }
 
 pub(crate) const CONTINUE: &str = "Continue?";
 
 pub(crate) fn does_it_already(job: JobId) -> String {
-    format!("is being done already; follow it with: fleetward job watch {job}")
+    format!("a job is already doing that; follow it with: fleetward job watch {job}")
 }
 
 pub(crate) fn would_summary(change: usize, fail: usize, nothing: usize) -> String {
@@ -252,11 +252,11 @@ pub(crate) fn confirm_delete_image(name: &impl Display) -> String {
 }
 
 pub(crate) fn host_drained(name: &impl Display) -> String {
-    format!("{name} is empty and takes no new VMs")
+    format!("{name} is empty and accepts no new VMs")
 }
 
 pub(crate) fn host_resumed(name: &impl Display) -> String {
-    format!("{name} takes VMs again")
+    format!("{name} accepts VMs again")
 }
 
 pub(crate) fn host_removed(name: &impl Display) -> String {
@@ -307,7 +307,7 @@ pub(crate) fn audit_verdict(verdict: &AuditVerdict) -> String {
 pub(crate) fn audit_not_compared(hosts: &[HostName]) -> String {
     let hosts: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
     format!(
-        "what is on record here holds, but these hosts do not answer and their own logs were not compared with it: {}",
+        "the stored records are intact, but these hosts do not answer, and their own logs were not compared: {}",
         hosts.join(", ")
     )
 }
@@ -335,35 +335,35 @@ pub(crate) fn startable(vm: &VmName, host: &impl Display) -> String {
 pub(crate) fn admin_created(name: &impl Display, files: [&impl Display; 2]) -> String {
     let [certificate, authority] = files;
     format!(
-        "{name} may use the controller from elsewhere with:\n\
+        "{name} can use the controller from another machine with:\n\
          export FLEETWARD_CONTROLLER=https://HOST:7440\n\
          export FLEETWARD_CERT={certificate}\n\
          export FLEETWARD_CA={authority}"
     )
 }
 
-pub(crate) const NOTHING_EXPIRES: &str = "no guardian ends within that time";
+pub(crate) const NOTHING_EXPIRES: &str = "no guardian expires within that time";
 
 pub(crate) fn not_granted(vm: &VmName, to: &str) -> String {
     format!("the TPM key of VM {vm} is not granted to {to}")
 }
 
 pub(crate) fn not_listed(more: usize) -> String {
-    format!("{more} more VMs are counted here and not listed")
+    format!("{more} more VMs are counted but not listed")
 }
 
 pub(crate) fn guardian_unknown(host: &HostName) -> String {
-    format!("nothing is known about the guardian of host {host}")
+    format!("the guardian of host {host} is unknown")
 }
 
 pub(crate) fn confirm_revoke(vm: &VmName, from: &str) -> String {
-    format!("Take the TPM key of VM {vm} away from {from}?")
+    format!("Revoke the access of {from} to the TPM key of VM {vm}?")
 }
 
 pub(crate) fn revoked(vm: &VmName, from: &str, pending: Option<&str>) -> String {
     match pending {
-        None => format!("{from} lost the TPM key of VM {vm}, which has a new one"),
-        Some(why) => format!("{from} is granted the TPM key of VM {vm} no longer, but: {why}"),
+        None => format!("{from} no longer has access to VM {vm}, which has a new TPM key"),
+        Some(why) => format!("{from} no longer has access to the TPM key of VM {vm}, but: {why}"),
     }
 }
 
@@ -376,8 +376,8 @@ pub(crate) fn rotated(host: &HostName, result: &serde_json::Value) -> String {
         )
     } else {
         format!(
-            "host {host} has a new guardian; {done} VMs were re-wrapped, {waiting} still depend on the former one and \
-             follow by themselves when they can"
+            "host {host} has a new guardian; {done} VMs were re-wrapped; {waiting} still depend on the former one and \
+             are re-wrapped automatically when their hosts answer"
         )
     }
 }

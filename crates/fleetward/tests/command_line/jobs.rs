@@ -135,6 +135,6 @@ fn ctrl_c_leaves_the_job_running_and_says_how_to_follow_it() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(
         rest.last().unwrap(),
-        &format!("the job goes on; follow it with: fleetward job watch {ENDLESS_JOB}")
+        &format!("the job continues; follow it with: fleetward job watch {ENDLESS_JOB}")
     );
 }

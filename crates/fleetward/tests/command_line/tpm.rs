@@ -137,7 +137,7 @@ fn a_host_that_died_past_the_point_of_no_return_holds_up_nobody() {
     assert_eq!(db["job"], HELD_UP);
     let message = db["message"].as_str().unwrap();
     let true_words =
-        format!("goes on by itself when the host is back: fleetward job watch {HELD_UP}");
+        format!("the job continues when the host is back: fleetward job watch {HELD_UP}");
     assert!(message.contains(&true_words), "{message}");
     assert_eq!(web["outcome"], "succeeded");
     assert_eq!(*asked.lock().unwrap(), ["disable db", "disable web"]);
@@ -182,7 +182,9 @@ fn a_dry_run_knows_of_hosts_that_are_away_and_of_jobs_under_way() {
     for line in [
         "bare: nothing to do: has no TPM",
         "db: HOST_UNREACHABLE: host b of VM db does not answer",
-        &format!("held: is being done already; follow it with: fleetward job watch {HELD_UP}"),
+        &format!(
+            "held: a job is already doing that; follow it with: fleetward job watch {HELD_UP}"
+        ),
         "web: would lose its TPM on host a; the TPM is kept",
         "nothing was changed: 1 would be changed, 1 would fail, 2 need nothing",
     ] {
