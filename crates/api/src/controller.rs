@@ -221,7 +221,14 @@ pub struct VmView {
     pub id: VmId,
     pub host: HostName,
     pub group: Option<GroupName>,
+    /// `unknown` while its host does not answer.
     pub state: VmState,
+    /// What was seen of it before its host fell silent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<LastSeen>,
+    /// What is thought of its host; none for a host that left the fleet.
+    #[serde(default)]
+    pub host_state: Option<HostState>,
     /// libvirt's word for why.
     pub reason: String,
     /// False for a domain Fleetward did not make.
@@ -246,6 +253,14 @@ pub struct VmView {
     /// When the host last reported it; old when the host is unreachable.
     #[serde(with = "time::serde::rfc3339")]
     pub observed: OffsetDateTime,
+}
+
+/// A VM when its host last answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LastSeen {
+    pub state: VmState,
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
 }
 
 /// The controller's newest copy of a VM's TPM, in `vm show`.

@@ -15,6 +15,7 @@ use crate::work::{self, GuardianRewrap};
 use crate::world::World;
 use anyhow::Context;
 use fleetward_jobs::{Engine, EngineOptions, Job, JobError, JobFilter, JobKind};
+use fleetward_model::admission;
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::{Failure, JobId, VmId};
@@ -137,13 +138,14 @@ impl App {
         let id = self.submit_when_free::<K>(input, by).await?;
         let job = self.engine.get(id).await?;
         self.follow(&job);
+        let about = work::about_job(&job);
         let act = Act {
-            vm: work::vm_of(&job),
+            vm: about.vm,
             job: Some(id),
             ..Act::new(
                 by,
                 AuditAction::SubmitJob,
-                format!("{} {}", job.kind, work::target(&job)),
+                format!("{} {}", job.kind, about.target),
             )
         };
         if let Err(error) = self.world.audit.own(act).await {
@@ -180,8 +182,7 @@ impl App {
     fn follow(&self, job: &Job) {
         let holder = Holder {
             kind: job.kind.clone(),
-            vm: work::vm_of(job),
-            reservation: work::reservation_of(job),
+            about: work::about_job(job),
         };
         self.world.holders.add(job.id, holder);
         let (app, id) = (self.clone(), job.id);
@@ -195,11 +196,11 @@ impl App {
 
     /// The job that works on a VM. The store is asked whether it still does: whoever has seen a job end must find its VM
     /// free, and the memory of holders follows the store a moment later.
-    pub(crate) async fn holder_of(&self, vm: VmId) -> Option<JobId> {
-        while let Some((id, _)) = self.world.holders.of(vm) {
-            match self.engine.get(id).await {
-                Ok(job) if job.state.is_terminal() => self.world.holders.remove(id),
-                Ok(_) | Err(_) => return Some(id),
+    pub(crate) async fn holder_of(&self, vm: VmId) -> Option<admission::Holder> {
+        while let Some((holder, _)) = self.world.holders.of(vm) {
+            match self.engine.get(holder.job).await {
+                Ok(job) if job.state.is_terminal() => self.world.holders.remove(holder.job),
+                Ok(_) | Err(_) => return Some(holder),
             }
         }
         None

@@ -1,7 +1,8 @@
 //! In-memory index of the job that holds each VM, so that lists need not read the store and placement can count
 //! running creations.
 
-use crate::work::Reservation;
+use crate::work::{About, Reservation};
+use fleetward_model::admission;
 use fleetward_model::{JobId, VmId};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,9 +11,8 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug, Clone)]
 pub(crate) struct Holder {
     pub(crate) kind: String,
-    pub(crate) vm: Option<VmId>,
-    /// What a creation will take of its host.
-    pub(crate) reservation: Option<Reservation>,
+    /// Its VM, and what it will take of a host.
+    pub(crate) about: About,
 }
 
 /// All jobs that have not ended.
@@ -29,17 +29,22 @@ impl Holders {
     }
 
     /// The job that works on a VM, and its kind.
-    pub(crate) fn of(&self, vm: VmId) -> Option<(JobId, String)> {
+    pub(crate) fn of(&self, vm: VmId) -> Option<(admission::Holder, String)> {
         let holders = self.lock();
-        let found = holders.iter().find(|(_, holder)| holder.vm == Some(vm))?;
-        Some((*found.0, found.1.kind.clone()))
+        let mut all = holders.iter();
+        let (job, found) = all.find(|(_, holder)| holder.about.vm == Some(vm))?;
+        let holder = admission::Holder {
+            job: *job,
+            request: found.about.request,
+        };
+        Some((holder, found.kind.clone()))
     }
 
     pub(crate) fn reservations(&self) -> Vec<Reservation> {
         let holders = self.lock();
         holders
             .values()
-            .filter_map(|holder| holder.reservation.clone())
+            .filter_map(|holder| holder.about.reservation.clone())
             .collect()
     }
 

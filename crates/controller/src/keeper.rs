@@ -9,6 +9,7 @@
 //! The task stores no state: it compares the wanted state with the hosts' reports, so it continues after a restart. A
 //! failed attempt is repeated after a pause, or as soon as something that it depends on has changed.
 
+use crate::admission::shown_state;
 use crate::app::App;
 use crate::inventory::Superseded;
 use crate::work::{
@@ -17,8 +18,8 @@ use crate::work::{
 };
 use crate::world::World;
 use fleetward_jobs::JobError;
+use fleetward_model::admission::{Answer, Request, TpmChange, answer};
 use fleetward_model::guardian::{MANY_GUARDIANS, TrustMode};
-use fleetward_model::vm::VmState;
 use fleetward_model::{HostName, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -134,9 +135,12 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
         // Its own host seals every new key with its own guardian: that one loses it once the VM has moved away.
         let here = world.hosts.find(&vm.host);
         guardians.retain(|id| here.as_ref().is_none_or(|host| host.guardian.id != *id));
-        let ready = vm.state == VmState::Stopped
+        let roll = Request::Tpm {
+            change: TpmChange::Roll,
+            restart: false,
+        };
+        let ready = answer(shown_state(world, &vm), roll) == Answer::Accept
             && vm.is_the_vm()
-            && world.inventory.seen(&vm.host).online
             && world.holders.of(vm.id).is_none();
         if guardians.is_empty() || !ready {
             continue;

@@ -11,6 +11,7 @@
 //!
 //! The controller cannot open a key protector: it passes protectors on as text and endorses guardians.
 
+mod admission;
 mod agents;
 mod app;
 mod audit;

@@ -3,6 +3,7 @@
 //!
 //! This crate uses no I/O, clocks, randomness or async code. Times and random values are arguments.
 
+pub mod admission;
 pub mod audit;
 pub mod certutil;
 pub mod clone;
@@ -18,7 +19,6 @@ pub mod profile;
 pub mod retention;
 pub mod size;
 pub mod tpm_state;
-pub mod transition;
 pub mod vm;
 
 pub use error::{ErrorCode, Failure};

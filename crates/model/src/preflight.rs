@@ -4,10 +4,10 @@
 //! most frequent. A check that could not be made counts as failed. If the source can grant the key inside the group,
 //! that is only a remark: the migration grants it.
 
+use crate::admission::{Answer, Request, answer};
 use crate::error::Finding;
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{Accelerator, HostFacts, Version};
-use crate::transition::{Answer, Request, answer};
 use crate::vm::{VmObserved, VmState};
 use crate::{ByteSize, ErrorCode, GroupName, GuardianId, HostName, Names, PoolName, VmName};
 use std::collections::BTreeMap;
@@ -481,10 +481,13 @@ fn state(facts: &Facts<'_>) -> Findings {
         Mode::Start => return Vec::new(),
     };
     match answer(facts.vm.state, request) {
-        Answer::Accept | Answer::Ignore => Vec::new(),
-        Answer::Refuse(code, why) => {
-            let what = format!("VM {} is {}: {why}", facts.vm.name, facts.vm.state);
-            vec![Finding::usual(code, what)]
+        Answer::Accept | Answer::Done => Vec::new(),
+        Answer::Refuse(reason) => {
+            let (vm, state) = (&facts.vm.name, facts.vm.state);
+            let host = facts.source.name;
+            let what = format!("VM {vm} is {state}: {}", reason.because(vm, host));
+            let fix = reason.fix(vm, host);
+            vec![Finding::blocking(reason.code, what, fix)]
         }
     }
 }

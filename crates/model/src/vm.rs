@@ -47,7 +47,8 @@ impl std::str::FromStr for Profile {
 
 /// How a VM's state looks from outside.
 ///
-/// `Migrating` is only ever shown by the controller while a migration job holds the VM.
+/// `Migrating` and `Unknown` are only ever shown by the controller: while a migration job holds the VM, and while its host does
+/// not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VmState {
@@ -56,9 +57,29 @@ pub enum VmState {
     Paused,
     Migrating,
     Failed,
+    Unknown,
 }
 
 impl VmState {
+    pub const ALL: [Self; 6] = [
+        Self::Running,
+        Self::Stopped,
+        Self::Paused,
+        Self::Migrating,
+        Self::Failed,
+        Self::Unknown,
+    ];
+
+    /// How a VM that was last seen in `self` is shown: what its host said counts for as long as that host answers.
+    #[must_use]
+    pub const fn shown(self, host_answers: bool, migrating: bool) -> Self {
+        match (host_answers, migrating) {
+            (false, _) => Self::Unknown,
+            (true, true) => Self::Migrating,
+            (true, false) => self,
+        }
+    }
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -66,6 +87,7 @@ impl VmState {
             Self::Paused => "paused",
             Self::Migrating => "migrating",
             Self::Failed => "failed",
+            Self::Unknown => "unknown",
         }
     }
 }

@@ -1,12 +1,13 @@
 //! A VM's serial console: a WebSocket to the caller, raw bytes to the agent.
 
 use super::Answer;
+use crate::admission::admit;
 use crate::app::App;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State};
 use axum::response::Response;
 use fleetward_link::client::UpgradedIo;
-use fleetward_model::vm::VmState;
+use fleetward_model::admission::Request;
 use fleetward_model::{ErrorCode, Failure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -29,12 +30,7 @@ async fn vm_console(
         .because(error)
     })?;
     let vm = app.world.inventory.find(&vm)?;
-    if vm.state == VmState::Stopped {
-        let what = format!("VM {} is stopped", vm.name);
-        return Err(Failure::new(ErrorCode::VmNotRunning, what)
-            .fix(format!("fleetward vm start {}", vm.name))
-            .into());
-    }
+    admit(&app, &vm, Request::Console).await?;
     // asked first: what is wrong then is still an answer
     let agent = app.world.agents.of(&vm.host)?.console(vm.id).await?;
     Ok(upgrade.on_upgrade(move |socket| bridge(socket, agent)))

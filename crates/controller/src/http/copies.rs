@@ -1,7 +1,7 @@
 //! Clones and templates: create, list, delete.
 
 use super::body::Body;
-use super::vms::{busy, decide};
+use super::vms::decide;
 use super::{Answer, parsed};
 use crate::app::App;
 use crate::creation::new_mac;
@@ -14,9 +14,9 @@ use fleetward_api::controller::{
 };
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
+use fleetward_model::admission::{Request, busy};
 use fleetward_model::clone::{self, CloneTpm};
 use fleetward_model::error::Finding;
-use fleetward_model::transition::Request;
 use fleetward_model::vm::{VmObserved, VmSpec};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, PoolName, TemplateName, VmId, VmName};
 use http::StatusCode;
@@ -159,7 +159,7 @@ async fn template_create(
 ) -> Answer<Response> {
     let world = &app.world;
     let vm = world.inventory.find(request.from.as_str())?;
-    if let Some(done) = decide(&app, &vm, Request::Clone).await? {
+    if let Some(done) = decide(&app, &vm, Request::Template).await? {
         return Ok(done);
     }
     world.templates.require_name(&request.name)?;
@@ -220,7 +220,7 @@ async fn submit<K: JobKind>(
             let answer = AcceptedWithWarnings { job, warnings };
             Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
         }
-        Err(JobError::Busy { by, .. }) => Err(busy(vm, by).into()),
+        Err(JobError::Busy { by, .. }) => Err(busy(&vm.name, by).into()),
         Err(error) => Err(error.into()),
     }
 }

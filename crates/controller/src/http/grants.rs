@@ -3,6 +3,7 @@
 
 use super::Answer;
 use super::body::Body;
+use crate::admission::admit;
 use crate::app::App;
 use crate::work::{
     GrantInput, GuardianGrant, GuardianRevoke, GuardianRotate, RevokeInput, RotateInput,
@@ -17,6 +18,7 @@ use fleetward_api::controller::{
 };
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
+use fleetward_model::admission::Request;
 use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, Names};
 use http::StatusCode;
@@ -111,14 +113,7 @@ async fn guardian_revoke(
 ) -> Answer<Response> {
     let world = &app.world;
     let vm = world.inventory.find(request.vm.as_str())?;
-    if vm.metadata.is_none() || !vm.tpm.enabled {
-        return Err(Failure::new(
-            ErrorCode::VmStateWrong,
-            format!("VM {} has no TPM key to take away", vm.name),
-        )
-        .about(&Names::default().vm(&vm.name))
-        .into());
-    }
+    admit(&app, &vm, Request::Revoke).await?;
     let guardians = losers(world, &vm, &request.from)?;
     let input = RevokeInput {
         vm: vm.id,

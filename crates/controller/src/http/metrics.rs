@@ -1,6 +1,7 @@
 //! `GET /metrics`, in Prometheus' text format (version 0.0.4). All values are gauges that are computed from memory for
 //! each request, so there are no counters and no registry.
 
+use crate::admission::shown_state;
 use crate::app::App;
 use crate::world::World;
 use axum::extract::State;
@@ -68,10 +69,15 @@ fn render(world: &World, now: OffsetDateTime) -> String {
         VmState::Stopped,
         VmState::Paused,
         VmState::Failed,
+        VmState::Migrating,
+        VmState::Unknown,
     ]
     .into_iter()
     .map(|state| {
-        let count = ours.iter().filter(|vm| vm.state == state).count();
+        let count = ours
+            .iter()
+            .filter(|vm| shown_state(world, vm) == state)
+            .count();
         (label(&[("state", state.as_str())]), count as i64)
     })
     .collect();

@@ -2,7 +2,8 @@
 
 use super::Answer;
 use super::body::Body;
-use super::vms::{accepted, busy};
+use super::vms::accepted;
+use crate::admission::admit;
 use crate::app::App;
 use crate::work::{RecoverInput, VmRecover};
 use crate::world::{HostFactsNow, World};
@@ -13,6 +14,7 @@ use fleetward_api::controller::RecoverRequest;
 use fleetward_api::tpm::TpmVersion;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
+use fleetward_model::admission::{Request, busy};
 use fleetward_model::preflight;
 use fleetward_model::vm::{VmMetadata, VmObserved};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
@@ -31,12 +33,18 @@ async fn vm_recover(
     Body(request): Body<RecoverRequest>,
 ) -> Answer<Response> {
     let world = &app.world;
-    let (id, known) = lost(world, &vm, &request.to)?;
-    if let Some(job) = app.holder_of(id).await {
-        let what = format!("job {job} works on VM {vm}");
-        return Err(Failure::new(ErrorCode::VmBusy, what)
-            .fix(format!("fleetward job show {job}"))
-            .into());
+    let (id, known) = lost(world, &vm)?;
+    match (&known, app.holder_of(id).await) {
+        (Some(known), _) => {
+            admit(&app, known, Request::Recover).await?;
+        }
+        (None, Some(holder)) => {
+            let what = format!("job {} works on VM {vm}", holder.job);
+            return Err(Failure::new(ErrorCode::VmBusy, what)
+                .fix(format!("fleetward job show {}", holder.job))
+                .into());
+        }
+        (None, None) => {}
     }
     let metadata = known.as_ref().and_then(|vm| vm.metadata.clone());
     let with_tpm = metadata.as_ref().is_none_or(|metadata| metadata.spec.tpm);
@@ -96,19 +104,15 @@ async fn vm_recover(
     match app.submit::<VmRecover>(&input, &peer.to_string()).await {
         Ok(job) => Ok(accepted(Some(job))),
         Err(JobError::Busy { by, .. }) => match known {
-            Some(vm) => Err(busy(&vm, by).into()),
+            Some(vm) => Err(busy(&vm.name, by).into()),
             None => Err(JobError::Busy { resource: vm, by }.into()),
         },
         Err(error) => Err(error.into()),
     }
 }
 
-/// The VM, if it is on no host that answers; with what was last seen of it, if anything was.
-fn lost(
-    world: &World,
-    text: &str,
-    to: &HostName,
-) -> Result<(VmId, Option<Arc<VmObserved>>), Failure> {
+/// The VM, with what was last seen of it, if anything was.
+fn lost(world: &World, text: &str) -> Result<(VmId, Option<Arc<VmObserved>>), Failure> {
     let vm = match world.inventory.find(text) {
         Ok(vm) => vm,
         Err(failure) => {
@@ -133,16 +137,6 @@ fn lost(
             };
         }
     };
-    if vm.metadata.is_none() {
-        let what = format!("domain {} was not made by Fleetward", vm.name);
-        return Err(Failure::new(ErrorCode::VmNotManaged, what));
-    }
-    if world.inventory.seen(&vm.host).online {
-        let what = format!("VM {} is not lost", vm.name);
-        return Err(Failure::new(ErrorCode::VmNotLost, what)
-            .because(format!("host {} answers", vm.host))
-            .about(&Names::default().vm(&vm.name).host(to)));
-    }
     Ok((vm.id, Some(vm)))
 }
 

@@ -1,7 +1,7 @@
 //! TPMs of existing VMs: enable, disable, restore, roll; and the list of versions.
 
 use super::body::Body;
-use super::vms::{accepted, busy, submit};
+use super::vms::{decide, submit};
 use super::{Answer, Refusal};
 use crate::app::App;
 use crate::work::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
@@ -10,11 +10,10 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use fleetward_api::controller::TpmRequest;
 use fleetward_api::tpm::TpmVersion;
-use fleetward_jobs::JobKind;
 use fleetward_link::Peer;
+use fleetward_model::admission::{Request, TpmChange};
 use fleetward_model::vm::{VmObserved, VmState};
 use fleetward_model::{ErrorCode, Failure, Names};
-use std::sync::Arc;
 
 serves! {
     TpmEnable => tpm_enable,
@@ -31,11 +30,10 @@ async fn tpm_enable(
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
     let vm = app.world.inventory.find(&vm)?;
-    let input = match begin::<TpmEnable>(&app, &vm, &request, vm.tpm.enabled)? {
-        Begin::Job(input) => *input,
-        Begin::Answer(answer) => return Ok(answer),
-    };
-    require_stopped(&vm, &request)?;
+    if let Some(done) = begin(&app, &vm, TpmChange::Enable, &request).await? {
+        return Ok(done);
+    }
+    let input = input(&vm, &request);
     submit::<TpmEnable>(&app, &vm, &peer, &input).await
 }
 
@@ -46,11 +44,10 @@ async fn tpm_disable(
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
     let vm = app.world.inventory.find(&vm)?;
-    let input = match begin::<TpmDisable>(&app, &vm, &request, !vm.tpm.enabled)? {
-        Begin::Job(input) => *input,
-        Begin::Answer(answer) => return Ok(answer),
-    };
-    require_stopped(&vm, &request)?;
+    if let Some(done) = begin(&app, &vm, TpmChange::Disable, &request).await? {
+        return Ok(done);
+    }
+    let input = input(&vm, &request);
     submit::<TpmDisable>(&app, &vm, &peer, &input).await
 }
 
@@ -61,7 +58,9 @@ async fn tpm_restore(
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
     let vm = app.world.inventory.find(&vm)?;
-    let mut input = input(&app, &vm, &request)?;
+    if let Some(done) = begin(&app, &vm, TpmChange::Restore, &request).await? {
+        return Ok(done);
+    }
     let none = || {
         let what = format!("there is no kept version of the TPM of VM {}", vm.name);
         Failure::new(ErrorCode::TpmVersionNotFound, what).about(&Names::default().vm(&vm.name))
@@ -89,8 +88,10 @@ async fn tpm_restore(
             .because(format!("there is no version {version}"))
             .into());
     }
-    input.version = Some(version);
-    require_stopped(&vm, &request)?;
+    let input = TpmInput {
+        version: Some(version),
+        ..input(&vm, &request)
+    };
     submit::<TpmRestore>(&app, &vm, &peer, &input).await
 }
 
@@ -101,17 +102,10 @@ async fn tpm_roll(
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
     let vm = app.world.inventory.find(&vm)?;
-    let input = match begin::<TpmRoll>(&app, &vm, &request, false)? {
-        Begin::Job(input) => *input,
-        Begin::Answer(answer) => return Ok(answer),
-    };
-    if !vm.tpm.enabled {
-        let what = format!("VM {} has no TPM", vm.name);
-        return Err(Failure::new(ErrorCode::VmStateWrong, what)
-            .fix(format!("fleetward tpm enable {}", vm.name))
-            .into());
+    if let Some(done) = begin(&app, &vm, TpmChange::Roll, &request).await? {
+        return Ok(done);
     }
-    require_stopped(&vm, &request)?;
+    let input = input(&vm, &request);
     submit::<TpmRoll>(&app, &vm, &peer, &input).await
 }
 
@@ -135,34 +129,14 @@ async fn tpm_history(
     }
 }
 
-/// The first decision about a request.
-enum Begin {
-    Job(Box<TpmInput>),
-    /// The VM is in the wanted state, or a running job makes the change.
-    Answer(Response),
-}
-
-/// Makes retries idempotent: returns the running job of kind `K` if there is one, or `unchanged` if the VM is already
-/// in the wanted state.
-fn begin<K: JobKind>(
+/// Makes retries idempotent: the answer is the running job of the same kind if there is one, or nothing to do if the TPM is
+/// already as wanted.
+async fn begin(
     app: &App,
-    vm: &Arc<VmObserved>,
+    vm: &VmObserved,
+    change: TpmChange,
     request: &TpmRequest,
-    done: bool,
-) -> Result<Begin, Refusal> {
-    let holder = app.world.holders.of(vm.id);
-    match holder {
-        Some((job, kind)) if kind == K::NAME => return Ok(Begin::Answer(accepted(Some(job)))),
-        // What such a one makes of the TPM is not certain before its end.
-        Some((_, kind)) if kind.starts_with("tpm-") => {}
-        _ if done && vm.metadata.is_some() => return Ok(Begin::Answer(accepted(None))),
-        _ => {}
-    }
-    Ok(Begin::Job(Box::new(input(app, vm, request)?)))
-}
-
-/// Refuses what cannot be at all, and puts the job's input together.
-fn input(app: &App, vm: &Arc<VmObserved>, request: &TpmRequest) -> Result<TpmInput, Refusal> {
+) -> Result<Option<Response>, Refusal> {
     if !(1..=3600).contains(&request.deadline_seconds) {
         let what = format!(
             "a guest gets 1 to 3600 seconds, not {}",
@@ -170,20 +144,14 @@ fn input(app: &App, vm: &Arc<VmObserved>, request: &TpmRequest) -> Result<TpmInp
         );
         return Err(Failure::new(ErrorCode::InvalidArgument, what).into());
     }
-    let Some(metadata) = &vm.metadata else {
-        let what = format!("domain {} was not made by Fleetward", vm.name);
-        return Err(Failure::new(ErrorCode::VmNotManaged, what).into());
-    };
-    if let Some((job, _)) = app.world.holders.of(vm.id) {
-        return Err(busy(vm, job).into());
-    }
-    if !app.world.inventory.seen(&vm.host).online {
-        let what = format!("host {} of VM {} does not answer", vm.host, vm.name);
-        return Err(Failure::new(ErrorCode::HostUnreachable, what)
-            .about(&Names::default().host(&vm.host))
-            .into());
-    }
-    Ok(TpmInput {
+    let restart = request.stop_and_restart;
+    decide(app, vm, Request::Tpm { change, restart }).await
+}
+
+fn input(vm: &VmObserved, request: &TpmRequest) -> TpmInput {
+    let metadata = vm.metadata.as_ref();
+    let metadata = metadata.expect("admission refuses what is not ours");
+    TpmInput {
         vm: vm.id,
         name: vm.name.clone(),
         host: vm.host.clone(),
@@ -192,19 +160,5 @@ fn input(app: &App, vm: &Arc<VmObserved>, request: &TpmRequest) -> Result<TpmInp
         deadline_seconds: request.deadline_seconds,
         version: None,
         guardians: vm.tpm.guardians.clone(),
-    })
-}
-
-fn require_stopped(vm: &VmObserved, request: &TpmRequest) -> Result<(), Refusal> {
-    if vm.state == VmState::Stopped || (vm.state == VmState::Running && request.stop_and_restart) {
-        return Ok(());
     }
-    let what = format!("VM {} is {}", vm.name, vm.state);
-    Err(Failure::new(ErrorCode::VmRunning, what)
-        .because("a TPM is changed only while the VM is stopped")
-        .fix(format!(
-            "fleetward vm stop {}; or add --stop-and-restart",
-            vm.name
-        ))
-        .into())
 }

@@ -1,5 +1,6 @@
 //! Converts internal records to the API's types.
 
+use crate::admission::shown_state;
 use crate::app::App;
 use crate::escrow::keeper;
 use crate::hosts::HostRecord;
@@ -7,7 +8,7 @@ use crate::tokens::TokenRecord;
 use crate::work;
 use crate::world::World;
 use fleetward_api::controller::{
-    EscrowView, HostView, JobState, JobView, ProgressView, StepView, VmView,
+    EscrowView, HostView, JobState, JobView, LastSeen, ProgressView, StepView, VmView,
 };
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, StepState};
@@ -20,9 +21,8 @@ use time::OffsetDateTime;
 /// A VM, with the job that holds it.
 pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
     let holder = world.holders.of(vm.id);
-    let moves = holder
-        .as_ref()
-        .is_some_and(|(_, kind)| kind.starts_with("vm-migrate"));
+    let state = shown_state(world, vm);
+    let seen = world.inventory.seen(&vm.host);
     let spec = vm.metadata.as_ref().map(|metadata| &metadata.spec);
     let (escrow, escrow_age) = match escrow(world, vm) {
         Some((escrow, age)) => (Some(escrow), age),
@@ -33,7 +33,12 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         id: vm.id,
         host: vm.host.clone(),
         group: spec.map(|spec| spec.group.clone()),
-        state: if moves { VmState::Migrating } else { vm.state },
+        host_state: world.hosts.find(&vm.host).map(|host| world.state_of(&host)),
+        state,
+        last_seen: (state == VmState::Unknown).then(|| LastSeen {
+            state: vm.state,
+            at: seen.last_seen.unwrap_or(vm.observed),
+        }),
         reason: vm.reason.clone(),
         managed: spec.is_some(),
         cpus: vm.cpus,
@@ -45,7 +50,7 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         escrow_age,
         labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
         profile: spec.map(|spec| spec.profile),
-        job: holder.map(|(job, _)| job),
+        job: holder.map(|(holder, _)| holder.job),
         created: spec.map(|spec| spec.created),
         observed: vm.observed,
     }
@@ -156,7 +161,7 @@ pub(super) fn invited(token: TokenRecord) -> HostView {
 pub(super) fn job(job: Job) -> JobView {
     use fleetward_jobs::JobState as Inner;
     let failure = job.failure.as_ref().map(|failure| named(&job, failure));
-    let warnings = work::warnings(&job);
+    let warnings = work::warnings_of(&job);
     let state = match job.state {
         Inner::Pending => JobState::Pending,
         Inner::Running => JobState::Running,
@@ -167,7 +172,7 @@ pub(super) fn job(job: Job) -> JobView {
     };
     JobView {
         id: job.id,
-        target: work::target(&job),
+        target: work::about_job(&job).target,
         state,
         created_by: job.created_by.clone(),
         created: job.created_at,
@@ -185,7 +190,7 @@ pub(super) fn job(job: Job) -> JobView {
             .and_then(|_| Some(job.current_step()?.failure.as_ref()?.code)),
         cancellable: matches!(job.state, Inner::Pending | Inner::Running) && !job.past_return,
         result: (job.state == Inner::Done)
-            .then(|| work::result(&job))
+            .then(|| work::report_of(&job))
             .flatten(),
         steps: job
             .steps

@@ -3,6 +3,7 @@
 
 use super::body::{Body, Params};
 use super::{Answer, Refusal, view};
+use crate::admission::admit;
 use crate::app::App;
 use crate::check::{AtHome, against, matrix};
 use crate::survey::survey;
@@ -19,7 +20,7 @@ use fleetward_api::controller::{
 };
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
-use fleetward_model::transition::{self, Request};
+use fleetward_model::admission::{Admission, Request, busy};
 use fleetward_model::vm::{VmObserved, VmState};
 use fleetward_model::{ErrorCode, Failure, HostName, JobId, Names};
 use http::StatusCode;
@@ -142,7 +143,11 @@ async fn vm_stop(
         return Err(Failure::new(ErrorCode::InvalidArgument, what).into());
     }
     let vm = app.world.inventory.find(&vm)?;
-    if let Some(done) = decide(&app, &vm, Request::Stop).await? {
+    let asked = match request.force {
+        true => Request::ForceStop,
+        false => Request::Stop,
+    };
+    if let Some(done) = decide(&app, &vm, asked).await? {
         return Ok(done);
     }
     let input = StopInput {
@@ -164,8 +169,21 @@ async fn vm_migrate(
     let world = &app.world;
     let vm = world.inventory.find(&vm)?;
     world.hosts.of(&request.to)?;
-    if let Some(job) = app.holder_of(vm.id).await {
-        return Err(busy(&vm, job).into());
+    let asked = match request.offline {
+        true => Request::MigrateOffline,
+        false => Request::MigrateLive,
+    };
+    match admit(&app, &vm, asked).await {
+        Err(failure)
+            if matches!(
+                failure.code,
+                ErrorCode::VmBusy | ErrorCode::HostUnreachable | ErrorCode::VmNotManaged
+            ) =>
+        {
+            return Err(failure.into());
+        }
+        // What its state refuses is one finding among those of the check.
+        Ok(_) | Err(_) => {}
     }
     if vm.host == request.to {
         let what = format!("VM {} is on host {} already", vm.name, request.to);
@@ -228,36 +246,17 @@ async fn check(
     Ok(Json(checked))
 }
 
-/// Whether the request makes sense now. Some: there is nothing to do.
+/// Whether the request can be made now. Some: there is nothing to do, or a job does it already.
 pub(super) async fn decide(
     app: &App,
     vm: &VmObserved,
     request: Request,
 ) -> Result<Option<Response>, Refusal> {
-    if vm.metadata.is_none() {
-        let what = format!("domain {} was not made by Fleetward", vm.name);
-        return Err(Failure::new(ErrorCode::VmNotManaged, what)
-            .fix(format!("manage it with virsh on host {}", vm.host))
-            .into());
-    }
-    if let Some(job) = app.holder_of(vm.id).await {
-        return Err(busy(vm, job).into());
-    }
-    if !app.world.inventory.seen(&vm.host).online {
-        let what = format!("host {} of VM {} does not answer", vm.host, vm.name);
-        return Err(Failure::new(ErrorCode::HostUnreachable, what)
-            .about(&Names::default().host(&vm.host))
-            .into());
-    }
-    match transition::answer(vm.state, request) {
-        transition::Answer::Accept => Ok(None),
-        transition::Answer::Ignore => Ok(Some(accepted(None))),
-        transition::Answer::Refuse(code, why) => {
-            let what = format!("VM {} is {}", vm.name, vm.state);
-            let failure = Failure::new(code, what).because(why);
-            Err(failure.about(&Names::default().vm(&vm.name)).into())
-        }
-    }
+    Ok(match admit(app, vm, request).await? {
+        Admission::Accepted => None,
+        Admission::Done => Some(accepted(None)),
+        Admission::UnderWay(job) => Some(accepted(Some(job))),
+    })
 }
 
 pub(super) async fn submit<K: JobKind>(
@@ -268,17 +267,9 @@ pub(super) async fn submit<K: JobKind>(
 ) -> Answer<Response> {
     match app.submit::<K>(input, &peer.to_string()).await {
         Ok(job) => Ok(accepted(Some(job))),
-        Err(JobError::Busy { by, .. }) => Err(busy(vm, by).into()),
+        Err(JobError::Busy { by, .. }) => Err(busy(&vm.name, by).into()),
         Err(error) => Err(error.into()),
     }
-}
-
-pub(super) fn busy(vm: &VmObserved, job: JobId) -> Failure {
-    Failure::new(
-        ErrorCode::VmBusy,
-        format!("job {job} works on VM {}", vm.name),
-    )
-    .about(&Names::default().job(job))
 }
 
 pub(super) fn accepted(job: Option<JobId>) -> Response {

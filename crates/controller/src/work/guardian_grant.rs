@@ -11,13 +11,15 @@
 //! failure of the job. With automatic trust the keeper tries again later. Grants stay when a job is cancelled, because
 //! each is allowed on its own.
 
-use super::Outcomes;
+use super::{FleetJob, NoReport, Outcomes};
 use crate::world::World;
 use fleetward_api::agent::{KeyRewrap, RewrapReason, operation};
 use fleetward_api::controller::{Outcome, VmOutcome};
+use fleetward_api::reports::GrantReport;
 use fleetward_jobs::{
     Data, Job, JobKind, JobState, Recourse, Step, StepContext, StepError, Steps, async_trait,
 };
+use fleetward_model::admission::{Answer, Request, answer};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, VmId, VmName};
@@ -115,13 +117,12 @@ pub(crate) fn plan(world: &World, input: &GrantInput) -> Result<Vec<Planned>, Fa
             skip("granted already")
         } else if input.automatic && target.is_revoked_for(metadata) {
             skip("the key was taken away from that host by name")
-        } else if !world.inventory.seen(&vm.host).online {
-            fail(
-                ErrorCode::HostUnreachable,
-                format!("host {} does not answer", vm.host),
-            )
         } else {
-            None
+            let online = world.inventory.seen(&vm.host).online;
+            match answer(vm.state.shown(online, false), Request::Grant) {
+                Answer::Accept | Answer::Done => None,
+                Answer::Refuse(reason) => fail(reason.code, reason.because(&vm.name, &vm.host)),
+            }
         };
         let concerns = decided
             .as_ref()
@@ -157,6 +158,18 @@ impl JobKind for GuardianGrant {
         Steps::new()
             .check(Plan(self.0.clone()))
             .check(Grant(self.0.clone()))
+    }
+}
+
+impl FleetJob for GuardianGrant {
+    type Report = GrantReport;
+
+    fn target(input: &GrantInput) -> String {
+        input.host.to_string()
+    }
+
+    fn report(input: &GrantInput, job: &Job) -> Option<GrantReport> {
+        Some(Outcomes::recorded(job, Grant::NAME)?.of_host(&input.host))
     }
 }
 
@@ -399,8 +412,8 @@ async fn run_batch<I: Data>(
                         continue;
                     }
                     let holder = world.holders.of(*vm);
-                    let why = holder.map_or(error.failure.what, |(job, kind)| {
-                        format!("job {job} ({kind}) works on it")
+                    let why = holder.map_or(error.failure.what, |(holder, kind)| {
+                        format!("job {} ({kind}) works on it", holder.job)
                     });
                     outcomes.push(outcome(
                         vm_name,
@@ -470,6 +483,18 @@ impl JobKind for GuardianRewrap {
 
     fn steps(&self) -> Steps<BatchInput> {
         Steps::new().check(Rewrap(self.0.clone()))
+    }
+}
+
+impl FleetJob for GuardianRewrap {
+    type Report = NoReport;
+
+    fn target(input: &BatchInput) -> String {
+        input.host.to_string()
+    }
+
+    fn vm(input: &BatchInput) -> Option<VmId> {
+        input.vms.first().map(|(vm, _)| *vm)
     }
 }
 
@@ -567,10 +592,4 @@ fn forget(vm: &mut VmObserved, granted: &[GuardianId], former: &[GuardianId]) {
             !granted.contains(&r.guardian) && !of_the_past
         });
     }
-}
-
-/// What became of each VM.
-pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let outcomes = Outcomes::recorded(job, Grant::NAME)?;
-    Some(outcomes.report(job.input.get("host")))
 }

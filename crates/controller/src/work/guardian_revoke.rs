@@ -9,12 +9,14 @@
 
 use super::take_escrow::Taken;
 use super::tpm::Prepared;
-use super::{OnVm, TakeEscrow, vm_locks};
+use super::{FleetJob, OnVm, TakeEscrow, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::{KeyRewrap, RewrapReason, operation};
+use fleetward_api::reports::RevokeReport;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
-use fleetward_model::vm::{Revocation, VmState};
+use fleetward_model::admission::{Answer, Request, TpmChange, answer};
+use fleetward_model::vm::Revocation;
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -67,6 +69,37 @@ impl JobKind for GuardianRevoke {
                 rolled: TakeEscrow::new(world.clone(), VersionReason::Rolled),
                 pending: TakeEscrow::new(world.clone(), VersionReason::Revoked),
             })
+    }
+}
+
+impl FleetJob for GuardianRevoke {
+    type Report = RevokeReport;
+    const REQUEST: Option<Request> = Some(Request::Revoke);
+    const WARNING_STEPS: &'static [&'static str] = &[KeepCopy::NAME];
+
+    fn target(input: &RevokeInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &RevokeInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &RevokeInput, job: &Job) -> Option<RevokeReport> {
+        let roll: Roll = job.output(PrepareRoll::NAME)?;
+        let rolled = matches!(roll, Roll::Prepared(_));
+        let (code, pending) = match roll {
+            Roll::Prepared(_) => (None, None),
+            Roll::Pending { code, because } => (Some(code), Some(because)),
+        };
+        Some(RevokeReport {
+            vm: input.name.clone(),
+            from: input.from.clone(),
+            guardians: input.guardians.clone(),
+            rolled,
+            code,
+            pending,
+        })
     }
 }
 
@@ -150,9 +183,13 @@ impl PrepareRoll {
             .inventory
             .vm(input.vm)
             .ok_or_else(|| Failure::new(ErrorCode::VmNotFound, format!("no VM {}", input.name)))?;
-        if vm.state != VmState::Stopped {
+        let roll = Request::Tpm {
+            change: TpmChange::Roll,
+            restart: false,
+        };
+        if let Answer::Refuse(reason) = answer(vm.state, roll) {
             let what = format!("VM {} is {}", input.name, vm.state);
-            return Err(Failure::new(ErrorCode::VmRunning, what)
+            return Err(Failure::new(reason.code, what)
                 .because(
                     "until its key is rolled, who has opened it before still knows it. It is rolled when the VM stops",
                 )
@@ -222,20 +259,4 @@ impl Step<RevokeInput> for KeepCopy {
             Roll::Pending { .. } => self.pending.run(cx).await,
         }
     }
-}
-
-/// Whether the key was rolled, and why not yet.
-pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let roll: Roll = job.output(PrepareRoll::NAME)?;
-    let mut result = serde_json::json!({
-        "vm": job.input.get("name"),
-        "from": job.input.get("from"),
-        "guardians": job.input.get("guardians"),
-        "rolled": matches!(roll, Roll::Prepared(_)),
-    });
-    if let Roll::Pending { code, because } = roll {
-        result["code"] = serde_json::json!(code);
-        result["pending"] = serde_json::json!(because);
-    }
-    Some(result)
 }

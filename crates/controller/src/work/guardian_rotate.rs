@@ -9,12 +9,13 @@
 //! *settle* replaces the former guardian's wrapping with the successor's on every VM that has it, on every host. The
 //! former pair opens these VMs until that is done, and continues to open on its own host; it is just no longer needed.
 
-use super::Outcomes;
 use super::guardian_grant::{Change, Planned, rewrap_all};
+use super::{FleetJob, Outcomes};
 use crate::audit::{Act, CONTROLLER};
 use crate::world::World;
 use fleetward_api::agent::{GuardianChange, RewrapReason};
 use fleetward_api::controller::{Outcome, VmOutcome};
+use fleetward_api::reports::RotateReport;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::GuardianFacts;
@@ -53,6 +54,18 @@ impl JobKind for GuardianRotate {
     }
 }
 
+impl FleetJob for GuardianRotate {
+    type Report = RotateReport;
+
+    fn target(input: &RotateInput) -> String {
+        input.host.to_string()
+    }
+
+    fn report(input: &RotateInput, job: &Job) -> Option<RotateReport> {
+        report(input, job)
+    }
+}
+
 /// The kind that finishes a rotation.
 pub(crate) struct GuardianSettle(pub(crate) Arc<World>);
 
@@ -68,6 +81,18 @@ impl JobKind for GuardianSettle {
         Steps::new()
             .check(Settle(self.0.clone()))
             .check(Retire(self.0.clone()))
+    }
+}
+
+impl FleetJob for GuardianSettle {
+    type Report = RotateReport;
+
+    fn target(input: &RotateInput) -> String {
+        input.host.to_string()
+    }
+
+    fn report(input: &RotateInput, job: &Job) -> Option<RotateReport> {
+        report(input, job)
     }
 }
 
@@ -237,16 +262,14 @@ impl Step<RotateInput> for Retire {
 }
 
 /// What became of each VM, and of the pairs.
-pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let outcomes = Outcomes::recorded(job, Settle::NAME)?;
-    let mut result = outcomes.report(job.input.get("host"));
-    if let Some(successor) = job.output::<GuardianId>(Adopt::NAME) {
-        result["guardian"] = serde_json::json!(successor);
-    }
-    let retired: Retired = job.output("retire")?;
-    result["retired"] = serde_json::json!(retired.retired);
-    result["still_needed_by"] = serde_json::json!(retired.waiting);
-    Some(result)
+fn report(input: &RotateInput, job: &Job) -> Option<RotateReport> {
+    let retired: Retired = job.output(Retire::NAME)?;
+    Some(RotateReport {
+        vms: Outcomes::recorded(job, Settle::NAME)?.of_host(&input.host),
+        guardian: job.output(Adopt::NAME),
+        retired: retired.retired,
+        still_needed_by: retired.waiting,
+    })
 }
 
 /// Whether a host's guardian can be rotated now.

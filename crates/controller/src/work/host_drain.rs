@@ -1,9 +1,10 @@
 //! `host-drain`: moves every VM of a host to other hosts of its group, with child jobs. From before this job begins
 //! until `host resume`, the host accepts no new VMs, whether or not the moves succeed.
 
-use super::{MigrateInput, Reservation, VmMigrate, VmMigrateStopped};
+use super::{About, FleetJob, MigrateInput, Reservation, VmMigrate, VmMigrateStopped};
 use crate::holders::Holder;
 use crate::world::World;
+use fleetward_api::reports::{DrainReport, DrainedVm};
 use fleetward_jobs::{Job, JobKind, JobState, Step, StepContext, StepError, Steps, async_trait};
 use fleetward_model::error::Finding;
 use fleetward_model::host::Accelerator;
@@ -38,6 +39,21 @@ impl JobKind for HostDrain {
         Steps::new()
             .check(Plan(self.0.clone()))
             .check(MoveVms(self.0.clone()))
+    }
+}
+
+impl FleetJob for HostDrain {
+    type Report = DrainReport;
+
+    fn target(input: &DrainInput) -> String {
+        input.host.to_string()
+    }
+
+    fn report(input: &DrainInput, job: &Job) -> Option<DrainReport> {
+        Some(DrainReport {
+            host: input.host.clone(),
+            moved: job.output(MoveVms::NAME)?,
+        })
     }
 }
 
@@ -111,20 +127,12 @@ fn needs(vm: &VmObserved) -> Option<Needs> {
 
 struct MoveVms(Arc<World>);
 
-/// What became of one VM.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Moved {
-    vm: VmName,
-    to: Option<HostName>,
-    failure: Option<Failure>,
-}
-
 #[async_trait]
 impl Step<DrainInput> for MoveVms {
     const NAME: &'static str = "move-vms";
-    type Output = Vec<Moved>;
+    type Output = Vec<DrainedVm>;
 
-    async fn run(&self, cx: &StepContext<DrainInput>) -> Result<Vec<Moved>, StepError> {
+    async fn run(&self, cx: &StepContext<DrainInput>) -> Result<Vec<DrainedVm>, StepError> {
         let plan = cx.output::<Plan>()?;
         let (total, mut moved) = (plan.len(), Vec::new());
         let mut moves = stream::iter(plan)
@@ -166,12 +174,12 @@ impl MoveVms {
         &self,
         cx: &StepContext<DrainInput>,
         planned: Planned,
-    ) -> Result<Moved, StepError> {
+    ) -> Result<DrainedVm, StepError> {
         let Planned { vm, name, live, to } = planned;
         let to = match to {
             Ok(to) => to,
             Err(failure) => {
-                return Ok(Moved {
+                return Ok(DrainedVm {
                     vm: name,
                     to: None,
                     failure: Some(failure),
@@ -194,7 +202,7 @@ impl MoveVms {
         let job = match started {
             Ok(job) => job,
             Err(error) if error.failure.code == ErrorCode::VmBusy => {
-                return Ok(Moved {
+                return Ok(DrainedVm {
                     vm: name,
                     to: None,
                     failure: Some(error.failure),
@@ -202,19 +210,16 @@ impl MoveVms {
             }
             Err(error) => return Err(error),
         };
-        let kind = if live {
-            VmMigrate::NAME
+        let (kind, about) = if live {
+            (VmMigrate::NAME, About::of::<VmMigrate>(&input))
         } else {
-            VmMigrateStopped::NAME
+            (
+                VmMigrateStopped::NAME,
+                About::of::<VmMigrateStopped>(&input),
+            )
         };
-        self.0.holders.add(
-            job,
-            Holder {
-                kind: kind.to_owned(),
-                vm: Some(vm),
-                reservation: None,
-            },
-        );
+        let kind = kind.to_owned();
+        self.0.holders.add(job, Holder { kind, about });
         let ended = cx.wait_for_child(job).await;
         self.0.holders.remove(job);
         let ended = ended?;
@@ -222,7 +227,7 @@ impl MoveVms {
             || Failure::new(ErrorCode::Internal, format!("job {job} did not end well"));
         let failure =
             (ended.state != JobState::Done).then(|| ended.failure.unwrap_or_else(unexplained));
-        Ok(Moved {
+        Ok(DrainedVm {
             vm: name,
             to: Some(to),
             failure,
@@ -236,10 +241,4 @@ fn one_line(failure: &Failure) -> String {
     } else {
         format!("{} ({})", failure.what, failure.because)
     }
-}
-
-/// Where each VM went.
-pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let moved: Vec<Moved> = job.output("move-vms")?;
-    Some(serde_json::json!({ "host": job.input.get("host"), "moved": moved }))
 }

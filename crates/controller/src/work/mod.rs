@@ -6,6 +6,7 @@ mod guardian_grant;
 mod guardian_revoke;
 mod guardian_rotate;
 mod host_drain;
+mod kind;
 mod take_escrow;
 mod template_create;
 mod tpm;
@@ -22,6 +23,7 @@ pub(crate) use guardian_rotate::{
     GuardianRotate, GuardianSettle, RotateInput, depending, may_rotate,
 };
 pub(crate) use host_drain::{DrainInput, HostDrain};
+pub(crate) use kind::{About, FleetJob, NoReport, about_job, report_of, warnings_of};
 pub(crate) use take_escrow::TakeEscrow;
 pub(crate) use template_create::{TemplateCreate, TemplateInput};
 pub(crate) use tpm::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
@@ -34,35 +36,46 @@ pub(crate) use vm_recover::{RecoverInput, SupersedeInput, VmRecover, VmSupersede
 
 use crate::world::World;
 use fleetward_api::controller::{Outcome, VmOutcome};
+use fleetward_api::reports::GrantReport;
 use fleetward_jobs::{Data, Job, Registry};
 use fleetward_model::{ByteSize, HostName, PoolName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Every kind of job.
-pub(crate) fn registry(world: &Arc<World>) -> Registry {
-    Registry::new()
-        .with(VmCreate(world.clone()))
-        .with(VmStart(world.clone()))
-        .with(VmStop(world.clone()))
-        .with(VmDelete(world.clone()))
-        .with(VmMigrate(world.clone()))
-        .with(VmMigrateStopped(world.clone()))
-        .with(HostDrain(world.clone()))
-        .with(GuardianGrant(world.clone()))
-        .with(GuardianRewrap(world.clone()))
-        .with(GuardianRevoke(world.clone()))
-        .with(GuardianRotate(world.clone()))
-        .with(GuardianSettle(world.clone()))
-        .with(TpmEnable(world.clone()))
-        .with(TpmDisable(world.clone()))
-        .with(TpmRestore(world.clone()))
-        .with(TpmRoll(world.clone()))
-        .with(VmClone(world.clone()))
-        .with(TemplateCreate(world.clone()))
-        .with(VmRecover(world.clone()))
-        .with(VmSupersede(world.clone()))
+/// Every kind of job, once: what the engine runs, and what each kind says of itself.
+macro_rules! kinds {
+    ($($kind:ident),* $(,)?) => {
+        /// What the engine runs.
+        pub(crate) fn registry(world: &Arc<World>) -> Registry {
+            Registry::new()$(.with($kind(world.clone())))*
+        }
+
+        static DESCRIPTIONS: &[kind::Description] = &[$(kind::Description::of::<$kind>()),*];
+    };
+}
+
+kinds! {
+    VmCreate,
+    VmStart,
+    VmStop,
+    VmDelete,
+    VmMigrate,
+    VmMigrateStopped,
+    HostDrain,
+    GuardianGrant,
+    GuardianRewrap,
+    GuardianRevoke,
+    GuardianRotate,
+    GuardianSettle,
+    TpmEnable,
+    TpmDisable,
+    TpmRestore,
+    TpmRoll,
+    VmClone,
+    TemplateCreate,
+    VmRecover,
+    VmSupersede,
 }
 
 /// Input of a job on one VM at one host.
@@ -87,42 +100,6 @@ pub(crate) struct Reservation {
     pub(crate) host: HostName,
     pub(crate) memory: ByteSize,
     pub(crate) space: BTreeMap<PoolName, ByteSize>,
-}
-
-/// What a job is about, for lists.
-pub(crate) fn target(job: &Job) -> String {
-    let text = |key: &str| {
-        job.input
-            .get(key)
-            .and_then(|v| v.as_str())
-            .map(str::to_owned)
-    };
-    text("name").or_else(|| text("host")).unwrap_or_default()
-}
-
-/// What went less well than the job's end says, step by step.
-pub(crate) fn warnings(job: &Job) -> Vec<String> {
-    let outputs = job.steps.iter().filter_map(|step| step.output.as_ref());
-    let warnings = outputs.filter_map(|output| output.get("warning")?.as_str());
-    warnings.map(str::to_owned).collect()
-}
-
-/// What an ended job reports.
-pub(crate) fn result(job: &Job) -> Option<serde_json::Value> {
-    use fleetward_jobs::JobKind;
-    match job.kind.as_str() {
-        VmCreate::NAME => vm_create::result(job),
-        VmMigrate::NAME | VmMigrateStopped::NAME => vm_migrate::result(job),
-        TpmEnable::NAME | TpmDisable::NAME | TpmRestore::NAME | TpmRoll::NAME => tpm::result(job),
-        VmClone::NAME => vm_clone::result(job),
-        TemplateCreate::NAME => template_create::result(job),
-        VmRecover::NAME => vm_recover::result(job),
-        HostDrain::NAME => host_drain::result(job),
-        GuardianGrant::NAME => guardian_grant::result(job),
-        GuardianRevoke::NAME => guardian_revoke::result(job),
-        GuardianRotate::NAME | GuardianSettle::NAME => guardian_rotate::result(job),
-        _ => None,
-    }
 }
 
 /// What became of several VMs, as a job keeps it: its record is one value in the store, so beyond some size VMs are only
@@ -178,30 +155,13 @@ impl Outcomes {
             .or_else(|| job.output::<Vec<VmOutcome>>(step).map(Self::of))
     }
 
-    /// The report of a bulk command.
-    fn report(self, host: Option<&serde_json::Value>) -> serde_json::Value {
-        let mut report =
-            serde_json::json!({ "host": host, "results": self.results, "summary": self.summary });
-        if self.not_listed > 0 {
-            report["not_listed"] = serde_json::json!(self.not_listed);
+    /// As bulk commands tell it.
+    fn of_host(self, host: &HostName) -> GrantReport {
+        GrantReport {
+            host: host.clone(),
+            results: self.results,
+            summary: self.summary,
+            not_listed: self.not_listed,
         }
-        report
     }
-}
-
-/// The VM a job works on.
-pub(crate) fn vm_of(job: &Job) -> Option<VmId> {
-    job.resources
-        .iter()
-        .find_map(|r| r.strip_prefix("vm/")?.parse().ok())
-}
-
-/// The reservation of a creation.
-pub(crate) fn reservation_of(job: &Job) -> Option<Reservation> {
-    use fleetward_jobs::JobKind;
-    if job.kind != VmCreate::NAME {
-        return None;
-    }
-    let input: CreateInput = serde_json::from_value(job.input.clone()).ok()?;
-    Some(input.reservation)
 }

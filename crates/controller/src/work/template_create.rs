@@ -7,11 +7,13 @@
 //! The job never requests TPM state. The host makes copies, the controller fetches them into its image content, and
 //! the template then needs neither the VM nor the host.
 
-use super::{OnVm, vm_locks};
+use super::{FleetJob, OnVm, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::controller::{TemplateDisk, TemplateView};
+use fleetward_api::reports::TemplateReport;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::admission::Request;
 use fleetward_model::vm::VmSpec;
 use fleetward_model::{HostName, TemplateName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -63,6 +65,28 @@ impl JobKind for TemplateCreate {
             .step(Collect(world()))
             .step(Keep(world()))
             .forward(CleanUp(world()))
+    }
+}
+
+impl FleetJob for TemplateCreate {
+    type Report = TemplateReport;
+    const REQUEST: Option<Request> = Some(Request::Template);
+
+    fn target(input: &TemplateInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &TemplateInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &TemplateInput, job: &Job) -> Option<TemplateReport> {
+        let copied: Option<Copied> = job.output(Copy::NAME);
+        Some(TemplateReport {
+            template: input.name.clone(),
+            from: input.source.clone(),
+            paused_ms: copied.and_then(|copied| copied.paused_ms),
+        })
     }
 }
 
@@ -242,14 +266,4 @@ impl Step<TemplateInput> for CleanUp {
     async fn run(&self, cx: &StepContext<TemplateInput>) -> Result<(), StepError> {
         remove_copy(&self.0, cx).await
     }
-}
-
-/// The template, and what it cost the source's guest.
-pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let input: TemplateInput = serde_json::from_value(job.input.clone()).ok()?;
-    let copied: Option<Copied> = job.output("copy");
-    Some(serde_json::json!({
-        "template": input.name, "from": input.source,
-        "paused_ms": copied.and_then(|copied| copied.paused_ms),
-    }))
 }

@@ -11,12 +11,14 @@
 //! VM that does not start again is a warning of the job, and the job does not retry.
 
 use super::take_escrow::TakeEscrow;
-use super::{OnVm, vm_locks};
+use super::{FleetJob, OnVm, vm_locks};
 use crate::escrow::pull;
 use crate::world::World;
 use fleetward_api::agent::operation::{self, HostOperation};
+use fleetward_api::reports::TpmReport;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::admission::{Request, TpmChange};
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -82,6 +84,25 @@ impl JobKind for TpmEnable {
     }
 }
 
+impl FleetJob for TpmEnable {
+    type Report = TpmReport;
+    const REQUEST: Option<Request> = Some(request(TpmChange::Enable));
+    const WARNING_STEPS: &'static [&'static str] =
+        &[TakeEscrow::<TpmInput>::NAME, StartAgain::NAME];
+
+    fn target(input: &TpmInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &TpmInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &TpmInput, _job: &Job) -> Option<TpmReport> {
+        Some(report(input))
+    }
+}
+
 impl JobKind for TpmDisable {
     const NAME: &'static str = "tpm-disable";
     type Input = TpmInput;
@@ -98,6 +119,24 @@ impl JobKind for TpmDisable {
             .step(DetachTpm(world.clone()))
             .forward(SetAsideTpm(world.clone()))
             .forward(StartAgain(world.clone()))
+    }
+}
+
+impl FleetJob for TpmDisable {
+    type Report = TpmReport;
+    const REQUEST: Option<Request> = Some(request(TpmChange::Disable));
+    const WARNING_STEPS: &'static [&'static str] = &[LastCopy::NAME, StartAgain::NAME];
+
+    fn target(input: &TpmInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &TpmInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &TpmInput, _job: &Job) -> Option<TpmReport> {
+        Some(report(input))
     }
 }
 
@@ -120,6 +159,28 @@ impl JobKind for TpmRestore {
     }
 }
 
+impl FleetJob for TpmRestore {
+    type Report = TpmReport;
+    const REQUEST: Option<Request> = Some(request(TpmChange::Restore));
+    const WARNING_STEPS: &'static [&'static str] = &[
+        PrepareRestore::NAME,
+        TakeEscrow::<TpmInput>::NAME,
+        StartAgain::NAME,
+    ];
+
+    fn target(input: &TpmInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &TpmInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &TpmInput, _job: &Job) -> Option<TpmReport> {
+        Some(report(input))
+    }
+}
+
 impl JobKind for TpmRoll {
     const NAME: &'static str = "tpm-roll";
     type Input = TpmInput;
@@ -136,6 +197,40 @@ impl JobKind for TpmRoll {
             .forward(CommitTpm::<PrepareRoll>::new(world))
             .forward(TakeEscrow::new(world.clone(), VersionReason::Rolled))
             .forward(StartAgain(world.clone()))
+    }
+}
+
+impl FleetJob for TpmRoll {
+    type Report = TpmReport;
+    const REQUEST: Option<Request> = Some(request(TpmChange::Roll));
+    const WARNING_STEPS: &'static [&'static str] =
+        &[TakeEscrow::<TpmInput>::NAME, StartAgain::NAME];
+
+    fn target(input: &TpmInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &TpmInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &TpmInput, _job: &Job) -> Option<TpmReport> {
+        Some(report(input))
+    }
+}
+
+const fn request(change: TpmChange) -> Request {
+    Request::Tpm {
+        change,
+        restart: true,
+    }
+}
+
+fn report(input: &TpmInput) -> TpmReport {
+    TpmReport {
+        vm: input.name.clone(),
+        host: input.host.clone(),
+        version: input.version,
     }
 }
 
@@ -452,10 +547,4 @@ impl<S: Step<TpmInput, Output = Prepared>> Step<TpmInput> for CommitTpm<S> {
             .await
             .map(drop)
     }
-}
-
-/// Which VM, and what of the old key's guardians the new one leaves out.
-pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let input: TpmInput = serde_json::from_value(job.input.clone()).ok()?;
-    Some(serde_json::json!({ "vm": input.name, "host": input.host, "version": input.version }))
 }

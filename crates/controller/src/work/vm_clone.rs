@@ -7,12 +7,14 @@
 //! job's locks hold the source meanwhile. The guest of a linked clone's source sees only a short pause; the volumes of
 //! its disks change.
 
-use super::{MigrateInput, OnVm, VmMigrateStopped, vm_locks};
+use super::{FleetJob, MigrateInput, OnVm, VmMigrateStopped, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::operation;
+use fleetward_api::reports::CloneReport;
 use fleetward_jobs::{
     Job, JobKind, JobState, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
+use fleetward_model::admission::Request;
 use fleetward_model::clone::CloneTpm;
 use fleetward_model::vm::{Revocation, VmMetadata, VmSpec};
 use fleetward_model::{HostName, VmId, VmName};
@@ -73,6 +75,32 @@ impl JobKind for VmClone {
             .step(MakeTpm(world()))
             .step(Define(world()))
             .step(Move)
+    }
+}
+
+impl FleetJob for VmClone {
+    type Report = CloneReport;
+    const REQUEST: Option<Request> = Some(Request::Clone);
+
+    fn target(input: &CloneInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &CloneInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &CloneInput, job: &Job) -> Option<CloneReport> {
+        let copied: Option<Copied> = job.output(Copy::NAME);
+        Some(CloneReport {
+            vm: input.name.clone(),
+            id: input.spec.id,
+            host: input.to.clone(),
+            from: input.source.clone(),
+            tpm: input.tpm,
+            paused_ms: copied.as_ref().and_then(|copied| copied.paused_ms),
+            linked: copied.is_some_and(|copied| copied.linked),
+        })
     }
 }
 
@@ -268,15 +296,4 @@ impl UndoStep<CloneInput> for Move {
             Some(_) | None => Ok(()),
         }
     }
-}
-
-/// The clone, and what it cost the source's guest.
-pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let input: CloneInput = serde_json::from_value(job.input.clone()).ok()?;
-    let copied: Option<Copied> = job.output("copy");
-    Some(serde_json::json!({
-        "vm": input.name, "id": input.spec.id, "host": input.to, "from": input.source, "tpm": input.tpm,
-        "paused_ms": copied.as_ref().and_then(|copied| copied.paused_ms),
-        "linked": copied.is_some_and(|copied| copied.linked),
-    }))
 }

@@ -1,9 +1,10 @@
 //! `vm-create`: copies the image to the host, makes volumes, TPM and definition, and starts the VM if requested.
 
 use super::vm_power::StartVm;
-use super::{OnVm, Reservation, TakeEscrow, vm_locks};
+use super::{FleetJob, OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::operation;
+use fleetward_api::reports::CreateReport;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
@@ -60,6 +61,31 @@ impl JobKind for VmCreate {
             .step(Define(self.0.clone()))
             .check(TakeEscrow::new(self.0.clone(), VersionReason::Created))
             .step(FirstStart(StartVm(self.0.clone())))
+    }
+}
+
+impl FleetJob for VmCreate {
+    type Report = CreateReport;
+    const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<CreateInput>::NAME];
+
+    fn target(input: &CreateInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &CreateInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn reservation(input: &CreateInput) -> Option<Reservation> {
+        Some(input.reservation.clone())
+    }
+
+    fn report(input: &CreateInput, _job: &Job) -> Option<CreateReport> {
+        Some(CreateReport {
+            vm: input.name.clone(),
+            id: input.vm,
+            host: input.host.clone(),
+        })
     }
 }
 
@@ -276,10 +302,4 @@ impl UndoStep<CreateInput> for FirstStart {
             Ok(())
         }
     }
-}
-
-/// The new VM's name, id and host.
-pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let input: CreateInput = serde_json::from_value(job.input.clone()).ok()?;
-    Some(serde_json::json!({ "vm": input.name, "id": input.vm, "host": input.host }))
 }

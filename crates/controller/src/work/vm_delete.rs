@@ -1,12 +1,12 @@
 //! `vm-delete`: checks again that the VM is stopped, and then only goes forward.
 
 use super::tpm::keep_before;
-use super::{OnVm, vm_locks};
+use super::{FleetJob, NoReport, OnVm, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{JobKind, Step, StepContext, StepError, Steps, async_trait};
-use fleetward_model::transition::{Answer, Request, answer};
+use fleetward_model::admission::{Answer, Request, answer};
 use fleetward_model::vm::VmSpec;
 use fleetward_model::{Failure, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,20 @@ impl JobKind for VmDelete {
     }
 }
 
+impl FleetJob for VmDelete {
+    type Report = NoReport;
+    const REQUEST: Option<Request> = Some(Request::Delete);
+    const WARNING_STEPS: &'static [&'static str] = &[KeepLast::NAME];
+
+    fn target(input: &DeleteInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &DeleteInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+}
+
 struct SeeStopped(Arc<World>);
 
 #[async_trait]
@@ -68,10 +82,13 @@ impl Step<DeleteInput> for SeeStopped {
             return Ok(()); // the rest is still removed
         };
         match answer(detail.vm.state, Request::Delete) {
-            Answer::Accept | Answer::Ignore => Ok(()),
-            Answer::Refuse(code, why) => {
+            Answer::Accept | Answer::Done => Ok(()),
+            Answer::Refuse(reason) => {
                 let what = format!("VM {} cannot be deleted", input.name);
-                Err(Failure::new(code, what).because(why).into())
+                Err(Failure::new(reason.code, what)
+                    .because(reason.because(&input.name, &input.host))
+                    .fix(reason.fix(&input.name, &input.host))
+                    .into())
             }
         }
     }

@@ -10,13 +10,15 @@
 //! If it does not, and the memory has arrived, the job goes forward. The destination's copy starts to run only in
 //! `hand-over`.
 
-use super::{OnVm, TakeEscrow, vm_locks};
+use super::{FleetJob, OnVm, TakeEscrow, vm_locks};
 use crate::check::{AtHome, against};
 use crate::world::World;
 use fleetward_api::agent::operation::{self, SourceState};
 use fleetward_api::agent::{IncomingDisk, Peer};
+use fleetward_api::reports::MigrateReport;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::admission::Request;
 use fleetward_model::error::Class;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::vm::{Transit, TransitSide, VmMetadata, VmState};
@@ -70,6 +72,24 @@ impl JobKind for VmMigrate {
     }
 }
 
+impl FleetJob for VmMigrate {
+    type Report = MigrateReport;
+    const REQUEST: Option<Request> = Some(Request::MigrateLive);
+    const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<MigrateInput>::NAME];
+
+    fn target(input: &MigrateInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &MigrateInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &MigrateInput, job: &Job) -> Option<MigrateReport> {
+        report(input, job)
+    }
+}
+
 /// The kind for stopped VMs.
 pub(crate) struct VmMigrateStopped(pub(crate) Arc<World>);
 
@@ -91,6 +111,24 @@ impl JobKind for VmMigrateStopped {
             .forward(HandOver(world()))
             .forward(arrived(world()))
             .forward(CleanUp(world()))
+    }
+}
+
+impl FleetJob for VmMigrateStopped {
+    type Report = MigrateReport;
+    const REQUEST: Option<Request> = Some(Request::MigrateOffline);
+    const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<MigrateInput>::NAME];
+
+    fn target(input: &MigrateInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &MigrateInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &MigrateInput, job: &Job) -> Option<MigrateReport> {
+        report(input, job)
     }
 }
 
@@ -353,7 +391,10 @@ impl UndoStep<MigrateInput> for MigrateLive {
                         input.name, input.from, input.to
                     ))),
                     // the guest ended by itself; its disks and its TPM are where they were
-                    Some(VmState::Stopped | VmState::Migrating | VmState::Failed) | None => Ok(()),
+                    Some(
+                        VmState::Stopped | VmState::Migrating | VmState::Failed | VmState::Unknown,
+                    )
+                    | None => Ok(()),
                 }
             }
         }
@@ -452,21 +493,20 @@ impl Step<MigrateInput> for CleanUp {
 }
 
 /// How long it took, how long the guest stood still, how much went over the wire.
-pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let input: MigrateInput = serde_json::from_value(job.input.clone()).ok()?;
+fn report(input: &MigrateInput, job: &Job) -> Option<MigrateReport> {
     let moved: Moved = job
-        .output("migrate-live")
-        .or_else(|| job.output("send-stopped"))?;
-    let over: HandedOver = job.output("hand-over")?;
+        .output(MigrateLive::NAME)
+        .or_else(|| job.output(SendStopped::NAME))?;
+    let over: HandedOver = job.output(HandOver::NAME)?;
     let hand_over_ms = u64::try_from((over.at - moved.at).whole_milliseconds()).unwrap_or(0);
-    Some(serde_json::json!({
-        "vm": input.name,
-        "from": input.from,
-        "to": input.to,
-        "live": input.live,
-        "total_ms": moved.total_ms + hand_over_ms,
-        "downtime_ms": moved.downtime_ms.map(|pause| pause + hand_over_ms),
-        "hand_over_ms": hand_over_ms,
-        "transferred_bytes": moved.transferred,
-    }))
+    Some(MigrateReport {
+        vm: input.name.clone(),
+        from: input.from.clone(),
+        to: input.to.clone(),
+        live: input.live,
+        total_ms: moved.total_ms + hand_over_ms,
+        downtime_ms: moved.downtime_ms.map(|pause| pause + hand_over_ms),
+        hand_over_ms,
+        transferred_bytes: moved.transferred,
+    })
 }

@@ -1,10 +1,11 @@
 //! `vm-start` and `vm-stop`.
 
-use super::{OnVm, TakeEscrow, vm_locks};
+use super::{FleetJob, NoReport, OnVm, TakeEscrow, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::admission::Request;
 use fleetward_model::{HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -46,6 +47,19 @@ impl JobKind for VmStart {
 
     fn steps(&self) -> Steps<StartInput> {
         Steps::new().step(StartVm(self.0.clone()))
+    }
+}
+
+impl FleetJob for VmStart {
+    type Report = NoReport;
+    const REQUEST: Option<Request> = Some(Request::Start);
+
+    fn target(input: &StartInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &StartInput) -> Option<VmId> {
+        Some(input.vm)
     }
 }
 
@@ -121,6 +135,20 @@ impl JobKind for VmStop {
         Steps::new()
             .check(StopVm(self.0.clone()))
             .check(TakeEscrow::new(self.0.clone(), VersionReason::Stopped))
+    }
+}
+
+impl FleetJob for VmStop {
+    type Report = NoReport;
+    const REQUEST: Option<Request> = Some(Request::Stop);
+    const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<StopInput>::NAME];
+
+    fn target(input: &StopInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &StopInput) -> Option<VmId> {
+        Some(input.vm)
     }
 }
 

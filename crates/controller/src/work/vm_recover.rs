@@ -9,12 +9,14 @@
 //! time. A superseded copy is not shown, and [`crate::keeper`] ends it when its host answers. The controller cannot
 //! know that a silent host is off; the administrator confirms it with this request.
 
-use super::{OnVm, TakeEscrow, vm_locks};
+use super::{FleetJob, NoReport, OnVm, TakeEscrow, vm_locks};
 use crate::inventory::Superseded;
 use crate::world::World;
 use fleetward_api::agent::operation;
+use fleetward_api::reports::RecoverReport;
 use fleetward_api::tpm::{TpmVersion, VersionReason};
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::admission::Request;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -71,6 +73,32 @@ impl JobKind for VmRecover {
             .forward(Supersede(world.clone()))
             .forward(Commit(world.clone()))
             .forward(TakeEscrow::new(world.clone(), VersionReason::Recovered))
+    }
+}
+
+impl FleetJob for VmRecover {
+    type Report = RecoverReport;
+    const REQUEST: Option<Request> = Some(Request::Recover);
+    const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<RecoverInput>::NAME];
+
+    fn target(input: &RecoverInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &RecoverInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &RecoverInput, _job: &Job) -> Option<RecoverReport> {
+        let version = input.version.as_ref();
+        Some(RecoverReport {
+            vm: input.name.clone(),
+            from: input.lost.clone(),
+            to: input.to.clone(),
+            version: version.map(|version| version.version),
+            outdated: input.outdated,
+            made: version.map(|version| version.made),
+        })
     }
 }
 
@@ -179,22 +207,6 @@ impl Step<RecoverInput> for Commit {
     }
 }
 
-/// Where it is now, and from when its TPM is.
-pub(super) fn result(job: &Job) -> Option<serde_json::Value> {
-    let input: RecoverInput = serde_json::from_value(job.input.clone()).ok()?;
-    let version = input.version.as_ref();
-    Some(serde_json::json!({
-        "vm": input.name,
-        "from": input.lost,
-        "to": input.to,
-        "version": version.map(|version| version.version),
-        "outdated": input.outdated,
-        "made": version.and_then(|version| {
-            version.made.format(&time::format_description::well_known::Rfc3339).ok()
-        }),
-    }))
-}
-
 /// Which copy is ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct SupersedeInput {
@@ -220,6 +232,18 @@ impl JobKind for VmSupersede {
             .check(EndCopy(world.clone()))
             .forward(CleanUp(world.clone()))
             .forward(Settle(world.clone()))
+    }
+}
+
+impl FleetJob for VmSupersede {
+    type Report = NoReport;
+
+    fn target(input: &SupersedeInput) -> String {
+        input.name.to_string()
+    }
+
+    fn vm(input: &SupersedeInput) -> Option<VmId> {
+        Some(input.vm)
     }
 }
 

@@ -1,0 +1,61 @@
+//! Asks the table of [`fleetward_model::admission`] with what the controller knows of a VM: its host, the job that holds
+//! it, where it could be rebuilt.
+
+use crate::app::App;
+use crate::world::World;
+use fleetward_model::admission::{self, Admission, Request, Subject};
+use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::{Failure, HostName};
+
+/// Whether `request` can be made of the VM now.
+pub(crate) async fn admit(
+    app: &App,
+    vm: &VmObserved,
+    request: Request,
+) -> Result<Admission, Failure> {
+    let world = &app.world;
+    let state = shown_state(world, vm);
+    let refuge = (state == VmState::Unknown)
+        .then(|| refuge(world, vm))
+        .flatten();
+    let subject = Subject {
+        name: &vm.name,
+        host: &vm.host,
+        managed: vm.metadata.is_some(),
+        state,
+        tpm: vm.tpm.enabled,
+        holder: app.holder_of(vm.id).await,
+        refuge: refuge.as_ref(),
+    };
+    admission::admit(&subject, request)
+}
+
+/// The VM's state as people see it.
+pub(crate) fn shown_state(world: &World, vm: &VmObserved) -> VmState {
+    let holder = world.holders.of(vm.id);
+    let moves = holder.is_some_and(|(holder, _)| {
+        matches!(
+            holder.request,
+            Some(Request::MigrateLive | Request::MigrateOffline)
+        )
+    });
+    let answers = world.inventory.seen(&vm.host).online;
+    vm.state.shown(answers, moves)
+}
+
+/// A host that has the VM's disks and takes VMs, should the VM's own be lost for good.
+fn refuge(world: &World, vm: &VmObserved) -> Option<HostName> {
+    let group = &vm.metadata.as_ref()?.spec.group;
+    let hosts = world.hosts.all().into_iter();
+    let mut hosts = hosts.filter(|host| {
+        let seen = world.inventory.seen(&host.name);
+        let has_disks = seen.facts.is_some_and(|facts| {
+            vm.disks.iter().all(|disk| {
+                let pool = facts.pool(&disk.pool);
+                pool.is_some_and(|pool| pool.id == disk.pool_id)
+            })
+        });
+        host.name != vm.host && host.group == *group && !host.drained && seen.online && has_disks
+    });
+    hosts.next().map(|host| host.name)
+}

@@ -1,0 +1,125 @@
+//! What each kind of job says of itself: its target, its VM, what it takes of a host, its report. Lists, placement and
+//! admission read it here; nobody looks into a job's record by the name of its kind.
+
+use super::Reservation;
+use fleetward_jobs::{Job, JobKind};
+use fleetward_model::VmId;
+use fleetward_model::admission::Request;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A kind of job of this controller.
+pub(crate) trait FleetJob: JobKind {
+    /// What a job that is done tells; [`NoReport`] where there is nothing beyond that.
+    type Report: Serialize + ToSchema;
+
+    /// The request of a person that it carries out on its VM: what else can be asked of the VM meanwhile follows from it.
+    const REQUEST: Option<Request> = None;
+
+    /// Steps whose output may hold a warning.
+    const WARNING_STEPS: &'static [&'static str] = &[];
+
+    /// What it is about, for lists.
+    fn target(input: &Self::Input) -> String;
+
+    /// The VM that it works on.
+    fn vm(_input: &Self::Input) -> Option<VmId> {
+        None
+    }
+
+    /// What it will take of a host while it is under way.
+    fn reservation(_input: &Self::Input) -> Option<Reservation> {
+        None
+    }
+
+    /// What it has to tell, from its record; none where the record does not hold it.
+    fn report(_input: &Self::Input, _job: &Job) -> Option<Self::Report> {
+        None
+    }
+}
+
+/// The report of a kind that has nothing to tell.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct NoReport {}
+
+/// What a job is about.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct About {
+    pub(crate) target: String,
+    pub(crate) vm: Option<VmId>,
+    pub(crate) request: Option<Request>,
+    pub(crate) reservation: Option<Reservation>,
+}
+
+impl About {
+    pub(super) fn of<K: FleetJob>(input: &K::Input) -> Self {
+        Self {
+            target: K::target(input),
+            vm: K::vm(input),
+            request: K::REQUEST,
+            reservation: K::reservation(input),
+        }
+    }
+}
+
+/// A kind with its types forgotten.
+pub(super) struct Description {
+    name: &'static str,
+    about: fn(&Job) -> Option<About>,
+    report: fn(&Job) -> Option<serde_json::Value>,
+    warning_steps: &'static [&'static str],
+}
+
+impl Description {
+    pub(super) const fn of<K: FleetJob>() -> Self {
+        Self {
+            name: K::NAME,
+            about: about::<K>,
+            report: report::<K>,
+            warning_steps: K::WARNING_STEPS,
+        }
+    }
+}
+
+/// What a job is about; nothing of a kind that this version does not know.
+pub(crate) fn about_job(job: &Job) -> About {
+    let about = of(job).and_then(|kind| (kind.about)(job));
+    about.unwrap_or_default()
+}
+
+/// What a job that is done reports.
+pub(crate) fn report_of(job: &Job) -> Option<serde_json::Value> {
+    of(job).and_then(|kind| (kind.report)(job))
+}
+
+/// What went less well than the job's end says, step by step.
+pub(crate) fn warnings_of(job: &Job) -> Vec<String> {
+    let steps = of(job).map_or(&[][..], |kind| kind.warning_steps);
+    let outputs = steps.iter().filter_map(|step| job.output::<Warned>(step));
+    outputs.filter_map(|output| output.warning).collect()
+}
+
+/// The part of a step's output that is a warning of its job.
+#[derive(Deserialize)]
+struct Warned {
+    warning: Option<String>,
+}
+
+fn of(job: &Job) -> Option<&'static Description> {
+    super::DESCRIPTIONS
+        .iter()
+        .find(|kind| kind.name == job.kind)
+}
+
+fn input<K: JobKind>(job: &Job) -> Option<K::Input> {
+    serde_json::from_value(job.input.clone()).ok()
+}
+
+fn about<K: FleetJob>(job: &Job) -> Option<About> {
+    Some(About::of::<K>(&input::<K>(job)?))
+}
+
+fn report<K: FleetJob>(job: &Job) -> Option<serde_json::Value> {
+    let report = K::report(&input::<K>(job)?, job)?;
+    serde_json::to_value(report).ok()
+}

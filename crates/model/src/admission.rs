@@ -1,0 +1,381 @@
+//! What a VM can be asked in which state: every request, every state, one table.
+//!
+//! ```text
+//!            start                 stop / shutdown / crash
+//!  stopped ---------> running <------------------------------+
+//!     ^                 |  \  suspended by the hypervisor     |
+//!     |                 |   +----------> paused --stop/start--+
+//!     |                 | migrate
+//!     +--- delete       v
+//!    (gone)         migrating ---> running (elsewhere, or here again)
+//!
+//!  any of them, on a host that does not answer: unknown
+//! ```
+//! [`admit`] decides for a request of a person; [`answer`] is the table alone, which a job's step asks again once nobody
+//! else can change the VM.
+
+use crate::vm::VmState;
+use crate::{ErrorCode, Failure, HostName, JobId, VmName};
+
+/// What can be asked of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Request {
+    Start,
+    Stop,
+    ForceStop,
+    Delete,
+    Clone,
+    /// A template of it.
+    Template,
+    MigrateLive,
+    MigrateOffline,
+    /// Its description, labels, hardware; what of that its state allows is the planner's matter.
+    Change,
+    /// Its TPM, `restart`: a running VM may be stopped for it and started again.
+    Tpm {
+        change: TpmChange,
+        restart: bool,
+    },
+    /// Its TPM key is wrapped for one more guardian.
+    Grant,
+    /// A guardian loses its TPM key.
+    Revoke,
+    /// Rebuilt on another host, because its own is lost.
+    Recover,
+    /// Its serial console.
+    Console,
+}
+
+/// What can be done to the TPM of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TpmChange {
+    Enable,
+    Disable,
+    Restore,
+    Roll,
+}
+
+impl TpmChange {
+    pub const ALL: [Self; 4] = [Self::Enable, Self::Disable, Self::Restore, Self::Roll];
+}
+
+impl Request {
+    /// Every request there is.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let plain = [
+            Self::Start,
+            Self::Stop,
+            Self::ForceStop,
+            Self::Delete,
+            Self::Clone,
+            Self::Template,
+            Self::MigrateLive,
+            Self::MigrateOffline,
+            Self::Change,
+            Self::Grant,
+            Self::Revoke,
+            Self::Recover,
+            Self::Console,
+        ];
+        let tpm = TpmChange::ALL
+            .into_iter()
+            .flat_map(|change| [false, true].map(|restart| Self::Tpm { change, restart }));
+        plain.into_iter().chain(tpm)
+    }
+
+    /// Whether a job that works on the VM speaks against it. A console changes nothing, and a grant waits for its turn.
+    const fn needs_the_vm_alone(self) -> bool {
+        match self {
+            Self::Console | Self::Grant => false,
+            Self::Start
+            | Self::Stop
+            | Self::ForceStop
+            | Self::Delete
+            | Self::Clone
+            | Self::Template
+            | Self::MigrateLive
+            | Self::MigrateOffline
+            | Self::Change
+            | Self::Tpm { .. }
+            | Self::Revoke
+            | Self::Recover => true,
+        }
+    }
+}
+
+/// The table's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    Accept,
+    /// Already so: success, nothing is done.
+    Done,
+    Refuse(Reason),
+}
+
+/// Why a state refuses a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reason {
+    pub code: ErrorCode,
+    because: &'static str,
+    fix: &'static str,
+}
+
+impl Reason {
+    /// Why, with the names of the VM and of its host.
+    pub fn because(&self, vm: &VmName, host: &HostName) -> String {
+        named(self.because, vm, host)
+    }
+
+    /// What helps, with the same names.
+    pub fn fix(&self, vm: &VmName, host: &HostName) -> String {
+        named(self.fix, vm, host)
+    }
+}
+
+fn named(text: &str, vm: &VmName, host: &HostName) -> String {
+    text.replace("{vm}", vm.as_str())
+        .replace("{host}", host.as_str())
+}
+
+const fn refuse(code: ErrorCode, because: &'static str, fix: &'static str) -> Answer {
+    Answer::Refuse(Reason { code, because, fix })
+}
+
+/// Whether a VM in `state` takes `request`.
+pub const fn answer(state: VmState, request: Request) -> Answer {
+    use Answer::{Accept, Done};
+    use ErrorCode::{HostUnreachable, VmBusy, VmNotLost, VmNotRunning, VmRunning, VmStateWrong};
+    use VmState::{Failed, Migrating, Paused, Running, Stopped, Unknown};
+    const STOP: &str = "fleetward vm stop {vm}";
+    const SHOW: &str = "fleetward vm show {vm}";
+    const WAIT: &str = "wait for the job that moves it: fleetward vm show {vm}";
+    const AWAY: &str = "host {host} does not answer, so its state is unknown";
+    const CALL: &str = "see that its agent runs: fleetward host show {host}";
+    match (request, state) {
+        (Request::Start, Stopped | Paused) => Accept,
+        (Request::Start, Running) => Done,
+        (Request::Start, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
+        (Request::Start, Failed) => refuse(VmStateWrong, "the VM has failed; stop it first", STOP),
+        (Request::Start, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Stop | Request::ForceStop, Running | Paused | Failed) => Accept,
+        (Request::Stop | Request::ForceStop, Stopped) => Done,
+        (Request::Stop | Request::ForceStop, Migrating) => {
+            refuse(VmBusy, "the VM is migrating; cancel that job first", WAIT)
+        }
+        (Request::Stop | Request::ForceStop, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Delete, Stopped) => Accept,
+        (Request::Delete, Running | Paused | Failed) => {
+            refuse(VmRunning, "only a stopped VM is deleted", STOP)
+        }
+        (Request::Delete, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
+        (Request::Delete, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Clone | Request::Template, Stopped | Running) => Accept,
+        (Request::Clone | Request::Template, Paused | Failed) => refuse(
+            VmStateWrong,
+            "only a running or a stopped VM is copied",
+            STOP,
+        ),
+        (Request::Clone | Request::Template, Migrating) => {
+            refuse(VmBusy, "the VM is migrating", WAIT)
+        }
+        (Request::Clone | Request::Template, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::MigrateLive, Running) => Accept,
+        (Request::MigrateLive, Stopped) => refuse(
+            VmNotRunning,
+            "the VM is stopped; move it with --offline",
+            "add --offline; or: fleetward vm start {vm}",
+        ),
+        (Request::MigrateLive, Paused | Failed) => refuse(
+            VmStateWrong,
+            "only a running or a stopped VM migrates",
+            SHOW,
+        ),
+        (Request::MigrateLive, Migrating) => refuse(VmBusy, "the VM is migrating already", WAIT),
+        (Request::MigrateLive, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::MigrateOffline, Stopped) => Accept,
+        (Request::MigrateOffline, Running | Paused | Failed) => {
+            refuse(VmRunning, "--offline moves only a stopped VM", STOP)
+        }
+        (Request::MigrateOffline, Migrating) => refuse(VmBusy, "the VM is migrating already", WAIT),
+        (Request::MigrateOffline, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Change, Running | Stopped | Paused) => Accept,
+        (Request::Change, Failed) => refuse(VmStateWrong, "the VM has failed; stop it first", STOP),
+        (Request::Change, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
+        (Request::Change, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Tpm { .. }, Stopped) => Accept,
+        (Request::Tpm { restart: true, .. }, Running) => Accept,
+        (Request::Tpm { restart: false, .. }, Running) | (Request::Tpm { .. }, Paused | Failed) => {
+            refuse(
+                VmRunning,
+                "a TPM is changed only while the VM is stopped",
+                "fleetward vm stop {vm}; or add --stop-and-restart",
+            )
+        }
+        (Request::Tpm { .. }, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
+        (Request::Tpm { .. }, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Grant | Request::Revoke, Running | Stopped | Paused | Failed) => Accept,
+        // Waits for the move to end, as for any other job.
+        (Request::Grant, Migrating) => Accept,
+        (Request::Revoke, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
+        (Request::Grant | Request::Revoke, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Recover, Unknown) => Accept,
+        (Request::Recover, Running | Stopped | Paused | Failed) => refuse(
+            VmNotLost,
+            "host {host} answers",
+            "to move it, choose a host: fleetward check {vm}",
+        ),
+        (Request::Recover, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
+
+        (Request::Console, Running | Paused | Failed | Migrating) => Accept,
+        (Request::Console, Stopped) => refuse(
+            VmNotRunning,
+            "a stopped VM has no console",
+            "fleetward vm start {vm}",
+        ),
+        (Request::Console, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+    }
+}
+
+/// A VM as admission sees it.
+#[derive(Debug, Clone)]
+pub struct Subject<'a> {
+    pub name: &'a VmName,
+    pub host: &'a HostName,
+    /// False: a domain that Fleetward did not make.
+    pub managed: bool,
+    /// As it is shown: see [`VmState::shown`].
+    pub state: VmState,
+    /// Whether it has a TPM.
+    pub tpm: bool,
+    /// The job that works on it.
+    pub holder: Option<Holder>,
+    /// Hosts that could take it, should its own be lost.
+    pub refuge: Option<&'a HostName>,
+}
+
+/// A job that works on a VM, and the request that it carries out.
+#[derive(Debug, Clone, Copy)]
+pub struct Holder {
+    pub job: JobId,
+    pub request: Option<Request>,
+}
+
+/// How a request goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It becomes a job.
+    Accepted,
+    /// Already so.
+    Done,
+    /// This job does it already.
+    UnderWay(JobId),
+}
+
+/// Whether `request` can be made of the VM now.
+///
+/// # Errors
+/// The refusal, with the names of what it is about.
+pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
+    let (name, host) = (vm.name, vm.host);
+    if !vm.managed && request != Request::Console {
+        let what = format!("domain {name} was not made by Fleetward");
+        return Err(Failure::new(ErrorCode::VmNotManaged, what)
+            .fix(format!("manage it with virsh on host {host}")));
+    }
+    if let Request::Tpm { change, .. } = request {
+        let under_way = vm.holder.and_then(|holder| match holder.request {
+            Some(Request::Tpm { change, .. }) => Some((holder.job, change)),
+            Some(_) | None => None,
+        });
+        match under_way {
+            Some((job, other)) if other == change => return Ok(Admission::UnderWay(job)),
+            // Another TPM job is running; its outcome is unknown until it ends.
+            Some(_) => {}
+            None if tpm_is_so(change, vm.tpm) => return Ok(Admission::Done),
+            None => {}
+        }
+    }
+    if let Some(holder) = vm.holder
+        && request.needs_the_vm_alone()
+    {
+        return Err(busy(name, holder.job));
+    }
+    match answer(vm.state, request) {
+        Answer::Accept => {}
+        Answer::Done => return Ok(Admission::Done),
+        Answer::Refuse(reason) => return Err(refusal(vm, reason)),
+    }
+    let without_tpm = |code, fix: String| {
+        let what = format!("VM {name} has no TPM");
+        Err(Failure::new(code, what).fix(fix))
+    };
+    let enable = || format!("fleetward tpm enable {name}");
+    match request {
+        Request::Tpm {
+            change: TpmChange::Roll,
+            ..
+        }
+        | Request::Revoke
+            if !vm.tpm =>
+        {
+            without_tpm(ErrorCode::VmStateWrong, enable())
+        }
+        Request::Start
+        | Request::Stop
+        | Request::ForceStop
+        | Request::Delete
+        | Request::Clone
+        | Request::Template
+        | Request::MigrateLive
+        | Request::MigrateOffline
+        | Request::Change
+        | Request::Tpm { .. }
+        | Request::Grant
+        | Request::Revoke
+        | Request::Recover
+        | Request::Console => Ok(Admission::Accepted),
+    }
+}
+
+/// Whether the TPM is on or off as wanted. A restore and a roll always have something to do.
+const fn tpm_is_so(change: TpmChange, tpm: bool) -> bool {
+    match change {
+        TpmChange::Enable => tpm,
+        TpmChange::Disable => !tpm,
+        TpmChange::Restore | TpmChange::Roll => false,
+    }
+}
+
+fn refusal(vm: &Subject<'_>, reason: Reason) -> Failure {
+    let (name, host) = (vm.name, vm.host);
+    let because = reason.because(name, host);
+    let mut fix = reason.fix(name, host);
+    if reason.code != ErrorCode::HostUnreachable {
+        let what = format!("VM {name} is {}", vm.state);
+        return Failure::new(reason.code, what).because(because).fix(fix);
+    }
+    if let (Some(refuge), true) = (vm.refuge, vm.managed) {
+        fix = format!("{fix}; if it is lost for good: fleetward vm recover {name} --to {refuge}");
+    }
+    let what = format!("host {host} of VM {name} does not answer");
+    Failure::new(reason.code, what).because(because).fix(fix)
+}
+
+/// The refusal of a VM that a job works on.
+pub fn busy(vm: &VmName, job: JobId) -> Failure {
+    Failure::new(ErrorCode::VmBusy, format!("job {job} works on VM {vm}")).fix(format!(
+        "wait for it: fleetward job watch {job}; or cancel it: fleetward job cancel {job}"
+    ))
+}
+
+#[cfg(test)]
+mod tests;
