@@ -226,6 +226,9 @@ pub struct VmView {
     /// What was seen of it before its host fell silent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<LastSeen>,
+    /// Since when it has been in that state, as far as the controller saw it; while it is unknown, since its host was last heard.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub state_since: Option<OffsetDateTime>,
     /// What is thought of its host; none for a host that left the fleet.
     #[serde(default)]
     pub host_state: Option<HostState>,

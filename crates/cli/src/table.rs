@@ -176,7 +176,7 @@ pub(crate) fn vms(vms: &[VmView]) -> String {
     for vm in vms {
         table.add([
             vm.name.to_string(),
-            vm.state.to_string(),
+            state_word(vm),
             vm.host.to_string(),
             vm.cpus.to_string(),
             vm.memory_bytes.to_string(),
@@ -191,6 +191,14 @@ pub(crate) fn vms(vms: &[VmView]) -> String {
         ]);
     }
     table.text()
+}
+
+/// The state, with what was last seen where it is unknown.
+fn state_word(vm: &VmView) -> String {
+    match &vm.last_seen {
+        Some(seen) => format!("{} (was {})", vm.state, seen.state),
+        None => vm.state.to_string(),
+    }
 }
 
 pub(crate) fn tpms(vms: &[VmView]) -> String {
@@ -240,7 +248,19 @@ pub(crate) fn vm(vm: &VmView) -> String {
     let mut sheet = Sheet::default();
     sheet.add("Name", &vm.name);
     sheet.add("Id", vm.id);
-    sheet.add("State", format!("{} ({})", vm.state, vm.reason));
+    sheet.add(
+        "State",
+        match &vm.last_seen {
+            Some(seen) => format!(
+                "{} (host {} does not answer; {} at {})",
+                vm.state,
+                vm.host,
+                seen.state,
+                moment(seen.at)
+            ),
+            None => format!("{} ({})", vm.state, vm.reason),
+        },
+    );
     sheet.add("Host", &vm.host);
     sheet.add("Group", or_none(vm.group.as_ref()));
     sheet.add("Profile", or_none(vm.profile));

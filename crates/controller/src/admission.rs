@@ -39,7 +39,7 @@ pub(crate) fn shown_state(world: &World, vm: &VmObserved) -> VmState {
             Some(Request::MigrateLive | Request::MigrateOffline)
         )
     });
-    let answers = world.inventory.seen(&vm.host).online;
+    let answers = world.inventory.online(&vm.host);
     vm.state.shown(answers, moves)
 }
 

@@ -97,7 +97,7 @@ pub(crate) fn judge(
     source_opening: Option<Opening>,
     incoming: Option<Incoming>,
 ) -> CheckView {
-    let (from, to) = (source.side(), destination.side());
+    let (from, to) = (source.side(vm.id), destination.side(vm.id));
     let to_name = to.name.clone();
     let findings = check(&Facts {
         mode,

@@ -6,8 +6,9 @@ use crate::images::Images;
 use crate::templates::Templates;
 use crate::work::{CreateInput, Reservation};
 use fleetward_api::controller::{ImageView, TemplateView, VmCreateRequest};
+use fleetward_model::fit::{DiskNeed, Needs};
 use fleetward_model::name::MAX_LABEL_VALUE;
-use fleetward_model::placement::Needs;
+use fleetward_model::placement::Choice;
 use fleetward_model::profile::{Asked, Hardware};
 use fleetward_model::vm::{
     CdromSpec, DiskBus, DiskSpec, Firmware, FirmwareKind, VmSpec, VolumeSource,
@@ -24,6 +25,7 @@ pub(crate) struct Wanted {
     template: Option<TemplateView>,
     pub(crate) name: VmName,
     pub(crate) needs: Needs,
+    pub(crate) choice: Choice,
     request: VmCreateRequest,
     hardware: Hardware,
     image: Option<ImageView>,
@@ -109,12 +111,21 @@ pub(crate) fn plan(
         (None, None) => EMPTY_VOLUME,
     };
     Ok(Wanted {
-        needs: Needs {
+        choice: Choice {
             host: request.host.clone(),
+            except: None,
+        },
+        needs: Needs {
+            name: Some(name.clone()),
             group,
-            pools: [(request.pool.clone(), written)].into(),
+            disks: vec![DiskNeed {
+                target: first_target(&request).to_owned(),
+                pool: request.pool.clone(),
+                written,
+                ..DiskNeed::default()
+            }],
             memory: hardware.memory,
-            start: request.start,
+            runs: request.start,
             tpm: hardware.tpm,
             secure_boot: hardware.secure_boot,
             ..Needs::default()
@@ -133,10 +144,7 @@ impl Wanted {
     pub(crate) fn on(self, host: HostName, group: GroupName, now: OffsetDateTime) -> CreateInput {
         let id = Uuid::new_v4();
         let devices = self.request.profile.devices();
-        let target = match devices.disk_bus {
-            DiskBus::Virtio => "vda",
-            DiskBus::Sata => "sda",
-        };
+        let target = first_target(&self.request);
         let disk = |target: &str, bus, size| DiskSpec {
             target: target.to_owned(),
             bus,
@@ -206,17 +214,15 @@ impl Wanted {
                 .iter()
                 .map(|sha256| (sha256.clone(), "raw".to_owned())),
         );
+        let taken = self.needs.takes(None);
         CreateInput {
             vm: spec.id,
             name: self.name,
             reservation: Reservation {
                 host: host.clone(),
-                memory: if self.request.start {
-                    self.hardware.memory
-                } else {
-                    ByteSize(0)
-                },
-                space: self.needs.pools,
+                memory: taken.memory,
+                space: taken.space,
+                vm: Some(spec.id),
             },
             host,
             spec,
@@ -232,6 +238,14 @@ impl Wanted {
 pub(crate) fn new_mac() -> String {
     let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
     format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+}
+
+/// The name of a VM's first disk.
+const fn first_target(request: &VmCreateRequest) -> &'static str {
+    match request.profile.devices().disk_bus {
+        DiskBus::Virtio => "vda",
+        DiskBus::Sata => "sda",
+    }
 }
 
 fn disk_image(images: &Images, name: &ImageName) -> Result<ImageView, Failure> {

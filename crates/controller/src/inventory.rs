@@ -41,6 +41,29 @@ pub(crate) struct Seen {
     /// Whether it was called since the start, with whatever success.
     pub(crate) tried: bool,
     vms: BTreeMap<VmId, Arc<VmObserved>>,
+    /// Since when each VM has been in the state it is in.
+    since: BTreeMap<VmId, OffsetDateTime>,
+}
+
+impl Seen {
+    /// Since when a VM that is reported so now has been in its state.
+    fn since(&self, vm: &VmObserved) -> OffsetDateTime {
+        match (self.vms.get(&vm.id), self.since.get(&vm.id)) {
+            (Some(before), Some(since)) if before.state == vm.state => *since,
+            (Some(before), None) if before.state == vm.state => before.observed,
+            (Some(_) | None, Some(_) | None) => vm.observed,
+        }
+    }
+
+    fn put(&mut self, vm: VmObserved) {
+        self.since.insert(vm.id, self.since(&vm));
+        self.vms.insert(vm.id, Arc::new(vm));
+    }
+
+    fn remove(&mut self, id: VmId) {
+        self.since.remove(&id);
+        self.vms.remove(&id);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +102,19 @@ pub(crate) struct Inventory {
     writing: tokio::sync::Mutex<()>,
 }
 
+/// A VM as it is stored; programs of before the moment read and write the VM alone.
+#[derive(Serialize, Deserialize)]
+struct StoredVm<V> {
+    #[serde(flatten)]
+    vm: V,
+    #[serde(
+        default,
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    state_since: Option<OffsetDateTime>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct StoredFacts {
     facts: HostFacts,
@@ -90,9 +126,11 @@ impl Inventory {
     /// Remembers what was last seen before the controller ended; nobody counts as online.
     pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let mut state = State::default();
-        for (_, found) in store.list_json::<VmObserved>(VMS).await?.0 {
-            let vm = found.value.by_its_specification();
+        for (_, found) in store.list_json::<StoredVm<VmObserved>>(VMS).await?.0 {
+            let StoredVm { vm, state_since } = found.value;
+            let vm = vm.by_its_specification();
             let seen = state.hosts.entry(vm.host.clone()).or_default();
+            seen.since.insert(vm.id, state_since.unwrap_or(vm.observed));
             seen.vms.insert(vm.id, Arc::new(vm));
         }
         for (_, found) in store.list_json::<StoredFacts>(FACTS).await?.0 {
@@ -150,6 +188,7 @@ impl Inventory {
                         dirty.insert((host.clone(), *id));
                     }
                 }
+                seen.since = new.iter().map(|(id, vm)| (*id, seen.since(vm))).collect();
                 seen.vms = new;
                 seen.facts = Some(Arc::new(*facts));
                 seen.reported = Some(now);
@@ -163,11 +202,11 @@ impl Inventory {
             }
             AgentEvent::VmChanged { vm } => {
                 dirty.insert((host.clone(), vm.id));
-                seen.vms.insert(vm.id, Arc::new(vm.by_its_specification()));
+                seen.put(vm.by_its_specification());
             }
             AgentEvent::VmRemoved { id } => {
                 dirty.insert((host.clone(), id));
-                seen.vms.remove(&id);
+                seen.remove(id);
             }
         }
         drop(state);
@@ -185,12 +224,10 @@ impl Inventory {
                     .get(&id)
                     .is_none_or(|known| known.observed <= vm.observed);
                 if newer {
-                    seen.vms.insert(id, Arc::new(vm.by_its_specification()));
+                    seen.put(vm.by_its_specification());
                 }
             }
-            None => {
-                seen.vms.remove(&id);
-            }
+            None => seen.remove(id),
         }
         state.dirty.insert((host.clone(), id));
         drop(state);
@@ -293,6 +330,24 @@ impl Inventory {
                 dirty.insert((host.clone(), id));
             }
         }
+    }
+
+    /// Whether a host answers.
+    pub(crate) fn online(&self, host: &HostName) -> bool {
+        self.read().online(host)
+    }
+
+    /// The last sign of life of a host.
+    pub(crate) fn last_seen(&self, host: &HostName) -> Option<OffsetDateTime> {
+        self.read().hosts.get(host)?.last_seen
+    }
+
+    /// Since when the VM on that host has been as its host reports it.
+    pub(crate) fn state_since(&self, vm: &VmObserved) -> OffsetDateTime {
+        let state = self.read();
+        let seen = state.hosts.get(&vm.host);
+        let since = seen.and_then(|seen| seen.since.get(&vm.id)).copied();
+        since.unwrap_or(vm.observed)
     }
 
     pub(crate) fn seen(&self, host: &HostName) -> Seen {
@@ -424,14 +479,20 @@ impl Inventory {
     /// In as few transactions as hold them: no two VMs depend on each other.
     async fn write_vms(
         &self,
-        vms: &[(HostName, VmId, Option<Arc<VmObserved>>)],
+        vms: &[(HostName, VmId, Option<(Arc<VmObserved>, OffsetDateTime)>)],
     ) -> Result<(), StoreError> {
         for some in vms.chunks(MAX_OPERATIONS) {
             let mut txn = Txn::new();
             for (host, id, vm) in some {
                 let key = vm_key(host, *id);
                 txn = match vm {
-                    Some(vm) => txn.put_json(key, &**vm)?,
+                    Some((vm, since)) => {
+                        let stored = StoredVm {
+                            vm: &**vm,
+                            state_since: Some(*since),
+                        };
+                        txn.put_json(key, &stored)?
+                    }
                     None => txn.delete(key),
                 };
             }
@@ -445,7 +506,7 @@ impl Inventory {
         &self,
         now: OffsetDateTime,
     ) -> (
-        Vec<(HostName, VmId, Option<Arc<VmObserved>>)>,
+        Vec<(HostName, VmId, Option<(Arc<VmObserved>, OffsetDateTime)>)>,
         Vec<(HostName, Arc<HostFacts>, OffsetDateTime)>,
     ) {
         let mut state = self.write();
@@ -458,7 +519,11 @@ impl Inventory {
         let vms = std::mem::take(dirty)
             .into_iter()
             .map(|(host, id)| {
-                let vm = hosts.get(&host).and_then(|seen| seen.vms.get(&id)).cloned();
+                let vm = hosts.get(&host).and_then(|seen| {
+                    let vm = seen.vms.get(&id)?;
+                    let since = seen.since.get(&id).copied();
+                    Some((vm.clone(), since.unwrap_or(vm.observed)))
+                });
                 (host, id, vm)
             })
             .collect();

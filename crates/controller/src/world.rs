@@ -10,17 +10,15 @@ use crate::images::Images;
 use crate::inventory::Inventory;
 use crate::templates::Templates;
 use crate::work::Reservation;
+use fleetward_model::fit::{HostOffer, Needs, Reserved, host_fits};
 use fleetward_model::guardian::{EndorsedGuardian, MANY_GUARDIANS, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
-use fleetward_model::placement::{Candidate, Needs, place};
+use fleetward_model::placement::{Candidate, Choice, place};
 use fleetward_model::preflight::Side;
 use fleetward_model::vm::{Revocation, VmMetadata};
-use fleetward_model::{
-    ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, PoolName, VmId, VmName,
-};
+use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmId, VmName};
 use fleetward_protector::KeyProtector;
 use fleetward_store::Store;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
@@ -50,10 +48,11 @@ impl World {
         }
     }
 
-    /// Chooses a host; creations under way count as done, and so do `planned` arrivals.
+    /// Chooses a host; what jobs under way will take counts as taken, and so does what `planned` arrivals will.
     pub(crate) fn place(
         &self,
         needs: &Needs,
+        choice: &Choice,
         planned: &[Reservation],
     ) -> Result<HostName, Failure> {
         let hosts = self.hosts.all();
@@ -67,23 +66,39 @@ impl World {
             .iter()
             .zip(&seen)
             .map(|(host, seen)| {
-                let here = || reservations.iter().filter(|r| r.host == host.name);
-                let mut reserved_space: BTreeMap<PoolName, ByteSize> = BTreeMap::new();
-                for (pool, size) in here().flat_map(|r| &r.space) {
-                    reserved_space.entry(pool.clone()).or_default().0 += size.0;
-                }
+                let coming = arrivals(&reservations, &host.name, needs.vm).count();
                 Candidate {
-                    name: &host.name,
-                    group: &host.group,
-                    state: self.state_of(host),
-                    facts: seen.facts.as_deref(),
-                    vms: (self.inventory.vms_on(&host.name).len() + here().count()) as u32,
-                    reserved_memory: ByteSize(here().map(|r| r.memory.0).sum()),
-                    reserved_space,
+                    offer: HostOffer {
+                        name: &host.name,
+                        group: &host.group,
+                        state: self.state_of(host),
+                        facts: seen.facts.as_deref(),
+                        reserved: reserved(&reservations, &host.name, needs.vm),
+                    },
+                    vms: (self.inventory.vms_on(&host.name).len() + coming) as u32,
                 }
             })
             .collect();
-        place(needs, &candidates)
+        place(needs, choice, &candidates)
+    }
+
+    /// Refuses, with every reason, where `host` cannot take a VM with these needs.
+    pub(crate) fn require_fit(
+        &self,
+        what: String,
+        needs: &Needs,
+        host: &HostName,
+    ) -> Result<(), Failure> {
+        let record = self.hosts.of(host)?;
+        let seen = self.inventory.seen(host);
+        let offer = HostOffer {
+            name: &record.name,
+            group: &record.group,
+            state: self.state_of(&record),
+            facts: seen.facts.as_deref(),
+            reserved: reserved(&self.holders.reservations(), host, needs.vm),
+        };
+        Failure::from_findings(what, host_fits(needs, &offer)).map_or(Ok(()), Err)
     }
 
     /// The recipients of a new key for a VM on `host`; every job that makes a TPM uses this. With automatic trust: the
@@ -242,12 +257,37 @@ impl World {
     }
 }
 
+/// What is reserved on a host, without what is reserved for `vm` itself.
+fn reserved(reservations: &[Reservation], host: &HostName, vm: Option<VmId>) -> Reserved {
+    let mut sum = Reserved::default();
+    for one in arrivals(reservations, host, vm) {
+        sum.memory.0 += one.memory.0;
+        for (pool, size) in &one.space {
+            sum.space.entry(pool.clone()).or_default().0 += size.0;
+        }
+    }
+    sum
+}
+
+fn arrivals<'a>(
+    reservations: &'a [Reservation],
+    host: &'a HostName,
+    vm: Option<VmId>,
+) -> impl Iterator<Item = &'a Reservation> {
+    let others = move |one: &&Reservation| one.vm.is_none() || one.vm != vm;
+    reservations
+        .iter()
+        .filter(move |one| one.host == *host)
+        .filter(others)
+}
+
 /// A host with what was last seen of it, for as long as a check takes.
 #[derive(Debug)]
 pub(crate) struct HostFactsNow {
     record: HostRecord,
     seen: crate::inventory::Seen,
     members: usize,
+    reservations: Vec<Reservation>,
 }
 
 impl HostFactsNow {
@@ -256,11 +296,13 @@ impl HostFactsNow {
         Ok(Self {
             seen: world.inventory.seen(host),
             members: world.members_of(&record.group),
+            reservations: world.holders.reservations(),
             record,
         })
     }
 
-    pub(crate) fn side(&self) -> Side<'_> {
+    /// As a check of that VM sees it.
+    pub(crate) fn side(&self, vm: VmId) -> Side<'_> {
         Side {
             name: &self.record.name,
             group: &self.record.group,
@@ -269,6 +311,7 @@ impl HostFactsNow {
             facts: self.seen.facts.as_deref(),
             reported: self.seen.reported,
             former: &self.record.former,
+            reserved: reserved(&self.reservations, &self.record.name, Some(vm)),
         }
     }
 

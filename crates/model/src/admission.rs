@@ -15,7 +15,7 @@
 //! else can change the VM.
 
 use crate::vm::VmState;
-use crate::{ErrorCode, Failure, HostName, JobId, VmName};
+use crate::{ErrorCode, Failure, HostName, JobId, Names, VmName};
 
 /// What can be asked of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -150,7 +150,8 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
     const SHOW: &str = "fleetward vm show {vm}";
     const WAIT: &str = "wait for the job that moves it: fleetward vm show {vm}";
     const AWAY: &str = "host {host} does not answer, so its state is unknown";
-    const CALL: &str = "see that its agent runs: fleetward host show {host}";
+    const CALL: &str =
+        "check that its agent runs and that its port is reachable: fleetward host show {host}";
     match (request, state) {
         (Request::Start, Stopped | Paused) => Accept,
         (Request::Start, Running) => Done,
@@ -372,9 +373,8 @@ fn refusal(vm: &Subject<'_>, reason: Reason) -> Failure {
 
 /// The refusal of a VM that a job works on.
 pub fn busy(vm: &VmName, job: JobId) -> Failure {
-    Failure::new(ErrorCode::VmBusy, format!("job {job} works on VM {vm}")).fix(format!(
-        "wait for it: fleetward job watch {job}; or cancel it: fleetward job cancel {job}"
-    ))
+    Failure::new(ErrorCode::VmBusy, format!("job {job} works on VM {vm}"))
+        .about(&Names::default().job(job))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod audit;
 pub mod certutil;
 pub mod clone;
 pub mod error;
+pub mod fit;
 pub mod fix;
 pub mod guardian;
 pub mod host;

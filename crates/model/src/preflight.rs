@@ -6,19 +6,13 @@
 
 use crate::admission::{Answer, Request, answer};
 use crate::error::Finding;
+use crate::fit::{self, HostOffer, Needs, Reserved};
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
-use crate::host::{Accelerator, HostFacts, Version};
+use crate::host::{HostFacts, HostState, Version};
 use crate::vm::{VmObserved, VmState};
-use crate::{ByteSize, ErrorCode, GroupName, GuardianId, HostName, Names, PoolName, VmName};
-use std::collections::BTreeMap;
+use crate::{ErrorCode, GroupName, GuardianId, HostName, Names, VmName};
 use time::{Duration, OffsetDateTime};
 
-/// The oldest libvirt that moves a VM with an encrypted TPM as we need it.
-pub const MIN_LIBVIRT: Version = Version::new(9, 0, 0);
-/// The oldest QEMU tried.
-pub const MIN_QEMU: Version = Version::new(7, 2, 0);
-/// The oldest swtpm tried.
-pub const MIN_SWTPM: Version = Version::new(0, 7, 1);
 /// How far two hosts' clocks may be apart.
 pub const CLOCK_LIMIT: Duration = Duration::seconds(60);
 
@@ -45,9 +39,25 @@ pub struct Side<'a> {
     pub reported: Option<OffsetDateTime>,
     /// Guardians that were its own before.
     pub former: &'a [GuardianId],
+    /// What jobs under way will take of it.
+    pub reserved: Reserved,
 }
 
-impl Side<'_> {
+impl<'a> Side<'a> {
+    fn offer(&self) -> HostOffer<'a> {
+        HostOffer {
+            name: self.name,
+            group: self.group,
+            state: match (self.reachable, self.drained) {
+                (false, _) => HostState::Unreachable,
+                (true, true) => HostState::Drained,
+                (true, false) => HostState::Online,
+            },
+            facts: self.facts,
+            reserved: self.reserved.clone(),
+        }
+    }
+
     /// A guardian that opens the VM's key, that was this host's own, and that it no longer has: it was installed anew.
     fn lost_guardian(&self, vm: &VmObserved) -> Option<&GuardianId> {
         self.lost_of(&vm.tpm.guardians)
@@ -124,19 +134,7 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 return vec![Finding::usual(ErrorCode::SameHost, what)];
             }
             let rules = [
-                keys,
-                reachable,
-                drained,
-                state,
-                tpm_state,
-                programs,
-                not_older,
-                machine,
-                accelerator,
-                secure_boot,
-                pools,
-                memory,
-                taken,
+                keys, reachable, presence, state, tpm_state, equipment, not_older, cpu, taken,
                 clocks,
             ];
             let names = Names::default()
@@ -232,15 +230,6 @@ fn keys(facts: &Facts<'_>) -> Findings {
                 ),
             ));
         }
-    }
-    if other_group {
-        found.push(Finding::usual(
-            ErrorCode::GroupForbids,
-            format!(
-                "VM {} belongs to group {group}, host {} to group {}",
-                vm.name, destination.name, destination.group
-            ),
-        ));
     }
     found
 }
@@ -443,18 +432,23 @@ fn keys_at_home(facts: &Facts<'_>) -> Findings {
     vec![finding]
 }
 
+/// The VM's own host.
 fn reachable(facts: &Facts<'_>) -> Findings {
-    let mut found = Vec::new();
-    for side in sides(facts) {
-        if !side.reachable {
-            let what = format!("host {} does not answer", side.name);
-            let finding = Finding::usual(ErrorCode::HostUnreachable, what);
-            found.push(finding.about(&Names::default().host(side.name)));
-        } else if side.facts.is_none() {
-            found.push(unavailable(side.name, "its facts"));
-        }
-    }
-    if facts.mode != Mode::Start && facts.destination.reachable && facts.incoming.is_none() {
+    // Its group and whether it is drained do not matter to what is there already.
+    let home = HostOffer {
+        state: match facts.source.reachable {
+            true => HostState::Online,
+            false => HostState::Unreachable,
+        },
+        ..facts.source.offer()
+    };
+    fit::presence(&Needs::default(), &home)
+}
+
+/// Whether the destination answers and takes VMs of that group.
+fn presence(facts: &Facts<'_>) -> Findings {
+    let mut found = fit::presence(&needs(facts), &facts.destination.offer());
+    if facts.destination.reachable && facts.incoming.is_none() {
         found.push(unavailable(
             facts.destination.name,
             "whether it takes the VM",
@@ -463,15 +457,16 @@ fn reachable(facts: &Facts<'_>) -> Findings {
     found
 }
 
-fn drained(facts: &Facts<'_>) -> Findings {
-    let host = facts.destination.name;
-    only(facts.destination.drained, || {
-        Finding::blocking(
-            ErrorCode::HostDrained,
-            format!("host {host} is drained"),
-            format!("fleetward host resume {host}"),
-        )
-    })
+/// Whether it has what the VM needs.
+fn equipment(facts: &Facts<'_>) -> Findings {
+    fit::equipment(&needs(facts), &facts.destination.offer())
+}
+
+fn needs(facts: &Facts<'_>) -> Needs {
+    Needs {
+        group: Some(vm_group(facts).clone()),
+        ..Needs::of(facts.vm, facts.mode == Mode::Live, facts.source.facts)
+    }
 }
 
 fn state(facts: &Facts<'_>) -> Findings {
@@ -505,42 +500,12 @@ fn tpm_state(facts: &Facts<'_>) -> Findings {
     })
 }
 
-/// Programs that are too old by themselves.
+/// Programs of the host it starts on, missing or too old by themselves.
 fn programs(facts: &Facts<'_>) -> Findings {
-    let Some(there) = facts.destination.facts else {
-        return Vec::new();
-    };
-    let host = facts.destination.name;
-    let versions = &there.versions;
-    let mut found = Vec::new();
-    for (code, program, has, needs) in [
-        (
-            ErrorCode::LibvirtTooOld,
-            "libvirt",
-            versions.libvirt,
-            MIN_LIBVIRT,
-        ),
-        (ErrorCode::QemuTooOld, "QEMU", versions.qemu, MIN_QEMU),
-    ] {
-        if has < needs {
-            let what = format!("host {host} has {program} {has}, at least {needs} is needed");
-            found.push(Finding::usual(code, what));
-        }
-    }
-    if facts.vm.tpm.enabled {
-        match versions.swtpm {
-            None => {
-                let what = format!("host {host} has no swtpm");
-                found.push(Finding::usual(ErrorCode::SwtpmMissing, what));
-            }
-            Some(has) if has < MIN_SWTPM => {
-                let what = format!("host {host} has swtpm {has}, at least {MIN_SWTPM} is needed");
-                found.push(Finding::usual(ErrorCode::SwtpmTooOld, what));
-            }
-            Some(_) => {}
-        }
-    }
-    found
+    let there = facts.destination.facts;
+    there.map_or_else(Vec::new, |there| {
+        fit::programs(facts.vm.tpm.enabled, facts.destination.name, there)
+    })
 }
 
 /// Programs that are older than where the VM is now.
@@ -574,128 +539,16 @@ fn not_older(facts: &Facts<'_>) -> Findings {
     found
 }
 
-fn machine(facts: &Facts<'_>) -> Findings {
-    let Some(there) = facts.destination.facts else {
-        return Vec::new();
-    };
-    let mut found = only(!there.machines.contains(&facts.vm.machine), || {
-        let (host, machine) = (facts.destination.name, &facts.vm.machine);
-        let what = format!(
-            "host {host} has no machine type {machine}, which VM {} uses",
-            facts.vm.name
-        );
-        Finding::usual(ErrorCode::MachineMissing, what)
-    });
+fn cpu(facts: &Facts<'_>) -> Findings {
     let problem = facts.incoming.as_ref().and_then(|i| i.cpu_problem.as_ref());
-    if let (Mode::Live, Some(problem)) = (facts.mode, problem) {
-        let what = format!(
-            "the CPU of host {} does not fit: {problem}",
-            facts.destination.name
-        );
-        found.push(Finding::usual(ErrorCode::CpuIncompatible, what));
-    }
-    found
-}
-
-fn accelerator(facts: &Facts<'_>) -> Findings {
-    let Some(there) = facts.destination.facts else {
-        return Vec::new();
-    };
-    let has = match facts.vm.accelerator.as_str() {
-        "kvm" => Accelerator::Kvm,
-        _ => Accelerator::Tcg,
-    };
-    only(facts.mode == Mode::Live && has != there.accelerator, || {
-        let (word, there) = (has.as_str(), there.accelerator.as_str());
-        let (vm, host) = (&facts.vm.name, facts.destination.name);
-        let what = format!("VM {vm} runs with {word}, host {host} runs VMs with {there}");
-        Finding::usual(ErrorCode::AcceleratorDiffers, what)
-    })
-}
-
-fn secure_boot(facts: &Facts<'_>) -> Findings {
-    let needs = facts.vm.firmware.is_some_and(|f| f.secure_boot);
-    let missing = facts.destination.facts.is_some_and(|f| !f.secure_boot);
-    only(needs && missing, || {
-        let what = format!(
-            "host {} has no firmware with Secure Boot",
-            facts.destination.name
-        );
-        Finding::usual(ErrorCode::SecureBootMissing, what)
-    })
-}
-
-fn pools(facts: &Facts<'_>) -> Findings {
-    let Some(there) = facts.destination.facts else {
-        return Vec::new();
-    };
-    let host = facts.destination.name;
-    let mut found = Vec::new();
-    let mut copied: BTreeMap<&PoolName, (u64, u64)> = BTreeMap::new();
-    for disk in &facts.vm.disks {
-        let Some(pool) = there.pool(&disk.pool) else {
-            let what = format!(
-                "host {host} has no pool {}, where disk {} lies",
-                disk.pool, disk.target
-            );
-            found.push(Finding::usual(ErrorCode::PoolMissing, what));
-            continue;
-        };
-        let here = facts.source.facts.and_then(|f| f.pool(&disk.pool));
-        if let (Mode::Live, Some(here)) = (facts.mode, here)
-            && here.path != pool.path
-        {
-            let what = format!(
-                "pool {} is {} on host {host}, {} on host {}",
-                disk.pool, pool.path, here.path, facts.source.name
-            );
-            found.push(Finding::usual(ErrorCode::PoolPathDiffers, what));
+    match (facts.mode, problem) {
+        (Mode::Live, Some(problem)) => {
+            let host = facts.destination.name;
+            let what = format!("the CPU of host {host} does not fit: {problem}");
+            vec![Finding::usual(ErrorCode::CpuIncompatible, what)]
         }
-        if disk.pool_id != pool.id {
-            let sums = copied.entry(&disk.pool).or_default();
-            sums.0 += disk.whole().0;
-            sums.1 += disk.size.0;
-        }
+        (Mode::Live | Mode::Stopped | Mode::Start, _) => Vec::new(),
     }
-    for (name, (allocated, whole)) in copied {
-        let Some(pool) = there.pool(name) else {
-            continue;
-        };
-        let available = pool.available;
-        if available.0 < allocated {
-            let what = format!(
-                "pool {name} of host {host} has {available} left, {} are needed",
-                ByteSize(allocated)
-            );
-            found.push(Finding::usual(ErrorCode::NoSpace, what));
-        } else if available.0 < whole {
-            let what = format!(
-                "pool {name} of host {host} has {available} left; the disks may grow to {}",
-                ByteSize(whole)
-            );
-            let finding = Finding::usual(ErrorCode::NoSpace, what);
-            found.push(Finding {
-                blocking: false,
-                ..finding
-            });
-        }
-    }
-    found
-}
-
-fn memory(facts: &Facts<'_>) -> Findings {
-    let Some(there) = facts.destination.facts else {
-        return Vec::new();
-    };
-    let (has, word) = match facts.mode {
-        Mode::Live => (there.memory_available, "free"),
-        Mode::Stopped | Mode::Start => (there.memory, "in all"),
-    };
-    only(has < facts.vm.memory, || {
-        let (host, needs) = (facts.destination.name, facts.vm.memory);
-        let what = format!("host {host} has {has} of memory {word}, the VM needs {needs}");
-        Finding::usual(ErrorCode::NoMemory, what)
-    })
 }
 
 fn taken(facts: &Facts<'_>) -> Findings {
@@ -748,13 +601,6 @@ fn clocks(facts: &Facts<'_>) -> Findings {
 fn vm_group<'a>(facts: &Facts<'a>) -> &'a GroupName {
     let metadata = facts.vm.metadata.as_ref();
     metadata.map_or(facts.source.group, |m| &m.spec.group)
-}
-
-fn sides<'f, 'a>(facts: &'f Facts<'a>) -> impl Iterator<Item = &'f Side<'a>> {
-    let both = facts.source.name != facts.destination.name;
-    [Some(&facts.source), both.then_some(&facts.destination)]
-        .into_iter()
-        .flatten()
 }
 
 fn only(condition: bool, finding: impl FnOnce() -> Finding) -> Findings {

@@ -5,7 +5,7 @@ use super::vms::decide;
 use super::{Answer, parsed};
 use crate::app::App;
 use crate::creation::new_mac;
-use crate::work::{CloneInput, TemplateCreate, TemplateInput, VmClone};
+use crate::work::{CloneInput, Reservation, TemplateCreate, TemplateInput, VmClone};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
@@ -17,8 +17,9 @@ use fleetward_link::Peer;
 use fleetward_model::admission::{Request, busy};
 use fleetward_model::clone::{self, CloneTpm};
 use fleetward_model::error::Finding;
+use fleetward_model::fit::Needs;
 use fleetward_model::vm::{VmObserved, VmSpec};
-use fleetward_model::{ErrorCode, Failure, HostName, Names, PoolName, TemplateName, VmId, VmName};
+use fleetward_model::{ErrorCode, Failure, HostName, PoolName, TemplateName, VmId, VmName};
 use http::StatusCode;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -49,7 +50,17 @@ async fn vm_clone(
         let what = format!("VM {} has no TPM that could be copied", vm.name);
         return Err(Failure::new(ErrorCode::VmHasNoTpm, what).into());
     }
-    require_host(&app, &vm, &to)?;
+    let linked = !request.full && shares_disks(&app, &vm, &to);
+    let needs = clone_needs(
+        &vm,
+        &request.name,
+        choice != CloneTpm::None,
+        linked || to != vm.host,
+    );
+    let what = format!("VM {} cannot be cloned to host {to}", vm.name);
+    // Held until the job counts as under way, so that two requests do not count on the same room.
+    let _turn = app.placing.lock().await;
+    world.require_fit(what, &needs, &to)?;
     let spec = VmSpec {
         tpm: choice != CloneTpm::None,
         ..copied_spec(&vm, request.name.clone())
@@ -60,14 +71,18 @@ async fn vm_clone(
         source: vm.name.clone(),
         host: vm.host.clone(),
         name: request.name,
-        spec,
         tpm: choice,
-        linked: !request.full && shares_disks(&app, &vm, &to),
+        linked,
         revoked: vm
             .metadata
             .as_ref()
             .map(|m| m.revoked.clone())
             .unwrap_or_default(),
+        reservation: Some(Reservation {
+            vm: Some(spec.id),
+            ..Reservation::of(world, &needs, &to)
+        }),
+        spec,
         to,
     };
     submit::<VmClone>(&app, &vm, &peer, &input, warnings).await
@@ -87,45 +102,19 @@ fn shares_disks(app: &App, vm: &VmObserved, to: &HostName) -> bool {
             .all(|disk| shared(&disk.pool, &disk.pool_id))
 }
 
-/// A clone for another host is of the same group, and its disks need their pools there.
-fn require_host(app: &App, vm: &VmObserved, to: &HostName) -> Result<(), Failure> {
-    let world = &app.world;
-    let host = world.hosts.of(to)?;
-    if *to == vm.host {
-        return Ok(());
+/// What the clone needs of the host that it is to be on, stopped. With `shares`, nothing is written where that host has the
+/// disks' directories: the clone builds on them, or was made there by the VM's own host.
+fn clone_needs(vm: &VmObserved, name: &VmName, tpm: bool, shares: bool) -> Needs {
+    let mut needs = Needs {
+        vm: None,
+        name: Some(name.clone()),
+        tpm,
+        ..Needs::of(vm, false, None)
+    };
+    for disk in needs.disks.iter_mut().filter(|_| !shares) {
+        disk.lies_in = None;
     }
-    let what = format!("a clone of VM {} on host {to}", vm.name);
-    let names = Names::default().vm(&vm.name).host(to);
-    let group = vm.metadata.as_ref().map(|m| &m.spec.group);
-    if group != Some(&host.group) {
-        return Err(Failure::new(ErrorCode::GroupForbids, what)
-            .because(format!("the host is of group {}", host.group)));
-    }
-    let seen = world.inventory.seen(to);
-    if !seen.online {
-        return Err(Failure::new(ErrorCode::HostUnreachable, what).about(&names));
-    }
-    if host.drained {
-        return Err(Failure::new(ErrorCode::HostDrained, what).about(&names));
-    }
-    for disk in &vm.disks {
-        let pool = seen.facts.as_ref().and_then(|facts| facts.pool(&disk.pool));
-        match pool {
-            None => {
-                return Err(Failure::new(ErrorCode::PoolMissing, what)
-                    .because(format!("host {to} has no pool {}", disk.pool)));
-            }
-            Some(pool) if pool.available < disk.whole() && pool.id != disk.pool_id => {
-                return Err(Failure::new(ErrorCode::NoSpace, what).because(format!(
-                    "{} are needed, {} are available",
-                    disk.whole(),
-                    pool.available
-                )));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(())
+    needs
 }
 
 /// The same machine under another identity: uuid (and with it the generation id), MAC address, volumes. It comes without

@@ -5,7 +5,7 @@ use super::body::Body;
 use super::vms::accepted;
 use crate::admission::admit;
 use crate::app::App;
-use crate::work::{RecoverInput, VmRecover};
+use crate::work::{RecoverInput, Reservation, VmRecover};
 use crate::world::{HostFactsNow, World};
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -15,6 +15,7 @@ use fleetward_api::tpm::TpmVersion;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::admission::{Request, busy};
+use fleetward_model::fit::Needs;
 use fleetward_model::preflight;
 use fleetward_model::vm::{VmMetadata, VmObserved};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
@@ -85,16 +86,26 @@ async fn vm_recover(
         return Err(not_of_the_last_state(vm, version).about(&names).into());
     }
     let outdated = outdated.is_some();
-    require_host(world, &metadata, &request)?;
+    let needs = Needs::of_rebuilt(&metadata.spec);
+    let what = format!(
+        "VM {} cannot be rebuilt on host {}",
+        metadata.spec.name, request.to
+    );
+    // Whether its disks lie there, the host looks for itself.
+    world.require_fit(what.clone(), &needs, &request.to)?;
     require_key(world, &metadata, &request.to).await?;
     let mut lost: Vec<_> = world.inventory.hosts_with(id);
     lost.extend(version.as_ref().map(|version| version.host.clone()));
     lost.sort();
     lost.dedup();
     lost.retain(|host| *host != request.to && !world.inventory.seen(host).online);
+    // Once more, from here to the submission alone: two requests must not count on the same room.
+    let _turn = app.placing.lock().await;
+    world.require_fit(what, &needs, &request.to)?;
     let input = RecoverInput {
         vm: id,
         name: metadata.spec.name.clone(),
+        reservation: Some(Reservation::of(world, &needs, &request.to)),
         to: request.to,
         metadata: Box::new(metadata),
         version,
@@ -210,40 +221,8 @@ async fn require_key(world: &World, metadata: &VmMetadata, to: &HostName) -> Res
     let openers: Vec<_> = openers.into_iter().map(|host| host.name).collect();
     let name = &metadata.spec.name;
     let there = HostFactsNow::of(world, to)?;
-    let finding = preflight::closed_to_rebuild(name, &there.side(), &recipients, &openers);
+    let finding =
+        preflight::closed_to_rebuild(name, &there.side(metadata.spec.id), &recipients, &openers);
     let what = format!("VM {name} cannot be rebuilt on host {to}");
     Failure::from_findings(what, vec![finding]).map_or(Ok(()), Err)
-}
-
-/// Where it is to be rebuilt. Whether its disks lie there, the host looks for itself.
-fn require_host(
-    world: &World,
-    metadata: &VmMetadata,
-    request: &RecoverRequest,
-) -> Result<(), Failure> {
-    let spec = &metadata.spec;
-    let what = format!("VM {} on host {}", spec.name, request.to);
-    let names = Names::default().vm(&spec.name).host(&request.to);
-    let host = world.hosts.of(&request.to)?;
-    if host.group != spec.group {
-        return Err(Failure::new(ErrorCode::GroupForbids, what).because(format!(
-            "the VM is of group {}, the host of group {}",
-            spec.group, host.group
-        )));
-    }
-    let seen = world.inventory.seen(&request.to);
-    if !seen.online {
-        return Err(Failure::new(ErrorCode::HostUnreachable, what).about(&names));
-    }
-    if host.drained {
-        return Err(Failure::new(ErrorCode::HostDrained, what).about(&names));
-    }
-    let facts = seen.facts.as_ref();
-    for disk in &spec.disks {
-        if facts.is_none_or(|facts| facts.pool(&disk.pool).is_none()) {
-            return Err(Failure::new(ErrorCode::PoolMissing, what)
-                .because(format!("host {} has no pool {}", request.to, disk.pool)));
-        }
-    }
-    Ok(())
 }

@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
     let holder = world.holders.of(vm.id);
     let state = shown_state(world, vm);
-    let seen = world.inventory.seen(&vm.host);
+    let silent_since = world.inventory.last_seen(&vm.host).unwrap_or(vm.observed);
     let spec = vm.metadata.as_ref().map(|metadata| &metadata.spec);
     let (escrow, escrow_age) = match escrow(world, vm) {
         Some((escrow, age)) => (Some(escrow), age),
@@ -37,7 +37,15 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         state,
         last_seen: (state == VmState::Unknown).then(|| LastSeen {
             state: vm.state,
-            at: seen.last_seen.unwrap_or(vm.observed),
+            at: silent_since,
+        }),
+        state_since: Some(match state {
+            VmState::Unknown => silent_since,
+            VmState::Running
+            | VmState::Stopped
+            | VmState::Paused
+            | VmState::Migrating
+            | VmState::Failed => world.inventory.state_since(vm),
         }),
         reason: vm.reason.clone(),
         managed: spec.is_some(),

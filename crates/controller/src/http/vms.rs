@@ -8,7 +8,7 @@ use crate::app::App;
 use crate::check::{AtHome, against, matrix};
 use crate::survey::survey;
 use crate::work::{
-    DeleteInput, MigrateInput, StartInput, StopInput, VmCreate, VmDelete, VmMigrate,
+    DeleteInput, MigrateInput, Reservation, StartInput, StopInput, VmCreate, VmDelete, VmMigrate,
     VmMigrateStopped, VmStart, VmStop,
 };
 use axum::Json;
@@ -21,6 +21,7 @@ use fleetward_api::controller::{
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request, busy};
+use fleetward_model::fit::Needs;
 use fleetward_model::vm::{VmObserved, VmState};
 use fleetward_model::{ErrorCode, Failure, HostName, JobId, Names};
 use http::StatusCode;
@@ -76,7 +77,7 @@ async fn vm_create(
     let wanted = crate::creation::plan(&world.images, &world.templates, &world.hosts, request)?;
     world.require_name(&wanted.name).await?;
     let _turn = app.placing.lock().await;
-    let host = world.place(&wanted.needs, &[])?;
+    let host = world.place(&wanted.needs, &wanted.choice, &[])?;
     let group = world.hosts.of(&host)?.group;
     let name = wanted.name.clone();
     let input = wanted.on(host, group, time::OffsetDateTime::now_utc());
@@ -195,15 +196,20 @@ async fn vm_migrate(
         "VM {} cannot move from host {} to host {}",
         vm.name, vm.host, request.to
     );
-    if let Some(failure) = Failure::from_findings(what, checked.findings) {
+    if let Some(failure) = Failure::from_findings(what.clone(), checked.findings) {
         return Err(failure.into());
     }
+    let needs = Needs::of(&vm, !request.offline, None);
+    // Once more, from here to the submission alone: two requests must not count on the same room.
+    let _turn = app.placing.lock().await;
+    world.require_fit(what, &needs, &request.to)?;
     let input = MigrateInput {
         vm: vm.id,
         name: vm.name.clone(),
         from: vm.host.clone(),
-        to: request.to,
         live: !request.offline,
+        reservation: Some(Reservation::of(world, &needs, &request.to)),
+        to: request.to,
     };
     if request.offline {
         submit::<VmMigrateStopped>(&app, &vm, &peer, &input).await

@@ -7,10 +7,10 @@ use crate::world::World;
 use fleetward_api::reports::{DrainReport, DrainedVm};
 use fleetward_jobs::{Job, JobKind, JobState, Step, StepContext, StepError, Steps, async_trait};
 use fleetward_model::error::Finding;
-use fleetward_model::host::Accelerator;
-use fleetward_model::placement::Needs;
-use fleetward_model::vm::{VmObserved, VmState};
-use fleetward_model::{ByteSize, ErrorCode, Failure, HostName, Names, VmId, VmName};
+use fleetward_model::fit::Needs;
+use fleetward_model::placement::Choice;
+use fleetward_model::vm::VmState;
+use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId, VmName};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -77,19 +77,19 @@ impl Step<DrainInput> for Plan {
         let (world, host) = (&self.0, &cx.input().host);
         let mut arrivals = Vec::new();
         let mut plan = Vec::new();
+        let here = world.inventory.seen(host).facts;
+        let elsewhere = Choice {
+            except: Some(host.clone()),
+            ..Choice::default()
+        };
         for vm in world.inventory.vms_on(host) {
-            let Some(needs) = needs(&vm) else { continue };
-            let to = world.place(&needs, &arrivals);
+            if vm.metadata.is_none() {
+                continue;
+            }
+            let needs = Needs::as_it_is(&vm, here.as_deref());
+            let to = world.place(&needs, &elsewhere, &arrivals);
             if let Ok(host) = &to {
-                arrivals.push(Reservation {
-                    host: host.clone(),
-                    memory: if needs.start {
-                        needs.memory
-                    } else {
-                        ByteSize(0)
-                    },
-                    space: needs.pools,
-                });
+                arrivals.push(Reservation::of(world, &needs, host));
             }
             plan.push(Planned {
                 vm: vm.id,
@@ -100,29 +100,6 @@ impl Step<DrainInput> for Plan {
         }
         Ok(plan)
     }
-}
-
-/// What a VM needs of another host; none for a domain that is not ours.
-fn needs(vm: &VmObserved) -> Option<Needs> {
-    let spec = &vm.metadata.as_ref()?.spec;
-    let live = vm.state != VmState::Stopped;
-    let mut needs = Needs {
-        group: Some(spec.group.clone()),
-        except: Some(vm.host.clone()),
-        memory: vm.memory,
-        start: live,
-        tpm: spec.tpm,
-        secure_boot: spec.firmware.secure_boot,
-        accelerator: live.then_some(match vm.accelerator.as_str() {
-            "kvm" => Accelerator::Kvm,
-            _ => Accelerator::Tcg,
-        }),
-        ..Needs::default()
-    };
-    for disk in &vm.disks {
-        needs.pools.entry(disk.pool.clone()).or_default().0 += disk.whole().0;
-    }
-    Some(needs)
 }
 
 struct MoveVms(Arc<World>);
@@ -186,12 +163,16 @@ impl MoveVms {
                 });
             }
         };
+        let observed = self.0.inventory.vm(vm);
+        let reservation =
+            observed.map(|vm| Reservation::of(&self.0, &Needs::of(&vm, live, None), &to));
         let input = MigrateInput {
             vm,
             name: name.clone(),
             from: cx.input().host.clone(),
             to: to.clone(),
             live,
+            reservation,
         };
         let child = format!("vm-{vm}");
         let started = if live {

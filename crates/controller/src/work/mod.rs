@@ -38,6 +38,7 @@ use crate::world::World;
 use fleetward_api::controller::{Outcome, VmOutcome};
 use fleetward_api::reports::GrantReport;
 use fleetward_jobs::{Data, Job, Registry};
+use fleetward_model::fit::Needs;
 use fleetward_model::{ByteSize, HostName, PoolName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -94,12 +95,28 @@ pub(crate) fn vm_locks(vm: VmId, name: &VmName) -> Vec<String> {
     vec![format!("vm/{vm}"), format!("vm-name/{name}")]
 }
 
-/// What a creation under way will take of its host.
+/// What a job under way will take of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Reservation {
     pub(crate) host: HostName,
     pub(crate) memory: ByteSize,
     pub(crate) space: BTreeMap<PoolName, ByteSize>,
+    /// The VM that comes there: its own jobs do not count against it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) vm: Option<VmId>,
+}
+
+impl Reservation {
+    /// What a VM with these needs takes of `host`.
+    pub(crate) fn of(world: &World, needs: &Needs, host: &HostName) -> Self {
+        let taken = needs.takes(world.inventory.seen(host).facts.as_deref());
+        Self {
+            host: host.clone(),
+            memory: taken.memory,
+            space: taken.space,
+            vm: needs.vm,
+        }
+    }
 }
 
 /// What became of several VMs, as a job keeps it: its record is one value in the store, so beyond some size VMs are only

@@ -7,7 +7,7 @@
 //! job's locks hold the source meanwhile. The guest of a linked clone's source sees only a short pause; the volumes of
 //! its disks change.
 
-use super::{FleetJob, MigrateInput, OnVm, VmMigrateStopped, vm_locks};
+use super::{FleetJob, MigrateInput, OnVm, Reservation, VmMigrateStopped, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::CloneReport;
@@ -42,6 +42,9 @@ pub(crate) struct CloneInput {
     pub(crate) revoked: Vec<Revocation>,
     /// Where the clone is to be.
     pub(crate) to: HostName,
+    /// What it takes of that host; none in a record of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reservation: Option<Reservation>,
 }
 
 impl OnVm for CloneInput {
@@ -88,6 +91,10 @@ impl FleetJob for VmClone {
 
     fn vm(input: &CloneInput) -> Option<VmId> {
         Some(input.vm)
+    }
+
+    fn reservation(input: &CloneInput) -> Option<Reservation> {
+        input.reservation.clone()
     }
 
     fn report(input: &CloneInput, job: &Job) -> Option<CloneReport> {
@@ -273,6 +280,7 @@ impl Step<CloneInput> for Move {
             from: input.host.clone(),
             to: input.to.clone(),
             live: false,
+            reservation: input.reservation.clone(),
         };
         cx.run_child::<VmMigrateStopped>("move", &migration)
             .await

@@ -10,7 +10,7 @@
 //! If it does not, and the memory has arrived, the job goes forward. The destination's copy starts to run only in
 //! `hand-over`.
 
-use super::{FleetJob, OnVm, TakeEscrow, vm_locks};
+use super::{FleetJob, OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::check::{AtHome, against};
 use crate::world::World;
 use fleetward_api::agent::operation::{self, SourceState};
@@ -36,6 +36,9 @@ pub(crate) struct MigrateInput {
     pub(crate) from: HostName,
     pub(crate) to: HostName,
     pub(crate) live: bool,
+    /// What it takes of the destination; none in a record of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reservation: Option<Reservation>,
 }
 
 impl OnVm for MigrateInput {
@@ -85,6 +88,10 @@ impl FleetJob for VmMigrate {
         Some(input.vm)
     }
 
+    fn reservation(input: &MigrateInput) -> Option<Reservation> {
+        input.reservation.clone()
+    }
+
     fn report(input: &MigrateInput, job: &Job) -> Option<MigrateReport> {
         report(input, job)
     }
@@ -125,6 +132,10 @@ impl FleetJob for VmMigrateStopped {
 
     fn vm(input: &MigrateInput) -> Option<VmId> {
         Some(input.vm)
+    }
+
+    fn reservation(input: &MigrateInput) -> Option<Reservation> {
+        input.reservation.clone()
     }
 
     fn report(input: &MigrateInput, job: &Job) -> Option<MigrateReport> {

@@ -9,7 +9,7 @@
 //! time. A superseded copy is not shown, and [`crate::keeper`] ends it when its host answers. The controller cannot
 //! know that a silent host is off; the administrator confirms it with this request.
 
-use super::{FleetJob, NoReport, OnVm, TakeEscrow, vm_locks};
+use super::{FleetJob, NoReport, OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::inventory::Superseded;
 use crate::world::World;
 use fleetward_api::agent::operation;
@@ -42,6 +42,9 @@ pub(crate) struct RecoverInput {
     pub(crate) outdated: bool,
     /// Hosts that may have a copy, none of which answers.
     pub(crate) lost: Vec<HostName>,
+    /// What it takes of the new host; none in a record of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reservation: Option<Reservation>,
 }
 
 impl OnVm for RecoverInput {
@@ -87,6 +90,10 @@ impl FleetJob for VmRecover {
 
     fn vm(input: &RecoverInput) -> Option<VmId> {
         Some(input.vm)
+    }
+
+    fn reservation(input: &RecoverInput) -> Option<Reservation> {
+        input.reservation.clone()
     }
 
     fn report(input: &RecoverInput, _job: &Job) -> Option<RecoverReport> {

@@ -252,6 +252,11 @@ impl Inner {
         })
     }
 
+    pub(crate) fn tell_facts(&self) {
+        let facts = Box::new(self.facts.clone());
+        let _ = self.events.send(AgentEvent::Facts { facts });
+    }
+
     pub(crate) fn tell(&self, id: VmId) {
         let event = match self.observed(id) {
             Some(vm) => AgentEvent::VmChanged { vm: Box::new(vm) },

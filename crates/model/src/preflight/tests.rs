@@ -1,5 +1,7 @@
 use super::samples::{self, NOW};
 use super::*;
+use crate::ByteSize;
+use crate::host::Accelerator;
 
 /// The facts of a move that fits, in pieces a test can spoil.
 struct Case {
@@ -74,6 +76,7 @@ impl Case {
                 facts: self.here.as_ref(),
                 reported: Some(NOW),
                 former: &self.former,
+                reserved: Reserved::default(),
             },
             destination: Side {
                 name: &self.destination,
@@ -83,6 +86,7 @@ impl Case {
                 facts: self.there.as_ref(),
                 reported: Some(NOW),
                 former: &self.former,
+                reserved: Reserved::default(),
             },
             source_opening: self.source_opening.clone(),
             incoming: self.incoming.clone(),

@@ -1,0 +1,347 @@
+//! Whether a host can take a VM: what the VM needs, against what the host has and what jobs under way will take of it.
+//!
+//! The one answer for whoever puts a VM on a host: create, clone, the deployment of a template, migrate, recover, drain,
+//! check. All reasons are given, not the first alone. Whether the VM's key opens there, and whether its name and CPU go
+//! with that host, is for [`crate::preflight`], which asks here for the rest.
+
+use crate::error::Finding;
+use crate::host::{Accelerator, HostFacts, HostState, Version};
+use crate::vm::{VmObserved, VmSpec, VmState};
+use crate::{ByteSize, ErrorCode, GroupName, HostName, Names, PoolName, VmId, VmName};
+use std::collections::BTreeMap;
+
+/// The oldest libvirt that moves a VM with an encrypted TPM as we need it.
+pub const MIN_LIBVIRT: Version = Version::new(9, 0, 0);
+/// The oldest QEMU tried.
+pub const MIN_QEMU: Version = Version::new(7, 2, 0);
+/// The oldest swtpm tried.
+pub const MIN_SWTPM: Version = Version::new(0, 7, 1);
+
+/// What a VM needs of a host.
+#[derive(Debug, Clone, Default)]
+pub struct Needs {
+    /// Whose jobs do not count against it: they are the ones that bring it. None for a VM that is yet to be made.
+    pub vm: Option<VmId>,
+    pub name: Option<VmName>,
+    /// Only hosts of this group.
+    pub group: Option<GroupName>,
+    pub disks: Vec<DiskNeed>,
+    pub memory: ByteSize,
+    /// It runs right away, so the memory must be free and not only there.
+    pub runs: bool,
+    pub tpm: bool,
+    pub secure_boot: bool,
+    /// A running VM stays with its accelerator.
+    pub accelerator: Option<Accelerator>,
+    /// Its machine type, once it has one.
+    pub machine: Option<String>,
+}
+
+/// A disk that is to lie on a host.
+#[derive(Debug, Clone, Default)]
+pub struct DiskNeed {
+    pub target: String,
+    pub pool: PoolName,
+    /// Nothing is written where the host's pool is this very directory.
+    pub lies_in: Option<String>,
+    /// Bytes that are certainly written.
+    pub written: ByteSize,
+    /// Bytes that it may grow to; none where nobody asks.
+    pub whole: Option<ByteSize>,
+    /// Where the pool is on the VM's host: a running VM's disks keep their paths.
+    pub path: Option<(HostName, String)>,
+}
+
+/// What jobs under way will take of a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reserved {
+    pub memory: ByteSize,
+    pub space: BTreeMap<PoolName, ByteSize>,
+}
+
+/// A host, as far as it can take a VM.
+#[derive(Debug, Clone)]
+pub struct HostOffer<'a> {
+    pub name: &'a HostName,
+    pub group: &'a GroupName,
+    pub state: HostState,
+    pub facts: Option<&'a HostFacts>,
+    pub reserved: Reserved,
+}
+
+impl HostOffer<'_> {
+    /// Memory that is free and that nothing under way will take.
+    pub fn memory_left(&self) -> ByteSize {
+        let free = self.facts.map_or(ByteSize(0), |f| f.memory_available);
+        ByteSize(free.0.saturating_sub(self.reserved.memory.0))
+    }
+
+    fn space_left(&self, pool: &PoolName) -> Option<ByteSize> {
+        let available = self.facts?.pool(pool)?.available;
+        let reserved = self.reserved.space.get(pool).map_or(0, |size| size.0);
+        Some(ByteSize(available.0.saturating_sub(reserved)))
+    }
+}
+
+impl Needs {
+    /// What a VM that exists needs of another host: `live`, in order to go on running there.
+    pub fn of(vm: &VmObserved, live: bool, from: Option<&HostFacts>) -> Self {
+        let spec = vm.metadata.as_ref().map(|metadata| &metadata.spec);
+        let path = |pool: &PoolName| {
+            let here = from.filter(|_| live)?.pool(pool)?;
+            Some((vm.host.clone(), here.path.clone()))
+        };
+        let disks = vm.disks.iter().map(|disk| DiskNeed {
+            target: disk.target.clone(),
+            pool: disk.pool.clone(),
+            lies_in: Some(disk.pool_id.clone()),
+            written: disk.whole(),
+            whole: Some(disk.size),
+            path: path(&disk.pool),
+        });
+        Self {
+            vm: Some(vm.id),
+            name: Some(vm.name.clone()),
+            group: spec.map(|spec| spec.group.clone()),
+            disks: disks.collect(),
+            memory: vm.memory,
+            runs: live,
+            tpm: vm.tpm.enabled,
+            secure_boot: vm.firmware.is_some_and(|firmware| firmware.secure_boot),
+            accelerator: live.then_some(match vm.accelerator.as_str() {
+                "kvm" => Accelerator::Kvm,
+                _ => Accelerator::Tcg,
+            }),
+            machine: Some(vm.machine.clone()),
+        }
+    }
+
+    /// What a VM that is to be rebuilt needs: its disks lie there already.
+    pub fn of_rebuilt(spec: &VmSpec) -> Self {
+        let disks = spec.disks.iter().map(|disk| DiskNeed {
+            target: disk.target.clone(),
+            pool: disk.pool.clone(),
+            ..DiskNeed::default()
+        });
+        Self {
+            vm: Some(spec.id),
+            name: Some(spec.name.clone()),
+            group: Some(spec.group.clone()),
+            disks: disks.collect(),
+            memory: spec.memory,
+            tpm: spec.tpm,
+            secure_boot: spec.firmware.secure_boot,
+            ..Self::default()
+        }
+    }
+
+    /// What it will take of a host that has these facts.
+    pub fn takes(&self, facts: Option<&HostFacts>) -> Reserved {
+        let mut space: BTreeMap<PoolName, ByteSize> = BTreeMap::new();
+        for disk in &self.disks {
+            let pool = facts.and_then(|facts| facts.pool(&disk.pool));
+            let lies_there = pool.is_some_and(|pool| disk.lies_in.as_ref() == Some(&pool.id));
+            if !lies_there {
+                space.entry(disk.pool.clone()).or_default().0 += disk.written.0;
+            }
+        }
+        Reserved {
+            memory: match self.runs {
+                true => self.memory,
+                false => ByteSize(0),
+            },
+            space,
+        }
+    }
+
+    /// The same for a VM as it is: live where it does not stand still.
+    pub fn as_it_is(vm: &VmObserved, from: Option<&HostFacts>) -> Self {
+        Self::of(vm, vm.state != VmState::Stopped, from)
+    }
+}
+
+/// Everything that speaks against `host` taking the VM, and remarks; it can where nothing is blocking.
+pub fn host_fits(needs: &Needs, host: &HostOffer<'_>) -> Vec<Finding> {
+    let mut found = presence(needs, host);
+    found.extend(equipment(needs, host));
+    found
+}
+
+/// Whether it takes VMs of that group at all.
+pub(crate) fn presence(needs: &Needs, host: &HostOffer<'_>) -> Vec<Finding> {
+    let name = host.name;
+    let names = Names::default().host(name);
+    let mut found = Vec::new();
+    if let Some(group) = &needs.group
+        && group != host.group
+    {
+        let whose = needs.name.as_ref();
+        let whose = whose.map_or("the VM".to_owned(), |vm| format!("VM {vm}"));
+        let what = format!(
+            "{whose} belongs to group {group}, host {name} to group {}",
+            host.group
+        );
+        found.push(Finding::usual(ErrorCode::GroupForbids, what));
+    }
+    match host.state {
+        HostState::Online => {}
+        HostState::Drained => {
+            let what = format!("host {name} is drained");
+            found.push(Finding::usual(ErrorCode::HostDrained, what).about(&names));
+        }
+        HostState::Invited => {
+            let what = format!("host {name} has not joined yet");
+            found.push(Finding::usual(ErrorCode::HostUnreachable, what).about(&names));
+        }
+        HostState::Unreachable => {
+            let what = format!("host {name} does not answer");
+            found.push(Finding::usual(ErrorCode::HostUnreachable, what).about(&names));
+        }
+    }
+    if host.facts.is_none() && matches!(host.state, HostState::Online | HostState::Drained) {
+        let what = format!("host {name} did not tell its facts");
+        found.push(Finding::usual(ErrorCode::CheckUnavailable, what));
+    }
+    found
+}
+
+/// Whether it has what the VM needs.
+pub(crate) fn equipment(needs: &Needs, host: &HostOffer<'_>) -> Vec<Finding> {
+    let Some(facts) = host.facts else {
+        return Vec::new(); // said by `presence`
+    };
+    let mut found = programs(needs.tpm, host.name, facts);
+    found.extend(machine(needs, host.name, facts));
+    found.extend(accelerator(needs, host.name, facts));
+    if needs.secure_boot && !facts.secure_boot {
+        let what = format!("host {} has no firmware with Secure Boot", host.name);
+        found.push(Finding::usual(ErrorCode::SecureBootMissing, what));
+    }
+    found.extend(pools(needs, host, facts));
+    found.extend(memory(needs, host, facts));
+    found
+}
+
+/// Programs that are missing, or too old by themselves.
+pub(crate) fn programs(tpm: bool, host: &HostName, facts: &HostFacts) -> Vec<Finding> {
+    let versions = &facts.versions;
+    let mut found = Vec::new();
+    for (code, program, has, least) in [
+        (
+            ErrorCode::LibvirtTooOld,
+            "libvirt",
+            versions.libvirt,
+            MIN_LIBVIRT,
+        ),
+        (ErrorCode::QemuTooOld, "QEMU", versions.qemu, MIN_QEMU),
+    ] {
+        if has < least {
+            let what = format!("host {host} has {program} {has}, at least {least} is needed");
+            found.push(Finding::usual(code, what));
+        }
+    }
+    match versions.swtpm {
+        _ if !tpm => {}
+        None => {
+            let what = format!("host {host} has no swtpm");
+            let fix = format!("on host {host}: apt-get install swtpm swtpm-tools");
+            found.push(Finding::blocking(ErrorCode::SwtpmMissing, what, fix));
+        }
+        Some(has) if has < MIN_SWTPM => {
+            let what = format!("host {host} has swtpm {has}, at least {MIN_SWTPM} is needed");
+            found.push(Finding::usual(ErrorCode::SwtpmTooOld, what));
+        }
+        Some(_) => {}
+    }
+    found
+}
+
+fn machine(needs: &Needs, host: &HostName, facts: &HostFacts) -> Option<Finding> {
+    let machine = needs.machine.as_ref()?;
+    (!facts.machines.contains(machine)).then(|| {
+        let what = match &needs.name {
+            Some(vm) => format!("host {host} has no machine type {machine}, which VM {vm} uses"),
+            None => format!("host {host} has no machine type {machine}"),
+        };
+        Finding::usual(ErrorCode::MachineMissing, what)
+    })
+}
+
+fn accelerator(needs: &Needs, host: &HostName, facts: &HostFacts) -> Option<Finding> {
+    let wanted = needs.accelerator?;
+    (wanted != facts.accelerator).then(|| {
+        let (has, wants) = (facts.accelerator.as_str(), wanted.as_str());
+        let vm = needs.name.as_ref();
+        let vm = vm.map_or("the VM".to_owned(), |vm| format!("VM {vm}"));
+        let what = format!("{vm} runs with {wants}, host {host} runs VMs with {has}");
+        Finding::usual(ErrorCode::AcceleratorDiffers, what)
+    })
+}
+
+fn pools(needs: &Needs, host: &HostOffer<'_>, facts: &HostFacts) -> Vec<Finding> {
+    let name = host.name;
+    let mut found = Vec::new();
+    let mut sums: BTreeMap<&PoolName, (u64, u64)> = BTreeMap::new();
+    for disk in &needs.disks {
+        let Some(pool) = facts.pool(&disk.pool) else {
+            let what = format!(
+                "host {name} has no pool {}, where disk {} lies",
+                disk.pool, disk.target
+            );
+            let fix = format!(
+                "add pool {} to /etc/fleetward/agent.toml on host {name} and restart its agent",
+                disk.pool
+            );
+            found.push(Finding::blocking(ErrorCode::PoolMissing, what, fix));
+            continue;
+        };
+        if let Some((from, here)) = &disk.path
+            && *here != pool.path
+        {
+            let what = format!(
+                "pool {} is {} on host {name}, {here} on host {from}",
+                disk.pool, pool.path
+            );
+            found.push(Finding::usual(ErrorCode::PoolPathDiffers, what));
+        }
+        if disk.lies_in.as_ref() != Some(&pool.id) {
+            let (written, whole) = sums.entry(&disk.pool).or_default();
+            *written += disk.written.0;
+            *whole += disk.whole.unwrap_or(disk.written).0;
+        }
+    }
+    for (pool, (written, whole)) in sums {
+        let Some(left) = host.space_left(pool) else {
+            continue;
+        };
+        if left.0 < written {
+            let what = format!(
+                "pool {pool} of host {name} has {left} left, {} are needed",
+                ByteSize(written)
+            );
+            found.push(Finding::usual(ErrorCode::NoSpace, what));
+        } else if left.0 < whole {
+            let what = format!(
+                "pool {pool} of host {name} has {left} left; the disks may grow to {}",
+                ByteSize(whole)
+            );
+            found.push(Finding::warning(ErrorCode::NoSpace, what));
+        }
+    }
+    found
+}
+
+fn memory(needs: &Needs, host: &HostOffer<'_>, facts: &HostFacts) -> Option<Finding> {
+    let (has, word) = if needs.runs {
+        (host.memory_left(), "free")
+    } else {
+        (facts.memory, "in all")
+    };
+    (has < needs.memory).then(|| {
+        let what = format!(
+            "host {} has {has} of memory {word}, the VM needs {}",
+            host.name, needs.memory
+        );
+        Finding::usual(ErrorCode::NoMemory, what)
+    })
+}
