@@ -60,14 +60,12 @@ impl Caller {
     }
 }
 
-/// Host `a` with the running `web`, the stopped `idle` and the template `golden`; host `b`, and host `other` of another
-/// group.
-async fn fleet() -> (Controller, FakeAgent, FakeAgent, FakeAgent) {
+/// Host `a` with the running `web`, the stopped `idle` and the template `golden`, and host `b`.
+async fn fleet() -> (Controller, FakeAgent, FakeAgent) {
     let controller = Controller::start().await;
-    let (a, b, other) = tokio::join!(
+    let (a, b) = tokio::join!(
         controller.join("a", "default"),
-        controller.join("b", "default"),
-        controller.join("other", "edge")
+        controller.join("b", "default")
     );
     a.knows(&b);
     let web = json!({"name": "web", "host": "a", "start": true, "tpm": true});
@@ -78,7 +76,7 @@ async fn fleet() -> (Controller, FakeAgent, FakeAgent, FakeAgent) {
     controller
         .done(Method::POST, "/v1/templates", &golden)
         .await;
-    (controller, a, b, other)
+    (controller, a, b)
 }
 
 /// Changes what a host reports, and waits until the controller has it.
@@ -115,7 +113,7 @@ async fn refused(controller: &Controller, caller: Caller, agents: [&FakeAgent; 2
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_cannot_run_a_vm_is_refused_by_everybody_before_anything_is_done() {
-    let (controller, a, b, _other) = fleet().await;
+    let (controller, a, b) = fleet().await;
     let whole = b.look(|inner| inner.facts.clone());
     type Spoil = fn(&mut HostFacts);
     type Concerns<'a> = &'a dyn Fn(Caller) -> bool;
@@ -212,7 +210,8 @@ async fn a_host_that_cannot_run_a_vm_is_refused_by_everybody_before_anything_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_of_another_group_is_refused_by_everybody() {
-    let (controller, a, _b, other) = fleet().await;
+    let (controller, a, _b) = fleet().await;
+    let other = controller.join("other", "edge").await;
     for caller in [Caller::Clone, Caller::MigrateLive, Caller::MigrateOffline] {
         let (path, mut body) = caller.request();
         for field in ["to", "host"] {
@@ -236,7 +235,7 @@ async fn a_host_of_another_group_is_refused_by_everybody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_leaves_the_vms_that_no_other_host_can_run() {
-    let (controller, a, b, _other) = fleet().await;
+    let (controller, a, b) = fleet().await;
     report(&controller, &b, |facts| facts.versions.swtpm = None).await;
     let before = asked([&a, &b]);
     let job: JobView = controller
@@ -290,7 +289,7 @@ async fn a_vm_is_not_rebuilt_where_it_could_not_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_clone_under_way_will_take_is_not_given_away_again() {
-    let (controller, a, b, _other) = fleet().await;
+    let (controller, a, b) = fleet().await;
     // The VM's disk takes 1 MiB, so there is room for one.
     report(&controller, &b, |facts| {
         facts.pools[0].available = ByteSize(3 << 19);
@@ -314,7 +313,7 @@ async fn what_a_clone_under_way_will_take_is_not_given_away_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_on_a_silent_host_is_unknown_and_every_refusal_says_what_helps() {
-    let (controller, a, b, _other) = fleet().await;
+    let (controller, a, b) = fleet().await;
     a.cut();
     controller.wait_online(&a.host, false).await;
     let web: VmView = controller.get("/v1/vms/web").await;

@@ -20,7 +20,7 @@ use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::admission::Request;
 use fleetward_model::vm::VmObserved;
-use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, Names};
+use fleetward_model::{ErrorCode, Failure, GuardianId, HostName};
 use http::StatusCode;
 use time::OffsetDateTime;
 

@@ -219,17 +219,17 @@ pub(super) fn job(job: Job) -> JobView {
 
 /// The failure of a job with the names that the job knows: agents know a VM by its id.
 fn named(job: &Job, failure: &Failure) -> Failure {
-    let input = |key: &str| job.input.get(key).and_then(serde_json::Value::as_str);
+    let about = work::about_job(job);
     let mut names = Names::default().job(job.id);
-    if let Some(host) = input("to").or_else(|| input("host")) {
+    if let Some(host) = about.host {
         names = names.host(host);
     }
-    let Some((vm, name)) = work::vm_of(job).zip(input("name")) else {
+    let Some(vm) = about.vm else {
         return failure.clone().about(&names);
     };
-    let mut failure = failure.clone().about(&names.vm(name));
+    let mut failure = failure.clone().about(&names.vm(&about.target));
     for text in [&mut failure.what, &mut failure.because, &mut failure.fix] {
-        *text = text.replace(&vm.to_string(), name);
+        *text = text.replace(&vm.to_string(), &about.target);
     }
     failure
 }

@@ -23,7 +23,7 @@ use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request, busy};
 use fleetward_model::fit::Needs;
 use fleetward_model::vm::{VmObserved, VmState};
-use fleetward_model::{ErrorCode, Failure, HostName, JobId, Names};
+use fleetward_model::{ErrorCode, Failure, HostName, JobId};
 use http::StatusCode;
 use std::sync::Arc;
 

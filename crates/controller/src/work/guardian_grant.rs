@@ -168,6 +168,10 @@ impl FleetJob for GuardianGrant {
         input.host.to_string()
     }
 
+    fn host(input: &GrantInput) -> &HostName {
+        &input.host
+    }
+
     fn report(input: &GrantInput, job: &Job) -> Option<GrantReport> {
         Some(Outcomes::recorded(job, Grant::NAME)?.of_host(&input.host))
     }
@@ -491,6 +495,10 @@ impl FleetJob for GuardianRewrap {
 
     fn target(input: &BatchInput) -> String {
         input.host.to_string()
+    }
+
+    fn host(input: &BatchInput) -> &HostName {
+        &input.host
     }
 
     fn vm(input: &BatchInput) -> Option<VmId> {

@@ -81,6 +81,10 @@ impl FleetJob for GuardianRevoke {
         input.name.to_string()
     }
 
+    fn host(input: &RevokeInput) -> &HostName {
+        &input.host
+    }
+
     fn vm(input: &RevokeInput) -> Option<VmId> {
         Some(input.vm)
     }

@@ -61,6 +61,10 @@ impl FleetJob for GuardianRotate {
         input.host.to_string()
     }
 
+    fn host(input: &RotateInput) -> &HostName {
+        &input.host
+    }
+
     fn report(input: &RotateInput, job: &Job) -> Option<RotateReport> {
         report(input, job)
     }
@@ -89,6 +93,10 @@ impl FleetJob for GuardianSettle {
 
     fn target(input: &RotateInput) -> String {
         input.host.to_string()
+    }
+
+    fn host(input: &RotateInput) -> &HostName {
+        &input.host
     }
 
     fn report(input: &RotateInput, job: &Job) -> Option<RotateReport> {

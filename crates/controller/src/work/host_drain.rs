@@ -49,6 +49,10 @@ impl FleetJob for HostDrain {
         input.host.to_string()
     }
 
+    fn host(input: &DrainInput) -> &HostName {
+        &input.host
+    }
+
     fn report(input: &DrainInput, job: &Job) -> Option<DrainReport> {
         Some(DrainReport {
             host: input.host.clone(),

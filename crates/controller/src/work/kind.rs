@@ -3,8 +3,8 @@
 
 use super::Reservation;
 use fleetward_jobs::{Job, JobKind};
-use fleetward_model::VmId;
 use fleetward_model::admission::Request;
+use fleetward_model::{HostName, VmId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -21,6 +21,9 @@ pub(crate) trait FleetJob: JobKind {
 
     /// What it is about, for lists.
     fn target(input: &Self::Input) -> String;
+
+    /// The host that it works on, or brings a VM to.
+    fn host(input: &Self::Input) -> &HostName;
 
     /// The VM that it works on.
     fn vm(_input: &Self::Input) -> Option<VmId> {
@@ -46,6 +49,7 @@ pub(crate) struct NoReport {}
 #[derive(Debug, Clone, Default)]
 pub(crate) struct About {
     pub(crate) target: String,
+    pub(crate) host: Option<HostName>,
     pub(crate) vm: Option<VmId>,
     pub(crate) request: Option<Request>,
     pub(crate) reservation: Option<Reservation>,
@@ -55,6 +59,7 @@ impl About {
     pub(super) fn of<K: FleetJob>(input: &K::Input) -> Self {
         Self {
             target: K::target(input),
+            host: Some(K::host(input).clone()),
             vm: K::vm(input),
             request: K::REQUEST,
             reservation: K::reservation(input),

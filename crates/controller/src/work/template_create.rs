@@ -76,6 +76,10 @@ impl FleetJob for TemplateCreate {
         input.name.to_string()
     }
 
+    fn host(input: &TemplateInput) -> &HostName {
+        &input.host
+    }
+
     fn vm(input: &TemplateInput) -> Option<VmId> {
         Some(input.vm)
     }

@@ -94,6 +94,10 @@ impl FleetJob for TpmEnable {
         input.name.to_string()
     }
 
+    fn host(input: &TpmInput) -> &HostName {
+        &input.host
+    }
+
     fn vm(input: &TpmInput) -> Option<VmId> {
         Some(input.vm)
     }
@@ -129,6 +133,10 @@ impl FleetJob for TpmDisable {
 
     fn target(input: &TpmInput) -> String {
         input.name.to_string()
+    }
+
+    fn host(input: &TpmInput) -> &HostName {
+        &input.host
     }
 
     fn vm(input: &TpmInput) -> Option<VmId> {
@@ -172,6 +180,10 @@ impl FleetJob for TpmRestore {
         input.name.to_string()
     }
 
+    fn host(input: &TpmInput) -> &HostName {
+        &input.host
+    }
+
     fn vm(input: &TpmInput) -> Option<VmId> {
         Some(input.vm)
     }
@@ -208,6 +220,10 @@ impl FleetJob for TpmRoll {
 
     fn target(input: &TpmInput) -> String {
         input.name.to_string()
+    }
+
+    fn host(input: &TpmInput) -> &HostName {
+        &input.host
     }
 
     fn vm(input: &TpmInput) -> Option<VmId> {

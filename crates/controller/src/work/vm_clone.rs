@@ -89,6 +89,10 @@ impl FleetJob for VmClone {
         input.name.to_string()
     }
 
+    fn host(input: &CloneInput) -> &HostName {
+        &input.to
+    }
+
     fn vm(input: &CloneInput) -> Option<VmId> {
         Some(input.vm)
     }

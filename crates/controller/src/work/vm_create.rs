@@ -72,6 +72,10 @@ impl FleetJob for VmCreate {
         input.name.to_string()
     }
 
+    fn host(input: &CreateInput) -> &HostName {
+        &input.host
+    }
+
     fn vm(input: &CreateInput) -> Option<VmId> {
         Some(input.vm)
     }

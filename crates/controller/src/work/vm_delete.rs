@@ -64,6 +64,10 @@ impl FleetJob for VmDelete {
         input.name.to_string()
     }
 
+    fn host(input: &DeleteInput) -> &HostName {
+        &input.host
+    }
+
     fn vm(input: &DeleteInput) -> Option<VmId> {
         Some(input.vm)
     }

@@ -84,6 +84,10 @@ impl FleetJob for VmMigrate {
         input.name.to_string()
     }
 
+    fn host(input: &MigrateInput) -> &HostName {
+        &input.to
+    }
+
     fn vm(input: &MigrateInput) -> Option<VmId> {
         Some(input.vm)
     }
@@ -128,6 +132,10 @@ impl FleetJob for VmMigrateStopped {
 
     fn target(input: &MigrateInput) -> String {
         input.name.to_string()
+    }
+
+    fn host(input: &MigrateInput) -> &HostName {
+        &input.to
     }
 
     fn vm(input: &MigrateInput) -> Option<VmId> {

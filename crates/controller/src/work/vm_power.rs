@@ -58,6 +58,10 @@ impl FleetJob for VmStart {
         input.name.to_string()
     }
 
+    fn host(input: &StartInput) -> &HostName {
+        &input.host
+    }
+
     fn vm(input: &StartInput) -> Option<VmId> {
         Some(input.vm)
     }
@@ -145,6 +149,10 @@ impl FleetJob for VmStop {
 
     fn target(input: &StopInput) -> String {
         input.name.to_string()
+    }
+
+    fn host(input: &StopInput) -> &HostName {
+        &input.host
     }
 
     fn vm(input: &StopInput) -> Option<VmId> {

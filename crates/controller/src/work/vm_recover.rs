@@ -88,6 +88,10 @@ impl FleetJob for VmRecover {
         input.name.to_string()
     }
 
+    fn host(input: &RecoverInput) -> &HostName {
+        &input.to
+    }
+
     fn vm(input: &RecoverInput) -> Option<VmId> {
         Some(input.vm)
     }
@@ -247,6 +251,10 @@ impl FleetJob for VmSupersede {
 
     fn target(input: &SupersedeInput) -> String {
         input.name.to_string()
+    }
+
+    fn host(input: &SupersedeInput) -> &HostName {
+        &input.copy.host
     }
 
     fn vm(input: &SupersedeInput) -> Option<VmId> {
