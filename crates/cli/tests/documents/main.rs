@@ -1,5 +1,6 @@
 //! Tests of the documents: commands parse, translations show the same commands, decisions have one form.
 
+mod adding;
 mod commands;
 mod decisions;
 mod languages;
