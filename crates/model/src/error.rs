@@ -287,11 +287,11 @@ codes! {
         "The VM does not meet a requirement of its profile.",
         "meet the named requirement, or choose another profile";
     DefinitionEdited = "DEFINITION_EDITED", Refused,
-        "The VM's definition was edited outside Fleetward, and what is asked for does not go with that edit.",
+        "The VM's definition was edited outside Fleetward, and the request contradicts that edit.",
         "see the reason; virsh edit on the VM's host changes the definition";
     NameDiffers = "NAME_DIFFERS", Refused,
-        "The VM's domain has another name on its host than Fleetward knows the VM by: somebody renamed it there.",
-        "fleetward vm rename NAME NEW gives both one name, while the VM is stopped";
+        "The VM's domain has another name on its host than in Fleetward, because it was renamed there.",
+        "stop the VM, and give both one name with fleetward vm rename";
     ImageInvalid = "IMAGE_INVALID", Refused,
         "The file is not a usable disk image: it is no disk image, its format is wrong, or it refers to other files.",
         "convert it first with qemu-img convert -O qcow2";
