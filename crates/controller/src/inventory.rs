@@ -102,6 +102,9 @@ pub(crate) struct Inventory {
     writing: tokio::sync::Mutex<()>,
 }
 
+/// A change that is not in the store yet: the VM with the time since which it is in its state, `None` when it is gone.
+type UnwrittenVm = (HostName, VmId, Option<(Arc<VmObserved>, OffsetDateTime)>);
+
 /// A VM as it is stored; programs of before the moment read and write the VM alone.
 #[derive(Serialize, Deserialize)]
 struct StoredVm<V> {
@@ -477,10 +480,7 @@ impl Inventory {
     }
 
     /// In as few transactions as hold them: no two VMs depend on each other.
-    async fn write_vms(
-        &self,
-        vms: &[(HostName, VmId, Option<(Arc<VmObserved>, OffsetDateTime)>)],
-    ) -> Result<(), StoreError> {
+    async fn write_vms(&self, vms: &[UnwrittenVm]) -> Result<(), StoreError> {
         for some in vms.chunks(MAX_OPERATIONS) {
             let mut txn = Txn::new();
             for (host, id, vm) in some {
@@ -506,7 +506,7 @@ impl Inventory {
         &self,
         now: OffsetDateTime,
     ) -> (
-        Vec<(HostName, VmId, Option<(Arc<VmObserved>, OffsetDateTime)>)>,
+        Vec<UnwrittenVm>,
         Vec<(HostName, Arc<HostFacts>, OffsetDateTime)>,
     ) {
         let mut state = self.write();

@@ -35,7 +35,7 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         group: spec.map(|spec| spec.group.clone()),
         host_state: world.hosts.find(&vm.host).map(|host| world.state_of(&host)),
         state,
-        last_seen: (state == VmState::Unknown).then(|| LastSeen {
+        last_seen: (state == VmState::Unknown).then_some(LastSeen {
             state: vm.state,
             at: silent_since,
         }),
