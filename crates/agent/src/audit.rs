@@ -1,7 +1,7 @@
 //! The host's audit log: one JSON record per line, hash-chained, and on the disk before the key is used.
 
-use crate::durable;
 use fleetward_api::agent::AuditHead;
+use fleetward_durable::{self as durable, Access};
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
 use fleetward_model::{GuardianId, HostName, JobId, VmId};
 use std::fs::{File, OpenOptions};
@@ -59,10 +59,14 @@ impl AuditLog {
             first.host,
             first.time.unix_timestamp()
         ));
-        std::fs::rename(&self.path, aside)
+        durable::rename(&self.path, &aside)
     }
 
     /// Appends a record; it is on the disk when this returns.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a log that grows at its end; each record is synced"
+    )]
     pub fn record(&self, used: Use) -> io::Result<()> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let file = OpenOptions::new()
@@ -99,7 +103,7 @@ impl AuditLog {
         if let Some(shown) = shown
             && known.as_ref().is_none_or(|known| shown.seq > known.seq)
         {
-            durable::write_json(&path, &shown)?;
+            durable::replace_json(&path, &shown, Access::PRIVATE)?;
         }
         Ok(known)
     }

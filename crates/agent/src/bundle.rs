@@ -5,7 +5,6 @@
 //! reads agree. Before and after the reads the code checks that no operation is running and that the definition has
 //! not changed.
 
-use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::parse_protector;
@@ -13,6 +12,7 @@ use crate::questions::not_here;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::tpm::{BundleParts, TpmBundle};
+use fleetward_durable as durable;
 use fleetward_hypervisor::Error as HypervisorError;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, VmId};

@@ -3,7 +3,7 @@
 //! A request with an older generation comes from a job that a newer one has replaced. Generations are kept after a VM
 //! is deleted or has moved away, so a late request cannot bring it back.
 
-use crate::durable;
+use fleetward_durable::{self as durable, Access};
 use fleetward_model::{ErrorCode, Failure, VmId};
 use std::collections::HashMap;
 use std::io;
@@ -48,7 +48,7 @@ impl Fence {
             .because(format!("generation {newest} has been here")));
         }
         if generation > newest {
-            durable::write_json(&path, &generation).map_err(unreadable)?;
+            durable::replace_json(&path, &generation, Access::PRIVATE).map_err(unreadable)?;
         }
         known.insert(vm, generation);
         Ok(())

@@ -5,7 +5,7 @@
 //! retention rule is the controller's (`model::retention`, with its defaults), and deleting the VM deletes the
 //! history.
 
-use crate::durable;
+use fleetward_durable::{self as durable, Access};
 use fleetward_model::VmId;
 use fleetward_model::retention::{Candidate, Retention, TpmIdentity};
 use fleetward_protector::KeyProtector;
@@ -32,14 +32,14 @@ pub(crate) fn keep(history: &Path, vm: VmId, kept: &Kept<'_>) -> io::Result<()> 
     let time = now.format(&Rfc3339).map_err(io::Error::other)?;
     let directory = of(history, vm).join(time);
     durable::make_directory(&directory, 0o700)?;
-    durable::write(&directory.join(STATE), kept.state)?;
+    durable::replace(&directory.join(STATE), kept.state, Access::PRIVATE)?;
     let more = [
         (PROTECTOR, kept.protector),
         (EK_CERTIFICATE, kept.ek_certificate),
     ];
     for (name, content) in more {
         if let Some(content) = content {
-            durable::write(&directory.join(name), content)?;
+            durable::replace(&directory.join(name), content, Access::PRIVATE)?;
         }
     }
     // A version too many does no harm.

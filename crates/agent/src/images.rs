@@ -1,14 +1,13 @@
 //! The cache of images: each file is named after its SHA-256, and is complete and verified.
 
-use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use bytes::Bytes;
+use fleetward_durable::{self as durable, Access, Draft};
 use fleetward_hypervisor::Volumes;
 use fleetward_model::{ErrorCode, Failure};
 use futures_util::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
@@ -92,11 +91,9 @@ impl Images {
         }
         self.require_space(length.unwrap_or(0), &what())?;
 
-        let partial = Partial(
-            self.directory
-                .join(format!("{}.part", uuid::Uuid::new_v4())),
-        );
-        let digest = receive_file(&partial.0, &what(), body).await?;
+        let draft = Draft::within(&self.directory, Access::PUBLIC)
+            .map_err(|error| Trouble::file(what(), &self.directory, &error))?;
+        let digest = receive_file(&draft, &what(), body).await?;
         if digest != sha256 {
             return Err(Trouble::refuse(
                 ErrorCode::ImageInvalid,
@@ -106,13 +103,11 @@ impl Images {
         }
         let disk_format = if format == "qcow2" { "qcow2" } else { "raw" };
         self.volumes
-            .inspect(&partial.0, Some(disk_format))
+            .inspect(draft.path(), Some(disk_format))
             .await
             .attempt(what)?;
         let path = self.directory.join(format!("{sha256}.{format}"));
-        let placed = std::fs::set_permissions(&partial.0, std::fs::Permissions::from_mode(0o644))
-            .and_then(|()| std::fs::rename(&partial.0, &path))
-            .and_then(|()| durable::sync_parent(&path));
+        let placed = durable::background::put(draft, &path).await;
         placed.map_err(|error| Trouble::file(what(), &path, &error))
     }
 
@@ -125,14 +120,17 @@ impl Images {
         Ok(())
     }
 
-    /// Removes what a crash left half received.
+    /// Removes images that an agent of an earlier release left half received. What this release leaves, [`Layout::sweep`]
+    /// removes.
+    ///
+    /// [`Layout::sweep`]: crate::layout::Layout::sweep
     pub(crate) fn clean(&self) {
         let Ok(entries) = std::fs::read_dir(&self.directory) else {
             return;
         };
         for entry in entries.flatten() {
             if entry.path().extension().is_some_and(|e| e == "part")
-                && let Err(error) = std::fs::remove_file(entry.path())
+                && let Err(error) = durable::remove(&entry.path())
             {
                 tracing::warn!(path = %entry.path().display(), %error, "cannot remove half an image");
             }
@@ -157,25 +155,14 @@ impl Images {
     }
 }
 
-/// Removes the file unless it was renamed away.
-struct Partial(PathBuf);
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // Renamed away is what should have happened.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 async fn receive_file<E: std::error::Error>(
-    path: &Path,
+    draft: &Draft,
     what: &str,
     body: impl Stream<Item = Result<Bytes, E>>,
 ) -> Result<String> {
-    let trouble = |error: &std::io::Error| Trouble::file(what, path, error);
-    let mut file = tokio::fs::File::create_new(path)
-        .await
-        .map_err(|error| trouble(&error))?;
+    let trouble = |error: &std::io::Error| Trouble::file(what, draft.path(), error);
+    let file = draft.file().try_clone().map_err(|error| trouble(&error))?;
+    let mut file = tokio::fs::File::from_std(file);
     let mut digest = Sha256::new();
     let mut total = 0u64;
     let mut body = std::pin::pin!(body);
@@ -193,7 +180,6 @@ async fn receive_file<E: std::error::Error>(
             .map_err(|error| trouble(&error))?;
     }
     file.flush().await.map_err(|error| trouble(&error))?;
-    file.sync_all().await.map_err(|error| trouble(&error))?;
     Ok(hex::encode(digest.finalize()))
 }
 

@@ -14,7 +14,7 @@
 //! ```
 
 use crate::config::Config;
-use crate::durable;
+use fleetward_durable as durable;
 use fleetward_model::VmId;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,6 +53,29 @@ impl Layout {
             durable::make_directory(&path, mode)?;
         }
         Ok(())
+    }
+
+    /// Removes what a crash left of files under construction.
+    pub(crate) fn sweep(&self) {
+        let trees = [
+            self.identity(),
+            self.guardians(),
+            self.vms(),
+            self.generations(),
+            self.history(),
+            self.tpm_pool(),
+            self.images(),
+        ];
+        // Pools may lie below the data directory, too; what is in them is not ours to judge by its name.
+        let swept = durable::sweep(&self.data).and_then(|first| {
+            let mut all = trees.iter().map(|tree| durable::sweep_tree(tree));
+            all.try_fold(first, |sum, swept| Ok(sum + swept?))
+        });
+        match swept {
+            Ok(0) => {}
+            Ok(files) => tracing::info!(files, "removed unfinished files of an earlier process"),
+            Err(error) => tracing::warn!(%error, "unfinished files of an earlier process stay"),
+        }
     }
 
     pub fn identity(&self) -> PathBuf {

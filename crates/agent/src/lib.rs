@@ -18,12 +18,19 @@
 //! The agent does not know the controller's store, other hosts' keys, or libvirt (it uses the traits of
 //! `fleetward-hypervisor`).
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests make and damage files as they like"
+    )
+)]
+
 mod arrivals;
 pub mod audit;
 mod bundle;
 pub mod config;
 mod console;
-mod durable;
 pub mod failure;
 mod fence;
 pub mod hardening;

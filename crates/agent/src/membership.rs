@@ -2,9 +2,9 @@
 //!
 //! `member.json` is written last, so a host has either joined completely or not at all.
 
-use crate::durable;
 use crate::layout::Layout;
 use aws_lc_rs::rand;
+use fleetward_durable::{self as durable, Access};
 use fleetward_hypervisor::{EkIssuer, EkPublic};
 use fleetward_link::{Credential, CredentialError, FleetTrust, TrustError};
 use fleetward_model::{GroupName, HostName};
@@ -117,7 +117,8 @@ impl MembershipFiles {
 
     fn write(&self, name: &str, content: &[u8]) -> Result<(), MembershipError> {
         let path = self.directory.join(name);
-        durable::write(&path, content).map_err(|source| MembershipError::File { path, source })
+        durable::replace(&path, content, Access::PRIVATE)
+            .map_err(|source| MembershipError::File { path, source })
     }
 
     fn read_text(&self, name: &str) -> Result<Zeroizing<String>, MembershipError> {

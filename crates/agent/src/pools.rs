@@ -4,14 +4,13 @@
 //! the same id share the directory, so a migration between them neither copies nor removes disks.
 
 use crate::config::PoolConfig;
-use crate::durable;
 use crate::failure::{Result, Trouble};
+use fleetward_durable::{self as durable, Access};
 use fleetward_model::host::PoolFacts;
 use fleetward_model::vm::{DiskSpec, VmSpec};
 use fleetward_model::{ByteSize, ErrorCode, Failure, PoolName};
 use nix::sys::statvfs::statvfs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The marker file.
@@ -158,25 +157,15 @@ fn read_marker(directory: &Path) -> io::Result<Option<String>> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{MARKER} holds no id")))
 }
 
-/// Of several hosts that come at once, one makes the marker: a link succeeds for the first only.
+/// Of several hosts that come at once, one makes the marker; the others read it.
 fn make_marker(directory: &Path) -> io::Result<String> {
     let id = uuid::Uuid::new_v4().to_string();
-    let temporary = directory.join(format!("{MARKER}.{}", uuid::Uuid::new_v4().simple()));
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&temporary)?;
-    file.write_all(id.as_bytes())?;
-    file.sync_all()?;
-    let linked = std::fs::hard_link(&temporary, directory.join(MARKER));
-    std::fs::remove_file(&temporary)?;
-    match linked {
-        Ok(()) => durable::sync_parent(&directory.join(MARKER)).map(|()| id),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read_marker(directory)?
-            .ok_or_else(|| io::Error::other("the pool's marker came and went")),
-        Err(error) => Err(error),
+    let marker = directory.join(MARKER);
+    durable::sweep_file(&marker)?;
+    if durable::create(&marker, id.as_bytes(), Access::PUBLIC)? {
+        return Ok(id);
     }
+    read_marker(directory)?.ok_or_else(|| io::Error::other("the pool's marker came and went"))
 }
 
 #[cfg(test)]

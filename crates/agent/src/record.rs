@@ -15,10 +15,10 @@
 //! `transit.json` decides which copy is the VM: a live migration carries the source's metadata along, so the metadata
 //! of an arriving domain cannot decide that.
 
-use crate::durable;
 use crate::failure::{Result, Trouble};
 use crate::layout::Layout;
 use fleetward_api::agent::{IncomingDisk, Peer};
+use fleetward_durable::{self as durable, Access};
 use fleetward_model::vm::{Transit, TransitSide, VmMetadata};
 use fleetward_model::{JobId, VmId};
 use serde::de::DeserializeOwned;
@@ -281,7 +281,7 @@ impl VmRecord {
     /// Removes the directory if nothing is in it any more.
     pub(crate) fn tidy(&self) {
         // A directory that is not empty, or not there, is as it should be.
-        let _ = std::fs::remove_dir(&self.directory);
+        let _ = durable::remove_if_empty(&self.directory);
     }
 
     /// Makes the VM's directory.
@@ -293,13 +293,13 @@ impl VmRecord {
     fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         self.prepare()?;
         let path = self.directory.join(name);
-        durable::write(&path, content).map_err(|e| self.trouble(&path, &e))
+        durable::replace(&path, content, Access::PRIVATE).map_err(|e| self.trouble(&path, &e))
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
         self.prepare()?;
         let path = self.directory.join(name);
-        durable::write_json(&path, value).map_err(|e| self.trouble(&path, &e))
+        durable::replace_json(&path, value, Access::PRIVATE).map_err(|e| self.trouble(&path, &e))
     }
 
     fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {

@@ -3,7 +3,6 @@
 use crate::arrivals::ArrivalTunnels;
 use crate::audit::AuditLog;
 use crate::config::Config;
-use crate::durable;
 use crate::failure::chain;
 use crate::host::{Host, Machinery};
 use crate::keyring::{Keyring, KeyringError};
@@ -11,6 +10,7 @@ use crate::layout::Layout;
 use crate::membership::{MembershipError, MembershipFiles};
 use crate::operation::copy;
 use crate::{observe, server, tpm_watch};
+use fleetward_durable as durable;
 use fleetward_link::{ClientCertificates, ServerTls, TlsServer};
 use std::io;
 use std::path::PathBuf;
@@ -124,6 +124,7 @@ impl Agent {
 /// Rests of an earlier process: half-made files, dead sockets, secrets that nobody needs. Domains are left alone; the
 /// controller's jobs know what to do with them.
 async fn clean_up(host: &Arc<Host>) {
+    host.layout.sweep();
     host.images.clean();
     host.tpm_pool.clean();
     if let Err(error) =
@@ -137,15 +138,10 @@ async fn clean_up(host: &Arc<Host>) {
 
 fn lock(layout: &Layout) -> Result<nix::fcntl::Flock<std::fs::File>, RunError> {
     let path = layout.data().join("agent.lock");
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|source| RunError::Prepare {
-            path: path.clone(),
-            source,
-        })?;
+    let file = durable::open_lock(&path).map_err(|source| RunError::Prepare {
+        path: path.clone(),
+        source,
+    })?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
         .map_err(|_| RunError::InUse { path })
 }

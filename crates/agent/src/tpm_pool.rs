@@ -8,10 +8,10 @@
 //!       └── found at start: removed
 //! ```
 
-use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::Keyring;
+use fleetward_durable::{self as durable, Access};
 use fleetward_hypervisor::SecretText;
 use fleetward_model::{ErrorCode, Failure, VmId};
 use fleetward_protector_open::TpmKey;
@@ -62,10 +62,34 @@ impl ReadyTpm {
         })?;
         self.remove()?;
         durable::make_directory(&self.state(), 0o711)
-            .and_then(|()| durable::write(&self.state().join("tpm2-00.permall"), state))
-            .and_then(|()| durable::write(&self.directory.join("ek.der"), ek_certificate))
-            .and_then(|()| durable::write(&self.directory.join("key.der"), sealed.der()))
-            .and_then(|()| durable::write(&self.directory.join("id"), id.to_string().as_bytes()))
+            .and_then(|()| {
+                durable::replace(
+                    &self.state().join("tpm2-00.permall"),
+                    state,
+                    Access::PRIVATE,
+                )
+            })
+            .and_then(|()| {
+                durable::replace(
+                    &self.directory.join("ek.der"),
+                    ek_certificate,
+                    Access::PRIVATE,
+                )
+            })
+            .and_then(|()| {
+                durable::replace(
+                    &self.directory.join("key.der"),
+                    sealed.der(),
+                    Access::PRIVATE,
+                )
+            })
+            .and_then(|()| {
+                durable::replace(
+                    &self.directory.join("id"),
+                    id.to_string().as_bytes(),
+                    Access::PRIVATE,
+                )
+            })
             .map_err(|error| Trouble::file("a copied TPM", &self.directory, &error))
     }
 
@@ -171,9 +195,7 @@ impl TpmPool {
     }
 
     fn place(&self, entry: &Path, target: &ReadyTpm) -> Result<()> {
-        std::fs::rename(entry, &target.directory)
-            .and_then(|()| durable::sync_parent(&target.directory))
-            .and_then(|()| durable::sync_parent(entry))
+        durable::rename(entry, &target.directory)
             .map_err(|error| Trouble::file("a TPM made ahead of time", entry, &error))
     }
 
@@ -212,8 +234,7 @@ impl TpmPool {
             .and_then(|name| name.strip_prefix(MAKING))
             .expect("made under that name");
         let ready = self.directory.join(name);
-        std::fs::rename(&made, &ready)
-            .and_then(|()| durable::sync_parent(&ready))
+        durable::rename(&made, &ready)
             .map_err(|error| Trouble::file("a TPM made ahead of time", &ready, &error))
     }
 
@@ -244,10 +265,20 @@ impl TpmPool {
         let sealed = host.keyring.seal_ahead(id, &key).map_err(|because| {
             Trouble::refuse(ErrorCode::TpmFailed, "sealing a new TPM key", because)
         })?;
-        durable::write(&directory.join("ek.der"), &made.ek_certificate)
-            .and_then(|()| durable::write(&directory.join("key.der"), sealed.der()))
-            .and_then(|()| durable::write(&directory.join("id"), id.to_string().as_bytes()))
-            .map_err(|error| trouble(&error))
+        durable::replace(
+            &directory.join("ek.der"),
+            &made.ek_certificate,
+            Access::PRIVATE,
+        )
+        .and_then(|()| durable::replace(&directory.join("key.der"), sealed.der(), Access::PRIVATE))
+        .and_then(|()| {
+            durable::replace(
+                &directory.join("id"),
+                id.to_string().as_bytes(),
+                Access::PRIVATE,
+            )
+        })
+        .map_err(|error| trouble(&error))
     }
 
     fn ready_entries(&self) -> Vec<PathBuf> {

@@ -10,12 +10,12 @@
 //! The SHA-256 covers every piece's offset, length and bytes, and the file's length, in the order they are sent.
 
 use crate::arrivals::{Channel, ChannelUse, refuse};
-use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::operation::incoming::partial;
 use crate::record::{Incoming, TransitRecord};
 use fleetward_api::agent::Peer;
+use fleetward_durable as durable;
 use fleetward_link::Identity;
 use fleetward_link::tunnel::{IncomingTunnel, Tunnel, TunnelError};
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
@@ -239,7 +239,7 @@ pub(crate) async fn receive(
     };
     if received.is_err() {
         // Half a file is of no use, and the reason why it is half is told.
-        let _ = std::fs::remove_file(&temporary);
+        durable::discard(&temporary);
     }
     let answer = match received {
         Ok(()) => Answer::Received,
@@ -297,7 +297,7 @@ fn place_of(host: &Host, vm: VmId, item: &Item, incoming: &Incoming) -> Result<P
 async fn receive_into(tunnel: &mut Tunnel, path: &Path, item: &Item) -> Result<String> {
     let unwritable = |error: &std::io::Error| Trouble::file(item.name(), path, error);
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(|error| unwritable(&error))?;
+        durable::ensure_directory(directory, 0o755).map_err(|error| unwritable(&error))?;
     }
     let limit = match item {
         Item::Disk { .. } => u64::MAX,
@@ -368,9 +368,7 @@ async fn put_in_place(
                 .adopt(temporary)
                 .await
                 .attempt(|| item.name())?;
-            std::fs::rename(temporary, place)
-                .and_then(|()| durable::sync_parent(place))
-                .map_err(|error| unwritable(&error))?;
+            durable::rename(temporary, place).map_err(|error| unwritable(&error))?;
         }
         Item::Tpm => {
             let state = std::fs::read(temporary).map_err(|error| unwritable(&error))?;
@@ -398,6 +396,10 @@ async fn put_in_place(
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "pieces arrive at any offset, under a name that the next attempt overwrites"
+)]
 fn create_private(path: &Path) -> std::io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     std::fs::OpenOptions::new()

@@ -4,6 +4,10 @@
 //! a reason not seen before joins the corpus. `FLEETWARD_FUZZ_SECONDS` is the time for each target, five unless said;
 //! `FLEETWARD_FUZZ_SEED` repeats a run. A failure prints both and the bytes.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
 
 #[path = "support/mutation.rs"]
 mod mutation;

@@ -3,6 +3,10 @@
 //! What is killed is a child process: this test program, called for one test that does what the environment says.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
 
 use fleetward_agent::audit::AuditLog;
 use fleetward_agent::keyring::pfx::{self, Found, Protection};

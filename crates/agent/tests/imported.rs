@@ -1,6 +1,10 @@
 //! A host with another host's guardian: it opens what is sealed to that one, while the agent runs on.
 
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
 
 mod support;
 

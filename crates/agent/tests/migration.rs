@@ -1,5 +1,9 @@
 //! Moving a VM between two agents, through real tunnels, with hypervisors that are none. One copy runs, always.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
 
 mod support;

@@ -1,6 +1,10 @@
 //! What an agent does for one VM, over its real API, with a hypervisor that is none.
 
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
 
 mod support;
 

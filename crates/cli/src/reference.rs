@@ -20,7 +20,7 @@ pub fn completion(shell: Shell) -> Vec<u8> {
 
 /// Writes a man page for each command into `directory`, which is made if it is missing.
 pub fn write_man_pages(directory: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(directory)?;
+    fleetward_durable::ensure_directory(directory, 0o755)?;
     clap_mangen::generate_to(Cli::command(), directory)
 }
 

@@ -1,5 +1,10 @@
 //! The pages that are made from the definitions are up to date. `cargo xtask generate` writes them.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 use fleetward_cli::reference;
 use std::path::{Path, PathBuf};
 

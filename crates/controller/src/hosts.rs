@@ -5,6 +5,7 @@
 //! fleet.
 
 use anyhow::Context;
+use fleetward_durable::{self as durable, Access};
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::vm::{Revocation, VmMetadata};
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName};
@@ -65,9 +66,12 @@ impl Hosts {
     /// Reads the hosts, and takes those back that only the mirror knows.
     pub(crate) async fn open(store: Arc<dyn Store>, data: &Path) -> anyhow::Result<Self> {
         let mirror = data.join("hosts");
-        tokio::fs::create_dir_all(&mirror)
+        durable::background::make_directory(&mirror, 0o700)
             .await
             .with_context(|| format!("cannot make {}", mirror.display()))?;
+        durable::background::sweep(&mirror)
+            .await
+            .with_context(|| format!("cannot tidy {}", mirror.display()))?;
         let (stored, _) = store.list_json::<HostRecord>("host/").await?;
         let mut known: BTreeMap<_, _> = stored
             .into_iter()
@@ -188,12 +192,8 @@ impl Hosts {
             )
             .because(error)
         };
-        match tokio::fs::remove_file(self.file(host)).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(failed(error));
-            }
-            _ => {}
-        }
+        let removed = durable::background::remove(&self.file(host)).await;
+        removed.map_err(failed)?;
         let txn = Txn::new()
             .delete(key(host))
             .delete(crate::tokens::key(host));
@@ -214,9 +214,7 @@ impl Hosts {
     async fn mirror(&self, record: &HostRecord) {
         let written = async {
             let json = serde_json::to_vec_pretty(record)?;
-            let new = self.mirror.join(format!(".{}.new", record.name));
-            tokio::fs::write(&new, json).await?;
-            tokio::fs::rename(&new, self.file(&record.name)).await
+            durable::background::replace(&self.file(&record.name), json, Access::PRIVATE).await
         };
         if let Err(error) = written.await {
             tracing::error!(host = %record.name, %error, "cannot mirror the host's record");

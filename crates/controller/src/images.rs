@@ -3,7 +3,7 @@
 //! ```text
 //!   DATA/images/<sha256>        content
 //!   DATA/images/<name>.json     what is known of it: the name's existence is this file's
-//!   DATA/images/.<uuid>.new     arriving; removed at the next start
+//!   DATA/images/.draft.*.new    arriving; removed at the next start
 //! ```
 //! An image is inspected before it gets a name: a disk that refers to other files would make a host read files of the
 //! image author's choice.
@@ -11,6 +11,7 @@
 use crate::image_format::{self, Looked};
 use bytes::Bytes;
 use fleetward_api::controller::ImageView;
+use fleetward_durable::{self as durable, Access, Draft};
 use fleetward_model::{ErrorCode, Failure, HostName, ImageName};
 use futures_util::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
@@ -20,7 +21,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt;
-use uuid::Uuid;
 
 /// Largest image, bytes.
 const MAX_IMAGE: u64 = 2 << 40;
@@ -39,24 +39,22 @@ type Turn = Arc<tokio::sync::Mutex<()>>;
 impl Images {
     pub(crate) async fn open(data: &Path) -> io::Result<Self> {
         let dir = data.join("images");
-        tokio::fs::create_dir_all(&dir).await?;
+        durable::background::make_directory(&dir, 0o700).await?;
+        durable::background::sweep(&dir).await?;
         let mut known = BTreeMap::new();
         let mut files = tokio::fs::read_dir(&dir).await?;
         while let Some(file) = files.next_entry().await? {
             let path = file.path();
-            match path.extension().and_then(|e| e.to_str()) {
-                Some("json") => {
-                    match serde_json::from_slice::<ImageView>(&tokio::fs::read(&path).await?) {
-                        Ok(image) => {
-                            known.insert(image.name.clone(), image);
-                        }
-                        Err(error) => {
-                            tracing::warn!(path = %path.display(), %error, "not an image's record")
-                        }
-                    }
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            match serde_json::from_slice::<ImageView>(&tokio::fs::read(&path).await?) {
+                Ok(image) => {
+                    known.insert(image.name.clone(), image);
                 }
-                Some("new") => tokio::fs::remove_file(&path).await?,
-                _ => {}
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "not an image's record")
+                }
             }
         }
         Ok(Self {
@@ -101,9 +99,9 @@ impl Images {
         content: impl Stream<Item = Result<Bytes, E>>,
         now: OffsetDateTime,
     ) -> Result<ImageView, Failure> {
-        let arriving = Arriving(self.dir.join(format!(".{}.new", Uuid::new_v4())));
-        let (size, sha256) = receive(&arriving.0, content).await?;
-        let path = arriving.0.clone();
+        let draft = Draft::within(&self.dir, Access::PRIVATE).map_err(not_stored)?;
+        let (size, sha256) = receive(&draft, content).await?;
+        let path = draft.path().to_owned();
         let format = format.map(str::to_owned);
         let looked =
             tokio::task::spawn_blocking(move || image_format::look(&path, format.as_deref()))
@@ -137,18 +135,17 @@ impl Images {
                 "choose another name, or first: fleetward image delete {name}"
             )));
         }
-        let kept = self.keep(&arriving.0, &image).await;
+        let kept = self.keep(draft, &image).await;
         kept.map_err(|error| write_failure(name, &error))?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.insert(name.clone(), image.clone());
         Ok(image)
     }
 
-    async fn keep(&self, arrived: &Path, image: &ImageView) -> io::Result<()> {
-        tokio::fs::rename(arrived, self.file(&image.sha256)).await?;
-        let new = self.dir.join(format!(".{}.new", Uuid::new_v4()));
-        tokio::fs::write(&new, serde_json::to_vec_pretty(image)?).await?;
-        tokio::fs::rename(new, self.record(&image.name)).await
+    async fn keep(&self, arrived: Draft, image: &ImageView) -> io::Result<()> {
+        durable::background::put(arrived, &self.file(&image.sha256)).await?;
+        let json = serde_json::to_vec_pretty(image)?;
+        durable::background::replace(&self.record(&image.name), json, Access::PRIVATE).await
     }
 
     /// Whether an image has that content.
@@ -163,9 +160,9 @@ impl Images {
         format: &str,
         content: impl Stream<Item = Result<Bytes, E>>,
     ) -> Result<(u64, String), Failure> {
-        let arriving = Arriving(self.dir.join(format!(".{}.new", Uuid::new_v4())));
-        let (size, sha256) = receive(&arriving.0, content).await?;
-        let (path, format) = (arriving.0.clone(), format.to_owned());
+        let draft = Draft::within(&self.dir, Access::PRIVATE).map_err(not_stored)?;
+        let (size, sha256) = receive(&draft, content).await?;
+        let (path, format) = (draft.path().to_owned(), format.to_owned());
         let looked =
             tokio::task::spawn_blocking(move || image_format::look(&path, Some(format.as_str())));
         let looked = looked.await.expect("looking at an image does not panic");
@@ -176,7 +173,7 @@ impl Images {
             )
             .because(error)
         })?;
-        let kept = tokio::fs::rename(&arriving.0, self.file(&sha256)).await;
+        let kept = durable::background::put(draft, &self.file(&sha256)).await;
         kept.map_err(|error| {
             Failure::new(ErrorCode::Internal, "a template's content cannot be kept").because(error)
         })?;
@@ -191,7 +188,7 @@ impl Images {
     ) -> Result<bool, Failure> {
         let image = self.of(name)?;
         let failed = |error: io::Error| write_failure(name, &error);
-        tokio::fs::remove_file(self.record(name))
+        durable::background::remove(&self.record(name))
             .await
             .map_err(failed)?;
         let still_used = {
@@ -200,7 +197,7 @@ impl Images {
             known.values().any(|other| other.sha256 == image.sha256) || needs(&image.sha256)
         };
         if !still_used {
-            tokio::fs::remove_file(self.file(&image.sha256))
+            durable::background::remove(&self.file(&image.sha256))
                 .await
                 .map_err(failed)?;
         }
@@ -212,31 +209,13 @@ impl Images {
     }
 }
 
-/// A file that goes away unless it was moved.
-struct Arriving(PathBuf);
-
-impl Drop for Arriving {
-    fn drop(&mut self) {
-        // gone already when the image was kept
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 /// Writes the content; gives its size and SHA-256 in hex.
 async fn receive<E: std::fmt::Display>(
-    path: &Path,
+    draft: &Draft,
     content: impl Stream<Item = Result<Bytes, E>>,
 ) -> Result<(u64, String), Failure> {
-    let failed = |error: io::Error| {
-        let full = error.kind() == io::ErrorKind::StorageFull;
-        let code = if full {
-            ErrorCode::NoSpace
-        } else {
-            ErrorCode::Internal
-        };
-        Failure::new(code, "the controller cannot store the image").because(error)
-    };
-    let mut file = tokio::fs::File::create_new(path).await.map_err(failed)?;
+    let file = draft.file().try_clone().map_err(not_stored)?;
+    let mut file = tokio::fs::File::from_std(file);
     let mut content = std::pin::pin!(content);
     let (mut size, mut digest) = (0u64, Sha256::new());
     while let Some(piece) = content.next().await {
@@ -251,10 +230,19 @@ async fn receive<E: std::fmt::Display>(
             ));
         }
         digest.update(&piece);
-        file.write_all(&piece).await.map_err(failed)?;
+        file.write_all(&piece).await.map_err(not_stored)?;
     }
-    file.sync_all().await.map_err(failed)?;
+    file.flush().await.map_err(not_stored)?;
     Ok((size, hex::encode(digest.finalize())))
+}
+
+fn not_stored(error: io::Error) -> Failure {
+    let code = if durable::is_full(&error) {
+        ErrorCode::NoSpace
+    } else {
+        ErrorCode::Internal
+    };
+    Failure::new(code, "the controller cannot store the image").because(error)
 }
 
 fn write_failure(name: &ImageName, error: &io::Error) -> Failure {

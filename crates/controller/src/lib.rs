@@ -11,6 +11,14 @@
 //!
 //! The controller cannot open a key protector: it passes protectors on as text and endorses guardians.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests make and damage files as they like"
+    )
+)]
+
 mod admission;
 mod agents;
 mod app;
@@ -43,7 +51,6 @@ use fleetward_model::guardian::TrustMode;
 use fleetward_model::{ErrorCode, Failure};
 use fleetward_store::{Guard, SqliteStore, Store, StoreError, StoreExt};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,11 +157,7 @@ async fn keep_trust(store: &Arc<dyn Store>, asked: Option<TrustMode>) -> anyhow:
 
 /// Makes the data directory; nobody else may look into it.
 fn make_private(data: &Path) -> anyhow::Result<()> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data);
-    made.and_then(|()| std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o700)))
+    fleetward_durable::make_directory(data, 0o700)
         .with_context(|| format!("cannot make the data directory {}", data.display()))
 }
 

@@ -6,12 +6,12 @@
 //! ```
 
 use fleetward_api::controller::TemplateView;
+use fleetward_durable::{self as durable, Access};
 use fleetward_model::{ErrorCode, Failure, TemplateName};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
-use uuid::Uuid;
 
 /// All templates.
 #[derive(Debug)]
@@ -23,24 +23,22 @@ pub(crate) struct Templates {
 impl Templates {
     pub(crate) async fn open(data: &Path) -> io::Result<Self> {
         let dir = data.join("templates");
-        tokio::fs::create_dir_all(&dir).await?;
+        durable::background::make_directory(&dir, 0o700).await?;
+        durable::background::sweep(&dir).await?;
         let mut known = BTreeMap::new();
         let mut files = tokio::fs::read_dir(&dir).await?;
         while let Some(file) = files.next_entry().await? {
             let path = file.path();
-            match path.extension().and_then(|e| e.to_str()) {
-                Some("json") => {
-                    match serde_json::from_slice::<TemplateView>(&tokio::fs::read(&path).await?) {
-                        Ok(template) => {
-                            known.insert(template.name.clone(), template);
-                        }
-                        Err(error) => {
-                            tracing::warn!(path = %path.display(), %error, "not a template's record")
-                        }
-                    }
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            match serde_json::from_slice::<TemplateView>(&tokio::fs::read(&path).await?) {
+                Ok(template) => {
+                    known.insert(template.name.clone(), template);
                 }
-                Some("new") => tokio::fs::remove_file(&path).await?,
-                _ => {}
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "not a template's record");
+                }
             }
         }
         Ok(Self {
@@ -82,17 +80,9 @@ impl Templates {
 
     /// Keeps a template; the same one again is fine.
     pub(crate) async fn keep(&self, template: &TemplateView) -> Result<(), Failure> {
-        let new = self.dir.join(format!(".{}.new", Uuid::new_v4()));
-        let place = self.record(&template.name);
         let content = serde_json::to_vec_pretty(template).expect("plain fields are JSON");
-        let dir = self.dir.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            std::fs::write(&new, content)?;
-            std::fs::File::open(&new)?.sync_all()?;
-            std::fs::rename(&new, &place)?;
-            std::fs::File::open(&dir)?.sync_all()
-        });
-        let written = written.await.expect("writing a file does not panic");
+        let place = self.record(&template.name);
+        let written = durable::background::replace(&place, content, Access::PRIVATE).await;
         written.map_err(|error| failed(&template.name, &error))?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.insert(template.name.clone(), template.clone());
@@ -104,12 +94,8 @@ impl Templates {
         let Ok(template) = self.of(name) else {
             return Ok(Vec::new());
         };
-        match tokio::fs::remove_file(self.record(name)).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed(name, &error));
-            }
-            _ => {}
-        }
+        let removed = durable::background::remove(&self.record(name)).await;
+        removed.map_err(|error| failed(name, &error))?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.remove(name);
         Ok(contents(&template).map(str::to_owned).collect())

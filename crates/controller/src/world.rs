@@ -223,9 +223,8 @@ impl World {
             if self.templates.holds(&sha256) || self.images.holds(&sha256) {
                 continue;
             }
-            if let Err(error) = tokio::fs::remove_file(self.images.file(&sha256)).await
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
+            let removed = fleetward_durable::background::remove(&self.images.file(&sha256)).await;
+            if let Err(error) = removed {
                 tracing::warn!(sha256, %error, "content that nobody needs stays");
             }
             let world = self.clone();

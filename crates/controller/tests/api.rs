@@ -1,5 +1,10 @@
 //! Who may call what, and what comes of requests that are wrong.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 #[expect(dead_code, reason = "each test program uses its own part")]
 mod fleet;
 

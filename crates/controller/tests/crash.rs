@@ -4,6 +4,11 @@
 //! of it; a new kind fails until [`Case`] says how to ask for it. The agents only pretend: what crashes of agents do is for the
 //! tests on lab hosts.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 #[expect(dead_code, reason = "each test program uses its own part")]
 mod fleet;
 

@@ -1,6 +1,10 @@
 //! The controller's copies of TPMs, seen from outside: what history and recovery say is what happened.
 
 #![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+#![allow(
     dead_code,
     reason = "the fleet is shared with tests that need more of it"
 )]

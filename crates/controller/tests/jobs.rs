@@ -1,5 +1,10 @@
 //! The life of VMs on agents that only pretend, but over real connections.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 #[expect(dead_code, reason = "each test program uses its own part")]
 mod fleet;
 

@@ -1,5 +1,10 @@
 //! Who gets a VM's TPM key, whichever job makes one.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 #[expect(dead_code, reason = "each test program uses its own part")]
 mod fleet;
 

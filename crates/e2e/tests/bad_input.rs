@@ -1,5 +1,10 @@
 //! Wrong requests: each gets a clear error with its own code, and nothing changes.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::{Fleet, Said, run};
 use fleetward_e2e::wait::{self, seconds};

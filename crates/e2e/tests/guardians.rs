@@ -1,6 +1,11 @@
 //! Guardians by hand, as Hyper-V administrators do it: a fleet with manual trust, and PFX files that are carried
 //! between hosts.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 use anyhow::{Context, Result, ensure};
 use fleetward_agent::audit::AuditLog;
 use fleetward_agent::keyring::{Keyring, Purpose};

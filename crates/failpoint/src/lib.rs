@@ -13,6 +13,11 @@
 //!
 //! The test harness knows what happens at a point, and what must be true after a crash there.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "marks between a test and the program that it holds, which need not survive a crash"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;

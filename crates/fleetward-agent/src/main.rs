@@ -1,5 +1,13 @@
 //! `fleetward-agent`: the program of every host. It joins the agent with libvirt and makes no decisions.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests make and damage files as they like"
+    )
+)]
+
 #[cfg(test)]
 mod documents;
 mod guardian;

@@ -37,6 +37,7 @@ pub async fn probe_accelerator() -> Accelerator {
 }
 
 /// Whether the firmware comes to life.
+#[expect(clippy::disallowed_methods, reason = "a temporary file for one probe")]
 async fn boots(accelerator: Accelerator, limit: Duration) -> bool {
     let installed = |pair: &&(&str, &str)| Path::new(pair.0).exists() && Path::new(pair.1).exists();
     let (Some(qemu), Some((code, variables))) = (

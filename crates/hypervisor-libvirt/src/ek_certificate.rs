@@ -75,6 +75,10 @@ impl Request {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "swtpm_setup reads it at once and removes it"
+)]
 fn fetch(request: &Request) -> Result<(), String> {
     let certificate = ask(&request.socket, &request.key).map_err(|error| error.to_string())??;
     std::fs::write(request.directory.join("ek.cert"), certificate)

@@ -9,12 +9,13 @@
 //! hosts.
 
 use crate::owner::Owner;
-use crate::volumes::{bad, blocking, file_error, open_plain, sync_parent};
+use crate::volumes::{bad, blocking, file_error, open_plain};
+use fleetward_durable as durable;
 use fleetward_hypervisor::{Error, MAX_BASES, Result};
 use nix::fcntl::{Flock, FlockArg};
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Beside the volumes; hidden, as the pool's marker is.
@@ -98,14 +99,7 @@ pub(crate) async fn lock_links(path: &Path) -> Result<LinksLock> {
 
 fn lock_now(path: &Path) -> Result<LinksLock> {
     let place = path.with_file_name(LOCK);
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(&place)
-        .map_err(file_error("open", &place))?;
+    let file = durable::open_lock(&place).map_err(file_error("open", &place))?;
     let lock = Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, error)| file_error("lock", &place)(error.into()))?;
     Ok(LinksLock(lock))
@@ -205,13 +199,7 @@ fn is_built_on(base: &Path) -> Result<bool> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(file_error("remove", path)(error))
-        }
-        Err(_) => Ok(()),
-        Ok(()) => sync_parent(path),
-    }
+    durable::remove(path).map_err(file_error("remove", path))
 }
 
 fn path_exists(path: &Path) -> bool {

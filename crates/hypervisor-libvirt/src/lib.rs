@@ -5,6 +5,14 @@
 //! separate from calls. Calls use one monitored connection; all unsafe code is in one module. This crate does not know
 //! the fleet, its controller and network, jobs, or key protectors.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests make and damage files as they like"
+    )
+)]
+
 mod accelerator;
 mod binding;
 mod connection;

@@ -11,13 +11,14 @@ use crate::host::LibvirtHost;
 use crate::owner::Owner;
 use crate::program::{SECRET_FD, SHORT, missing};
 use crate::tpm_state;
-use crate::volumes::{blocking, file_error, sync_parent};
+use crate::volumes::{blocking, file_error, not_written};
 use async_trait::async_trait;
+use fleetward_durable::{self as durable, Access};
 use fleetward_hypervisor::{EkIssuer, EkPublic, Error, MadeTpm, Result, SecretText, TpmFactory};
 use fleetward_model::VmId;
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::fs::{File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
@@ -77,9 +78,11 @@ impl TpmFactory for LibvirtHost {
         let made = directory.to_owned();
         blocking(move || {
             // swtpm leaves its lock file; nobody holds it any more.
-            let _ = fs::remove_file(made.join(".lock"));
-            sync(&made.join(STATE_FILE))?;
-            sync(&made)
+            durable::discard(&made.join(".lock"));
+            let state = made.join(STATE_FILE);
+            durable::sync(&state)
+                .and_then(|()| durable::sync(&made))
+                .map_err(file_error("write", &state))
         })
         .await?;
         fresh.keep();
@@ -116,7 +119,7 @@ impl TpmFactory for LibvirtHost {
                 return Ok(());
             }
             let staging = prepare_staging(&place, vm)?;
-            write_file(&staging.join(STATE_FILE), &state)?;
+            write_file(&place, &staging.join(STATE_FILE), &state)?;
             put_in_place(&place, vm, &staging)
         })
         .await
@@ -150,11 +153,7 @@ impl TpmFactory for LibvirtHost {
         let place = self.tpm_place.clone();
         blocking(move || {
             let directory = place.vm(vm);
-            match fs::remove_dir_all(&directory) {
-                Ok(()) => sync_parent(&directory),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                Err(error) => Err(file_error("remove", &directory)(error)),
-            }
+            durable::remove_tree(&directory).map_err(file_error("remove", &directory))
         })
         .await
     }
@@ -168,7 +167,7 @@ impl<'a> FreshDirectory<'a> {
         if !path.is_absolute() {
             return Err(Error::Tpm("its directory's path is not absolute".into()));
         }
-        make_directory(path, 0o700).map_err(file_error("make", path))?;
+        durable::make_new_directory(path, 0o700).map_err(file_error("make", path))?;
         Ok(Self(Some(path)))
     }
 
@@ -180,7 +179,7 @@ impl<'a> FreshDirectory<'a> {
 impl Drop for FreshDirectory<'_> {
     fn drop(&mut self) {
         if let Some(path) = self.0 {
-            let _ = fs::remove_dir_all(path);
+            let _ = durable::remove_tree(path);
         }
     }
 }
@@ -211,7 +210,8 @@ impl SetupDirectory {
             socket.display()
         );
         let file = directory.path().join("swtpm_setup.conf");
-        fs::write(&file, configuration).map_err(file_error("write", &file))?;
+        durable::replace(&file, configuration.as_bytes(), Access::PRIVATE)
+            .map_err(file_error("write", &file))?;
         Ok(Self {
             directory,
             listener,
@@ -288,15 +288,10 @@ fn install(place: &TpmPlace, vm: VmId, made: &Path) -> Result<()> {
     if !already(place, vm, &state)? {
         let staging = prepare_staging(place, vm)?;
         // A copy rather than a move: the two directories may lie on different file systems.
-        write_file(&staging.join(STATE_FILE), &state)?;
+        write_file(place, &staging.join(STATE_FILE), &state)?;
         put_in_place(place, vm, &staging)?;
     }
-    match fs::remove_dir_all(made) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(file_error("remove", made)(error))
-        }
-        _ => Ok(()),
-    }
+    durable::remove_tree(made).map_err(file_error("remove", made))
 }
 
 /// The new state beside the old one, then in its place.
@@ -304,21 +299,14 @@ fn replace(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<()> {
     let target = place.file(vm);
     if !target.exists() {
         let staging = prepare_staging(place, vm)?;
-        write_file(&staging.join(STATE_FILE), state)?;
+        write_file(place, &staging.join(STATE_FILE), state)?;
         return put_in_place(place, vm, &staging);
     }
-    let staged = place.directory(vm).join(".tpm2-00.permall.new");
-    match fs::remove_file(&staged) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(file_error("remove", &staged)(error));
-        }
-        _ => {}
-    }
-    write_file(&staged, state)?;
-    let (uid, gid) = (place.owner.uid.as_raw(), place.owner.gid.as_raw());
-    chown(&staged, Some(uid), Some(gid)).map_err(file_error("give to swtpm", &staged))?;
-    fs::rename(&staged, &target).map_err(file_error("put in place", &target))?;
-    sync_parent(&target)
+    // What a crash left, of this version and of earlier ones.
+    durable::sweep(&place.directory(vm))
+        .and_then(|_| durable::remove(&place.directory(vm).join(".tpm2-00.permall.new")))
+        .map_err(file_error("tidy up beside", &target))?;
+    write_file(place, &target, state)
 }
 
 /// Whether this very state is in place; another one is an error.
@@ -337,7 +325,7 @@ fn already(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<bool> {
 /// An empty directory on the right file system, with libvirt's owner and modes all the way down.
 fn prepare_staging(place: &TpmPlace, vm: VmId) -> Result<PathBuf> {
     for directory in [&place.root, &place.vm(vm)] {
-        match make_directory(directory, 0o711) {
+        match durable::make_new_directory(directory, 0o711) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(file_error("make", directory)(error));
             }
@@ -345,13 +333,8 @@ fn prepare_staging(place: &TpmPlace, vm: VmId) -> Result<PathBuf> {
         }
     }
     let staging = place.staging(vm);
-    match fs::remove_dir_all(&staging) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(file_error("remove", &staging)(error));
-        }
-        _ => {}
-    }
-    make_directory(&staging, 0o700).map_err(file_error("make", &staging))?;
+    durable::remove_tree(&staging).map_err(file_error("remove", &staging))?;
+    durable::make_new_directory(&staging, 0o700).map_err(file_error("make", &staging))?;
     Ok(staging)
 }
 
@@ -359,39 +342,19 @@ fn prepare_staging(place: &TpmPlace, vm: VmId) -> Result<PathBuf> {
 fn put_in_place(place: &TpmPlace, vm: VmId, staging: &Path) -> Result<()> {
     let target = place.directory(vm);
     let (uid, gid) = (place.owner.uid.as_raw(), place.owner.gid.as_raw());
-    for path in [&staging.join(STATE_FILE), staging] {
-        chown(path, Some(uid), Some(gid)).map_err(file_error("give to swtpm", path))?;
-    }
-    sync(staging)?;
+    chown(staging, Some(uid), Some(gid)).map_err(file_error("give to swtpm", staging))?;
+    durable::sync(staging).map_err(file_error("write", staging))?;
     // A directory without state may stand there, with swtpm's lock file at most.
-    let _ = fs::remove_file(target.join(".lock"));
-    fs::rename(staging, &target).map_err(file_error("put in place", &target))?;
-    sync_parent(&target)?;
-    sync_parent(&place.vm(vm))
+    durable::discard(&target.join(".lock"));
+    durable::rename(staging, &target)
+        .and_then(|()| durable::sync_parent(&place.vm(vm)))
+        .map_err(file_error("put in place", &target))
 }
 
-pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
-    DirBuilder::new().mode(mode).create(path)?;
-    // Whatever the umask says.
-    fs::set_permissions(path, Permissions::from_mode(mode))
-}
-
-pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let written = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-    written.map_err(|error| match error.kind() {
-        io::ErrorKind::StorageFull => Error::NoSpace {
-            path: path.to_owned(),
-        },
-        _ => file_error("write", path)(error),
-    })
+/// Writes state that belongs to swtpm, durably.
+fn write_file(place: &TpmPlace, path: &Path, state: &[u8]) -> Result<()> {
+    let access = Access::PRIVATE.owned_by(place.owner.uid.as_raw(), place.owner.gid.as_raw());
+    durable::replace(path, state, access).map_err(not_written("write", path))
 }
 
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
@@ -411,16 +374,11 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn sync(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(file_error("write", path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use nix::unistd::{getgid, getuid};
+    use std::fs;
 
     fn place(root: &Path) -> TpmPlace {
         TpmPlace {

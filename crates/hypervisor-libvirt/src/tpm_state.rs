@@ -9,11 +9,12 @@
 
 use crate::host::LibvirtHost;
 use crate::program::{Program, SECRET_FD, SHORT, Service, missing};
-use crate::tpm::{STATE_FILE, make_directory, read_file, write_file};
-use crate::volumes::file_error;
+use crate::tpm::{STATE_FILE, read_file};
+use crate::volumes::{file_error, not_written};
 use command_fds::FdMapping;
+use fleetward_durable::{self as durable, Access};
 use fleetward_hypervisor::{Error, Result, SecretText};
-use std::fs::{self, Permissions};
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -93,10 +94,11 @@ impl<'a> SwtpmDirectory<'a> {
     /// An empty directory for one swtpm, with that state in it.
     fn place(&self, name: &str, state: Option<&[u8]>) -> Result<PathBuf> {
         let place = self.path(name);
-        let _ = fs::remove_dir_all(&place);
-        make_directory(&place, 0o700).map_err(file_error("make", &place))?;
+        let _ = durable::remove_tree(&place);
+        durable::make_new_directory(&place, 0o700).map_err(file_error("make", &place))?;
         if let Some(state) = state {
-            write_file(&place.join(STATE_FILE), state)?;
+            let file = place.join(STATE_FILE);
+            durable::replace(&file, state, Access::PRIVATE).map_err(not_written("write", &file))?;
         }
         Ok(place)
     }

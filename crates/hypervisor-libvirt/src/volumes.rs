@@ -9,6 +9,7 @@ use crate::layers;
 use crate::owner::Owner;
 use crate::program::{Program, SHORT};
 use async_trait::async_trait;
+use fleetward_durable as durable;
 use fleetward_hypervisor::{Error, MAX_BASES, Result, VolumeInfo, Volumes};
 use fleetward_model::ByteSize;
 use serde::Deserialize;
@@ -447,12 +448,8 @@ struct Part(PathBuf);
 impl Part {
     fn beside(path: &Path) -> Result<Self> {
         let part = part_path(path);
-        match fs::remove_file(&part) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(file_error("remove", &part)(error))
-            }
-            _ => Ok(Self(part)),
-        }
+        durable::remove(&part).map_err(file_error("remove", &part))?;
+        Ok(Self(part))
     }
 
     /// Gives it to QEMU and moves it into place, durably.
@@ -461,12 +458,7 @@ impl Part {
         blocking(move || {
             let file = open_plain(&self.0)?;
             give(&file, Owner::qemu()).map_err(file_error("give to QEMU", &self.0))?;
-            file.sync_all().map_err(|error| match error.kind() {
-                io::ErrorKind::StorageFull => Error::NoSpace { path: path.clone() },
-                _ => file_error("write", &self.0)(error),
-            })?;
-            fs::rename(&self.0, &path).map_err(file_error("put in place", &path))?;
-            sync_parent(&path)
+            durable::put(&self.0, &path).map_err(not_written("put in place", &path))
         })
         .await
     }
@@ -475,7 +467,7 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         // After a rename there is nothing left to remove.
-        let _ = fs::remove_file(&self.0);
+        durable::discard(&self.0);
     }
 }
 
@@ -491,12 +483,16 @@ fn give(file: &File, owner: Owner) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(0o600))
 }
 
-/// Makes a rename in the directory survive a power cut.
-pub(crate) fn sync_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .map_err(file_error("write", parent))
+/// As [`file_error`]; a full disk has an error of its own.
+pub(crate) fn not_written(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |error| {
+        if durable::is_full(&error) {
+            Error::NoSpace { path }
+        } else {
+            file_error(what, &path)(error)
+        }
+    }
 }
 
 /// qemu-img's complaint about a full disk has a name of its own.

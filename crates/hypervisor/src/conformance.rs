@@ -351,6 +351,10 @@ async fn there_may_be_no_migration_to_abort(fixture: &dyn Fixture) {
     hypervisor.undefine(id).await.expect("undefined");
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "part of a test suite, which damages files as it likes"
+)]
 async fn a_copy_is_of_one_moment_and_leaves_the_domain_alone(fixture: &dyn Fixture) {
     let hypervisor = fixture.hypervisor();
     let id = started(fixture, "copied").await;

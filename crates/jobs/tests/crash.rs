@@ -3,6 +3,11 @@
 //! The job runs in a child process on a SQLite store; its effects lie in the same store, outside the
 //! engine's keys. The harness asks the registry for all steps, so that a new one is walked, too.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 use fleetward_failpoint::{HOLD_DIR_VARIABLE, HoldPoints};
 use fleetward_jobs::{
     Backoff, Engine, EngineOptions, Job, JobError, JobFilter, JobKind, JobState, Registry, Step,

@@ -46,7 +46,7 @@ impl GuestImage {
             fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
             let work = tempfile::tempdir_in(cache).context("make a scratch directory")?;
             let built = build_disk(cache, work.path())?;
-            fs::rename(built, &path)?;
+            fleetward_durable::put(&built, &path)?;
         }
         Ok(Self { path })
     }

@@ -13,6 +13,11 @@
 //!
 //! The entry point is [`Lab`]. No service depends on this crate.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a tool for tests: what it makes need not survive a crash"
+)]
+
 mod accelerator;
 mod demo;
 mod ending;

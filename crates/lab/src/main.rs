@@ -1,5 +1,10 @@
 //! `fleetward-lab`: several real hypervisor hosts on this machine.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a tool for tests: what it makes need not survive a crash"
+)]
+
 use std::collections::HashMap;
 use std::io::{Write, stdout};
 use std::path::PathBuf;

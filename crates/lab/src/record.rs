@@ -64,9 +64,9 @@ impl LabRecord {
     }
 
     pub fn save(&self, files: &LabFiles) -> Result<()> {
-        let (path, new) = (files.record(), files.record().with_extension("new"));
-        fs::write(&new, serde_json::to_vec_pretty(self)?)
-            .and_then(|()| fs::rename(&new, &path))
+        let path = files.record();
+        let json = serde_json::to_vec_pretty(self)?;
+        fleetward_durable::replace(&path, &json, fleetward_durable::Access::PUBLIC)
             .with_context(|| format!("write {}", path.display()))
     }
 

@@ -1,6 +1,10 @@
 //! The lab itself, without a fleet on it: what other tests rely on when they kill, cut and restart.
 
 #![allow(clippy::unwrap_used)] // a panic here is a failed claim
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

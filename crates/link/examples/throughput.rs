@@ -2,6 +2,11 @@
 //!
 //! Prints the two rates and their ratio; `cargo run --release -p fleetward-link --example throughput [MiB]`.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a measurement, whose files need not last"
+)]
+
 use async_trait::async_trait;
 use fleetward_link::authority::MEMBER_LIFETIME;
 use fleetward_link::tunnel::{

@@ -3,7 +3,7 @@
 
 use crate::authority::AuthorityError;
 use crate::credential::certificate_pem;
-use crate::durable::{self, Readers};
+use fleetward_durable::{self as durable, Access};
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -39,7 +39,7 @@ impl AuthorityFiles {
             let key = Zeroizing::new(key.serialize_pem());
             let text = Zeroizing::new(format!("{}{}", certificate_pem(&certificate), key.as_str()));
             // Losing the race to another opener is fine: what lies there is read below.
-            durable::create(&path, text.as_bytes(), Readers::Owner).map_err(failed)?;
+            durable::create(&path, text.as_bytes(), Access::PRIVATE).map_err(failed)?;
         }
         let text = Zeroizing::new(std::fs::read_to_string(&path).map_err(failed)?);
         let files =
@@ -48,7 +48,7 @@ impl AuthorityFiles {
         let copy = dir.join(format!("{name}.crt"));
         let pem = certificate_pem(&files.certificate);
         if std::fs::read(&copy).ok().as_deref() != Some(pem.as_bytes()) {
-            durable::replace(&copy, pem.as_bytes(), Readers::Everybody)
+            durable::replace(&copy, pem.as_bytes(), Access::PUBLIC)
                 .map_err(|source| AuthorityError::File { path: copy, source })?;
         }
         Ok(files)

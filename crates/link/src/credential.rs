@@ -6,11 +6,11 @@
 //!            └──────────────── renewal: from_credential ◄───────────┘                   └─► next handshake
 //! ```
 
-use crate::durable::{self, Readers};
 use crate::identity::{FleetIdentity, IdentityError};
 use crate::tls;
 use arc_swap::ArcSwap;
 use base64::Engine;
+use fleetward_durable::{self as durable, Access};
 use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -126,7 +126,7 @@ impl Credential {
     /// Writes chain and key atomically into one file of mode 0600.
     pub fn store(&self, path: &Path) -> Result<(), CredentialError> {
         let text = Zeroizing::new(format!("{}{}", self.chain_pem(), self.key_pem.as_str()));
-        durable::replace(path, text.as_bytes(), Readers::Owner).map_err(|source| {
+        durable::replace(path, text.as_bytes(), Access::PRIVATE).map_err(|source| {
             CredentialError::Write {
                 path: path.to_owned(),
                 source,

@@ -15,12 +15,19 @@
 //! | [`tunnel`] | byte tunnels and relays |
 //! | [`local`] | Unix sockets |
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests make and damage files as they like"
+    )
+)]
+
 pub mod authority;
 mod authority_files;
 pub mod client;
 pub mod credential;
 pub mod dial;
-mod durable;
 pub mod ek_root;
 pub mod identity;
 pub mod local;

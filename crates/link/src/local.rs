@@ -43,6 +43,10 @@ impl SocketSpec {
     }
 
     /// Listens at the path. Replaces a socket that a dead process left; fails if a process answers there.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a socket, which no restart keeps"
+    )]
     pub(crate) fn listen(&self) -> io::Result<(UnixListener, SocketFile)> {
         remove_dead_socket(&self.path)?;
         let socket = UnixSocket::new_stream()?;
@@ -66,6 +70,10 @@ pub(crate) struct SocketFile {
 }
 
 impl Drop for SocketFile {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a socket, which no restart keeps"
+    )]
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path)
             && error.kind() != io::ErrorKind::NotFound
@@ -75,6 +83,10 @@ impl Drop for SocketFile {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a socket, which no restart keeps"
+)]
 fn remove_dead_socket(path: &Path) -> io::Result<()> {
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

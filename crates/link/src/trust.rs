@@ -4,6 +4,7 @@
 
 use crate::identity::{self, FleetId, IdentityError};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use fleetward_durable::{self as durable, Access};
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -109,11 +110,7 @@ impl FleetTrust {
 
     /// Writes the certificate as a PEM file, replacing what was there.
     pub fn store(&self, path: &Path) -> std::io::Result<()> {
-        crate::durable::replace(
-            path,
-            self.to_pem().as_bytes(),
-            crate::durable::Readers::Everybody,
-        )
+        durable::replace(path, self.to_pem().as_bytes(), Access::PUBLIC)
     }
 
     /// The certificate as PEM.

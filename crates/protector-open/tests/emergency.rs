@@ -1,5 +1,9 @@
 //! The recipe of docs/emergency-recovery.md, run as it stands there, up to a TPM that opens with stock swtpm.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
 
 mod support;
 

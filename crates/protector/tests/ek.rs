@@ -1,5 +1,9 @@
 //! EK certificates: what OpenSSL and our own verifier say about them.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
 
 use fleetward_model::HostName;
 use fleetward_protector::ek::{

@@ -1,5 +1,10 @@
 //! The SQLite store: the claims every store must meet, and what only a file can suffer.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 use fleetward_store::{
     Range, Revision, SqliteOptions, SqliteStore, Store, StoreError, Txn, store_conformance_tests,
 };

@@ -126,6 +126,7 @@ const PURE_MAY_NAME: &[&str] = &[
     "serde_json",
     "sha1",
     "sha2",
+    "shlex",
     "spki",
     "strum",
     "subtle",

@@ -5,9 +5,9 @@
 //! a TPM that was removed but kept.
 
 use super::KeyringError;
-use crate::durable;
 use crate::failure::chain;
 use crate::layout::Layout;
+use fleetward_durable as durable;
 use fleetward_model::GuardianId;
 use fleetward_protector::KeyProtector;
 use std::fmt;

@@ -11,8 +11,8 @@
 
 use super::store::Store;
 use super::{Dependent, Keyring, KeyringError, Purpose};
-use crate::durable;
 use crate::failure::{Result, Trouble, chain};
+use fleetward_durable::{self as durable, Access};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::{GuardianFacts, GuardianStanding};
 use fleetward_model::{ErrorCode, Failure, GuardianId, JobId, Names};
@@ -132,7 +132,8 @@ impl Store {
             job,
             id: guardian.id().clone(),
         };
-        durable::write_json(&path, &note).map_err(|source| KeyringError::File { path, source })
+        durable::replace_json(&path, &note, Access::PRIVATE)
+            .map_err(|source| KeyringError::File { path, source })
     }
 
     fn forget_successor(&self) -> Result<(), KeyringError> {

@@ -13,8 +13,8 @@
 
 use super::KeyringError;
 use super::store::{GUARDIAN, HALF, Store};
-use crate::durable;
 use crate::failure::chain;
+use fleetward_durable::{self as durable, Access};
 use fleetward_failpoint::hold_blocking;
 use fleetward_protector_open::{GuardianHalf, LocalGuardian, StorageKey};
 use std::fs::{self, File};
@@ -165,17 +165,15 @@ impl Store {
             source,
         };
         let aside = aside(path);
-        fs::hard_link(path, &aside)
-            .and_then(|()| durable::sync_parent(path))
-            .map_err(file)?;
+        durable::link(path, &aside).map_err(file)?;
         hold_blocking("agent.guardian-store.seal.aside");
-        let replaced = durable::write(path, &sealed)
+        let replaced = durable::replace(path, &sealed, Access::PRIVATE)
             .map_err(file)
             .and_then(|()| self.open_file(path));
         hold_blocking("agent.guardian-store.seal.replaced");
         if let Err(error) = replaced {
             // What could be read before can be read again.
-            fs::rename(&aside, path)
+            durable::rename(&aside, path)
                 .and_then(|()| durable::remove(&aside))
                 .map_err(file)?;
             return Err(error);
@@ -204,7 +202,7 @@ impl Store {
             }
             // Not by this hand. It may be the only copy; what counts for nothing is swept when it is known to.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::rename(aside, &path).map_err(file)
+                durable::rename(aside, &path).map_err(file)
             }
             Err(error) => Err(file(error)),
         }

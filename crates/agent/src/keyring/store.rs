@@ -15,8 +15,8 @@
 
 use super::KeyringError;
 use super::sealing::aside;
-use crate::durable;
 use crate::failure::chain;
+use fleetward_durable::{self as durable, Access};
 use fleetward_failpoint::hold_blocking;
 use fleetward_model::GuardianId;
 use fleetward_model::guardian::{CertificateRole, GuardianStanding};
@@ -24,9 +24,9 @@ use fleetward_protector::GuardianCertificate;
 use fleetward_protector_open::pfx::PairError;
 use fleetward_protector_open::{GuardianHalf, LocalGuardian, StorageError, StorageKey};
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -316,7 +316,7 @@ impl Store {
         after.removed.retain(|file| self.path(file).exists());
         let changed = change(&mut after).and_then(|changed| {
             let path = self.path(INDEX);
-            durable::write_json(&path, &after)
+            durable::replace_json(&path, &after, Access::PRIVATE)
                 .map_err(|source| KeyringError::File { path, source })?;
             hold_blocking("agent.guardian-store.index");
             Ok(changed)
@@ -449,7 +449,8 @@ impl Store {
         let stored = half
             .to_storage(self.key.as_ref())
             .map_err(|error| KeyringError::Make(chain(&error)))?;
-        durable::write(&path, &stored).map_err(|source| KeyringError::File { path, source })?;
+        durable::replace(&path, &stored, Access::PRIVATE)
+            .map_err(|source| KeyringError::File { path, source })?;
         hold_blocking("agent.guardian-store.half");
         self.read_half(sha256).map(drop)
     }
@@ -518,7 +519,7 @@ impl Store {
         let stored = guardian
             .to_storage(self.key.as_ref())
             .map_err(|error| KeyringError::Make(chain(&error)))?;
-        durable::write(&path, &stored).map_err(|source| KeyringError::File {
+        durable::replace(&path, &stored, Access::PRIVATE).map_err(|source| KeyringError::File {
             path: path.clone(),
             source,
         })?;
@@ -528,16 +529,10 @@ impl Store {
 
     pub(super) fn lock(&self) -> Result<nix::fcntl::Flock<File>, KeyringError> {
         let path = self.path("keyring.lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| KeyringError::File {
-                path: path.clone(),
-                source,
-            })?;
+        let file = durable::open_lock(&path).map_err(|source| KeyringError::File {
+            path: path.clone(),
+            source,
+        })?;
         nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, errno)| {
             KeyringError::File {
                 path,
@@ -595,7 +590,7 @@ mod tests {
     fn a_store_from_before_the_index_keeps_its_own_guardian_when_others_come() {
         let dir = tempfile::tempdir().expect("directory");
         let stored = FIRST.to_storage(None).expect("bytes");
-        durable::write(&dir.path().join(FORMER_OWN), &stored).expect("write");
+        durable::replace(&dir.path().join(FORMER_OWN), &stored, Access::PRIVATE).expect("write");
         let store = Store::new(dir.path(), None);
         let own = (FIRST.id().clone(), GuardianStanding::Own);
         assert_eq!(standings(&store), std::slice::from_ref(&own));
@@ -638,7 +633,12 @@ mod tests {
         let store = Store::new(dir.path(), None);
         store.add(&FIRST, GuardianStanding::Own).expect("add");
         let stored = SECOND.to_storage(None).expect("bytes");
-        durable::write(&dir.path().join(file_name(SECOND.id())), &stored).expect("write");
+        durable::replace(
+            &dir.path().join(file_name(SECOND.id())),
+            &stored,
+            Access::PRIVATE,
+        )
+        .expect("write");
         assert_eq!(standings(&store).len(), 1);
         assert!(store.add(&SECOND, GuardianStanding::Imported).expect("add"));
         assert_eq!(standings(&store).len(), 2);

@@ -10,7 +10,6 @@
 //! changes the volumes of the source's disks, but nothing that the guest can see: see [`super::link`].
 
 use super::{Task, link};
-use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::parse_protector_der;
@@ -19,6 +18,7 @@ use crate::tpm_pool::ReadyTpm;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::operation::{Copied, TpmMade};
+use fleetward_durable::{self as durable, Access};
 use fleetward_hypervisor::{CopyState, DomainState, Error as HypervisorError, SecretText};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::{VmMetadata, VmSpec};
@@ -244,8 +244,7 @@ impl Task<'_> {
                 .adopt(copy)
                 .await
                 .attempt(|| format!("giving {} to QEMU", copy.display()))?;
-            std::fs::File::open(copy)
-                .and_then(|file| file.sync_all())
+            durable::sync(copy)
                 .and_then(|()| durable::sync_parent(copy))
                 .map_err(|error| Trouble::file("a copied disk", copy, &error))?;
         }
@@ -402,9 +401,9 @@ impl Task<'_> {
             ));
         }
         if let Some(directory) = place.parent() {
-            std::fs::create_dir_all(directory).map_err(|error| trouble(&error))?;
+            durable::ensure_directory(directory, 0o755).map_err(|error| trouble(&error))?;
         }
-        durable::write(&place, content).map_err(|error| trouble(&error))?;
+        durable::replace(&place, content, Access::PRIVATE).map_err(|error| trouble(&error))?;
         self.host
             .volumes
             .adopt(&place)

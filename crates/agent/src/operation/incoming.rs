@@ -12,12 +12,12 @@
 //! copies never run.
 
 use super::Task;
-use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::record::{Incoming, TransitRecord};
 use fleetward_api::agent::operation::Committed;
 use fleetward_api::agent::{IncomingDisk, Peer};
+use fleetward_durable as durable;
 use fleetward_hypervisor::{DomainChange, DomainState, Error as HypervisorError};
 use fleetward_model::vm::{VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, Failure, VmId};

@@ -10,13 +10,13 @@
 //! VMs only.
 
 use super::Task;
-use crate::durable;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::{admit, parse_protector_der};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::operation::Protector;
 use fleetward_api::tpm::TpmBundle;
+use fleetward_durable::{self as durable, Access};
 use fleetward_hypervisor::{DomainChange, SecretText};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::VmMetadata;
@@ -268,10 +268,10 @@ impl Task<'_> {
         };
         // The base last: until it is there, this is done again.
         let directory = self.next_directory();
-        durable::write(&directory.join("state"), &next.state)
+        durable::replace(&directory.join("state"), &next.state, Access::PRIVATE)
             .and_then(|()| {
                 let base = next.base.as_deref().unwrap_or_default();
-                durable::write(&directory.join("base"), base.as_bytes())
+                durable::replace(&directory.join("base"), base.as_bytes(), Access::PRIVATE)
             })
             .map_err(|error| self.next_trouble(&error))?;
         Ok(next)
@@ -319,17 +319,22 @@ impl Task<'_> {
         // Whole under its own name, or not there.
         let making = directory.with_extension("making");
         let optional = |name: &str, content: Option<&[u8]>| match content {
-            Some(content) => durable::write(&making.join(name), content),
+            Some(content) => durable::replace(&making.join(name), content, Access::PRIVATE),
             None => Ok(()),
         };
         durable::remove_tree(&making)
             .and_then(|()| durable::make_directory(&making, 0o700))
-            .and_then(|()| durable::write(&making.join("state"), &next.state))
-            .and_then(|()| durable::write(&making.join("protector.der"), &next.protector))
+            .and_then(|()| durable::replace(&making.join("state"), &next.state, Access::PRIVATE))
+            .and_then(|()| {
+                durable::replace(
+                    &making.join("protector.der"),
+                    &next.protector,
+                    Access::PRIVATE,
+                )
+            })
             .and_then(|()| optional("ek.der", next.ek_certificate.as_deref()))
             .and_then(|()| optional("base", next.base.as_deref().map(str::as_bytes)))
-            .and_then(|()| std::fs::rename(&making, &directory))
-            .and_then(|()| durable::sync_parent(&directory))
+            .and_then(|()| durable::rename(&making, &directory))
             .map_err(|error| self.next_trouble(&error))
     }
 

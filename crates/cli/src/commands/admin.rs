@@ -37,7 +37,7 @@ async fn create(
         .fix("--out DIR, a directory that can be written")
     };
     // Before the certificate is made, so that none is made in vain.
-    std::fs::create_dir_all(directory).map_err(|error| unwritable(&error))?;
+    fleetward_durable::ensure_directory(directory, 0o755).map_err(|error| unwritable(&error))?;
     let certificate_file = directory.join(format!("{name}.pem"));
     let authority_file = directory.join("fleet-ca.pem");
     if certificate_file.exists() {

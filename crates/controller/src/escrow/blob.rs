@@ -4,12 +4,12 @@
 //! be rebuilt.
 
 use fleetward_api::tpm::{TpmBundle, TpmVersion};
+use fleetward_durable::{self as durable, Access};
 use fleetward_model::{ErrorCode, Failure, VmId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// Largest file read, bytes.
@@ -53,16 +53,8 @@ impl Blobs {
     }
 
     fn prepare(&self) -> io::Result<()> {
-        make_private(&self.0)?;
-        for (_, path) in self.vms()? {
-            for file in fs::read_dir(path)? {
-                let path = file?.path();
-                if path.extension().is_some_and(|e| e == "new") {
-                    fs::remove_file(path)?;
-                }
-            }
-        }
-        Ok(())
+        durable::make_directory(&self.0, 0o700)?;
+        durable::sweep_tree(&self.0).map(drop)
     }
 
     fn vms(&self) -> io::Result<Vec<(VmId, PathBuf)>> {
@@ -107,9 +99,10 @@ impl Blobs {
         let written = tokio::task::spawn_blocking(move || write(&directory, version, &json));
         let written = written.await.expect("writing a file does not panic");
         written.map_err(|error| {
-            let code = match error.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::NoSpace,
-                _ => ErrorCode::StoreFailed,
+            let code = if durable::is_full(&error) {
+                ErrorCode::NoSpace
+            } else {
+                ErrorCode::StoreFailed
             };
             Failure::new(
                 code,
@@ -140,27 +133,20 @@ impl Blobs {
     pub(super) async fn set_aside(&self, vm: VmId, file: &str) -> io::Result<()> {
         let path = self.0.join(vm.to_string()).join(file);
         let aside = path.with_file_name(format!("{file}{DAMAGED}"));
-        match tokio::fs::rename(&path, &aside).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        durable::background::rename_if_there(&path, &aside).await
     }
 
     pub(super) async fn remove(&self, vm: VmId, file: &str) -> Result<(), Failure> {
         let path = self.0.join(vm.to_string()).join(file);
-        match tokio::fs::remove_file(&path).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(not_removed(&path, error)),
-            _ => Ok(()),
-        }
+        let removed = durable::background::remove(&path).await;
+        removed.map_err(|error| not_removed(&path, error))
     }
 
     /// Removes the directory of a VM, with files that the index does not name.
     pub(super) async fn remove_vm(&self, vm: VmId) -> Result<(), Failure> {
         let path = self.0.join(vm.to_string());
-        match tokio::fs::remove_dir_all(&path).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(not_removed(&path, error)),
-            _ => Ok(()),
-        }
+        let removed = durable::background::remove_tree(&path).await;
+        removed.map_err(|error| not_removed(&path, error))
     }
 }
 
@@ -169,35 +155,11 @@ fn not_removed(path: &Path, error: io::Error) -> Failure {
         .because(format!("{}: {error}", path.display()))
 }
 
-fn make_private(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
 fn write(directory: &Path, version: u64, json: &[u8]) -> io::Result<String> {
     let bytes = zstd::bulk::compress(json, LEVEL)?;
     let name = format!("{version:020}-{}.zst", hex::encode(Sha256::digest(&bytes)));
-    make_private(directory)?;
-    let path = directory.join(&name);
-    let temporary = directory.join(format!("{}.new", uuid::Uuid::new_v4().simple()));
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)
-        .and_then(|mut file| {
-            file.write_all(&bytes)?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&temporary, &path));
-    if let Err(error) = written {
-        // The error of the write is the one that matters.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    File::open(directory)?.sync_all()?;
-    if let Some(parent) = directory.parent() {
-        File::open(parent)?.sync_all()?;
-    }
+    durable::make_directory(directory, 0o700)?;
+    durable::replace(&directory.join(&name), &bytes, Access::PRIVATE)?;
     Ok(name)
 }
 

@@ -7,6 +7,11 @@
 //! After every kill and restart, the job ends done or undone; there is exactly one VM, or none, on the right host; a
 //! guest that ran keeps running; and no volume, secret, UEFI variable, TPM state or socket is left over.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 mod chain;
 mod copies;
 mod keys;

@@ -3,13 +3,11 @@
 use super::{find, password, require_root};
 use fleetward_agent::keyring::pfx::{Protection, file_name};
 use fleetward_agent::keyring::{Keyring, PfxFile, Purpose};
+use fleetward_durable::{self as durable, Access, Draft};
 use fleetward_model::guardian::CertificateRole;
 use fleetward_model::{ErrorCode, Failure, fix};
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Shortest password for a private key, in characters.
@@ -78,29 +76,23 @@ fn require_free<'a>(out: &Path, names: impl IntoIterator<Item = &'a str>) -> Res
 fn write_all(out: &Path, files: &[PfxFile]) -> Result<Vec<PathBuf>, Failure> {
     require_free(out, files.iter().map(|file| file.name))?;
     let mut written = Unfinished(Vec::new());
-    let mut moves = Vec::new();
+    let mut drafts = Vec::new();
     for file in files {
-        let temporary = out.join(format!(".{}.{}.new", file.name, std::process::id()));
-        // Of a process that was killed and had the same number.
-        let _ = fs::remove_file(&temporary);
-        written.0.push(temporary.clone());
-        write_private(&temporary, &file.content)
+        // Of a process that was killed.
+        let draft = durable::sweep_file(&out.join(file.name))
+            .and_then(|_| Draft::beside(&out.join(file.name), Access::PRIVATE))
+            .and_then(|draft| draft.file().write_all(&file.content).map(|()| draft))
             .map_err(|error| not_written(out, file.name, &error))?;
-        moves.push((temporary, file.name));
+        drafts.push((draft, file.name));
     }
-    for (temporary, name) in moves {
+    for (draft, name) in drafts {
         let path = out.join(name);
-        match rename_to_new(&temporary, &path) {
-            Ok(()) => written.0.push(path),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(taken(out, name));
-            }
+        match draft.put_new(&path) {
+            Ok(true) => written.0.push(path),
+            Ok(false) => return Err(taken(out, name)),
             Err(error) => return Err(not_written(out, name, &error)),
         }
     }
-    File::open(out)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| not_written(out, "the directory", &error))?;
     written.0.clear();
     Ok(files.iter().map(|file| out.join(file.name)).collect())
 }
@@ -111,33 +103,10 @@ struct Unfinished(Vec<PathBuf>);
 impl Drop for Unfinished {
     fn drop(&mut self) {
         for path in &self.0 {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    eprintln!("warning: {} is left: {error}", path.display());
-                }
-                _ => {}
+            if let Err(error) = durable::wipe(path) {
+                eprintln!("warning: {} is left: {error}", path.display());
             }
         }
-    }
-}
-
-fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
-}
-
-/// Renames; fails where something is called so already.
-fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        // File systems without that flag (NFS): looked at just before.
-        Err(Errno::EINVAL) if fs::symlink_metadata(to).is_err() => fs::rename(from, to),
-        Err(Errno::EINVAL) => Err(io::ErrorKind::AlreadyExists.into()),
-        other => other.map_err(io::Error::from),
     }
 }
 
@@ -150,15 +119,16 @@ fn taken(out: &Path, name: &str) -> Failure {
 }
 
 fn not_written(out: &Path, name: &str, error: &io::Error) -> Failure {
-    let (code, fix) = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
+    let (code, fix) = if durable::is_full(error) {
+        (
             ErrorCode::NoSpace,
             "free some space there, or give another directory with --out",
-        ),
-        _ => (
+        )
+    } else {
+        (
             ErrorCode::InvalidArgument,
             "give a directory that can be written to with --out",
-        ),
+        )
     };
     Failure::new(code, format!("exporting to {}", out.display()))
         .because(format!("{name} was not written: {error}. No file is left"))

@@ -4,6 +4,11 @@
 //! directory; nothing of the machine's own libvirt is touched. No test harness: namespaces are entered while there is
 //! only one thread.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 mod host;
 mod layers;
 mod moving;

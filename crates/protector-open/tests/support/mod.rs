@@ -1,5 +1,6 @@
 //! Shared by the tests: guardians made once (RSA keys are slow), and the `openssl` program.
 #![allow(
+    clippy::disallowed_methods,
     dead_code,
     unreachable_pub,
     clippy::unwrap_used,

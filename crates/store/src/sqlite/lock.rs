@@ -4,9 +4,8 @@
 
 use super::io_failed;
 use crate::StoreError;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Held while the file is open.
@@ -19,14 +18,7 @@ pub(super) struct Lock {
 pub(super) fn take(database: &Path) -> Result<Lock, StoreError> {
     let path = beside(database);
     let failed = |e| io_failed("lock", database, e);
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed)?;
+    let mut file = fleetward_durable::open_lock(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
