@@ -75,6 +75,7 @@ async fn a_vm_is_made_started_stopped_and_deleted() {
         .refusal(Method::DELETE, "/v1/vms/web", &json!({}))
         .await;
     assert_eq!(running.code, ErrorCode::VmRunning);
+    assert!(running.fix.contains("fleetward vm stop web"), "{running}");
     let again: Value = controller.post("/v1/vms/web/start", &json!({})).await;
     assert_eq!(again["job"], Value::Null, "it runs already");
 
@@ -301,6 +302,11 @@ async fn a_migration_that_fails_leaves_the_vm_where_it_was() {
             .job(Method::POST, "/v1/vms/web/migrate", &json!({"to": "b"}))
             .await;
         assert_eq!(job.state, JobState::Undone, "{step}");
+        let fix = job.failure.expect("why it failed").fix;
+        assert!(
+            fix.ends_with("fleetward vm migrate web --to b --check"),
+            "the fix names the VM and the host: {fix}"
+        );
         assert!(b.is_clean(), "{step}");
         assert_eq!(state_on(&a, vm.id), Some(VmState::Running), "{step}");
     }
