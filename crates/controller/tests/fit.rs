@@ -1,6 +1,11 @@
 //! A host that cannot run a VM is refused before anything is done, whoever wants to put the VM there, and a VM on a host
 //! that does not answer is shown as what it is.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 #[expect(dead_code, reason = "each test program uses its own part")]
 mod fleet;
 
