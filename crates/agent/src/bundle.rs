@@ -114,6 +114,9 @@ async fn whole(host: &Host, vm: VmId) -> Result<VmMetadata> {
             "the copy on this host is not the VM: it is arriving, or it has left",
         ));
     }
+    if let Some(newer) = &domain.newer {
+        return Err(newer.refusal(&domain.name, &host.member.host).into());
+    }
     domain.metadata.ok_or_else(|| {
         Failure::new(ErrorCode::VmNotManaged, format!("VM {}", domain.name))
             .because("its definition holds no metadata of Fleetward that can be read")

@@ -64,6 +64,7 @@ impl Trouble {
             HypervisorError::NoDomain(_) => ErrorCode::VmNotFound,
             HypervisorError::NameTaken { .. } => ErrorCode::NameTaken,
             HypervisorError::CannotChange { .. } => ErrorCode::DefinitionEdited,
+            HypervisorError::NewerSpec(..) => ErrorCode::SpecNewer,
             HypervisorError::NoSpace { .. } => ErrorCode::NoSpace,
             HypervisorError::BadImage { .. } => ErrorCode::ImageInvalid,
             HypervisorError::WrongState { .. } => ErrorCode::VmStateWrong,

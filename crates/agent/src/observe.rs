@@ -290,6 +290,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         domain_name: (domain.domain_name != name.as_str()).then_some(domain.domain_name),
         name,
         metadata,
+        newer: domain.newer,
         observed: OffsetDateTime::now_utc(),
     }
 }

@@ -193,13 +193,8 @@ mod tests {
     fn a_volume_name_cannot_leave_its_pool() {
         let dir = tempfile::tempdir().expect("directory");
         for name in ["", ".", "..", "../x", "a/b", ".fleetward-pool"] {
-            let disk = DiskSpec {
-                target: "vda".into(),
-                bus: DiskBus::Virtio,
-                pool: PoolName::default(),
-                volume: name.into(),
-                size: ByteSize::mib(1),
-            };
+            let (bus, pool) = (DiskBus::Virtio, PoolName::default());
+            let disk = DiskSpec::new("vda", bus, pool, name, ByteSize::mib(1));
             assert!(pools(dir.path()).volume(&disk).is_err(), "{name:?}");
         }
     }

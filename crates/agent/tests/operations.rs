@@ -12,7 +12,7 @@ use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::*;
 use fleetward_link::Identity;
 use fleetward_model::guardian::EndorsedGuardian;
-use fleetward_model::vm::VmState;
+use fleetward_model::vm::{NewerSpec, VmState};
 use fleetward_model::{ErrorCode, Failure, VmId};
 use support::{Fleet, Job, Node, create_running, record_of, refusal, spec};
 
@@ -143,6 +143,60 @@ async fn a_tpm_is_made_once_and_never_replaced() {
     // State there, protector lost everywhere: not replaced either.
     std::fs::rename(node.fake.root.join("aside"), node.fake.tpm(spec.id)).unwrap();
     assert_eq!(code(job.on(&node, make()).await), ErrorCode::VmStateWrong);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_a_newer_program_wrote_is_shown_and_nothing_is_changed_about_it() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, metadata) = create_running(&fleet, &node, "vm1").await;
+    let newer = NewerSpec { version: 3 };
+    node.fake.with(|s| {
+        let domain = s.domains.get_mut(&spec.id).unwrap();
+        domain.metadata = None;
+        domain.newer = Some(newer.clone());
+    });
+    let shown = node.detail(spec.id).await.unwrap().vm;
+    assert_eq!(
+        (shown.metadata.as_ref(), shown.newer.as_ref()),
+        (None, Some(&newer))
+    );
+    assert!(shown.is_managed());
+    let before = node.fake.rests();
+    let job = Job::new(spec.id, 2);
+    let key_protector = metadata.key_protector.clone().unwrap();
+    let stop = operation::Stop {
+        force: true,
+        deadline_seconds: 1,
+    };
+    let define = operation::Define {
+        metadata: Box::new(metadata),
+    };
+    let remove = operation::RemoveTpm {
+        keep: false,
+        history: false,
+    };
+    let operations: [Operation; 10] = [
+        operation::Start {}.into(),
+        stop.into(),
+        define.into(),
+        remove.into(),
+        operation::Undefine {}.into(),
+        operation::DeleteVolumes { spec: spec.clone() }.into(),
+        operation::DetachTpm {}.into(),
+        operation::PutProtector { key_protector }.into(),
+        operation::Depart {}.into(),
+        operation::Supersede {}.into(),
+    ];
+    for operation in operations {
+        let name = operation.name();
+        let failure = job.any(&node, operation).await.expect_err(name);
+        assert_eq!(failure.code, ErrorCode::SpecNewer, "{name}: {failure}");
+        assert!(failure.fix.contains("fleetward host show a"), "{failure}");
+    }
+    assert_eq!(node.fake.rests(), before);
+    let shown = node.detail(spec.id).await.unwrap().vm;
+    assert_eq!((shown.state, shown.newer), (VmState::Running, Some(newer)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,9 @@ use fleetward_model::clone::CloneTpm;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::{CertificateRole, GuardianFacts, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
-use fleetward_model::vm::{DiskBus, DiskObserved, Firmware, Profile, TpmObserved, VmState};
+use fleetward_model::vm::{
+    DiskBus, DiskObserved, Firmware, NewerSpec, Profile, TpmObserved, VmState,
+};
 use fleetward_model::{
     ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, ImageName, JobId, Labels,
     PoolName, TemplateName, VmId, VmName,
@@ -236,6 +238,9 @@ pub struct VmView {
     pub reason: String,
     /// False for a domain Fleetward did not make.
     pub managed: bool,
+    /// A newer program wrote its specification: it is shown, and nothing is changed about it (`SPEC_NEWER`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newer: Option<NewerSpec>,
     pub cpus: u32,
     pub memory_bytes: ByteSize,
     pub firmware: Option<Firmware>,

@@ -183,6 +183,7 @@ pub(crate) fn vms(vms: &[VmView]) -> String {
             tpm_word(vm).to_owned(),
             match vm.profile {
                 Some(profile) => profile.to_string(),
+                None if vm.newer.is_some() => "(newer)".to_owned(),
                 None if vm.managed => NONE.to_owned(),
                 None => "(not managed)".to_owned(),
             },
@@ -266,10 +267,13 @@ pub(crate) fn vm(vm: &VmView) -> String {
     sheet.add("Profile", or_none(vm.profile));
     sheet.add(
         "Managed",
-        if vm.managed {
-            "yes"
-        } else {
-            "no, made outside Fleetward"
+        match &vm.newer {
+            Some(newer) => format!(
+                "yes; its specification of version {} is newer than this program, so nothing is changed about it",
+                newer.version
+            ),
+            None if vm.managed => "yes".to_owned(),
+            None => "no, made outside Fleetward".to_owned(),
         },
     );
     sheet.add("CPUs", vm.cpus);

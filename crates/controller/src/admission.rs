@@ -21,7 +21,8 @@ pub(crate) async fn admit(
     let subject = Subject {
         name: &vm.name,
         host: &vm.host,
-        managed: vm.metadata.is_some(),
+        managed: vm.is_managed(),
+        newer: vm.newer.as_ref(),
         state,
         tpm: vm.tpm.enabled,
         holder: app.holder_of(vm.id).await,

@@ -10,8 +10,10 @@ use fleetward_model::fit::{DiskNeed, Needs};
 use fleetward_model::name::MAX_LABEL_VALUE;
 use fleetward_model::placement::Choice;
 use fleetward_model::profile::{Asked, Hardware};
+use fleetward_model::spec::Unknown;
 use fleetward_model::vm::{
-    CdromSpec, DiskBus, DiskSpec, Firmware, FirmwareKind, VmSpec, VolumeSource,
+    Description, DiskBus, DiskSpec, DriveSpec, Firmware, FirmwareKind, Medium, NicSpec, VmSpec,
+    VolumeSource,
 };
 use fleetward_model::{ByteSize, ErrorCode, Failure, GroupName, HostName, ImageName, VmId, VmName};
 use time::OffsetDateTime;
@@ -145,12 +147,9 @@ impl Wanted {
         let id = Uuid::new_v4();
         let devices = self.request.profile.devices();
         let target = first_target(&self.request);
-        let disk = |target: &str, bus, size| DiskSpec {
-            target: target.to_owned(),
-            bus,
-            pool: self.request.pool.clone(),
-            volume: format!("{id}-{target}.qcow2"),
-            size,
+        let disk = |target: &str, bus, size| {
+            let volume = format!("{id}-{target}.qcow2");
+            DiskSpec::new(target, bus, self.request.pool.clone(), volume, size)
         };
         let from_image = |image: &ImageName, sha256: &str| VolumeSource::Image {
             image: image.clone(),
@@ -178,6 +177,14 @@ impl Wanted {
                 (vec![spec], vec![source])
             }
         };
+        let medium = self.iso.as_ref().map(|iso| Medium {
+            image: iso.name.clone(),
+            sha256: iso.sha256.clone(),
+        });
+        let drives = medium
+            .map(|medium| DriveSpec::first(&disks, Some(medium)))
+            .into_iter()
+            .collect();
         let spec = VmSpec {
             id: VmId(id),
             name: self.name.clone(),
@@ -191,11 +198,11 @@ impl Wanted {
             },
             tpm: self.hardware.tpm,
             disks,
-            cdrom: self.iso.as_ref().map(|iso| CdromSpec {
-                image: iso.name.clone(),
-                sha256: iso.sha256.clone(),
-            }),
-            mac: Some(new_mac()),
+            drives,
+            nics: vec![NicSpec::first(self.request.profile, new_mac())],
+            description: Description::default(),
+            autostart: false,
+            unknown: Unknown::new(),
             labels: self.request.labels,
             created: now,
         };

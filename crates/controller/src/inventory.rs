@@ -411,7 +411,7 @@ impl Inventory {
         })?;
         let vms = self.vms();
         let named = |vm: &&Arc<VmObserved>| vm.name == name;
-        let ours = |vm: &&Arc<VmObserved>| vm.metadata.is_some();
+        let ours = |vm: &&Arc<VmObserved>| vm.is_managed();
         let renamed = |vm: &&Arc<VmObserved>| vm.domain_name.as_deref() == Some(name.as_str());
         let found = vms.iter().find(|vm| named(vm) && ours(vm));
         let found = found.or_else(|| vms.iter().find(|vm| renamed(vm) && ours(vm)));
@@ -443,11 +443,11 @@ impl Inventory {
             return Vec::new();
         };
         let mut warnings = Vec::new();
-        for vm in seen.vms.values().filter(|vm| vm.metadata.is_some()) {
+        for vm in seen.vms.values().filter(|vm| vm.is_managed()) {
             for (_, other) in state.copies().filter(|(_, other)| other.host != *host) {
                 if other.id == vm.id && vm.is_the_vm() && other.is_the_vm() {
                     warnings.push(format!("VM {} is also on host {}", vm.name, other.host));
-                } else if other.id != vm.id && other.name == vm.name && other.metadata.is_some() {
+                } else if other.id != vm.id && other.name == vm.name && other.is_managed() {
                     warnings.push(format!(
                         "host {} has another VM called {}",
                         other.host, vm.name

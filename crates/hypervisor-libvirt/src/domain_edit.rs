@@ -5,7 +5,7 @@
 //! administrator's, so it stays as it is, byte for byte: this module cuts pieces out of the text and puts others in their
 //! place, it never writes a definition anew. [`crate::domain_xml`] does that, for domains that do not exist yet.
 
-use crate::domain_xml::{cpu_element, free_sata_target, tpm_element};
+use crate::domain_xml::{cpu_element, tpm_element};
 use crate::metadata;
 use fleetward_hypervisor::{DomainChange, DomainDefined, DomainDefinition};
 use fleetward_model::host::Accelerator;
@@ -111,8 +111,10 @@ pub(crate) fn adapted(
     for (disk, path) in spec.disks.iter().zip(&definition.disk_paths) {
         place_disk(&mut splices, devices, &disk.target, path);
     }
-    if let Some(medium) = &definition.cdrom_path {
-        place_disk(&mut splices, devices, &free_sata_target(spec), medium);
+    for (drive, path) in spec.drives.iter().zip(&definition.drive_paths) {
+        if let Some(medium) = path {
+            place_disk(&mut splices, devices, &drive.target, medium);
+        }
     }
     place_serial_log(&mut splices, devices, definition.serial_log.as_deref());
     match spec.tpm {

@@ -2,10 +2,10 @@
 //!
 //! Domains that Fleetward did not make are read as far as possible; unknown content is never an error.
 
-use crate::metadata;
+use crate::metadata::{self, Found};
 use fleetward_hypervisor::{DomainObserved, DomainState, StopReason};
 use fleetward_model::host::Accelerator;
-use fleetward_model::vm::{Firmware, FirmwareKind, VmMetadata};
+use fleetward_model::vm::{Firmware, FirmwareKind, NewerSpec, VmMetadata};
 use fleetward_model::{ByteSize, VmId, VmName};
 use roxmltree::{Document, Node};
 use std::path::PathBuf;
@@ -118,9 +118,10 @@ pub(crate) struct Basics {
 /// Without the definition, which libvirt does not tell now.
 pub(crate) fn observed_in_part(
     basics: Basics,
-    metadata: Option<VmMetadata>,
+    metadata: Found,
     accelerator: Accelerator,
 ) -> DomainObserved {
+    let (metadata, newer) = apart(metadata);
     DomainObserved {
         id: basics.id,
         name: basics.name,
@@ -129,6 +130,7 @@ pub(crate) fn observed_in_part(
         reason: basics.reason,
         persistent: basics.persistent,
         metadata,
+        newer,
         cpus: basics.cpus,
         memory: basics.memory,
         firmware: None,
@@ -154,9 +156,10 @@ pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
     if root.attribute("type") == Some("kvm") {
         seen.accelerator = Accelerator::Kvm;
     }
-    seen.metadata = child(root, "metadata")
+    let found = child(root, "metadata")
         .and_then(metadata::find)
         .and_then(metadata::read);
+    (seen.metadata, seen.newer) = apart(found);
     if let Some(os) = child(root, "os") {
         seen.firmware = firmware(os);
         seen.machine = machine(os).unwrap_or_default().to_owned();
@@ -173,6 +176,14 @@ pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
             .map(PathBuf::from);
     }
     seen
+}
+
+fn apart(found: Found) -> (Option<VmMetadata>, Option<NewerSpec>) {
+    match found {
+        None => (None, None),
+        Some(Ok(metadata)) => (Some(metadata), None),
+        Some(Err(newer)) => (None, Some(newer)),
+    }
 }
 
 fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {

@@ -191,42 +191,35 @@ fn write_disks(out: &mut Out, definition: &DomainDefinition, spec: &VmSpec) -> i
             },
         )?;
     }
-    let Some(cdrom) = &definition.cdrom_path else {
-        return Ok(());
-    };
-    // After the disks: an empty disk does not boot, an installed one should.
-    let order = (spec.disks.len() + 1).to_string();
-    let target = free_sata_target(spec);
-    element(
-        out,
-        "disk",
-        &[("type", "file"), ("device", "cdrom")],
-        |out| {
-            empty(out, "driver", &[("name", "qemu"), ("type", "raw")])?;
-            empty(out, "source", &[("file", &path_text(cdrom))])?;
-            empty(out, "target", &[("dev", &target), ("bus", "sata")])?;
-            empty(out, "readonly", &[])?;
-            empty(out, "boot", &[("order", &order)])
-        },
-    )
-}
-
-/// Where the installer's drive hangs.
-pub(crate) fn free_sata_target(spec: &VmSpec) -> String {
-    ('a'..='z')
-        .map(|letter| format!("sd{letter}"))
-        .find(|target| spec.disks.iter().all(|disk| &disk.target != target))
-        .unwrap_or_else(|| "sdaa".to_owned())
+    for (index, (drive, path)) in spec.drives.iter().zip(&definition.drive_paths).enumerate() {
+        // After the disks: an empty disk does not boot, an installed one should.
+        let order = (spec.disks.len() + index + 1).to_string();
+        element(
+            out,
+            "disk",
+            &[("type", "file"), ("device", "cdrom")],
+            |out| {
+                empty(out, "driver", &[("name", "qemu"), ("type", "raw")])?;
+                if let Some(path) = path {
+                    empty(out, "source", &[("file", &path_text(path))])?;
+                }
+                empty(out, "target", &[("dev", &drive.target), ("bus", "sata")])?;
+                empty(out, "readonly", &[])?;
+                empty(out, "boot", &[("order", &order)])
+            },
+        )?;
+    }
+    Ok(())
 }
 
 fn write_network(out: &mut Out, spec: &VmSpec) -> io::Result<()> {
-    let Some(mac) = &spec.mac else {
-        return Ok(());
-    };
-    element(out, "interface", &[("type", "user")], |out| {
-        empty(out, "mac", &[("address", mac)])?;
-        empty(out, "model", &[("type", spec.profile.devices().network)])
-    })
+    for nic in &spec.nics {
+        element(out, "interface", &[("type", "user")], |out| {
+            empty(out, "mac", &[("address", &nic.mac)])?;
+            empty(out, "model", &[("type", nic.model.as_str())])
+        })?;
+    }
+    Ok(())
 }
 
 fn write_consoles(out: &mut Out, definition: &DomainDefinition) -> io::Result<()> {
@@ -322,12 +315,25 @@ fn path_text(path: &Path) -> String {
 pub(crate) mod tests {
     use super::*;
     use fleetward_model::ByteSize;
-    use fleetward_model::vm::{DiskSpec, Firmware, FirmwareKind, Profile, VmMetadata};
+    use fleetward_model::vm::{
+        DiskSpec, DriveSpec, Firmware, FirmwareKind, Medium, NicSpec, Profile, VmMetadata,
+    };
     use std::path::PathBuf;
 
     /// A Windows VM with everything.
     pub(crate) fn sample() -> DomainDefinition {
         let id: VmId = "6b0d7a52-94c8-4f66-b2f4-0f4a5b1f5b01".parse().unwrap();
+        let disks = vec![DiskSpec::new(
+            "sda",
+            DiskBus::Sata,
+            "default".parse().unwrap(),
+            format!("{id}-sda.qcow2"),
+            ByteSize::gib(64),
+        )];
+        let medium = Medium {
+            image: "win11".parse().unwrap(),
+            sha256: "ab".repeat(32),
+        };
         DomainDefinition {
             metadata: VmMetadata {
                 spec: VmSpec {
@@ -342,15 +348,12 @@ pub(crate) mod tests {
                         secure_boot: true,
                     },
                     tpm: true,
-                    disks: vec![DiskSpec {
-                        target: "sda".into(),
-                        bus: DiskBus::Sata,
-                        pool: "default".parse().unwrap(),
-                        volume: format!("{id}-sda.qcow2"),
-                        size: ByteSize::gib(64),
-                    }],
-                    cdrom: None,
-                    mac: Some("52:54:00:12:34:56".into()),
+                    drives: vec![DriveSpec::first(&disks, Some(medium))],
+                    disks,
+                    nics: vec![NicSpec::first(Profile::Windows11, "52:54:00:12:34:56")],
+                    description: Default::default(),
+                    autostart: false,
+                    unknown: Default::default(),
                     labels: Default::default(),
                     created: time::OffsetDateTime::UNIX_EPOCH,
                 },
@@ -359,9 +362,10 @@ pub(crate) mod tests {
                 ek_certificate: None,
                 transit: None,
                 revoked: Vec::new(),
+                unknown: Default::default(),
             },
             disk_paths: vec![PathBuf::from("/srv/a & b/sda.qcow2")],
-            cdrom_path: Some(PathBuf::from("/srv/win11.iso")),
+            drive_paths: vec![Some(PathBuf::from("/srv/win11.iso"))],
             serial_log: Some(PathBuf::from("/var/log/vm/'x'.log")),
             nvram_path: PathBuf::from("/var/lib/libvirt/qemu/nvram/x.fd"),
             carried: None,
@@ -403,7 +407,7 @@ pub(crate) mod tests {
     fn a_vm_without_tpm_network_and_secure_boot_has_none() {
         let mut definition = sample();
         definition.metadata.spec.tpm = false;
-        definition.metadata.spec.mac = None;
+        definition.metadata.spec.nics.clear();
         definition.metadata.spec.firmware.secure_boot = false;
         let xml = domain_xml(&definition, Accelerator::Tcg, NEWEST_MACHINE);
         for absent in ["<tpm", "<interface", "<smm"] {

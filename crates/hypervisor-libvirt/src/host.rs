@@ -148,8 +148,11 @@ impl Hypervisor for LibvirtHost {
 
     async fn write_metadata(&self, id: VmId, metadata: &VmMetadata) -> Result<()> {
         let element = metadata::element_for_set(metadata);
-        self.with_domain(id, move |domain| write_metadata(domain, &element))
-            .await
+        self.with_domain(id, move |domain| {
+            refuse_newer(domain, id)?;
+            write_metadata(domain, &element)
+        })
+        .await
     }
 
     async fn start(&self, id: VmId) -> Result<()> {
@@ -434,7 +437,7 @@ fn observe(domain: &Domain, accelerator: Accelerator) -> Result<DomainObserved> 
     Ok(observed)
 }
 
-fn read_metadata(domain: &Domain) -> Option<VmMetadata> {
+fn read_metadata(domain: &Domain) -> metadata::Found {
     domain
         .get_metadata(
             virt_sys::VIR_DOMAIN_METADATA_ELEMENT as i32,
@@ -445,9 +448,17 @@ fn read_metadata(domain: &Domain) -> Option<VmMetadata> {
         .and_then(|xml| metadata::parse(&xml))
 }
 
+/// What a newer program wrote is not replaced by what this one knows of it.
+fn refuse_newer(domain: &Domain, id: VmId) -> Result<()> {
+    match read_metadata(domain) {
+        Some(Err(newer)) => Err(Error::NewerSpec(id, newer)),
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
 /// libvirt makes a TPM where there is no state. In place of one that was lost that would be a stranger's.
 fn refuse_a_new_tpm(domain: &Domain, id: VmId, place: &TpmPlace) -> Result<()> {
-    let has_tpm = read_metadata(domain).is_some_and(|metadata| metadata.spec.tpm);
+    let has_tpm = matches!(read_metadata(domain), Some(Ok(metadata)) if metadata.spec.tpm);
     if has_tpm && !place.has_state(id) {
         return Err(Error::Tpm(format!(
             "the TPM state of {id} is missing, and no other is made in its place"
@@ -540,6 +551,7 @@ fn redefine(
     metadata: &VmMetadata,
     change: &DomainChange,
 ) -> Result<()> {
+    refuse_newer(domain, id)?;
     let before = definition_xml(domain)?;
     let after = domain_edit::changed(&before, metadata, change)
         .map_err(|because| Error::CannotChange { id, because })?;

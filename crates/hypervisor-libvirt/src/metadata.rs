@@ -6,10 +6,11 @@
 //!   <fleetward:key_protector>MIIK...</fleetward:key_protector>
 //! </fleetward:vm>
 //! ```
-//! The record is JSON. The key protector is a separate element, so that an administrator can extract it with `virsh
-//! dumpxml` and a text tool in an emergency.
+//! The record is JSON, and its specification has its own version. Additions go into the record, where a program keeps the
+//! fields it does not know; the element's version changes only when the element itself does. The key protector is a
+//! separate element, so that an administrator can extract it with `virsh dumpxml` and a text tool in an emergency.
 
-use fleetward_model::vm::VmMetadata;
+use fleetward_model::vm::{NewerSpec, VmMetadata};
 use quick_xml::Writer;
 use quick_xml::events::BytesText;
 use std::io;
@@ -18,8 +19,11 @@ use std::io;
 pub const NAMESPACE: &str = "https://fleetward.dev/ns/vm/1";
 /// Prefix of our element, also libvirt's key for it.
 pub const PREFIX: &str = "fleetward";
-/// The form described above; any other is not read.
-const VERSION: &str = "1";
+/// The form described above.
+const VERSION: u32 = 1;
+
+/// What a domain holds of ours: none where it holds nothing, or nothing that can be read.
+pub(crate) type Found = Option<Result<VmMetadata, NewerSpec>>;
 
 /// The element by itself, as it stands in a domain definition.
 pub(crate) fn element(metadata: &VmMetadata) -> String {
@@ -35,6 +39,7 @@ fn render(metadata: &VmMetadata, namespaced: bool) -> String {
     let mut record = metadata.clone();
     let key_protector = record.key_protector.take();
     let record = serde_json::to_string(&record).expect("names and numbers always serialise");
+    let record = xml_safe(&record);
     let name = |local: &str| {
         if namespaced {
             format!("{PREFIX}:{local}")
@@ -48,7 +53,7 @@ fn render(metadata: &VmMetadata, namespaced: bool) -> String {
     if namespaced {
         root = root.with_attribute((declaration.as_str(), NAMESPACE));
     }
-    root.with_attribute(("version", VERSION))
+    root.with_attribute(("version", VERSION.to_string().as_str()))
         .write_inner_content(|inner| -> io::Result<()> {
             inner
                 .create_element(name("record"))
@@ -64,6 +69,12 @@ fn render(metadata: &VmMetadata, namespaced: bool) -> String {
     String::from_utf8(writer.into_inner()).expect("written from strings")
 }
 
+/// The JSON without the two characters that JSON permits and XML does not; they only occur in strings.
+fn xml_safe(json: &str) -> String {
+    json.replace('\u{fffe}', "\\ufffe")
+        .replace('\u{ffff}', "\\uffff")
+}
+
 /// Our element among the children of a `<metadata>` element.
 pub(crate) fn find<'a, 'i>(metadata: roxmltree::Node<'a, 'i>) -> Option<roxmltree::Node<'a, 'i>> {
     metadata
@@ -71,23 +82,26 @@ pub(crate) fn find<'a, 'i>(metadata: roxmltree::Node<'a, 'i>) -> Option<roxmltre
         .find(|child| child.has_tag_name((NAMESPACE, "vm")))
 }
 
-/// Reads our element, with or without its namespace; none when it is of another version or damaged.
-pub(crate) fn read(vm: roxmltree::Node<'_, '_>) -> Option<VmMetadata> {
-    if vm.attribute("version") != Some(VERSION) {
-        return None;
+/// Reads our element, with or without its namespace; none when it is damaged.
+pub(crate) fn read(vm: roxmltree::Node<'_, '_>) -> Found {
+    let version: u32 = vm.attribute("version")?.parse().ok()?;
+    if version > VERSION {
+        return Some(Err(NewerSpec { version }));
     }
     let text_of = |name: &str| {
         vm.children()
             .find(|child| child.is_element() && child.tag_name().name() == name)
             .map(|child| child.text().unwrap_or_default().trim())
     };
-    let mut metadata: VmMetadata = serde_json::from_str(text_of("record")?).ok()?;
-    metadata.key_protector = text_of("key_protector").map(str::to_owned);
-    Some(metadata)
+    let read = VmMetadata::from_json(text_of("record")?)?;
+    Some(read.map(|mut metadata| {
+        metadata.key_protector = text_of("key_protector").map(str::to_owned);
+        metadata
+    }))
 }
 
 /// Reads what `virDomainGetMetadata` returns.
-pub(crate) fn parse(xml: &str) -> Option<VmMetadata> {
+pub(crate) fn parse(xml: &str) -> Found {
     let document = roxmltree::Document::parse(xml).ok()?;
     read(document.root_element())
 }
@@ -102,18 +116,31 @@ mod tests {
         let mut metadata = sample().metadata;
         metadata.key_protector = Some("MIIK".repeat(25_000));
         let label = "<&\"'>\u{fffd} \n";
+        let description = "日本語 \u{1f512}\u{0}\u{1b}\r\n\u{fffe}\u{ffff} ]]>";
+        metadata.spec.description = description.parse().unwrap();
         metadata
             .spec
             .labels
             .insert("note".parse().unwrap(), label.to_owned());
-        assert_eq!(parse(&element(&metadata)), Some(metadata.clone()));
-        assert_eq!(parse(&element_for_set(&metadata)), Some(metadata));
+        assert_eq!(parse(&element(&metadata)), Some(Ok(metadata.clone())));
+        assert_eq!(parse(&element_for_set(&metadata)), Some(Ok(metadata)));
     }
 
     #[test]
-    fn another_version_is_not_guessed_at() {
+    fn what_a_newer_program_wrote_is_ours_and_not_guessed_at() {
         let text = element(&sample().metadata).replace("version=\"1\"", "version=\"2\"");
-        assert_eq!(parse(&text), None);
+        assert_eq!(parse(&text), Some(Err(NewerSpec { version: 2 })));
+        let record = |spec: &str| {
+            format!("<vm version='1'><record>{{\"spec\":{spec},\"generation\":1}}</record></vm>")
+        };
+        assert_eq!(
+            parse(&record("{\"v3\":{\"cores\":4}}")),
+            Some(Err(NewerSpec { version: 3 }))
+        );
+    }
+
+    #[test]
+    fn damage_is_not_guessed_at() {
         assert_eq!(parse("<vm version='1'><record>{}</record></vm>"), None);
     }
 }

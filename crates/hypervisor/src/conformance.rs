@@ -8,6 +8,7 @@ use crate::{
     HypervisorEvent, MigrationDisks, MigrationProgress, MigrationRequest, SecretText,
 };
 use async_trait::async_trait;
+use fleetward_model::spec::{KNOWN, NewerSpec};
 use fleetward_model::{ByteSize, VmId};
 use std::future::Future;
 use std::path::PathBuf;
@@ -37,6 +38,9 @@ pub trait Fixture: Send + Sync {
 
     /// What of [`edit_by_hand`](Self::edit_by_hand) the definition has lost, the memory left aside.
     async fn lost_of_the_edit(&self, id: VmId) -> Vec<&'static str>;
+
+    /// Gives a defined domain the metadata of a program that knows a version more of the specification than this one.
+    async fn write_newer(&self, id: VmId);
 }
 
 /// One claim, ready to be awaited.
@@ -72,6 +76,7 @@ claims! {
     events_arrive_within_two_seconds,
     secrets_are_loaded_replaced_listed_and_dropped,
     foreign_domains_are_listed_without_metadata,
+    what_a_newer_program_wrote_is_shown_and_stays,
     the_domains_own_cpu_fits,
     a_stopped_domain_does_not_migrate,
     there_may_be_no_migration_to_abort,
@@ -298,6 +303,30 @@ async fn foreign_domains_are_listed_without_metadata(fixture: &dyn Fixture) {
     assert_eq!(seen.metadata, None);
     assert!(matches!(seen.state, DomainState::Stopped(_)));
     fixture.remove_foreign(id).await;
+}
+
+async fn what_a_newer_program_wrote_is_shown_and_stays(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let definition = fixture.definition("from-the-future").await;
+    let id = definition.metadata.spec.id;
+    hypervisor.define(&definition).await.expect("defined");
+    fixture.write_newer(id).await;
+    let newer = Some(NewerSpec { version: KNOWN + 1 });
+    let seen = hypervisor.inspect(id).await.expect("there");
+    assert_eq!((seen.metadata, seen.newer), (None, newer.clone()));
+    for result in [
+        hypervisor.define(&definition).await,
+        hypervisor.write_metadata(id, &definition.metadata).await,
+    ] {
+        assert!(
+            matches!(&result, Err(Error::NewerSpec(known, _)) if *known == id),
+            "{result:?}"
+        );
+    }
+    let listed = hypervisor.list().await.expect("listed");
+    let seen = listed.into_iter().find(|d| d.id == id).expect("listed too");
+    assert_eq!((seen.metadata, seen.newer), (None, newer), "as it was");
+    removed(fixture, id).await;
 }
 
 async fn the_domains_own_cpu_fits(fixture: &dyn Fixture) {

@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 use async_trait::async_trait;
 use fleetward_model::host::{Accelerator, Version};
-use fleetward_model::vm::{Firmware, VmMetadata};
+use fleetward_model::vm::{Firmware, NewerSpec, VmMetadata};
 use fleetward_model::{ByteSize, VmId, VmName};
 use std::fmt;
 use std::path::PathBuf;
@@ -39,8 +39,8 @@ pub struct DomainDefinition {
     pub metadata: VmMetadata,
     /// One path for each of `metadata.spec.disks`, same order. Always qcow2.
     pub disk_paths: Vec<PathBuf>,
-    /// The installer medium's file, when the specification has one. Raw.
-    pub cdrom_path: Option<PathBuf>,
+    /// One entry for each of `metadata.spec.drives`, same order: the medium's file, raw; none: the drive is empty.
+    pub drive_paths: Vec<Option<PathBuf>>,
     /// File that gets all serial output, appended; none: no log.
     pub serial_log: Option<PathBuf>,
     /// UEFI variables file; made from the firmware's template at first start.
@@ -114,6 +114,8 @@ pub struct DomainObserved {
     pub persistent: bool,
     /// None if Fleetward did not make the domain, or its metadata cannot be read.
     pub metadata: Option<VmMetadata>,
+    /// A newer program wrote its metadata: the domain is one of ours, shown, and never changed.
+    pub newer: Option<NewerSpec>,
     pub cpus: u32,
     pub memory: ByteSize,
     pub firmware: Option<Firmware>,
@@ -242,13 +244,17 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn inspect(&self, id: VmId) -> Result<DomainObserved>;
 
     /// Defines a domain. Of one that is defined already only our metadata is replaced.
+    ///
+    /// # Errors
+    /// [`Error::NewerSpec`] where a newer program wrote the domain's metadata: what this one does not know would be lost.
     async fn define(&self, definition: &DomainDefinition) -> Result<()>;
 
     /// Replaces our metadata and what `change` names in the definition, all of it or nothing; the domain stays in the state
     /// it is in. A running domain keeps its devices until it stops. Makes a domain that only runs a defined one.
     ///
     /// # Errors
-    /// [`Error::NoDomain`]; [`Error::CannotChange`] when the definition has been edited in a way that stands against it.
+    /// [`Error::NoDomain`]; [`Error::CannotChange`] when the definition has been edited in a way that stands against it;
+    /// [`Error::NewerSpec`], as for `define`.
     async fn redefine(&self, id: VmId, metadata: &VmMetadata, change: &DomainChange) -> Result<()>;
 
     /// Gives a stopped domain another name, and changes nothing else. One that has it already is left alone.
@@ -261,6 +267,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn portable_definition(&self, id: VmId) -> Result<String>;
 
     /// Replaces our metadata, on the running and on the persistent definition.
+    ///
+    /// # Errors
+    /// [`Error::NewerSpec`], as for `define`.
     async fn write_metadata(&self, id: VmId, metadata: &VmMetadata) -> Result<()>;
 
     /// Starts a stopped domain; does nothing if it runs. If the domain has a TPM, its secret must be loaded first.

@@ -12,6 +12,9 @@ pub enum Error {
     NoDomain(VmId),
     #[error("a domain named {name} exists already, with another uuid")]
     NameTaken { name: String },
+    /// A newer program wrote what the domain is; rewriting it would lose what this one does not know.
+    #[error("a newer program wrote the specification of domain {0}: nothing is changed about it")]
+    NewerSpec(VmId, fleetward_model::vm::NewerSpec),
     /// The hypervisor itself does not answer; the operation may be tried again.
     #[error("libvirt does not answer: {0}")]
     Unavailable(String),

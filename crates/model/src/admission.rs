@@ -14,7 +14,7 @@
 //! [`admit`] decides for a request of a person; [`answer`] is the table alone, which a job's step asks again once nobody
 //! else can change the VM.
 
-use crate::vm::VmState;
+use crate::vm::{NewerSpec, VmState};
 use crate::{ErrorCode, Failure, HostName, JobId, Names, VmName};
 
 /// What can be asked of a VM.
@@ -253,6 +253,8 @@ pub struct Subject<'a> {
     pub host: &'a HostName,
     /// False: a domain that Fleetward did not make.
     pub managed: bool,
+    /// A newer program wrote what it is.
+    pub newer: Option<&'a NewerSpec>,
     /// As it is shown: see [`VmState::shown`].
     pub state: VmState,
     /// Whether it has a TPM.
@@ -291,6 +293,9 @@ pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
         let what = format!("domain {name} was not made by Fleetward");
         return Err(Failure::new(ErrorCode::VmNotManaged, what)
             .fix(format!("manage it with virsh on host {host}")));
+    }
+    if let (Some(newer), true) = (vm.newer, request != Request::Console) {
+        return Err(newer.refusal(name, host));
     }
     if let Request::Tpm { change, .. } = request {
         let under_way = vm.holder.and_then(|holder| match holder.request {

@@ -228,6 +228,12 @@ codes! {
     VmNotManaged = "VM_NOT_MANAGED", Refused,
         "Fleetward did not make the domain. It shows the domain but never changes it.",
         "manage it with virsh";
+    SpecNewer = "SPEC_NEWER", Refused,
+        "A newer program wrote the VM's specification; a program that does not know all of it shows the VM and changes nothing.",
+        "upgrade Fleetward on the VM's host and on the controller to the newest version that is in use";
+    AgentTooOld = "AGENT_TOO_OLD", Refused,
+        "The agent of that host is too old for what the VM uses.",
+        "upgrade the agent of that host";
     VmBusy = "VM_BUSY", Refused,
         "Another job is working on the VM.",
         "wait for it: fleetward job watch {job}; or cancel it: fleetward job cancel {job}",

@@ -19,6 +19,7 @@ pub mod preflight;
 pub mod profile;
 pub mod retention;
 pub mod size;
+pub mod spec;
 pub mod tpm_state;
 pub mod vm;
 
@@ -26,6 +27,7 @@ pub use error::{ErrorCode, Failure};
 pub use fix::Names;
 pub use id::{GuardianId, JobId, KeyId, VmId};
 pub use name::{
-    GroupName, HostName, ImageName, LabelKey, Labels, NameError, PoolName, TemplateName, VmName,
+    DeviceId, GroupName, HostName, ImageName, LabelKey, Labels, NameError, NetworkName, PoolName,
+    TemplateName, VmName,
 };
 pub use size::ByteSize;

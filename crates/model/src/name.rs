@@ -115,6 +115,30 @@ name!(
     /// The key of a label.
     LabelKey, "label"
 );
+name!(
+    /// A disk, network card or drive of a VM; unique in the VM, and the same for as long as the VM has it.
+    DeviceId, "device"
+);
+name!(
+    /// What a network card is connected to.
+    NetworkName, "network"
+);
+
+impl DeviceId {
+    /// `nic-0`.
+    pub(crate) fn numbered(kind: &str, number: usize) -> Self {
+        format!("{kind}-{number}")
+            .parse()
+            .expect("made of permitted characters")
+    }
+}
+
+/// QEMU's user-mode network: the guest reaches out, nobody reaches in.
+impl Default for NetworkName {
+    fn default() -> Self {
+        Self("nat".to_owned())
+    }
+}
 
 impl Default for GroupName {
     fn default() -> Self {

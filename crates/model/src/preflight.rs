@@ -10,7 +10,7 @@ use crate::fit::{self, HostOffer, Needs, Reserved};
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{HostFacts, HostState, Version};
 use crate::vm::{VmObserved, VmState};
-use crate::{ErrorCode, GroupName, GuardianId, HostName, Names, VmName};
+use crate::{ErrorCode, Failure, GroupName, GuardianId, HostName, Names, VmName};
 use time::{Duration, OffsetDateTime};
 
 /// How far two hosts' clocks may be apart.
@@ -114,6 +114,12 @@ pub struct Facts<'a> {
 
 /// All findings, the blocking ones that matter most first. Empty: nothing speaks against it.
 pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
+    if let Some(newer) = &facts.vm.newer {
+        let Failure {
+            code, because, fix, ..
+        } = newer.refusal(&facts.vm.name, &facts.vm.host);
+        return vec![Finding::blocking(code, because, fix)];
+    }
     if facts.vm.metadata.is_none() {
         let what = format!("domain {} was not made by Fleetward", facts.vm.name);
         return vec![Finding::usual(ErrorCode::VmNotManaged, what)];

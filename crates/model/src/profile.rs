@@ -4,7 +4,7 @@
 //! UEFI with Secure Boot, TPM 2.0 (Microsoft, "Windows 11 requirements").
 
 use crate::error::Finding;
-use crate::vm::{DiskBus, Profile};
+use crate::vm::{DiskBus, NicModel, Profile};
 use crate::{ByteSize, ErrorCode};
 
 /// What the person asked for; none means "what the profile says".
@@ -33,7 +33,7 @@ pub struct Hardware {
 pub struct Devices {
     pub disk_bus: DiskBus,
     /// Network card model; `e1000e` has a driver on the Windows installer's medium.
-    pub network: &'static str,
+    pub network: NicModel,
     /// Hyper-V enlightenments: what makes Windows fast under KVM and TCG alike.
     pub hyperv: bool,
     /// Windows keeps the hardware clock in local time.
@@ -52,13 +52,13 @@ impl Profile {
         match self {
             Self::Windows11 => Devices {
                 disk_bus: DiskBus::Sata,
-                network: "e1000e",
+                network: NicModel::E1000e,
                 hyperv: true,
                 clock_local: true,
             },
             Self::Linux => Devices {
                 disk_bus: DiskBus::Virtio,
-                network: "virtio",
+                network: NicModel::Virtio,
                 hyperv: false,
                 clock_local: false,
             },

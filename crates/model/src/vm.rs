@@ -1,7 +1,11 @@
 //! Types of a VM: the specification that is stored with it, and the state that a host observes.
 
+use crate::spec::{self, Unknown};
+pub use crate::spec::{
+    Description, DiskSpec, DriveSpec, Medium, NewerSpec, NicModel, NicSpec, VmSpec,
+};
 use crate::{
-    ByteSize, GroupName, GuardianId, HostName, ImageName, JobId, KeyId, Labels, PoolName, VmId,
+    ByteSize, ErrorCode, Failure, GuardianId, HostName, ImageName, JobId, KeyId, PoolName, VmId,
     VmName,
 };
 use serde::{Deserialize, Serialize};
@@ -116,26 +120,6 @@ pub enum DiskBus {
     Sata,
 }
 
-/// A disk of a VM as it is defined.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct DiskSpec {
-    /// Target device, `vda` or `sda`; unique in the VM.
-    pub target: String,
-    pub bus: DiskBus,
-    pub pool: PoolName,
-    /// File name inside the pool, made by us: `<vm id>-<target>.qcow2`.
-    pub volume: String,
-    /// Virtual size.
-    pub size: ByteSize,
-}
-
-/// A read-only installer medium.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct CdromSpec {
-    pub image: ImageName,
-    pub sha256: String,
-}
-
 /// The firmware a VM starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Firmware {
@@ -150,29 +134,6 @@ pub struct Firmware {
 #[serde(rename_all = "snake_case")]
 pub enum FirmwareKind {
     Uefi,
-}
-
-/// The specification of a VM: what was asked for. Lies in the domain's metadata and travels with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct VmSpec {
-    pub id: VmId,
-    pub name: VmName,
-    pub group: GroupName,
-    pub profile: Profile,
-    pub cpus: u32,
-    pub memory: ByteSize,
-    pub firmware: Firmware,
-    pub tpm: bool,
-    pub disks: Vec<DiskSpec>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cdrom: Option<CdromSpec>,
-    /// MAC address of the one network card, `52:54:00:xx:xx:xx`; no card when none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<String>,
-    #[serde(default)]
-    pub labels: Labels,
-    #[serde(with = "time::serde::rfc3339")]
-    pub created: OffsetDateTime,
 }
 
 /// Our part of the domain's metadata. Everything a lost controller database is rebuilt from.
@@ -194,9 +155,29 @@ pub struct VmMetadata {
     /// Whom the key was taken away from by name: nothing grants it to them again by itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked: Vec<Revocation>,
+    /// Fields that this program does not know: written again as they were read.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub unknown: Unknown,
 }
 
 impl VmMetadata {
+    /// Reads the record of a domain. None when it is damaged; [`NewerSpec`] when a newer program wrote it.
+    pub fn from_json(record: &str) -> Option<Result<Self, NewerSpec>> {
+        let record: serde_json::Value = serde_json::from_str(record).ok()?;
+        let version = spec::version_of(record.get("spec")?);
+        if version > spec::KNOWN {
+            return Some(Err(NewerSpec { version }));
+        }
+        match serde_json::from_value(record) {
+            Ok(metadata) => Some(Ok(metadata)),
+            // Version 1 is frozen: what does not read as it is damaged. In the newest version it is a value that a
+            // later program of the same version wrote.
+            Err(_) if version == 1 => None,
+            Err(_) => Some(Err(NewerSpec { version })),
+        }
+    }
+
     /// Whether the key was taken away from that guardian by name, and not given back since.
     pub fn is_revoked(&self, guardian: &GuardianId) -> bool {
         self.revoked.iter().any(|r| r.guardian == *guardian)
@@ -297,8 +278,11 @@ pub struct VmObserved {
     pub state: VmState,
     /// Why it is in that state, libvirt's word: `booted`, `migrated`, `crashed`, `shutdown`, ...
     pub reason: String,
-    /// None for a domain that Fleetward did not make: shown, never touched.
+    /// None for a domain that Fleetward did not make: shown, never touched. None, too, where `newer` says why.
     pub metadata: Option<VmMetadata>,
+    /// Its metadata is newer than the program that read it: the VM is one of ours, shown, and never changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newer: Option<NewerSpec>,
     /// What it has now.
     pub cpus: u32,
     pub memory: ByteSize,
@@ -340,6 +324,27 @@ impl VmObserved {
             self.domain_name.get_or_insert(domain.into());
         }
         self
+    }
+
+    /// Whether Fleetward made it, also where this program cannot read what it is.
+    pub fn is_managed(&self) -> bool {
+        self.metadata.is_some() || self.newer.is_some()
+    }
+
+    /// What it is, for everything that changes it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::VmNotManaged`] for a domain that Fleetward did not make, [`ErrorCode::SpecNewer`] for a VM that a newer
+    /// program wrote.
+    pub fn require_metadata(&self) -> Result<&VmMetadata, Failure> {
+        if let Some(newer) = &self.newer {
+            return Err(newer.refusal(&self.name, &self.host));
+        }
+        self.metadata.as_ref().ok_or_else(|| {
+            let what = format!("domain {} was not made by Fleetward", self.name);
+            Failure::new(ErrorCode::VmNotManaged, what)
+                .fix(format!("manage it with virsh on host {}", self.host))
+        })
     }
 
     /// Whether this copy is the VM itself and not half of a migration.

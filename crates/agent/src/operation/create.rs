@@ -229,19 +229,23 @@ pub(super) async fn redefine(
         .attempt(|| format!("changing the definition of VM {}", spec.name))
 }
 
-/// The definition with its paths resolved; refused where a pool or the installer medium is not here.
+/// The definition with its paths resolved; refused where a pool or a medium is not here.
 fn definition_of(host: &Host, vm: VmId, metadata: VmMetadata) -> Result<DomainDefinition> {
     let spec = &metadata.spec;
-    let cdrom_path = match &spec.cdrom {
-        None => None,
-        Some(cdrom) => {
-            let image = host.images.require(cdrom.image.as_str(), &cdrom.sha256)?;
-            Some(image.path)
-        }
-    };
+    let drive_paths = spec
+        .drives
+        .iter()
+        .map(|drive| match &drive.medium {
+            None => Ok(None),
+            Some(medium) => {
+                let image = host.images.require(medium.image.as_str(), &medium.sha256)?;
+                Ok(Some(image.path))
+            }
+        })
+        .collect::<Result<_>>()?;
     Ok(DomainDefinition {
         disk_paths: host.pools.volumes(spec)?,
-        cdrom_path,
+        drive_paths,
         serial_log: serial_log(host, &spec.name),
         nvram_path: host.layout.nvram(vm),
         carried: None,

@@ -124,10 +124,14 @@ impl Task<'_> {
         }
     }
 
-    /// The domain, none when this host has none of that id.
+    /// The domain, none when this host has none of that id. Refuses where a newer program wrote what it is: whatever this
+    /// one did to it could lose a part that it does not know.
     async fn look(&self) -> Result<Option<DomainObserved>> {
         match self.host.hypervisor.inspect(self.vm).await {
-            Ok(domain) => Ok(Some(domain)),
+            Ok(domain) => match &domain.newer {
+                None => Ok(Some(domain)),
+                Some(newer) => Err(newer.refusal(&domain.name, &self.host.member.host).into()),
+            },
             Err(HypervisorError::NoDomain(_)) => Ok(None),
             Err(error) => Err(Trouble::hypervisor(
                 format!("looking at VM {}", self.vm),

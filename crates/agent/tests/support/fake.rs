@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use fleetward_hypervisor::*;
 use fleetward_model::host::{Accelerator, Version};
-use fleetward_model::vm::VmMetadata;
+use fleetward_model::vm::{NewerSpec, VmMetadata};
 use fleetward_model::{ByteSize, VmId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone)]
 pub struct Domain {
     pub metadata: Option<VmMetadata>,
+    /// Set: a newer program wrote the metadata.
+    pub newer: Option<NewerSpec>,
     pub name: String,
     pub state: DomainState,
     pub disks: Vec<(String, PathBuf)>,
@@ -102,6 +104,7 @@ impl Fake {
 
     fn domain(&self, metadata: VmMetadata, state: DomainState) -> Domain {
         Domain {
+            newer: None,
             name: metadata.spec.name.to_string(),
             disks: metadata
                 .spec
@@ -190,7 +193,15 @@ impl Fake {
             cpu_xml: None,
             console: None,
             metadata: d.metadata.clone(),
+            newer: d.newer.clone(),
         }
+    }
+}
+
+fn refuse_newer(id: VmId, domain: &Domain) -> Result<()> {
+    match &domain.newer {
+        Some(newer) => Err(Error::NewerSpec(id, newer.clone())),
+        None => Ok(()),
     }
 }
 
@@ -236,17 +247,24 @@ impl Hypervisor for Fake {
         );
         domain.nvram = definition.nvram_path.clone();
         domain.foreign = definition.carried.clone().unwrap_or_default();
-        self.with(|s| match s.domains.get_mut(&id) {
-            Some(known) => known.metadata = domain.metadata,
-            None => {
-                s.domains.insert(id, domain);
+        self.with(|s| {
+            match s.domains.get_mut(&id) {
+                Some(known) => {
+                    refuse_newer(id, known)?;
+                    known.metadata = domain.metadata;
+                }
+                None => {
+                    s.domains.insert(id, domain);
+                }
             }
-        });
+            Ok(())
+        })?;
         let _ = self.events.send(HypervisorEvent::Changed(id));
         Ok(())
     }
     async fn redefine(&self, id: VmId, metadata: &VmMetadata, change: &DomainChange) -> Result<()> {
         self.change(id, |d| {
+            refuse_newer(id, d)?;
             d.metadata = Some(metadata.clone());
             d.cpus = change.cpus.unwrap_or(d.cpus);
             d.memory = change.memory.unwrap_or(d.memory);
@@ -285,6 +303,7 @@ impl Hypervisor for Fake {
     }
     async fn write_metadata(&self, id: VmId, metadata: &VmMetadata) -> Result<()> {
         self.change(id, |d| {
+            refuse_newer(id, d)?;
             d.metadata = Some(metadata.clone());
             Ok(())
         })

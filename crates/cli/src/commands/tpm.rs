@@ -228,6 +228,9 @@ fn would(
             format!("domain {}", vm.name),
         ));
     }
+    if let Some(newer) = &vm.newer {
+        return Err(newer.refusal(&vm.name, &vm.host));
+    }
     let names = Names::default().vm(&vm.name).host(&vm.host);
     match now.jobs.get(&vm.name) {
         Some(job) if job.state.has_ended() => {}

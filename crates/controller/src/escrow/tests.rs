@@ -1,7 +1,7 @@
 use super::*;
 use fleetward_api::tpm::BundleParts;
-use fleetward_model::KeyId;
-use fleetward_model::vm::VmMetadata;
+use fleetward_model::vm::{DiskBus, DiskSpec, VmMetadata};
+use fleetward_model::{ByteSize, KeyId};
 use fleetward_protector::ExpiredAllowed;
 use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
 use fleetward_store::SqliteStore;
@@ -292,10 +292,9 @@ fn observed(content: u8, metadata: VmMetadata) -> VmObserved {
 /// The VM of [`bundle`] with one disk in that file.
 fn with_disk(volume: &str, size: u64) -> VmMetadata {
     let mut metadata = metadata(VM);
-    let disk = serde_json::json!({
-        "target": "vda", "bus": "virtio", "pool": "default", "volume": volume, "size": size
-    });
-    metadata.spec.disks = vec![serde_json::from_value(disk).expect("a disk")];
+    let (bus, pool) = (DiskBus::Virtio, Default::default());
+    let disk = DiskSpec::new("vda", bus, pool, volume, ByteSize(size));
+    metadata.spec.disks = vec![disk];
     metadata
 }
 

@@ -118,7 +118,7 @@ fn clone_needs(vm: &VmObserved, name: &VmName, tpm: bool, shares: bool) -> Needs
 }
 
 /// The same machine under another identity: uuid (and with it the generation id), MAC address, volumes. It comes without
-/// the installer medium.
+/// drives: they held the installer medium.
 fn copied_spec(vm: &VmObserved, name: VmName) -> VmSpec {
     let metadata = vm.metadata.as_ref();
     let known = metadata
@@ -130,12 +130,16 @@ fn copied_spec(vm: &VmObserved, name: VmName) -> VmSpec {
     for disk in &mut disks {
         disk.volume = format!("{id}-{}.qcow2", disk.target);
     }
+    let mut nics = known.nics;
+    for nic in &mut nics {
+        nic.mac = new_mac();
+    }
     VmSpec {
         id: VmId(id),
         name,
         disks,
-        cdrom: None,
-        mac: known.mac.map(|_| new_mac()),
+        nics,
+        drives: Vec::new(),
         created: OffsetDateTime::now_utc(),
         ..known
     }

@@ -255,7 +255,7 @@ async fn rebuild(State(app): State<App>, peer: Peer) -> Answer<Json<RebuildView>
             .inventory
             .vms()
             .iter()
-            .filter(|vm| vm.metadata.is_some())
+            .filter(|vm| vm.is_managed())
             .count() as u32,
         warnings,
     }))

@@ -67,12 +67,13 @@ async fn guardian_grant(
     let mut vms = Vec::new();
     for name in &request.vms {
         match world.inventory.find(name.as_str()) {
-            Ok(vm) if vm.metadata.is_some() => vms.push(vm.id),
-            Ok(_) => plan.push(refused(
-                name,
-                ErrorCode::VmNotManaged,
-                "Fleetward did not make it",
-            )),
+            Ok(vm) => match vm.require_metadata() {
+                Ok(_) => vms.push(vm.id),
+                Err(failure) if failure.code == ErrorCode::VmNotManaged => {
+                    plan.push(refused(name, failure.code, "Fleetward did not make it"));
+                }
+                Err(failure) => plan.push(refused(name, failure.code, &failure.because)),
+            },
             Err(failure) => plan.push(refused(name, failure.code, &failure.what)),
         }
     }

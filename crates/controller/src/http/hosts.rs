@@ -60,7 +60,7 @@ async fn host_remove(
     let vms = world.inventory.vms_on(&host);
     let ours: Vec<_> = vms
         .iter()
-        .filter(|vm| vm.metadata.is_some())
+        .filter(|vm| vm.is_managed())
         .map(|vm| vm.name.as_str())
         .collect();
     if !ours.is_empty() {

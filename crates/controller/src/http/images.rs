@@ -46,8 +46,8 @@ async fn image_delete(State(app): State<App>, Path(image): Path<String>) -> Answ
         .vms()
         .into_iter()
         .filter(|vm| {
-            let cdrom = vm.metadata.as_ref().and_then(|m| m.spec.cdrom.as_ref());
-            cdrom.is_some_and(|cdrom| cdrom.sha256 == known.sha256)
+            let mut media = vm.metadata.iter().flat_map(|m| m.spec.media());
+            media.any(|medium| medium.sha256 == known.sha256)
         })
         .map(|vm| vm.name.to_string())
         .collect();

@@ -45,7 +45,7 @@ fn label(pairs: &[(&str, &str)]) -> String {
 
 fn render(world: &World, now: OffsetDateTime) -> String {
     let (hosts, vms) = (world.hosts.all(), world.inventory.vms());
-    let ours: Vec<_> = vms.iter().filter(|vm| vm.metadata.is_some()).collect();
+    let ours: Vec<_> = vms.iter().filter(|vm| vm.is_managed()).collect();
     let mut out = String::new();
     let by_state: Vec<_> = [
         HostState::Online,

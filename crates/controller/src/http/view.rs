@@ -48,7 +48,8 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
             | VmState::Failed => world.inventory.state_since(vm),
         }),
         reason: vm.reason.clone(),
-        managed: spec.is_some(),
+        managed: vm.is_managed(),
+        newer: vm.newer.clone(),
         cpus: vm.cpus,
         memory_bytes: vm.memory,
         firmware: vm.firmware,
@@ -263,7 +264,7 @@ pub(super) fn status(app: &App) -> fleetward_api::controller::Status {
             .inventory
             .vms()
             .iter()
-            .filter(|vm| vm.metadata.is_some())
+            .filter(|vm| vm.is_managed())
             .count() as u32,
         jobs_running: world.holders.count() as u32,
     }

@@ -178,7 +178,10 @@ async fn vm_migrate(
         Err(failure)
             if matches!(
                 failure.code,
-                ErrorCode::VmBusy | ErrorCode::HostUnreachable | ErrorCode::VmNotManaged
+                ErrorCode::VmBusy
+                    | ErrorCode::HostUnreachable
+                    | ErrorCode::VmNotManaged
+                    | ErrorCode::SpecNewer
             ) =>
         {
             return Err(failure.into());
@@ -229,7 +232,7 @@ async fn check(
             .inventory
             .vms()
             .into_iter()
-            .filter(|vm| vm.metadata.is_some())
+            .filter(|vm| vm.is_managed())
             .collect(),
     };
     let whole_row = query.to.is_none();

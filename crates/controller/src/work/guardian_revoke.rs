@@ -199,10 +199,7 @@ impl PrepareRoll {
                 )
                 .into());
         }
-        let Some(metadata) = &vm.metadata else {
-            let what = format!("Fleetward did not make VM {}", input.name);
-            return Err(Failure::new(ErrorCode::VmNotManaged, what).into());
-        };
+        let metadata = vm.require_metadata()?;
         let mut keep = vm.tpm.guardians.clone();
         keep.retain(|guardian| !input.guardians.contains(guardian));
         let to =

@@ -243,6 +243,7 @@ impl Step<CloneInput> for Define {
             ek_certificate: None,
             transit: None,
             revoked: input.revoked.clone(),
+            unknown: Default::default(),
         };
         let operation = operation::Define {
             metadata: Box::new(metadata),

@@ -243,6 +243,7 @@ impl Step<CreateInput> for Define {
             ek_certificate: None,
             transit: None,
             revoked: Vec::new(),
+            unknown: Default::default(),
         };
         if let Some(sha256) = &input.variables {
             let operation = operation::PlaceVariables {

@@ -202,12 +202,7 @@ impl Step<MigrateInput> for Check {
             });
         }
         let vm = home.vm;
-        let metadata = vm.metadata.clone().ok_or_else(|| {
-            Failure::new(
-                ErrorCode::VmNotManaged,
-                format!("VM {} was not made by Fleetward", input.name),
-            )
-        })?;
+        let metadata = vm.require_metadata()?.clone();
         let destination = world.hosts.of(&input.to)?;
         let there = world.inventory.seen(&input.to).facts;
         let pool_there = |disk: &fleetward_model::vm::DiskObserved| {

@@ -207,6 +207,7 @@ impl Inner {
         Some(VmObserved {
             domain_name: None,
             defined: None,
+            newer: None,
             id,
             name: spec.name.clone(),
             host: self.host.clone(),

@@ -120,6 +120,7 @@ fn metadata_in(xml: &str) -> VmMetadata {
         .and_then(metadata::find)
         .and_then(metadata::read)
         .expect("ours")
+        .expect("of a version that is known")
 }
 
 #[test]
@@ -276,7 +277,7 @@ fn elsewhere() -> DomainDefinition {
     let mut definition = sample();
     definition.metadata.generation = 11;
     definition.disk_paths = vec![PathBuf::from("/other/it's here.qcow2")];
-    definition.cdrom_path = Some(PathBuf::from("/cache/win11.iso"));
+    definition.drive_paths = vec![Some(PathBuf::from("/cache/win11.iso"))];
     definition.nvram_path = PathBuf::from("/other/nvram.fd");
     definition.serial_log = None;
     definition

@@ -5,7 +5,9 @@ use fleetward_hypervisor::conformance::Fixture;
 use fleetward_hypervisor::{DomainDefinition, DomainObserved, Error, Hypervisor, Volumes};
 use fleetward_hypervisor_libvirt::{LibvirtConfig, LibvirtHost};
 use fleetward_model::host::Accelerator;
-use fleetward_model::vm::{DiskBus, DiskSpec, Firmware, FirmwareKind, Profile, VmMetadata, VmSpec};
+use fleetward_model::vm::{
+    DiskBus, DiskSpec, Firmware, FirmwareKind, NicSpec, Profile, VmMetadata, VmSpec,
+};
 use fleetward_model::{ByteSize, VmId};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -280,15 +282,18 @@ impl Fixture for LocalHost {
                         secure_boot: false,
                     },
                     tpm: false,
-                    disks: vec![DiskSpec {
-                        target: "vda".into(),
-                        bus: DiskBus::Virtio,
-                        pool: Default::default(),
+                    disks: vec![DiskSpec::new(
+                        "vda",
+                        DiskBus::Virtio,
+                        Default::default(),
                         volume,
                         size,
-                    }],
-                    cdrom: None,
-                    mac: Some("52:54:00:12:34:56".into()),
+                    )],
+                    nics: vec![NicSpec::first(Profile::Linux, "52:54:00:12:34:56")],
+                    drives: Vec::new(),
+                    description: Default::default(),
+                    autostart: false,
+                    unknown: Default::default(),
                     labels: Default::default(),
                     created: time::OffsetDateTime::UNIX_EPOCH,
                 },
@@ -297,9 +302,10 @@ impl Fixture for LocalHost {
                 ek_certificate: None,
                 transit: None,
                 revoked: Vec::new(),
+                unknown: Default::default(),
             },
             disk_paths: vec![path],
-            cdrom_path: None,
+            drive_paths: Vec::new(),
             serial_log: Some(format!("/var/log/libvirt/{id}.log").into()),
             nvram_path: format!("/var/lib/libvirt/qemu/nvram/{id}.fd").into(),
             carried: None,
@@ -343,6 +349,22 @@ impl Fixture for LocalHost {
         let xml = self.inactive_xml(id);
         let kept = BY_HAND.iter().map(|(_, _, kept)| *kept);
         kept.filter(|kept| !xml.contains(kept)).collect()
+    }
+
+    async fn write_newer(&self, id: VmId) {
+        let version = fleetward_model::spec::KNOWN + 1;
+        let record = format!(
+            "<vm version='1'><record>{{\"spec\":{{\"v{version}\":{{}}}},\"generation\":1}}</record></vm>"
+        );
+        self.virsh(&[
+            "metadata",
+            &id.to_string(),
+            fleetward_hypervisor_libvirt::NAMESPACE,
+            "--key",
+            fleetward_hypervisor_libvirt::PREFIX,
+            "--set",
+            &record,
+        ]);
     }
 }
 

@@ -6,7 +6,7 @@ use fleetward_hypervisor::{
     DomainState, EkIssuer, EkPublic, Error, Hypervisor, SecretText, TpmFactory,
 };
 use fleetward_model::ByteSize;
-use fleetward_model::vm::{DiskBus, Profile};
+use fleetward_model::vm::{DiskBus, DriveSpec, Medium, Profile};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -174,7 +174,7 @@ pub(crate) async fn a_windows_vm_starts_with_secure_boot(host: &Host) {
     let mut definition = host.definition("windows").await;
     let medium = host.directory.join("lib/images/setup.iso");
     std::fs::write(&medium, vec![0; 1 << 20]).expect("written");
-    definition.cdrom_path = Some("/var/lib/libvirt/images/setup.iso".into());
+    definition.drive_paths = vec![Some("/var/lib/libvirt/images/setup.iso".into())];
     let spec = &mut definition.metadata.spec;
     spec.profile = Profile::Windows11;
     spec.cpus = 2;
@@ -182,6 +182,11 @@ pub(crate) async fn a_windows_vm_starts_with_secure_boot(host: &Host) {
     spec.firmware.secure_boot = true;
     spec.disks[0].bus = DiskBus::Sata;
     spec.disks[0].target = "sda".into();
+    let medium = Medium {
+        image: "setup".parse().expect("name"),
+        sha256: "00".repeat(32),
+    };
+    spec.drives = vec![DriveSpec::first(&spec.disks, Some(medium))];
     let id = spec.id;
     libvirt.define(&definition).await.expect("defined");
     libvirt.start(id).await.expect("started");

@@ -16,6 +16,7 @@ fn subject(state: VmState) -> Subject<'static> {
         name: &NAME,
         host: &HOST,
         managed: true,
+        newer: None,
         state,
         tpm: true,
         holder: None,
@@ -227,6 +228,19 @@ fn a_domain_that_fleetward_did_not_make_has_only_its_console() {
     };
     for request in Request::all().filter(|request| *request != Request::Console) {
         assert_eq!(code(&vm, request), Some(ErrorCode::VmNotManaged));
+    }
+    assert_eq!(code(&vm, Request::Console), None);
+}
+
+#[test]
+fn a_vm_that_a_newer_program_wrote_has_only_its_console() {
+    let newer = NewerSpec { version: 3 };
+    let vm = Subject {
+        newer: Some(&newer),
+        ..subject(VmState::Running)
+    };
+    for request in Request::all().filter(|request| *request != Request::Console) {
+        assert_eq!(code(&vm, request), Some(ErrorCode::SpecNewer));
     }
     assert_eq!(code(&vm, Request::Console), None);
 }

@@ -87,15 +87,18 @@ pub(crate) fn vm(host: &str) -> VmObserved {
         memory: ByteSize::gib(1),
         firmware,
         tpm: true,
-        disks: vec![DiskSpec {
-            target: "vda".into(),
-            bus: DiskBus::Virtio,
-            pool: PoolName::default(),
-            volume: format!("{id}-vda.qcow2"),
-            size: ByteSize::gib(10),
-        }],
-        cdrom: None,
-        mac: None,
+        disks: vec![DiskSpec::new(
+            "vda",
+            DiskBus::Virtio,
+            PoolName::default(),
+            format!("{id}-vda.qcow2"),
+            ByteSize::gib(10),
+        )],
+        nics: Vec::new(),
+        drives: Vec::new(),
+        description: Default::default(),
+        autostart: false,
+        unknown: Default::default(),
         labels: Default::default(),
         created: NOW,
     };
@@ -135,6 +138,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
             guardians: vec![owner],
             ek_certificate: None,
         },
+        newer: None,
         metadata: Some(VmMetadata {
             spec,
             generation: 1,
@@ -142,6 +146,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
             ek_certificate: None,
             transit: None,
             revoked: Vec::new(),
+            unknown: Default::default(),
         }),
         observed: NOW,
     }

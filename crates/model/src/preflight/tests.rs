@@ -152,6 +152,10 @@ fn each_rule_alone_says_its_code() {
     type Spoil = fn(&mut Case);
     let cases: &[(C, Spoil)] = &[
         (C::VmNotManaged, |c| c.vm.metadata = None),
+        (C::SpecNewer, |c| {
+            c.vm.metadata = None;
+            c.vm.newer = Some(crate::vm::NewerSpec { version: 3 });
+        }),
         (C::SameHost, |c| c.destination = "a".parse().expect("name")),
         (C::KeyNotGranted, |c| c.there().guardians.clear()),
         (C::KeyNotGranted, |c| {
