@@ -1,18 +1,21 @@
 //! What is said between the controller and those who call it: bodies and queries. Which verb takes which is declared in
 //! [`crate::verbs`].
 
+use fleetward_model::change::{self, Pending, PlannedStep};
 use fleetward_model::clone::CloneTpm;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::{CertificateRole, GuardianFacts, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
+use fleetward_model::spec::Description;
 use fleetward_model::vm::{
     DiskBus, DiskObserved, Firmware, NewerSpec, Profile, TpmObserved, VmState,
 };
 use fleetward_model::{
-    ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, ImageName, JobId, Labels,
-    PoolName, TemplateName, VmId, VmName,
+    ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, ImageName, JobId, LabelKey,
+    Labels, PoolName, TemplateName, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 
@@ -210,6 +213,11 @@ pub struct VmCreateRequest {
     pub start: bool,
     #[serde(default)]
     pub labels: Labels,
+    #[serde(default, skip_serializing_if = "Description::is_empty")]
+    pub description: Description,
+    /// Whether its host starts it after a boot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub autostart: bool,
 }
 
 fn yes() -> bool {
@@ -252,6 +260,20 @@ pub struct VmView {
     /// Seconds since the controller's copy was certainly what the host has.
     #[serde(default)]
     pub escrow_age: Option<u64>,
+    #[serde(default)]
+    pub description: Description,
+    /// Whether its host starts it after a boot.
+    #[serde(default)]
+    pub autostart: bool,
+    /// What waits for its next start.
+    #[serde(default)]
+    pub pending: Vec<Pending>,
+    /// The domain's own name, where somebody renamed it on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain_name: Option<String>,
+    /// What somebody changed past Fleetward.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
     pub labels: Labels,
     pub profile: Option<Profile>,
     /// The job that holds it.
@@ -269,6 +291,58 @@ pub struct LastSeen {
     pub state: VmState,
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
+}
+
+/// `PATCH /v1/vms/{vm}`. What is not named stays as it is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeRequest {
+    /// A new name; only while the VM is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<VmName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<change::Cpus>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<change::Memory>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<Description>,
+    /// Labels that get a value; those with null go.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: BTreeMap<LabelKey, Option<change::LabelValue>>,
+    /// Whether its host starts it after a boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autostart: Option<bool>,
+    /// On: a new TPM. Off: the TPM goes into the history. Only while the VM is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<bool>,
+    /// Say what would be done, and do nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+impl ChangeRequest {
+    /// What is wanted of the VM.
+    pub fn wanted(self) -> change::Wanted {
+        change::Wanted {
+            tpm: self.tpm,
+            cpus: self.cpus,
+            memory: self.memory_bytes,
+            description: self.description,
+            labels: self.labels,
+            autostart: self.autostart,
+            name: self.name,
+        }
+    }
+}
+
+/// Answer to `PATCH /v1/vms/{vm}`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChangeAnswer {
+    /// None: there is nothing to do, or it was only asked what would be done.
+    pub job: Option<JobId>,
+    /// What is changed, in this order; empty when the VM is as wanted.
+    pub steps: Vec<PlannedStep>,
 }
 
 /// The controller's newest copy of a VM's TPM, in `vm show`.

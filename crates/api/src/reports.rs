@@ -1,10 +1,11 @@
 //! What a job that is done reports: one type for each kind, the `result` of its [`JobView`](crate::controller::JobView).
 
 use crate::controller::{Outcome, VmOutcome};
+use fleetward_model::change::ChangeKind;
 use fleetward_model::clone::CloneTpm;
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, TemplateName, VmId, VmName};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
@@ -132,6 +133,18 @@ pub struct RevokeReport {
     /// What the roll waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<String>,
+}
+
+/// `vm-change`: what was changed.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChangeReport {
+    /// Its name now.
+    pub vm: VmName,
+    pub host: HostName,
+    /// What the VM has already.
+    pub now: BTreeSet<ChangeKind>,
+    /// What it has after its next start.
+    pub next_start: BTreeSet<ChangeKind>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]

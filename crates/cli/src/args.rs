@@ -6,7 +6,9 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fleetward_api::controller::Role;
+use fleetward_model::change;
 use fleetward_model::guardian::TrustMode;
+use fleetward_model::spec::Description;
 use fleetward_model::vm::Profile;
 use fleetward_model::{
     ByteSize, ErrorCode, GroupName, GuardianId, HostName, ImageName, LabelKey, PoolName,
@@ -314,6 +316,21 @@ pub enum VmCommand {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Changes a VM: what the running VM cannot take now waits for its next start
+    ///
+    /// What is not named stays as it is. `vm show` tells what waits. A TPM is switched, and a VM renamed, only while the VM
+    /// is stopped.
+    Set(VmSet),
+    /// Gives a stopped VM another name
+    ///
+    /// A domain that was renamed on its host gets one name with its VM again: NEW may be either of them.
+    Rename {
+        name: VmName,
+        #[arg(value_name = "NEW")]
+        new: VmName,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Connects the terminal to a VM's serial console; Ctrl-] leaves
     Console { name: VmName },
     /// Makes a new VM with the disks of a running or stopped VM
@@ -454,6 +471,45 @@ pub struct VmCreate {
     /// A label; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     pub labels: Vec<(LabelKey, String)>,
+    /// What people should know about it: any text
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub description: Description,
+    /// Its host starts it after a boot
+    #[arg(long)]
+    pub autostart: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub struct VmSet {
+    pub name: VmName,
+    /// Number of virtual CPUs; a running VM has them after its next start
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
+    pub cpus: Option<change::Cpus>,
+    /// Memory, such as 4G; a running VM has it after its next start
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    pub memory: Option<change::Memory>,
+    /// What people should know about it: any text; an empty one takes it away
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<Description>,
+    /// Sets a label, or with KEY- takes it away; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE|KEY-", value_parser = parse_label_change)]
+    pub labels: Vec<(LabelKey, Option<change::LabelValue>)>,
+    /// Whether its host starts it after a boot
+    #[arg(long, value_enum)]
+    pub autostart: Option<Switch>,
+    /// Makes a new TPM, or puts the TPM into the history
+    #[arg(long, value_enum)]
+    pub tpm: Option<Switch>,
+    /// Says what would be changed, and changes nothing
+    #[arg(long, conflicts_with = "no_wait")]
+    pub dry_run: bool,
     #[command(flatten)]
     pub wait: Wait,
 }
@@ -699,6 +755,29 @@ fn parse_label(text: &str) -> Result<(LabelKey, String), String> {
         .ok_or_else(|| format!("{text:?} is not of the form KEY=VALUE"))?;
     let key = key.parse().map_err(|error| format!("{error}"))?;
     Ok((key, value.to_owned()))
+}
+
+fn parse_label_change(text: &str) -> Result<(LabelKey, Option<change::LabelValue>), String> {
+    match (text.contains('='), text.strip_suffix('-')) {
+        (true, _) => {
+            let (key, value) = parse_label(text)?;
+            Ok((key, Some(value.try_into()?)))
+        }
+        (false, Some(key)) => Ok((key.parse().map_err(|error| format!("{error}"))?, None)),
+        (false, None) => Err(format!("{text:?} is neither KEY=VALUE nor KEY-")),
+    }
+}
+
+fn parse_cpus(text: &str) -> Result<change::Cpus, String> {
+    let number: u32 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number of CPUs"))?;
+    number.try_into()
+}
+
+fn parse_memory(text: &str) -> Result<change::Memory, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
+    size.try_into()
 }
 
 fn parse_role(text: &str) -> Result<Role, String> {

@@ -4,6 +4,7 @@
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
 use fleetward_api::controller::AuditVerdict;
+use fleetward_model::change::{ChangeStep, Effect, PlannedStep};
 use fleetward_model::error::Finding;
 use fleetward_model::{ErrorCode, Failure, HostName, JobId, TemplateName, VmName};
 use std::fmt::Display;
@@ -50,6 +51,61 @@ pub(crate) fn vm_cloned(from: &VmName, name: &VmName, host: &impl Display, linke
         false => "its disks are full copies".to_owned(),
     };
     format!("{name} made from {from} on {host}; {disks}; it is stopped")
+}
+
+/// What `vm set` would change, or that there is nothing to change.
+pub(crate) fn planned(name: &VmName, steps: &[PlannedStep]) -> String {
+    if steps.is_empty() {
+        return format!("{name}: it is as wanted already");
+    }
+    let line = |planned: &PlannedStep| {
+        let when = match planned.effect {
+            Effect::Now => "now",
+            Effect::NextStart => "at its next start",
+        };
+        format!("{name}: {}, {when}", step(&planned.step))
+    };
+    let lines: Vec<String> = steps.iter().map(line).collect();
+    lines.join("\n")
+}
+
+fn step(step: &ChangeStep) -> String {
+    match step {
+        ChangeStep::Tpm { to: true } => "a new TPM".to_owned(),
+        ChangeStep::Tpm { to: false } => "no TPM".to_owned(),
+        ChangeStep::Cpus { from, to, .. } => format!("CPUs {from} -> {to}"),
+        ChangeStep::Memory { from, to, .. } => format!("memory {from} -> {to}"),
+        ChangeStep::Description { to, .. } if to.is_empty() => "no description".to_owned(),
+        ChangeStep::Description { .. } => "another description".to_owned(),
+        ChangeStep::Label { key, to, .. } => match to {
+            Some(value) => format!("label {key}={value}"),
+            None => format!("no label {key}"),
+        },
+        ChangeStep::Autostart { to: true, .. } => "its host starts it after a boot".to_owned(),
+        ChangeStep::Autostart { to: false, .. } => "its host does not start it".to_owned(),
+        ChangeStep::Name { from, to, .. } => format!("name {from} -> {to}"),
+    }
+}
+
+/// What a job `vm-change` reports.
+pub(crate) fn changed(name: &VmName, result: &serde_json::Value) -> String {
+    let kinds = |of: &str| -> Vec<&str> {
+        let listed = result[of].as_array().into_iter().flatten();
+        listed.filter_map(|kind| kind.as_str()).collect()
+    };
+    let now = result["vm"].as_str().unwrap_or(name.as_str());
+    let mut text = match now == name.as_str() {
+        true => format!("{name} changed: {}", kinds("now").join(", ")),
+        false => format!("{name} is {now} now"),
+    };
+    let later = kinds("next_start");
+    if kinds("now").is_empty() {
+        text = format!("{name} changed");
+    }
+    if !later.is_empty() {
+        text.push_str(&format!("; at its next start: {}", later.join(", ")));
+    }
+    text
 }
 
 pub(crate) fn confirm_recover(name: &str, to: &HostName) -> String {

@@ -7,6 +7,7 @@ use fleetward_api::controller::{
     StepView, TemplateView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
+use fleetward_model::change::ChangeKind;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::CertificateRole;
 use fleetward_model::{ByteSize, ErrorCode, GuardianId, HostName, JobId};
@@ -276,8 +277,32 @@ pub(crate) fn vm(vm: &VmView) -> String {
             None => "no, made outside Fleetward".to_owned(),
         },
     );
-    sheet.add("CPUs", vm.cpus);
-    sheet.add("Memory", vm.memory_bytes);
+    if !vm.description.is_empty() {
+        sheet.add("Description", visible(vm.description.as_str()));
+    }
+    let next = |kind| vm.pending.iter().find(|pending| pending.change == kind);
+    sheet.add(
+        "CPUs",
+        match next(ChangeKind::Cpus) {
+            Some(pending) => format!("{} ({} at its next start)", vm.cpus, pending.wanted),
+            None => vm.cpus.to_string(),
+        },
+    );
+    let more = next(ChangeKind::Memory).and_then(|pending| pending.wanted.as_u64());
+    sheet.add(
+        "Memory",
+        match more {
+            Some(bytes) => format!(
+                "{} ({} at its next start)",
+                vm.memory_bytes,
+                ByteSize(bytes)
+            ),
+            None => vm.memory_bytes.to_string(),
+        },
+    );
+    if vm.autostart {
+        sheet.add("Autostart", "on");
+    }
     sheet.add(
         "Firmware",
         match vm.firmware {
@@ -348,9 +373,20 @@ pub(crate) fn vm(vm: &VmView) -> String {
     if let Some(job) = vm.job {
         sheet.add("Job", job);
     }
+    if let Some(domain) = &vm.domain_name {
+        sheet.add("Domain", visible(domain));
+    }
     sheet.add("Created", moment_or_none(vm.created));
     sheet.add("Observed", moment(vm.observed));
-    sheet.text()
+    let mut text = sheet.text();
+    for finding in &vm.findings {
+        let what = visible(&finding.what);
+        text.push_str(&format!(
+            "\n\n{}: {what}\n  fix: {}",
+            finding.code, finding.fix
+        ));
+    }
+    text
 }
 
 /// Which version the controller has, and for how long the host may have had another.
@@ -776,6 +812,12 @@ fn count(number: usize) -> String {
 /// A line feed in a foreign text must not make it look like another line of ours.
 fn one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
+}
+
+/// A text that anybody may have written, on one line and without what a terminal would obey.
+fn visible(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().map(shown).collect()
 }
 
 /// The first group of a uuid, or twelve digits of a digest: enough to name it to us again.

@@ -12,8 +12,7 @@ use fleetward_model::placement::Choice;
 use fleetward_model::profile::{Asked, Hardware};
 use fleetward_model::spec::Unknown;
 use fleetward_model::vm::{
-    Description, DiskBus, DiskSpec, DriveSpec, Firmware, FirmwareKind, Medium, NicSpec, VmSpec,
-    VolumeSource,
+    DiskBus, DiskSpec, DriveSpec, Firmware, FirmwareKind, Medium, NicSpec, VmSpec, VolumeSource,
 };
 use fleetward_model::{ByteSize, ErrorCode, Failure, GroupName, HostName, ImageName, VmId, VmName};
 use time::OffsetDateTime;
@@ -200,8 +199,8 @@ impl Wanted {
             disks,
             drives,
             nics: vec![NicSpec::first(self.request.profile, new_mac())],
-            description: Description::default(),
-            autostart: false,
+            description: self.request.description,
+            autostart: self.request.autostart,
             unknown: Unknown::new(),
             labels: self.request.labels,
             created: now,

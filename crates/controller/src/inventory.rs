@@ -419,11 +419,12 @@ impl Inventory {
         found.cloned().ok_or_else(missing)
     }
 
-    /// A copy of a domain of that name, on whatever host.
-    pub(crate) fn named(&self, name: &VmName) -> Option<(HostName, VmId)> {
+    /// A copy of a domain of that name, on whatever host, of any VM but `except`.
+    pub(crate) fn named(&self, name: &VmName, except: Option<VmId>) -> Option<(HostName, VmId)> {
         let state = self.read();
         let found = state
             .copies()
+            .filter(|(_, vm)| Some(vm.id) != except)
             .find(|(_, vm)| vm.name == *name || vm.domain_name.as_deref() == Some(name.as_str()));
         found.map(|(_, vm)| (vm.host.clone(), vm.id))
     }

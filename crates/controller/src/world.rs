@@ -204,7 +204,16 @@ impl World {
 
     /// Whether a new VM can have a name. What is remembered may be older than the host's own word, so that is asked for.
     pub(crate) async fn require_name(&self, name: &VmName) -> Result<(), Failure> {
-        while let Some((host, vm)) = self.inventory.named(name) {
+        self.require_name_for(name, None).await
+    }
+
+    /// Whether a name is free, or `own`'s already.
+    pub(crate) async fn require_name_for(
+        &self,
+        name: &VmName,
+        own: Option<VmId>,
+    ) -> Result<(), Failure> {
+        while let Some((host, vm)) = self.inventory.named(name, own) {
             let asked = async { self.agents.of(&host)?.vm(vm).await };
             match asked.await {
                 Ok(None) => self.inventory.observe(&host, vm, None),

@@ -48,7 +48,7 @@ enum Where {
     Both,
 }
 
-fn case(kind: &str) -> Case {
+fn case(kind: &str, step: &str) -> Case {
     use Where::{Bare, Both, Nowhere, On};
     let (stopped, running) = (On("a", VmState::Stopped), On("a", VmState::Running));
     let post = |path, body, before, after, fails| Case {
@@ -78,6 +78,26 @@ fn case(kind: &str) -> Case {
         "vm-delete" => Case {
             method: Method::DELETE,
             ..post("/v1/vms/web", json!({}), stopped, Nowhere, None)
+        },
+        "vm-change" if OF_TPM_OFF.contains(&step) => Case {
+            method: Method::PATCH,
+            ..post(
+                "/v1/vms/web",
+                json!({"tpm": false, "cpus": 3}),
+                stopped,
+                Bare("a"),
+                Some(("a", "change-vm")),
+            )
+        },
+        "vm-change" => Case {
+            method: Method::PATCH,
+            ..post(
+                "/v1/vms/web",
+                json!({"tpm": true, "cpus": 3, "name": "net", "labels": {"k": "v"}}),
+                Bare("a"),
+                stopped,
+                Some(("a", "change-vm")),
+            )
         },
         "vm-migrate" => post(
             "/v1/vms/web/migrate",
@@ -138,6 +158,9 @@ fn case(kind: &str) -> Case {
         other => panic!("say here how a job of kind {other} is made"),
     }
 }
+
+/// Steps of `vm-change` that only switching the TPM off has.
+const OF_TPM_OFF: [&str; 3] = ["last-copy", "detach-tpm", "set-aside-tpm"];
 
 struct Walk {
     controller: Controller,
@@ -248,6 +271,35 @@ impl Walk {
         }
     }
 
+    /// The VM of `vm-change` has all that was wanted, or nothing of it, in specification and definition.
+    fn assert_changed(&self, point: &str, case: &Case, done: bool) {
+        let (Some(cpus), true) = (case.body["cpus"].as_u64(), case.method == Method::PATCH) else {
+            return;
+        };
+        let name = case.body["name"].as_str().filter(|_| done);
+        let expected = (
+            name.unwrap_or("web").to_owned(),
+            if done { cpus } else { 1 },
+            usize::from(done && case.body["labels"].is_object()),
+        );
+        let found = self.hosts[0].look(|inner| {
+            let (id, vm) = inner.vms.iter().next().expect("the VM");
+            let (spec, seen) = (&vm.metadata.spec, inner.observed(*id).expect("seen"));
+            let defined = seen.defined.expect("told");
+            assert_eq!(
+                (defined.cpus, seen.domain_name),
+                (spec.cpus, None),
+                "{point}"
+            );
+            (
+                spec.name.to_string(),
+                u64::from(spec.cpus),
+                spec.labels.len(),
+            )
+        });
+        assert_eq!(found, expected, "{point}");
+    }
+
     async fn clear(&self) {
         self.hosts_have_told().await;
         let vms: Vec<Value> = self.controller.get("/v1/vms").await;
@@ -294,21 +346,23 @@ async fn a_controller_killed_at_any_point_of_any_job_leaves_it_done_or_undone() 
         if ["tpm-restore", "vm-recover", "vm-supersede"].contains(&kind.as_str()) {
             continue;
         }
-        let case = case(&kind);
         for step in &steps {
+            let case = case(&kind, &step.name);
             for moment in ["before", "after", "recorded"] {
                 let point = format!("job.{kind}.{}.{moment}", step.name);
                 walk.arrange(case.before).await;
                 let job = walk.killed_at(&point, &case).await;
                 assert_eq!(job.state, JobState::Done, "{point}: {job:#?}");
                 walk.assert_is(&point, case.after);
+                walk.assert_changed(&point, &case, true);
                 walk.clear().await;
             }
         }
-        let Some((host, operation)) = case.fails else {
-            continue;
-        };
         for step in steps.iter().filter(|step| step.undoable) {
+            let case = case(&kind, &step.name);
+            let Some((host, operation)) = case.fails else {
+                continue;
+            };
             for moment in ["before", "after", "recorded"] {
                 let point = format!("job.{kind}.{}.undo.{moment}", step.name);
                 walk.arrange(case.before).await;
@@ -321,6 +375,7 @@ async fn a_controller_killed_at_any_point_of_any_job_leaves_it_done_or_undone() 
                 let job = walk.killed_at(&point, &case).await;
                 assert_eq!(job.state, JobState::Undone, "{point}: {job:#?}");
                 walk.assert_is(&point, case.before);
+                walk.assert_changed(&point, &case, false);
                 walk.clear().await;
             }
         }

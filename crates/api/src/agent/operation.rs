@@ -6,6 +6,7 @@
 use super::{IncomingDisk, KeyRewrap, Peer};
 use crate::tpm::TpmBundle;
 use fleetward_model::KeyId;
+use fleetward_model::change::{ChangeStep, Direction};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,7 @@ operations! {
     CommitTpm, "commit-tpm" => ();
     AbandonTpm, "abandon-tpm" => ();
     Define, "define" => ();
+    ChangeVm, "change-vm" => ();
     Undefine, "undefine" => ();
     Start, "start" => ();
     Stop, "stop" => ();
@@ -198,6 +200,15 @@ pub struct AbandonTpm {}
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Define {
     pub metadata: Box<VmMetadata>,
+}
+
+/// Changes what the steps are about in specification and definition, and nothing else: forward to the new values, in the
+/// order given; back to the former ones, where the new ones still stand. A running VM has some of it at its next start.
+/// Undone by itself, back. Agents from before it answer `INVALID_REQUEST`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChangeVm {
+    pub steps: Vec<ChangeStep>,
+    pub direction: Direction,
 }
 
 /// Removes the definition and the UEFI variables of a stopped VM.

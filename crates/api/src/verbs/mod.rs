@@ -136,6 +136,7 @@ verbs! {
     vm_list::VmList,
     vm_create::VmCreate,
     vm_show::VmShow,
+    vm_change::VmChange,
     vm_delete::VmDelete,
     vm_start::VmStart,
     vm_stop::VmStop,

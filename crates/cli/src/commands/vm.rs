@@ -1,6 +1,6 @@
 //! `fleetward vm ...`
 
-use super::{Context, check, template};
+use super::{Context, check, template, vm_set};
 use crate::args::{Switch, TpmChoice, VmCommand, VmCreate};
 use crate::bulk::{self, Words};
 use crate::confirm::confirm;
@@ -143,6 +143,8 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 .success(&result, || messages::recovered(&name, &request.to, &result))?;
             Ok(Exit::Done)
         }
+        VmCommand::Set(args) => vm_set::set(context, args).await,
+        VmCommand::Rename { name, new, wait } => vm_set::rename(context, &name, new, wait).await,
         VmCommand::Console { name } => attach(context, &name).await,
         VmCommand::Migrate {
             names,
@@ -259,6 +261,8 @@ fn request_of(args: VmCreate) -> VmCreateRequest {
         secure_boot: !args.no_secure_boot,
         start: args.start,
         labels: args.labels.into_iter().collect(),
+        description: args.description,
+        autostart: args.autostart,
     }
 }
 

@@ -32,6 +32,7 @@ mod recover;
 mod refusal;
 mod tpm;
 mod view;
+mod vm_change;
 mod vms;
 
 pub use openapi::openapi_json;

@@ -12,6 +12,7 @@ use fleetward_api::controller::{
 };
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Job, StepState};
+use fleetward_model::change;
 use fleetward_model::guardian::{EXPIRY_WARNING, crowded};
 use fleetward_model::host::HostState;
 use fleetward_model::vm::{VmObserved, VmState};
@@ -57,6 +58,13 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         tpm: vm.tpm.clone(),
         escrow,
         escrow_age,
+        description: spec
+            .map(|spec| spec.description.clone())
+            .unwrap_or_default(),
+        autostart: spec.is_some_and(|spec| spec.autostart),
+        pending: change::pending(vm),
+        domain_name: vm.domain_name.clone(),
+        findings: change::differing(vm),
         labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
         profile: spec.map(|spec| spec.profile),
         job: holder.map(|(holder, _)| holder.job),

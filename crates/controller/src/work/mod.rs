@@ -10,6 +10,7 @@ mod kind;
 mod take_escrow;
 mod template_create;
 mod tpm;
+mod vm_change;
 mod vm_clone;
 mod vm_create;
 mod vm_delete;
@@ -27,6 +28,7 @@ pub(crate) use kind::{About, FleetJob, NoReport, about_job, report_of, warnings_
 pub(crate) use take_escrow::TakeEscrow;
 pub(crate) use template_create::{TemplateCreate, TemplateInput};
 pub(crate) use tpm::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
+pub(crate) use vm_change::{ChangeInput, VmChange};
 pub(crate) use vm_clone::{CloneInput, VmClone};
 pub(crate) use vm_create::{CreateInput, VmCreate};
 pub(crate) use vm_delete::{DeleteInput, VmDelete};
@@ -73,6 +75,7 @@ kinds! {
     TpmDisable,
     TpmRestore,
     TpmRoll,
+    VmChange,
     VmClone,
     TemplateCreate,
     VmRecover,

@@ -18,10 +18,12 @@ use fleetward_link::{
     ServerTls, TlsServer,
 };
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
+use fleetward_model::change::{self, ChangeStep, Direction};
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::host::{Accelerator, HostFacts, HypervisorVersions, PoolFacts, Version};
 use fleetward_model::vm::{
-    DiskObserved, Revocation, TpmObserved, Transit, TransitSide, VmMetadata, VmObserved, VmState,
+    DiskObserved, Revocation, TpmObserved, Transit, TransitSide, VmDefined, VmMetadata, VmObserved,
+    VmState,
 };
 use fleetward_model::{
     ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, PoolName, VmId,
@@ -41,6 +43,51 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct FakeVm {
     pub(crate) metadata: VmMetadata,
     pub(crate) state: VmState,
+    /// CPUs and memory of the definition, where a running VM has others.
+    pub(crate) defined: Option<(u32, ByteSize)>,
+    /// CPUs and memory that it runs with, where its definition has others.
+    pub(crate) runs_with: Option<(u32, ByteSize)>,
+    /// The domain's own name, where somebody renamed it.
+    pub(crate) domain: Option<String>,
+}
+
+impl FakeVm {
+    pub(crate) fn new(metadata: VmMetadata, state: VmState) -> Self {
+        Self {
+            metadata,
+            state,
+            defined: None,
+            runs_with: None,
+            domain: None,
+        }
+    }
+
+    fn size(&self) -> (u32, ByteSize) {
+        let spec = &self.metadata.spec;
+        self.defined.unwrap_or((spec.cpus, spec.memory))
+    }
+
+    fn change(&mut self, steps: &[ChangeStep], direction: Direction) -> Result<(), ErrorCode> {
+        let has = self.size();
+        let own = self.metadata.spec.name.to_string();
+        let domain = self.domain.clone().unwrap_or(own);
+        if let Some(name) = change::domain_name_after(&domain, steps, direction) {
+            if self.state != VmState::Stopped {
+                return Err(ErrorCode::VmStateWrong);
+            }
+            self.domain = Some(name);
+        }
+        self.metadata.spec = change::apply(&self.metadata.spec, steps, direction);
+        let (cpus, memory) = change::defined_after(Some(has), steps, direction);
+        if self.state == VmState::Running {
+            self.runs_with.get_or_insert(has);
+        }
+        self.defined = Some((cpus.unwrap_or(has.0), memory.unwrap_or(has.1)));
+        if self.domain.as_deref() == Some(self.metadata.spec.name.as_str()) {
+            self.domain = None;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -63,6 +110,8 @@ pub(crate) struct Inner {
     pub(crate) fail_after: BTreeSet<&'static str>,
     /// Operations for which it is never the time.
     pub(crate) busy: BTreeSet<&'static str>,
+    /// Operations that an older agent does not know.
+    pub(crate) unknown: BTreeSet<&'static str>,
     /// The highest generation seen, by VM.
     pub(crate) generations: BTreeMap<VmId, u64>,
     pub(crate) audit: Vec<AuditRecord>,
@@ -110,6 +159,7 @@ impl FakeAgent {
             fail: BTreeMap::new(),
             fail_after: BTreeSet::new(),
             busy: BTreeSet::new(),
+            unknown: BTreeSet::new(),
             generations: BTreeMap::new(),
             audit: Vec::new(),
             no_copy: None,
@@ -205,16 +255,19 @@ impl Inner {
         let spec = &vm.metadata.spec;
         let guardians = self.tpms.get(&id).cloned().unwrap_or_default();
         Some(VmObserved {
-            domain_name: None,
-            defined: None,
+            domain_name: vm.domain.clone(),
+            defined: Some(VmDefined {
+                cpus: vm.size().0,
+                memory: vm.size().1,
+            }),
             newer: None,
             id,
             name: spec.name.clone(),
             host: self.host.clone(),
             state: vm.state,
             reason: "fake".into(),
-            cpus: spec.cpus,
-            memory: spec.memory,
+            cpus: vm.runs_with.unwrap_or(vm.size()).0,
+            memory: vm.runs_with.unwrap_or(vm.size()).1,
             firmware: Some(spec.firmware),
             machine: "pc-q35-10.0".into(),
             accelerator: "qemu".into(),
@@ -355,11 +408,16 @@ impl Inner {
             }
             Operation::CommitTpm(_) | Operation::AbandonTpm(_) => {}
             Operation::Define(operation::Define { metadata }) => {
-                let vm_there = FakeVm {
-                    metadata: *metadata,
-                    state: VmState::Stopped,
-                };
+                let vm_there = FakeVm::new(*metadata, VmState::Stopped);
                 self.vms.entry(vm).or_insert(vm_there);
+            }
+            Operation::ChangeVm(operation::ChangeVm { steps, direction }) => {
+                let Some(found) = self.vms.get_mut(&vm) else {
+                    return refuse(ErrorCode::VmNotFound, "not here");
+                };
+                if let Err(code) = found.change(&steps, direction) {
+                    return refuse(code, "it runs");
+                }
             }
             Operation::Undefine(_) => {
                 if self
@@ -381,6 +439,7 @@ impl Inner {
             Operation::Stop(_) => {
                 if let Some(found) = self.vms.get_mut(&vm) {
                     found.state = VmState::Stopped;
+                    found.runs_with = None;
                 }
             }
             Operation::Grant(operation::Grant { to }) => {
@@ -458,7 +517,7 @@ impl Inner {
                     ..*metadata
                 };
                 let state = VmState::Stopped;
-                self.vms.insert(vm, FakeVm { metadata, state });
+                self.vms.insert(vm, FakeVm::new(metadata, state));
             }
             Operation::Supersede(_) => {
                 return refuse(ErrorCode::VmStateWrong, "these hosts do not come back");
@@ -537,10 +596,10 @@ impl Inner {
             ..found.metadata.clone()
         };
         found.state = VmState::Stopped;
-        there.vms.entry(vm).or_insert(FakeVm {
-            metadata,
-            state: arrives,
-        });
+        there
+            .vms
+            .entry(vm)
+            .or_insert(FakeVm::new(metadata, arrives));
         let guardians = self.tpms.get(&vm).cloned();
         if let Some(guardians) = guardians {
             there.tpms.insert(vm, guardians);
@@ -612,6 +671,8 @@ async fn operate(State(inner): State<Shared>, Json(request): Json<OperationReque
         *seen = request.generation.max(*seen);
         if stale {
             Err(Failure::new(ErrorCode::StaleGeneration, name))
+        } else if inner.unknown.contains(name) {
+            Err(Failure::new(ErrorCode::InvalidRequest, name))
         } else if inner.busy.contains(name) {
             Err(Failure::new(ErrorCode::HostUnreachable, "not now"))
         } else if let Some(failure) = inner.fail.remove(name) {

@@ -13,6 +13,7 @@
 )]
 
 mod chain;
+mod change;
 mod copies;
 mod keys;
 mod life;
@@ -33,6 +34,7 @@ use std::process::ExitCode;
 /// One table a subject, walked in this order.
 const TABLES: &[&[Scenario]] = &[
     life::SCENARIOS,
+    change::SCENARIOS,
     migration::SCENARIOS,
     keys::SCENARIOS,
     tpm::SCENARIOS,

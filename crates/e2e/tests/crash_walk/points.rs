@@ -13,6 +13,8 @@ use anyhow::{Result, ensure};
 /// The agents' own points that `make test` walks too: between the halves of what must never be halved.
 const ALWAYS: &[&str] = &[
     "agent.commit-tpm.replaced",
+    // the domain has its new name, the specification the old one
+    "agent.change-vm.renamed",
     // a linked clone: overlays made; the source writes to them; the definition says so, and nothing is frozen yet
     "agent.copy-vm.overlaid",
     "agent.copy-vm.switched",

@@ -1,0 +1,90 @@
+//! Changes of a VM: planned at once, done by one job.
+
+use super::body::Body;
+use super::{Answer, Refusal};
+use crate::admission::admit;
+use crate::app::App;
+use crate::work;
+use crate::work::ChangeInput;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use fleetward_api::controller::{ChangeAnswer, ChangeRequest};
+use fleetward_jobs::JobError;
+use fleetward_link::Peer;
+use fleetward_model::admission::{Request, busy};
+use fleetward_model::change::{self, Plan};
+use fleetward_model::vm::VmObserved;
+use fleetward_model::{ErrorCode, Failure, JobId};
+use http::StatusCode;
+
+serves! {
+    VmChange => vm_change,
+}
+
+async fn vm_change(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Body(request): Body<ChangeRequest>,
+) -> Answer<Response> {
+    let world = &app.world;
+    let vm = world.inventory.find(&vm)?;
+    let dry_run = request.dry_run;
+    let plan = change::plan(&vm, &request.wanted())?;
+    if plan.steps.is_empty() {
+        return Ok(answered(None, plan));
+    }
+    admit(&app, &vm, Request::Change).await?;
+    may_be_there(&app, &vm, &plan)?;
+    if let Some(name) = plan.name() {
+        world.require_name_for(name, Some(vm.id)).await?;
+    }
+    if dry_run {
+        return Ok(answered(None, plan));
+    }
+    let group = vm
+        .metadata
+        .as_ref()
+        .map(|metadata| metadata.spec.group.clone());
+    let input = ChangeInput {
+        vm: vm.id,
+        name: vm.name.clone(),
+        host: vm.host.clone(),
+        group: group.expect("what is planned is ours"),
+        plan: plan.clone(),
+    };
+    match app
+        .submit::<work::VmChange>(&input, &peer.to_string())
+        .await
+    {
+        Ok(job) => Ok(answered(Some(job), plan)),
+        Err(JobError::Busy { by, .. }) => Err(busy(&vm.name, by).into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn answered(job: Option<JobId>, plan: Plan) -> Response {
+    let status = match job {
+        Some(_) => StatusCode::ACCEPTED,
+        None => StatusCode::OK,
+    };
+    let steps = plan.steps;
+    (status, Json(ChangeAnswer { job, steps })).into_response()
+}
+
+/// Whether the VM's host has what the VM is to get.
+fn may_be_there(app: &App, vm: &VmObserved, plan: &Plan) -> Result<(), Refusal> {
+    let seen = app.world.inventory.seen(&vm.host);
+    let (Some(memory), Some(facts)) = (plan.memory(), &seen.facts) else {
+        return Ok(());
+    };
+    if facts.memory < memory {
+        let what = format!("VM {} cannot have {memory} of memory", vm.name);
+        return Err(Failure::new(ErrorCode::NoMemory, what)
+            .because(format!("host {} has {} in all", vm.host, facts.memory))
+            .fix("a smaller size, or move the VM to a larger host first: fleetward host list")
+            .into());
+    }
+    Ok(())
+}

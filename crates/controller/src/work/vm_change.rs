@@ -1,0 +1,203 @@
+//! `vm-change`: whatever is changed of one VM that stays where it is.
+//!
+//! ```text
+//!  check | clear-away, make-tpm, attach-tpm | last-copy, detach-tpm | change  ‖ set-aside-tpm, escrow
+//!          └──── TPM on ──────────────────┘   └──── TPM off ──────┘            └─ off ──────┘  └ on ┘
+//! ```
+//! The plan was made from what the host had last said, before the job; a step finds out itself what is done already. What
+//! is taken back gets the value that it had, and only where nobody else has given it another meanwhile.
+
+mod tpm;
+
+use super::{FleetJob, OnVm, vm_locks};
+use crate::world::World;
+use fleetward_api::agent::operation::ChangeVm;
+use fleetward_api::reports::ChangeReport;
+use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_model::admission::Request;
+use fleetward_model::change::{self, ChangeKind, Direction, Plan};
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tpm::{AttachTpm, ClearAway, DetachTpm, EscrowNew, LastCopy, MakeTpm, SetAsideTpm};
+
+/// A host that is away is waited for this long before the job turns back.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Input of `vm-change`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ChangeInput {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) host: HostName,
+    pub(crate) group: GroupName,
+    pub(crate) plan: Plan,
+}
+
+impl OnVm for ChangeInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.host
+    }
+}
+
+impl ChangeInput {
+    /// Whether the job switches the TPM `on`, or off.
+    fn switches_tpm(&self, on: bool) -> bool {
+        self.plan.tpm() == Some(on)
+    }
+}
+
+/// The kind.
+pub(crate) struct VmChange(pub(crate) Arc<World>);
+
+impl JobKind for VmChange {
+    const NAME: &'static str = "vm-change";
+    type Input = ChangeInput;
+
+    fn locks(input: &ChangeInput) -> Vec<String> {
+        let mut locks = vm_locks(input.vm, &input.name);
+        if let Some(name) = input.plan.name().filter(|name| **name != input.name) {
+            locks.push(format!("vm-name/{name}"));
+        }
+        locks
+    }
+
+    fn steps(&self) -> Steps<ChangeInput> {
+        let world = &self.0;
+        Steps::new()
+            .check(CheckName(world.clone()))
+            .check(ClearAway(world.clone()))
+            .step(MakeTpm(world.clone()))
+            .step(AttachTpm(world.clone()))
+            .check(LastCopy(world.clone()))
+            .step(DetachTpm(world.clone()))
+            .step(Change(world.clone()))
+            .forward(SetAsideTpm(world.clone()))
+            .forward(EscrowNew::new(world))
+    }
+}
+
+impl FleetJob for VmChange {
+    type Report = ChangeReport;
+    const REQUEST: Option<Request> = Some(Request::Change);
+    const WARNING_STEPS: &'static [&'static str] = &[LastCopy::NAME, EscrowNew::NAME];
+
+    fn target(input: &ChangeInput) -> String {
+        input.name.to_string()
+    }
+
+    fn host(input: &ChangeInput) -> &HostName {
+        &input.host
+    }
+
+    fn vm(input: &ChangeInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &ChangeInput, job: &Job) -> Option<ChangeReport> {
+        let changed: Changed = job.output(Change::NAME).unwrap_or_default();
+        let kinds = input.plan.steps.iter().map(|planned| planned.step.kind());
+        let (next_start, now) = kinds.partition(|kind| changed.next_start.contains(kind));
+        Some(ChangeReport {
+            vm: input.plan.name().unwrap_or(&input.name).clone(),
+            host: input.host.clone(),
+            now,
+            next_start,
+        })
+    }
+}
+
+/// Nobody else has the new name; from here on the job's lock keeps it.
+struct CheckName(Arc<World>);
+
+#[async_trait]
+impl Step<ChangeInput> for CheckName {
+    const NAME: &'static str = "check";
+    const RETRY_FOR: Duration = PATIENCE;
+    type Output = ();
+
+    async fn run(&self, cx: &StepContext<ChangeInput>) -> Result<(), StepError> {
+        let input = cx.input();
+        match input.plan.name() {
+            Some(name) => Ok(self.0.require_name_for(name, Some(input.vm)).await?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Specification and definition.
+struct Change(Arc<World>);
+
+impl Change {
+    async fn ask(
+        &self,
+        cx: &StepContext<ChangeInput>,
+        direction: Direction,
+    ) -> Result<(), StepError> {
+        let input = cx.input();
+        let steps = input.plan.of_the_definition();
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let operation = ChangeVm { steps, direction };
+        let done = self
+            .0
+            .agents
+            .of(&input.host)?
+            .run(cx, input.vm, operation)
+            .await;
+        self.0.refresh(&input.host, input.vm).await;
+        done.map_err(|error| match error.failure.code {
+            ErrorCode::InvalidRequest => StepError::fatal(too_old(&input.host)),
+            _ => error,
+        })
+    }
+}
+
+/// Agents from before the operation say that they cannot read the request.
+fn too_old(host: &HostName) -> Failure {
+    let what = format!("the agent of host {host} is older than changes of a VM");
+    Failure::new(ErrorCode::AgentTooOld, what).fix(format!(
+        "install this version of fleetward-agent on host {host} and restart it, then try again"
+    ))
+}
+
+/// What waits for the VM's next start after the change, whoever brought it about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Changed {
+    next_start: BTreeSet<ChangeKind>,
+}
+
+#[async_trait]
+impl Step<ChangeInput> for Change {
+    const NAME: &'static str = "change";
+    const RETRY_FOR: Duration = PATIENCE;
+    type Output = Changed;
+
+    async fn run(&self, cx: &StepContext<ChangeInput>) -> Result<Changed, StepError> {
+        self.ask(cx, Direction::Forward).await?;
+        // The guest may have shut down since the plan was made: what its host says now counts.
+        let vm = self.0.inventory.vm(cx.input().vm);
+        let waits = vm.iter().flat_map(|vm| change::pending(vm));
+        Ok(Changed {
+            next_start: waits.map(|pending| pending.change).collect(),
+        })
+    }
+}
+
+#[async_trait]
+impl UndoStep<ChangeInput> for Change {
+    async fn undo(&self, cx: &StepContext<ChangeInput>) -> Result<(), StepError> {
+        match self.ask(cx, Direction::Back).await {
+            // An agent that does not know the operation has not done it.
+            Err(error) if error.failure.code == ErrorCode::AgentTooOld => Ok(()),
+            answer => answer,
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! `PATCH /v1/vms/{vm}`: what is changed at once, what waits for the next start, what is refused, what is taken back.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
+#[expect(dead_code, reason = "each test program uses its own part")]
+mod fleet;
+
+use fleet::Controller;
+use fleet::agent::FakeAgent;
+use fleetward_api::controller::{JobState, VmView};
+use fleetward_model::vm::VmState;
+use fleetward_model::{ByteSize, ErrorCode};
+use http::Method;
+use serde_json::{Value, json};
+
+const WEB: &str = "/v1/vms/web";
+
+async fn with_a_vm(start: bool) -> (Controller, FakeAgent) {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    let body = json!({"name": "web", "start": start, "cpus": 2, "labels": {"old": "1"}});
+    controller.done(Method::POST, "/v1/vms", &body).await;
+    (controller, a)
+}
+
+async fn change(controller: &Controller, body: Value) -> Value {
+    let job = controller.done(Method::PATCH, WEB, &body).await;
+    job.result.expect("a result")
+}
+
+async fn refused(controller: &Controller, body: Value) -> fleetward_model::Failure {
+    controller.refusal(Method::PATCH, WEB, &body).await
+}
+
+async fn planned(controller: &Controller, body: Value) -> Value {
+    let request = controller.local.request(Method::PATCH, WEB).json(&body);
+    let answer = request.send().await.expect("answered");
+    answer.json().await.expect("a plan")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_vm_takes_words_at_once_and_its_size_at_the_next_start() {
+    let (controller, _a) = with_a_vm(true).await;
+    let text = "経理サーバー 🔒\nsecond line";
+    let result = change(
+        &controller,
+        json!({
+            "cpus": 4, "memory_bytes": ByteSize::gib(2), "description": text, "autostart": true,
+            "labels": {"old": null, "new": "値"},
+        }),
+    )
+    .await;
+    assert_eq!(result["next_start"], json!(["cpus", "memory"]), "{result}");
+    assert_eq!(
+        result["now"],
+        json!(["description", "labels", "autostart"]),
+        "{result}"
+    );
+    let seen: Value = controller.get(WEB).await;
+    assert_eq!(seen["description"], text);
+    assert_eq!(seen["autostart"], true);
+    assert_eq!(seen["labels"], json!({"new": "値"}));
+    assert_eq!(
+        (&seen["cpus"], &seen["memory_bytes"]),
+        (&json!(2), &json!(ByteSize::gib(1)))
+    );
+    let pending = json!([
+        {"change": "cpus", "now": 2, "wanted": 4},
+        {"change": "memory", "now": ByteSize::gib(1), "wanted": ByteSize::gib(2)},
+    ]);
+    assert_eq!(seen["pending"], pending);
+    assert_eq!(
+        seen["findings"],
+        json!([]),
+        "nobody changed anything past us"
+    );
+
+    let stop = "/v1/vms/web/stop";
+    controller
+        .done(Method::POST, stop, &json!({"force": true}))
+        .await;
+    let start = "/v1/vms/web/start";
+    controller.done(Method::POST, start, &json!({})).await;
+    let seen: VmView = controller.get(WEB).await;
+    assert_eq!((seen.cpus, seen.memory_bytes), (4, ByteSize::gib(2)));
+    assert!(seen.pending.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_is_as_wanted_needs_no_job_and_a_dry_run_makes_none() {
+    let (controller, a) = with_a_vm(false).await;
+    let same = planned(&controller, json!({"cpus": 2, "labels": {"old": "1"}})).await;
+    assert_eq!(same, json!({"job": null, "steps": []}));
+    let dry = planned(&controller, json!({"cpus": 3, "dry_run": true})).await;
+    assert_eq!(dry["job"], Value::Null);
+    let step = json!({"change": "cpus", "from": 2, "to": 3, "effect": "now"});
+    assert_eq!(dry["steps"], json!([step]));
+    a.look(|inner| assert!(!inner.asked.contains(&"change-vm")));
+    let seen: VmView = controller.get(WEB).await;
+    assert_eq!(seen.cpus, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_refused_before_anything_is_done() {
+    let (controller, a) = with_a_vm(true).await;
+    let body = json!({"name": "taken"});
+    controller.done(Method::POST, "/v1/vms", &body).await;
+    for (body, code) in [
+        (json!({}), ErrorCode::InvalidArgument),
+        (json!({"cpu": 3}), ErrorCode::InvalidRequest),
+        (json!({"cpus": 0}), ErrorCode::InvalidRequest),
+        (json!({"memory_bytes": 5}), ErrorCode::InvalidRequest),
+        (json!({"name": "a b"}), ErrorCode::InvalidRequest),
+        (json!({"labels": {"k": "a\nb"}}), ErrorCode::InvalidRequest),
+        (
+            json!({"memory_bytes": ByteSize::gib(100)}),
+            ErrorCode::NoMemory,
+        ),
+        (json!({"name": "other"}), ErrorCode::VmRunning),
+        (json!({"tpm": false}), ErrorCode::VmRunning),
+    ] {
+        let failure = refused(&controller, body.clone()).await;
+        assert_eq!(failure.code, code, "{body}: {failure}");
+    }
+    controller
+        .done(Method::POST, "/v1/vms/web/stop", &json!({"force": true}))
+        .await;
+    let failure = refused(&controller, json!({"name": "taken"})).await;
+    assert_eq!(failure.code, ErrorCode::NameTaken);
+    a.look(|inner| assert!(!inner.asked.contains(&"change-vm")));
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    let failure = refused(&controller, json!({"cpus": 3})).await;
+    assert_eq!(failure.code, ErrorCode::HostUnreachable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_vm_has_one_name_and_its_old_one_is_free() {
+    let (controller, _a) = with_a_vm(false).await;
+    let result = change(&controller, json!({"name": "net"})).await;
+    assert_eq!(result["vm"], "net");
+    let seen: VmView = controller.get("/v1/vms/net").await;
+    assert_eq!((seen.name.as_str(), seen.domain_name), ("net", None));
+    let gone = controller.refusal(Method::GET, WEB, &json!({})).await;
+    assert_eq!(gone.code, ErrorCode::VmNotFound);
+    let body = json!({"name": "web"});
+    controller.done(Method::POST, "/v1/vms", &body).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_that_was_renamed_by_hand_is_found_named_and_brought_in_line() {
+    let (controller, a) = with_a_vm(false).await;
+    a.look(|inner| {
+        let id = *inner.vms.keys().next().expect("a VM");
+        inner.vms.get_mut(&id).expect("there").domain = Some("evil".into());
+        inner.tell(id);
+    });
+    controller
+        .wait("the rename to be told", async || {
+            let seen: VmView = controller.get(WEB).await;
+            seen.domain_name.as_deref() == Some("evil")
+        })
+        .await;
+    let seen: VmView = controller.get("/v1/vms/evil").await;
+    assert_eq!(seen.name.as_str(), "web", "not silently renamed");
+    assert_eq!(seen.findings[0].code, ErrorCode::NameDiffers);
+    let roll = "/v1/vms/evil/tpm/roll";
+    controller.done(Method::POST, roll, &json!({})).await;
+    let body = json!({"name": "evil"});
+    let taken = controller.refusal(Method::POST, "/v1/vms", &body).await;
+    assert_eq!(taken.code, ErrorCode::NameTaken, "two names of one VM");
+    for name in ["web", "evil"] {
+        let body = json!({"name": name});
+        controller.done(Method::PATCH, "/v1/vms/web", &body).await;
+        let seen: VmView = controller.get(&format!("/v1/vms/{name}")).await;
+        assert_eq!((seen.name.as_str(), seen.domain_name), (name, None));
+        assert!(seen.findings.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_fails_half_way_is_taken_back() {
+    let (controller, a) = with_a_vm(false).await;
+    // The host has done it, and says that it has not.
+    a.look(|inner| inner.fail_after.insert("change-vm"));
+    let body = json!({
+        "cpus": 4, "memory_bytes": ByteSize::gib(2), "name": "net", "description": "x",
+        "labels": {"old": null, "new": "1"}, "tpm": false,
+    });
+    let before: Value = controller.get(WEB).await;
+    let job = controller.job(Method::PATCH, WEB, &body).await;
+    assert_eq!(job.state, JobState::Undone, "{job:#?}");
+    let after: Value = controller.get(WEB).await;
+    for what in [
+        "cpus",
+        "memory_bytes",
+        "name",
+        "description",
+        "labels",
+        "pending",
+    ] {
+        assert_eq!(after[what], before[what], "{what}");
+    }
+    assert_eq!(after["tpm"]["enabled"], true);
+    assert_eq!(after["tpm"]["state_present"], true, "the same TPM");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_from_before_changes_is_named() {
+    let (controller, a) = with_a_vm(false).await;
+    a.look(|inner| inner.unknown.insert("change-vm"));
+    let job = controller
+        .job(Method::PATCH, WEB, &json!({"cpus": 3}))
+        .await;
+    assert_eq!(job.state, JobState::Undone, "{job:#?}");
+    let failure = job.failure.expect("failed");
+    assert_eq!(failure.code, ErrorCode::AgentTooOld, "{failure}");
+    assert!(failure.fix.contains("host a"), "{failure}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_is_switched_with_everything_else_in_one_job() {
+    let (controller, a) = with_a_vm(false).await;
+    change(&controller, json!({"tpm": false, "cpus": 3})).await;
+    let seen: VmView = controller.get(WEB).await;
+    assert_eq!((seen.tpm.enabled, seen.cpus), (false, 3));
+    a.look(|inner| assert!(inner.tpms.is_empty(), "it is in the history"));
+    change(&controller, json!({"tpm": true, "cpus": 1})).await;
+    let seen: VmView = controller.get(WEB).await;
+    assert_eq!((seen.tpm.enabled, seen.cpus), (true, 1));
+    assert_eq!(seen.state, VmState::Stopped);
+}

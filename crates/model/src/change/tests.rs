@@ -1,0 +1,299 @@
+use super::*;
+use crate::preflight::samples;
+use crate::vm::VmDefined;
+
+const STATES: [VmState; 6] = [
+    VmState::Unknown,
+    VmState::Running,
+    VmState::Stopped,
+    VmState::Paused,
+    VmState::Migrating,
+    VmState::Failed,
+];
+
+/// The sample, which has one CPU and 1 GiB.
+fn vm(state: VmState) -> VmObserved {
+    let mut vm = samples::vm("a");
+    vm.state = state;
+    vm.defined = Some(VmDefined {
+        cpus: vm.cpus,
+        memory: vm.memory,
+    });
+    let metadata = vm.metadata.as_mut().expect("ours");
+    metadata
+        .spec
+        .labels
+        .insert("old".parse().expect("a key"), "1".into());
+    vm
+}
+
+fn spec(vm: &VmObserved) -> &VmSpec {
+    &vm.metadata.as_ref().expect("ours").spec
+}
+
+fn label(key: &str, value: Option<&str>) -> (LabelKey, Option<LabelValue>) {
+    let value = value.map(|text| LabelValue::try_from(text.to_owned()).expect("a value"));
+    (key.parse().expect("a key"), value)
+}
+
+/// One request for each kind.
+fn one_of_each() -> Vec<(ChangeKind, Wanted)> {
+    let wanted = |kind| match kind {
+        ChangeKind::Tpm => Wanted {
+            tpm: Some(false),
+            ..Wanted::default()
+        },
+        ChangeKind::Cpus => Wanted {
+            cpus: Some(Cpus(4)),
+            ..Wanted::default()
+        },
+        ChangeKind::Memory => Wanted {
+            memory: Some(Memory(ByteSize::gib(2))),
+            ..Wanted::default()
+        },
+        ChangeKind::Description => Wanted {
+            description: Some("経理サーバー 🔒".parse().expect("a text")),
+            ..Wanted::default()
+        },
+        ChangeKind::Labels => Wanted {
+            labels: [label("old", None), label("new", Some("値"))].into(),
+            ..Wanted::default()
+        },
+        ChangeKind::Autostart => Wanted {
+            autostart: Some(true),
+            ..Wanted::default()
+        },
+        ChangeKind::Name => Wanted {
+            name: Some("other".parse().expect("a name")),
+            ..Wanted::default()
+        },
+    };
+    ChangeKind::ALL
+        .into_iter()
+        .map(|kind| (kind, wanted(kind)))
+        .collect()
+}
+
+#[test]
+fn the_table_says_when_each_change_takes_effect() {
+    use Effect::{NextStart, Now};
+    for (kind, wanted) in one_of_each() {
+        for state in STATES {
+            let planned = plan(&vm(state), &wanted);
+            let expected = match (kind, state) {
+                (_, VmState::Migrating) => Err(ErrorCode::VmBusy),
+                (_, VmState::Unknown) => Err(ErrorCode::HostUnreachable),
+                (ChangeKind::Cpus | ChangeKind::Memory, VmState::Stopped) => Ok(Now),
+                (ChangeKind::Cpus | ChangeKind::Memory, _) => Ok(NextStart),
+                (ChangeKind::Tpm | ChangeKind::Name, VmState::Stopped) => Ok(Now),
+                (ChangeKind::Tpm | ChangeKind::Name, _) => Err(ErrorCode::VmRunning),
+                _ => Ok(Now),
+            };
+            match (planned, expected) {
+                (Ok(plan), Ok(effect)) => {
+                    assert!(!plan.steps.is_empty(), "{kind} {state}");
+                    assert!(
+                        plan.steps
+                            .iter()
+                            .all(|s| s.effect == effect && s.step.kind() == kind),
+                        "{kind} {state}: {plan:?}"
+                    );
+                }
+                (Err(failure), Err(code)) => assert_eq!(failure.code, code, "{kind} {state}"),
+                (planned, expected) => panic!("{kind} {state}: {planned:?}, not {expected:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_refusal_names_a_command_that_can_be_pasted() {
+    let wanted = Wanted {
+        name: Some("other".parse().expect("a name")),
+        ..Wanted::default()
+    };
+    let refused = plan(&vm(VmState::Running), &wanted).expect_err("it runs");
+    assert!(refused.fix.contains("fleetward vm stop web"), "{refused}");
+    let refused = plan(&vm(VmState::Running), &Wanted::default()).expect_err("nothing");
+    assert_eq!(refused.code, ErrorCode::InvalidArgument);
+}
+
+#[test]
+fn a_vm_that_is_as_wanted_has_nothing_to_do() {
+    let wanted = Wanted {
+        cpus: Some(Cpus(1)),
+        memory: Some(Memory(ByteSize::gib(1))),
+        labels: [label("old", Some("1")), label("never-there", None)].into(),
+        autostart: Some(false),
+        name: Some("web".parse().expect("a name")),
+        tpm: Some(true),
+        description: Some(Description::default()),
+    };
+    for state in [VmState::Running, VmState::Stopped] {
+        assert_eq!(plan(&vm(state), &wanted), Ok(Plan::default()));
+    }
+}
+
+#[test]
+fn steps_taken_and_taken_back_leave_what_was_there() {
+    let before = vm(VmState::Stopped);
+    for (kind, wanted) in one_of_each() {
+        let steps: Vec<_> = plan(&before, &wanted)
+            .expect("planned")
+            .steps
+            .into_iter()
+            .map(|planned| planned.step)
+            .collect();
+        let after = apply(spec(&before), &steps, Direction::Forward);
+        assert_ne!(&after, spec(&before), "{kind}");
+        assert_eq!(
+            apply(&after, &steps, Direction::Forward),
+            after,
+            "{kind} twice"
+        );
+        if kind != ChangeKind::Tpm {
+            let back = apply(&after, &steps, Direction::Back);
+            assert_eq!(&back, spec(&before), "{kind}");
+            let never = apply(spec(&before), &steps, Direction::Back);
+            assert_eq!(&never, spec(&before), "{kind} was never taken");
+        }
+    }
+}
+
+#[test]
+fn what_somebody_else_changed_meanwhile_is_not_taken_back() {
+    let before = vm(VmState::Stopped);
+    let wanted = Wanted {
+        cpus: Some(Cpus(4)),
+        labels: [label("new", Some("1"))].into(),
+        ..Wanted::default()
+    };
+    let steps = plan(&before, &wanted).expect("planned").of_the_definition();
+    let mut after = apply(spec(&before), &steps, Direction::Forward);
+    after.cpus = 8;
+    after
+        .labels
+        .insert("new".parse().expect("a key"), "2".into());
+    let back = apply(&after, &steps, Direction::Back);
+    assert_eq!((back.cpus, back.labels.len()), (8, 2));
+    let edited = Some((8, ByteSize::gib(1)));
+    assert_eq!(defined_after(edited, &steps, Direction::Back), (None, None));
+    let ours = Some((4, ByteSize::gib(1)));
+    assert_eq!(
+        defined_after(ours, &steps, Direction::Back),
+        (Some(1), None)
+    );
+}
+
+#[test]
+fn a_definition_that_was_edited_is_named_and_brought_in_line_when_asked() {
+    let mut edited = vm(VmState::Stopped);
+    edited.defined = Some(VmDefined {
+        cpus: 1,
+        memory: ByteSize::mib(600),
+    });
+    edited.domain_name = Some("evil".into());
+    let codes: Vec<_> = differing(&edited).iter().map(|f| f.code).collect();
+    assert_eq!(codes, [ErrorCode::NameDiffers, ErrorCode::DefinitionEdited]);
+    assert!(differing(&edited).iter().all(|f| !f.blocking));
+    assert!(differing(&edited)[1].fix.contains("vm set web --memory 1G"));
+    let wanted = Wanted {
+        memory: Some(Memory(ByteSize::gib(1))),
+        name: Some("web".parse().expect("a name")),
+        ..Wanted::default()
+    };
+    let steps = plan(&edited, &wanted).expect("planned").of_the_definition();
+    assert_eq!(steps.len(), 2, "{steps:?}");
+    let has = Some((1, ByteSize::gib(1)));
+    assert_eq!(
+        defined_after(has, &steps, Direction::Back),
+        (None, Some(ByteSize::mib(600))),
+        "the edit comes back"
+    );
+    assert!(differing(&vm(VmState::Running)).is_empty());
+}
+
+#[test]
+fn a_running_vm_shows_what_waits() {
+    let mut running = vm(VmState::Running);
+    assert!(pending(&running).is_empty());
+    running.defined = Some(VmDefined {
+        cpus: 2,
+        memory: ByteSize::gib(1),
+    });
+    let waits = pending(&running);
+    assert_eq!(waits.len(), 1);
+    assert_eq!((&waits[0].now, &waits[0].wanted), (&1.into(), &2.into()));
+    running.state = VmState::Stopped;
+    assert!(pending(&running).is_empty());
+    running.defined = None;
+    running.state = VmState::Running;
+    assert!(pending(&running).is_empty(), "its host does not tell");
+}
+
+#[test]
+fn a_profile_keeps_what_it_requires() {
+    let mut windows = vm(VmState::Stopped);
+    let spec = &mut windows.metadata.as_mut().expect("ours").spec;
+    spec.profile = Profile::Windows11;
+    for (kind, wanted) in [
+        (
+            ChangeKind::Cpus,
+            Wanted {
+                cpus: Some(Cpus(1)),
+                ..Wanted::default()
+            },
+        ),
+        (
+            ChangeKind::Memory,
+            Wanted {
+                memory: Some(Memory(ByteSize::gib(2))),
+                ..Wanted::default()
+            },
+        ),
+        (
+            ChangeKind::Tpm,
+            Wanted {
+                tpm: Some(false),
+                ..Wanted::default()
+            },
+        ),
+    ] {
+        let refused = plan(&windows, &wanted).expect_err("refused");
+        assert_eq!(refused.code, ErrorCode::ProfileRefuses, "{kind}");
+        assert!(refused.fix.contains("web"), "{refused}");
+    }
+    // What it misses already does not stand against another change.
+    let labels = Wanted {
+        labels: [label("new", Some("1"))].into(),
+        ..Wanted::default()
+    };
+    assert!(plan(&windows, &labels).is_ok());
+}
+
+#[test]
+fn sizes_that_no_vm_can_have_are_no_sizes() {
+    for bad in [0, MAX_CPUS + 1, u32::MAX] {
+        assert!(Cpus::try_from(bad).is_err(), "{bad}");
+    }
+    let odd = ByteSize(ByteSize::gib(1).bytes() + 1);
+    for bad in [ByteSize(0), ByteSize::mib(63), ByteSize(u64::MAX), odd] {
+        assert!(Memory::try_from(bad).is_err(), "{bad}");
+    }
+    assert!(LabelValue::try_from("a\nb".to_owned()).is_err());
+    assert!(LabelValue::try_from("値".repeat(86)).is_err());
+}
+
+#[test]
+fn a_plan_reads_back_as_it_was_written() {
+    for (kind, wanted) in one_of_each() {
+        let planned = plan(&vm(VmState::Stopped), &wanted).expect("planned");
+        let text = serde_json::to_string(&planned).expect("JSON");
+        assert_eq!(
+            serde_json::from_str::<Plan>(&text).expect("a plan"),
+            planned,
+            "{kind}"
+        );
+        assert!(text.contains(r#""change":"#), "{text}");
+    }
+}
