@@ -145,7 +145,8 @@ fn read_after(path: &Path, after: u64) -> io::Result<Vec<AuditRecord>> {
         }
     }
     match unreadable {
-        // With records after it, a line that cannot be read is a gap, which whoever verifies sees; at the end it is not.
+        // An unreadable line with records after it is a gap, which the verification reports; at the end of the file it
+        // is an interrupted write.
         Some((number, error)) if records.is_empty() => Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!("line {number} is no audit record: {error}"),

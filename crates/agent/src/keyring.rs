@@ -115,7 +115,7 @@ pub enum KeyringError {
 }
 
 impl KeyringError {
-    /// What the one who asked is told. Where the store is encrypted, how to hand its key over.
+    /// The error for the caller. If the store is encrypted, its fix says how to provide the key.
     pub fn failure(&self, what: impl Into<String>) -> Failure {
         let code = match self {
             Self::Sealed { .. } | Self::OtherKey { .. } | Self::StorageKey { .. } => {

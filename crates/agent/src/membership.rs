@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-/// What `join` was told.
+/// The result of `join`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Member {
     pub host: HostName,

@@ -55,12 +55,12 @@ impl Observer {
 
     /// Asks for a look at a VM: an operation has ended.
     pub(crate) fn look_at(&self, vm: VmId) {
-        // Without a watcher nobody is told, and nobody listens.
+        // Without a watcher there are no streams, so no message is needed.
         let _ = self.look.send(vm);
     }
 
     fn announce(&self, event: AgentEvent) {
-        // Nobody listens now; whoever comes later starts with a snapshot.
+        // There is no reader now; a later one starts with a snapshot.
         let _ = self.events.send(Arc::new(event));
     }
 }
@@ -124,7 +124,7 @@ async fn look(host: &Host, vm: VmId) {
     host.observer.announce(event);
 }
 
-/// Facts are the sign of life too: while libvirt is away the last ones are told again, and that it is away.
+/// Facts are also the sign of life: while libvirt is away, the last ones are sent again, with a note that it is away.
 async fn announce_facts(host: &Host, last: &mut Option<HostFacts>) {
     let facts = match facts(host).await {
         Ok(facts) => {
@@ -295,7 +295,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
     }
 }
 
-/// A stopped VM is stopped, whatever stopped it; the reason says that.
+/// A stopped VM has one state; the reason says why it stopped.
 fn state_of(state: DomainState) -> VmState {
     match state {
         DomainState::Running => VmState::Running,
@@ -320,7 +320,7 @@ async fn describe_disks(
         };
         let spec = metadata.and_then(|m| m.spec.disks.iter().find(|d| d.target == *target));
         let (length, allocated) = size_of(path);
-        // What cannot be seen is not there to be shown: whoever needs the chain looks again, and fails.
+        // An unreadable chain is not shown; operations that need it read it again and fail.
         let bases = host.volumes.bases(path).await.unwrap_or_default();
         disks.push(DiskObserved {
             target: target.clone(),

@@ -51,7 +51,7 @@ pub(crate) struct Incoming {
     /// Everything is here; said by the source.
     #[serde(default)]
     pub complete: bool,
-    /// The definition that a stopped VM had at its source, without metadata; told together with `complete`.
+    /// The definition that a stopped VM had at its source, without metadata; sent together with `complete`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub definition: Option<String>,
 }

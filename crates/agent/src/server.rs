@@ -37,7 +37,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// How much of a body that is too large is read before we hang up, bytes.
 const MAX_THROWN_AWAY: usize = 16 * MAX_BODY;
 
-/// How often an operation's progress is told at most.
+/// Shortest interval between progress reports of an operation.
 const PACE: Duration = Duration::from_millis(100);
 
 /// The whole API.

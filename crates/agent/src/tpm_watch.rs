@@ -81,7 +81,7 @@ fn begin(root: &Path, sender: mpsc::UnboundedSender<Seen>) -> notify::Result<Rec
             Err(_) => Some(Seen::Gap),
         };
         if let Some(seen) = seen {
-            // Whoever listened has ended with the agent.
+            // The receiver has ended with the agent.
             let _ = sender.send(seen);
         }
     };

@@ -78,7 +78,7 @@ pub(crate) enum Source {
     Bytes(Vec<u8>),
 }
 
-/// Sends one file; `progress` is told of every piece's bytes.
+/// Sends one file; `progress` gets the bytes of every piece.
 pub(crate) async fn send(
     host: &Host,
     to: &Peer,
@@ -111,7 +111,8 @@ pub(crate) async fn send(
         Ok(length) => send_end(&mut tunnel, digest, length).await,
         Err(error) => Err(error),
     };
-    // Whoever refuses says why before it hangs up, so the answer is worth more than the broken pipe.
+    // A receiver that refuses sends the reason before it closes the connection, so its answer takes precedence over
+    // the broken pipe.
     match (read_answer(&mut tunnel).await, ended) {
         (Ok(Answer::Received), Ok(())) => Ok(()),
         (Ok(Answer::Refused { failure }), _) => Err(failure.into()),
@@ -238,7 +239,7 @@ pub(crate) async fn receive(
         Err(trouble) => Err(trouble),
     };
     if received.is_err() {
-        // Half a file is of no use, and the reason why it is half is told.
+        // An incomplete file is removed, and the reason is reported.
         durable::discard(&temporary);
     }
     let answer = match received {

@@ -100,7 +100,7 @@ pub struct KeyRewrap {
     pub why: RewrapReason,
 }
 
-/// Why, which decides what becomes of earlier revocations.
+/// The reason, which decides whether earlier revocations still apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RewrapReason {

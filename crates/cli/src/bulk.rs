@@ -229,7 +229,7 @@ where
     Ok(if failed { Exit::SomeFailed } else { Exit::Done })
 }
 
-/// What would become of a VM.
+/// What a command would do to a VM.
 pub(crate) enum Would {
     Change(String),
     Nothing(String),
@@ -315,7 +315,7 @@ fn short(failure: &Failure) -> String {
 }
 
 fn tell(context: &Context, entry: &Entry, alone: bool) -> io::Result<()> {
-    // A single failure is told on stderr, in full.
+    // A single failure is printed on stderr, in full.
     if alone && entry.outcome == Outcome::Failed {
         return Ok(());
     }

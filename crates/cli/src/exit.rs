@@ -24,7 +24,7 @@ pub(crate) enum Exit {
 #[derive(Debug)]
 pub(crate) enum Stop {
     Failure(Failure),
-    /// Stdout takes no more.
+    /// Stdout is closed.
     Output(io::Error),
     /// A question was answered with no.
     Declined,

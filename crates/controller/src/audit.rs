@@ -148,7 +148,7 @@ impl Audit {
         if found.is_empty() && self.break_of(host).is_none() {
             return Ok(());
         }
-        // Noted before the first is moved: whoever comes after a crash moves the rest to the same place.
+        // Recorded before the first is moved, so that after a crash the rest is moved to the same place.
         let former = format!("{host}@{}", now.unix_timestamp());
         let noted = format!("{RETIRING}{host}");
         let _ = self.store.put_json(&noted, &former, Guard::Absent).await?;

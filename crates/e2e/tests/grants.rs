@@ -272,7 +272,7 @@ fn matrix(fleet: &Fleet) -> Result<()> {
         no["possible"] == false && no["code"] == "KEY_NOT_GRANTED",
         "{no}"
     );
-    let why = "the key of VM web was taken away from host a by name";
+    let why = "the key of VM web was revoked from host a by name";
     ensure!(no["findings"].to_string().contains(why), "{no}");
     let table = fleet.cli(&["check"])?.ok()?.stdout;
     let explained = table.lines().filter(|line| line.contains(why)).count();

@@ -252,7 +252,7 @@ fn set_memory(
     Ok(())
 }
 
-/// The TPM of a definition has our secret, whatever else somebody set in it.
+/// The TPM of the definition has our secret; its other settings may be an administrator's.
 fn attach_tpm(splices: &mut Splices<'_>, devices: Node<'_, '_>, id: VmId) -> Result<(), String> {
     let Some(tpm) = child(devices, "tpm") else {
         append_child(splices, devices, &tpm_element(id));
@@ -374,7 +374,7 @@ fn place_firmware(splices: &mut Splices<'_>, root: Node<'_, '_>, nvram: &Path) {
     }
 }
 
-/// What the processor and its enlightenments can be hangs on what starts the domain.
+/// The processor and its enlightenments depend on the accelerator.
 fn set_accelerator(
     splices: &mut Splices<'_>,
     root: Node<'_, '_>,

@@ -20,7 +20,7 @@ pub(crate) fn domain_state(
     let paused = |word| (DomainState::Paused { incoming }, word);
     match state {
         virt_sys::VIR_DOMAIN_PAUSED => paused(paused_word(reason)),
-        // Whatever else has a process may be executing.
+        // Every other state with a process may be executing.
         virt_sys::VIR_DOMAIN_RUNNING => (DomainState::Running, running_word(reason)),
         virt_sys::VIR_DOMAIN_BLOCKED => (DomainState::Running, "blocked"),
         virt_sys::VIR_DOMAIN_SHUTDOWN => (DomainState::Running, "shutting down"),

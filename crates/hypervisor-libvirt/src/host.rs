@@ -356,7 +356,7 @@ pub(crate) fn domain(connection: &Connection, id: VmId) -> Result<Domain> {
     })
 }
 
-/// A domain's state; answered at once whatever libvirt is doing with it.
+/// A domain's state; returned at once, even while libvirt works on the domain.
 pub(crate) fn observe_state(domain: &Domain) -> Result<DomainState> {
     Ok(quick_state(domain)?.state)
 }

@@ -132,7 +132,7 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // A group of its own, so that whatever it starts ends with it.
+            // In its own process group, so that the processes that it starts end with it.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()

@@ -18,7 +18,7 @@ pub struct Leftovers(pub Vec<String>);
 /// The namespaces every node has of its own.
 const NAMESPACES: [&str; 5] = ["pid", "net", "mnt", "uts", "ipc"];
 
-/// Ends the process 1s of a lab, whoever wrote them down or did not, and removes its directory.
+/// Ends the process 1s of a lab, recorded or not, and removes its directory.
 pub(crate) fn clear(files: &LabFiles) -> Result<Leftovers> {
     // A record that cannot be read is no reason to leave processes running.
     let record = LabRecord::load(files)

@@ -336,7 +336,7 @@ impl Lab {
             .collect()
     }
 
-    /// All that the VM has printed, on whatever host.
+    /// All output of the VM on its serial console, on any host.
     pub fn serial(&self, vm: &str) -> Result<String> {
         serial::read(&self.files.serial(), vm)
     }
@@ -584,7 +584,7 @@ fn lock(files: &LabFiles) -> Result<Flock<File>> {
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, error)| error)
             .with_context(|| format!("lock {}", path.display()))?;
-        // `down` removes the file; whoever waited for it starts again with the new one.
+        // `down` removes the file; a process that waited for it must start again with the new one.
         if fs::metadata(&path).is_ok_and(|now| now.ino() == opened) {
             return Ok(lock);
         }

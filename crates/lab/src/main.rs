@@ -53,7 +53,7 @@ enum Verb {
         /// Who grants keys inside a group: auto, or manual
         #[arg(long)]
         trust: Option<String>,
-        /// How guests are run; default: whatever really boots the lab guest
+        /// Accelerator for guests; default: the one that boots the lab guest
         #[arg(long, value_enum)]
         accelerator: Option<Accelerator>,
     },
@@ -99,7 +99,7 @@ enum Verb {
         lab: LabName,
         host: String,
     },
-    /// Print all that a VM has printed on its serial console so far, on whatever host
+    /// Print the output of a VM on its serial console so far, on any host
     Serial {
         #[command(flatten)]
         lab: LabName,

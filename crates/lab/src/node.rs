@@ -150,7 +150,7 @@ pub(crate) fn listens(init: ProcessId, port: u16) -> bool {
     })
 }
 
-/// Process 1s and launchers of this lab, whatever its record says.
+/// Process 1s and launchers of this lab, found without its record.
 pub(crate) fn find_strays(files: &LabFiles) -> Vec<ProcessId> {
     let root = files.root().to_string_lossy();
     all_processes()

@@ -309,7 +309,7 @@ async fn linger(mut tcp: impl AsyncRead + AsyncWrite + Unpin) {
         }
         io::Result::Ok(())
     };
-    // Whatever comes of it, the connection is closed afterwards.
+    // The connection is closed afterwards, also after an error.
     let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
 }
 

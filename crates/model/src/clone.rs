@@ -45,8 +45,8 @@ pub fn warnings(source: &VmName, source_has_tpm: bool, choice: CloneTpm) -> Vec<
         (true, CloneTpm::Copy) => vec![Finding::warning(
             ErrorCode::TpmIdentityTwice,
             format!(
-                "two machines now hold the TPM identity of {source}: whoever trusts its EK or its keys cannot tell \
-                 them apart, and what one unseals the other does too"
+                "two machines now have the TPM identity of {source}: a verifier of its EK or its keys cannot tell them apart, and \
+                 each opens what the other has sealed"
             ),
         )],
         (false, CloneTpm::New | CloneTpm::Copy | CloneTpm::None) => Vec::new(),

@@ -184,7 +184,7 @@ fn keys(facts: &Facts<'_>) -> Findings {
             found.push(Finding::blocking(
                 ErrorCode::KeyNotGranted,
                 format!(
-                    "the key of VM {} was taken away from host {} by name, so nothing grants it again by itself",
+                    "the key of VM {} was revoked from host {} by name, so no automatic grant restores it",
                     vm.name, destination.name
                 ),
                 format!(
@@ -203,7 +203,7 @@ fn keys(facts: &Facts<'_>) -> Findings {
         }
         if vm.roll_due().next().is_some() {
             let what = format!(
-                "the TPM key of VM {} was taken away from a guardian that still knows it; it is rolled when the VM stops",
+                "a revoked guardian still knows the TPM key of VM {}; the key is rolled when the VM stops",
                 vm.name
             );
             found.push(Finding {
@@ -619,7 +619,7 @@ fn expired(host: &HostName) -> Finding {
 }
 
 fn unavailable(host: &HostName, what: &str) -> Finding {
-    let what = format!("host {host} did not tell {what}");
+    let what = format!("host {host} did not say {what}");
     Finding::usual(ErrorCode::CheckUnavailable, what)
 }
 

@@ -112,7 +112,7 @@ pub enum VolumeSource {
     Image { image: ImageName, sha256: String },
 }
 
-/// What bus a disk hangs on: VirtIO for Linux, SATA where an installer has no other driver.
+/// The bus of a disk: VirtIO for Linux, SATA if an installer has no other driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskBus {

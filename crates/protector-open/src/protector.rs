@@ -165,8 +165,8 @@ pub fn grant(
     rewrap(protector, vm, &change)
 }
 
-/// Drops a guardian's wrapping. Whoever opened the protector before still knows the TPM key, until it is rolled.
-/// A guardian that was never granted leaves the protector unchanged.
+/// Removes a guardian's wrapping. A guardian that has opened the protector still knows the TPM key, until it is
+/// rolled.
 pub fn revoke(
     protector: &KeyProtector,
     vm: VmId,
@@ -203,7 +203,7 @@ pub struct Rewrap<'a> {
 
 /// Adds and drops wrappings of the same TPM key, keeping all others, and signs with `change.owner`.
 ///
-/// Unchanged when there is nothing to add and nothing to drop, whoever owns it: nobody becomes the owner for nothing.
+/// Returns the protector unchanged if there is nothing to add or remove; the owner does not change either.
 pub fn rewrap(
     protector: &KeyProtector,
     vm: VmId,

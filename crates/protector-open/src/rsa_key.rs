@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 /// (NIST SP 800-57 part 1, table 4), 3072 bits are. Costs 128 bytes more per grant and a slower signature.
 const NEW_KEY_SIZE: KeySize = KeySize::Rsa3072;
 
-/// A private key was refused or could not be made. The library tells no more.
+/// A private key was refused or could not be made. The library gives no reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the RSA private key cannot be used")]
 pub struct RsaKeyError;

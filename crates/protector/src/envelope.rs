@@ -21,7 +21,7 @@ use x509_cert::attr::Attributes;
 /// Most guardians one protector wraps for. Groups beyond [`MANY_RECIPIENTS`] are better served by a guardian service.
 pub const MAX_RECIPIENTS: usize = 128;
 
-/// From here on the user is told that a wrapping per host no longer suits the group.
+/// From this number of guardians on, the user is told that one wrapping for each host no longer suits the group.
 pub const MANY_RECIPIENTS: usize = 50;
 
 /// Largest envelope taken, in bytes of DER.

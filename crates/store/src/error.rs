@@ -44,7 +44,7 @@ pub enum StoreError {
         source: Cause,
     },
 
-    // for whoever runs the machine
+    // for the administrator of the machine
     #[error("the store {} is in use by another process{}", path.display(), of_process(*holder))]
     InUse { path: PathBuf, holder: Option<u32> },
     #[error("no space left to write the store {}", path.display())]

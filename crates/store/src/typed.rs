@@ -16,7 +16,7 @@ pub struct Versioned<T> {
 /// What a put expects to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
-    /// Whatever is there.
+    /// Any value.
     Any,
     Absent,
     Unchanged(Revision),

@@ -27,7 +27,7 @@ impl fmt::Display for Revision {
     }
 }
 
-/// A lease that entries can hang on.
+/// A lease, to which entries can be attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LeaseId(pub u64);

@@ -54,7 +54,7 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// All of them, for whoever must know all.
+    /// All of them; an error if one cannot be read.
     pub fn complete(self) -> Result<Vec<Dependent>, KeyringError> {
         match self.unreadable.into_iter().next() {
             None => Ok(self.readable),

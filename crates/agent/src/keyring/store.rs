@@ -168,7 +168,7 @@ impl Store {
         Ok(self.index()?.is_some())
     }
 
-    /// Adds a guardian. False when it is here already, as whatever it is. A half of it that waited is done with.
+    /// Adds a guardian. Returns false if the store already has it, in any role. Removes a waiting half of it.
     pub(super) fn add(
         &self,
         guardian: &LocalGuardian,
@@ -340,8 +340,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes keys of halves that `index` does not name: of changes that failed or were cut off, and of halves that have
-    /// become a guardian. And files that nobody finished writing: whoever writes here holds the lock.
+    /// Removes keys of halves that `index` does not name: from failed or interrupted changes, and of halves that have
+    /// become a guardian. Also removes unfinished files; the caller holds the lock, so no other process is writing.
     fn sweep(&self, index: &Index) {
         let Ok(entries) = std::fs::read_dir(&self.directory) else {
             return;

@@ -292,7 +292,7 @@ impl Task<'_> {
             disks.await
         };
         let taken = taken.await;
-        // Whatever went wrong, the guest does not stand still for it.
+        // Resumes the guest also after an error.
         let resumed = self.resume().await;
         let paused = begun.elapsed();
         taken?;

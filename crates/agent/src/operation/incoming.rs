@@ -133,7 +133,7 @@ impl Task<'_> {
                 return Err(Trouble::refuse(
                     ErrorCode::NameTaken,
                     format!("volume {}", path.display()),
-                    "a file lies there already, and is not overwritten",
+                    "a file exists there already, and is not overwritten",
                 ));
             }
             made.push(path.clone());

@@ -245,9 +245,9 @@ pub(super) async fn settle_switch(
     Ok(())
 }
 
-/// All of them or none: libvirt and QEMU switch them together. QEMU's own lock counts too, and whatever the guest has
-/// written, for a libvirt that died before it could write down what QEMU had done: an overlay that holds anything is never
-/// one that can go.
+/// Whether the domain writes to the overlays; libvirt and QEMU switch all disks together. For a libvirt that died
+/// before it recorded QEMU's switch, QEMU's lock on an overlay and data in an overlay count too: an overlay that holds
+/// anything is never removed.
 async fn has_switched(
     host: &Host,
     domain: &DomainObserved,

@@ -168,7 +168,7 @@ impl Task<'_> {
         let Some(domain) = self.look().await? else {
             return Ok(());
         };
-        // The mark first: from here on nothing starts it, whatever happens to us.
+        // The mark is written first: from here on nothing starts the copy, even after a crash.
         self.record
             .keep_transit(&TransitRecord::Departed { job: self.job })?;
         match domain.state {

@@ -34,7 +34,7 @@ impl Task<'_> {
         self.require_stopped().await?;
         let definition = self.definition_to_send(&metadata.spec).await?;
         let sent = self.send_files(to, &metadata.spec, disks).await;
-        // Whatever came of it, and whatever an earlier attempt left.
+        // Also after a failure, and after an earlier attempt.
         self.remove_pieces(&metadata.spec).await?;
         let (begun, done) = sent?;
         let complete = ChannelUse::Complete {

@@ -30,7 +30,8 @@ pub(super) async fn run(context: &Context, args: AuditArgs) -> Result<Exit, Stop
     Ok(Exit::Done)
 }
 
-/// Intact is only what was checked and holds: whatever does not fit is named, and so is every host that could not be asked.
+/// The verdict is intact only if everything was checked and is valid. All mismatches and all hosts that do not answer
+/// are named.
 async fn verify(context: &Context) -> Result<Exit, Stop> {
     let verdict = context.controller.call::<AuditVerify>([], &()).await?;
     context

@@ -177,7 +177,7 @@ async fn change(context: &Context, change: Change, args: TpmChange) -> Result<Ex
     bulk::run_at_once(context, targets, args.parallel, words, send).await
 }
 
-/// Asks before a TPM is lost to somebody; where that is answered already, it is said all the same.
+/// Asks before a TPM is replaced or removed. With `--yes` it prints the consequence without a question.
 fn warn_and_ask(context: &Context, warning: &str) -> Result<(), Stop> {
     if context.yes {
         context.progress.remark(warning);
@@ -213,7 +213,7 @@ impl Now {
     }
 }
 
-/// What would become of one VM.
+/// What the command would do to one VM.
 fn would(
     change: Change,
     vm: &VmView,

@@ -197,7 +197,7 @@ fn read(path: &Path, expected: Option<&str>) -> Result<Kept, Unread> {
     parse(&bytes).map_err(lost)
 }
 
-/// The content of a file's bytes, whoever wrote them.
+/// Decompresses the bytes of a file, without trusting them.
 ///
 /// # Errors
 /// What is wrong with them, in words.

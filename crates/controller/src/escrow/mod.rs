@@ -533,8 +533,8 @@ impl Escrow {
     }
 }
 
-/// Whether `why` is the truer word for a version with the same content that was kept for `known`: what became of the VM or
-/// of its TPM counts more than what last changed the bytes, and a VM that stops is neither deleted nor without its TPM.
+/// Whether the reason `why` replaces the reason `known` of a version with the same content. What happened to the VM or
+/// its TPM takes precedence over the last change of the bytes. A VM that stops is neither deleted nor without its TPM.
 const fn replaces(why: VersionReason, known: VersionReason) -> bool {
     use VersionReason as Why;
     match why {

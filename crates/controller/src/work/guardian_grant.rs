@@ -116,7 +116,7 @@ pub(crate) fn plan(world: &World, input: &GrantInput) -> Result<Vec<Planned>, Fa
         {
             skip("granted already")
         } else if input.automatic && target.is_revoked_for(metadata) {
-            skip("the key was taken away from that host by name")
+            skip("the key was revoked from that host by name")
         } else {
             let online = world.inventory.seen(&vm.host).online;
             match answer(vm.state.shown(online, false), Request::Grant) {
@@ -320,7 +320,7 @@ pub(crate) struct Change {
     pub(crate) why: RewrapReason,
 }
 
-/// Carries a change out for every VM of a plan that is not decided; what became of each, in the plan's order.
+/// Carries out a change for every undecided VM of a plan; returns the outcomes in the plan's order.
 pub(super) async fn rewrap_all<I: Data>(
     world: &Arc<World>,
     cx: &StepContext<I>,

@@ -111,11 +111,14 @@ impl Drop for Unfinished {
 }
 
 fn taken(out: &Path, name: &str) -> Failure {
-    Failure::new(ErrorCode::NameTaken, format!("exporting to {}", out.display()))
-        .because(format!(
-            "{name} lies there already; it may be the only copy of another guardian. Nothing was written"
-        ))
-        .fix("give another directory with --out, or move that file away")
+    Failure::new(
+        ErrorCode::NameTaken,
+        format!("exporting to {}", out.display()),
+    )
+    .because(format!(
+        "{name} already exists; it may be the only copy of another guardian. Nothing was written"
+    ))
+    .fix("give another directory with --out, or move that file away")
 }
 
 fn not_written(out: &Path, name: &str, error: &io::Error) -> Failure {

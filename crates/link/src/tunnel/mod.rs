@@ -41,7 +41,7 @@ pub struct TunnelHeader {
     pub kind: String,
     /// The session the tunnel belongs to, for example a migration's id.
     pub session: String,
-    /// Whatever else the service needs to know.
+    /// Further parameters of the service.
     #[serde(default)]
     pub params: serde_json::Value,
 }

@@ -34,7 +34,7 @@ pub(super) fn take(database: &Path) -> Result<Lock, StoreError> {
         }
         Err(TryLockError::Error(e)) => return Err(failed(e)),
     }
-    // the name is a courtesy to whoever meets the lock; a full disk must not keep the store shut
+    // the name only helps a person who finds the lock; a full disk must not prevent opening the store
     if let Err(error) = file
         .set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()))
