@@ -363,7 +363,7 @@ pub(crate) fn audit_verdict(verdict: &AuditVerdict) -> String {
 pub(crate) fn audit_not_compared(hosts: &[HostName]) -> String {
     let hosts: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
     format!(
-        "the stored records are intact, but these hosts do not answer, and their own logs were not compared: {}",
+        "no fault in the stored records, but these hosts do not answer, and their own logs were not compared: {}",
         hosts.join(", ")
     )
 }
