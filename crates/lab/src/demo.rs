@@ -23,6 +23,7 @@ pub fn run_demo(lab_name: &str) -> Result<()> {
             name: "c".to_owned(),
             group: "other".to_owned(),
             volume_bytes: None,
+            agent_program: None,
         });
         Lab::up(&options)
     })?;

@@ -127,7 +127,7 @@ pub(crate) fn start_agent(programs: &Programs, files: &LabFiles, host: &HostReco
             programs,
             init,
             &log,
-            &programs.agent(),
+            &programs.agent(host),
             &["run"],
             &environment,
         )?;
@@ -163,7 +163,7 @@ pub(crate) fn join(
     let token = token_in(&text)
         .with_context(|| format!("no join token in the answer for host {}", host.name))?;
     run(node::enter(init_of(host)?)?
-        .arg(programs.agent())
+        .arg(programs.agent(host))
         .arg("join")
         .arg(token))
     .with_context(|| format!("host {} does not join", host.name))

@@ -43,6 +43,8 @@ pub struct UpOptions {
     pub trust: Option<String>,
     /// `None`: find out by trying.
     pub accelerator: Option<Accelerator>,
+    /// The controller's program; `None`: as it is, at first the one beside `fleetward-lab`.
+    pub controller_program: Option<PathBuf>,
     pub quiet: bool,
 }
 
@@ -51,6 +53,8 @@ pub struct HostOptions {
     pub name: String,
     pub group: String,
     pub volume_bytes: Option<u64>,
+    /// The agent's program; `None`: as it is, at first the one beside `fleetward-lab`.
+    pub agent_program: Option<PathBuf>,
 }
 
 impl UpOptions {
@@ -61,6 +65,7 @@ impl UpOptions {
                 name: char::from(b'a' + i).to_string(),
                 group: "default".to_owned(),
                 volume_bytes: None,
+                agent_program: None,
             })
             .collect();
         Self {
@@ -69,6 +74,7 @@ impl UpOptions {
             fleet: true,
             trust: None,
             accelerator: None,
+            controller_program: None,
             quiet: false,
         }
     }
@@ -160,6 +166,7 @@ impl Lab {
             accelerator,
             switch: None,
             controller: None,
+            controller_program: None,
             hosts: Vec::new(),
         });
         let mut lab = Self {
@@ -168,6 +175,7 @@ impl Lab {
             record,
         };
         let added = lab.add_hosts(&options.hosts)?;
+        lab.exchange_programs(options, &say)?;
         lab.record.save(&lab.files)?;
         lab.power_on_nodes(&say)?;
         if options.fleet {
@@ -191,11 +199,15 @@ impl Lab {
     pub fn attach(name: &str) -> Result<Self> {
         let files = files_of(name)?;
         match LabRecord::load(&files)? {
-            Some(record) if record.is_usable() => Ok(Self {
-                programs: Programs::find()?,
-                files,
-                record,
-            }),
+            Some(record) if record.is_usable() => {
+                let mut programs = Programs::find()?;
+                programs.set_controller(record.controller_program.clone());
+                Ok(Self {
+                    programs,
+                    files,
+                    record,
+                })
+            }
             Some(_) => bail!(
                 "the lab {name} is a wreck\n  fix: fleetward-lab up --name {name}, or fleetward-lab down --name {name}"
             ),
@@ -386,6 +398,7 @@ impl Lab {
                 init: None,
                 volume_bytes: host.volume_bytes,
                 joined: false,
+                agent_program: None,
             });
             added += 1;
         }
@@ -399,6 +412,35 @@ impl Lab {
         // In place: running nodes have this very file mounted.
         fs::write(files.hosts(), names)?;
         Ok(added)
+    }
+
+    /// Notes which programs are wanted, and kills those that run and are others; the rest of `up` starts the wanted ones.
+    fn exchange_programs(&mut self, options: &UpOptions, say: &dyn Fn(&str)) -> Result<()> {
+        let mut others = Vec::new();
+        if let Some(program) = &options.controller_program
+            && self.record.controller_program.as_ref() != Some(program)
+        {
+            self.record.controller_program = Some(program.clone());
+            others.push(("controller", Target::Controller));
+        }
+        self.programs
+            .set_controller(self.record.controller_program.clone());
+        for wanted in &options.hosts {
+            let host = self.record.host_mut(&wanted.name);
+            if let (Some(program), Some(host)) = (&wanted.agent_program, host)
+                && host.agent_program.as_ref() != Some(program)
+            {
+                host.agent_program = Some(program.clone());
+                others.push((wanted.name.as_str(), Target::Agent(wanted.name.clone())));
+            }
+        }
+        for (node, target) in others {
+            if self.node(node).is_ok() {
+                say(&format!("exchanging the program of {node}"));
+                self.kill(&target)?;
+            }
+        }
+        Ok(())
     }
 
     fn power_on_nodes(&mut self, say: &dyn Fn(&str)) -> Result<()> {

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io::{Write, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -47,6 +47,12 @@ enum Verb {
         /// Give a host a small file system for its volumes, for instance c=64M
         #[arg(long, value_name = "HOST=SIZE", value_parser = parse_pair)]
         volume_size: Vec<(String, String)>,
+        /// Run this program as a host's agent, an earlier version, say; in a lab that is up the agent is exchanged
+        #[arg(long, value_name = "HOST=PATH", value_parser = parse_pair)]
+        agent_program: Vec<(String, String)>,
+        /// Run this `fleetward` as the controller; in a lab that is up the controller is exchanged
+        #[arg(long, value_name = "PATH")]
+        controller_program: Option<PathBuf>,
         /// Only hosts with libvirtd, no controller and no agents
         #[arg(long)]
         no_fleet: bool,
@@ -170,6 +176,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
             hosts,
             group,
             volume_size,
+            agent_program,
+            controller_program,
             no_fleet,
             trust,
             accelerator,
@@ -178,7 +186,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
             options.fleet = !no_fleet;
             options.trust = trust;
             options.accelerator = accelerator;
-            assign(&mut options, group, volume_size)?;
+            options.controller_program = controller_program.as_deref().map(absolute).transpose()?;
+            assign(&mut options, group, volume_size, agent_program)?;
             Lab::up(&options)?;
             eprintln!("  next: eval \"$(fleetward-lab env --name {})\"", lab.name);
         }
@@ -258,7 +267,9 @@ fn assign(
     options: &mut UpOptions,
     groups: Vec<(String, String)>,
     sizes: Vec<(String, String)>,
+    agents: Vec<(String, String)>,
 ) -> Result<()> {
+    let mut agents: HashMap<String, String> = agents.into_iter().collect();
     let mut groups: HashMap<String, String> = groups.into_iter().collect();
     let mut sizes: HashMap<String, String> = sizes.into_iter().collect();
     for host in &mut options.hosts {
@@ -268,14 +279,24 @@ fn assign(
         if let Some(size) = sizes.remove(&host.name) {
             host.volume_bytes = Some(parse_size(&size)?);
         }
+        if let Some(program) = agents.remove(&host.name) {
+            host.agent_program = Some(absolute(Path::new(&program))?);
+        }
     }
-    match groups.keys().chain(sizes.keys()).next() {
+    let mut unknown = groups.keys().chain(sizes.keys()).chain(agents.keys());
+    match unknown.next() {
         Some(unknown) => bail!(
             "there is no host {unknown} among the {} of this lab",
             options.hosts.len()
         ),
         None => Ok(()),
     }
+}
+
+/// A program's path, wherever it is started from.
+fn absolute(program: &Path) -> Result<PathBuf> {
+    let found = program.canonicalize();
+    found.with_context(|| format!("find the program {}", program.display()))
 }
 
 fn print_env(lab: &Lab) -> Result<()> {

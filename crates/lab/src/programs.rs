@@ -5,10 +5,14 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
 
+use crate::record::HostRecord;
+
 /// The project's own programs, found together.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
     dir: PathBuf,
+    /// Another `fleetward` than the one in `dir`: of an earlier version, say.
+    controller: Option<PathBuf>,
 }
 
 impl Programs {
@@ -33,17 +37,25 @@ impl Programs {
         self.dir.join("fleetward-lab")
     }
 
+    /// The controller, and the command line that talks to it: one program.
     pub(crate) fn fleetward(&self) -> PathBuf {
-        self.dir.join("fleetward")
+        let own = || self.dir.join("fleetward");
+        self.controller.clone().unwrap_or_else(own)
     }
 
-    pub(crate) fn agent(&self) -> PathBuf {
-        self.dir.join("fleetward-agent")
+    pub(crate) fn set_controller(&mut self, program: Option<PathBuf>) {
+        self.controller = program;
+    }
+
+    /// The agent of a host.
+    pub(crate) fn agent(&self, host: &HostRecord) -> PathBuf {
+        let own = || self.dir.join("fleetward-agent");
+        host.agent_program.clone().unwrap_or_else(own)
     }
 
     /// Says how to build what is missing.
     pub(crate) fn require_fleet(&self) -> Result<()> {
-        for program in [self.fleetward(), self.agent()] {
+        for program in ["fleetward", "fleetward-agent"].map(|name| self.dir.join(name)) {
             if !program.exists() {
                 bail!(
                     "{} is missing\n  fix: cargo build --workspace, or set FLEETWARD_BIN_DIR, or use --no-fleet",
@@ -58,7 +70,10 @@ impl Programs {
         let dir = dir
             .canonicalize()
             .with_context(|| format!("find {}", dir.display()))?;
-        let programs = Self { dir };
+        let programs = Self {
+            dir,
+            controller: None,
+        };
         if !programs.lab().exists() {
             bail!(
                 "{} is missing\n  fix: cargo build -p fleetward-lab",

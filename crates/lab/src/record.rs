@@ -2,6 +2,7 @@
 //! that the next command can clean up after a crash.
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,9 @@ pub struct LabRecord {
     pub accelerator: Accelerator,
     pub switch: Option<ProcessId>,
     pub controller: Option<ProcessId>,
+    /// The controller's program, where it is not the one beside `fleetward-lab`.
+    #[serde(default)]
+    pub controller_program: Option<PathBuf>,
     pub hosts: Vec<HostRecord>,
 }
 
@@ -38,6 +42,9 @@ pub struct HostRecord {
     /// Size of the file system under the default pool; unlimited without it.
     pub volume_bytes: Option<u64>,
     pub joined: bool,
+    /// The agent's program, where it is not the one beside `fleetward-lab`.
+    #[serde(default)]
+    pub agent_program: Option<PathBuf>,
 }
 
 impl HostRecord {
