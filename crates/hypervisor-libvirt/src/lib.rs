@@ -22,6 +22,8 @@ mod domain_read;
 mod domain_xml;
 mod ek_certificate;
 mod facts;
+#[cfg(test)]
+mod former;
 mod host;
 mod layers;
 mod metadata;

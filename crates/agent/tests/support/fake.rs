@@ -125,6 +125,16 @@ impl Fake {
         }
     }
 
+    /// A domain that is there already, in that state.
+    pub fn define_as_it_was(&self, metadata: VmMetadata, state: DomainState) {
+        let domain = self.domain(metadata, state);
+        for (_, disk) in &domain.disks {
+            std::fs::write(disk, b"disk").unwrap();
+        }
+        let id = domain.metadata.as_ref().unwrap().spec.id;
+        self.with(|s| s.domains.insert(id, domain));
+    }
+
     pub fn tpm(&self, vm: VmId) -> PathBuf {
         self.root.join("swtpm").join(vm.to_string())
     }

@@ -1,0 +1,112 @@
+//! Lines that an earlier version writes to its wires: today's types read each of them, and write all that they read.
+
+use fleetward_api::agent::*;
+use fleetward_api::tpm::TpmBundle;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::path::PathBuf;
+
+fn lines(name: &str) -> Vec<String> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures/7917ca9/wire")
+        .join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    text.lines().map(str::to_owned).collect()
+}
+
+/// What `old` says and `new` does not. A member that is new does no harm: the earlier version ignores it.
+fn lost(at: &str, old: &Value, new: &Value) -> Vec<String> {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => old
+            .iter()
+            .flat_map(|(name, value)| {
+                let at = format!("{at}/{name}");
+                match new.get(name) {
+                    Some(new) => lost(&at, value, new),
+                    // What both leave out means the same.
+                    None if value.is_null() => Vec::new(),
+                    None => vec![at],
+                }
+            })
+            .collect(),
+        (Value::Array(old), Value::Array(new)) if old.len() == new.len() => old
+            .iter()
+            .zip(new)
+            .enumerate()
+            .flat_map(|(n, (old, new))| lost(&format!("{at}/{n}"), old, new))
+            .collect(),
+        _ if old == new => Vec::new(),
+        _ => vec![format!("{at}: {old} became {new}")],
+    }
+}
+
+fn all_survive<T: DeserializeOwned + Serialize>(name: &str) -> Vec<T> {
+    let mut read = Vec::new();
+    for (number, line) in (1..).zip(lines(name)) {
+        let value: T = serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("{name}, line {number}: {error}"));
+        let old: Value = serde_json::from_str(&line).expect("JSON");
+        let new = serde_json::to_value(&value).expect("JSON");
+        assert_eq!(
+            lost("", &old, &new),
+            Vec::<String>::new(),
+            "{name}, line {number}"
+        );
+        read.push(value);
+    }
+    assert!(!read.is_empty(), "{name} is empty");
+    read
+}
+
+#[test]
+fn what_an_earlier_agent_reports_is_read_whole() {
+    let events: Vec<AgentEvent> = all_survive("events.jsonl");
+    let Some(AgentEvent::Snapshot { facts, vms }) = events.first() else {
+        panic!("a snapshot comes first");
+    };
+    let own = facts.own_guardian().expect("the host has a guardian");
+    let revoked = vms
+        .iter()
+        .find(|vm| vm.name.as_str() == "revoked1")
+        .expect("it is in the snapshot");
+    assert_eq!(revoked.tpm.owner.as_ref(), Some(&own.id));
+    assert!(revoked.tpm.enabled && revoked.tpm.guardians.contains(&own.id));
+    assert_eq!(revoked.roll_due().count(), 1, "who lost the key is known");
+    assert!(revoked.is_the_vm());
+    all_survive::<VmDetail>("details.jsonl");
+}
+
+#[test]
+fn operations_and_answers_are_those_that_an_earlier_version_knows() {
+    let requests: Vec<OperationRequest> = all_survive("operations.jsonl");
+    let answers: Vec<OperationLine> = all_survive("answers.jsonl");
+    assert_eq!((requests.len(), answers.len()), (37, 10));
+}
+
+#[test]
+fn a_copy_of_a_tpm_that_an_earlier_version_made_is_whole() {
+    let bundles: Vec<TpmBundle> = all_survive("bundle.jsonl");
+    assert_eq!(bundles[0].digest(), bundles[0].sha256);
+}
+
+#[test]
+fn the_other_lines_are_those_that_an_earlier_version_knows() {
+    all_survive::<GuardianChange>("guardian-changes.jsonl");
+    all_survive::<CancelRequest>("cancel.jsonl");
+    all_survive::<Question>("questions.jsonl");
+    all_survive::<IncomingAnswer>("question-answers.jsonl");
+    all_survive::<AuditHead>("audit-heads.jsonl");
+}
+
+#[test]
+fn the_comparison_finds_what_is_lost() {
+    let json = |text: &str| -> Value { serde_json::from_str(text).expect("JSON") };
+    let old = json(r#"{"a": 1, "b": {"c": [1, 2], "d": null}}"#);
+    assert!(lost("", &old, &json(r#"{"a": 1, "b": {"c": [1, 2]}, "new": 1}"#)).is_empty());
+    assert_eq!(
+        lost("", &old, &json(r#"{"a": 1, "b": {"c": [1]}}"#)).len(),
+        1
+    );
+    assert_eq!(lost("", &old, &json(r#"{"b": {"c": [1, 2]}}"#)), ["/a"]);
+}
