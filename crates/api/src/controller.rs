@@ -626,7 +626,7 @@ pub struct StepKindView {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct StepView {
     pub name: String,
-    /// `pending`, `running`, `done`, `undoing`, `undone`, `failed`.
+    /// `pending`, `running`, `done`, `skipped` (nothing to do), `undoing`, `undone`, `failed`, `owed` (by a host that is away).
     pub state: String,
     pub attempts: u32,
     #[serde(with = "time::serde::rfc3339::option")]

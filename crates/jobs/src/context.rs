@@ -23,6 +23,8 @@ pub(crate) struct Core {
     pub(crate) attempt: u32,
     pub(crate) generation: u64,
     pub(crate) outputs: Arc<BTreeMap<String, Value>>,
+    /// What is carried out is a debt of a job that has gone on without it.
+    pub(crate) owed: bool,
     pub(crate) cancelled: CancellationToken,
     pub(crate) progress: ProgressReporter,
     pub(crate) engine: Engine,
@@ -68,6 +70,11 @@ impl<I: Data> StepContext<I> {
     /// VM only; jobs on different VMs overtake each other.
     pub fn generation(&self) -> u64 {
         self.core.generation
+    }
+
+    /// Whether this is a debt being paid: the job has gone on without it, and has probably ended.
+    pub fn pays_debt(&self) -> bool {
+        self.core.owed
     }
 
     /// What the earlier step `S` handed on.

@@ -1,9 +1,10 @@
 //! The public interface of the engine: submit, inspect, cancel, wait. `leader` elects the leading engine, `runner`
 //! runs jobs.
 
+use crate::debt::DebtBook;
 use crate::kind::Registry;
 use crate::leader;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Term, job_key};
 use crate::observe::{self, JobUpdates};
 use crate::record::{CancelRequest, Job, JobFilter, JobState, Progress, StepRecord, StepState};
 use crate::{JobError, JobKind, KindInfo};
@@ -26,6 +27,9 @@ pub struct EngineOptions {
     /// After this long without a sign of life another engine may take over.
     pub lease: Duration,
     pub backoff: Backoff,
+    pub patience: Patience,
+    /// How long a job stands still whose next attempt will most likely fail as the last one did.
+    pub lasting_pause: Duration,
     /// How long a cancelled step may take to stop before it is dropped.
     pub cancel_grace: Duration,
     /// How often progress is written to the store, at most.
@@ -33,6 +37,8 @@ pub struct EngineOptions {
     /// Jobs running at once; children do not count, their parents do.
     pub running: usize,
     pub retention: Retention,
+    /// Where the engine keeps at hand who owes what.
+    pub debts: Arc<DebtBook>,
 }
 
 impl Default for EngineOptions {
@@ -43,6 +49,11 @@ impl Default for EngineOptions {
                 first: Duration::from_millis(500),
                 most: Duration::from_secs(30),
             },
+            patience: Patience {
+                forward: Duration::from_secs(15),
+                owed: Duration::from_secs(5),
+            },
+            lasting_pause: Duration::from_secs(60),
             cancel_grace: Duration::from_secs(30),
             progress_every: Duration::from_secs(1),
             running: 256,
@@ -50,8 +61,18 @@ impl Default for EngineOptions {
                 age: Duration::from_secs(30 * 24 * 3600),
                 keep: 1000,
             },
+            debts: Arc::default(),
         }
     }
+}
+
+/// How long somebody who does not answer is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// By a step before the point of no return, if it says nothing shorter itself; then the job turns back.
+    pub forward: Duration,
+    /// By a step or an undo that may be owed or left out; then it is.
+    pub owed: Duration,
 }
 
 /// Pauses between attempts: doubled each time, up to a limit.
@@ -129,6 +150,10 @@ pub(crate) struct Shared {
     pub(crate) leads: AtomicBool,
     pub(crate) live: Mutex<HashMap<JobId, Arc<watch::Sender<Option<Progress>>>>>,
     leader: Mutex<Option<JoinHandle<()>>>,
+    /// The term in which this engine leads.
+    term: Mutex<Option<Term>>,
+    /// Whose debts are being paid: one at a time for each.
+    paying: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Engine {
@@ -143,6 +168,8 @@ impl Engine {
             leads: AtomicBool::new(false),
             live: Mutex::default(),
             leader: Mutex::default(),
+            term: Mutex::default(),
+            paying: Mutex::default(),
         });
         let leader = tokio::spawn(leader::lead(Arc::clone(&shared)));
         *lock(&shared.leader) = Some(leader);
@@ -187,6 +214,8 @@ impl Engine {
             output: None,
             failure: None,
             failing_since: None,
+            debtor: None,
+            forgone: None,
         });
         let bad_input = |source| JobError::BadInput {
             kind: K::NAME,
@@ -266,27 +295,41 @@ impl Engine {
         Err(JobError::NotFound { id })
     }
 
-    /// Gives up a job that can neither go on nor back, as when a host it needs has burnt down: the job
-    /// ends as failed and its locks are free, whatever is left behind.
-    pub async fn abandon(&self, id: JobId, by: &str) -> Result<Job, JobError> {
+    /// Gives up a job that can neither go on nor back, and its children: it ends as failed and its locks are free, whatever
+    /// is left behind. What is owed of it stays owed; of a job that has ended already, that is dropped.
+    pub async fn give_up(&self, id: JobId, by: &str) -> Result<Job, JobError> {
         let ledger = &self.shared.ledger;
+        let children = JobFilter {
+            active: Some(true),
+            parent: Some(id),
+            ..JobFilter::default()
+        };
+        for child in ledger.list(&children).await? {
+            Box::pin(self.give_up(child.id, by)).await?;
+        }
+        let debts = self.shared.options.debts.of_job(id);
         loop {
             let (mut job, revision) = ledger.job(id).await?.ok_or(JobError::NotFound { id })?;
-            if job.state.is_terminal() {
-                return Ok(job);
-            }
-            job.state = JobState::Failed;
-            job.ended_at = Some(OffsetDateTime::now_utc());
-            let why = job.waiting.take().map(|waiting| waiting.reason);
-            let last = why.or(job.failure.as_ref().map(|failure| failure.what.clone()));
-            job.failure = Some(
-                Failure::new(ErrorCode::Internal, format!("given up half-way by {by}"))
-                    .because(last.unwrap_or_default())
-                    .fix("look at the job's steps for what it has left behind"),
-            );
-            let txn = Txn::new().if_unchanged(crate::ledger::job_key(id), revision);
-            let txn = Ledger::end(txn, &job)?;
+            let txn = Txn::new().if_unchanged(job_key(id), revision);
+            let had_ended = job.state.is_terminal();
+            let txn = if had_ended {
+                if debts.is_empty() {
+                    return Ok(job);
+                }
+                for debt in &debts {
+                    note_dropped(&mut job, &debt.step, by);
+                }
+                txn.put_json(job_key(id), &job)?
+            } else {
+                end_half_way(&mut job, by);
+                Ledger::end(txn, &job)?
+            };
             if let Outcome::Committed { .. } = ledger.store.commit(txn).await? {
+                if had_ended {
+                    for debt in &debts {
+                        self.drop_debt(debt).await?;
+                    }
+                }
                 return Ok(job);
             }
         }
@@ -334,6 +377,24 @@ impl Shared {
         }
     }
 
+    /// The term in which this engine leads, if it does.
+    pub(crate) fn term(&self) -> Result<Term, JobError> {
+        lock(&self.term).ok_or(JobError::NotLeading)
+    }
+
+    pub(crate) fn set_term(&self, term: Option<Term>) {
+        self.leads.store(term.is_some(), Ordering::Relaxed);
+        *lock(&self.term) = term;
+    }
+
+    /// Held while the debts of `debtor` are being paid.
+    pub(crate) fn paying(&self, debtor: &str) -> Arc<tokio::sync::Mutex<()>> {
+        lock(&self.paying)
+            .entry(debtor.to_owned())
+            .or_default()
+            .clone()
+    }
+
     pub(crate) fn live(
         &self,
     ) -> MutexGuard<'_, HashMap<JobId, Arc<watch::Sender<Option<Progress>>>>> {
@@ -357,6 +418,32 @@ impl std::fmt::Debug for Engine {
             .field("kinds", &self.shared.registry)
             .field("leads", &self.is_leader())
             .finish_non_exhaustive()
+    }
+}
+
+fn end_half_way(job: &mut Job, by: &str) {
+    job.state = JobState::Failed;
+    job.ended_at = Some(OffsetDateTime::now_utc());
+    let why = job.waiting.take().map(|waiting| waiting.reason);
+    let last = why.or(job.failure.as_ref().map(|failure| failure.what.clone()));
+    job.failure = Some(
+        Failure::new(
+            ErrorCode::Internal,
+            format!("{} {} was given up half-way by {by}", job.kind, job.id),
+        )
+        .because(last.unwrap_or_default())
+        .fix(format!(
+            "see in its steps what it has left behind: fleetward job show {}",
+            job.id
+        )),
+    );
+}
+
+fn note_dropped(job: &mut Job, step: &str, by: &str) {
+    if let Some(step) = job.steps.iter_mut().find(|record| record.name == step) {
+        let what = format!("{by} gave it up");
+        step.state = StepState::Failed;
+        step.failure = Some(Failure::new(ErrorCode::Cancelled, what));
     }
 }
 

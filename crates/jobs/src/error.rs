@@ -26,6 +26,8 @@ pub enum JobError {
     },
     #[error("the engine has been shut down")]
     ShutDown,
+    #[error("another engine runs the jobs")]
+    NotLeading,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -37,7 +39,7 @@ impl JobError {
             Self::Busy { .. } => ErrorCode::VmBusy,
             Self::NotFound { .. } => ErrorCode::JobNotFound,
             Self::NotCancellable { .. } => ErrorCode::JobNotCancellable,
-            Self::Store(_) | Self::ShutDown => ErrorCode::StoreFailed,
+            Self::Store(_) | Self::ShutDown | Self::NotLeading => ErrorCode::StoreFailed,
             Self::IdTaken { .. } | Self::UnknownKind { .. } | Self::BadInput { .. } => {
                 ErrorCode::Internal
             }
@@ -56,6 +58,7 @@ impl From<JobError> for StepError {
     fn from(error: JobError) -> Self {
         match &error {
             JobError::Store(e) if e.is_transient() => Self::retryable(error.to_failure()),
+            JobError::ShutDown | JobError::NotLeading => Self::retryable(error.to_failure()),
             _ => Self::fatal(error.to_failure()),
         }
     }

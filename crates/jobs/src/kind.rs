@@ -1,7 +1,7 @@
 //! Kinds of jobs and the registry of all of them, readable without running anything.
 
 use crate::context::Core;
-use crate::{Data, Step, StepContext, StepError, StepInfo, UndoStep};
+use crate::{Absence, Data, Owed, Step, StepContext, StepError, StepInfo, UndoStep};
 use async_trait::async_trait;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -207,6 +207,9 @@ fn check_name(name: &str) {
 pub(crate) trait AnyStep: Send + Sync {
     fn info(&self) -> StepInfo;
     fn retry_for(&self) -> Duration;
+    fn applies(&self, core: Core) -> bool;
+    /// Of the step itself, or of its undo.
+    fn absence(&self, core: Core, of: Owed) -> Absence;
     async fn run(&self, core: Core) -> Result<Value, StepError>;
     async fn undo(&self, core: Core) -> Result<(), StepError>;
 }
@@ -235,6 +238,18 @@ impl<I: Data, S: UndoStep<I>> AnyStep for Undoable<S, I> {
         S::RETRY_FOR
     }
 
+    fn applies(&self, core: Core) -> bool {
+        applies(&self.step, core)
+    }
+
+    fn absence(&self, core: Core, of: Owed) -> Absence {
+        match (StepContext::<I>::of(core), of) {
+            (Ok(cx), Owed::Run) => self.step.absence(&cx),
+            (Ok(cx), Owed::Undo) => self.step.undo_absence(&cx),
+            (Err(_), _) => Absence::Wait,
+        }
+    }
+
     async fn run(&self, core: Core) -> Result<Value, StepError> {
         run(&self.step, core).await
     }
@@ -258,6 +273,17 @@ impl<I: Data, S: Step<I>> AnyStep for Plain<S, I> {
         S::RETRY_FOR
     }
 
+    fn applies(&self, core: Core) -> bool {
+        applies(&self.step, core)
+    }
+
+    fn absence(&self, core: Core, of: Owed) -> Absence {
+        match (StepContext::<I>::of(core), of) {
+            (Ok(cx), Owed::Run) => self.step.absence(&cx),
+            (Ok(_), Owed::Undo) | (Err(_), _) => Absence::Wait,
+        }
+    }
+
     async fn run(&self, core: Core) -> Result<Value, StepError> {
         run(&self.step, core).await
     }
@@ -266,6 +292,11 @@ impl<I: Data, S: Step<I>> AnyStep for Plain<S, I> {
     async fn undo(&self, _core: Core) -> Result<(), StepError> {
         Ok(())
     }
+}
+
+/// An input that cannot be read is for `run` to complain of.
+fn applies<I: Data, S: Step<I>>(step: &S, core: Core) -> bool {
+    StepContext::<I>::of(core).map_or(true, |cx| step.applies(&cx))
 }
 
 async fn run<I: Data, S: Step<I>>(step: &S, core: Core) -> Result<Value, StepError> {

@@ -16,7 +16,6 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
@@ -81,6 +80,8 @@ async fn take_lead(shared: &Shared, owner: &Owner) -> Result<Option<(Term, Lease
     match store.commit(txn).await? {
         Outcome::Committed { revision } => {
             let generation_base = shared.ledger.generation_base().await?;
+            // before any job runs: from here on the memory is the first to know
+            shared.options.debts.load(shared.ledger.debts().await?);
             Ok(Some((
                 Term {
                     owner: revision,
@@ -144,7 +145,7 @@ impl Leader {
             lease,
             self.stop.clone(),
         ));
-        self.shared.leads.store(true, Ordering::Relaxed);
+        self.shared.set_term(Some(self.term));
         while !self.stop.is_cancelled() {
             if let Err(error) = self.follow().await {
                 tracing::warn!(%error, "lost sight of the jobs: looking again");
@@ -154,7 +155,7 @@ impl Leader {
                 tokio::time::sleep(self.shared.options.backoff.first).await;
             }
         }
-        self.shared.leads.store(false, Ordering::Relaxed);
+        self.shared.set_term(None);
         self.tasks.shutdown().await;
         self.shared.live().clear();
         alive.abort();
@@ -307,6 +308,7 @@ impl Leader {
             reason,
             since: now,
             next_attempt_at: now,
+            lasting: true,
         });
         let key = job_key(job.id);
         let txn = self

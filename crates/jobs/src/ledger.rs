@@ -5,6 +5,7 @@
 //!   job-cancels/<id>        a cancel asked for, by whom
 //!   job-progress/<id>       the latest progress, at most once a second
 //!   job-locks/<resource>    the job that holds it
+//!   debts/<debtor>/<job>/<step>   a step that somebody who was away owes
 //!   job-engine/owner        the leading engine, on its lease
 //!   job-engine/generation   what is added to revisions to make generations
 //! ```
@@ -13,6 +14,7 @@
 //! that lost its lease without noticing can change nothing.
 
 use crate::JobError;
+use crate::debt::Debt;
 use crate::record::{CancelRequest, Job, JobFilter, JobState, Progress};
 use fleetward_model::JobId;
 use fleetward_store::{Outcome, Revision, Store, StoreError, StoreExt, Txn};
@@ -21,6 +23,7 @@ use std::sync::Arc;
 
 pub(crate) const JOBS: &str = "jobs/";
 pub(crate) const CANCELS: &str = "job-cancels/";
+pub(crate) const DEBTS: &str = "debts/";
 pub(crate) const OWNER: &str = "job-engine/owner";
 const GENERATION: &str = "job-engine/generation";
 
@@ -38,6 +41,10 @@ pub(crate) fn progress_key(id: JobId) -> String {
 
 fn lock_key(resource: &str) -> String {
     format!("job-locks/{resource}")
+}
+
+pub(crate) fn debt_key(debt: &Debt) -> String {
+    format!("{DEBTS}{}/{}/{}", debt.debtor.key, debt.job, debt.step)
 }
 
 /// Who holds a lock.
@@ -229,6 +236,25 @@ impl Ledger {
             .if_unchanged(job_key(id), revision)
             .delete(job_key(id));
         self.store.commit(txn).await.map(drop)
+    }
+
+    /// All debts that this program can read.
+    pub(crate) async fn debts(&self) -> Result<Vec<Debt>, StoreError> {
+        let mut debts = Vec::new();
+        let mut range = fleetward_store::Range::prefix(DEBTS).limit(500);
+        loop {
+            let page = self.store.list(range.clone()).await?;
+            for entry in &page.entries {
+                match entry.json::<Debt>() {
+                    Ok(debt) => debts.push(debt),
+                    Err(error) => tracing::error!(key = entry.key, %error, "unreadable debt"),
+                }
+            }
+            match range.following(&page) {
+                Some(next) => range = next,
+                None => return Ok(debts),
+            }
+        }
     }
 
     pub(crate) async fn generation_base(&self) -> Result<u64, StoreError> {

@@ -8,7 +8,8 @@
 //!
 //! Guarantees, also after a kill at any line:
 //! - a step that began is either recorded as done, or run again, or undone;
-//! - before the point of no return a job ends as done or as if it had never been; past it, as done;
+//! - before the point of no return a job ends as done or as if it had never been; past it, as done; what a party that
+//!   stays away would have to do for that is written down as its debt ([`Absence`]);
 //! - no two engines run one job, no two jobs hold one lock, and each attempt has a larger generation.
 //!
 //! ```
@@ -56,12 +57,14 @@
 //! ```
 
 mod context;
+mod debt;
 mod engine;
 mod error;
 mod kind;
 mod leader;
 mod ledger;
 mod observe;
+mod payment;
 mod plan;
 mod record;
 mod runner;
@@ -69,7 +72,8 @@ mod step;
 
 pub use async_trait::async_trait;
 pub use context::{ProgressReporter, StepContext};
-pub use engine::{Backoff, Engine, EngineOptions, Retention, Submission};
+pub use debt::{Absence, Debt, DebtBook, Debtor, Owed, Settled};
+pub use engine::{Backoff, Engine, EngineOptions, Patience, Retention, Submission};
 pub use error::JobError;
 pub use kind::{JobKind, KindInfo, Registry, Steps};
 pub use observe::JobUpdates;

@@ -1,7 +1,7 @@
 //! What a job does next: a pure function of its record.
 
 use crate::kind::AnyKind;
-use crate::record::{Job, JobState, StepState};
+use crate::record::{Job, JobState, StepRecord, StepState};
 
 /// The next thing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,15 +20,13 @@ pub(crate) enum Next {
 pub(crate) fn next(job: &Job, kind: &AnyKind, cancelled: bool) -> Next {
     match job.state {
         JobState::Pending | JobState::Running => {
-            let open = job.steps.iter().position(|step| match step.state {
-                StepState::Done => false,
-                // a job that turned round again has its crossing step left as Undoing
-                StepState::Pending
-                | StepState::Running
-                | StepState::Failed
-                | StepState::Undoing
-                | StepState::Undone => true,
-            });
+            let half_way = |step: &StepRecord| {
+                step.state == StepState::Owed && step.debtor.as_ref().is_some_and(|d| d.half_way)
+            };
+            if job.steps.iter().any(half_way) {
+                return Next::Finish(JobState::Failed);
+            }
+            let open = job.steps.iter().position(|step| !step.state.is_behind());
             match open {
                 None => Next::Finish(JobState::Done),
                 Some(_) if cancelled && !job.past_return => Next::TurnBack,
@@ -41,13 +39,7 @@ pub(crate) fn next(job: &Job, kind: &AnyKind, cancelled: bool) -> Next {
                 .steps
                 .iter()
                 .zip(&infos)
-                .rposition(|(step, info)| match step.state {
-                    StepState::Pending | StepState::Undone => false,
-                    StepState::Running
-                    | StepState::Done
-                    | StepState::Failed
-                    | StepState::Undoing => info.undoable,
-                });
+                .rposition(|(step, info)| step.state.is_to_undo() && info.undoable);
             left.map_or(Next::Finish(JobState::Undone), Next::Undo)
         }
         ended @ (JobState::Done | JobState::Undone | JobState::Failed) => Next::Finish(ended),

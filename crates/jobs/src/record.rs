@@ -5,13 +5,16 @@
 //!      │          │  ▲
 //!      │          │  └─ undo finds the effect irrevocable
 //!      └──────► undoing ─────────────► undone
-//!   running, undoing ── given up by an administrator ──► failed
+//!   running, undoing ── given up by an administrator, or what it was for is owed ──► failed
 //!
 //!   a step: pending ─► running ─► done         undone last to first
-//!                         └─► failed ──┐
-//!           running, done, failed ─► undoing ─► undone
+//!              │          ├─► owed (past the point of no return)
+//!              │          └─► failed ──┐
+//!              │  running, done, failed ─► undoing ─► undone | owed
+//!              └─► skipped (there is nothing to do in this job)
 //! ```
 
+use crate::debt::Debtor;
 use fleetward_model::{Failure, JobId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -62,7 +65,7 @@ pub enum JobState {
     Done,
     /// Everything is as if the job had never been; `failure` says why.
     Undone,
-    /// Given up half-way by an administrator; the steps tell what is left.
+    /// Ended half-way: given up by an administrator, or what is left is owed by somebody who is away. The steps tell.
     Failed,
 }
 
@@ -101,6 +104,12 @@ pub struct StepRecord {
     /// Since when every attempt has failed: the retry limit counts from here.
     #[serde(with = "time::serde::rfc3339::option")]
     pub failing_since: Option<OffsetDateTime>,
+    /// Who owes the step, or its undo, or did so until it was paid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub debtor: Option<Debtor>,
+    /// What stays different because the undo was left out, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgone: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -109,9 +118,32 @@ pub enum StepState {
     Pending,
     Running,
     Done,
+    /// There was nothing to do in this job.
+    Skipped,
     Failed,
     Undoing,
     Undone,
+    /// The step, or its undo, is a debt of somebody who was away.
+    Owed,
+}
+
+impl StepState {
+    /// Whether a job that goes forward is through with the step.
+    pub(crate) fn is_behind(self) -> bool {
+        match self {
+            Self::Done | Self::Skipped | Self::Owed => true,
+            // a job that turned round again has its crossing step left as Undoing
+            Self::Pending | Self::Running | Self::Failed | Self::Undoing | Self::Undone => false,
+        }
+    }
+
+    /// Whether there is something left for a job that turned back, if the step has an undo.
+    pub(crate) fn is_to_undo(self) -> bool {
+        match self {
+            Self::Running | Self::Done | Self::Failed | Self::Undoing => true,
+            Self::Pending | Self::Skipped | Self::Undone | Self::Owed => false,
+        }
+    }
 }
 
 /// A pause before the next attempt.
@@ -122,6 +154,9 @@ pub struct Waiting {
     pub since: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]
     pub next_attempt_at: OffsetDateTime,
+    /// The cause does not pass by itself: somebody must act, or give the job up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lasting: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -160,14 +195,9 @@ impl Job {
     pub fn current_step(&self) -> Option<&StepRecord> {
         match self.state {
             JobState::Pending | JobState::Running => {
-                self.steps.iter().find(|step| step.state != StepState::Done)
+                self.steps.iter().find(|step| !step.state.is_behind())
             }
-            JobState::Undoing => self.steps.iter().rev().find(|step| {
-                matches!(
-                    step.state,
-                    StepState::Undoing | StepState::Done | StepState::Failed
-                )
-            }),
+            JobState::Undoing => self.steps.iter().rev().find(|step| step.state.is_to_undo()),
             JobState::Done | JobState::Undone | JobState::Failed => None,
         }
     }

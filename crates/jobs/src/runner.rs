@@ -4,15 +4,17 @@
 //! leads, or an administrator gave the job up), it stops and writes nothing more.
 
 use crate::context::{Core, ProgressReporter};
+use crate::debt::{Absence, Debt, Debtor, Owed};
 use crate::engine::Shared;
 use crate::kind::{AnyKind, AnyStep};
-use crate::ledger::{Ledger, Term, job_key, progress_key};
+use crate::ledger::{DEBTS, Ledger, Term, debt_key, job_key, progress_key};
 use crate::plan::{self, Next};
 use crate::record::{CancelRequest, Job, JobState, Progress, StepState, Waiting};
 use crate::{Recourse, StepError};
 use fleetward_model::{ErrorCode, Failure};
 use fleetward_store::{Outcome, Revision, Txn};
 use futures_util::FutureExt;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
@@ -21,6 +23,9 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+
+/// Failures in a row that waiting does not cure, after which the job stands still.
+const LASTING_AFTER: u32 = 3;
 
 /// The leader's word to a runner that a cancel was asked for.
 #[derive(Debug, Default)]
@@ -83,6 +88,9 @@ impl Runner {
         self.job.started_at.get_or_insert(now);
         self.job.past_return |= kind.is_forward_only();
         self.job.waiting = None;
+        if !step.applies(self.core(step, 0, 0, CancellationToken::new())) {
+            return self.skip(index).await;
+        }
         let record = &mut self.job.steps[index];
         record.state = StepState::Running;
         record.attempts += 1;
@@ -95,8 +103,15 @@ impl Runner {
             CancellationToken::new()
         };
         let generation = self.save().await?;
+        if let Some(debtor) = self.owes_already(step, Owed::Run) {
+            return self.owe(index, debtor, Owed::Run, generation).await;
+        }
         self.hold(step, "before").await;
 
+        tracing::info!(
+            job = %self.job.id, kind = self.job.kind, state = ?self.job.state, step = step.info().name, attempt, generation,
+            "step begins"
+        );
         let core = self.core(step, attempt, generation, signal.clone());
         let tried = self.attempt(step.run(core), &signal).await?;
         self.hold(step, "after").await;
@@ -115,22 +130,51 @@ impl Runner {
                 self.hold(step, "recorded").await;
                 Ok(())
             }
-            Err(error) => self.forward_failed(index, step, error).await,
+            Err(error) => self.forward_failed(index, step, generation, error).await,
         }
     }
 
-    /// Turns back, or waits and tries again.
+    /// There is nothing to do in this job.
+    async fn skip(&mut self, index: usize) -> Result<(), Stopped> {
+        let now = OffsetDateTime::now_utc();
+        let record = &mut self.job.steps[index];
+        record.state = StepState::Skipped;
+        record.started_at = Some(now);
+        record.ended_at = Some(now);
+        self.job.past_return |= self.kind.crossing() == Some(index);
+        self.save().await.map(drop)
+    }
+
+    /// Turns back, lets somebody who is away owe the step, or waits and tries again.
     async fn forward_failed(
         &mut self,
         index: usize,
         step: &dyn AnyStep,
+        generation: u64,
         error: StepError,
     ) -> Result<(), Stopped> {
         let now = OffsetDateTime::now_utc();
         let record = &mut self.job.steps[index];
         let since = *record.failing_since.get_or_insert(now);
         record.failure = Some(error.failure.clone());
-        let patience_over = now - since >= step.retry_for();
+        if self.job.past_return && self.gives_up_waiting(since, &error) {
+            match step.absence(
+                self.core(step, 0, generation, CancellationToken::new()),
+                Owed::Run,
+            ) {
+                Absence::Wait => {}
+                Absence::Owe(debtor) => {
+                    return self.owe(index, debtor, Owed::Run, generation).await;
+                }
+                Absence::Forgo(what) => return self.forgo(index, what, StepState::Skipped).await,
+            }
+        }
+        let record = &mut self.job.steps[index];
+        let patience = match error.is_absence() {
+            true => step.retry_for().min(self.shared.options.patience.forward),
+            false => step.retry_for(),
+        };
+        let patience_over = now - since >= patience;
         let turn_back = !self.job.past_return
             && (self.cancel.token.is_cancelled()
                 || error.recourse != Recourse::Retry
@@ -160,9 +204,15 @@ impl Runner {
         record.undo_attempts += 1;
         let attempt = record.undo_attempts;
         let generation = self.save().await?;
+        if let Some(debtor) = self.owes_already(step, Owed::Undo) {
+            return self.owe(index, debtor, Owed::Undo, generation).await;
+        }
         self.hold(step, "undo.before").await;
 
         let never = CancellationToken::new();
+        tracing::info!(
+            job = %self.job.id, kind = self.job.kind, step = step.info().name, attempt, generation, "undo begins"
+        );
         let core = self.core(step, attempt, generation, never.clone());
         let tried = self.attempt(step.undo(core), &never).await?;
         self.hold(step, "undo.after").await;
@@ -196,9 +246,122 @@ impl Runner {
                 tracing::warn!(job = %self.job.id, step = step.info().name, %error, "undo failed");
                 record.failure = Some(error.failure.clone());
                 let since = *record.failing_since.get_or_insert(now);
+                if self.gives_up_waiting(since, &error) {
+                    let core = self.core(step, 0, generation, never);
+                    match step.absence(core, Owed::Undo) {
+                        Absence::Wait => {}
+                        Absence::Owe(debtor) => {
+                            return self.owe(index, debtor, Owed::Undo, generation).await;
+                        }
+                        Absence::Forgo(what) => {
+                            return self.forgo(index, what, StepState::Undone).await;
+                        }
+                    }
+                }
                 self.wait(since, &error, None).await
             }
         }
+    }
+
+    /// Somebody has been away for so long that the job goes on without, if the step lets it.
+    fn gives_up_waiting(&self, since: OffsetDateTime, error: &StepError) -> bool {
+        error.is_absence() && OffsetDateTime::now_utc() - since >= self.shared.options.patience.owed
+    }
+
+    /// Who owes this step because it owes an earlier one: what is owed is done in the order of the job.
+    fn owes_already(&self, step: &dyn AnyStep, half: Owed) -> Option<Debtor> {
+        let owing = |key: &str| {
+            let of = |record: &crate::StepRecord| {
+                record.state == StepState::Owed
+                    && record.debtor.as_ref().is_some_and(|d| d.key == key)
+            };
+            self.job.steps.iter().any(of)
+        };
+        if !self
+            .job
+            .steps
+            .iter()
+            .any(|record| record.state == StepState::Owed)
+        {
+            return None;
+        }
+        match step.absence(self.core(step, 0, 0, CancellationToken::new()), half) {
+            Absence::Owe(debtor) if owing(&debtor.key) => Some(debtor),
+            Absence::Owe(_) | Absence::Wait | Absence::Forgo(_) => None,
+        }
+    }
+
+    /// Writes the debt down, in one transaction with the record that goes on without.
+    async fn owe(
+        &mut self,
+        index: usize,
+        debtor: Debtor,
+        owed: Owed,
+        generation: u64,
+    ) -> Result<(), Stopped> {
+        let kind = Arc::clone(&self.kind);
+        let step = kind.steps[index].as_ref();
+        let now = OffsetDateTime::now_utc();
+        tracing::warn!(job = %self.job.id, step = step.info().name, debtor = debtor.key, ?owed, "owed");
+        let debt = Debt {
+            debtor: debtor.clone(),
+            job: self.job.id,
+            kind: self.job.kind.clone(),
+            step: step.info().name.to_owned(),
+            owed,
+            input: self.job.input.clone(),
+            outputs: self.outputs(),
+            created_by: self.job.created_by.clone(),
+            generation,
+            since: now,
+            attempts: 0,
+            failure: None,
+        };
+        let record = &mut self.job.steps[index];
+        record.state = StepState::Owed;
+        record.ended_at = Some(now);
+        record.failing_since = None;
+        if debtor.half_way {
+            self.job.failure = record.failure.clone();
+        }
+        record.debtor = Some(debtor);
+        self.job.waiting = None;
+        self.failures = 0;
+        // The memory knows first: whoever asks in between finds the debtor in debt, as it is about to be.
+        self.shared.options.debts.put(debt.clone());
+        let txn = self.own_txn().put_json(job_key(self.job.id), &self.job);
+        let txn = txn.and_then(|txn| txn.put_json(debt_key(&debt), &debt));
+        let written = match txn {
+            Ok(txn) => self.commit(txn).await,
+            Err(error) => {
+                tracing::error!(job = %self.job.id, %error, "cannot write the debt");
+                Err(Stopped)
+            }
+        };
+        match written {
+            Ok(revision) => self.revision = revision,
+            Err(stopped) => {
+                self.shared.options.debts.remove(&debt);
+                return Err(stopped);
+            }
+        }
+        self.hold(step, "owed").await;
+        Ok(())
+    }
+
+    /// Leaves it undone for good, and says what that leaves different.
+    async fn forgo(&mut self, index: usize, what: String, as_if: StepState) -> Result<(), Stopped> {
+        tracing::warn!(job = %self.job.id, step = self.job.steps[index].name, what, "left out");
+        let record = &mut self.job.steps[index];
+        record.state = as_if;
+        record.ended_at = Some(OffsetDateTime::now_utc());
+        record.failing_since = None;
+        record.forgone = Some(what);
+        self.job.past_return |=
+            self.job.state == JobState::Running && self.kind.crossing() == Some(index);
+        self.job.waiting = None;
+        self.failures = 0;
+        self.save().await.map(drop)
     }
 
     /// From here the job takes back what it did; a cancel explains itself by who asked for it.
@@ -225,11 +388,17 @@ impl Runner {
         cancel: Option<Arc<CancelSignal>>,
     ) -> Result<(), Stopped> {
         self.failures += 1;
-        let pause = self.shared.options.backoff.pause(self.failures);
+        // An agent may take what passes for what lasts: some attempts in a row decide.
+        let lasting = error.recourse != Recourse::Retry && self.failures >= LASTING_AFTER;
+        let pause = match lasting {
+            true => self.shared.options.lasting_pause,
+            false => self.shared.options.backoff.pause(self.failures),
+        };
         self.job.waiting = Some(Waiting {
             reason: error.to_string(),
             since,
             next_attempt_at: OffsetDateTime::now_utc() + pause,
+            lasting,
         });
         self.save().await?;
         let cancelled = async {
@@ -249,16 +418,67 @@ impl Runner {
         self.job.state = state;
         self.job.waiting = None;
         self.job.ended_at = Some(OffsetDateTime::now_utc());
-        let txn = self.own_txn();
-        match Ledger::end(txn, &self.job) {
-            Ok(txn) => self.commit(txn).await.map(drop)?,
-            Err(error) => {
+        loop {
+            let mut txn = self.own_txn();
+            // What was paid while the job was under way is noted here. A debt that is paid between this look and the
+            // commit makes the commit fail, and this look is taken again.
+            for index in self.owed_steps() {
+                match self.debt_of(index).await? {
+                    Some((key, revision)) => txn = txn.if_unchanged(key, revision),
+                    None => self.note_paid(index),
+                }
+            }
+            let ended = Ledger::end(txn, &self.job);
+            let txn = ended.map_err(|error| {
                 tracing::error!(job = %self.job.id, %error, "cannot record the job's end");
-                return Err(Stopped);
+                Stopped
+            })?;
+            match self.commit_unless(txn, DEBTS).await? {
+                Some(_) => break,
+                None => tracing::debug!(job = %self.job.id, "a debt was paid meanwhile"),
             }
         }
         tracing::info!(job = %self.job.id, kind = self.job.kind, ?state, "job ended");
         Ok(())
+    }
+
+    fn owed_steps(&self) -> Vec<usize> {
+        let steps = self.job.steps.iter().enumerate();
+        let owed = steps.filter(|(_, step)| step.state == StepState::Owed);
+        owed.map(|(index, _)| index).collect()
+    }
+
+    /// The debt that a step is, where it has not been paid yet.
+    async fn debt_of(&self, index: usize) -> Result<Option<(String, Revision)>, Stopped> {
+        let record = &self.job.steps[index];
+        let Some(debtor) = &record.debtor else {
+            return Ok(None);
+        };
+        let key = format!("{DEBTS}{}/{}/{}", debtor.key, self.job.id, record.name);
+        for failures in 1.. {
+            match self.shared.ledger.store.get(&key).await {
+                Ok(found) => return Ok(found.map(|entry| (key, entry.mod_revision))),
+                Err(error) if error.is_transient() => {
+                    self.pause(self.shared.options.backoff.pause(failures))
+                        .await?;
+                }
+                Err(error) => {
+                    tracing::error!(job = %self.job.id, %error, "cannot read a debt");
+                    return Err(Stopped);
+                }
+            }
+        }
+        Err(Stopped)
+    }
+
+    fn note_paid(&mut self, index: usize) {
+        let back = self.job.failure.is_some() && !self.job.past_return;
+        let record = &mut self.job.steps[index];
+        record.state = match back {
+            true => StepState::Undone,
+            false => StepState::Done,
+        };
+        record.failure = None;
     }
 
     /// Awaits `work`, storing progress meanwhile. A panic becomes a failure; a step that does not heed
@@ -320,13 +540,6 @@ impl Runner {
         cancelled: CancellationToken,
     ) -> Core {
         let step = step.info().name;
-        tracing::info!(
-            job = %self.job.id, kind = self.job.kind, state = ?self.job.state, step, attempt, generation,
-            "step begins"
-        );
-        let output =
-            |record: &crate::StepRecord| Some((record.name.clone(), record.output.clone()?));
-        let outputs: BTreeMap<_, _> = self.job.steps.iter().filter_map(output).collect();
         Core {
             job: self.job.id,
             input: self.job.input.clone(),
@@ -334,7 +547,8 @@ impl Runner {
             step,
             attempt,
             generation,
-            outputs: Arc::new(outputs),
+            outputs: Arc::new(self.outputs()),
+            owed: false,
             cancelled,
             progress: ProgressReporter {
                 step,
@@ -342,6 +556,13 @@ impl Runner {
             },
             engine: self.shared.handle(),
         }
+    }
+
+    /// What the steps have handed on.
+    fn outputs(&self) -> BTreeMap<String, Value> {
+        let output =
+            |record: &crate::StepRecord| Some((record.name.clone(), record.output.clone()?));
+        self.job.steps.iter().filter_map(output).collect()
     }
 
     /// A transaction on this job that does nothing once somebody else was there.
@@ -367,10 +588,16 @@ impl Runner {
 
     /// Commits `txn`, which writes this job's record, waiting while the store cannot be written.
     async fn commit(&self, txn: Txn) -> Result<Revision, Stopped> {
+        // no key has this prefix
+        self.commit_unless(txn, "\0").await?.ok_or(Stopped)
+    }
+
+    /// The same; none where what was in the way is a key with `prefix`.
+    async fn commit_unless(&self, txn: Txn, prefix: &str) -> Result<Option<Revision>, Stopped> {
         let key = job_key(self.job.id);
         for failures in 1.. {
             match self.shared.ledger.store.commit(txn.clone()).await {
-                Ok(Outcome::Committed { revision }) => return Ok(revision),
+                Ok(Outcome::Committed { revision }) => return Ok(Some(revision)),
                 // an attempt that seemed to fail may have reached the disk
                 Ok(Outcome::Conflict {
                     key: at,
@@ -379,8 +606,9 @@ impl Runner {
                     && at == key
                     && entry.json().ok().as_ref() == Some(&self.unlive()) =>
                 {
-                    return Ok(entry.mod_revision);
+                    return Ok(Some(entry.mod_revision));
                 }
+                Ok(Outcome::Conflict { key, .. }) if key.starts_with(prefix) => return Ok(None),
                 Ok(Outcome::Conflict { key, .. }) => {
                     tracing::warn!(job = %self.job.id, key, "somebody else has the job: stopping");
                     return Err(Stopped);

@@ -1,7 +1,8 @@
 //! The interface for authors of jobs: one type per step, with its run, its undo and its errors.
 
-use crate::StepContext;
+use crate::{Absence, StepContext};
 use async_trait::async_trait;
+use fleetward_model::error::Class;
 use fleetward_model::{ErrorCode, Failure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,6 +32,27 @@ pub trait Step<I: Data>: Send + Sync + 'static {
     /// What later steps read with [`StepContext::output`].
     type Output: Data;
 
+    /// Whether there is anything to do in this job. A step that does not apply is recorded as skipped: it hands nothing on
+    /// and is never undone. Decided from input and outputs alone.
+    fn applies(&self, _cx: &StepContext<I>) -> bool {
+        true
+    }
+
+    /// Past the point of no return: what to do when the party the step asks stays away. Called only for a failure that says
+    /// so.
+    ///
+    /// To answer [`Absence::Owe`] is to claim that
+    /// - the step asks nobody but the debtor, so that the failure is the debtor's;
+    /// - no later step of the job needs it to have happened;
+    /// - what the debtor has meanwhile can do no harm, whatever others do with the job's subject elsewhere: it does not run;
+    /// - the step may run any time later, once, twice or half, with the generation it was recorded with. Where something newer
+    ///   has happened to the subject at the debtor since, that generation is refused there, and the debt is void.
+    ///
+    /// Once a debtor owes a step of a job, all that comes later in the job and is its to owe is owed too, in the same order.
+    fn absence(&self, _cx: &StepContext<I>) -> Absence {
+        Absence::Wait
+    }
+
     /// Brings the step about.
     async fn run(&self, cx: &StepContext<I>) -> Result<Self::Output, StepError>;
 }
@@ -39,6 +61,12 @@ pub trait Step<I: Data>: Send + Sync + 'static {
 /// job's point of no return.
 #[async_trait]
 pub trait UndoStep<I: Data>: Step<I> {
+    /// What to do when the party that this undo asks stays away; [`Step::absence`] says what [`Absence::Owe`] claims. Undos of
+    /// earlier steps run before an owed one: that they do not depend on it is part of the claim.
+    fn undo_absence(&self, _cx: &StepContext<I>) -> Absence {
+        Absence::Wait
+    }
+
     /// Makes it as if the step had never begun, whether it had no effect, half or all of it; the
     /// step's own output may be missing. Called until it succeeds.
     ///
@@ -62,7 +90,8 @@ pub struct StepInfo {
 pub enum Recourse {
     /// Try again: the cause may pass by itself, as an unreachable host does.
     Retry,
-    /// Turn back; past the point of no return, try again all the same.
+    /// Turn back. Past the point of no return and in an undo there is no way back: the job stands still and says so, and a
+    /// new attempt is made now and then.
     TurnBack,
     /// From an undo only: nothing can be taken back any more, go forward.
     GoForward,
@@ -107,6 +136,11 @@ impl StepError {
         Self::fatal(Failure::new(ErrorCode::Cancelled, "the job was cancelled"))
     }
 
+    /// Somebody could not be reached.
+    pub(crate) fn is_absence(&self) -> bool {
+        self.failure.code.class() == Class::Unreachable
+    }
+
     pub(crate) fn internal(what: impl Into<String>, because: impl fmt::Display) -> Self {
         Self::fatal(Failure::new(ErrorCode::Internal, what).because(because))
     }
@@ -116,7 +150,7 @@ impl StepError {
 impl From<Failure> for StepError {
     fn from(failure: Failure) -> Self {
         match failure.code.class() {
-            fleetward_model::error::Class::Unreachable => Self::retryable(failure),
+            Class::Unreachable => Self::retryable(failure),
             _ => Self::fatal(failure),
         }
     }

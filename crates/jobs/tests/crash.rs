@@ -10,8 +10,9 @@
 
 use fleetward_failpoint::{HOLD_DIR_VARIABLE, HoldPoints};
 use fleetward_jobs::{
-    Backoff, Engine, EngineOptions, Job, JobError, JobFilter, JobKind, JobState, Registry, Step,
-    StepContext, StepError, Steps, Submission, UndoStep, async_trait,
+    Absence, Backoff, Debtor, Engine, EngineOptions, Job, JobError, JobFilter, JobKind, JobState,
+    Patience, Registry, Settled, Step, StepContext, StepError, StepState, Steps, Submission,
+    UndoStep, async_trait,
 };
 use fleetward_model::{ErrorCode, Failure, JobId};
 use fleetward_store::{Guard, Range, SqliteStore, Store, StoreExt, Txn};
@@ -38,7 +39,26 @@ enum Course {
     Back,
     /// The same step fails, but its effect proves irrevocable.
     Forward,
+    /// As `Well`; the far host has died before the last step, and comes back when the job has ended.
+    WellAlone,
+    /// As `Back`; the far host has died before the first undo, and comes back when the job has ended.
+    BackAlone,
 }
+
+impl Course {
+    fn far_host_dies(self) -> bool {
+        matches!(self, Self::WellAlone | Self::BackAlone)
+    }
+}
+
+/// Where effects are made: some beside the engine, some on a host that may be away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Near,
+    Far,
+}
+
+const FAR: &str = "far-host";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Order {
@@ -47,29 +67,42 @@ struct Order {
 }
 
 /// Makes effects of which there is one each, and refuses whoever was overtaken.
-struct Effects(Arc<dyn Store>);
+struct Effects(Arc<dyn Store>, Place);
 
 impl Effects {
     /// Whoever comes with a smaller generation is an attempt that was given up.
     async fn fence(&self, cx: &StepContext<Order>) -> Result<(), StepError> {
-        let key = format!("fence/{}", cx.input().name);
+        let place = self.1;
+        if place == Place::Far && self.far_is_away().await {
+            let what = Failure::new(ErrorCode::HostUnreachable, "the far host does not answer");
+            return Err(what.into());
+        }
+        let key = format!("fence/{place:?}/{}", cx.input().name);
         let held = self
             .0
             .get_json::<u64>(&key)
             .await
             .expect("read")
             .map_or(0, |held| held.value);
-        assert!(
-            held < cx.generation(),
-            "generation {} after {held}",
-            cx.generation()
-        );
+        // a debt that is paid once more comes with the same again
+        let passes = held < cx.generation() || cx.pays_debt() && held == cx.generation();
+        assert!(passes, "generation {} after {held}", cx.generation());
         let _ = self
             .0
             .put_json(&key, &cx.generation(), Guard::Any)
             .await
             .expect("write");
         Ok(())
+    }
+
+    async fn far_is_away(&self) -> bool {
+        let there = async |key| self.0.get(key).await.expect("read").is_some();
+        there("told/dead").await && !there("told/back-again").await
+    }
+
+    async fn far_dies(&self) {
+        let dead = Txn::new().put("told/dead", "");
+        let _ = self.0.commit(dead).await.expect("write");
     }
 
     async fn make(&self, cx: &StepContext<Order>, what: &str) -> Result<(), StepError> {
@@ -101,6 +134,10 @@ macro_rules! effect_step {
         impl Step<Order> for $step {
             const NAME: &'static str = $name;
             type Output = String;
+            fn absence(&self, _cx: &StepContext<Order>) -> Absence {
+                absence(self.0.1)
+            }
+
             async fn run(&self, cx: &StepContext<Order>) -> Result<String, StepError> {
                 self.0.make(cx, $name).await?;
                 Ok($name.to_owned())
@@ -109,11 +146,22 @@ macro_rules! effect_step {
 
         #[async_trait]
         impl UndoStep<Order> for $step {
+            fn undo_absence(&self, _cx: &StepContext<Order>) -> Absence {
+                absence(self.0.1)
+            }
+
             async fn undo(&self, cx: &StepContext<Order>) -> Result<(), StepError> {
                 self.0.remove(cx, $name).await
             }
         }
     };
+}
+
+fn absence(place: Place) -> Absence {
+    match place {
+        Place::Near => Absence::Wait,
+        Place::Far => Absence::Owe(Debtor::new(FAR).removing("thing/it")),
+    }
 }
 
 effect_step!(Reserve, "reserve");
@@ -179,10 +227,13 @@ impl Step<Order> for Cross {
         let told = Failure::new(ErrorCode::HypervisorFailed, "failed as told");
         let been_here = self.0.0.get("told/forward").await.expect("read").is_some();
         self.0.make(cx, "cross").await?;
+        if cx.input().course.far_host_dies() {
+            self.0.far_dies().await;
+        }
         match cx.input().course {
-            Course::Back => Err(StepError::fatal(told)),
+            Course::Back | Course::BackAlone => Err(StepError::fatal(told)),
             Course::Forward if !been_here => Err(StepError::fatal(told)),
-            Course::Well | Course::Forward => Ok(()),
+            Course::Well | Course::Forward | Course::WellAlone => Ok(()),
         }
     }
 }
@@ -214,14 +265,15 @@ impl JobKind for Sample {
         vec![format!("thing/{}", order.name)]
     }
     fn steps(&self) -> Steps<Order> {
-        let effects = || Effects(Arc::clone(&self.0));
+        let near = || Effects(Arc::clone(&self.0), Place::Near);
+        let far = || Effects(Arc::clone(&self.0), Place::Far);
         Steps::new()
             .check(Look)
-            .step(Reserve(effects()))
-            .step(Build(effects()))
-            .step(Parts(effects()))
-            .step(Cross(effects()))
-            .forward(Announce(effects()))
+            .step(Reserve(far()))
+            .step(Build(far()))
+            .step(Parts(near()))
+            .step(Cross(near()))
+            .forward(Announce(far()))
     }
 }
 
@@ -232,7 +284,7 @@ impl JobKind for Part {
         vec![format!("thing/{}", order.name)]
     }
     fn steps(&self) -> Steps<Order> {
-        let effects = || Effects(Arc::clone(&self.0));
+        let effects = || Effects(Arc::clone(&self.0), Place::Near);
         Steps::new()
             .step(PartOne(effects()))
             .forward(PartTwo(effects()))
@@ -260,11 +312,16 @@ fn options() -> EngineOptions {
             first: Duration::from_millis(10),
             most: Duration::from_millis(50),
         },
+        patience: Patience {
+            forward: PATIENCE,
+            owed: Duration::from_millis(30),
+        },
         ..EngineOptions::default()
     }
 }
 
-/// Opens the store, submits the job unless that has been done, and runs it to its end.
+/// Opens the store, submits the job unless that has been done, and runs it to its end. A far host that has died is back
+/// then, and pays what it owes.
 async fn run_to_the_end(path: &Path, course: Course) -> (Arc<dyn Store>, Engine, Job) {
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(path).await.expect("open"));
     let engine = Engine::start(Arc::clone(&store), registry(&store), options());
@@ -280,7 +337,21 @@ async fn run_to_the_end(path: &Path, course: Course) -> (Arc<dyn Store>, Engine,
     let job = tokio::time::timeout(PATIENCE, engine.wait(id))
         .await
         .expect("ends in time");
-    (store, engine, job.expect("wait"))
+    let job = job.expect("wait");
+    if !course.far_host_dies() {
+        return (store, engine, job);
+    }
+    let back = Txn::new().put("told/back-again", "");
+    let _ = store.commit(back).await.expect("write");
+    // of another engine's term are the debts loaded when this one leads
+    let deadline = Instant::now() + PATIENCE;
+    while !engine.is_leader() {
+        assert!(Instant::now() < deadline, "does not lead");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(engine.settle(FAR).await.expect("settle"), Settled::All);
+    let job = engine.get(id).await.expect("still there");
+    (store, engine, job)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -364,7 +435,7 @@ impl Scene {
             .map(|entry| entry.key.trim_start_matches("effect/it/"))
             .collect();
         match self.course {
-            Course::Well | Course::Forward => {
+            Course::Well | Course::Forward | Course::WellAlone => {
                 assert_eq!(job.state, JobState::Done);
                 assert_eq!(found, ALL_EFFECTS);
                 assert!(
@@ -372,11 +443,13 @@ impl Scene {
                     "made twice"
                 );
             }
-            Course::Back => {
+            Course::Back | Course::BackAlone => {
                 assert_eq!(job.state, JobState::Undone);
                 assert_eq!(found, [""; 0]);
             }
         }
+        let owed = job.steps.iter().any(|step| step.state == StepState::Owed);
+        assert!(!owed, "paid, and not said so: {job:#?}");
         let jobs = engine.list(&JobFilter::default()).await.expect("list");
         assert!(
             jobs.len() <= 2 && jobs.iter().all(|job| job.state.is_terminal()),
@@ -388,6 +461,7 @@ impl Scene {
             "job-cancels/",
             "job-progress/",
             "job-engine/owner",
+            "debts/",
         ] {
             let left = store
                 .list(Range::prefix(prefix))
@@ -452,6 +526,32 @@ async fn killed_anywhere_the_job_ends_done_once_or_undone() {
         .collect::<Vec<_>>();
     let expected = ["after", "before", "recorded"].map(|p| format!("job.part.part-one.undo.{p}"));
     assert_eq!(never, expected);
+}
+
+#[tokio::test]
+async fn killed_anywhere_a_job_whose_host_died_ends_and_the_host_pays_once() {
+    let mut walked = walk(Course::WellAlone).await;
+    walked.extend(walk(Course::BackAlone).await);
+    // the places that a job passes only when somebody is away, found by themselves
+    for (step, place) in [
+        ("announce", "owed"),
+        ("build", "owed"),
+        ("reserve", "owed"),
+        ("announce", "pay.before"),
+        ("announce", "pay.after"),
+        ("announce", "pay.recorded"),
+        ("build", "pay.before"),
+        ("build", "pay.after"),
+        ("build", "pay.recorded"),
+        ("reserve", "pay.before"),
+        ("reserve", "pay.after"),
+        ("reserve", "pay.recorded"),
+    ] {
+        let point = format!("job.sample.{step}.{place}");
+        assert!(walked.contains(&point), "{point} was not walked");
+    }
+    // owed together with the undo of build, and never asked for before
+    assert!(!walked.contains("job.sample.reserve.undo.before"));
 }
 
 #[tokio::test]

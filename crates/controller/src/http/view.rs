@@ -251,6 +251,8 @@ const fn step_state(state: StepState) -> &'static str {
         StepState::Failed => "failed",
         StepState::Undoing => "undoing",
         StepState::Undone => "undone",
+        StepState::Skipped => "skipped",
+        StepState::Owed => "owed",
     }
 }
 

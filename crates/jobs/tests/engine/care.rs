@@ -26,7 +26,7 @@ async fn a_job_given_up_ends_as_failed_and_frees_its_locks() {
         job.state == JobState::Undoing && job.waiting.is_some()
     })
     .await;
-    let job = engine.abandon(id, "boss").await.unwrap();
+    let job = engine.give_up(id, "boss").await.unwrap();
     assert_eq!(job.state, JobState::Failed);
     assert!(
         job.failure
@@ -192,7 +192,7 @@ async fn what_is_not_there_is_said_so() {
         Err(JobError::NotFound { .. })
     ));
     assert!(matches!(
-        engine.abandon(id, "x").await,
+        engine.give_up(id, "x").await,
         Err(JobError::NotFound { .. })
     ));
 }

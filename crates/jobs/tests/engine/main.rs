@@ -5,6 +5,7 @@
 mod cancel;
 mod care;
 mod children;
+mod debts;
 mod progress;
 mod scene;
 mod steps;

@@ -1,8 +1,8 @@
 //! The steps that do as they are told, the kinds of jobs made of them, and an engine to run them.
 
 use fleetward_jobs::{
-    Backoff, Engine, EngineOptions, Job, JobKind, Registry, Step, StepContext, StepError, Steps,
-    UndoStep, async_trait,
+    Absence, Backoff, Engine, EngineOptions, Job, JobKind, Patience, Registry, Step, StepContext,
+    StepError, Steps, UndoStep, async_trait,
 };
 use fleetward_model::{ErrorCode, Failure, JobId};
 use fleetward_store::{Range, SqliteStore, Store};
@@ -21,6 +21,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) enum Act {
     Fail,
     FailForNow,
+    /// Fails as a host does for which something newer has happened.
+    FailAsStale,
     Panic,
     /// Waits for the cancel, then fails.
     HeedCancel,
@@ -40,6 +42,10 @@ pub(crate) struct World {
     pub(crate) calls: Mutex<Vec<String>>,
     pub(crate) effects: Mutex<Vec<&'static str>>,
     pub(crate) generations: Mutex<Vec<u64>>,
+    /// What becomes of a step (or, with "undo " before its name, an undo) whose host stays away.
+    pub(crate) absences: Mutex<HashMap<&'static str, Absence>>,
+    /// Steps that have nothing to do.
+    pub(crate) pointless: Mutex<Vec<&'static str>>,
     pub(crate) reached: Notify,
     pub(crate) gate: Notify,
 }
@@ -52,6 +58,15 @@ impl World {
             .entry(call.to_owned())
             .or_default()
             .extend(acts);
+    }
+
+    pub(crate) fn absent(&self, call: &'static str, absence: Absence) {
+        self.absences.lock().unwrap().insert(call, absence);
+    }
+
+    fn absence(&self, call: &str) -> Absence {
+        let absences = self.absences.lock().unwrap();
+        absences.get(call).cloned().unwrap_or(Absence::Wait)
     }
 
     pub(crate) fn calls(&self) -> Vec<String> {
@@ -77,6 +92,7 @@ impl World {
             None => Ok(()),
             Some(Act::Fail) => Err(StepError::fatal(failure(ErrorCode::HypervisorFailed))),
             Some(Act::FailForNow) => Err(failure(ErrorCode::HostUnreachable).into()),
+            Some(Act::FailAsStale) => Err(StepError::fatal(failure(ErrorCode::StaleGeneration))),
             Some(Act::Panic) => panic!("{call} panicked as told"),
             Some(Act::HeedCancel) => {
                 self.reached.notify_one();
@@ -118,6 +134,14 @@ impl<const N: usize> Step<Order> for Told<N> {
     const RETRY_FOR: Duration = Duration::from_millis(300);
     type Output = String;
 
+    fn applies(&self, _cx: &StepContext<Order>) -> bool {
+        !self.0.pointless.lock().unwrap().contains(&Self::NAME)
+    }
+
+    fn absence(&self, _cx: &StepContext<Order>) -> Absence {
+        self.0.absence(Self::NAME)
+    }
+
     async fn run(&self, cx: &StepContext<Order>) -> Result<String, StepError> {
         let told = self.0.act(Self::NAME.to_owned(), cx).await;
         // a failure leaves the effect behind: undo has to cope
@@ -131,6 +155,10 @@ impl<const N: usize> Step<Order> for Told<N> {
 
 #[async_trait]
 impl<const N: usize> UndoStep<Order> for Told<N> {
+    fn undo_absence(&self, _cx: &StepContext<Order>) -> Absence {
+        self.0.absence(&format!("undo {}", Self::NAME))
+    }
+
     async fn undo(&self, cx: &StepContext<Order>) -> Result<(), StepError> {
         self.0.act(format!("undo {}", Self::NAME), cx).await?;
         self.0
@@ -232,6 +260,11 @@ pub(crate) fn quick() -> EngineOptions {
             first: Duration::from_millis(20),
             most: Duration::from_millis(100),
         },
+        patience: Patience {
+            forward: Duration::from_secs(10),
+            owed: Duration::from_millis(60),
+        },
+        lasting_pause: Duration::from_millis(100),
         cancel_grace: Duration::from_millis(200),
         progress_every: Duration::from_millis(100),
         ..EngineOptions::default()
