@@ -392,6 +392,93 @@ async fn a_grant_by_name_forgives_former_guardians_unless_they_know_the_present_
     assert_eq!(revoked().await, []);
 }
 
+/// An empty file is what a power cut leaves of a TPM, and bringing the TPM back is the cure for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_tpm_is_replaced_and_taken_away_as_any_other() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    let stop = operation::Stop {
+        force: true,
+        deadline_seconds: 1,
+    };
+    Job::new(spec.id, 2).on(&node, stop).await.unwrap();
+    let history = || {
+        let kept = record_of(&node, spec.id)
+            .ancestors()
+            .nth(2)
+            .unwrap()
+            .join("history")
+            .join(spec.id.to_string());
+        std::fs::read_dir(kept).map_or(0, Iterator::count)
+    };
+    let roll = || operation::PrepareRoll { to: vec![] };
+    // abandoned
+    let job = Job::new(spec.id, 3);
+    job.on(&node, roll()).await.unwrap();
+    let whole = std::fs::read(node.fake.tpm(spec.id)).unwrap();
+    std::fs::write(node.fake.tpm(spec.id), b"").unwrap();
+    job.on(&node, operation::AbandonTpm {}).await.unwrap();
+    // replaced
+    std::fs::write(node.fake.tpm(spec.id), &whole).unwrap();
+    let job = Job::new(spec.id, 4);
+    let key_protector = job.on(&node, roll()).await.unwrap().key_protector;
+    std::fs::write(node.fake.tpm(spec.id), b"").unwrap();
+    for _ in 0..2 {
+        let key_protector = key_protector.clone();
+        let commit = operation::CommitTpm { key_protector };
+        job.on(&node, commit).await.unwrap();
+    }
+    assert!(!std::fs::read(node.fake.tpm(spec.id)).unwrap().is_empty());
+    assert_eq!(history(), 1, "what was there is kept");
+    // taken away
+    std::fs::write(node.fake.tpm(spec.id), b"").unwrap();
+    let job = Job::new(spec.id, 5);
+    job.on(&node, operation::DetachTpm {}).await.unwrap();
+    job.on(&node, operation::SetAsideTpm {}).await.unwrap();
+    assert_eq!(history(), 2);
+    assert!(!node.fake.tpm(spec.id).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forced_stop_gets_past_an_operation_that_hangs() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (source, _) = create_running(&fleet, &node, "vm1").await;
+    node.fake.with(|s| s.hangs = true);
+    let mut to = spec("vm2");
+    to.disks[0].size = source.disks[0].size;
+    let copy = operation::CopyVm {
+        to: Box::new(to),
+        variables: false,
+        tpm_state: false,
+        linked: false,
+    };
+    let copying = Job::new(source.id, 2);
+    let stopping = async {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !node.fake.with(|s| s.waits) {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "nobody waits for QEMU"
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let stop = operation::Stop {
+            force: true,
+            deadline_seconds: 1,
+        };
+        let job = Job::new(source.id, 3);
+        let limit = std::time::Duration::from_secs(20);
+        tokio::time::timeout(limit, job.on(&node, stop)).await
+    };
+    let (copied, stopped) = tokio::join!(copying.on(&node, copy), stopping);
+    assert!(copied.is_err());
+    stopped.expect("in time").unwrap();
+    let state = node.detail(source.id).await.unwrap().vm.state;
+    assert_eq!(state, VmState::Stopped);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_vms_key_protector_is_never_put_on_a_vm() {
     let fleet = Fleet::start().await;

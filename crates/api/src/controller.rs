@@ -80,6 +80,26 @@ pub struct HostView {
     pub last_seen: Option<OffsetDateTime>,
     pub vms: u32,
     pub warnings: Vec<String>,
+    /// What it still has to do of jobs that ended while it was away; it is asked for nothing else before.
+    #[serde(default)]
+    pub debts: Vec<DebtView>,
+}
+
+/// A step of a job that a host owes: it was away when the job needed it, and the job ended without.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DebtView {
+    pub job: JobId,
+    /// `vm-migrate`, ...
+    pub kind: String,
+    pub step: String,
+    /// Whether the step is to be undone, rather than done.
+    pub undo: bool,
+    /// The VM it is about; none for the host's own guardian.
+    pub vm: Option<VmId>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// Why it failed although the host answered: waiting does not cure it.
+    pub failure: Option<Failure>,
 }
 
 /// `POST /v1/host-tokens`.
@@ -597,6 +617,9 @@ pub struct JobView {
     /// The code of what it waits for.
     #[serde(default)]
     pub waiting_code: Option<ErrorCode>,
+    /// What it waits for does not come by itself within seconds: its host stays away, or somebody must act.
+    #[serde(default)]
+    pub held_up: bool,
     pub cancellable: bool,
     pub failure: Option<Failure>,
     /// What went less well than its state says: a copy of a TPM that could not be taken.
@@ -633,6 +656,9 @@ pub struct StepView {
     pub started: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended: Option<OffsetDateTime>,
+    /// The host that owes it, or owed it until it was back.
+    #[serde(default)]
+    pub owed_by: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

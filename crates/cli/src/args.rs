@@ -644,6 +644,11 @@ pub enum JobCommand {
         /// Its id, or the first characters of it
         id: String,
     },
+    /// Ends a job half-way that can neither go on nor back; of one that has ended, drops what hosts still owe of it
+    GiveUp {
+        /// Its id, or the beginning of it
+        id: String,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -3,7 +3,7 @@
 //!
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
-use fleetward_api::controller::AuditVerdict;
+use fleetward_api::controller::{AuditVerdict, JobView};
 use fleetward_model::change::{ChangeStep, Effect, PlannedStep};
 use fleetward_model::error::Finding;
 use fleetward_model::{ErrorCode, Failure, HostName, JobId, TemplateName, VmName};
@@ -35,6 +35,12 @@ pub(crate) fn output_failed(error: &io::Error) -> String {
 
 pub(crate) fn job_goes_on(job: JobId) -> String {
     format!("the job continues; follow it with: fleetward job watch {job}")
+}
+
+pub(crate) fn remove_the_cause(job: JobId) -> String {
+    format!(
+        "remove the cause, and it goes on within a minute: fleetward job show {job}; or give it up: fleetward job give-up {job}"
+    )
 }
 
 pub(crate) fn connection_lost(job: JobId) -> String {
@@ -329,6 +335,35 @@ pub(crate) fn image_deleted(name: &impl Display) -> String {
 
 pub(crate) fn image_imported(name: &impl Display, sha256: &str) -> String {
     format!("{name} imported, sha256 {sha256}")
+}
+
+pub(crate) fn confirm_give_up(job: &JobView) -> String {
+    let (kind, target) = (&job.kind, &job.target);
+    if job.state.has_ended() {
+        let owed = job.steps.iter().filter(|step| step.state == "owed");
+        let owed: Vec<_> = owed
+            .map(|step| format!("{} ({})", step.name, step.owed_by.as_deref().unwrap_or("-")))
+            .collect();
+        return format!(
+            "Drop what is still owed of {kind} {target}: {}? It stays there for good.",
+            owed.join(", ")
+        );
+    }
+    let then = match job.cancellable {
+        true => "`fleetward job cancel` would undo it. ",
+        false => "",
+    };
+    format!(
+        "Give up {kind} {target} half-way? {then}What it has begun stays as it is, on every host, and the VM is free for other \
+         commands."
+    )
+}
+
+pub(crate) fn given_up(job: &JobView) -> String {
+    format!(
+        "job {} given up; see what it has left behind: fleetward job show {}",
+        job.id, job.id
+    )
 }
 
 pub(crate) fn cancel_asked(job: JobId) -> String {

@@ -524,6 +524,16 @@ pub(crate) fn job(job: &JobView) -> String {
     }
     if let Some(reason) = &job.waiting {
         sheet.add("Waits", reason);
+        if job.held_up && !job.cancellable {
+            let how = format!(
+                "it does not pass by itself; to give the job up: fleetward job give-up {}",
+                job.id
+            );
+            sheet.add("", how);
+        }
+    }
+    for warning in &job.warnings {
+        sheet.add("Warning", warning);
     }
     if !job.state.has_ended() {
         sheet.add(

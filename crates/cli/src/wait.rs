@@ -20,8 +20,10 @@ const ATTEMPTS: u32 = 3;
 
 /// Waits for `job` to end well, and shows it under `name` until then.
 ///
+/// A job that stands still, because a host is away or somebody must act, is not waited for: it goes on by itself then.
+///
 /// # Errors
-/// What the job failed with; [`Stop::Interrupted`] when `interrupt` fires.
+/// What the job failed with, or stands still for; [`Stop::Interrupted`] when `interrupt` fires.
 pub(crate) async fn for_job(
     controller: &Controller,
     progress: &Progress,
@@ -29,12 +31,42 @@ pub(crate) async fn for_job(
     name: &str,
     job: JobId,
 ) -> Result<JobView, Stop> {
+    one(controller, progress, interrupt, name, job, Until::HeldUp).await
+}
+
+/// The same, however long it takes.
+pub(crate) async fn to_the_end(
+    controller: &Controller,
+    progress: &Progress,
+    interrupt: &CancellationToken,
+    name: &str,
+    job: JobId,
+) -> Result<JobView, Stop> {
+    one(controller, progress, interrupt, name, job, Until::Ended).await
+}
+
+async fn one(
+    controller: &Controller,
+    progress: &Progress,
+    interrupt: &CancellationToken,
+    name: &str,
+    job: JobId,
+    until: Until,
+) -> Result<JobView, Stop> {
     let task = progress.task(name);
     let ended = tokio::select! {
-        ended = follow(controller, progress, &task, job, Until::Ended) => ended?,
+        ended = follow(controller, progress, &task, job, until) => ended?,
         () = interrupt.cancelled() => return Err(Stop::Interrupted(vec![job])),
     };
     drop(task);
+    if !ended.state.has_ended() {
+        return Err(held_up(&ended).into());
+    }
+    for warning in &ended.warnings {
+        if ended.state != JobState::Done {
+            progress.remark(warning);
+        }
+    }
     match ended.state {
         JobState::Done => Ok(ended),
         _ => Err(failure_of(ended).into()),
@@ -85,18 +117,24 @@ fn is_held_up(view: &JobView) -> bool {
 fn held_up(view: &JobView) -> Failure {
     let code = view.waiting_code.unwrap_or(ErrorCode::HostUnreachable);
     let waiting = view.waiting.as_deref().unwrap_or_default();
-    Failure::new(
-        code,
-        format!("{} of {} is begun and not done", view.kind, view.target),
-    )
-    .because(messages::goes_forward_later(view.id, waiting, code))
-    .fix(messages::job_goes_on(view.id))
+    let what = format!("{} of {} is begun and not done", view.kind, view.target);
+    let failure = Failure::new(code, what);
+    if view.held_up && code.class() != Class::Unreachable {
+        return failure
+            .because(format!("{waiting}; it does not pass by itself"))
+            .fix(messages::remove_the_cause(view.id));
+    }
+    failure
+        .because(messages::goes_forward_later(view.id, waiting, code))
+        .fix(messages::job_goes_on(view.id))
 }
 
 /// How far a job is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Until {
     Ended,
+    /// Or standing still until a host is back or somebody acts.
+    HeldUp,
     /// Or waiting for what only the return of its host can bring.
     Stuck,
 }
@@ -104,7 +142,12 @@ enum Until {
 impl Until {
     fn is_reached(self, view: &JobView) -> bool {
         let stuck = (view.state == JobState::Undoing && view.waiting.is_some()) || is_held_up(view);
-        view.state.has_ended() || (self == Self::Stuck && stuck)
+        view.state.has_ended()
+            || match self {
+                Self::Ended => false,
+                Self::HeldUp => view.held_up,
+                Self::Stuck => stuck || view.held_up,
+            }
     }
 }
 

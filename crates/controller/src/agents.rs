@@ -3,16 +3,18 @@
 //! An operation continues in the agent when its stream breaks. The job engine then retries the step, which attaches to
 //! the operation by sending the same request.
 
+use crate::debts::unpaid;
 use crate::fleet::Fleet;
 use crate::hosts::{HostRecord, Hosts};
+use crate::presence::Presence;
 use fleetward_api::agent::operation::{Answer, HostOperation, OperationResult};
 use fleetward_api::agent::{
     self, AgentEvent, AuditHead, CancelRequest, GuardianChange, IncomingAnswer, OperationLine,
     OperationRequest, Question, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
-use fleetward_jobs::{Data, StepContext, StepError};
-use fleetward_link::client::{Lines, UpgradedIo};
+use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
+use fleetward_link::client::{Lines, Response, Timeouts, UpgradedIo};
 use fleetward_link::{Client, ClientError, ClientTls, Identity};
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::guardian::GuardianFacts;
@@ -26,19 +28,35 @@ use std::time::Duration;
 /// A question is answered within this, or the check counts as failed.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Reaching an agent, TLS included, takes no longer in a network that works.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A host whose events have ended for so long is not only restarting its agent.
+const SILENT: Duration = Duration::from_secs(3);
+/// Such a host is given so long to take a request all the same.
+const SILENT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Clients of all hosts.
 #[derive(Debug)]
 pub(crate) struct Agents {
     fleet: Arc<Fleet>,
     hosts: Arc<Hosts>,
+    presence: Arc<Presence>,
+    debts: Arc<DebtBook>,
     clients: Mutex<HashMap<HostName, (String, Client)>>,
 }
 
 impl Agents {
-    pub(crate) fn new(fleet: Arc<Fleet>, hosts: Arc<Hosts>) -> Self {
+    pub(crate) fn new(
+        fleet: Arc<Fleet>,
+        hosts: Arc<Hosts>,
+        presence: Arc<Presence>,
+        debts: Arc<DebtBook>,
+    ) -> Self {
         Self {
             fleet,
             hosts,
+            presence,
+            debts,
             clients: Mutex::default(),
         }
     }
@@ -50,22 +68,33 @@ impl Agents {
         if let Some((known, client)) = clients.get(host)
             && *known == address
         {
-            return Ok(Agent {
-                host: host.clone(),
-                client: client.clone(),
-            });
+            return Ok(self.agent(host, client.clone()));
         }
         let tls = ClientTls::member(
             self.fleet.credential().clone(),
             self.fleet.trust().clone(),
             Identity::Host(host.clone()),
         );
-        let client = Client::tls(&address, tls);
+        let client = Client::tls(&address, tls).with_timeouts(Timeouts {
+            connect: CONNECT_TIMEOUT,
+            ..Timeouts::default()
+        });
         clients.insert(host.clone(), (address, client.clone()));
-        Ok(Agent {
+        Ok(self.agent(host, client))
+    }
+
+    /// For how long a host has been known to be silent.
+    pub(crate) fn silent_for(&self, host: &HostName) -> Option<Duration> {
+        self.presence.silent_for(host)
+    }
+
+    fn agent(&self, host: &HostName, client: Client) -> Agent {
+        Agent {
             host: host.clone(),
             client,
-        })
+            presence: self.presence.clone(),
+            debts: self.debts.clone(),
+        }
     }
 }
 
@@ -74,6 +103,8 @@ impl Agents {
 pub(crate) struct Agent {
     host: HostName,
     client: Client,
+    presence: Arc<Presence>,
+    debts: Arc<DebtBook>,
 }
 
 impl Agent {
@@ -103,20 +134,30 @@ impl Agent {
             vm,
             operation: operation.into(),
         };
-        let response = self
+        if !cx.pays_debt()
+            && let Some(failure) = unpaid(&self.debts, &self.host, Some(vm))
+        {
+            // of a debt that failed, waiting is no cure
+            return Err(match self.debts.holds_up(self.host.as_str()) {
+                true => StepError::retryable(failure),
+                false => StepError::fatal(failure),
+            });
+        }
+        let sending = self
             .client
             .request(Method::POST, agent::OPERATIONS)
             .json(&request)
             .response_timeout(Some(Duration::from_secs(30)))
             .idle_timeout(None)
-            .send()
-            .await
-            .map_err(|error| self.failed(&error))?;
+            .send();
+        let response = self.in_time(sending).await?;
         let mut lines = response.lines();
         let mut asked_to_stop = false;
         loop {
             let line = tokio::select! {
                 line = lines.next_json::<OperationLine>() => line.map_err(|error| self.failed(&error))?,
+                // a machine that lost power does not close its connections
+                () = self.presence.silence(&self.host, SILENT) => return Err(self.silent().into()),
                 () = cx.cancelled().cancelled(), if !asked_to_stop => {
                     asked_to_stop = true;
                     self.cancel(&CancelRequest { job: cx.job(), vm }).await;
@@ -160,14 +201,45 @@ impl Agent {
         StepError::fatal(Failure::new(ErrorCode::Internal, what).because(format!("{other:?}")))
     }
 
+    /// The answer's beginning, or none for a host that has been silent and stays so.
+    async fn in_time(
+        &self,
+        sending: impl Future<Output = Result<Response, ClientError>>,
+    ) -> Result<Response, Failure> {
+        let gone = async {
+            self.presence.silence(&self.host, SILENT).await;
+            tokio::time::sleep(SILENT_TIMEOUT).await;
+        };
+        tokio::select! {
+            sent = sending => sent.map_err(|error| self.failed(&error)),
+            () = gone => Err(self.silent()),
+        }
+    }
+
+    fn silent(&self) -> Failure {
+        let host = &self.host;
+        let silent = self.presence.silent_for(host).unwrap_or_default();
+        Failure::new(
+            ErrorCode::HostUnreachable,
+            format!("host {host} does not answer"),
+        )
+        .because(format!(
+            "nothing was heard of it for {} s",
+            silent.as_secs()
+        ))
+        .fix(format!(
+            "see that its agent runs and that its port is reachable: fleetward host show {host}"
+        ))
+    }
+
     /// A lost request does no harm: the engine drops the step when its grace is over, and undoes it.
-    async fn cancel(&self, request: &CancelRequest) {
+    pub(crate) async fn cancel(&self, request: &CancelRequest) {
         let request = self
             .client
             .request(Method::POST, agent::OPERATIONS_CANCEL)
             .json(request);
-        if let Err(error) = request.send().await {
-            tracing::warn!(host = %self.host, %error, "cannot cancel the operation");
+        if let Err(error) = self.in_time(request.send()).await {
+            tracing::warn!(host = %self.host, error = %error.what, "cannot cancel the operation");
         }
     }
 
@@ -178,16 +250,15 @@ impl Agent {
             .client
             .request(Method::GET, &path)
             .response_timeout(Some(QUESTION_TIMEOUT));
-        let answer = match request.send().await {
-            Ok(response) => response.json().await.map(Some),
-            Err(error) => Err(error),
+        let answer = async {
+            let response = self.in_time(request.send()).await?;
+            let detail = response.json().await;
+            detail.map_err(|error| self.failed(&error))
         };
-        match answer {
-            Ok(detail) => Ok(detail),
-            Err(error) => match self.failed(&error) {
-                failure if failure.code == ErrorCode::VmNotFound => Ok(None),
-                failure => Err(failure),
-            },
+        match answer.await {
+            Ok(detail) => Ok(Some(detail)),
+            Err(failure) if failure.code == ErrorCode::VmNotFound => Ok(None),
+            Err(failure) => Err(failure),
         }
     }
 
@@ -198,8 +269,8 @@ impl Agent {
             .client
             .request(Method::GET, &path)
             .response_timeout(Some(QUESTION_TIMEOUT));
-        let answer = async { request.send().await?.json().await };
-        answer.await.map_err(|error| self.failed(&error))
+        let response = self.in_time(request.send()).await?;
+        response.json().await.map_err(|error| self.failed(&error))
     }
 
     pub(crate) async fn ask(&self, question: &Question) -> Result<IncomingAnswer, Failure> {
@@ -207,20 +278,25 @@ impl Agent {
             .client
             .request(Method::POST, agent::QUESTIONS)
             .json(question);
-        let answer = async {
-            let response = request
-                .response_timeout(Some(QUESTION_TIMEOUT))
-                .send()
-                .await?;
-            response.json().await
-        };
-        answer.await.map_err(|error| self.failed(&error))
+        let sending = request.response_timeout(Some(QUESTION_TIMEOUT)).send();
+        let response = self.in_time(sending).await?;
+        response.json().await.map_err(|error| self.failed(&error))
     }
 
     /// Changes the host's own guardian.
-    pub(crate) async fn guardian(&self, change: &GuardianChange) -> Result<GuardianFacts, Failure> {
-        let answer = self.client.post(agent::GUARDIANS, change).await;
-        answer.map_err(|error| self.failed(&error))
+    pub(crate) async fn guardian<I: Data>(
+        &self,
+        cx: &StepContext<I>,
+        change: &GuardianChange,
+    ) -> Result<GuardianFacts, Failure> {
+        if !cx.pays_debt()
+            && let Some(failure) = unpaid(&self.debts, &self.host, None)
+        {
+            return Err(failure);
+        }
+        let request = self.client.request(Method::POST, agent::GUARDIANS);
+        let response = self.in_time(request.json(change).send()).await?;
+        response.json().await.map_err(|error| self.failed(&error))
     }
 
     /// Shows the host how far the controller's own audit records go; what it was shown before. An agent of before there were

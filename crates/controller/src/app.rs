@@ -9,12 +9,13 @@ use crate::holders::Holder;
 use crate::hosts::Hosts;
 use crate::images::Images;
 use crate::inventory::Inventory;
+use crate::presence::Presence;
 use crate::templates::Templates;
 use crate::watch::Watchers;
 use crate::work::{self, GuardianRewrap};
 use crate::world::World;
 use anyhow::Context;
-use fleetward_jobs::{Engine, EngineOptions, Job, JobError, JobFilter, JobKind};
+use fleetward_jobs::{DebtBook, Engine, EngineOptions, Job, JobError, JobFilter, JobKind};
 use fleetward_model::admission;
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::TrustMode;
@@ -82,9 +83,12 @@ impl App {
         } = begin;
         start_above_all_generations(&store, now).await?;
         let hosts = Arc::new(Hosts::open(store.clone(), data).await?);
+        let (presence, debts) = (Arc::new(Presence::default()), Arc::new(DebtBook::default()));
+        debts.read(&store).await?;
         let world = Arc::new(World {
-            inventory: Inventory::open(store.clone()).await?,
-            agents: Agents::new(fleet.clone(), hosts.clone()),
+            inventory: Inventory::open(store.clone(), presence.clone(), debts.clone()).await?,
+            agents: Agents::new(fleet.clone(), hosts.clone(), presence, debts.clone()),
+            debts: debts.clone(),
             images: Images::open(data)
                 .await
                 .context("cannot read the image library")?,
@@ -103,7 +107,11 @@ impl App {
         });
         let watchers = Arc::new(Watchers::new(stop.clone()));
         call_everybody(&world, &watchers).await;
-        let engine = Engine::start(store, work::registry(&world), EngineOptions::default());
+        let options = EngineOptions {
+            debts,
+            ..EngineOptions::default()
+        };
+        let engine = Engine::start(store, work::registry(&world), options);
         let app = Self {
             world,
             engine,
@@ -123,6 +131,7 @@ impl App {
             app.follow(&job);
         }
         tokio::spawn(keep_written(app.world.clone(), stop.clone()));
+        tokio::spawn(crate::debts::keep_paid(app.clone(), stop.clone()));
         tokio::spawn(crate::keeper::keep(app.clone(), stop.clone()));
         tokio::spawn(keeper::keep_current(app.world.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop));

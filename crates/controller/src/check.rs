@@ -1,8 +1,10 @@
 //! Collects the facts for the pure rules of `model::preflight`.
 
+use crate::debts::unpaid;
 use crate::world::{HostFactsNow, World};
 use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, VmDetail};
 use fleetward_api::controller::CheckView;
+use fleetward_model::error::Finding;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::preflight::{Facts, Incoming, Mode, Opening, check};
 use fleetward_model::vm::{VmObserved, VmState};
@@ -76,7 +78,7 @@ pub(crate) async fn against(
         .detail
         .as_ref()
         .map(|detail| opening(detail.can_open.clone()));
-    Ok(judge(
+    let checked = judge(
         world.trust,
         mode,
         vm,
@@ -84,7 +86,21 @@ pub(crate) async fn against(
         &destination,
         at_home,
         incoming,
-    ))
+    );
+    Ok(match unpaid(&world.debts, to, Some(vm.id)) {
+        Some(failure) if destination.online() => owing(checked, failure),
+        _ => checked,
+    })
+}
+
+/// What the host still has of the VM, of a job that ended without it, is in the way.
+fn owing(mut checked: CheckView, failure: Failure) -> CheckView {
+    let what = format!("{}: {}", failure.what, failure.because);
+    let finding = Finding::blocking(failure.code, what, failure.fix);
+    checked.possible = false;
+    checked.code = checked.code.or(Some(failure.code));
+    checked.findings.push(finding);
+    checked
 }
 
 /// What the rules say to facts that were collected.

@@ -7,9 +7,13 @@
 //!
 //! During a migration two hosts have a copy of a VM. The copy without a transit mark is the VM. If both have one (the
 //! source has departed, the destination is not committed yet), the arriving copy is the VM. A copy on a lost host of a
-//! VM that was rebuilt elsewhere is superseded: it is ignored until it is ended.
+//! VM that was rebuilt elsewhere is superseded: it is ignored until it is ended. A copy that its host owes to remove is
+//! ignored too.
 
+use crate::debts::subject;
+use crate::presence::Presence;
 use fleetward_api::agent::AgentEvent;
+use fleetward_jobs::DebtBook;
 use fleetward_model::guardian::{GuardianFacts, GuardianStanding};
 use fleetward_model::host::HostFacts;
 use fleetward_model::vm::{TransitSide, VmObserved, VmSpec, VmState};
@@ -30,7 +34,10 @@ const FACTS_EVERY: time::Duration = time::Duration::seconds(60);
 /// What is known of one host at the moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
+    /// Answers, and owes nothing: it can be asked for anything.
     pub(crate) online: bool,
+    /// Answers, and can be asked what it has.
+    pub(crate) answers: bool,
     pub(crate) facts: Option<Arc<HostFacts>>,
     /// By this machine's clock, when `facts` arrived.
     pub(crate) reported: Option<OffsetDateTime>,
@@ -96,6 +103,8 @@ impl Superseded {
 #[derive(Debug)]
 pub(crate) struct Inventory {
     store: Arc<dyn Store>,
+    presence: Arc<Presence>,
+    debts: Arc<DebtBook>,
     state: RwLock<State>,
     changed: watch::Sender<u64>,
     /// Held from taking what is to be written to its end, so that nothing older is written over something newer.
@@ -127,7 +136,11 @@ struct StoredFacts {
 
 impl Inventory {
     /// Remembers what was last seen before the controller ended; nobody counts as online.
-    pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        presence: Arc<Presence>,
+        debts: Arc<DebtBook>,
+    ) -> Result<Self, StoreError> {
         let mut state = State::default();
         for (_, found) in store.list_json::<StoredVm<VmObserved>>(VMS).await?.0 {
             let StoredVm { vm, state_since } = found.value;
@@ -148,6 +161,8 @@ impl Inventory {
         }
         Ok(Self {
             store,
+            presence,
+            debts,
             state: RwLock::new(state),
             changed: watch::Sender::new(0),
             writing: tokio::sync::Mutex::default(),
@@ -180,6 +195,7 @@ impl Inventory {
         let State { hosts, dirty, .. } = &mut *state;
         let seen = hosts.entry(host.clone()).or_default();
         seen.last_seen = Some(now);
+        self.presence.heard(host);
         match event {
             AgentEvent::Snapshot { facts, vms } => {
                 let new: BTreeMap<_, _> = vms
@@ -260,6 +276,7 @@ impl Inventory {
     }
 
     pub(crate) fn lost(&self, host: &HostName) {
+        self.presence.lost(host);
         let mut state = self.write();
         let seen = state.hosts.entry(host.clone()).or_default();
         seen.online = false;
@@ -287,6 +304,11 @@ impl Inventory {
         Ok(())
     }
 
+    /// Whether the VM was rebuilt elsewhere, and the copy on `host` is still to be ended.
+    pub(crate) fn is_superseded(&self, host: &HostName, vm: VmId) -> bool {
+        self.read().superseded.contains_key(&(host.clone(), vm))
+    }
+
     /// Copies that are still to be ended.
     pub(crate) fn superseded(&self) -> Vec<Superseded> {
         self.read().superseded.values().cloned().collect()
@@ -304,7 +326,7 @@ impl Inventory {
     /// Hosts that have, or had when they were last heard, a copy that counts.
     pub(crate) fn hosts_with(&self, id: VmId) -> Vec<HostName> {
         let state = self.read();
-        let copies = state.copies().filter(|(_, vm)| vm.id == id);
+        let copies = self.copies(&state).filter(|(_, vm)| vm.id == id);
         copies.map(|(_, vm)| vm.host.clone()).collect()
     }
 
@@ -354,7 +376,15 @@ impl Inventory {
     }
 
     pub(crate) fn seen(&self, host: &HostName) -> Seen {
-        self.read().hosts.get(host).cloned().unwrap_or_default()
+        let mut seen = self.read().hosts.get(host).cloned().unwrap_or_default();
+        seen.answers = seen.online;
+        seen.online &= !self.debts.holds_up(host.as_str());
+        seen
+    }
+
+    /// Something that is not in here, and that whoever waits for a change waits for too, has changed.
+    pub(crate) fn touch(&self) {
+        self.changed.send_modify(|n| *n += 1);
     }
 
     /// Wakes at every change.
@@ -366,7 +396,7 @@ impl Inventory {
     pub(crate) fn vms(&self) -> Vec<Arc<VmObserved>> {
         let state = self.read();
         let mut best: HashMap<VmId, Arc<VmObserved>> = HashMap::new();
-        for (online, vm) in state.copies() {
+        for (online, vm) in self.copies(&state) {
             match best.get(&vm.id) {
                 Some(other) if !wins(online, vm, state.online(&other.host), other) => {}
                 _ => {
@@ -387,7 +417,7 @@ impl Inventory {
             let Some(vm) = seen.vms.get(&id) else {
                 continue;
             };
-            if state.superseded.contains_key(&(host.clone(), id)) {
+            if state.superseded.contains_key(&(host.clone(), id)) || self.owed(host, id) {
                 continue;
             }
             if best.is_none_or(|(online, other)| wins(seen.online, vm, online, other)) {
@@ -422,8 +452,8 @@ impl Inventory {
     /// A copy of a domain of that name, on whatever host, of any VM but `except`.
     pub(crate) fn named(&self, name: &VmName, except: Option<VmId>) -> Option<(HostName, VmId)> {
         let state = self.read();
-        let found = state
-            .copies()
+        let copies = self.copies(&state);
+        let found = copies
             .filter(|(_, vm)| Some(vm.id) != except)
             .find(|(_, vm)| vm.name == *name || vm.domain_name.as_deref() == Some(name.as_str()));
         found.map(|(_, vm)| (vm.host.clone(), vm.id))
@@ -444,8 +474,9 @@ impl Inventory {
             return Vec::new();
         };
         let mut warnings = Vec::new();
-        for vm in seen.vms.values().filter(|vm| vm.is_managed()) {
-            for (_, other) in state.copies().filter(|(_, other)| other.host != *host) {
+        let ours = seen.vms.values().filter(|vm| vm.is_managed());
+        for vm in ours.filter(|vm| !self.owed(host, vm.id)) {
+            for (_, other) in self.copies(&state).filter(|(_, other)| other.host != *host) {
                 if other.id == vm.id && vm.is_the_vm() && other.is_the_vm() {
                     warnings.push(format!("VM {} is also on host {}", vm.name, other.host));
                 } else if other.id != vm.id && other.name == vm.name && other.is_managed() {
@@ -540,6 +571,18 @@ impl Inventory {
             }
         }
         (vms, facts)
+    }
+
+    /// All copies that count for something, with whether their host answers.
+    fn copies<'a>(&'a self, state: &'a State) -> impl Iterator<Item = (bool, &'a Arc<VmObserved>)> {
+        let debts = !self.debts.is_empty();
+        let counts = move |vm: &VmObserved| !debts || !self.owed(&vm.host, vm.id);
+        state.copies().filter(move |(_, vm)| counts(vm))
+    }
+
+    /// Whether the host owes to remove what it has of the VM.
+    fn owed(&self, host: &HostName, vm: VmId) -> bool {
+        !self.debts.is_empty() && self.debts.removes(host.as_str(), &subject(vm))
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {

@@ -10,6 +10,8 @@ use crate::images::Images;
 use crate::inventory::Inventory;
 use crate::templates::Templates;
 use crate::work::Reservation;
+use fleetward_api::agent::CancelRequest;
+use fleetward_jobs::{DebtBook, Job};
 use fleetward_model::fit::{HostOffer, Needs, Reserved, host_fits};
 use fleetward_model::guardian::{EndorsedGuardian, MANY_GUARDIANS, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
@@ -35,6 +37,8 @@ pub(crate) struct World {
     pub(crate) audit: Audit,
     pub(crate) escrow: Escrow,
     pub(crate) holders: Holders,
+    /// What hosts that were away still have to do.
+    pub(crate) debts: Arc<DebtBook>,
     /// Whether jobs grant keys by themselves.
     pub(crate) trust: TrustMode,
 }
@@ -249,9 +253,27 @@ impl World {
         }
     }
 
+    /// Asks the hosts to end what a job that was given up still does to its VM. A host that cannot be told ends it when
+    /// something else is asked for the VM.
+    pub(crate) async fn stop_operations(&self, job: &Job) {
+        let Some(vm) = crate::work::about_job(job).vm else {
+            return;
+        };
+        for host in self.hosts.all() {
+            if self.inventory.seen(&host.name).answers
+                && let Ok(agent) = self.agents.of(&host.name)
+            {
+                agent.cancel(&CancelRequest { job: job.id, vm }).await;
+            }
+        }
+    }
+
     /// Asks a host for one VM, so that the next read shows what a job did, a read after a crash too. What it cannot tell
     /// now its events will.
     pub(crate) async fn refresh(&self, host: &HostName, vm: VmId) {
+        if !self.inventory.seen(host).answers {
+            return;
+        }
         let asked = async { self.agents.of(host)?.vm(vm).await };
         match asked.await {
             Ok(detail) => {

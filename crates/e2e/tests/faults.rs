@@ -5,7 +5,8 @@ use fleetward_e2e::fleet::{Fleet, text};
 use fleetward_e2e::wait::{self, seconds};
 use fleetward_e2e::{guest, residue, suite};
 use serde_json::Value;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 const HOSTS: &[&str] = &["a", "b", "c"];
 
@@ -36,6 +37,10 @@ fn main() -> ExitCode {
             ),
             ("a_cancelled_migration_leaves_the_vm_where_it_was", cancel),
             ("a_dead_host_shows_as_unreachable_and_comes_back", dead_host),
+            (
+                "a_destination_that_dies_in_a_live_migration_holds_nothing_up_and_owes_its_remains",
+                destination_dies,
+            ),
         ],
     )
 }
@@ -222,6 +227,67 @@ fn cancel(fleet: &Fleet) -> Result<()> {
     })?;
     undone(fleet, &job, "CANCELLED")?;
     unharmed(fleet, &before)
+}
+
+/// From the host's death to the end of the command.
+const SOON: Duration = Duration::from_secs(30);
+
+/// The VM is used as if nothing had happened while the host is away; its remains go when it is back, and nothing else.
+fn destination_dies(fleet: &Fleet) -> Result<()> {
+    let before = running(fleet)?;
+    limit_speed(fleet, SLOW)?;
+    let mut command = fleet.cli_command();
+    command.args(["vm", "migrate", "storm", "--to", "b"]);
+    let migrate = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    wait::until("the destination to receive", seconds(30), || {
+        let list = fleet.exec("b", &["virsh", "-q", "list"])?;
+        Ok(list.stdout.contains("storm").then_some(()))
+    })?;
+    fleet.kill("b")?;
+    let died = Instant::now();
+    let said = migrate.wait_with_output()?;
+    let took = died.elapsed();
+    eprintln!(
+        "the command ended {:.1} s after the host's death",
+        took.as_secs_f32()
+    );
+    let stderr = String::from_utf8_lossy(&said.stderr);
+    ensure!(
+        said.status.code() == Some(6) && stderr.contains("error[HOST_UNREACHABLE]"),
+        "exit {:?}: {stderr}",
+        said.status.code()
+    );
+    ensure!(took < SOON, "the command ended after {took:?}");
+    let _ = limit_speed(fleet, FAST);
+
+    // It runs where it was, and is free.
+    ensure!(fleet.place("storm")? == ("running".into(), "a".into()));
+    guest::goes_on(fleet, "storm", &before)?;
+    let owed = fleet.json(&["host", "show", "b"])?;
+    ensure!(
+        owed["state"] == "unreachable" && owed["debts"][0]["step"] == "prepare-incoming",
+        "what does it owe? {owed}"
+    );
+    fleet.cli(&["vm", "migrate", "storm", "--to", "c"])?.ok()?;
+    let there = guest::goes_on(fleet, "storm", &before)?;
+
+    fleet.start("b")?;
+    wait::until("host b to have paid", seconds(60), || {
+        let host = fleet.json(&["host", "show", "b"])?;
+        let paid = host["state"] == "online" && host["debts"].as_array().is_some_and(Vec::is_empty);
+        Ok(paid.then_some(()))
+    })?;
+    wait::until("nothing to be left over", seconds(20), || {
+        residue::none_anywhere(fleet, HOSTS).map(Some)
+    })?;
+    guest::goes_on(fleet, "storm", &there)?;
+    fleet.cli(&["vm", "migrate", "storm", "--to", "b"])?.ok()?;
+    guest::goes_on(fleet, "storm", &there)?;
+    fleet.cli(&["audit", "--verify"])?.ok().map(drop)
 }
 
 fn dead_host(fleet: &Fleet) -> Result<()> {

@@ -149,6 +149,11 @@ impl TpmFactory for LibvirtHost {
         blocking(move || read_file(&file)).await
     }
 
+    async fn read_damaged_state(&self, vm: VmId) -> Result<Vec<u8>> {
+        let file = self.tpm_place.file(vm);
+        blocking(move || read_at_most(&file, MAX_DAMAGED)).await
+    }
+
     async fn remove(&self, vm: VmId) -> Result<()> {
         let place = self.tpm_place.clone();
         blocking(move || {
@@ -357,13 +362,20 @@ fn write_file(place: &TpmPlace, path: &Path, state: &[u8]) -> Result<()> {
     durable::replace(path, state, access).map_err(not_written("write", path))
 }
 
-pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
+/// Of what is no state, so much is kept.
+const MAX_DAMAGED: u64 = 16 * 1024 * 1024;
+
+fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut file = File::open(path).map_err(file_error("open", path))?;
-    (&mut file)
-        .take(MAX_STATE + 1)
+    let file = File::open(path).map_err(file_error("open", path))?;
+    file.take(most)
         .read_to_end(&mut bytes)
         .map_err(file_error("read", path))?;
+    Ok(bytes)
+}
+
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let bytes = read_at_most(path, MAX_STATE + 1)?;
     if bytes.len() as u64 > MAX_STATE || bytes.is_empty() {
         return Err(Error::Tpm(format!(
             "{} is no TPM state: it has {} bytes",

@@ -77,7 +77,13 @@ pub trait TpmFactory: Send + Sync + 'static {
     async fn replace_state(&self, vm: VmId, state: &[u8]) -> Result<()>;
 
     /// The encrypted state file's bytes.
+    ///
+    /// # Errors
+    /// Where the file cannot be TPM state: empty, as after a power cut, or larger than any.
     async fn read_state(&self, vm: VmId) -> Result<Vec<u8>>;
+
+    /// What lies where the VM's state should be, whatever it is, up to 16 MiB: for keeping what is no state any more.
+    async fn read_damaged_state(&self, vm: VmId) -> Result<Vec<u8>>;
 
     /// Removes the VM's state for good; missing state is fine. Only for a VM that has been deleted, or on the losing
     /// side of a finished or undone migration.

@@ -12,11 +12,13 @@
 //!
 //! Refuses to know: who debtors are. They are text; the steps name them.
 
+use crate::ledger::Ledger;
 use fleetward_model::{Failure, JobId};
+use fleetward_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -205,6 +207,15 @@ impl DebtBook {
     /// Fires with each change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Reads what the store has, for whoever must know before an engine leads.
+    pub async fn read(&self, store: &Arc<dyn Store>) -> Result<(), StoreError> {
+        let ledger = Ledger {
+            store: Arc::clone(store),
+        };
+        self.load(ledger.debts().await?);
+        Ok(())
     }
 
     /// Everything there is, as the store has it.

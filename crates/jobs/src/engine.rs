@@ -50,7 +50,7 @@ impl Default for EngineOptions {
                 most: Duration::from_secs(30),
             },
             patience: Patience {
-                forward: Duration::from_secs(15),
+                forward: Duration::from_secs(12),
                 owed: Duration::from_secs(5),
             },
             lasting_pause: Duration::from_secs(60),

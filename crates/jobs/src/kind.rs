@@ -180,6 +180,11 @@ impl AnyKind {
         self.forward_from.and_then(|first| first.checked_sub(1))
     }
 
+    /// The step whose effect may prove irrevocable when it is to be undone: the last one that has an undo to ask.
+    pub(crate) fn last_before_return(&self) -> Option<usize> {
+        self.forward_from.unwrap_or(self.steps.len()).checked_sub(1)
+    }
+
     /// Whether already the beginning of the first step is the point of no return.
     pub(crate) fn is_forward_only(&self) -> bool {
         self.forward_from == Some(0)

@@ -276,6 +276,7 @@ impl Leader {
             cancel: Arc::clone(&signal),
             progress,
             failures: 0,
+            away_since: None,
         };
         let task = self
             .tasks

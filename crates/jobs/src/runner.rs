@@ -27,6 +27,9 @@ use tokio_util::sync::CancellationToken;
 /// Failures in a row that waiting does not cure, after which the job stands still.
 const LASTING_AFTER: u32 = 3;
 
+/// What was met with longer ago has nothing to do with what is met with now.
+const SAME_ABSENCE: Duration = Duration::from_secs(60);
+
 /// The leader's word to a runner that a cancel was asked for.
 #[derive(Debug, Default)]
 pub(crate) struct CancelSignal {
@@ -60,6 +63,8 @@ pub(crate) struct Runner {
     pub(crate) progress: Arc<watch::Sender<Option<Progress>>>,
     /// Attempts failed in a row, for the pauses between them.
     pub(crate) failures: u32,
+    /// When the job first met with somebody who is away.
+    pub(crate) away_since: Option<OffsetDateTime>,
 }
 
 impl Runner {
@@ -136,13 +141,19 @@ impl Runner {
 
     /// There is nothing to do in this job.
     async fn skip(&mut self, index: usize) -> Result<(), Stopped> {
+        let kind = Arc::clone(&self.kind);
+        let step = kind.steps[index].as_ref();
+        self.hold(step, "before").await;
+        self.hold(step, "after").await;
         let now = OffsetDateTime::now_utc();
         let record = &mut self.job.steps[index];
         record.state = StepState::Skipped;
         record.started_at = Some(now);
         record.ended_at = Some(now);
-        self.job.past_return |= self.kind.crossing() == Some(index);
-        self.save().await.map(drop)
+        self.job.past_return |= kind.crossing() == Some(index);
+        self.save().await?;
+        self.hold(step, "recorded").await;
+        Ok(())
     }
 
     /// Turns back, lets somebody who is away owe the step, or waits and tries again.
@@ -154,9 +165,21 @@ impl Runner {
         error: StepError,
     ) -> Result<(), Stopped> {
         let now = OffsetDateTime::now_utc();
+        self.note_absence(&error);
         let record = &mut self.job.steps[index];
         let since = *record.failing_since.get_or_insert(now);
         record.failure = Some(error.failure.clone());
+        let first_past_return = self.kind.crossing().map(|crossing| crossing + 1) == Some(index);
+        if self.job.past_return && error.recourse == Recourse::GoBack && first_past_return {
+            tracing::warn!(job = %self.job.id, step = step.info().name, %error, "goes back");
+            let record = &mut self.job.steps[index];
+            record.state = StepState::Failed;
+            record.ended_at = Some(now);
+            self.job.past_return = false;
+            self.turn_back(error.failure);
+            self.failures = 0;
+            return self.save().await.map(drop);
+        }
         if self.job.past_return && self.gives_up_waiting(since, &error) {
             match step.absence(
                 self.core(step, 0, generation, CancellationToken::new()),
@@ -230,7 +253,8 @@ impl Runner {
                 Ok(())
             }
             Err(error)
-                if error.recourse == Recourse::GoForward && kind.crossing() == Some(index) =>
+                if error.recourse == Recourse::GoForward
+                    && kind.last_before_return() == Some(index) =>
             {
                 // the plan runs the step once more, which finds its effect there and hands it on
                 tracing::info!(job = %self.job.id, step = step.info().name, %error, "goes forward");
@@ -246,6 +270,7 @@ impl Runner {
                 tracing::warn!(job = %self.job.id, step = step.info().name, %error, "undo failed");
                 record.failure = Some(error.failure.clone());
                 let since = *record.failing_since.get_or_insert(now);
+                self.note_absence(&error);
                 if self.gives_up_waiting(since, &error) {
                     let core = self.core(step, 0, generation, never);
                     match step.absence(core, Owed::Undo) {
@@ -263,9 +288,25 @@ impl Runner {
         }
     }
 
+    fn note_absence(&mut self, error: &StepError) {
+        let now = OffsetDateTime::now_utc();
+        if error.is_absence() && self.away_since.is_none_or(|met| now - met >= SAME_ABSENCE) {
+            self.away_since = Some(now);
+        }
+    }
+
     /// Somebody has been away for so long that the job goes on without, if the step lets it.
-    fn gives_up_waiting(&self, since: OffsetDateTime, error: &StepError) -> bool {
-        error.is_absence() && OffsetDateTime::now_utc() - since >= self.shared.options.patience.owed
+    ///
+    /// It counts from the first time that the job met with it, in whatever step: a job that turned back for somebody who is
+    /// away does not begin to wait for them anew with each undo.
+    fn gives_up_waiting(&mut self, since: OffsetDateTime, error: &StepError) -> bool {
+        if !error.is_absence() {
+            return false;
+        }
+        let now = OffsetDateTime::now_utc();
+        let met = self.away_since.filter(|met| now - *met < SAME_ABSENCE);
+        let since = met.map_or(since, |met| met.min(since));
+        now - since >= self.shared.options.patience.owed
     }
 
     /// Who owes this step because it owes an earlier one: what is owed is done in the order of the job.

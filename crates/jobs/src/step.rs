@@ -95,6 +95,8 @@ pub enum Recourse {
     TurnBack,
     /// From an undo only: nothing can be taken back any more, go forward.
     GoForward,
+    /// From the first step past the point of no return only: it has begun nothing, and cannot; go back.
+    GoBack,
 }
 
 /// Why a step or an undo did not succeed, and what to do about it.
@@ -128,6 +130,15 @@ impl StepError {
         Self {
             failure,
             recourse: Recourse::GoForward,
+        }
+    }
+
+    /// The answer of the first step past the point of no return that finds itself unable to begin, while all before it can
+    /// still be taken back.
+    pub fn not_begun(failure: Failure) -> Self {
+        Self {
+            failure,
+            recourse: Recourse::GoBack,
         }
     }
 

@@ -21,12 +21,12 @@ pub(crate) type MemberStream = TlsStream<BufReader<TcpStream>>;
 
 const READ_BUFFER: usize = 256 * 1024;
 
-/// A peer that has lost power sends no notice. These keep-alive values bound the time until that is detected (about 25
-/// s when idle, 20 s with data in transit).
-const KEEPALIVE_IDLE_SECONDS: u32 = 10;
-const KEEPALIVE_INTERVAL_SECONDS: u32 = 5;
+/// A peer that has lost power sends no notice. These values bound the time until that is detected: 10 s, whether data is
+/// in transit or not. A command ends within 30 s of a host's death, and the job needs the rest of that time.
+const KEEPALIVE_IDLE_SECONDS: u32 = 4;
+const KEEPALIVE_INTERVAL_SECONDS: u32 = 2;
 const KEEPALIVE_PROBES: u32 = 3;
-const UNACKNOWLEDGED_MILLISECONDS: u32 = 20_000;
+const UNACKNOWLEDGED_MILLISECONDS: u32 = 10_000;
 
 /// Connects to `address` (`host:port`) and verifies the identity of the peer.
 pub(crate) async fn dial(

@@ -83,13 +83,13 @@ impl Request {
         plain.into_iter().chain(tpm)
     }
 
-    /// Whether a job that works on the VM speaks against it. A console changes nothing, and a grant waits for its turn.
+    /// Whether a job that works on the VM speaks against it. A console changes nothing, a grant waits for its turn, and a VM
+    /// can be cut off whatever else is done with it.
     const fn needs_the_vm_alone(self) -> bool {
         match self {
-            Self::Console | Self::Grant => false,
+            Self::Console | Self::Grant | Self::ForceStop => false,
             Self::Start
             | Self::Stop
-            | Self::ForceStop
             | Self::Delete
             | Self::Clone
             | Self::Template
@@ -161,9 +161,10 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
 
         (Request::Stop | Request::ForceStop, Running | Paused | Failed) => Accept,
         (Request::Stop | Request::ForceStop, Stopped) => Done,
-        (Request::Stop | Request::ForceStop, Migrating) => {
+        (Request::Stop, Migrating) => {
             refuse(VmBusy, "the VM is migrating; cancel that job first", WAIT)
         }
+        (Request::ForceStop, Migrating) => Accept,
         (Request::Stop | Request::ForceStop, Unknown) => refuse(HostUnreachable, AWAY, CALL),
 
         (Request::Delete, Stopped) => Accept,

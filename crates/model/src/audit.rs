@@ -63,6 +63,8 @@ pub enum AuditAction {
     SubmitJob,
     /// Controller: somebody cancelled a job.
     CancelJob,
+    /// A job ended half-way, or what a host owed of it was dropped, because an administrator said so.
+    GiveUpJob,
     /// Controller: the inventory was read anew from the hosts.
     Rebuild,
 }
@@ -92,6 +94,7 @@ impl AuditAction {
             Self::RemoveHost => "remove-host",
             Self::SubmitJob => "submit-job",
             Self::CancelJob => "cancel-job",
+            Self::GiveUpJob => "give-up-job",
             Self::Rebuild => "rebuild",
         }
     }

@@ -373,6 +373,10 @@ codes! {
         "The host does not answer.",
         "check that its agent runs and that its port is reachable: fleetward host show {host}",
         "check that the host's agent runs and that its port is reachable";
+    DebtsUnpaid = "DEBTS_UNPAID", Unreachable,
+        "The host was away while jobs ended without it. It first removes what they left on it; until then it is asked for nothing else.",
+        "wait some seconds; what it cannot remove, and why, is shown by: fleetward host show {host}",
+        "wait some seconds; `fleetward host show` tells what the host cannot remove, and why";
     LinkLost = "LINK_LOST", Unreachable,
         "The connection between the two hosts broke.",
         "check that the hosts reach each other on the agents' port";

@@ -32,6 +32,9 @@ use tokio_util::sync::CancellationToken;
 /// How often the destination is called while memory moves.
 const CALL: Duration = Duration::from_secs(2);
 
+/// A destination that is there answers within this.
+const REACH: Duration = Duration::from_secs(5);
+
 /// A destination that has not answered for so long is lost.
 const PATIENCE: Duration = Duration::from_secs(8);
 
@@ -67,6 +70,8 @@ impl Task<'_> {
         }
         self.require_known_disks(&domain, &metadata)?;
         self.progress(0, 0, "calling the destination");
+        // What is asked next may take long there; that the host is there shows at once.
+        self.call(to, ChannelUse::Ping, REACH).await?;
         self.call(to, ChannelUse::Arm, Duration::from_secs(30))
             .await?;
         let outcome = self.move_memory(to, disks, &metadata).await;

@@ -4,13 +4,17 @@ use super::Task;
 use crate::failure::Trouble;
 use crate::host::Host;
 use crate::record::VmRecord;
-use fleetward_api::agent::operation::Operation;
+use fleetward_api::agent::operation::{self, Operation};
 use fleetward_api::agent::{CancelRequest, OperationLine, OperationRequest};
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+/// How long an operation may take to end before a forced stop cuts the VM off under it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The operations under way.
 #[derive(Debug, Default)]
@@ -136,6 +140,9 @@ async fn run(
     lines: watch::Sender<OperationLine>,
 ) {
     if let Some(mut before) = before {
+        if let Operation::Stop(operation::Stop { force: true, .. }) = &request.operation {
+            cut_off(&host, request.vm, &mut before).await;
+        }
         // An error means that the earlier one is gone, which is just as well.
         let _ = before.wait_for(is_last).await;
     }
@@ -173,6 +180,29 @@ async fn run(
     lines.send_replace(last);
     host.operations.forget_finished();
     host.observer.look_at(request.vm);
+}
+
+/// An operation that was told to end and does not, as one that waits for a QEMU that hangs, holds up everything but this: the
+/// power is cut under it, and it ends of that.
+async fn cut_off(host: &Host, vm: VmId, before: &mut watch::Receiver<OperationLine>) {
+    let ended = before.wait_for(is_last);
+    if tokio::time::timeout(PATIENCE, ended).await.is_ok() {
+        return;
+    }
+    let whole = matches!(VmRecord::of(&host.layout, vm).transit(), Ok(None));
+    let ours = async {
+        let domain = host.hypervisor.inspect(vm).await;
+        domain.is_ok_and(|domain| domain.metadata.is_some())
+    };
+    if !whole || !ours.await {
+        return;
+    }
+    match host.hypervisor.destroy(vm).await {
+        Ok(()) => tracing::warn!(%vm, "the VM was cut off under an operation that did not end"),
+        Err(error) => {
+            tracing::warn!(%vm, error = &error as &dyn std::error::Error, "cannot cut the VM off");
+        }
+    }
 }
 
 /// The line for an operation whose task has vanished.

@@ -168,12 +168,15 @@ impl Task<'_> {
     }
 
     pub(super) async fn keep_in_history(&self, protector: Option<&[u8]>) -> Result<()> {
-        let state = self
-            .host
-            .tpms
-            .read_state(self.vm)
-            .await
-            .attempt(|| format!("reading the TPM state of VM {}", self.vm))?;
+        let tpms = &self.host.tpms;
+        let state = match tpms.read_state(self.vm).await {
+            Ok(state) => state,
+            // Damaged state is replaced all the same, and is kept as it is; what the disk does not give back is lost already.
+            Err(error) => {
+                tracing::warn!(vm = %self.vm, error = &error as &dyn std::error::Error, "the TPM state is damaged");
+                tpms.read_damaged_state(self.vm).await.unwrap_or_default()
+            }
+        };
         let ek_certificate = self.record.ek_certificate()?;
         let kept = history::Kept {
             state: &state,

@@ -35,6 +35,23 @@ struct NextTpm {
     base: Option<String>,
 }
 
+/// The TPM state that a VM has.
+enum InPlace {
+    Nothing,
+    /// Something that is no TPM state.
+    Damaged,
+    Whole(Vec<u8>),
+}
+
+impl InPlace {
+    fn whole(&self) -> Option<&[u8]> {
+        match self {
+            Self::Whole(state) => Some(state),
+            Self::Nothing | Self::Damaged => None,
+        }
+    }
+}
+
 impl Task<'_> {
     /// Defines the VM with the TPM that was made for it.
     pub(super) async fn attach_tpm(&self) -> Result<()> {
@@ -189,15 +206,12 @@ impl Task<'_> {
                 false => Err(self.wrong_state("the TPM that was prepared is not there any more")),
             };
         };
-        let in_place = match self.tpm_state_present().await? {
-            true => Some(self.read_tpm_state().await?),
-            false => None,
-        };
+        let in_place = self.tpm_in_place().await?;
         let next = self
-            .brought_up_to_date(&metadata, next, in_place.as_deref())
+            .brought_up_to_date(&metadata, next, in_place.whole())
             .await?;
-        if in_place.as_deref() != Some(next.state.as_slice()) {
-            if in_place.is_some() {
+        if in_place.whole() != Some(next.state.as_slice()) {
+            if !matches!(in_place, InPlace::Nothing) {
                 let current = match &metadata.key_protector {
                     Some(text) => STANDARD.decode(text).ok(),
                     None => self.record.protector()?,
@@ -219,8 +233,7 @@ impl Task<'_> {
     /// Drops what was prepared, unless its state is in place already: then only forward leads out.
     pub(super) async fn abandon_tpm(&self) -> Result<()> {
         if let Some(next) = self.next()?
-            && self.tpm_state_present().await?
-            && self.read_tpm_state().await? == next.state
+            && self.tpm_in_place().await?.whole() == Some(next.state.as_slice())
         {
             let (_, metadata) = self.managed().await?;
             self.finish_commit(metadata, &next).await?;
@@ -236,7 +249,7 @@ impl Task<'_> {
         let Some(next) = self.next()? else {
             return Ok(metadata);
         };
-        if self.tpm_state_present().await? && self.read_tpm_state().await? == next.state {
+        if self.tpm_in_place().await?.whole() == Some(next.state.as_slice()) {
             return self.finish_commit(metadata, &next).await;
         }
         Ok(metadata)
@@ -298,6 +311,20 @@ impl Task<'_> {
             .reencrypt_state(state, old, new)
             .await
             .attempt(|| format!("encrypting the TPM of VM {} under a new key", self.vm))
+    }
+
+    /// What a change would replace. That it is damaged is no reason not to: often it is the reason for the change.
+    async fn tpm_in_place(&self) -> Result<InPlace> {
+        if !self.tpm_state_present().await? {
+            return Ok(InPlace::Nothing);
+        }
+        Ok(match self.host.tpms.read_state(self.vm).await {
+            Ok(state) => InPlace::Whole(state),
+            Err(error) => {
+                tracing::warn!(vm = %self.vm, error = &error as &dyn std::error::Error, "the TPM state is damaged");
+                InPlace::Damaged
+            }
+        })
     }
 
     async fn read_tpm_state(&self) -> Result<Vec<u8>> {

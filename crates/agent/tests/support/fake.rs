@@ -40,6 +40,10 @@ pub struct State {
     pub started: Vec<VmId>,
     pub ignore_shutdown: bool,
     pub away: bool,
+    /// QEMU hangs: a guest is not suspended before it is cut off.
+    pub hangs: bool,
+    /// Somebody waits for that.
+    pub waits: bool,
     /// A migration takes this long before it ends.
     pub migration_takes: std::time::Duration,
     /// The migration arrives, and its report is lost on the way back.
@@ -362,6 +366,19 @@ impl Hypervisor for Fake {
         })
     }
     async fn suspend(&self, id: VmId) -> Result<()> {
+        while self.with(|s| {
+            let runs = s
+                .domains
+                .get(&id)
+                .is_some_and(|d| d.state == DomainState::Running);
+            s.waits = s.hangs && runs;
+            s.waits
+        }) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        if self.with(|s| s.hangs) {
+            return Err(Error::Unavailable("the monitor was closed".into()));
+        }
         self.change(id, |d| {
             d.state = DomainState::Paused { incoming: false };
             Ok(())
@@ -634,6 +651,15 @@ impl TpmFactory for Fake {
         Ok(())
     }
     async fn read_state(&self, vm: VmId) -> Result<Vec<u8>> {
+        let state = std::fs::read(self.tpm(vm)).unwrap();
+        if state.is_empty() {
+            return Err(Error::Tpm(
+                "the file is no TPM state: it has 0 bytes".into(),
+            ));
+        }
+        Ok(state)
+    }
+    async fn read_damaged_state(&self, vm: VmId) -> Result<Vec<u8>> {
         Ok(std::fs::read(self.tpm(vm)).unwrap())
     }
     async fn remove(&self, vm: VmId) -> Result<()> {

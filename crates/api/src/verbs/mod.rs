@@ -158,6 +158,7 @@ verbs! {
     job_list::JobList,
     job_show::JobShow,
     job_events::JobEvents,
+    job_give_up::JobGiveUp,
     job_cancel::JobCancel,
     guardian_list::GuardianList,
     guardian_show::GuardianShow,

@@ -2,10 +2,11 @@
 
 use super::Context;
 use crate::args::JobCommand;
+use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::{interrupt, messages, table, wait};
 use fleetward_api::controller::JobView;
-use fleetward_api::verbs::{JobCancel, JobKindList, JobList, JobShow};
+use fleetward_api::verbs::{JobCancel, JobGiveUp, JobKindList, JobList, JobShow};
 use fleetward_model::{ErrorCode, Failure, JobId};
 
 pub(super) async fn run(context: &Context, command: JobCommand) -> Result<Exit, Stop> {
@@ -38,7 +39,7 @@ pub(super) async fn run(context: &Context, command: JobCommand) -> Result<Exit, 
                 .await?
                 .target;
             let interrupt = interrupt::on_ctrl_c();
-            let job = wait::for_job(controller, progress, &interrupt, &target, id).await?;
+            let job = wait::to_the_end(controller, progress, &interrupt, &target, id).await?;
             output.success(&job, || table::job(&job))?;
         }
         JobCommand::Cancel { id } => {
@@ -46,6 +47,13 @@ pub(super) async fn run(context: &Context, command: JobCommand) -> Result<Exit, 
             controller.call::<JobCancel>([&id.to_string()], &()).await?;
             let job = controller.call::<JobShow>([&id.to_string()], &()).await?;
             output.success(&job, || messages::cancel_asked(id))?;
+        }
+        JobCommand::GiveUp { id } => {
+            let id = find(context, &id).await?.to_string();
+            let job = controller.call::<JobShow>([&id], &()).await?;
+            confirm(context.yes, &messages::confirm_give_up(&job))?;
+            let job = controller.call::<JobGiveUp>([&id], &()).await?;
+            output.success(&job, || messages::given_up(&job))?;
         }
     }
     Ok(Exit::Done)

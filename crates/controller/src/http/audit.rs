@@ -118,7 +118,7 @@ fn unreadable(host: &HostName, failure: &Failure) -> AuditBreakView {
 
 /// Everything a host has recorded, as it lies there now; what the host remembers of the controller's is taken too.
 async fn own_log(world: &World, host: &HostName) -> Result<Vec<AuditRecord>, Failure> {
-    if !world.inventory.seen(host).online {
+    if !world.inventory.seen(host).answers {
         return Err(Failure::new(
             ErrorCode::HostUnreachable,
             format!("host {host} does not answer"),
@@ -146,7 +146,7 @@ async fn fetch(app: &App) {
     let hosts: Vec<_> = world.hosts.all();
     let online = hosts
         .iter()
-        .filter(|host| world.inventory.seen(&host.name).online);
+        .filter(|host| world.inventory.seen(&host.name).answers);
     let fetched = join_all(online.map(|host| crate::watch::fetch_audit(world, &host.name)));
     let _ = tokio::time::timeout(FETCH_TIME, fetched).await;
 }

@@ -268,7 +268,7 @@ fn require_reinstalled(
     group: &GroupName,
 ) -> Result<(), Failure> {
     let HostRecord { name, .. } = known;
-    if world.inventory.seen(name).online {
+    if world.inventory.seen(name).answers {
         return Err(already_joined(format!("host {name} has joined already"))
             .because("it answers, and still has its guardian and its VMs")
             .about(&Names::default().host(name)));

@@ -3,6 +3,7 @@
 use super::{Answer, parsed, view};
 use crate::app::App;
 use crate::audit::Act;
+use crate::debts;
 use crate::tokens::TokenRecord;
 use crate::work::{DrainInput, HostDrain};
 use axum::Json;
@@ -72,12 +73,16 @@ async fn host_remove(
             ))
             .into());
     }
-    app.record(Act::new(
-        &peer,
-        AuditAction::RemoveHost,
-        format!("host {host}"),
-    ))
-    .await?;
+    // Nobody is left to pay them.
+    let owed = world.debts.of(host.as_str());
+    let told: Vec<_> = owed.iter().map(debts::told).collect();
+    let reason = match told.is_empty() {
+        true => format!("host {host}"),
+        false => format!("host {host}; dropped what it owed: {}", told.join(", ")),
+    };
+    app.record(Act::new(&peer, AuditAction::RemoveHost, reason))
+        .await?;
+    app.engine.drop_debts(host.as_str()).await?;
     app.watchers.forget(&host);
     world.hosts.remove(&host).await?;
     world.inventory.forget_host(&host).await?;

@@ -1,8 +1,10 @@
-//! Jobs: list, show, follow, cancel.
+//! Jobs: list, show, follow, cancel, give up.
 
 use super::{Answer, parsed, view};
 use crate::app::App;
 use crate::audit::Act;
+use crate::debts;
+use crate::work;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -12,8 +14,8 @@ use fleetward_api::NDJSON;
 use fleetward_api::controller::{JobKindView, JobView, StepKindView};
 use fleetward_jobs::JobFilter;
 use fleetward_link::Peer;
-use fleetward_model::JobId;
 use fleetward_model::audit::AuditAction;
+use fleetward_model::{ErrorCode, Failure, JobId};
 use futures_util::{StreamExt, stream};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
@@ -26,6 +28,7 @@ serves! {
     JobShow => job_show,
     JobEvents => job_events,
     JobCancel => job_cancel,
+    JobGiveUp => job_give_up,
 }
 
 /// A blank line this often says that the stream is alive.
@@ -96,4 +99,48 @@ async fn job_cancel(
     };
     app.record(act).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+async fn job_give_up(
+    State(app): State<App>,
+    peer: Peer,
+    Path(job): Path<String>,
+) -> Answer<Json<JobView>> {
+    let id: JobId = parsed("job's id", &job)?;
+    let by = peer.to_string();
+    let before = app.engine.get(id).await?;
+    let owed = app.world.debts.of_job(id);
+    if before.state.is_terminal() && owed.is_empty() {
+        let what = format!("job {id} has ended, and nothing is owed of it");
+        return Err(Failure::new(ErrorCode::JobNotCancellable, what)
+            .fix(format!("fleetward job show {id}"))
+            .into());
+    }
+    let reason = match before.state.is_terminal() {
+        true => {
+            let owed: Vec<_> = owed.iter().map(debts::told).collect();
+            format!("dropped what was owed: {}", owed.join(", "))
+        }
+        false => {
+            let step = before.current_step().map(|step| step.name.as_str());
+            format!(
+                "{} in step {}: {}",
+                before.kind,
+                step.unwrap_or("none"),
+                before.waiting.as_ref().map_or("", |w| w.reason.as_str())
+            )
+        }
+    };
+    let act = Act {
+        vm: work::about_job(&before).vm,
+        job: Some(id),
+        ..Act::new(by.clone(), AuditAction::GiveUpJob, reason)
+    };
+    // Written before it is done: nobody gives up a job without a trace.
+    app.record(act).await?;
+    let ended = app.engine.give_up(id, &by).await?;
+    app.world.holders.remove(id);
+    app.world.stop_operations(&ended).await;
+    app.world.inventory.touch();
+    Ok(Json(view::job(ended)))
 }

@@ -5,6 +5,7 @@ use super::body::Body;
 use super::vms::accepted;
 use crate::admission::admit;
 use crate::app::App;
+use crate::debts;
 use crate::work::{RecoverInput, Reservation, VmRecover};
 use crate::world::{HostFactsNow, World};
 use axum::extract::{Path, State};
@@ -96,9 +97,13 @@ async fn vm_recover(
     require_key(world, &metadata, &request.to).await?;
     let mut lost: Vec<_> = world.inventory.hosts_with(id);
     lost.extend(version.as_ref().map(|version| version.host.clone()));
+    // whoever has still to do something about it may have a copy of which nobody has heard
+    let debts = world.debts.all();
+    let owing = debts.iter().filter(|debt| debts::vm_of(debt) == Some(id));
+    lost.extend(owing.filter_map(|debt| debt.debtor.key.parse::<HostName>().ok()));
     lost.sort();
     lost.dedup();
-    lost.retain(|host| *host != request.to && !world.inventory.seen(host).online);
+    lost.retain(|host| *host != request.to && !world.inventory.seen(host).answers);
     // Once more, from here to the submission alone: two requests must not count on the same room.
     let _turn = app.placing.lock().await;
     world.require_fit(what, &needs, &request.to)?;

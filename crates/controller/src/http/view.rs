@@ -2,16 +2,18 @@
 
 use crate::admission::shown_state;
 use crate::app::App;
+use crate::debts;
 use crate::escrow::keeper;
 use crate::hosts::HostRecord;
 use crate::tokens::TokenRecord;
 use crate::work;
 use crate::world::World;
 use fleetward_api::controller::{
-    EscrowView, HostView, JobState, JobView, LastSeen, ProgressView, StepView, VmView,
+    DebtView, EscrowView, HostView, JobState, JobView, LastSeen, ProgressView, StepView, VmView,
 };
 use fleetward_api::tpm::VersionReason;
-use fleetward_jobs::{Job, StepState};
+use fleetward_jobs::{Debt, Job, Owed, StepState};
+use fleetward_model::HostName;
 use fleetward_model::change;
 use fleetward_model::guardian::{EXPIRY_WARNING, crowded};
 use fleetward_model::host::HostState;
@@ -113,6 +115,8 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
     warnings.extend(expiry_warning(record));
     warnings.extend(crowded(&record.group, world.members_of(&record.group)));
     warnings.extend(lost_vms(world, record));
+    let owed = world.debts.of(record.name.as_str());
+    warnings.extend(unpaid_warnings(&record.name, seen.answers, &owed));
     warnings.extend(
         world
             .audit
@@ -128,7 +132,36 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         vms: world.inventory.vms_on(&record.name).len() as u32,
         facts: seen.facts.map(|facts| (*facts).clone()),
         warnings,
+        debts: owed.iter().map(debt).collect(),
     }
+}
+
+fn debt(debt: &Debt) -> DebtView {
+    DebtView {
+        job: debt.job,
+        kind: debt.kind.clone(),
+        step: debt.step.clone(),
+        undo: debt.owed == Owed::Undo,
+        vm: debts::vm_of(debt),
+        since: debt.since,
+        failure: debt.failure.clone(),
+    }
+}
+
+/// What a host that was away has still to do, for people.
+fn unpaid_warnings(host: &HostName, answers: bool, owed: &[Debt]) -> Vec<String> {
+    let told = owed.iter().map(|debt| match &debt.failure {
+        Some(failure) => format!(
+            "it owes the {}, which fails: {}: {}; give it up: fleetward job give-up {}",
+            debts::told(debt),
+            failure.code,
+            failure.what,
+            debt.job
+        ),
+        None if answers => format!("it clears up the {}", debts::told(debt)),
+        None => format!("when {host} is back it clears up the {}", debts::told(debt)),
+    });
+    told.collect()
 }
 
 /// VMs whose newest copy came from this host and that no host has now, because this host was reinstalled.
@@ -171,6 +204,7 @@ pub(super) fn invited(token: TokenRecord) -> HostView {
         last_seen: None,
         vms: 0,
         warnings: Vec::new(),
+        debts: Vec::new(),
     }
 }
 
@@ -205,6 +239,7 @@ pub(super) fn job(job: Job) -> JobView {
             .waiting
             .as_ref()
             .and_then(|_| Some(job.current_step()?.failure.as_ref()?.code)),
+        held_up: held_up(&job),
         cancellable: matches!(job.state, Inner::Pending | Inner::Running) && !job.past_return,
         result: (job.state == Inner::Done)
             .then(|| work::report_of(&job))
@@ -218,6 +253,7 @@ pub(super) fn job(job: Job) -> JobView {
                 attempts: step.attempts,
                 started: step.started_at,
                 ended: step.ended_at,
+                owed_by: step.debtor.map(|debtor| debtor.key),
             })
             .collect(),
         kind: job.kind,
@@ -241,6 +277,17 @@ fn named(job: &Job, failure: &Failure) -> Failure {
         *text = text.replace(&vm.to_string(), &about.target);
     }
     failure
+}
+
+/// Longer than a host's agent takes to start again, and shorter than people wait for a command.
+const SOON: time::Duration = time::Duration::seconds(15);
+
+fn held_up(job: &Job) -> bool {
+    let only_there = job.past_return || job.state == fleetward_jobs::JobState::Undoing;
+    let waits = job.waiting.as_ref();
+    waits.is_some_and(|waiting| {
+        waiting.lasting || only_there && OffsetDateTime::now_utc() - waiting.since >= SOON
+    })
 }
 
 const fn step_state(state: StepState) -> &'static str {

@@ -10,11 +10,14 @@
 use super::take_escrow::Taken;
 use super::tpm::Prepared;
 use super::{FleetJob, OnVm, TakeEscrow, vm_locks};
+use crate::debts::about;
 use crate::world::World;
 use fleetward_api::agent::{KeyRewrap, RewrapReason, operation};
 use fleetward_api::reports::RevokeReport;
 use fleetward_api::tpm::VersionReason;
-use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_jobs::{
+    Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+};
 use fleetward_model::admission::{Answer, Request, TpmChange, answer};
 use fleetward_model::vm::Revocation;
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, VmId, VmName};
@@ -212,6 +215,11 @@ impl PrepareRoll {
 
 #[async_trait]
 impl UndoStep<RevokeInput> for PrepareRoll {
+    /// What is prepared lies beside the TPM and is not used; a newer roll makes the debt void.
+    fn undo_absence(&self, cx: &StepContext<RevokeInput>) -> Absence {
+        Absence::Owe(about(&cx.input().host, cx.input().vm))
+    }
+
     async fn undo(&self, cx: &StepContext<RevokeInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
         let agent = world.agents.of(&input.host)?;
@@ -229,6 +237,12 @@ struct CommitRoll(Arc<World>);
 impl Step<RevokeInput> for CommitRoll {
     const NAME: &'static str = "commit-tpm";
     type Output = ();
+
+    /// The prepared TPM waits on the host, and opens: the new key is put in place when the host is back, before the VM can
+    /// be started there.
+    fn absence(&self, cx: &StepContext<RevokeInput>) -> Absence {
+        Absence::Owe(about(&cx.input().host, cx.input().vm).half_way())
+    }
 
     async fn run(&self, cx: &StepContext<RevokeInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());

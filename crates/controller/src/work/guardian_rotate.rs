@@ -16,7 +16,9 @@ use crate::world::World;
 use fleetward_api::agent::{GuardianChange, RewrapReason};
 use fleetward_api::controller::{Outcome, VmOutcome};
 use fleetward_api::reports::RotateReport;
-use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_jobs::{
+    Absence, Debtor, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName};
@@ -119,7 +121,7 @@ impl Step<RotateInput> for MakeSuccessor {
         let job = cx.job();
         let agent = self.0.agents.of(host)?;
         let made = agent
-            .guardian(&GuardianChange::MakeSuccessor { job })
+            .guardian(cx, &GuardianChange::MakeSuccessor { job })
             .await?;
         // whatever is wrong with it shows while there is a way back
         let now = OffsetDateTime::now_utc();
@@ -130,11 +132,16 @@ impl Step<RotateInput> for MakeSuccessor {
 
 #[async_trait]
 impl UndoStep<RotateInput> for MakeSuccessor {
+    /// A successor that was not adopted opens nothing and is wrapped for by nobody.
+    fn undo_absence(&self, cx: &StepContext<RotateInput>) -> Absence {
+        Absence::Owe(Debtor::new(cx.input().host.as_str()))
+    }
+
     async fn undo(&self, cx: &StepContext<RotateInput>) -> Result<(), StepError> {
         let agent = self.0.agents.of(&cx.input().host)?;
         let job = cx.job();
         agent
-            .guardian(&GuardianChange::DiscardSuccessor { job })
+            .guardian(cx, &GuardianChange::DiscardSuccessor { job })
             .await?;
         Ok(())
     }
@@ -178,7 +185,7 @@ impl Step<RotateInput> for Adopt {
             guardian: id.clone(),
             job: cx.job(),
         };
-        let adopted = world.agents.of(host)?.guardian(&change).await?;
+        let adopted = world.agents.of(host)?.guardian(cx, &change).await?;
         world.inventory.guardian_adopted(host, adopted);
         Ok(id)
     }
@@ -258,7 +265,7 @@ impl Step<RotateInput> for Retire {
                 guardian: guardian.clone(),
                 job: cx.job(),
             };
-            match world.agents.of(host)?.guardian(&change).await {
+            match world.agents.of(host)?.guardian(cx, &change).await {
                 Ok(_) => retired.push(guardian),
                 Err(failure) if failure.code == ErrorCode::GuardianInUse => waiting += 1,
                 Err(failure) => return Err(failure.into()),

@@ -2,7 +2,7 @@
 //! admission read it here; nobody looks into a job's record by the name of its kind.
 
 use super::Reservation;
-use fleetward_jobs::{Job, JobKind};
+use fleetward_jobs::{Job, JobKind, StepState};
 use fleetward_model::admission::Request;
 use fleetward_model::{HostName, VmId};
 use serde::{Deserialize, Serialize};
@@ -101,7 +101,23 @@ pub(crate) fn report_of(job: &Job) -> Option<serde_json::Value> {
 pub(crate) fn warnings_of(job: &Job) -> Vec<String> {
     let steps = of(job).map_or(&[][..], |kind| kind.warning_steps);
     let outputs = steps.iter().filter_map(|step| job.output::<Warned>(step));
-    outputs.filter_map(|output| output.warning).collect()
+    let warnings = outputs.filter_map(|output| output.warning);
+    warnings.chain(left_over(job)).collect()
+}
+
+/// What was left out or is owed because a host is away.
+fn left_over(job: &Job) -> impl Iterator<Item = String> {
+    job.steps.iter().filter_map(|step| {
+        if let Some(forgone) = &step.forgone {
+            return Some(forgone.clone());
+        }
+        let owed = step.state == StepState::Owed;
+        let debtor = step.debtor.as_ref().filter(|_| owed)?;
+        Some(format!(
+            "host {0} is away; step {1} is cleared up when it is back: fleetward host show {0}",
+            debtor.key, step.name
+        ))
+    })
 }
 
 /// The part of a step's output that is a warning of its job.

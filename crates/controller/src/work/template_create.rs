@@ -8,11 +8,14 @@
 //! the template then needs neither the VM nor the host.
 
 use super::{FleetJob, OnVm, vm_locks};
+use crate::debts::about;
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::controller::{TemplateDisk, TemplateView};
 use fleetward_api::reports::TemplateReport;
-use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_jobs::{
+    Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+};
 use fleetward_model::admission::Request;
 use fleetward_model::vm::VmSpec;
 use fleetward_model::{HostName, TemplateName, VmId, VmName};
@@ -140,6 +143,11 @@ impl Step<TemplateInput> for Copy {
 
 #[async_trait]
 impl UndoStep<TemplateInput> for Copy {
+    /// The copies are named after the template's id, which nobody else knows.
+    fn undo_absence(&self, cx: &StepContext<TemplateInput>) -> Absence {
+        Absence::Owe(about(&cx.input().host, cx.input().vm))
+    }
+
     async fn undo(&self, cx: &StepContext<TemplateInput>) -> Result<(), StepError> {
         remove_copy(&self.0, cx).await
     }
@@ -266,6 +274,11 @@ struct CleanUp(Arc<World>);
 impl Step<TemplateInput> for CleanUp {
     const NAME: &'static str = "clean-up";
     type Output = ();
+
+    /// As the undo of `copy`: the template is with the controller by now.
+    fn absence(&self, cx: &StepContext<TemplateInput>) -> Absence {
+        Absence::Owe(about(&cx.input().host, cx.input().vm))
+    }
 
     async fn run(&self, cx: &StepContext<TemplateInput>) -> Result<(), StepError> {
         remove_copy(&self.0, cx).await

@@ -12,12 +12,15 @@
 
 use super::take_escrow::TakeEscrow;
 use super::{FleetJob, OnVm, vm_locks};
+use crate::debts::about;
 use crate::escrow::pull;
 use crate::world::World;
 use fleetward_api::agent::operation::{self, HostOperation};
 use fleetward_api::reports::TpmReport;
 use fleetward_api::tpm::VersionReason;
-use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_jobs::{
+    Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+};
 use fleetward_model::admission::{Request, TpmChange};
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmId, VmName};
@@ -275,6 +278,20 @@ fn metadata_of(world: &World, input: &TpmInput) -> Result<VmMetadata, Failure> {
     known.ok_or_else(|| Failure::new(ErrorCode::VmNotFound, format!("no VM {}", input.name)))
 }
 
+/// The VM is on the host that is away, and nothing is asked of it there before this is done, neither a start nor a change. A
+/// VM that was rebuilt elsewhere meanwhile is not: its copy here is ended, and never starts.
+fn of_the_vms_own_host(cx: &StepContext<TpmInput>) -> Absence {
+    Absence::Owe(about(&cx.input().host, cx.input().vm))
+}
+
+/// Nobody starts a VM by itself when its host is back, however much later that is.
+fn stays_stopped(cx: &StepContext<TpmInput>) -> Absence {
+    let TpmInput { name, host, .. } = cx.input();
+    Absence::Forgo(format!(
+        "VM {name} ran before and is not started again; when host {host} is back: fleetward vm start {name}"
+    ))
+}
+
 /// Steps that are one operation, taken back by another.
 macro_rules! operation_step {
     ($step:ident, $name:literal, $operation:expr $(, undo $undo:expr)?) => {
@@ -286,6 +303,11 @@ macro_rules! operation_step {
             const RETRY_FOR: Duration = PATIENCE;
             type Output = ();
 
+            /// Past the point of no return only `set-aside-tpm` asks: the definition has no TPM any more.
+            fn absence(&self, cx: &StepContext<TpmInput>) -> Absence {
+                Absence::Owe(about(&cx.input().host, cx.input().vm))
+            }
+
             async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
                 ask(&self.0, cx, $operation).await.map(drop)
             }
@@ -293,6 +315,11 @@ macro_rules! operation_step {
         $(
             #[async_trait]
             impl UndoStep<TpmInput> for $step {
+                /// See [`of_the_vms_own_host`].
+                fn undo_absence(&self, cx: &StepContext<TpmInput>) -> Absence {
+                    of_the_vms_own_host(cx)
+                }
+
                 async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
                     ask(&self.0, cx, $undo).await.map(drop)
                 }
@@ -330,6 +357,10 @@ impl Step<TpmInput> for ShutDown {
 
 #[async_trait]
 impl UndoStep<TpmInput> for ShutDown {
+    fn undo_absence(&self, cx: &StepContext<TpmInput>) -> Absence {
+        stays_stopped(cx)
+    }
+
     async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
         if !cx.input().runs {
             return Ok(());
@@ -352,10 +383,15 @@ impl Step<TpmInput> for StartAgain {
     const NAME: &'static str = "restart";
     type Output = Started;
 
+    fn applies(&self, cx: &StepContext<TpmInput>) -> bool {
+        cx.input().runs
+    }
+
+    fn absence(&self, cx: &StepContext<TpmInput>) -> Absence {
+        stays_stopped(cx)
+    }
+
     async fn run(&self, cx: &StepContext<TpmInput>) -> Result<Started, StepError> {
-        if !cx.input().runs {
-            return Ok(Started::default());
-        }
         match ask(&self.0, cx, operation::Start {}).await {
             Ok(_) => Ok(Started::default()),
             // Its host may come back; all else somebody must look at.
@@ -393,6 +429,11 @@ impl Step<TpmInput> for MakeTpm {
 
 #[async_trait]
 impl UndoStep<TpmInput> for MakeTpm {
+    /// See [`of_the_vms_own_host`].
+    fn undo_absence(&self, cx: &StepContext<TpmInput>) -> Absence {
+        of_the_vms_own_host(cx)
+    }
+
     async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
         ask(
             &self.0,
@@ -424,6 +465,10 @@ pub(super) async fn keep_before<I: OnVm>(
     match failure.code {
         ErrorCode::TpmStateMissing | ErrorCode::TpmFailed => Ok(Some(format!(
             "VM {name} had no whole TPM to keep: {what}: {because}; host {host} keeps what there was"
+        ))),
+        // what comes in its place opens, and that this does not is why it is brought back
+        ErrorCode::KeyProtectorUnreadable if why == VersionReason::Stopped => Ok(Some(format!(
+            "the TPM that VM {name} had could not be kept: {what}: {because}; host {host} keeps what there was"
         ))),
         ErrorCode::HostUnreachable | ErrorCode::VmBusy => Err(StepError::retryable(failure)),
         code => Err(StepError::fatal(
@@ -495,6 +540,11 @@ impl Step<TpmInput> for PrepareRoll {
 
 #[async_trait]
 impl UndoStep<TpmInput> for PrepareRoll {
+    /// What is prepared lies beside the TPM and is not used; a newer change makes the debt void.
+    fn undo_absence(&self, cx: &StepContext<TpmInput>) -> Absence {
+        of_the_vms_own_host(cx)
+    }
+
     async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
         ask(&self.0, cx, operation::AbandonTpm {}).await.map(drop)
     }
@@ -532,6 +582,11 @@ impl Step<TpmInput> for PrepareRestore {
 
 #[async_trait]
 impl UndoStep<TpmInput> for PrepareRestore {
+    /// As for `prepare-roll`.
+    fn undo_absence(&self, cx: &StepContext<TpmInput>) -> Absence {
+        of_the_vms_own_host(cx)
+    }
+
     async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
         ask(&self.0, cx, operation::AbandonTpm {}).await.map(drop)
     }
@@ -556,6 +611,12 @@ impl<S> CommitTpm<S> {
 impl<S: Step<TpmInput, Output = Prepared>> Step<TpmInput> for CommitTpm<S> {
     const NAME: &'static str = "commit-tpm";
     type Output = ();
+
+    /// What was prepared waits on the host and is put in place when that is back, before the VM can be started there. The job
+    /// was for this: it ends as failed.
+    fn absence(&self, cx: &StepContext<TpmInput>) -> Absence {
+        Absence::Owe(about(&cx.input().host, cx.input().vm).half_way())
+    }
 
     async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
         let Prepared { key_protector, .. } = cx.output::<S>()?;

@@ -8,11 +8,12 @@
 //! its disks change.
 
 use super::{FleetJob, MigrateInput, OnVm, Reservation, VmMigrateStopped, vm_locks};
+use crate::debts::{about, removal};
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::CloneReport;
 use fleetward_jobs::{
-    Job, JobKind, JobState, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+    Absence, Job, JobKind, JobState, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
 use fleetward_model::admission::Request;
 use fleetward_model::clone::CloneTpm;
@@ -163,6 +164,11 @@ impl Step<CloneInput> for Copy {
 
 #[async_trait]
 impl UndoStep<CloneInput> for Copy {
+    /// The copies are named after the clone's id, which nobody else knows; the source is left as it is.
+    fn undo_absence(&self, cx: &StepContext<CloneInput>) -> Absence {
+        Absence::Owe(about(&cx.input().host, cx.input().vm))
+    }
+
     async fn undo(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
         let input = cx.input();
         let operation = operation::UncopyVm {
@@ -181,6 +187,10 @@ struct MakeTpm(Arc<World>);
 impl Step<CloneInput> for MakeTpm {
     const NAME: &'static str = "make-tpm";
     type Output = ();
+
+    fn applies(&self, cx: &StepContext<CloneInput>) -> bool {
+        cx.input().tpm != CloneTpm::None
+    }
 
     async fn run(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
         let input = cx.input();
@@ -213,11 +223,13 @@ impl Step<CloneInput> for MakeTpm {
 
 #[async_trait]
 impl UndoStep<CloneInput> for MakeTpm {
+    /// As for `define`.
+    fn undo_absence(&self, cx: &StepContext<CloneInput>) -> Absence {
+        removal(&cx.input().host, cx.input().spec.id)
+    }
+
     async fn undo(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
         let input = cx.input();
-        if input.tpm == CloneTpm::None {
-            return Ok(());
-        }
         let agent = self.0.agents.of(&input.host)?;
         let operation = operation::RemoveTpm {
             keep: false,
@@ -257,6 +269,11 @@ impl Step<CloneInput> for Define {
 
 #[async_trait]
 impl UndoStep<CloneInput> for Define {
+    /// Nobody but this job knows the clone's id; a clone that has moved on is not taken back.
+    fn undo_absence(&self, cx: &StepContext<CloneInput>) -> Absence {
+        removal(&cx.input().host, cx.input().spec.id)
+    }
+
     async fn undo(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
         let input = cx.input();
         let agent = self.0.agents.of(&input.host)?;
@@ -274,11 +291,12 @@ impl Step<CloneInput> for Move {
     const NAME: &'static str = "move";
     type Output = ();
 
+    fn applies(&self, cx: &StepContext<CloneInput>) -> bool {
+        cx.input().to != cx.input().host
+    }
+
     async fn run(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
         let input = cx.input();
-        if input.to == input.host {
-            return Ok(());
-        }
         let migration = MigrateInput {
             vm: input.spec.id,
             name: input.name.clone(),
@@ -298,9 +316,6 @@ impl UndoStep<CloneInput> for Move {
     /// A clone that has arrived is done; there is nothing to go back to.
     async fn undo(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
         let input = cx.input();
-        if input.to == input.host {
-            return Ok(());
-        }
         match cx.stop_child("move").await? {
             Some(job) if job.state == JobState::Done => Err(StepError::past_undo(format!(
                 "VM {} is whole on host {}",

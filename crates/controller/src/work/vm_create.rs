@@ -2,11 +2,14 @@
 
 use super::vm_power::StartVm;
 use super::{FleetJob, OnVm, Reservation, TakeEscrow, vm_locks};
+use crate::debts::removal;
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::CreateReport;
 use fleetward_api::tpm::VersionReason;
-use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_jobs::{
+    Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+};
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
 use fleetward_model::{HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -163,6 +166,11 @@ impl Step<CreateInput> for CreateVolumes {
 
 #[async_trait]
 impl UndoStep<CreateInput> for CreateVolumes {
+    /// Nobody but this job knows the VM's id, so what lies on the host under it is in nobody's way.
+    fn undo_absence(&self, cx: &StepContext<CreateInput>) -> Absence {
+        removal(&cx.input().host, cx.input().vm)
+    }
+
     async fn undo(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
         let input = cx.input();
         let operation = operation::DeleteVolumes {
@@ -185,11 +193,12 @@ impl Step<CreateInput> for MakeTpm {
     const NAME: &'static str = "make-tpm";
     type Output = ();
 
+    fn applies(&self, cx: &StepContext<CreateInput>) -> bool {
+        cx.input().spec.tpm
+    }
+
     async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
         let input = cx.input();
-        if !input.spec.tpm {
-            return Ok(());
-        }
         let now = OffsetDateTime::now_utc();
         let recipients = self
             .0
@@ -207,11 +216,13 @@ impl Step<CreateInput> for MakeTpm {
 
 #[async_trait]
 impl UndoStep<CreateInput> for MakeTpm {
+    /// Nobody but this job knows the VM's id, so what lies on the host under it is in nobody's way.
+    fn undo_absence(&self, cx: &StepContext<CreateInput>) -> Absence {
+        removal(&cx.input().host, cx.input().vm)
+    }
+
     async fn undo(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
         let input = cx.input();
-        if !input.spec.tpm {
-            return Ok(());
-        }
         let operation = operation::RemoveTpm {
             keep: false,
             history: false,
@@ -270,6 +281,11 @@ impl Step<CreateInput> for Define {
 
 #[async_trait]
 impl UndoStep<CreateInput> for Define {
+    /// Nobody but this job knows the VM's id, so what lies on the host under it is in nobody's way.
+    fn undo_absence(&self, cx: &StepContext<CreateInput>) -> Absence {
+        removal(&cx.input().host, cx.input().vm)
+    }
+
     async fn undo(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
         let input = cx.input();
         self.0
@@ -289,22 +305,23 @@ impl Step<CreateInput> for FirstStart {
     const NAME: &'static str = "start";
     type Output = ();
 
+    fn applies(&self, cx: &StepContext<CreateInput>) -> bool {
+        cx.input().start
+    }
+
     async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
-        if cx.input().start {
-            self.0.run(cx).await
-        } else {
-            Ok(())
-        }
+        self.0.run(cx).await
     }
 }
 
 #[async_trait]
 impl UndoStep<CreateInput> for FirstStart {
+    /// It is stopped before it is removed; until then its host is asked for nothing else.
+    fn undo_absence(&self, cx: &StepContext<CreateInput>) -> Absence {
+        removal(&cx.input().host, cx.input().vm)
+    }
+
     async fn undo(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
-        if cx.input().start {
-            self.0.undo(cx).await
-        } else {
-            Ok(())
-        }
+        self.0.undo(cx).await
     }
 }

@@ -2,10 +2,11 @@
 
 use super::tpm::keep_before;
 use super::{FleetJob, NoReport, OnVm, vm_locks};
+use crate::debts::removal;
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::tpm::VersionReason;
-use fleetward_jobs::{JobKind, Step, StepContext, StepError, Steps, async_trait};
+use fleetward_jobs::{Absence, JobKind, Step, StepContext, StepError, Steps, async_trait};
 use fleetward_model::admission::{Answer, Request, answer};
 use fleetward_model::vm::VmSpec;
 use fleetward_model::{Failure, HostName, VmId, VmName};
@@ -131,6 +132,11 @@ impl Step<DeleteInput> for Undefine {
     const NAME: &'static str = "undefine";
     type Output = ();
 
+    /// The VM is deleted: nothing brings its id back but what is removed here.
+    fn absence(&self, cx: &StepContext<DeleteInput>) -> Absence {
+        removal(&cx.input().host, cx.input().vm)
+    }
+
     async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
         let input = cx.input();
         let agent = self.0.agents.of(&input.host)?;
@@ -147,6 +153,11 @@ struct RemoveTpm(Arc<World>);
 impl Step<DeleteInput> for RemoveTpm {
     const NAME: &'static str = "remove-tpm";
     type Output = ();
+
+    /// The VM is deleted: nothing brings its id back but what is removed here.
+    fn absence(&self, cx: &StepContext<DeleteInput>) -> Absence {
+        removal(&cx.input().host, cx.input().vm)
+    }
 
     async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
         // Also of a VM whose TPM is off: its host may have kept one.
@@ -166,6 +177,11 @@ struct DeleteVolumes(Arc<World>);
 impl Step<DeleteInput> for DeleteVolumes {
     const NAME: &'static str = "delete-volumes";
     type Output = ();
+
+    /// The VM is deleted: nothing brings its id back but what is removed here.
+    fn absence(&self, cx: &StepContext<DeleteInput>) -> Absence {
+        removal(&cx.input().host, cx.input().vm)
+    }
 
     async fn run(&self, cx: &StepContext<DeleteInput>) -> Result<(), StepError> {
         let input = cx.input();

@@ -11,13 +11,17 @@
 //! `hand-over`.
 
 use super::{FleetJob, OnVm, Reservation, TakeEscrow, vm_locks};
+use crate::agents::Agent;
 use crate::check::{AtHome, against};
+use crate::debts::{about, removal, still_apart};
 use crate::world::World;
 use fleetward_api::agent::operation::{self, SourceState};
 use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_api::reports::MigrateReport;
 use fleetward_api::tpm::VersionReason;
-use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_jobs::{
+    Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+};
 use fleetward_model::admission::Request;
 use fleetward_model::error::Class;
 use fleetward_model::guardian::TrustMode;
@@ -269,6 +273,13 @@ impl Step<MigrateInput> for Grant {
 
 #[async_trait]
 impl UndoStep<MigrateInput> for Grant {
+    fn undo_absence(&self, cx: &StepContext<MigrateInput>) -> Absence {
+        let MigrateInput { name, from, to, .. } = cx.input();
+        Absence::Forgo(format!(
+            "host {from} does not answer: the key of VM {name} may stay wrapped for host {to}"
+        ))
+    }
+
     /// A wrapping for a host of the VM's own group that cannot be taken back does no harm: the next move would make it again.
     async fn undo(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
@@ -327,11 +338,21 @@ impl Step<MigrateInput> for PrepareIncoming {
 
 #[async_trait]
 impl UndoStep<MigrateInput> for PrepareIncoming {
+    /// What has arrived is marked as incoming before anything else of it is there, and never runs. The mark names this job,
+    /// and what was made for it is on record beside it: nothing else is removed, not even of a later move of the VM to that
+    /// host, and no disk that both hosts share.
+    fn undo_absence(&self, cx: &StepContext<MigrateInput>) -> Absence {
+        removal(&cx.input().to, cx.input().vm)
+    }
+
     async fn undo(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
         let Some(before) = cx.output_if_done::<Check>()? else {
             return Ok(());
         };
+        if cx.pays_debt() {
+            still_apart(world, &input.to, input.vm, copied(&before.disks))?;
+        }
         let operation = operation::AbandonIncoming {
             spec: before.metadata.spec,
             disks: before.disks,
@@ -345,6 +366,48 @@ impl UndoStep<MigrateInput> for PrepareIncoming {
         world.refresh(&input.from, input.vm).await;
         Ok(())
     }
+}
+
+/// Which disks were copied.
+fn copied(disks: &[IncomingDisk]) -> impl Fn(&str) -> bool {
+    |target| disks.iter().any(|disk| disk.copy && disk.target == target)
+}
+
+/// The other host of a migration has been silent for so long that nobody waits for it any more.
+const GONE: Duration = Duration::from_secs(8);
+
+/// Whether the destination answers. Says so in a way that is not taken for the silence of the source.
+async fn arrived_at_destination(
+    world: &World,
+    input: &MigrateInput,
+) -> Result<Option<VmState>, StepError> {
+    let asked = async { world.agents.of(&input.to)?.vm(input.vm).await };
+    match asked.await {
+        Ok(detail) => Ok(detail.map(|detail| detail.vm.state)),
+        Err(failure) => {
+            let what = format!(
+                "host {} is asked whether VM {} has arrived",
+                input.to, input.name
+            );
+            let failure = Failure::new(ErrorCode::MigrationFailed, what).because(failure.what);
+            Err(StepError::retryable(failure))
+        }
+    }
+}
+
+fn destination_is_gone(world: &World, input: &MigrateInput) -> Option<Failure> {
+    let silent = world.agents.silent_for(&input.to)?;
+    (silent >= GONE).then(|| destination_lost(input))
+}
+
+fn destination_lost(input: &MigrateInput) -> Failure {
+    let MigrateInput { name, from, to, .. } = input;
+    Failure::new(
+        ErrorCode::HostUnreachable,
+        format!("VM {name} did not move: host {to} does not answer any more"),
+    )
+    .because(format!("it was lost while the VM moved there; the VM stays on host {from}"))
+    .fix(format!("choose another host: fleetward host list; what host {to} has of it goes when it is back: fleetward host show {to}"))
 }
 
 /// What the transfer took.
@@ -383,12 +446,29 @@ impl Step<MigrateInput> for MigrateLive {
             disks: before.disks,
         };
         let agent = self.0.agents.of(&input.from)?;
-        Ok(agent.run(cx, input.vm, operation).await?.into())
+        let moved = agent.run(cx, input.vm, operation).await;
+        Ok(moved.map_err(|error| judged(&self.0, input, error))?.into())
+    }
+}
+
+/// Of a link that broke because the other host is gone, that is what is said, and nobody tries again.
+fn judged(world: &World, input: &MigrateInput, error: StepError) -> StepError {
+    let broke = error.failure.code == ErrorCode::LinkLost;
+    match broke && world.agents.silent_for(&input.to).is_some() {
+        true => StepError::fatal(destination_lost(input)),
+        false => error,
     }
 }
 
 #[async_trait]
 impl UndoStep<MigrateInput> for MigrateLive {
+    /// The source still has the VM, with disks and TPM as they were when it stopped there, if it did; what has arrived is
+    /// removed and never ran. So the VM is the source's copy, whether it still runs there, was left suspended, or stopped;
+    /// that it goes on there is what is owed. Its memory is lost as with a power cut where only the destination had it.
+    fn undo_absence(&self, cx: &StepContext<MigrateInput>) -> Absence {
+        Absence::Owe(about(&cx.input().from, cx.input().vm))
+    }
+
     async fn undo(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
         let source = world.agents.of(&input.from)?;
@@ -397,9 +477,15 @@ impl UndoStep<MigrateInput> for MigrateLive {
             .await?
         {
             SourceState::Here => Ok(()),
+            // the arrival was taken back without the source
+            SourceState::NotHere if cx.pays_debt() => Ok(()),
             SourceState::NotHere => {
-                let arrived = world.agents.of(&input.to)?.vm(input.vm).await?;
-                match arrived.map(|detail| detail.vm.state) {
+                let arrived = match arrived_at_destination(world, input).await {
+                    // Nothing is committed: what is there never runs, and the copy here is whole but for its memory.
+                    Err(_) if destination_is_gone(world, input).is_some() => None,
+                    arrived => arrived?,
+                };
+                match arrived {
                     Some(VmState::Paused | VmState::Running) => Err(StepError::past_undo(format!(
                         "VM {} has left host {} and is whole on host {}",
                         input.name, input.from, input.to
@@ -429,7 +515,8 @@ impl Step<MigrateInput> for SendStopped {
             disks: before.disks,
         };
         let agent = self.0.agents.of(&input.from)?;
-        Ok(agent.run(cx, input.vm, operation).await?.into())
+        let moved = agent.run(cx, input.vm, operation).await;
+        Ok(moved.map_err(|error| judged(&self.0, input, error))?.into())
     }
 }
 
@@ -457,8 +544,19 @@ impl Step<MigrateInput> for HandOver {
     const NAME: &'static str = "hand-over";
     type Output = HandedOver;
 
+    /// Reached only where the destination died between the question and the commit: nobody knows whether it has committed.
+    /// The VM is the copy there, and its host's to complete; the source has departed and never starts it. It can be rebuilt
+    /// elsewhere meanwhile, as any VM of a host that is lost.
+    fn absence(&self, cx: &StepContext<MigrateInput>) -> Absence {
+        Absence::Owe(about(&cx.input().to, cx.input().vm).half_way())
+    }
+
     async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<HandedOver, StepError> {
         let (world, input) = (&self.0, cx.input());
+        if cx.pays_debt() {
+            return self.pay(cx).await;
+        }
+        self.see_destination(input).await?;
         let source = world.agents.of(&input.from)?;
         let departed = match source.run(cx, input.vm, operation::Depart {}).await {
             Ok(_) => true,
@@ -479,15 +577,96 @@ impl Step<MigrateInput> for HandOver {
     }
 }
 
+impl HandOver {
+    /// Before anything is done that cannot be taken back: a destination that is gone gets nothing.
+    async fn see_destination(&self, input: &MigrateInput) -> Result<(), StepError> {
+        match arrived_at_destination(&self.0, input).await {
+            Ok(_) => Ok(()),
+            Err(error) => match destination_is_gone(&self.0, input) {
+                Some(gone) if !self.has_departed(input).await => Err(StepError::not_begun(gone)),
+                // an earlier attempt has come further: the destination may have committed
+                Some(_) => Err(StepError::retryable(Failure::new(
+                    ErrorCode::HostUnreachable,
+                    format!("host {} does not answer", input.to),
+                ))),
+                None => Err(error),
+            },
+        }
+    }
+
+    /// Whether an earlier attempt came so far; where the source cannot say so, it counts as departed.
+    async fn has_departed(&self, input: &MigrateInput) -> bool {
+        let asked = async { self.0.agents.of(&input.from)?.vm(input.vm).await };
+        let Ok(Some(detail)) = asked.await else {
+            return true;
+        };
+        detail
+            .vm
+            .metadata
+            .is_none_or(|metadata| metadata.transit.is_some())
+    }
+
+    /// The destination is back: the VM is there, unless it was rebuilt elsewhere. The job ended before its clean-up.
+    async fn pay(&self, cx: &StepContext<MigrateInput>) -> Result<HandedOver, StepError> {
+        let (world, input) = (&self.0, cx.input());
+        let there = world.agents.of(&input.to)?;
+        let at = OffsetDateTime::now_utc();
+        if world.inventory.is_superseded(&input.to, input.vm) {
+            let before = cx.output::<Check>()?;
+            let operation = operation::AbandonIncoming {
+                spec: before.metadata.spec,
+                disks: before.disks,
+            };
+            return match there.run(cx, input.vm, operation).await {
+                // committed before its host died: the copy is ended like any other that was superseded
+                Err(error) if error.failure.code != ErrorCode::VmStateWrong => Err(error),
+                _ => Ok(HandedOver { departed: true, at }),
+            };
+        }
+        // The guest's memory is gone with the host's power, or has waited there: it runs on, or boots when it is started.
+        let operation = operation::CommitIncoming { live: false };
+        there.run(cx, input.vm, operation).await?;
+        let source = world.agents.of(&input.from)?;
+        clean_up(world, source, cx).await?;
+        world.refresh(&input.to, input.vm).await;
+        Ok(HandedOver { departed: true, at })
+    }
+}
+
 struct CleanUp(Arc<World>);
+
+/// Removes what the source still has.
+async fn clean_up(
+    world: &World,
+    source: Agent,
+    cx: &StepContext<MigrateInput>,
+) -> Result<(), StepError> {
+    let (input, before) = (cx.input(), cx.output::<Check>()?);
+    if cx.pays_debt() {
+        still_apart(world, &input.from, input.vm, copied(&before.disks))?;
+    }
+    let operation = operation::CleanUpDeparted {
+        spec: before.metadata.spec,
+        disks: before.disks,
+    };
+    source.run(cx, input.vm, operation).await?;
+    world.inventory.observe(&input.from, input.vm, None);
+    Ok(())
+}
 
 #[async_trait]
 impl Step<MigrateInput> for CleanUp {
     const NAME: &'static str = "clean-up";
     type Output = ();
 
+    /// The VM is committed at its destination. The source's copy has stopped, and its host is asked for nothing else before
+    /// it has departed and is gone; a VM that came back there by a later move has made the debt void.
+    fn absence(&self, cx: &StepContext<MigrateInput>) -> Absence {
+        removal(&cx.input().from, cx.input().vm)
+    }
+
     async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
-        let (world, input, before) = (&self.0, cx.input(), cx.output::<Check>()?);
+        let (world, input) = (&self.0, cx.input());
         let source = world.agents.of(&input.from)?;
         if !cx.output::<HandOver>()?.departed {
             match source.run(cx, input.vm, operation::Depart {}).await {
@@ -495,12 +674,7 @@ impl Step<MigrateInput> for CleanUp {
                 _ => {}
             }
         }
-        let operation = operation::CleanUpDeparted {
-            spec: before.metadata.spec,
-            disks: before.disks,
-        };
-        source.run(cx, input.vm, operation).await?;
-        world.inventory.observe(&input.from, input.vm, None);
+        clean_up(world, source, cx).await?;
         world.refresh(&input.to, input.vm).await;
         Ok(())
     }

@@ -4,7 +4,9 @@ use super::{FleetJob, NoReport, OnVm, TakeEscrow, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::tpm::VersionReason;
-use fleetward_jobs::{JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_jobs::{
+    Absence, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+};
 use fleetward_model::admission::Request;
 use fleetward_model::{HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -89,6 +91,14 @@ impl<I: OnVm> Step<I> for StartVm {
 
 #[async_trait]
 impl<I: OnVm> UndoStep<I> for StartVm {
+    /// A guest that did start is not cut off when its host is back, however much later that is.
+    fn undo_absence(&self, cx: &StepContext<I>) -> Absence {
+        Absence::Forgo(format!(
+            "whether the VM started shows when host {} is back",
+            cx.input().host()
+        ))
+    }
+
     async fn undo(&self, cx: &StepContext<I>) -> Result<(), StepError> {
         if !cx.input().was_stopped() {
             return Ok(());
@@ -103,6 +113,9 @@ impl<I: OnVm> UndoStep<I> for StartVm {
         Ok(())
     }
 }
+
+/// What a forced stop locks: only other forced stops.
+pub(crate) const POWER: &str = "vm-power/";
 
 /// Input of `vm-stop`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -131,8 +144,13 @@ impl JobKind for VmStop {
     const NAME: &'static str = "vm-stop";
     type Input = StopInput;
 
+    /// A VM can be cut off whatever else is done with it: the host ends what is under way first, and the job that wanted
+    /// that finds the VM stopped.
     fn locks(input: &StopInput) -> Vec<String> {
-        vm_locks(input.vm, &input.name)
+        match input.force {
+            true => vec![format!("{POWER}{}", input.vm)],
+            false => vm_locks(input.vm, &input.name),
+        }
     }
 
     fn steps(&self) -> Steps<StopInput> {

@@ -10,14 +10,17 @@
 //! know that a silent host is off; the administrator confirms it with this request.
 
 use super::{FleetJob, NoReport, OnVm, Reservation, TakeEscrow, vm_locks};
+use crate::debts::{about, removal};
 use crate::inventory::Superseded;
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::RecoverReport;
 use fleetward_api::tpm::{TpmVersion, VersionReason};
-use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_jobs::{
+    Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+};
 use fleetward_model::admission::Request;
-use fleetward_model::vm::VmMetadata;
+use fleetward_model::vm::{Transit, TransitSide, VmMetadata, VmObserved, VmState};
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -130,7 +133,7 @@ fn see_lost(world: &World, input: &RecoverInput) -> Result<(), Failure> {
     let back = input
         .lost
         .iter()
-        .find(|host| world.inventory.seen(host).online);
+        .find(|host| world.inventory.seen(host).answers);
     match back {
         None => Ok(()),
         Some(host) => {
@@ -172,6 +175,12 @@ impl Step<RecoverInput> for Rebuild {
 
 #[async_trait]
 impl UndoStep<RecoverInput> for Rebuild {
+    /// A rebuilt copy is marked as incoming before anything else of it is there, and never starts; its removal leaves the
+    /// disks.
+    fn undo_absence(&self, cx: &StepContext<RecoverInput>) -> Absence {
+        removal(&cx.input().to, cx.input().vm)
+    }
+
     async fn undo(&self, cx: &StepContext<RecoverInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
         let operation = operation::AbandonIncoming {
@@ -196,8 +205,28 @@ impl Step<RecoverInput> for Supersede {
             host: host.clone(),
             spec: input.metadata.spec.clone(),
         });
+        let known = self.0.inventory.vm(input.vm);
         let written = self.0.inventory.supersede(copies.collect()).await;
-        written.map_err(|error| StepError::retryable(crate::store_failure(&error)))
+        written.map_err(|error| StepError::retryable(crate::store_failure(&error)))?;
+        // Should the new host die too, the VM is still known, and can be rebuilt once more.
+        if let Some(known) = known.filter(|vm| vm.host != input.to) {
+            let arriving = VmObserved {
+                host: input.to.clone(),
+                state: VmState::Stopped,
+                metadata: Some(VmMetadata {
+                    transit: Some(Transit {
+                        job: cx.job(),
+                        side: TransitSide::Incoming,
+                    }),
+                    ..(*input.metadata).clone()
+                }),
+                observed: OffsetDateTime::now_utc(),
+                ..(*known).clone()
+            };
+            let inventory = &self.0.inventory;
+            inventory.observe(&input.to, input.vm, Some(arriving));
+        }
+        Ok(())
     }
 }
 
@@ -208,9 +237,26 @@ impl Step<RecoverInput> for Commit {
     const NAME: &'static str = "commit";
     type Output = ();
 
+    /// The copy stays marked as incoming until its host is back. The VM can be rebuilt on a third host meanwhile: this one is
+    /// superseded then, and the debt removes it instead.
+    fn absence(&self, cx: &StepContext<RecoverInput>) -> Absence {
+        Absence::Owe(about(&cx.input().to, cx.input().vm).half_way())
+    }
+
     async fn run(&self, cx: &StepContext<RecoverInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
         let agent = world.agents.of(&input.to)?;
+        if cx.pays_debt() && world.inventory.is_superseded(&input.to, input.vm) {
+            let operation = operation::AbandonIncoming {
+                spec: input.metadata.spec.clone(),
+                disks: Vec::new(),
+            };
+            return match agent.run(cx, input.vm, operation).await {
+                // committed before its host died: the copy is ended like any other that was superseded
+                Err(error) if error.failure.code == ErrorCode::VmStateWrong => Ok(()),
+                done => done,
+            };
+        }
         let operation = operation::CommitIncoming { live: false };
         agent.run(cx, input.vm, operation).await?;
         world.refresh(&input.to, input.vm).await;
@@ -282,6 +328,11 @@ struct CleanUp(Arc<World>);
 impl Step<SupersedeInput> for CleanUp {
     const NAME: &'static str = "clean-up";
     type Output = ();
+
+    /// The copy is marked as departed and never starts.
+    fn absence(&self, cx: &StepContext<SupersedeInput>) -> Absence {
+        removal(&cx.input().copy.host, cx.input().vm)
+    }
 
     async fn run(&self, cx: &StepContext<SupersedeInput>) -> Result<(), StepError> {
         let SupersedeInput { vm, copy, .. } = cx.input();

@@ -108,6 +108,12 @@ pub(crate) struct Inner {
     pub(crate) fail: BTreeMap<&'static str, Failure>,
     /// Operations that are done the next time, and reported as failed.
     pub(crate) fail_after: BTreeSet<&'static str>,
+    /// Operations at which a host loses its power: this one or a peer, before the operation is done or after.
+    pub(crate) deaths: BTreeMap<&'static str, Death>,
+    /// The jobs whose arrivals are under way, by VM.
+    pub(crate) arriving: BTreeMap<VmId, JobId>,
+    /// Operations that fail each time.
+    pub(crate) broken: BTreeSet<&'static str>,
     /// Operations for which it is never the time.
     pub(crate) busy: BTreeSet<&'static str>,
     /// Operations that an older agent does not know.
@@ -124,6 +130,17 @@ pub(crate) struct Inner {
     /// The running peers of migrations, by host.
     pub(crate) peers: BTreeMap<HostName, Arc<Mutex<Inner>>>,
     events: broadcast::Sender<AgentEvent>,
+}
+
+/// How a host loses its power.
+#[derive(Debug, Clone)]
+pub(crate) struct Death {
+    /// Whose listening ends.
+    who: Arc<Mutex<CancellationToken>>,
+    /// Whether it is the peer: this one then finds its link to it broken.
+    peer: bool,
+    /// Whether the operation was done.
+    after: bool,
 }
 
 /// A running fake agent.
@@ -158,6 +175,9 @@ impl FakeAgent {
             asked: Vec::new(),
             fail: BTreeMap::new(),
             fail_after: BTreeSet::new(),
+            deaths: BTreeMap::new(),
+            arriving: BTreeMap::new(),
+            broken: BTreeSet::new(),
             busy: BTreeSet::new(),
             unknown: BTreeSet::new(),
             generations: BTreeMap::new(),
@@ -221,6 +241,37 @@ impl FakeAgent {
     /// No longer answers.
     pub(crate) fn cut(&self) {
         self.stop.lock().expect("lock").cancel();
+    }
+
+    /// Loses its power when `operation` is asked of it: before it is done, or after and before it is answered.
+    pub(crate) fn dies_at(&self, operation: &'static str, after: bool) {
+        let death = Death {
+            who: self.stop.clone(),
+            peer: false,
+            after,
+        };
+        self.look(|inner| inner.deaths.insert(operation, death));
+    }
+
+    /// Has power again: what ran does not run any more.
+    pub(crate) async fn comes_back(&self) {
+        self.look(|inner| {
+            for vm in inner.vms.values_mut() {
+                vm.state = VmState::Stopped;
+            }
+            inner.asked.clear();
+        });
+        self.serve().await;
+    }
+
+    /// `other` loses its power when `operation` is asked of this one.
+    pub(crate) fn outlives(&self, other: &FakeAgent, operation: &'static str, after: bool) {
+        let death = Death {
+            who: other.stop.clone(),
+            peer: true,
+            after,
+        };
+        self.look(|inner| inner.deaths.insert(operation, death));
     }
 
     pub(crate) fn look<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
@@ -486,6 +537,7 @@ impl Inner {
                 metadata, disks, ..
             }) => {
                 let spec = &metadata.spec;
+                self.arriving.insert(vm, job);
                 for disk in spec
                     .disks
                     .iter()
@@ -495,6 +547,15 @@ impl Inner {
                 }
             }
             Operation::AbandonIncoming(operation::AbandonIncoming { spec, .. }) => {
+                // nothing of this job ever came here, or it is gone already
+                if self.arriving.get(&vm) != Some(&job) {
+                    return Ok(OperationResult::Nothing);
+                }
+                let here = self.vms.get(&vm);
+                if here.is_some_and(|here| here.metadata.transit.is_none()) {
+                    return refuse(ErrorCode::VmStateWrong, "it is committed");
+                }
+                self.arriving.remove(&vm);
                 self.vms.remove(&vm);
                 self.tpms.remove(&vm);
                 for disk in spec.disks {
@@ -516,11 +577,24 @@ impl Inner {
                     transit,
                     ..*metadata
                 };
+                for disk in &metadata.spec.disks {
+                    self.volumes.insert(disk.volume.clone());
+                }
                 let state = VmState::Stopped;
+                self.arriving.insert(vm, job);
                 self.vms.insert(vm, FakeVm::new(metadata, state));
             }
             Operation::Supersede(_) => {
-                return refuse(ErrorCode::VmStateWrong, "these hosts do not come back");
+                if let Some(found) = self.vms.get_mut(&vm) {
+                    if found.metadata.transit.is_some() {
+                        return refuse(ErrorCode::VmStateWrong, "it is arriving here");
+                    }
+                    found.state = VmState::Stopped;
+                    found.metadata.transit = Some(Transit {
+                        job,
+                        side: TransitSide::Departed,
+                    });
+                }
             }
             Operation::MigrationState(_) => {
                 let here = self
@@ -536,6 +610,9 @@ impl Inner {
             }
             Operation::Depart(_) => {
                 if let Some(found) = self.vms.get_mut(&vm) {
+                    if found.state == VmState::Running {
+                        return refuse(ErrorCode::VmRunning, "it runs here");
+                    }
                     found.metadata.transit = Some(Transit {
                         job,
                         side: TransitSide::Departed,
@@ -663,6 +740,19 @@ fn line(value: &impl serde::Serialize) -> Result<Bytes, std::convert::Infallible
 
 async fn operate(State(inner): State<Shared>, Json(request): Json<OperationRequest>) -> Response {
     let name = request.operation.name();
+    let death = inner.lock().expect("lock").deaths.remove(name);
+    if let Some(death) = death.as_ref().filter(|death| !death.after) {
+        death.who.lock().expect("lock").cancel();
+        if !death.peer {
+            return std::future::pending().await;
+        }
+        let failure = Failure::new(ErrorCode::LinkLost, "the link between the hosts");
+        let lost = OperationLine::Failed {
+            failure,
+            transient: false,
+        };
+        return Body::from_stream(futures_util::stream::iter([line(&lost)])).into_response();
+    }
     let outcome = {
         let mut inner = inner.lock().expect("lock");
         inner.asked.push(name);
@@ -675,6 +765,8 @@ async fn operate(State(inner): State<Shared>, Json(request): Json<OperationReque
             Err(Failure::new(ErrorCode::InvalidRequest, name))
         } else if inner.busy.contains(name) {
             Err(Failure::new(ErrorCode::HostUnreachable, "not now"))
+        } else if inner.broken.contains(name) {
+            Err(Failure::new(ErrorCode::HypervisorFailed, name))
         } else if let Some(failure) = inner.fail.remove(name) {
             Err(failure)
         } else {
@@ -701,6 +793,12 @@ async fn operate(State(inner): State<Shared>, Json(request): Json<OperationReque
             outcome
         }
     };
+    if let Some(death) = death {
+        death.who.lock().expect("lock").cancel();
+        if !death.peer {
+            return std::future::pending().await;
+        }
+    }
     let last = match outcome {
         Ok(result) => OperationLine::Done { result },
         Err(failure) => OperationLine::Failed {

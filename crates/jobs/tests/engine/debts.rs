@@ -357,6 +357,53 @@ async fn a_skipped_crossing_is_the_point_of_no_return_all_the_same() {
     assert!(job.past_return);
 }
 
+#[tokio::test]
+async fn the_first_step_past_the_point_of_no_return_can_turn_back_and_no_later_one() {
+    let scene = Scene::new().await;
+    scene
+        .world
+        .plan("ahead", [Act::FailForNow, Act::SayNotBegun]);
+    let job = scene.crossing().await;
+    assert_eq!(job.state, JobState::Undone);
+    assert_eq!(job.failure.unwrap().code, ErrorCode::HostUnreachable);
+    let undone = ["undo cross", "undo two", "undo one"];
+    assert_eq!(scene.world.calls()[6..], undone);
+
+    let scene = Scene::new().await;
+    scene.world.plan("last", [Act::SayNotBegun]);
+    let job = scene.crossing().await;
+    assert_eq!(job.state, JobState::Done);
+}
+
+#[tokio::test]
+async fn a_job_that_turned_back_for_somebody_away_does_not_wait_for_them_anew() {
+    let scene = Scene::new().await;
+    let options = EngineOptions {
+        patience: Patience {
+            forward: Duration::from_millis(200),
+            owed: Duration::from_millis(200),
+        },
+        ..quick()
+    };
+    let engine = Engine::start(Arc::clone(&scene.store), scene.registry(), options);
+    scene.world.plan("two", MANY);
+    scene.world.plan("undo two", MANY);
+    scene.world.absent("undo two", by("b"));
+    let id = engine
+        .submit::<Crossing>(&order("a"), "tester")
+        .await
+        .unwrap();
+    let job = end_of(&engine, id).await;
+    assert_eq!(state_of(&job, "two"), StepState::Owed);
+    let asked = scene
+        .world
+        .calls()
+        .iter()
+        .filter(|call| *call == "undo two")
+        .count();
+    assert_eq!(asked, 1);
+}
+
 /// As written by the program of before there were debts.
 #[test]
 fn a_record_of_an_older_program_is_read() {

@@ -33,6 +33,7 @@ pub(crate) enum Act {
     /// Waits for the test's word.
     Gate,
     SayPastUndo,
+    SayNotBegun,
 }
 
 /// The world the steps act on: what exists, what was called, what is to happen.
@@ -112,6 +113,9 @@ impl World {
                 self.reached.notify_one();
                 self.gate.notified().await;
                 Ok(())
+            }
+            Some(Act::SayNotBegun) => {
+                Err(StepError::not_begun(failure(ErrorCode::HostUnreachable)))
             }
             Some(Act::SayPastUndo) => Err(StepError::past_undo("it is done already")),
         }
