@@ -646,7 +646,7 @@ pub enum JobCommand {
     },
     /// Ends a job half-way that can neither go on nor back; of one that has ended, drops what hosts still owe of it
     GiveUp {
-        /// Its id, or the beginning of it
+        /// Its id, or the first characters of it
         id: String,
     },
 }
