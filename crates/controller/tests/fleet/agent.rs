@@ -129,6 +129,8 @@ pub(crate) struct Inner {
     pub(crate) witnessed: Option<AuditHead>,
     /// The running peers of migrations, by host.
     pub(crate) peers: BTreeMap<HostName, Arc<Mutex<Inner>>>,
+    /// Fires when it listens no longer.
+    stop: Arc<Mutex<CancellationToken>>,
     events: broadcast::Sender<AgentEvent>,
 }
 
@@ -163,7 +165,9 @@ impl FakeAgent {
         trust: FleetTrust,
         address: SocketAddr,
     ) -> Self {
+        let stop: Arc<Mutex<CancellationToken>> = Arc::default();
         let inner = Inner {
+            stop: stop.clone(),
             facts: facts(&host, group, guardian),
             host: host.clone(),
             vms: BTreeMap::new(),
@@ -197,7 +201,7 @@ impl FakeAgent {
             credential,
             tls,
             address,
-            stop: Arc::default(),
+            stop,
         };
         agent.serve().await;
         agent
@@ -664,6 +668,10 @@ impl Inner {
             .get(to)
             .expect("the test made them known to each other");
         let mut there = there.lock().expect("lock");
+        if there.stop.lock().expect("lock").is_cancelled() {
+            let what = "the link between the hosts";
+            return Err(Failure::new(ErrorCode::LinkLost, what));
+        }
         let transit = Some(Transit {
             job,
             side: TransitSide::Incoming,
