@@ -1,6 +1,11 @@
 //! A host dies in the middle of a job and stays away: the job ends soon, its VM is free, and when the host is back its
 //! remains go, before anything else is asked of it, and nothing else does.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 #[expect(dead_code, reason = "each test program uses its own part")]
 mod fleet;
 
