@@ -481,8 +481,10 @@ async fn destination_of_a_drain(scene: &Scene) {
         let resume = format!("/v1/hosts/{host}/resume");
         let _: HostView = scene.controller.post(&resume, &json!({})).await;
     }
-    let body = json!({"name": "keep-a", "host": "a"});
-    scene.done(Method::POST, "/v1/vms", &body).await;
+    for host in ["a", "c"] {
+        let body = json!({"name": format!("keep-{host}"), "host": host});
+        scene.done(Method::POST, "/v1/vms", &body).await;
+    }
 }
 
 async fn host_of_a_template(scene: &Scene) {

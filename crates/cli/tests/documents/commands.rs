@@ -121,12 +121,6 @@ fn words(line: &str, program: &str) -> Option<Vec<String>> {
             _ => {}
         }
     }
-    let kept = kept.replace(['"', '\''], "");
-    let words = kept.split_whitespace().filter(|word| *word != "...");
-    Some(
-        std::iter::once(program)
-            .chain(words)
-            .map(str::to_owned)
-            .collect(),
-    )
+    let words = shlex::split(&kept)?.into_iter().filter(|word| word != "...");
+    Some(std::iter::once(program.to_owned()).chain(words).collect())
 }

@@ -70,6 +70,9 @@ struct Planned {
     name: VmName,
     live: bool,
     to: Result<HostName, Failure>,
+    /// What the VM will take of that host. Recorded too: a child job that is submitted again has the same input.
+    #[serde(default)]
+    reservation: Option<Reservation>,
 }
 
 #[async_trait]
@@ -92,14 +95,17 @@ impl Step<DrainInput> for Plan {
             }
             let needs = Needs::as_it_is(&vm, here.as_deref());
             let to = world.place(&needs, &elsewhere, &arrivals);
-            if let Ok(host) = &to {
-                arrivals.push(Reservation::of(world, &needs, host));
-            }
+            let reservation = to.as_ref().ok().map(|host| {
+                let arrival = Reservation::of(world, &needs, host);
+                arrivals.push(arrival.clone());
+                arrival
+            });
             plan.push(Planned {
                 vm: vm.id,
                 name: vm.name.clone(),
                 live: vm.state != VmState::Stopped,
                 to,
+                reservation,
             });
         }
         Ok(plan)
@@ -156,7 +162,13 @@ impl MoveVms {
         cx: &StepContext<DrainInput>,
         planned: Planned,
     ) -> Result<DrainedVm, StepError> {
-        let Planned { vm, name, live, to } = planned;
+        let Planned {
+            vm,
+            name,
+            live,
+            to,
+            reservation,
+        } = planned;
         let to = match to {
             Ok(to) => to,
             Err(failure) => {
@@ -167,9 +179,6 @@ impl MoveVms {
                 });
             }
         };
-        let observed = self.0.inventory.vm(vm);
-        let reservation =
-            observed.map(|vm| Reservation::of(&self.0, &Needs::of(&vm, live, None), &to));
         let input = MigrateInput {
             vm,
             name: name.clone(),
