@@ -3,14 +3,15 @@
 //! ```toml
 //! advertise = "192.0.2.11:7443"      # where controller and other agents reach this host
 //! accelerator = "auto"               # auto, kvm or tcg
+//! memory_reserve = "1G"              # stays with the host, is never given to VMs
 //!
 //! [[pool]]
 //! name = "default"
 //! path = "/var/lib/fleetward/volumes"
 //! ```
 
-use fleetward_model::PoolName;
 use fleetward_model::host::Accelerator;
+use fleetward_model::{ByteSize, PoolName};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -42,6 +43,9 @@ pub struct Config {
     pub serial_log_dir: Option<PathBuf>,
     /// How many TPMs to keep ready, 0 to 64.
     pub tpm_pool_size: usize,
+    /// Memory that stays with the host and is never given to VMs, such as `"2G"`.
+    #[serde(deserialize_with = "size")]
+    pub memory_reserve: ByteSize,
     /// Where libvirt keeps UEFI variables. Must be the same on all hosts of a group.
     pub nvram_dir: PathBuf,
     /// The group that QEMU runs as: it must reach the sockets of a migration.
@@ -96,6 +100,7 @@ impl Default for Config {
             accelerator: AcceleratorChoice::Auto,
             serial_log_dir: None,
             tpm_pool_size: 4,
+            memory_reserve: ByteSize::gib(1),
             nvram_dir: "/var/lib/libvirt/qemu/nvram".into(),
             qemu_group: "kvm".into(),
             pools: vec![PoolConfig {
@@ -105,6 +110,13 @@ impl Default for Config {
             credential_file: None,
         }
     }
+}
+
+/// A size as people write it.
+fn size<'de, D: serde::Deserializer<'de>>(text: D) -> Result<ByteSize, D::Error> {
+    String::deserialize(text)?
+        .parse()
+        .map_err(serde::de::Error::custom)
 }
 
 /// Why a configuration cannot be used.
@@ -227,6 +239,7 @@ mod tests {
             ("data_dir = 'x'", "data_dir"),
             ("advertise = 'host'", "advertise"),
             ("tpm_pool_size = 1000", "tpm_pool_size"),
+            ("memory_reserve = 'much'", "memory_reserve"),
             ("accelerator = 'xen'", "accelerator"),
             ("[[pool]]\nname = '../x'\npath = '/x'", "name"),
             (

@@ -152,6 +152,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         uri: config.libvirt_uri.clone(),
         accelerator,
         run_dir: config.run_dir.clone(),
+        memory_reserve: config.memory_reserve,
         ek_certificate_tool: std::env::current_exe().context("cannot find this program")?,
     })?);
     let machinery = Machinery {

@@ -129,6 +129,49 @@ impl Drop for Subscription<'_> {
     }
 }
 
+/// The host's whole memory in bytes, as its kernel counts it. `virNodeGetInfo` rounds and knows less of it.
+pub(crate) fn node_memory(connection: &Connection) -> Result<u64, Error> {
+    let mut count: c_int = 0;
+    let cells = virt_sys::VIR_NODE_MEMORY_STATS_ALL_CELLS;
+    // SAFETY: the connection is open; without a buffer libvirt only tells how many figures there are.
+    let told = unsafe {
+        virt_sys::virNodeGetMemoryStats(
+            connection.as_ptr(),
+            cells,
+            std::ptr::null_mut(),
+            &mut count,
+            0,
+        )
+    };
+    if told < 0 {
+        return Err(Error::last_error());
+    }
+    let empty = virt_sys::virNodeMemoryStats {
+        field: [0; 80],
+        value: 0,
+    };
+    let mut figures = vec![empty; usize::try_from(count).unwrap_or_default()];
+    // SAFETY: as above; the buffer has room for the `count` figures that libvirt writes.
+    let told = unsafe {
+        virt_sys::virNodeGetMemoryStats(
+            connection.as_ptr(),
+            cells,
+            figures.as_mut_ptr(),
+            &mut count,
+            0,
+        )
+    };
+    if told < 0 {
+        return Err(Error::last_error());
+    }
+    let named = |figure: &&virt_sys::virNodeMemoryStats| {
+        let name: Vec<u8> = figure.field.iter().map(|c| c.to_ne_bytes()[0]).collect();
+        name.starts_with(b"total\0")
+    };
+    let total = figures.iter().find(named);
+    Ok(total.map_or(0, |figure| figure.value * 1024))
+}
+
 type Generic = unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, *mut c_void);
 type Lifecycle = unsafe extern "C" fn(
     virt_sys::virConnectPtr,

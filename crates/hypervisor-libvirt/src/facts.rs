@@ -1,6 +1,6 @@
 //! Facts of this host: versions, size, machine types, firmware, and whether another host's CPU can run here.
 
-use crate::binding::{Connection, CpuComparison, compare_hypervisor_cpu};
+use crate::binding::{Connection, CpuComparison, compare_hypervisor_cpu, node_memory};
 use crate::host::failed;
 use crate::program::Programs;
 use fleetward_hypervisor::{CpuVerdict, HypervisorFacts, Result};
@@ -21,6 +21,7 @@ pub(crate) fn read(
     connection: &Connection,
     accelerator: Accelerator,
     swtpm: Option<Version>,
+    reserve: ByteSize,
 ) -> Result<HypervisorFacts> {
     let libvirt = connection
         .get_lib_version()
@@ -44,7 +45,8 @@ pub(crate) fn read(
             0,
         )
         .unwrap_or_default();
-    let memory = ByteSize(node.memory * 1024);
+    let total = node_memory(connection).map_err(failed("describe the host's memory"))?;
+    let memory = ByteSize(total.saturating_sub(reserve.bytes()));
     Ok(HypervisorFacts {
         libvirt: version(u64::from(libvirt)),
         qemu: version(u64::from(qemu)),
@@ -54,7 +56,7 @@ pub(crate) fn read(
         arch: node.model.clone(),
         cpu_model: cpu_model(&capabilities).unwrap_or(node.model),
         memory,
-        memory_available: memory_available(connection, memory),
+        memory_available: memory_available(connection, memory, reserve),
         machines: machines(&capabilities),
         secure_boot: secure_boot(&domain_capabilities) && enrolled_firmware_installed(),
     })
@@ -111,7 +113,7 @@ fn version(packed: u64) -> Version {
 }
 
 /// Free now, and not promised: a guest that has been given memory may not have touched it yet.
-fn memory_available(connection: &Connection, memory: ByteSize) -> ByteSize {
+fn memory_available(connection: &Connection, memory: ByteSize, reserve: ByteSize) -> ByteSize {
     let promised: u64 = connection
         .list_all_domains(virt_sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         .unwrap_or_default()
@@ -124,7 +126,7 @@ fn memory_available(connection: &Connection, memory: ByteSize) -> ByteSize {
         .ok()
         .and_then(|text| memory_free_in(&text))
         .unwrap_or(unpromised);
-    ByteSize(free.min(unpromised))
+    ByteSize(free.saturating_sub(reserve.bytes()).min(unpromised))
 }
 
 fn memory_free_in(meminfo: &str) -> Option<u64> {

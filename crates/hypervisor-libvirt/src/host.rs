@@ -36,6 +36,8 @@ pub struct LibvirtConfig {
     /// The program that answers swtpm_setup's request for an EK certificate: the agent itself under the name
     /// [`crate::EK_CERTIFICATE_TOOL`].
     pub ek_certificate_tool: PathBuf,
+    /// Memory that is left to the host and never given to VMs.
+    pub memory_reserve: ByteSize,
 }
 
 /// A host with libvirt, swtpm and QEMU's tools.
@@ -78,9 +80,9 @@ impl LibvirtHost {
 impl Hypervisor for LibvirtHost {
     async fn facts(&self) -> Result<HypervisorFacts> {
         let swtpm = facts::swtpm_version(&self.programs).await;
-        let accelerator = self.config.accelerator;
+        let (accelerator, reserve) = (self.config.accelerator, self.config.memory_reserve);
         self.libvirt
-            .call(move |connection| facts::read(connection, accelerator, swtpm))
+            .call(move |connection| facts::read(connection, accelerator, swtpm, reserve))
             .await
     }
 

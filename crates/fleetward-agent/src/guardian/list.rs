@@ -129,6 +129,7 @@ pub(crate) async fn vm_names(config: &Config) -> BTreeMap<String, String> {
         uri: config.libvirt_uri.clone(),
         accelerator: Accelerator::Tcg,
         run_dir: config.run_dir.clone(),
+        memory_reserve: config.memory_reserve,
         ek_certificate_tool: program,
     });
     let Ok(libvirt) = libvirt else {

@@ -191,6 +191,7 @@ impl LocalHost {
             uri: format!("qemu+unix:///system?socket={}", socket.display()),
             accelerator: Accelerator::Tcg,
             run_dir: directory.join("run"),
+            memory_reserve: ByteSize::gib(1),
             ek_certificate_tool: env!("CARGO_BIN_EXE_swtpm-ek-certificate").into(),
         })
         .expect("programs");
