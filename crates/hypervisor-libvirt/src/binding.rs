@@ -129,8 +129,9 @@ impl Drop for Subscription<'_> {
     }
 }
 
-/// The host's whole memory in bytes, as its kernel counts it. `virNodeGetInfo` rounds and knows less of it.
-pub(crate) fn node_memory(connection: &Connection) -> Result<u64, Error> {
+/// The host's whole memory in bytes, as its kernel counts it; `None` where libvirt does not report a total.
+/// `virNodeGetInfo` sums NUMA nodes and can be far below it.
+pub(crate) fn node_memory(connection: &Connection) -> Result<Option<u64>, Error> {
     let mut count: c_int = 0;
     let cells = virt_sys::VIR_NODE_MEMORY_STATS_ALL_CELLS;
     // SAFETY: the connection is open; without a buffer libvirt only tells how many figures there are.
@@ -169,7 +170,7 @@ pub(crate) fn node_memory(connection: &Connection) -> Result<u64, Error> {
         name.starts_with(b"total\0")
     };
     let total = figures.iter().find(named);
-    Ok(total.map_or(0, |figure| figure.value * 1024))
+    Ok(total.map(|figure| figure.value * 1024))
 }
 
 type Generic = unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, *mut c_void);

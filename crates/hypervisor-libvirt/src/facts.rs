@@ -45,7 +45,9 @@ pub(crate) fn read(
             0,
         )
         .unwrap_or_default();
-    let total = node_memory(connection).map_err(failed("describe the host's memory"))?;
+    let total = node_memory(connection)
+        .map_err(failed("describe the host's memory"))?
+        .unwrap_or(node.memory * 1024);
     let memory = ByteSize(total.saturating_sub(reserve.bytes()));
     Ok(HypervisorFacts {
         libvirt: version(u64::from(libvirt)),

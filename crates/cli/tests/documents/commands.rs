@@ -121,6 +121,8 @@ fn words(line: &str, program: &str) -> Option<Vec<String>> {
             _ => {}
         }
     }
-    let words = shlex::split(&kept)?.into_iter().filter(|word| word != "...");
+    let words = shlex::split(&kept)?
+        .into_iter()
+        .filter(|word| word != "...");
     Some(std::iter::once(program.to_owned()).chain(words).collect())
 }
