@@ -1,7 +1,12 @@
 //! An agent's data directory as an earlier version left it in the middle of its work: today's agent knows every VM as that
 //! one knew it, and ends what that one began.
 
-#![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    unreachable_pub,
+    dead_code
+)]
 
 mod support;
 

@@ -5,6 +5,10 @@
     dead_code,
     reason = "the fleet is shared with tests that need more of it"
 )]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
 
 mod fleet;
 
