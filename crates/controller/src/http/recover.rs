@@ -6,7 +6,7 @@ use super::vms::accepted;
 use crate::admission::admit;
 use crate::app::App;
 use crate::debts;
-use crate::work::{RecoverInput, Reservation, VmRecover};
+use crate::work::{ProtectorDigest, RecoverInput, Reservation, VmRecover};
 use crate::world::{HostFactsNow, World};
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -51,7 +51,7 @@ async fn vm_recover(
     let metadata = known.as_ref().and_then(|vm| vm.metadata.clone());
     let with_tpm = metadata.as_ref().is_none_or(|metadata| metadata.spec.tpm);
     let mut version = None;
-    let metadata = match (metadata, with_tpm) {
+    let mut metadata = match (metadata, with_tpm) {
         (Some(metadata), false) => metadata,
         (metadata, _) => {
             let found = match request.version {
@@ -107,8 +107,10 @@ async fn vm_recover(
     // Once more, from here to the submission alone: two requests must not count on the same room.
     let _turn = app.placing.lock().await;
     world.require_fit(what, &needs, &request.to)?;
+    let protector = ProtectorDigest::take(&mut metadata);
     let input = RecoverInput {
         vm: id,
+        protector,
         name: metadata.spec.name.clone(),
         reservation: Some(Reservation::of(world, &needs, &request.to)),
         to: request.to,

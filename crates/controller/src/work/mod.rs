@@ -2,6 +2,7 @@
 //!
 //! Steps hold only the [`World`]. They act through requests to agents, which carry the job's id and generation.
 
+mod custody;
 mod guardian_grant;
 mod guardian_revoke;
 mod guardian_rotate;
@@ -18,6 +19,7 @@ mod vm_migrate;
 mod vm_power;
 mod vm_recover;
 
+pub(crate) use custody::ProtectorDigest;
 pub(crate) use guardian_grant::{GrantInput, GuardianGrant, GuardianRewrap, plan as plan_grant};
 pub(crate) use guardian_revoke::{GuardianRevoke, RevokeInput};
 pub(crate) use guardian_rotate::{

@@ -10,13 +10,14 @@
 //! If it does not, and the memory has arrived, the job goes forward. The destination's copy starts to run only in
 //! `hand-over`.
 
+use super::custody::ProtectorDigest;
 use super::{FleetJob, OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::agents::Agent;
 use crate::check::{AtHome, against};
 use crate::debts::{about, removal, still_apart};
 use crate::world::World;
 use fleetward_api::agent::operation::{self, SourceState};
-use fleetward_api::agent::{IncomingDisk, Peer};
+use fleetward_api::agent::{IncomingDisk, KeyRewrap, Peer, RewrapReason};
 use fleetward_api::reports::MigrateReport;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{
@@ -166,7 +167,11 @@ struct Check(Arc<World>);
 /// The VM before the move.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Before {
+    /// Without its key protector; a record of before holds that, too.
     metadata: VmMetadata,
+    /// None without a TPM, and in a record of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    protector: Option<ProtectorDigest>,
     disks: Vec<IncomingDisk>,
     source: Peer,
     destination: Peer,
@@ -206,7 +211,8 @@ impl Step<MigrateInput> for Check {
             });
         }
         let vm = home.vm;
-        let metadata = vm.require_metadata()?.clone();
+        let mut metadata = vm.require_metadata()?.clone();
+        let protector = ProtectorDigest::take(&mut metadata);
         let destination = world.hosts.of(&input.to)?;
         let there = world.inventory.seen(&input.to).facts;
         let pool_there = |disk: &fleetward_model::vm::DiskObserved| {
@@ -238,6 +244,7 @@ impl Step<MigrateInput> for Check {
                 address: destination.address,
             },
             metadata,
+            protector,
         })
     }
 }
@@ -247,8 +254,12 @@ struct Grant(Arc<World>);
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Granted {
-    /// The key protector that travels; none without a TPM.
+    /// The key protector that travels, in a record of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     key_protector: Option<String>,
+    /// The key protector that travels; none without a TPM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    protector: Option<ProtectorDigest>,
 }
 
 #[async_trait]
@@ -259,14 +270,17 @@ impl Step<MigrateInput> for Grant {
     async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<Granted, StepError> {
         let (world, input, before) = (&self.0, cx.input(), cx.output::<Check>()?);
         if !before.grant {
-            let key_protector = before.metadata.key_protector;
-            return Ok(Granted { key_protector });
+            return Ok(Granted {
+                key_protector: before.metadata.key_protector,
+                protector: before.protector,
+            });
         }
         let to = world.recipients_of(&before.metadata, &input.to, OffsetDateTime::now_utc())?;
         let agent = world.agents.of(&input.from)?;
         let granted = agent.run(cx, input.vm, operation::Grant { to }).await?;
         Ok(Granted {
-            key_protector: Some(granted.key_protector),
+            key_protector: None,
+            protector: Some(ProtectorDigest::of(&granted.key_protector)),
         })
     }
 }
@@ -286,23 +300,34 @@ impl UndoStep<MigrateInput> for Grant {
         let Some(before) = cx.output_if_done::<Check>()? else {
             return Ok(());
         };
-        let (true, Some(former)) = (before.grant, before.metadata.key_protector) else {
+        if !before.grant {
             return Ok(());
+        }
+        let source = world.agents.of(&input.from)?;
+        let undone = match (before.metadata.key_protector, &before.protector) {
+            (Some(key_protector), _) => {
+                let operation = operation::PutProtector { key_protector };
+                source.run(cx, input.vm, operation).await.map(drop)
+            }
+            (None, Some(_)) => {
+                let change = KeyRewrap {
+                    add: Vec::new(),
+                    drop: vec![world.hosts.of(&input.to)?.guardian.id],
+                    expired: Vec::new(),
+                    former: Vec::new(),
+                    why: RewrapReason::Automatic,
+                };
+                let operation = operation::Rewrap { change };
+                source.run(cx, input.vm, operation).await.map(drop)
+            }
+            (None, None) => return Ok(()),
         };
-        let operation = operation::PutProtector {
-            key_protector: former,
-        };
-        match world
-            .agents
-            .of(&input.from)?
-            .run(cx, input.vm, operation)
-            .await
-        {
+        match undone {
             Err(error) if error.failure.code.class() != Class::Unreachable => {
                 tracing::warn!(vm = %input.name, %error, "the grant stays");
                 Ok(())
             }
-            done => done.map(drop),
+            done => done,
         }
     }
 }
@@ -316,9 +341,17 @@ impl Step<MigrateInput> for PrepareIncoming {
 
     async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
         let (input, before) = (cx.input(), cx.output::<Check>()?);
+        let granted = cx.output::<Grant>()?;
+        let key_protector = match (granted.key_protector, granted.protector) {
+            (None, Some(digest)) => {
+                let asked = digest.ask(&self.0, &input.from, &before.metadata).await;
+                Some(asked?)
+            }
+            (recorded, _) => recorded,
+        };
         let metadata = VmMetadata {
             generation: cx.generation(),
-            key_protector: cx.output::<Grant>()?.key_protector,
+            key_protector,
             transit: Some(Transit {
                 job: cx.job(),
                 side: TransitSide::Incoming,

@@ -9,6 +9,7 @@
 //! time. A superseded copy is not shown, and [`crate::keeper`] ends it when its host answers. The controller cannot
 //! know that a silent host is off; the administrator confirms it with this request.
 
+use super::custody::ProtectorDigest;
 use super::{FleetJob, NoReport, OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::debts::{about, removal};
 use crate::inventory::Superseded;
@@ -36,8 +37,11 @@ pub(crate) struct RecoverInput {
     pub(crate) vm: VmId,
     pub(crate) name: VmName,
     pub(crate) to: HostName,
-    /// With the key protector of the version.
+    /// Without its key protector; a record of before holds that, too.
     pub(crate) metadata: Box<VmMetadata>,
+    /// Of the version, or as it was wrapped anew since; none without a TPM, and in a record of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) protector: Option<ProtectorDigest>,
     /// None for a VM without a TPM.
     pub(crate) version: Option<TpmVersion>,
     /// The version is not of the state that the lost host last reported.
@@ -157,15 +161,22 @@ impl Step<RecoverInput> for Rebuild {
         let (world, input) = (&self.0, cx.input());
         let bundle = match &input.version {
             Some(version) => {
-                let bundle = world.escrow.bundle(input.vm, version.version).await?;
+                let mut bundle = world.escrow.bundle(input.vm, version.version).await?;
+                // Twice it would be too much for one request, and the host does not look here.
+                bundle.metadata.key_protector = None;
                 Some(Box::new(bundle))
             }
             None => None,
         };
-        let operation = operation::RebuildIncoming {
-            metadata: input.metadata.clone(),
-            bundle,
-        };
+        let mut metadata = input.metadata.clone();
+        if let Some(digest) = &input.protector {
+            let seen = world.inventory.vm(input.vm);
+            let seen = seen.and_then(|vm| vm.metadata.as_ref()?.key_protector.clone());
+            let kept = bundle.as_ref().map(|bundle| bundle.key_protector.clone());
+            let found = digest.one_of(seen.into_iter().chain(kept), &metadata)?;
+            metadata.key_protector = Some(found);
+        }
+        let operation = operation::RebuildIncoming { metadata, bundle };
         let agent = world.agents.of(&input.to)?;
         agent.run(cx, input.vm, operation).await?;
         // The last moment at which there is a way back.
@@ -210,6 +221,8 @@ impl Step<RecoverInput> for Supersede {
         written.map_err(|error| StepError::retryable(crate::store_failure(&error)))?;
         // Should the new host die too, the VM is still known, and can be rebuilt once more.
         if let Some(known) = known.filter(|vm| vm.host != input.to) {
+            let seen = known.metadata.as_ref();
+            let seen = seen.and_then(|metadata| metadata.key_protector.clone());
             let arriving = VmObserved {
                 host: input.to.clone(),
                 state: VmState::Stopped,
@@ -218,6 +231,7 @@ impl Step<RecoverInput> for Supersede {
                         job: cx.job(),
                         side: TransitSide::Incoming,
                     }),
+                    key_protector: seen.or_else(|| input.metadata.key_protector.clone()),
                     ..(*input.metadata).clone()
                 }),
                 observed: OffsetDateTime::now_utc(),

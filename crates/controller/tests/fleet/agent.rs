@@ -504,10 +504,7 @@ impl Inner {
                         guardians.push(guardian.guardian.id);
                     }
                 }
-                return Ok(operation::Protector {
-                    key_protector: "Z3JhbnRlZA==".into(),
-                }
-                .into());
+                return Ok(self.protector(vm, "Z3JhbnRlZA==").into());
             }
             Operation::Rewrap(operation::Rewrap { change }) => {
                 if let Some(found) = self.vms.get_mut(&vm) {
@@ -531,10 +528,7 @@ impl Inner {
                         guardians.push(guardian.guardian.id);
                     }
                 }
-                return Ok(operation::Protector {
-                    key_protector: "cmV3cmFwcGVk".into(),
-                }
-                .into());
+                return Ok(self.protector(vm, "cmV3cmFwcGVk").into());
             }
             Operation::PutProtector(_) => {}
             Operation::PrepareIncoming(operation::PrepareIncoming {
@@ -649,6 +643,16 @@ impl Inner {
             }
         }
         Ok(OperationResult::Nothing)
+    }
+
+    /// The VM has that key protector from now on.
+    fn protector(&mut self, vm: VmId, text: &str) -> operation::Protector {
+        if let Some(found) = self.vms.get_mut(&vm) {
+            found.metadata.key_protector = Some(text.to_owned());
+        }
+        operation::Protector {
+            key_protector: text.to_owned(),
+        }
     }
 
     /// The whole migration in one stroke.
