@@ -49,6 +49,8 @@ impl Said {
 pub struct Fleet {
     name: String,
     bin: PathBuf,
+    /// The command line, where it is not the one beside the tests.
+    cli: Option<PathBuf>,
 }
 
 impl Fleet {
@@ -57,6 +59,7 @@ impl Fleet {
         let fleet = Self {
             name: name.to_owned(),
             bin: program_directory()?,
+            cli: None,
         };
         let mut up = vec!["up", "--name", name];
         up.extend(arguments);
@@ -98,6 +101,11 @@ impl Fleet {
         self.bin.join(name)
     }
 
+    /// From now on another program is the command line: that of an earlier version, beside its controller.
+    pub fn use_cli(&mut self, program: PathBuf) {
+        self.cli = Some(program);
+    }
+
     /// `fleetward-lab VERB --name LAB ARGUMENTS`.
     pub fn lab(&self, verb: &str, arguments: &[&str]) -> Result<Said> {
         let mut all = vec![verb, "--name", &self.name];
@@ -123,7 +131,8 @@ impl Fleet {
 
     /// The command to add arguments to.
     pub fn cli_command(&self) -> Command {
-        let mut command = Command::new(self.program("fleetward"));
+        let own = || self.program("fleetward");
+        let mut command = Command::new(self.cli.clone().unwrap_or_else(own));
         command.env("FLEETWARD_SOCKET", self.socket());
         command
     }

@@ -5,6 +5,7 @@
 //! ([`residue`]), and read the guest's output on its serial console ([`guest`]).
 
 pub mod fleet;
+pub mod former;
 pub mod guest;
 pub mod residue;
 pub mod suite;
