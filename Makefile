@@ -25,7 +25,7 @@ build: packages ## build all programs
 demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves the lab up
 	$(LAB) demo
 
-test: build ## everything that must hold before a change lands (at most 40 minutes on two cores); needs root
+test: build ## everything that must hold before a change lands (at most 50 minutes on two cores); needs root
 	cargo xtask check
 	FLEETWARD_FUZZ_SECONDS=60 $(FUZZ)
 	$(E2E)

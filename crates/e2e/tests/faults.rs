@@ -256,11 +256,13 @@ fn destination_dies(fleet: &Fleet) -> Result<()> {
         took.as_secs_f32()
     );
     let stderr = String::from_utf8_lossy(&said.stderr);
-    ensure!(
-        said.status.code() == Some(6) && stderr.contains("error[HOST_UNREACHABLE]"),
-        "exit {:?}: {stderr}",
-        said.status.code()
-    );
+    // The source sees its link break, the controller sees the host fall silent: whichever is first gives the reason.
+    let reason = match said.status.code() {
+        Some(1) => "error[MIGRATION_FAILED]",
+        Some(6) => "error[HOST_UNREACHABLE]",
+        other => anyhow::bail!("exit {other:?}: {stderr}"),
+    };
+    ensure!(stderr.contains(reason), "{stderr}");
     ensure!(took < SOON, "the command ended after {took:?}");
     let _ = limit_speed(fleet, FAST);
 
