@@ -18,6 +18,11 @@ pub(crate) async fn admit(
     let refuge = (state == VmState::Unknown)
         .then(|| refuge(world, vm))
         .flatten();
+    // A VM whose host answers is not lost, whatever job works on it.
+    let holder = match (request, state) {
+        (Request::Recover, state) if state != VmState::Unknown => None,
+        _ => app.holder_of(vm.id).await,
+    };
     let subject = Subject {
         name: &vm.name,
         host: &vm.host,
@@ -25,7 +30,7 @@ pub(crate) async fn admit(
         newer: vm.newer.as_ref(),
         state,
         tpm: vm.tpm.enabled,
-        holder: app.holder_of(vm.id).await,
+        holder,
         refuge: refuge.as_ref(),
     };
     admission::admit(&subject, request)
