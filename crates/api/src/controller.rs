@@ -536,6 +536,14 @@ pub struct VmQuery {
     /// key=value
     pub label: Option<String>,
     pub tpm: Option<bool>,
+    #[param(value_type = Option<String>)]
+    pub state: Option<VmState>,
+    #[param(value_type = Option<String>)]
+    pub group: Option<GroupName>,
+    /// at most so many rows, 1 to 1,000; without it all
+    pub limit: Option<u32>,
+    /// only what follows: a VM's name, or NAME/HOST
+    pub after: Option<String>,
 }
 
 /// Query of `GET /v1/check`.
@@ -768,6 +776,10 @@ pub struct AuditQuery {
     pub vm: Option<VmName>,
     /// RFC 3339
     pub since: Option<String>,
+    /// at most so many rows, 1 to 1,000; without it all
+    pub limit: Option<u32>,
+    /// only what follows: HOST/SEQ of a record
+    pub after: Option<String>,
 }
 
 /// Answer of `GET /v1/audit/verify`.

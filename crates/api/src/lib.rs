@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod controller;
+pub mod lists;
 pub mod reports;
 pub mod tpm;
 pub mod verbs;

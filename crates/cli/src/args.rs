@@ -8,12 +8,14 @@ use clap_complete::Shell;
 use fleetward_api::controller::Role;
 use fleetward_model::change;
 use fleetward_model::guardian::TrustMode;
+use fleetward_model::host::HostState;
 use fleetward_model::spec::Description;
-use fleetward_model::vm::Profile;
+use fleetward_model::vm::{Profile, VmState};
 use fleetward_model::{
     ByteSize, ErrorCode, GroupName, GuardianId, HostName, ImageName, LabelKey, PoolName,
     TemplateName, VmName,
 };
+use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -230,7 +232,16 @@ pub enum HostCommand {
         reinstalled: bool,
     },
     /// Lists hosts
-    List,
+    List {
+        /// Only those of this group
+        #[arg(long)]
+        group: Option<GroupName>,
+        /// Only those in this state
+        #[arg(long, value_parser = parse_word::<HostState>)]
+        state: Option<HostState>,
+        #[command(flatten)]
+        rows: Rows,
+    },
     /// Shows one host
     Show { name: HostName },
     /// Moves a host's VMs to other hosts of its group, and makes it accept no new VMs
@@ -256,9 +267,23 @@ pub enum ImageCommand {
         format: Option<ImageFormat>,
     },
     /// Lists images
-    List,
+    List {
+        #[command(flatten)]
+        rows: Rows,
+    },
     /// Deletes an image; VMs made from it keep their disks
     Delete { name: ImageName },
+}
+
+/// Which part of a list.
+#[derive(Debug, Args)]
+pub struct Rows {
+    /// At most so many
+    #[arg(long, value_name = "N", value_parser = parse_limit)]
+    pub limit: Option<usize>,
+    /// Only what follows this one in the list
+    #[arg(long, value_name = "NAME")]
+    pub after: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -283,6 +308,14 @@ pub enum VmCommand {
         /// Only those with, or without, a TPM
         #[arg(long, value_enum)]
         tpm: Option<Switch>,
+        /// Only those in this state
+        #[arg(long, value_parser = parse_word::<VmState>)]
+        state: Option<VmState>,
+        /// Only those of this group
+        #[arg(long)]
+        group: Option<GroupName>,
+        #[command(flatten)]
+        rows: Rows,
     },
     /// Shows one VM
     Show { name: VmName },
@@ -419,7 +452,10 @@ pub enum TemplateCommand {
         wait: Wait,
     },
     /// Lists templates
-    List,
+    List {
+        #[command(flatten)]
+        rows: Rows,
+    },
     /// Shows one template
     Show { name: TemplateName },
     /// Deletes a template; VMs made from it keep their disks
@@ -612,6 +648,18 @@ pub struct TpmHow {
     pub wait: Wait,
 }
 
+fn parse_limit(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|limit| *limit > 0)
+        .ok_or_else(|| "a number from 1 on".to_owned())
+}
+
+/// A word of the API, such as a state.
+fn parse_word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
 fn parse_parallel(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
@@ -626,6 +674,11 @@ pub enum JobCommand {
         /// Only those that have not ended
         #[arg(long)]
         active: bool,
+        /// Only those of this kind: vm-create, vm-migrate, ...
+        #[arg(long)]
+        kind: Option<String>,
+        #[command(flatten)]
+        rows: Rows,
     },
     /// Lists all kinds of jobs, with their steps
     Kinds,
@@ -660,8 +713,10 @@ pub struct AuditArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     pub since: Option<OffsetDateTime>,
     /// Checks that no record was changed, removed or reordered
-    #[arg(long, conflicts_with_all = ["vm", "since"])]
+    #[arg(long, conflicts_with_all = ["vm", "since", "limit", "after"])]
     pub verify: bool,
+    #[command(flatten)]
+    pub rows: Rows,
 }
 
 #[derive(Debug, Subcommand)]
@@ -674,6 +729,8 @@ pub enum GuardianCommand {
         /// As --output, or in the format of `certutil -store`, for scripts that read it
         #[arg(long, value_enum, conflicts_with = "output")]
         format: Option<ListFormat>,
+        #[command(flatten)]
+        rows: Rows,
     },
     /// Shows one guardian
     Show {

@@ -3,6 +3,7 @@
 
 use crate::args::Global;
 use bytes::Bytes;
+use fleetward_api::lists::{Paged, Row};
 use fleetward_api::verbs::{self, Carried, Form, Verb};
 use fleetward_link::client::{Client, ClientError, Lines, Request, UpgradedIo};
 use fleetward_link::{ClientTls, Credential, DialError, FleetTrust, Identity, LiveCredential};
@@ -20,6 +21,9 @@ const SILENCE: Duration = Duration::from_secs(60);
 
 /// Answers to requests that ask all hosts take longer than others.
 const SLOW: Duration = Duration::from_secs(180);
+
+/// Rows asked for at once.
+const PAGE: usize = 500;
 
 const DEFAULT_PORT: u16 = 7440;
 
@@ -63,6 +67,39 @@ impl Controller {
                 response.json().await.map_err(|e| self.failure(e))
             }
         }
+    }
+
+    /// The rows of the list that `V` gives, page by page: at most `limit`, or all.
+    pub(crate) async fn list<V, T>(
+        &self,
+        mut query: V::Request,
+        limit: Option<usize>,
+    ) -> Result<Vec<T>, Failure>
+    where
+        V: for<'a> Verb<Path<'a> = [&'a str; 0]>,
+        V::Request: Paged,
+        T: Row + DeserializeOwned,
+    {
+        let wanted = limit.unwrap_or(usize::MAX);
+        let mut after = query.after().map(str::to_owned);
+        let mut rows: Vec<T> = Vec::new();
+        while rows.len() < wanted {
+            let length = PAGE.min(wanted - rows.len());
+            query.set_page(length as u32, after);
+            let page = self.read::<V, Vec<T>>([], &query).await?;
+            // A controller that knows of no pages gives the list whole, however often it is asked.
+            let whole =
+                page.len() != length || page.first().map(T::cursor) == rows.first().map(T::cursor);
+            if rows.is_empty() || page.first().map(T::cursor) != rows.first().map(T::cursor) {
+                rows.extend(page);
+            }
+            if whole {
+                break;
+            }
+            after = rows.last().map(T::cursor);
+        }
+        rows.truncate(wanted);
+        Ok(rows)
     }
 
     /// Asks for `V` and sends what `content` gives, `length` bytes.

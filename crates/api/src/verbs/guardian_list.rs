@@ -1,4 +1,5 @@
 use crate::controller::GuardianView;
+use crate::lists::GuardianQuery;
 use crate::verbs::verb;
 
 verb! {
@@ -6,6 +7,6 @@ verb! {
     GuardianList = get "/v1/guardians" (),
     operation: "guardian_list" in "guardians",
     access: Viewer,
-    request: none,
+    request: query(GuardianQuery),
     answer: list(GuardianView) { 200 },
 }

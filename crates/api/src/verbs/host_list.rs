@@ -1,4 +1,5 @@
 use crate::controller::HostView;
+use crate::lists::HostQuery;
 use crate::verbs::verb;
 
 verb! {
@@ -6,6 +7,6 @@ verb! {
     HostList = get "/v1/hosts" (),
     operation: "host_list" in "hosts",
     access: Viewer,
-    request: none,
+    request: query(HostQuery),
     answer: list(HostView) { 200 },
 }

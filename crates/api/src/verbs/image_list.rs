@@ -1,4 +1,5 @@
 use crate::controller::ImageView;
+use crate::lists::LibraryQuery;
 use crate::verbs::verb;
 
 verb! {
@@ -6,6 +7,6 @@ verb! {
     ImageList = get "/v1/images" (),
     operation: "image_list" in "images",
     access: Viewer,
-    request: none,
+    request: query(LibraryQuery),
     answer: list(ImageView) { 200 },
 }

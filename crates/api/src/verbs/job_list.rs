@@ -1,4 +1,5 @@
 use crate::controller::JobView;
+use crate::lists::JobQuery;
 use crate::verbs::verb;
 
 verb! {
@@ -6,6 +7,6 @@ verb! {
     JobList = get "/v1/jobs" (),
     operation: "job_list" in "jobs",
     access: Viewer,
-    request: none,
+    request: query(JobQuery),
     answer: list(JobView) { 200 },
 }

@@ -1,4 +1,5 @@
 use crate::controller::TemplateView;
+use crate::lists::LibraryQuery;
 use crate::verbs::verb;
 
 verb! {
@@ -6,6 +7,6 @@ verb! {
     TemplateList = get "/v1/templates" (),
     operation: "template_list" in "copies",
     access: Viewer,
-    request: none,
+    request: query(LibraryQuery),
     answer: list(TemplateView) { 200 },
 }

@@ -20,9 +20,16 @@ pub(super) async fn run(context: &Context, args: AuditArgs) -> Result<Exit, Stop
         .map_err(|error| {
             Failure::new(ErrorCode::InvalidArgument, "--since is out of range").because(error)
         })?;
-    let records = context
+    let query = AuditQuery {
+        vm: args.vm,
+        since,
+        after: args.rows.after,
+        limit: None,
+    };
+    // Records as they are: fields are added over time, and all of them are evidence.
+    let records: Vec<serde_json::Value> = context
         .controller
-        .read::<AuditList, Vec<serde_json::Value>>([], &AuditQuery { vm: args.vm, since })
+        .list::<AuditList, _>(query, args.rows.limit)
         .await?;
     context
         .output

@@ -6,8 +6,9 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::{interrupt, messages, wait};
 use fleetward_api::controller::{
-    Accepted, GrantRequest, JobView, Outcome, RevokeRequest, RotateRequest, VmOutcome,
+    Accepted, GrantRequest, HostView, JobView, Outcome, RevokeRequest, RotateRequest, VmOutcome,
 };
+use fleetward_api::lists::HostQuery;
 use fleetward_api::verbs::{GuardianGrant, GuardianRevoke, GuardianRotate, HostList};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::{ErrorCode, Failure, HostName, JobId, Names, VmName};
@@ -380,7 +381,11 @@ async fn expiring(
 ) -> Result<(Vec<HostName>, Vec<HostName>), Failure> {
     let now = OffsetDateTime::now_utc();
     let (mut found, mut unknown) = (Vec::new(), Vec::new());
-    for host in context.controller.call::<HostList>([], &()).await? {
+    for host in context
+        .controller
+        .list::<HostList, HostView>(HostQuery::default(), None)
+        .await?
+    {
         let end = |facts: &HostFacts| facts.own_guardian()?.not_after();
         match host.facts.as_ref().and_then(end) {
             Some(end) if end - now <= within => found.push((end, host.name)),

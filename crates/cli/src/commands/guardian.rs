@@ -5,6 +5,7 @@ use crate::args::{Format, GuardianCommand, ListFormat};
 use crate::exit::{Exit, Stop};
 use crate::table;
 use fleetward_api::controller::GuardianView;
+use fleetward_api::lists::GuardianQuery;
 use fleetward_api::verbs::GuardianList;
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, certutil};
 
@@ -13,8 +14,15 @@ pub(super) async fn run(context: &Context, command: GuardianCommand) -> Result<E
         controller, output, ..
     } = context;
     match command {
-        GuardianCommand::List { host, format } => {
-            let mut certificates = controller.call::<GuardianList>([], &()).await?;
+        GuardianCommand::List { host, format, rows } => {
+            let query = GuardianQuery {
+                host: host.clone(),
+                after: rows.after,
+                limit: None,
+            };
+            let mut certificates: Vec<GuardianView> = controller
+                .list::<GuardianList, _>(query, rows.limit)
+                .await?;
             certificates.retain(|row| host.as_ref().is_none_or(|host| &row.host == host));
             let output = match format {
                 None => *output,
@@ -29,7 +37,12 @@ pub(super) async fn run(context: &Context, command: GuardianCommand) -> Result<E
             output.document(&certificates, || table::guardians(&certificates))?;
         }
         GuardianCommand::Show { id } => {
-            let certificates = of_one(controller.call::<GuardianList>([], &()).await?, &id)?;
+            let certificates = of_one(
+                controller
+                    .call::<GuardianList>([], &GuardianQuery::default())
+                    .await?,
+                &id,
+            )?;
             output.document(&certificates, || table::guardian(&certificates))?;
         }
         GuardianCommand::Grant(args) => return grants::grant(context, args).await,

@@ -5,7 +5,8 @@ use crate::args::{HostCommand, Wait};
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{interrupt, messages, table, wait};
-use fleetward_api::controller::TokenRequest;
+use fleetward_api::controller::{HostView, TokenRequest};
+use fleetward_api::lists::HostQuery;
 use fleetward_api::verbs::{HostDrain, HostInvite, HostList, HostRemove, HostResume, HostShow};
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
 use serde_json::json;
@@ -22,8 +23,14 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
             ttl,
             reinstalled,
         } => token(context, name, group, ttl, reinstalled).await?,
-        HostCommand::List => {
-            let hosts = controller.call::<HostList>([], &()).await?;
+        HostCommand::List { group, state, rows } => {
+            let query = HostQuery {
+                group,
+                state,
+                after: rows.after,
+                limit: None,
+            };
+            let hosts: Vec<HostView> = controller.list::<HostList, _>(query, rows.limit).await?;
             output.document(&hosts, || table::hosts(&hosts))?;
         }
         HostCommand::Show { name } => {

@@ -7,6 +7,7 @@ use crate::exit::{Exit, Stop};
 use crate::progress::Task;
 use crate::{messages, table};
 use fleetward_api::controller::{ImageView, ImportQuery};
+use fleetward_api::lists::LibraryQuery;
 use fleetward_api::verbs::{ImageDelete, ImageImport, ImageList};
 use fleetward_model::{ErrorCode, Failure, ImageName};
 use futures_util::TryStreamExt;
@@ -30,8 +31,12 @@ pub(super) async fn run(context: &Context, command: ImageCommand) -> Result<Exit
                 messages::image_imported(&image.name, &image.sha256)
             })?;
         }
-        ImageCommand::List => {
-            let images = controller.call::<ImageList>([], &()).await?;
+        ImageCommand::List { rows } => {
+            let query = LibraryQuery {
+                after: rows.after,
+                limit: None,
+            };
+            let images: Vec<ImageView> = controller.list::<ImageList, _>(query, rows.limit).await?;
             output.document(&images, || table::images(&images))?;
         }
         ImageCommand::Delete { name } => {

@@ -6,8 +6,12 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::{interrupt, messages, table, wait};
 use fleetward_api::controller::JobView;
+use fleetward_api::lists::JobQuery;
 use fleetward_api::verbs::{JobCancel, JobGiveUp, JobKindList, JobList, JobShow};
 use fleetward_model::{ErrorCode, Failure, JobId};
+
+/// Jobs listed where no number is given.
+const NEWEST: usize = 1000;
 
 pub(super) async fn run(context: &Context, command: JobCommand) -> Result<Exit, Stop> {
     let Context {
@@ -17,8 +21,16 @@ pub(super) async fn run(context: &Context, command: JobCommand) -> Result<Exit, 
         ..
     } = context;
     match command {
-        JobCommand::List { active } => {
-            let mut jobs = controller.call::<JobList>([], &()).await?;
+        JobCommand::List { active, kind, rows } => {
+            let query = JobQuery {
+                active: active.then_some(true),
+                kind,
+                after: rows.after,
+                ..JobQuery::default()
+            };
+            let limit = rows.limit.unwrap_or(NEWEST);
+            let mut jobs: Vec<JobView> = controller.list::<JobList, _>(query, Some(limit)).await?;
+            // An older controller gives all of them.
             jobs.retain(|job| !active || !job.state.has_ended());
             output.document(&jobs, || table::jobs(&jobs))?;
         }
@@ -64,7 +76,8 @@ async fn find(context: &Context, text: &str) -> Result<JobId, Failure> {
     if let Ok(id) = text.parse() {
         return Ok(id);
     }
-    let jobs = context.controller.call::<JobList>([], &()).await?;
+    let query = JobQuery::default();
+    let jobs = context.controller.call::<JobList>([], &query).await?;
     one_of(&jobs, text)
 }
 

@@ -5,7 +5,8 @@ use crate::args::TemplateCommand;
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{interrupt, messages, table, wait};
-use fleetward_api::controller::{AcceptedWithWarnings, TemplateRequest};
+use fleetward_api::controller::{AcceptedWithWarnings, TemplateRequest, TemplateView};
+use fleetward_api::lists::LibraryQuery;
 use fleetward_api::verbs::{TemplateCreate, TemplateDelete, TemplateList, TemplateShow};
 use fleetward_model::error::Finding;
 use serde_json::json;
@@ -33,8 +34,14 @@ pub(super) async fn run(context: &Context, command: TemplateCommand) -> Result<E
                 .await?;
             output.success(&template, || messages::template_created(&name))?;
         }
-        TemplateCommand::List => {
-            let templates = controller.call::<TemplateList>([], &()).await?;
+        TemplateCommand::List { rows } => {
+            let query = LibraryQuery {
+                after: rows.after,
+                limit: None,
+            };
+            let templates: Vec<TemplateView> = controller
+                .list::<TemplateList, _>(query, rows.limit)
+                .await?;
             output.document(&templates, || table::templates(&templates))?;
         }
         TemplateCommand::Show { name } => {

@@ -11,6 +11,7 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::{messages, table};
 use fleetward_api::controller::{Accepted, JobView, TpmRequest, VmQuery, VmView};
+use fleetward_api::lists::HostQuery;
 use fleetward_api::verbs::{
     HostList, JobShow, TpmDisable, TpmEnable, TpmHistory, TpmRestore, TpmRoll, VmList, VmShow,
 };
@@ -193,7 +194,10 @@ struct Now {
 
 impl Now {
     async fn ask(context: &Context, vms: &[VmView]) -> Result<Self, Failure> {
-        let hosts = context.controller.call::<HostList>([], &()).await?;
+        let hosts = context
+            .controller
+            .call::<HostList>([], &HostQuery::default())
+            .await?;
         let away = hosts
             .into_iter()
             .filter(|host| host.state == HostState::Unreachable)
@@ -308,15 +312,11 @@ async fn selected(context: &Context, which: &Which) -> Result<Vec<VmView>, Failu
     if let [name] = which.names.as_slice() {
         return Ok(vec![controller.call::<VmShow>([name.as_str()], &()).await?]);
     }
-    let all = controller
-        .call::<VmList>(
-            [],
-            &VmQuery {
-                host: which.host.clone(),
-                ..VmQuery::default()
-            },
-        )
-        .await?;
+    let query = VmQuery {
+        host: which.host.clone(),
+        ..VmQuery::default()
+    };
+    let all: Vec<VmView> = controller.list::<VmList, _>(query, None).await?;
     if which.names.is_empty() {
         let has_all = |vm: &VmView| {
             which

@@ -15,14 +15,31 @@ use fleetward_api::verbs::{
     VmStart, VmStop,
 };
 use fleetward_model::clone::{CloneTpm, deployment_warning};
-use fleetward_model::{ErrorCode, Failure, HostName, LabelKey, VmName};
+use fleetward_model::{ErrorCode, Failure, LabelKey, VmName};
 use std::time::Duration;
 
 pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, Stop> {
     let controller = &context.controller;
     match command {
         VmCommand::Create(args) => create(context, args).await,
-        VmCommand::List { host, labels, tpm } => list(context, host, labels, tpm).await,
+        VmCommand::List {
+            host,
+            labels,
+            tpm,
+            state,
+            group,
+            rows,
+        } => {
+            let query = VmQuery {
+                host,
+                tpm: tpm.map(|switch| switch == Switch::On),
+                state,
+                group,
+                after: rows.after,
+                ..VmQuery::default()
+            };
+            list(context, query, labels, rows.limit).await
+        }
         VmCommand::Show { name } => {
             let vm = controller.call::<VmShow>([name.as_str()], &()).await?;
             context.output.document(&vm, || table::vm(&vm))?;
@@ -268,30 +285,23 @@ fn request_of(args: VmCreate) -> VmCreateRequest {
 
 async fn list(
     context: &Context,
-    host: Option<HostName>,
+    query: VmQuery,
     labels: Vec<(LabelKey, String)>,
-    tpm: Option<Switch>,
+    limit: Option<usize>,
 ) -> Result<Exit, Stop> {
     // The API filters by one label; more are for us.
-    let first = labels.first().map(|(key, value)| format!("{key}={value}"));
-    let tpm = tpm.map(|switch| switch == Switch::On);
-    let vms = context
-        .controller
-        .call::<VmList>(
-            [],
-            &VmQuery {
-                host,
-                label: first,
-                tpm,
-            },
-        )
-        .await?;
-    let has_all = |vm: &VmView| {
+    let query = VmQuery {
+        label: labels.first().map(|(key, value)| format!("{key}={value}")),
+        ..query
+    };
+    let asked = limit.filter(|_| labels.len() < 2);
+    let mut vms: Vec<VmView> = context.controller.list::<VmList, _>(query, asked).await?;
+    vms.retain(|vm| {
         labels
             .iter()
             .all(|(key, value)| vm.labels.get(key) == Some(value))
-    };
-    let vms: Vec<VmView> = vms.into_iter().filter(has_all).collect();
+    });
+    vms.truncate(limit.unwrap_or(usize::MAX));
     context.output.document(&vms, || table::vms(&vms))?;
     Ok(Exit::Done)
 }

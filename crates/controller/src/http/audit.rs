@@ -2,6 +2,7 @@
 
 use super::Answer;
 use super::body::Params;
+use super::page::Page;
 use crate::app::App;
 use crate::world::World;
 use axum::Json;
@@ -28,6 +29,7 @@ async fn audit_list(
     State(app): State<App>,
     Params(query): Params<AuditQuery>,
 ) -> Answer<Json<Vec<AuditRecord>>> {
+    let page = Page::new(query.limit, query.after)?;
     let since = query.since.map(|text| {
         OffsetDateTime::parse(&text, &Rfc3339).map_err(|error| {
             Failure::new(ErrorCode::InvalidArgument, "since is not a time")
@@ -40,8 +42,12 @@ async fn audit_list(
         Some(name) => Some(vms_of(&app.world, name.as_str()).await?),
         None => None,
     };
-    fetch(&app).await;
-    Ok(Json(app.world.audit.list(vms.as_ref(), since).await?))
+    // The first page brings what is new; those that follow it show the same list.
+    if page.is_first() {
+        fetch(&app).await;
+    }
+    let records = app.world.audit.list(vms.as_ref(), since).await?;
+    Ok(Json(page.of_listed(records)?))
 }
 
 /// The VM of that name or id; where there is none, those that had it. Account is given of a VM that is gone too.

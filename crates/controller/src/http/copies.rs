@@ -1,6 +1,7 @@
 //! Clones and templates: create, list, delete.
 
-use super::body::Body;
+use super::body::{Body, Params};
+use super::page::Page;
 use super::vms::decide;
 use super::{Answer, parsed};
 use crate::app::App;
@@ -12,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use fleetward_api::controller::{
     AcceptedWithWarnings, CloneRequest, TemplateRequest, TemplateView,
 };
+use fleetward_api::lists::LibraryQuery;
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Request, busy};
@@ -177,8 +179,12 @@ async fn template_create(
     submit::<TemplateCreate>(&app, &vm, &peer, &input, warnings).await
 }
 
-async fn template_list(State(app): State<App>) -> Json<Vec<TemplateView>> {
-    Json(app.world.templates.all())
+async fn template_list(
+    State(app): State<App>,
+    Params(query): Params<LibraryQuery>,
+) -> Answer<Json<Vec<TemplateView>>> {
+    let page = Page::new(query.limit, query.after)?;
+    Ok(Json(page.of_named(app.world.templates.all())))
 }
 
 async fn template_show(

@@ -1,11 +1,14 @@
 //! Guardians: one row a certificate, with the VMs that depend on it.
 
+use super::body::Params;
+use super::page::Page;
 use super::{Answer, parsed};
 use crate::app::App;
 use crate::world::World;
 use axum::Json;
 use axum::extract::{Path, State};
 use fleetward_api::controller::GuardianView;
+use fleetward_api::lists::GuardianQuery;
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::{ErrorCode, Failure, GuardianId};
 use time::OffsetDateTime;
@@ -15,8 +18,14 @@ serves! {
     GuardianShow => guardian_show,
 }
 
-async fn guardian_list(State(app): State<App>) -> Json<Vec<GuardianView>> {
-    Json(rows(&app.world, OffsetDateTime::now_utc()))
+async fn guardian_list(
+    State(app): State<App>,
+    Params(query): Params<GuardianQuery>,
+) -> Answer<Json<Vec<GuardianView>>> {
+    let page = Page::new(query.limit, query.after)?;
+    let mut rows = rows(&app.world, OffsetDateTime::now_utc());
+    rows.retain(|row| query.host.as_ref().is_none_or(|host| row.host == *host));
+    Ok(Json(page.of_listed(rows)?))
 }
 
 async fn guardian_show(

@@ -1,5 +1,7 @@
 //! Hosts: list, show, remove, drain, resume.
 
+use super::body::Params;
+use super::page::Page;
 use super::{Answer, parsed, view};
 use crate::app::App;
 use crate::audit::Act;
@@ -9,6 +11,7 @@ use crate::work::{DrainInput, HostDrain};
 use axum::Json;
 use axum::extract::{Path, State};
 use fleetward_api::controller::{Accepted, HostView};
+use fleetward_api::lists::HostQuery;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::audit::AuditAction;
@@ -25,7 +28,11 @@ serves! {
     HostResume => host_resume,
 }
 
-async fn host_list(State(app): State<App>) -> Answer<Json<Vec<HostView>>> {
+async fn host_list(
+    State(app): State<App>,
+    Params(query): Params<HostQuery>,
+) -> Answer<Json<Vec<HostView>>> {
+    let page = Page::new(query.limit, query.after)?;
     let world = &app.world;
     let mut hosts: Vec<_> = world
         .hosts
@@ -41,8 +48,12 @@ async fn host_list(State(app): State<App>) -> Answer<Json<Vec<HostView>>> {
             .filter(|token| !token.used && token.expires > now)
             .map(view::invited),
     );
+    hosts.retain(|host| {
+        let wanted = query.state.is_none_or(|state| host.state == state);
+        wanted && query.group.as_ref().is_none_or(|g| host.group == *g)
+    });
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Json(hosts))
+    Ok(Json(page.of_named(hosts)))
 }
 
 async fn host_show(State(app): State<App>, Path(host): Path<String>) -> Answer<Json<HostView>> {

@@ -1,11 +1,13 @@
 //! Images: list, import, delete.
 
 use super::body::Params;
+use super::page::Page;
 use super::{Answer, parsed};
 use crate::app::App;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use fleetward_api::controller::{ImageView, ImportQuery};
+use fleetward_api::lists::LibraryQuery;
 use fleetward_model::{ErrorCode, Failure, ImageName};
 use http::StatusCode;
 use time::OffsetDateTime;
@@ -16,8 +18,12 @@ serves! {
     ImageDelete => image_delete,
 }
 
-async fn image_list(State(app): State<App>) -> Json<Vec<ImageView>> {
-    Json(app.world.images.all())
+async fn image_list(
+    State(app): State<App>,
+    Params(query): Params<LibraryQuery>,
+) -> Answer<Json<Vec<ImageView>>> {
+    let page = Page::new(query.limit, query.after)?;
+    Ok(Json(page.of_named(app.world.images.all())))
 }
 
 async fn image_import(

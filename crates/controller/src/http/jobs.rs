@@ -1,5 +1,7 @@
 //! Jobs: list, show, follow, cancel, give up.
 
+use super::body::Params;
+use super::page::Page;
 use super::{Answer, parsed, view};
 use crate::app::App;
 use crate::audit::Act;
@@ -12,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use fleetward_api::NDJSON;
 use fleetward_api::controller::{JobKindView, JobView, StepKindView};
+use fleetward_api::lists::{JobQuery, LONGEST_PAGE};
 use fleetward_jobs::JobFilter;
 use fleetward_link::Peer;
 use fleetward_model::audit::AuditAction;
@@ -33,15 +36,22 @@ serves! {
 
 /// A blank line this often says that the stream is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-const LISTED: usize = 1000;
 
-async fn job_list(State(app): State<App>) -> Answer<Json<Vec<JobView>>> {
+async fn job_list(
+    State(app): State<App>,
+    Params(query): Params<JobQuery>,
+) -> Answer<Json<Vec<JobView>>> {
+    let page = Page::new(Some(query.limit.unwrap_or(LONGEST_PAGE)), query.after)?;
     let filter = JobFilter {
-        limit: Some(LISTED),
+        state: query.state.map(view::inner_job_state),
+        active: query.active,
+        kind: query.kind,
+        limit: page.is_first().then_some(page.limit()),
         ..JobFilter::default()
     };
     let jobs = app.engine.list(&filter).await?;
-    Ok(Json(jobs.into_iter().map(view::job).collect()))
+    let jobs = jobs.into_iter().map(view::job).collect();
+    Ok(Json(page.of_listed(jobs)?))
 }
 
 async fn job_kinds(State(app): State<App>) -> Json<Vec<JobKindView>> {

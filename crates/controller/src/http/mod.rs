@@ -28,6 +28,7 @@ mod images;
 mod jobs;
 mod metrics;
 mod openapi;
+mod page;
 mod recover;
 mod refusal;
 mod tpm;

@@ -209,6 +209,18 @@ pub(super) fn invited(token: TokenRecord) -> HostView {
 }
 
 /// A job.
+pub(super) fn inner_job_state(state: JobState) -> fleetward_jobs::JobState {
+    use fleetward_jobs::JobState as Inner;
+    match state {
+        JobState::Pending => Inner::Pending,
+        JobState::Running => Inner::Running,
+        JobState::Undoing => Inner::Undoing,
+        JobState::Done => Inner::Done,
+        JobState::Undone => Inner::Undone,
+        JobState::Failed => Inner::Failed,
+    }
+}
+
 pub(super) fn job(job: Job) -> JobView {
     use fleetward_jobs::JobState as Inner;
     let failure = job.failure.as_ref().map(|failure| named(&job, failure));

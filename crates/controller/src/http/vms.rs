@@ -2,6 +2,7 @@
 //! refused here.
 
 use super::body::{Body, Params};
+use super::page::Page;
 use super::{Answer, Refusal, view};
 use crate::admission::admit;
 use crate::app::App;
@@ -49,8 +50,12 @@ async fn vm_list(
                 .fix("write a label like --label tier=front")
         })?),
     };
+    let page = Page::new(query.limit, query.after)?;
     let vms = app.world.inventory.vms();
-    let shown = vms.iter().map(|vm| view::vm(&app.world, vm)).filter(|vm| {
+    let following = vms
+        .iter()
+        .filter(|vm| page.is_after(&[vm.name.as_str(), vm.host.as_str()]));
+    let shown = following.map(|vm| view::vm(&app.world, vm)).filter(|vm| {
         let labelled = |(key, value)| {
             vm.labels
                 .iter()
@@ -58,9 +63,11 @@ async fn vm_list(
         };
         query.host.as_ref().is_none_or(|host| vm.host == *host)
             && query.tpm.is_none_or(|tpm| vm.tpm.enabled == tpm)
+            && query.state.is_none_or(|state| vm.state == state)
+            && (query.group.as_ref()).is_none_or(|group| vm.group.as_ref() == Some(group))
             && label.is_none_or(labelled)
     });
-    Ok(Json(shown.collect()))
+    Ok(Json(shown.take(page.limit()).collect()))
 }
 
 async fn vm_show(State(app): State<App>, Path(vm): Path<String>) -> Answer<Json<VmView>> {

@@ -14,4 +14,5 @@ mod fake;
 mod guardians;
 mod help;
 mod jobs;
+mod lists;
 mod tpm;

@@ -1,0 +1,156 @@
+//! Lists come in pages: what each list is asked with, and where each of its rows stands.
+//!
+//! A page holds at most `limit` rows, the first of them the one that follows `after`, which is the cursor of the last row of
+//! the page before. A page with fewer rows is the last one. Without `limit` a list is given whole, so that programs which
+//! were written before there were pages miss nothing; of jobs only the newest 1,000 are given then.
+
+use crate::controller::{
+    AuditQuery, GuardianView, HostView, ImageView, JobState, JobView, TemplateView, VmQuery, VmView,
+};
+use fleetward_model::audit::AuditRecord;
+use fleetward_model::host::HostState;
+use fleetward_model::{GroupName, HostName};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// Rows of the longest page.
+pub const LONGEST_PAGE: u32 = 1000;
+
+/// A query of a list.
+pub trait Paged: Clone {
+    fn set_page(&mut self, limit: u32, after: Option<String>);
+    fn after(&self) -> Option<&str>;
+}
+
+/// A row of a list.
+pub trait Row {
+    /// Where it stands: what `after` takes.
+    fn cursor(&self) -> String;
+}
+
+/// Query of `GET /v1/hosts`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct HostQuery {
+    #[param(value_type = Option<String>)]
+    pub group: Option<GroupName>,
+    #[param(value_type = Option<String>)]
+    pub state: Option<HostState>,
+    /// at most so many rows, 1 to 1,000; without it all
+    pub limit: Option<u32>,
+    /// only what follows: a host's name
+    pub after: Option<String>,
+}
+
+/// Query of `GET /v1/images` and of `GET /v1/templates`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct LibraryQuery {
+    /// at most so many rows, 1 to 1,000; without it all
+    pub limit: Option<u32>,
+    /// only what follows: a name
+    pub after: Option<String>,
+}
+
+/// Query of `GET /v1/jobs`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct JobQuery {
+    #[param(value_type = Option<String>)]
+    pub state: Option<JobState>,
+    /// only those that have not ended, or only those that have
+    pub active: Option<bool>,
+    /// vm-create, vm-migrate, ...
+    pub kind: Option<String>,
+    /// at most so many rows, 1 to 1,000; without it the newest 1,000
+    pub limit: Option<u32>,
+    /// only what follows: a job's id
+    pub after: Option<String>,
+}
+
+/// Query of `GET /v1/guardians`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct GuardianQuery {
+    #[param(value_type = Option<String>)]
+    pub host: Option<HostName>,
+    /// at most so many rows, 1 to 1,000; without it all
+    pub limit: Option<u32>,
+    /// only what follows: HOST/GUARDIAN/SHA256 of a row
+    pub after: Option<String>,
+}
+
+macro_rules! paged {
+    ($($query:ident),*) => {
+        $(impl Paged for $query {
+            fn set_page(&mut self, limit: u32, after: Option<String>) {
+                self.limit = Some(limit);
+                self.after = after;
+            }
+
+            fn after(&self) -> Option<&str> {
+                self.after.as_deref()
+            }
+        })*
+    };
+}
+
+paged!(
+    HostQuery,
+    LibraryQuery,
+    JobQuery,
+    GuardianQuery,
+    VmQuery,
+    AuditQuery
+);
+
+impl Row for HostView {
+    fn cursor(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Row for ImageView {
+    fn cursor(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Row for TemplateView {
+    fn cursor(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+/// Domains that Fleetward did not make may have the name of a VM on another host.
+impl Row for VmView {
+    fn cursor(&self) -> String {
+        format!("{}/{}", self.name, self.host)
+    }
+}
+
+impl Row for JobView {
+    fn cursor(&self) -> String {
+        self.id.to_string()
+    }
+}
+
+impl Row for GuardianView {
+    fn cursor(&self) -> String {
+        format!("{}/{}/{}", self.host, self.guardian, self.sha256)
+    }
+}
+
+impl Row for AuditRecord {
+    fn cursor(&self) -> String {
+        format!("{}/{}", self.host, self.seq)
+    }
+}
+
+/// Of records that are read as they are.
+impl Row for serde_json::Value {
+    fn cursor(&self) -> String {
+        let host = self["host"].as_str().unwrap_or_default();
+        format!("{host}/{}", self["seq"])
+    }
+}
