@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod controller;
 pub mod lists;
+pub mod plans;
 pub mod reports;
 pub mod tpm;
 pub mod verbs;

@@ -6,6 +6,7 @@ use crate::commands::Context;
 use crate::exit::{Exit, Stop};
 use crate::{interrupt, messages, wait};
 use fleetward_api::controller::{Accepted, JobView};
+use fleetward_api::plans::{VmPlan, Would};
 use fleetward_model::{ErrorCode, Failure, JobId, VmName};
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
@@ -73,7 +74,7 @@ struct Entry {
     result: Option<serde_json::Value>,
     /// In a dry run: `change`, `nothing` or `fail`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    would: Option<&'static str>,
+    would: Option<Would>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -229,32 +230,24 @@ where
     Ok(if failed { Exit::SomeFailed } else { Exit::Done })
 }
 
-/// What a command would do to a VM.
-pub(crate) enum Would {
-    Change(String),
-    Nothing(String),
-    Fail(Failure),
-}
-
 /// What would happen to each VM, with the reason where nothing would: the same report, in which all are skipped.
-pub(crate) fn dry_run(context: &Context, found: Vec<(VmName, Would)>) -> Result<Exit, Stop> {
+pub(crate) fn dry_run(context: &Context, plans: Vec<VmPlan>) -> Result<Exit, Stop> {
     let mut results = Vec::new();
     let (mut change, mut fail, mut nothing) = (0, 0, 0);
-    for (vm, would) in found {
-        let (counted, word, code, message) = match would {
-            Would::Change(message) => (&mut change, "change", None, message),
-            Would::Nothing(message) => (&mut nothing, "nothing", None, message),
-            Would::Fail(failure) => (&mut fail, "fail", Some(failure.code), short(&failure)),
-        };
-        *counted += 1;
+    for plan in plans {
+        match plan.would {
+            Would::Change => change += 1,
+            Would::Nothing => nothing += 1,
+            Would::Fail => fail += 1,
+        }
         let entry = Entry {
-            vm,
+            vm: plan.vm,
             outcome: Outcome::Skipped,
-            code,
-            message: Some(message),
+            code: plan.code,
+            message: Some(plan.message),
             job: None,
             result: None,
-            would: Some(word),
+            would: Some(plan.would),
         };
         tell(context, &entry, false)?;
         results.push(entry);

@@ -222,12 +222,13 @@ pub(crate) const TPM_ENABLED: &str = "TPM enabled";
 pub(crate) const TPM_ENABLED_ALREADY: &str = "has a TPM already";
 pub(crate) const TPM_DISABLED: &str = "TPM disabled, and kept in the history";
 pub(crate) const TPM_DISABLED_ALREADY: &str = "has no TPM";
+pub(crate) const TPM_RESTORED: &str = "TPM brought back";
 pub(crate) const TPM_ROLLED: &str = "TPM key replaced";
 
 pub(crate) fn tpm_restored(version: Option<u64>) -> String {
     match version {
         Some(version) => format!("version {version} of the TPM brought back"),
-        None => "TPM brought back".to_owned(),
+        None => TPM_RESTORED.to_owned(),
     }
 }
 
@@ -298,10 +299,6 @@ pub(crate) fn tpm_is_replaced(name: &VmName, version: Option<u64>) -> String {
 }
 
 pub(crate) const CONTINUE: &str = "Continue?";
-
-pub(crate) fn does_it_already(job: JobId) -> String {
-    format!("a job is already doing that; follow it with: fleetward job watch {job}")
-}
 
 pub(crate) fn would_summary(change: usize, fail: usize, nothing: usize) -> String {
     format!(

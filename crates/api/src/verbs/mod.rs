@@ -146,6 +146,7 @@ verbs! {
     tpm_restore::TpmRestore,
     tpm_roll::TpmRoll,
     tpm_history::TpmHistory,
+    tpm_plan::TpmPlan,
     vm_clone::VmClone,
     vm_recover::VmRecover,
     template_list::TemplateList,

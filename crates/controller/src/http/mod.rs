@@ -32,6 +32,7 @@ mod page;
 mod recover;
 mod refusal;
 mod tpm;
+mod tpm_plan;
 mod view;
 mod vm_change;
 mod vms;

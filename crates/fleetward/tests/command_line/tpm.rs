@@ -40,13 +40,8 @@ fn fleet() -> (Fake, Arc<Mutex<Vec<String>>>) {
     let router = Router::new()
         .route("/v1/vms", get(list))
         .route("/v1/vms/{vm}", get(show))
-        .route("/v1/vms/{vm}/tpm/history", get(async || Json(json!([]))))
+        .route("/v1/tpm-plans", post(plan))
         .route("/v1/vms/{vm}/tpm/{verb}", post(change))
-        .route("/v1/hosts", get(async || Json(hosts())))
-        .route(
-            "/v1/jobs/{job}",
-            get(async |Path(job): Path<String>| Json(view(&job, "running"))),
-        )
         .route("/v1/jobs/{job}/events", get(events));
     (Fake::with(router), asked)
 }
@@ -67,12 +62,55 @@ fn vms() -> Vec<Value> {
     ]
 }
 
-fn hosts() -> Value {
-    let host = |name: &str, state: &str| {
-        json!({ "name": name, "group": "default", "state": state, "address": null, "facts": null,
-                "last_seen": null, "vms": 1, "warnings": [] })
+/// What the controller says of each: the rules are its own, and tested with it.
+async fn plan(Json(request): Json<Value>) -> Json<Value> {
+    let named = request["names"].as_array().unwrap();
+    let change = request["change"].as_str().unwrap().to_owned();
+    let meant = |vm: &Value| match named.is_empty() {
+        true => request["host"].is_null() || vm["host"] == request["host"],
+        false => named.contains(&vm["name"]),
     };
-    json!([host("a", "online"), host("b", "unreachable")])
+    let vms: Vec<Value> = vms().into_iter().filter(meant).collect();
+    let plans: Vec<Value> = vms
+        .iter()
+        .map(|vm| planned(&change, vm, named.is_empty()))
+        .collect();
+    let with_tpm = vms.iter().filter(|vm| vm["tpm"]["enabled"] == true);
+    let lose: Vec<_> = with_tpm.map(|vm| vm["name"].clone()).collect();
+    let about = match change.as_str() {
+        "disable" => Some("tpm_is_lost"),
+        "restore" if !request["version"].is_null() => Some("tpm_is_replaced"),
+        _ => None,
+    };
+    let question = about
+        .filter(|_| !lose.is_empty())
+        .map(|about| json!({ "about": about, "vms": lose }));
+    Json(json!({ "vms": plans, "question": question }))
+}
+
+fn planned(change: &str, vm: &Value, chosen: bool) -> Value {
+    let name = vm["name"].as_str().unwrap();
+    let (would, code, message) = match name {
+        "bare" => ("nothing", None, "nothing to do: has no TPM".to_owned()),
+        "db" => (
+            "fail",
+            Some("HOST_UNREACHABLE"),
+            "host b of VM db does not answer".to_owned(),
+        ),
+        "held" if change == "roll" => (
+            "fail",
+            Some("VM_BUSY"),
+            format!("job {HELD_UP} works on VM held"),
+        ),
+        "held" => ("nothing", None, "a job is already doing that".to_owned()),
+        _ => (
+            "change",
+            None,
+            "would lose its TPM on host a; the TPM is kept".to_owned(),
+        ),
+    };
+    let spared = chosen && change == "roll" && name == "bare";
+    json!({ "vm": name, "would": would, "code": code, "message": message, "spared": spared })
 }
 
 fn view(job: &str, state: &str) -> Value {
@@ -155,7 +193,10 @@ fn a_roll_of_all_skips_vms_without_a_tpm_and_ends_well() {
 #[test]
 fn a_selector_that_fits_one_vm_is_a_bulk_all_the_same() {
     let router = Router::new()
-        .route("/v1/vms", get(async || Json([vms().remove(3)])))
+        .route(
+            "/v1/tpm-plans",
+            post(async || Json(json!({ "vms": [planned("disable", &vms().remove(3), true)], "question": null }))),
+        )
         .route(
             "/v1/vms/{vm}/tpm/{verb}",
             post(async || {
@@ -175,16 +216,14 @@ fn a_selector_that_fits_one_vm_is_a_bulk_all_the_same() {
 }
 
 #[test]
-fn a_dry_run_knows_of_hosts_that_are_away_and_of_jobs_under_way() {
+fn a_dry_run_prints_what_the_controller_says_and_asks_for_nothing() {
     let (fake, asked) = fleet();
     let (code, stdout, _) = run(fake.fleetward(&["tpm", "disable", "--all", "--dry-run"]));
     assert_eq!(code, 0);
     for line in [
         "bare: nothing to do: has no TPM",
         "db: HOST_UNREACHABLE: host b of VM db does not answer",
-        &format!(
-            "held: a job is already doing that; follow it with: fleetward job watch {HELD_UP}"
-        ),
+        "held: a job is already doing that",
         "web: would lose its TPM on host a; the TPM is kept",
         "nothing was changed: 1 would be changed, 1 would fail, 2 need nothing",
     ] {
