@@ -176,20 +176,116 @@ async fn a_damaged_store_is_refused() {
     );
 }
 
+/// The layout number of a file that nobody has open, after setting it.
+fn layout(path: &Path, set: Option<i64>) -> i64 {
+    let connection = rusqlite::Connection::open(path).expect("open");
+    if let Some(number) = set {
+        connection
+            .pragma_update(None, "user_version", number)
+            .expect("written");
+    }
+    connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .expect("read")
+}
+
+/// Whether any file of the store holds `text`.
+fn files_hold(dir: &TempDir, text: &[u8]) -> bool {
+    let files = std::fs::read_dir(dir.path()).expect("list");
+    files.into_iter().any(|file| {
+        let bytes = std::fs::read(file.expect("entry").path()).expect("read");
+        bytes.windows(text.len()).any(|window| window == text)
+    })
+}
+
+const FORMER: &[u8] = b"a value as it was before";
+
+fn converting() -> SqliteOptions {
+    SqliteOptions {
+        convert: Some(|key, value| {
+            (key.starts_with("old/") && value.starts_with(FORMER)).then(|| b"new".to_vec())
+        }),
+        ..SqliteOptions::default()
+    }
+}
+
 #[tokio::test]
-async fn a_store_of_a_newer_version_is_refused() {
-    let (_dir, path) = database();
-    drop(SqliteStore::open(&path).await.expect("open"));
+async fn values_of_an_earlier_layout_are_converted_once_and_leave_nothing_behind() {
+    let (dir, path) = database();
+    let store = SqliteStore::open(&path).await.expect("open");
+    let mut before = Revision::ZERO;
+    for i in 0..1200 {
+        let value = [FORMER, &[b'x'; 300]].concat();
+        before = put(&store, &format!("old/{}", i % 700), value).await;
+    }
+    put(&store, "other", FORMER).await;
+    // what was deleted and compacted lies in free pages
+    store.compact(Revision(900)).await.expect("compact");
+    drop(store);
+    layout(&path, Some(1));
+    assert!(files_hold(&dir, FORMER));
+
+    let store = SqliteStore::open_with(&path, converting()).await;
+    let store = store.expect("open");
+    let page = store.list(Range::prefix("old/")).await.expect("list");
+    assert_eq!(page.entries.len(), 700);
+    assert!(page.entries.iter().all(|entry| entry.value == "new"));
+    let past = store.list(Range::prefix("old/").at(Revision(1000))).await;
+    let past = past.expect("history").entries;
+    assert!(past.iter().all(|entry| entry.value == "new"));
+    assert_eq!(page.revision, before.next(), "no write of anybody");
+    let kept = store.get("other").await.expect("get").expect("there");
+    assert_eq!(kept.value, FORMER);
+    let _ = store
+        .commit(Txn::new().delete("other"))
+        .await
+        .expect("commit");
+    let now = store.revision().await.expect("revision");
+    store.compact(now).await.expect("compact");
+    put(&store, "old/late", FORMER).await;
+    drop(store);
+    assert_eq!(layout(&path, None), 2, "programs of layout 1 refuse it");
+
+    let store = SqliteStore::open_with(&path, converting()).await;
+    let late = store.expect("open").get("old/late").await.expect("get");
+    assert_eq!(late.expect("there").value, FORMER, "the second time");
+}
+
+#[tokio::test]
+async fn a_conversion_that_was_interrupted_is_swept_at_the_next_start() {
+    let (dir, path) = database();
+    let store = SqliteStore::open(&path).await.expect("open");
+    put(&store, "old/key", [FORMER, &[b'x'; 9000]].concat()).await;
+    drop(store);
+    // As after a crash behind the first transaction: the value is converted, its former pages are free.
     let connection = rusqlite::Connection::open(&path).expect("open");
     connection
-        .pragma_update(None, "user_version", 99)
-        .expect("set");
+        .execute_batch(
+            "UPDATE version SET value = x'6e6577'; INSERT INTO counter (name, value) VALUES ('unswept', 1);",
+        )
+        .expect("written");
     drop(connection);
-    let refused = SqliteStore::open(&path).await;
+    drop(
+        SqliteStore::open_with(&path, converting())
+            .await
+            .expect("open"),
+    );
+    assert!(!files_hold(&dir, FORMER));
+    assert!(!files_hold(&dir, &[b'x'; 100]));
+}
+
+#[tokio::test]
+async fn a_store_of_a_newer_version_is_refused_and_left_alone() {
+    let (_dir, path) = database();
+    drop(SqliteStore::open(&path).await.expect("open"));
+    layout(&path, Some(99));
+    let before = std::fs::read(&path).expect("read");
+    let refused = SqliteStore::open_with(&path, converting()).await;
     assert!(
         matches!(refused, Err(StoreError::TooNew { found: 99, .. })),
         "{refused:?}"
     );
+    assert!(std::fs::read(&path).expect("read") == before);
 }
 
 #[tokio::test]

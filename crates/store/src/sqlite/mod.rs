@@ -10,6 +10,7 @@
 //! writer's memory. Only a client in the same process can keep a lease alive, so opening the file ends all leases that
 //! it contains.
 
+mod convert;
 mod lock;
 mod query;
 mod reader;
@@ -40,13 +41,19 @@ pub struct SqliteOptions {
     pub history: u64,
     /// The largest size of the database file in bytes; writes beyond it fail as on a full disk.
     pub size_limit: Option<u64>,
+    /// Converts the values of a file of an earlier layout, once, when it is opened.
+    pub convert: Option<Convert>,
 }
+
+/// Gives the value under a key as the present layout has it; none where it stays as it is.
+pub type Convert = fn(key: &str, value: &[u8]) -> Option<Vec<u8>>;
 
 impl Default for SqliteOptions {
     fn default() -> Self {
         Self {
             history: 10_000,
             size_limit: None,
+            convert: None,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Each version of each key is a row. `superseded` is the later revision that replaced it, and a deletion is a version
 //! without a value. One table therefore answers reads of now, reads of a past revision, and watches.
 
-use super::{SqliteOptions, io_failed, sqlite_failed};
+use super::{Convert, SqliteOptions, io_failed, sqlite_failed};
 use crate::StoreError;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{OpenOptions, Permissions};
@@ -14,8 +14,10 @@ use std::time::Duration;
 /// "FWst", so that another program's database is not taken for ours.
 const APPLICATION_ID: i64 = 0x4657_7374;
 
-/// Statements that lead from layout `n` to `n + 1`. Append only.
-const MIGRATIONS: &[&str] = &["
+/// Statements that lead from layout `n` to `n + 1`. Append only. A new layout is also due when a value changes in a way that
+/// an older program would misread; a field that it may pass over needs none.
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE counter (
         name TEXT PRIMARY KEY,
         value INTEGER NOT NULL
@@ -37,7 +39,10 @@ const MIGRATIONS: &[&str] = &["
     CREATE UNIQUE INDEX version_current ON version (key) WHERE superseded IS NULL;
     CREATE INDEX version_deleted ON version (mod_revision) WHERE value IS NULL;
     CREATE INDEX version_leased ON version (lease) WHERE lease IS NOT NULL AND superseded IS NULL;
-"];
+",
+    // The tables stay. Values are written that programs of layout 1 would misread, so those refuse the file instead.
+    "",
+];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -90,7 +95,9 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Connection, S
             )
             .map_err(failed)?;
     }
-    migrate(&mut connection, found).map_err(|e| sqlite_failed("update the layout of", path, e))?;
+    let updating = |e| sqlite_failed("update the layout of", path, e);
+    migrate(&mut connection, found, options.convert).map_err(updating)?;
+    super::convert::sweep(&connection).map_err(updating)?;
     check(&connection, path)?;
     Ok(connection)
 }
@@ -132,10 +139,17 @@ fn layout(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
     })
 }
 
-fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
+fn migrate(
+    connection: &mut Connection,
+    found: i64,
+    convert: Option<Convert>,
+) -> rusqlite::Result<()> {
     for (number, statements) in (0_i64..).zip(MIGRATIONS).skip_while(|(n, _)| *n < found) {
         let step = connection.transaction()?;
         step.execute_batch(statements)?;
+        if let (Some(convert), 1..) = (convert, found) {
+            super::convert::all(&step, convert)?;
+        }
         step.pragma_update(None, "application_id", APPLICATION_ID)?;
         step.pragma_update(None, "user_version", number + 1)?;
         step.commit()?;
