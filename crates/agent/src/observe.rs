@@ -10,9 +10,9 @@ use fleetward_api::agent::AgentEvent;
 use fleetward_hypervisor::{
     DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent, StopReason,
 };
-use fleetward_model::host::{Accelerator, HostFacts, HypervisorVersions, PoolFacts};
+use fleetward_model::host::{Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts};
 use fleetward_model::vm::{
-    DiskBus, DiskObserved, TpmObserved, VmDefined, VmMetadata, VmObserved, VmState,
+    DiskBus, DiskObserved, TpmObserved, VmDefined, VmMetadata, VmReport, VmState, protector_sha256,
 };
 use fleetward_model::{ByteSize, VmId};
 use fleetward_protector::KeyProtector;
@@ -155,8 +155,13 @@ async fn announce_snapshot(host: &Host) {
     }
 }
 
-/// The events of one reader: a snapshot, then everything that changes.
-pub(crate) fn events(host: Arc<Host>) -> impl Stream<Item = Arc<AgentEvent>> {
+/// The events of one reader, in the versions that it knows: a snapshot, then everything that changes.
+pub(crate) fn events(host: Arc<Host>, formats: Formats) -> impl Stream<Item = AgentEvent> {
+    use futures_util::StreamExt;
+    all_events(host).map(move |event| AgentEvent::clone(&event).readable_with(formats))
+}
+
+fn all_events(host: Arc<Host>) -> impl Stream<Item = Arc<AgentEvent>> {
     let receiver = host.observer.events.subscribe();
     futures_util::stream::unfold(
         (host, receiver, true),
@@ -225,12 +230,13 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
         guardians: host.keyring.facts(),
         clock: OffsetDateTime::now_utc(),
         tpm_pool: host.tpm_pool.ready(),
+        formats: Formats::KNOWN,
         warnings: host.warnings.iter().cloned().chain(pool_warnings).collect(),
     })
 }
 
 /// One VM as it is now, none when this host has none of that id.
-pub(crate) async fn observe(host: &Host, vm: VmId) -> Result<Option<VmObserved>> {
+pub(crate) async fn observe(host: &Host, vm: VmId) -> Result<Option<VmReport>> {
     match host.hypervisor.inspect(vm).await {
         Ok(domain) => {
             let (pools, _) = host.pools.facts();
@@ -244,7 +250,7 @@ pub(crate) async fn observe(host: &Host, vm: VmId) -> Result<Option<VmObserved>>
     }
 }
 
-async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> VmObserved {
+async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> VmReport {
     let mut metadata = domain.metadata.clone();
     if let Some(metadata) = &mut metadata {
         // Our own record decides: a live migration brings the source's metadata along.
@@ -263,7 +269,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         Some(metadata) => metadata.spec.name.clone(),
         None => domain.name.clone(),
     };
-    VmObserved {
+    VmReport {
         id: domain.id,
         host: host.member.host.clone(),
         state: state_of(domain.state),
@@ -375,6 +381,9 @@ fn describe_tpm(enabled: bool, metadata: Option<&VmMetadata>) -> TpmObserved {
             .and_then(|m| m.ek_certificate.as_deref())
             .and_then(|text| STANDARD.decode(text).ok())
             .map(sha256),
+        protector_sha256: metadata
+            .and_then(|m| m.key_protector.as_deref())
+            .map(protector_sha256),
     }
 }
 

@@ -16,14 +16,15 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use fleetward_api::agent::{
     self as api, AuditHead, CancelRequest, GuardianChange, OperationLine, OperationRequest,
-    Question,
+    Question, VmDetail,
 };
 use fleetward_api::{MAX_BODY, NDJSON};
 use fleetward_link::{Identity, Peer};
 use fleetward_model::guardian::GuardianFacts;
+use fleetward_model::host::Formats;
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
 use futures_util::{Stream, StreamExt};
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
@@ -151,8 +152,16 @@ fn lines<T: Serialize + Send + 'static>(
     ([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response()
 }
 
-async fn events(State(host): State<Arc<Host>>) -> Response {
-    lines(observe::events(host))
+async fn events(State(host): State<Arc<Host>>, headers: HeaderMap) -> Response {
+    lines(observe::events(host, formats_of(&headers)))
+}
+
+/// The versions that the one who asks knows.
+fn formats_of(headers: &HeaderMap) -> Formats {
+    let said = headers
+        .get(api::FORMATS)
+        .and_then(|said| said.to_str().ok());
+    said.map_or_else(Formats::default, Formats::parse)
 }
 
 async fn operate(State(host): State<Arc<Host>>, request: Request) -> Answer<Response> {
@@ -196,9 +205,14 @@ async fn question(State(host): State<Arc<Host>>, request: Request) -> Answer<Res
     Ok(Json(answer).into_response())
 }
 
-async fn vm(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<Response> {
+async fn vm(
+    State(host): State<Arc<Host>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Answer<Response> {
     let detail = questions::detail(&host, vm_id(&id)?).await?;
-    Ok(Json(detail).into_response())
+    let vm = detail.vm.readable_with(formats_of(&headers));
+    Ok(Json(VmDetail { vm, ..detail }).into_response())
 }
 
 async fn vm_tpm(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<Response> {

@@ -106,7 +106,7 @@ async fn every_vm_is_known_with_its_tpm_its_guardians_and_who_lost_its_key() {
         .detail(metadata("a", "revoked1").spec.id)
         .await
         .unwrap();
-    assert_eq!(revoked.vm.roll_due().count(), 1);
+    assert_eq!(revoked.vm.clone().digested().roll_due().count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,7 +176,7 @@ async fn an_arrival_is_no_vm_until_it_is_committed_and_can_be_abandoned() {
         .unwrap();
     let seen = node.detail(desk.spec.id).await.unwrap().vm;
     assert_eq!(seen.state, VmState::Running);
-    assert!(seen.is_the_vm());
+    assert!(seen.clone().digested().is_the_vm());
 
     // Prepared, and nothing had arrived.
     let moving = metadata("a", "moving1");
@@ -192,7 +192,7 @@ async fn an_arrival_is_no_vm_until_it_is_committed_and_can_be_abandoned() {
     job.on(&node, abandon).await.unwrap();
     assert!(!record_of(&node, moving.spec.id).exists());
     let plain = node.detail(metadata("b", "plain1").spec.id).await.unwrap();
-    assert!(!plain.vm.tpm.enabled && plain.vm.is_the_vm());
+    assert!(!plain.vm.tpm.enabled && plain.vm.clone().digested().is_the_vm());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -124,7 +124,12 @@ async fn a_running_vm_moves_every_step_repeated_and_nothing_stays_behind() {
         ErrorCode::VmStateWrong
     );
     let observed = b.detail(pair.spec.id).await.unwrap().vm;
-    assert!(!observed.is_the_vm());
+    assert!(
+        observed
+            .metadata
+            .as_ref()
+            .is_some_and(|m| m.transit.is_some())
+    );
 
     for _ in 0..2 {
         job.on(a, operation::Depart {}).await.unwrap();
@@ -162,7 +167,13 @@ async fn a_running_vm_moves_every_step_repeated_and_nothing_stays_behind() {
             .is_none()
     );
     let arrived = b.detail(pair.spec.id).await.unwrap();
-    assert!(arrived.vm.is_the_vm());
+    assert!(
+        arrived
+            .vm
+            .metadata
+            .as_ref()
+            .is_some_and(|m| m.transit.is_none())
+    );
     assert_eq!(arrived.can_open, CanOpen::Yes);
 
     // And back: b is not the owner of the key protector, and becomes it.
@@ -437,7 +448,12 @@ async fn a_stopped_vm_moves_with_disk_variables_and_tpm_state() {
     assert_eq!(foreign, by_hand, "what somebody wrote by hand moves too");
     let observed = b.detail(pair.spec.id).await.unwrap().vm;
     assert_eq!(observed.state, VmState::Stopped);
-    assert!(observed.is_the_vm());
+    assert!(
+        observed
+            .metadata
+            .as_ref()
+            .is_some_and(|m| m.transit.is_none())
+    );
     Job::new(pair.spec.id, 10)
         .on(b, operation::Start {})
         .await

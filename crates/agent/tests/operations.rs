@@ -12,7 +12,8 @@ use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::*;
 use fleetward_link::Identity;
 use fleetward_model::guardian::EndorsedGuardian;
-use fleetward_model::vm::{NewerSpec, VmState};
+use fleetward_model::host::Formats;
+use fleetward_model::vm::{NewerSpec, VmReport, VmState, protector_sha256};
 use fleetward_model::{ErrorCode, Failure, VmId};
 use support::{Fleet, Job, Node, create_running, record_of, refusal, spec};
 
@@ -554,6 +555,65 @@ async fn events_begin_with_a_snapshot_and_tell_of_changes() {
         }
     }
     assert!(begun.elapsed().as_secs_f32() < 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_gets_what_it_knows_and_key_protectors_only_where_it_asks() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, metadata) = create_running(&fleet, &node, "vm1").await;
+    let path = format!("/v1/vms/{}", spec.id);
+    let ask = async |formats: Option<&'static str>| -> VmReport {
+        let request = node.client.request(http::Method::GET, &path);
+        let request = match formats {
+            None => request,
+            Some(known) => request.header(
+                http::HeaderName::from_static(FORMATS),
+                http::HeaderValue::from_static(known),
+            ),
+        };
+        let detail: VmDetail = request.send().await.unwrap().json().await.unwrap();
+        detail.vm
+    };
+    let text = metadata.key_protector.clone().unwrap();
+    let sha256 = Some(protector_sha256(&text));
+    // A controller from before versions says nothing and reads the text.
+    let old = ask(None).await;
+    assert_eq!(old.metadata.unwrap().key_protector, Some(text.clone()));
+    let new = ask(Some("spec=2,custody=2")).await;
+    assert_eq!(new.tpm.protector_sha256, sha256);
+    let known = new.metadata.unwrap();
+    assert_eq!((known.key_protector, known.ek_certificate), (None, None));
+    assert_eq!(known.spec, spec);
+
+    node.fake.with(|s| {
+        let domain = s.domains.get_mut(&spec.id).unwrap();
+        domain.metadata.as_mut().unwrap().spec.description = "büro".parse().unwrap();
+    });
+    let old = ask(None).await;
+    assert_eq!(
+        (old.metadata, old.newer),
+        (None, Some(NewerSpec { version: 2 }))
+    );
+    let asked = ask(Some("spec=2,custody=1")).await.metadata.unwrap();
+    assert_eq!(asked.spec.description.as_str(), "büro");
+    assert_eq!(asked.key_protector, Some(text));
+    let first = async |formats: &'static str| {
+        let request = node.client.request(http::Method::GET, EVENTS).header(
+            http::HeaderName::from_static(FORMATS),
+            http::HeaderValue::from_static(formats),
+        );
+        let mut lines = request.send().await.unwrap().lines();
+        let line: AgentEvent = lines.next_json().await.unwrap().unwrap();
+        let AgentEvent::Snapshot { facts, vms } = line else {
+            panic!("{line:?}")
+        };
+        assert_eq!(facts.formats, Formats::KNOWN);
+        vms.into_iter().next().unwrap().metadata
+    };
+    let seen = first("spec=2,custody=2").await.unwrap();
+    assert_eq!(seen.key_protector, None);
+    assert!(first("custody=2").await.is_none(), "no version 2");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,8 +23,8 @@
 pub mod operation;
 
 use fleetward_model::guardian::EndorsedGuardian;
-use fleetward_model::host::HostFacts;
-use fleetward_model::vm::{VmMetadata, VmObserved};
+use fleetward_model::host::{Formats, HostFacts};
+use fleetward_model::vm::{VmMetadata, VmReport};
 use fleetward_model::{Failure, GuardianId, HostName, JobId, VmId};
 use operation::{Operation, OperationResult};
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,10 @@ pub const AUDIT_WITNESS: &str = "/v1/audit/witness";
 /// Token of the console's HTTP upgrade.
 pub const CONSOLE_PROTOCOL: &str = "fleetward-console";
 
+/// Header of a request: what its sender knows, as [`Formats`](fleetward_model::host::Formats) writes it. `GET /v1/events`
+/// and `GET /v1/vms/{id}` answer in those versions; without it, as agents answered before there were versions.
+pub const FORMATS: &str = "fleetward-formats";
+
 /// Something the controller should know, in the order it happened.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -52,14 +56,14 @@ pub enum AgentEvent {
     /// Everything; the first line of every stream, and again after libvirt was away.
     Snapshot {
         facts: Box<HostFacts>,
-        vms: Vec<VmObserved>,
+        vms: Vec<VmReport>,
     },
     /// The host's facts, every few seconds: also the sign of life.
     Facts {
         facts: Box<HostFacts>,
     },
     VmChanged {
-        vm: Box<VmObserved>,
+        vm: Box<VmReport>,
     },
     VmRemoved {
         id: VmId,
@@ -206,10 +210,30 @@ pub enum CanOpen {
     },
 }
 
+impl AgentEvent {
+    /// As a reader that knows `formats` can take it.
+    #[must_use]
+    pub fn readable_with(self, formats: Formats) -> Self {
+        match self {
+            Self::Snapshot { facts, vms } => Self::Snapshot {
+                facts,
+                vms: vms
+                    .into_iter()
+                    .map(|vm| vm.readable_with(formats))
+                    .collect(),
+            },
+            Self::VmChanged { vm } => Self::VmChanged {
+                vm: Box::new(vm.readable_with(formats)),
+            },
+            Self::Facts { .. } | Self::VmRemoved { .. } => self,
+        }
+    }
+}
+
 /// One VM with what only its host knows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VmDetail {
-    pub vm: VmObserved,
+    pub vm: VmReport,
     pub cpu_xml: Option<String>,
     /// Whether the host can open the key protector.
     pub can_open: CanOpen,

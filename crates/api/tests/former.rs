@@ -2,6 +2,8 @@
 
 use fleetward_api::agent::*;
 use fleetward_api::tpm::TpmBundle;
+use fleetward_model::host::Formats;
+use fleetward_model::vm::{NewerSpec, VmReport, protector_sha256};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -72,9 +74,86 @@ fn what_an_earlier_agent_reports_is_read_whole() {
         .expect("it is in the snapshot");
     assert_eq!(revoked.tpm.owner.as_ref(), Some(&own.id));
     assert!(revoked.tpm.enabled && revoked.tpm.guardians.contains(&own.id));
+    let revoked = VmReport::clone(revoked).digested();
     assert_eq!(revoked.roll_due().count(), 1, "who lost the key is known");
     assert!(revoked.is_the_vm());
     all_survive::<VmDetail>("details.jsonl");
+}
+
+/// The VMs of all events.
+fn reported() -> Vec<VmReport> {
+    let events = lines("events.jsonl").into_iter();
+    let vms =
+        events.flat_map(
+            |line| match serde_json::from_str(line.as_str()).expect("an event") {
+                AgentEvent::Snapshot { vms, .. } => vms,
+                AgentEvent::VmChanged { vm } => vec![*vm],
+                AgentEvent::Facts { .. } | AgentEvent::VmRemoved { .. } => Vec::new(),
+            },
+        );
+    vms.collect()
+}
+
+#[test]
+fn of_the_custody_that_an_earlier_agent_sends_only_digests_are_kept() {
+    let mut reduced = 0;
+    for vm in reported() {
+        let Some(metadata) = vm.metadata.clone() else {
+            continue;
+        };
+        let kept = vm.digested();
+        let text = metadata.key_protector.as_deref();
+        assert_eq!(kept.tpm.protector_sha256, text.map(protector_sha256));
+        let written = serde_json::to_string(&kept).expect("JSON");
+        for custody in [metadata.key_protector, metadata.ek_certificate] {
+            assert!(custody.is_none_or(|text| !written.contains(&text)));
+        }
+        let summary = kept.metadata.expect("it stays one of ours");
+        assert_eq!(
+            (summary.spec, summary.revoked),
+            (metadata.spec, metadata.revoked)
+        );
+        reduced += 1;
+    }
+    assert!(reduced > 2, "{reduced} VMs");
+}
+
+#[test]
+fn an_earlier_controller_gets_nothing_that_it_cannot_read() {
+    let mut vms = reported();
+    vms.retain(|vm| vm.metadata.is_some());
+    let spec = &mut vms[0].metadata.as_mut().expect("ours").spec;
+    spec.description = "Büro".parse().expect("short");
+    let changed = |formats| -> Vec<VmReport> {
+        let vm = Box::new(vms[0].clone());
+        let one = AgentEvent::VmChanged { vm }.readable_with(formats);
+        let AgentEvent::VmChanged { vm } = one else {
+            panic!("{one:?}")
+        };
+        let others = vms[1..].iter().cloned();
+        let mut all = vec![*vm];
+        all.extend(others.map(|vm| vm.readable_with(formats)));
+        all
+    };
+    let old = changed(Formats::default());
+    assert_eq!(old[0].newer, Some(NewerSpec { version: 2 }));
+    assert_eq!(
+        old[0].metadata, None,
+        "shown as one that it does not manage"
+    );
+    assert_eq!(old[1..], vms[1..], "key protectors and all");
+    assert!(
+        !serde_json::to_string(&old)
+            .expect("JSON")
+            .contains("\"v2\"")
+    );
+    for vm in changed(Formats::KNOWN) {
+        let metadata = vm.metadata.expect("known");
+        assert_eq!(
+            (metadata.key_protector, metadata.ek_certificate),
+            (None, None)
+        );
+    }
 }
 
 #[test]

@@ -7,19 +7,22 @@ use crate::debts::unpaid;
 use crate::fleet::Fleet;
 use crate::hosts::{HostRecord, Hosts};
 use crate::presence::Presence;
-use fleetward_api::agent::operation::{Answer, HostOperation, OperationResult};
+use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
 use fleetward_api::agent::{
-    self, AgentEvent, AuditHead, CancelRequest, GuardianChange, IncomingAnswer, OperationLine,
-    OperationRequest, Question, VmDetail,
+    self, AgentEvent, AuditHead, CanOpen, CancelRequest, GuardianChange, IncomingAnswer,
+    OperationLine, OperationRequest, Question, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
 use fleetward_link::client::{Lines, Response, Timeouts, UpgradedIo};
 use fleetward_link::{Client, ClientError, ClientTls, Identity};
 use fleetward_model::audit::AuditRecord;
+use fleetward_model::fit;
 use fleetward_model::guardian::GuardianFacts;
+use fleetward_model::host::Formats;
+use fleetward_model::vm::{Custody, VmObserved};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
-use http::Method;
+use http::{HeaderName, HeaderValue, Method};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +46,8 @@ pub(crate) struct Agents {
     presence: Arc<Presence>,
     debts: Arc<DebtBook>,
     clients: Mutex<HashMap<HostName, (String, Client)>>,
+    /// As each host last said; nothing is known of one that has not been heard.
+    formats: Mutex<HashMap<HostName, Formats>>,
 }
 
 impl Agents {
@@ -58,7 +63,19 @@ impl Agents {
             presence,
             debts,
             clients: Mutex::default(),
+            formats: Mutex::default(),
         }
+    }
+
+    /// Takes note of which versions a host's agent knows.
+    pub(crate) fn learn(&self, host: &HostName, formats: Formats) {
+        let mut known = self.formats.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(host.clone(), formats);
+    }
+
+    fn formats_of(&self, host: &HostName) -> Option<Formats> {
+        let known = self.formats.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(host).copied()
     }
 
     /// The agent of a host of the fleet.
@@ -94,6 +111,7 @@ impl Agents {
             client,
             presence: self.presence.clone(),
             debts: self.debts.clone(),
+            formats: self.formats_of(host),
         }
     }
 }
@@ -105,6 +123,8 @@ pub(crate) struct Agent {
     client: Client,
     presence: Arc<Presence>,
     debts: Arc<DebtBook>,
+    /// None before it was heard.
+    formats: Option<Formats>,
 }
 
 impl Agent {
@@ -112,6 +132,10 @@ impl Agent {
     pub(crate) async fn events(&self, silence: Duration) -> Result<Events, Failure> {
         let request = self.client.request(Method::GET, agent::EVENTS);
         let request = request
+            .header(
+                HeaderName::from_static(agent::FORMATS),
+                header(Formats::KNOWN),
+            )
             .response_timeout(Some(silence))
             .idle_timeout(Some(silence));
         let response = request.send().await.map_err(|error| self.failed(&error))?;
@@ -143,6 +167,7 @@ impl Agent {
                 false => StepError::fatal(failure),
             });
         }
+        self.require_formats(&request.operation)?;
         let sending = self
             .client
             .request(Method::POST, agent::OPERATIONS)
@@ -232,6 +257,18 @@ impl Agent {
         ))
     }
 
+    /// Refuses what the host's agent cannot read, or can only read a part of. What was not refused before a job, because the
+    /// agent was replaced by an older one since, is refused here.
+    fn require_formats(&self, operation: &Operation) -> Result<(), Failure> {
+        let Some(known) = self.formats else {
+            return Ok(());
+        };
+        match fit::agent_knows(known, operation.formats(), &self.host) {
+            None => Ok(()),
+            Some(finding) => Err(Failure::new(finding.code, finding.what).fix(finding.fix)),
+        }
+    }
+
     /// A lost request does no harm: the engine drops the step when its grace is over, and undoes it.
     pub(crate) async fn cancel(&self, request: &CancelRequest) {
         let request = self
@@ -244,11 +281,34 @@ impl Agent {
     }
 
     /// What it says of one VM; none when it has no such domain.
-    pub(crate) async fn vm(&self, id: VmId) -> Result<Option<VmDetail>, Failure> {
+    pub(crate) async fn vm(&self, id: VmId) -> Result<Option<Detail>, Failure> {
+        let detail = self.detail(id, Formats::KNOWN).await?;
+        Ok(detail.map(Detail::from))
+    }
+
+    /// What it says of one VM, with the key protector and the EK certificate of a VM that Fleetward made: for the host that
+    /// needs them, and never to be stored. None when it has no such domain.
+    pub(crate) async fn custody(
+        &self,
+        id: VmId,
+    ) -> Result<Option<(Detail, Option<Custody>)>, Failure> {
+        let formats = Formats {
+            custody: 1,
+            ..Formats::KNOWN
+        };
+        let Some(detail) = self.detail(id, formats).await? else {
+            return Ok(None);
+        };
+        let custody = detail.vm.metadata.as_ref().map(Custody::from);
+        Ok(Some((Detail::from(detail), custody)))
+    }
+
+    async fn detail(&self, id: VmId, formats: Formats) -> Result<Option<VmDetail>, Failure> {
         let path = agent::VM.replace("{id}", &id.to_string());
         let request = self
             .client
             .request(Method::GET, &path)
+            .header(HeaderName::from_static(agent::FORMATS), header(formats))
             .response_timeout(Some(QUESTION_TIMEOUT));
         let answer = async {
             let response = self.in_time(request.send()).await?;
@@ -425,6 +485,28 @@ impl Agent {
             )
             .because(crate::chain(error))
             .about(&Names::default().host(host)),
+        }
+    }
+}
+
+fn header(formats: Formats) -> HeaderValue {
+    HeaderValue::try_from(formats.to_string()).expect("digits and letters")
+}
+
+/// One VM with what only its host knows; its custody as digests.
+#[derive(Debug, Clone)]
+pub(crate) struct Detail {
+    pub(crate) vm: VmObserved,
+    pub(crate) cpu_xml: Option<String>,
+    pub(crate) can_open: CanOpen,
+}
+
+impl From<VmDetail> for Detail {
+    fn from(detail: VmDetail) -> Self {
+        Self {
+            vm: detail.vm.digested(),
+            cpu_xml: detail.cpu_xml,
+            can_open: detail.can_open,
         }
     }
 }

@@ -105,6 +105,12 @@ impl App {
             fleet,
             store: store.clone(),
         });
+        for host in world.hosts.all() {
+            // What it knew when it was last heard.
+            if let Some(facts) = world.inventory.seen(&host.name).facts {
+                world.agents.learn(&host.name, facts.formats);
+            }
+        }
         let watchers = Arc::new(Watchers::new(stop.clone()));
         call_everybody(&world, &watchers).await;
         let options = EngineOptions {

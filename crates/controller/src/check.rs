@@ -1,13 +1,14 @@
 //! Collects the facts for the pure rules of `model::preflight`.
 
+use crate::agents::Detail;
 use crate::debts::unpaid;
 use crate::world::{HostFactsNow, World};
-use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, VmDetail};
+use fleetward_api::agent::{CanOpen, IncomingAnswer, Question};
 use fleetward_api::controller::CheckView;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::preflight::{Facts, Incoming, Mode, Opening, check};
-use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::vm::{Custody, VmObserved, VmState};
 use fleetward_model::{Failure, HostName};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
@@ -20,21 +21,30 @@ const CHECKS_AT_ONCE: usize = 16;
 #[derive(Debug, Clone)]
 pub(crate) struct AtHome {
     pub(crate) vm: VmObserved,
-    pub(crate) detail: Option<VmDetail>,
+    pub(crate) detail: Option<Detail>,
+    /// For the destination's answer; dropped with the check.
+    custody: Option<Custody>,
 }
 
 impl AtHome {
     /// Asks the VM's host; without an answer, what was last seen has to do.
     pub(crate) async fn ask(world: &World, vm: &VmObserved) -> Self {
         let host = &vm.host;
-        let detail = match world.agents.of(host) {
-            Ok(agent) if world.inventory.seen(host).online => agent.vm(vm.id).await.ok().flatten(),
+        let answer = match world.agents.of(host) {
+            Ok(agent) if world.inventory.seen(host).online => {
+                agent.custody(vm.id).await.ok().flatten()
+            }
             _ => None,
         };
+        let (detail, custody) = answer.unzip();
         let vm = detail
             .as_ref()
             .map_or_else(|| vm.clone(), |detail| detail.vm.clone());
-        Self { vm, detail }
+        Self {
+            vm,
+            detail,
+            custody: custody.flatten(),
+        }
     }
 }
 
@@ -59,8 +69,9 @@ pub(crate) async fn against(
                 .detail
                 .as_ref()
                 .and_then(|detail| detail.cpu_xml.clone());
+            let custody = home.custody.clone().unwrap_or_default();
             let question = Question {
-                metadata: metadata.clone(),
+                metadata: metadata.clone().with_custody(custody),
                 cpu_xml,
             };
             let answered = async { world.agents.of(to)?.ask(&question).await };

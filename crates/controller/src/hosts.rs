@@ -7,7 +7,7 @@
 use anyhow::Context;
 use fleetward_durable::{self as durable, Access};
 use fleetward_model::guardian::GuardianFacts;
-use fleetward_model::vm::{Revocation, VmMetadata};
+use fleetward_model::vm::{Revocation, VmSummary};
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName};
 use fleetward_store::{Guard, Outcome, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ pub(crate) struct HostRecord {
 
 impl HostRecord {
     /// Whether the VM's key was taken away from this host by name, before a rotation or after.
-    pub(crate) fn is_revoked_for(&self, vm: &VmMetadata) -> bool {
+    pub(crate) fn is_revoked_for(&self, vm: &VmSummary) -> bool {
         self.is_among(&vm.revoked)
     }
 

@@ -200,7 +200,7 @@ impl Inventory {
             AgentEvent::Snapshot { facts, vms } => {
                 let new: BTreeMap<_, _> = vms
                     .into_iter()
-                    .map(|vm| (vm.id, Arc::new(vm.by_its_specification())))
+                    .map(|vm| (vm.id, Arc::new(vm.digested())))
                     .collect();
                 for id in seen.vms.keys().chain(new.keys()) {
                     if seen.vms.get(id) != new.get(id) {
@@ -221,7 +221,7 @@ impl Inventory {
             }
             AgentEvent::VmChanged { vm } => {
                 dirty.insert((host.clone(), vm.id));
-                seen.put(vm.by_its_specification());
+                seen.put(vm.digested());
             }
             AgentEvent::VmRemoved { id } => {
                 dirty.insert((host.clone(), id));
@@ -243,7 +243,7 @@ impl Inventory {
                     .get(&id)
                     .is_none_or(|known| known.observed <= vm.observed);
                 if newer {
-                    seen.put(vm.by_its_specification());
+                    seen.put(vm);
                 }
             }
             None => seen.remove(id),

@@ -35,6 +35,7 @@ mod image_format;
 mod images;
 mod inventory;
 mod keeper;
+mod layout;
 mod presence;
 mod survey;
 mod templates;
@@ -44,14 +45,15 @@ mod work;
 mod world;
 
 pub use escrow::retention::Retention;
+pub use fleetward_model::Failure;
 pub use http::openapi_json;
 
 use anyhow::Context;
 use app::App;
 use fleetward_link::{ClientCertificates, ServerTls, SocketSpec, TlsServer, UnixServer};
+use fleetward_model::ErrorCode;
 use fleetward_model::guardian::TrustMode;
-use fleetward_model::{ErrorCode, Failure};
-use fleetward_store::{Guard, SqliteStore, Store, StoreError, StoreExt};
+use fleetward_store::{Guard, SqliteOptions, SqliteStore, Store, StoreError, StoreExt};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -104,8 +106,7 @@ pub async fn run_until(
 ) -> anyhow::Result<()> {
     make_private(&options.data)?;
     let now = OffsetDateTime::now_utc();
-    let store = SqliteStore::open(options.data.join("store.db")).await;
-    let store: Arc<dyn Store> = Arc::new(store.context("cannot open the store")?);
+    let store: Arc<dyn Store> = Arc::new(open_store(options.data.join("store.db")).await?);
     let fleet = Arc::new(fleet::Fleet::open(&options.data, now)?);
     let tls = ServerTls::new(
         fleet.credential().clone(),
@@ -144,6 +145,24 @@ pub async fn run_until(
     app.stop().await;
     tls.context("the server for the fleet failed")?;
     unix.context("the server for local administrators failed")
+}
+
+/// Opens the store, and brings one of an earlier version up to date.
+async fn open_store(path: PathBuf) -> anyhow::Result<SqliteStore> {
+    let options = SqliteOptions {
+        convert: Some(layout::convert),
+        ..SqliteOptions::default()
+    };
+    let opened = SqliteStore::open_with(path, options).await;
+    opened.map_err(|error| match &error {
+        StoreError::TooNew { .. } => {
+            let what = "the controller cannot start";
+            Failure::new(ErrorCode::StoreNewer, what)
+                .because(chain(&error))
+                .into()
+        }
+        _ => anyhow::Error::new(error).context("cannot open the store"),
+    })
 }
 
 /// The way of granting that is in force: what was asked for now, or else at an earlier start.

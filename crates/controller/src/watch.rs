@@ -5,6 +5,7 @@
 //! ```
 
 use crate::world::World;
+use fleetward_api::agent::AgentEvent;
 use fleetward_model::{Failure, HostName};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,6 +87,9 @@ async fn listen(world: &Arc<World>, host: &HostName) -> Result<(), Failure> {
         tokio::select! {
             event = events.next() => {
                 let Some(event) = event? else { return Ok(()) };
+                if let AgentEvent::Snapshot { facts, .. } | AgentEvent::Facts { facts } = &event {
+                    world.agents.learn(host, facts.formats);
+                }
                 world.inventory.apply(host, event, OffsetDateTime::now_utc());
                 if !std::mem::replace(&mut online, true) {
                     tracing::info!(%host, "the host is online");

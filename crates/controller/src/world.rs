@@ -17,7 +17,7 @@ use fleetward_model::guardian::{EndorsedGuardian, MANY_GUARDIANS, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::placement::{Candidate, Choice, place};
 use fleetward_model::preflight::Side;
-use fleetward_model::vm::{Revocation, VmMetadata};
+use fleetward_model::vm::{Revocation, VmSummary, protector_sha256};
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmId, VmName};
 use fleetward_protector::KeyProtector;
 use fleetward_store::Store;
@@ -126,7 +126,7 @@ impl World {
     /// The recipients of a VM's present key when it moves to `host`; the same as for a new key with automatic trust.
     pub(crate) fn recipients_of(
         &self,
-        vm: &VmMetadata,
+        vm: &VmSummary,
         host: &HostName,
         now: OffsetDateTime,
     ) -> Result<Vec<EndorsedGuardian>, Failure> {
@@ -140,7 +140,7 @@ impl World {
     /// since.
     pub(crate) fn remaining_recipients(
         &self,
-        vm: &VmMetadata,
+        vm: &VmSummary,
         host: &HostName,
         had_it: &[GuardianId],
         now: OffsetDateTime,
@@ -200,9 +200,7 @@ impl World {
             vm.tpm.key_id = Some(inspection.binding.key_id);
             vm.tpm.owner = Some(inspection.owner.id().clone());
             vm.tpm.guardians = inspection.guardian_ids();
-            if let Some(metadata) = &mut vm.metadata {
-                metadata.key_protector = Some(text.to_owned());
-            }
+            vm.tpm.protector_sha256 = Some(protector_sha256(text));
         });
     }
 

@@ -17,9 +17,10 @@ use fleet::agent::{FakeAgent, FakeVm};
 use fleetward_api::controller::JobState;
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::vm::{VmMetadata, VmState};
-use fleetward_model::{JobId, VmId};
+use fleetward_model::{ErrorCode, Failure, JobId, VmId};
 use fleetward_store::{SqliteStore, Store, Txn};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 fn recorded() -> PathBuf {
@@ -49,6 +50,70 @@ fn rows() -> Vec<(String, Value)> {
     lines.filter(|(key, _)| key != "job-engine/owner").collect()
 }
 
+/// Where the header of a SQLite file has the number of its layout, big-endian.
+const LAYOUT: std::ops::Range<usize> = 60..64;
+
+/// Makes the store of a controller that does not run one of that layout.
+fn set_layout(data: &Path, layout: u32) {
+    let path = data.join("store.db");
+    assert!(!data.join("store.db-wal").exists(), "it is in the file");
+    let mut bytes = std::fs::read(&path).expect("the store");
+    bytes[LAYOUT].copy_from_slice(&layout.to_be_bytes());
+    std::fs::write(&path, bytes).expect("written");
+}
+
+/// The bytes of the store, its side files included.
+fn store_bytes(data: &Path) -> Vec<u8> {
+    let files = ["store.db", "store.db-wal", "store.db-shm"].map(|name| data.join(name));
+    let found = files.iter().filter(|path| path.exists());
+    let read = found.flat_map(|path| std::fs::read(path).expect("a file"));
+    read.collect()
+}
+
+/// Every text of a key protector or of an EK certificate in the recorded rows.
+fn custody() -> Vec<String> {
+    fn collect(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(members) => {
+                for (name, value) in members {
+                    let is_custody = name == "key_protector" || name == "ek_certificate";
+                    match value {
+                        Value::String(text) if is_custody && text.len() > 100 => {
+                            found.push(text.clone());
+                        }
+                        _ => collect(value, found),
+                    }
+                }
+            }
+            Value::Array(elements) => elements.iter().for_each(|e| collect(e, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    for (_, value) in rows() {
+        collect(&value, &mut found);
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// How many pieces of those texts are in `bytes`. A text is longer than a page of the file, so pieces are looked for, and
+/// not those of the guardians' certificates, which are in the rows of the hosts, too.
+fn pieces_in(bytes: &[u8], texts: &[String]) -> usize {
+    const PIECE: usize = 48;
+    let of_hosts = |key: &str| key.starts_with("host/") || key.starts_with("seen-facts/");
+    let hosts = rows().into_iter().filter(|(key, _)| of_hosts(key));
+    let hosts: String = hosts.map(|(_, value)| value.to_string()).collect();
+    let public: HashSet<&[u8]> = hosts.as_bytes().windows(PIECE).collect();
+    let known: HashSet<&[u8]> = texts
+        .iter()
+        .flat_map(|text| text.as_bytes().chunks_exact(PIECE))
+        .filter(|piece| !public.contains(piece))
+        .collect();
+    bytes.windows(PIECE).filter(|w| known.contains(w)).count()
+}
+
 /// Puts the rows that are wanted into the store of a controller that does not run.
 fn fill_store(data: &Path, wanted: impl Fn(&str) -> bool) {
     let path = data.join("store.db");
@@ -63,6 +128,7 @@ fn fill_store(data: &Path, wanted: impl Fn(&str) -> bool) {
     };
     let handle = tokio::runtime::Handle::current();
     tokio::task::block_in_place(|| handle.block_on(fill));
+    set_layout(data, 1);
 }
 
 /// The files beside the store.
@@ -100,7 +166,11 @@ async fn what_an_earlier_version_knew_is_shown_as_that_version_showed_it() {
     assert_eq!(vms.len(), 10);
     for old in &vms {
         let name = old["name"].as_str().expect("a name");
-        let new: Value = controller.get(&format!("/v1/vms/{name}")).await;
+        let mut new: Value = controller.get(&format!("/v1/vms/{name}")).await;
+        // That version told key protectors apart by their text.
+        let tpm = new["tpm"].as_object_mut().expect("a TPM");
+        let digest = tpm.remove("protector_sha256");
+        assert_eq!(digest.is_some(), old["tpm"]["enabled"] == true, "{name}");
         for member in [
             "id",
             "host",
@@ -153,6 +223,53 @@ async fn what_an_earlier_version_knew_is_shown_as_that_version_showed_it() {
         reason.is_some_and(|reason| reason.contains("guardian-revoke"))
     };
     assert!(records.iter().any(revoked), "{records:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_earlier_store_no_key_protector_remains() {
+    let texts = custody();
+    assert!(texts.len() > 10, "{} texts", texts.len());
+    let controller = Controller::start().await;
+    let mut controller = controller
+        .restart_after(|data| {
+            // Two versions of each key: of the former one, too, nothing may remain.
+            fill_store(data, |_| true);
+            fill_store(data, |_| true);
+            assert!(pieces_in(&store_bytes(data), &texts) > 1000);
+        })
+        .await;
+    let vm: Value = controller.get("/v1/vms/desk1").await;
+    assert_eq!(vm["tpm"]["enabled"], true, "{vm}");
+    assert_eq!(pieces_in(&store_bytes(&controller.data()), &texts), 0);
+    controller.end().await;
+    let bytes = store_bytes(&controller.data());
+    assert_eq!(pieces_in(&bytes, &texts), 0);
+    assert_eq!(bytes[LAYOUT], 2_u32.to_be_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_a_newer_controller_is_refused_and_left_as_it_is() {
+    let mut controller = Controller::start().await;
+    controller.end().await;
+    let data = controller.data().to_owned();
+    set_layout(&data, 99);
+    let before = std::fs::read(data.join("store.db")).expect("the store");
+    let options = fleetward_controller::Options {
+        data: data.clone(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        advertise: None,
+        socket: None,
+        trust: None,
+        retention: Default::default(),
+    };
+    let run = fleetward_controller::run_until(options, Default::default(), |_| {});
+    let error = run.await.expect_err("a newer store");
+    let refusal = error.downcast_ref::<Failure>().expect("a coded error");
+    assert_eq!(refusal.code, ErrorCode::StoreNewer);
+    assert!(refusal.because.contains("layout 99"), "{refusal}");
+    assert!(refusal.fix.contains("newer controller"), "{refusal}");
+    let after = std::fs::read(data.join("store.db")).expect("the store");
+    assert!(before == after, "it was changed");
 }
 
 /// The VMs that a host had, on the fake of that name.

@@ -1,6 +1,7 @@
 //! The controller as a process: its log, its options, its exit code.
 
 use fleetward_cli::ControllerRun;
+use fleetward_controller::Failure;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,6 +32,10 @@ pub(crate) async fn run(options: ControllerRun, socket: Option<PathBuf>) -> Exit
     match fleetward_controller::run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(refusal) = error.downcast_ref::<Failure>() {
+                tracing::error!("the controller ends\n{refusal}");
+                return ExitCode::from(refusal.code.class().exit_code());
+            }
             tracing::error!(error = format!("{error:#}"), "the controller ends");
             ExitCode::FAILURE
         }

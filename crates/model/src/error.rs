@@ -233,7 +233,11 @@ codes! {
         "upgrade Fleetward on the VM's host and on the controller to the newest version that is in use";
     AgentTooOld = "AGENT_TOO_OLD", Refused,
         "The agent of that host is too old for what the VM uses.",
-        "upgrade the agent of that host";
+        "upgrade that host's agent: install this version of fleetward-agent on host {host} and restart it",
+        "upgrade that host's agent";
+    StoreNewer = "STORE_NEWER", Refused,
+        "A newer controller wrote the store in the data directory; this one would misread it, and has changed nothing.",
+        "start the newer controller on this data directory again, or restore a backup that was made with this version";
     VmBusy = "VM_BUSY", Refused,
         "Another job is working on the VM.",
         "wait for it: fleetward job watch {job}; or cancel it: fleetward job cancel {job}",

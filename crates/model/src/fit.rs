@@ -5,7 +5,7 @@
 //! with that host, is for [`crate::preflight`], which asks here for the rest.
 
 use crate::error::Finding;
-use crate::host::{Accelerator, HostFacts, HostState, Version};
+use crate::host::{Accelerator, Formats, HostFacts, HostState, Version};
 use crate::vm::{VmObserved, VmSpec, VmState};
 use crate::{ByteSize, ErrorCode, GroupName, HostName, Names, PoolName, VmId, VmName};
 use std::collections::BTreeMap;
@@ -35,6 +35,8 @@ pub struct Needs {
     pub accelerator: Option<Accelerator>,
     /// Its machine type, once it has one.
     pub machine: Option<String>,
+    /// Versions that the host's agent must know.
+    pub formats: Formats,
 }
 
 /// A disk that is to lie on a host.
@@ -113,6 +115,7 @@ impl Needs {
                 _ => Accelerator::Tcg,
             }),
             machine: Some(vm.machine.clone()),
+            formats: spec.map_or_else(Formats::default, Formats::of_spec),
         }
     }
 
@@ -131,6 +134,7 @@ impl Needs {
             memory: spec.memory,
             tpm: spec.tpm,
             secure_boot: spec.firmware.secure_boot,
+            formats: Formats::of_spec(spec),
             ..Self::default()
         }
     }
@@ -163,8 +167,28 @@ impl Needs {
 /// Everything that speaks against `host` taking the VM, and remarks; it can where nothing is blocking.
 pub fn host_fits(needs: &Needs, host: &HostOffer<'_>) -> Vec<Finding> {
     let mut found = presence(needs, host);
+    found.extend(agent(needs, host));
     found.extend(equipment(needs, host));
     found
+}
+
+/// Whether its agent knows what the VM needs, also where the VM stays on that host and only changes.
+pub fn agent(needs: &Needs, host: &HostOffer<'_>) -> Option<Finding> {
+    agent_knows(host.facts?.formats, needs.formats, host.name)
+}
+
+/// The refusal of an agent that knows `known`, where it must know `needed`.
+pub fn agent_knows(known: Formats, needed: Formats, host: &HostName) -> Option<Finding> {
+    let surfaces = [
+        ("a specification", known.spec, needed.spec),
+        ("operations", known.operations, needed.operations),
+    ];
+    let (what, has, wants) = surfaces.into_iter().find(|(_, has, wants)| has < wants)?;
+    let what = format!(
+        "the agent of host {host} knows {what} of version {has}, version {wants} is needed"
+    );
+    let names = Names::default().host(host);
+    Some(Finding::usual(ErrorCode::AgentTooOld, what).about(&names))
 }
 
 /// Whether it takes VMs of that group at all.

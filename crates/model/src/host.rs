@@ -1,6 +1,7 @@
 //! The facts that a host reports, for placement, preflight and lists.
 
 use crate::guardian::GuardianFacts;
+use crate::spec::VmSpec;
 use crate::{ByteSize, GroupName, HostName, PoolName};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -112,6 +113,78 @@ impl Accelerator {
     }
 }
 
+/// The versions of what controller and agents say to each other that a program knows. A program that says nothing is from
+/// before versions and knows version 1 of each; the one that knows more adapts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Formats {
+    /// Newest version of a VM's specification.
+    pub spec: u32,
+    /// 1: key protectors travel in every report; 2: digests do, and a key protector only where it is asked for.
+    pub custody: u32,
+    /// Newest version of the operations of a host; [`Formats::CHANGE_VM`] is the second.
+    pub operations: u32,
+}
+
+impl Formats {
+    /// The version of the operations that added `change-vm`.
+    pub const CHANGE_VM: u32 = 2;
+
+    /// What this program knows.
+    pub const KNOWN: Self = Self {
+        spec: crate::spec::KNOWN,
+        custody: 2,
+        operations: Self::CHANGE_VM,
+    };
+
+    /// What a program must know to read that specification.
+    pub fn of_spec(spec: &VmSpec) -> Self {
+        Self {
+            spec: spec.version(),
+            ..Self::default()
+        }
+    }
+
+    /// Reads the text of [`Display`](fmt::Display). A part that is missing or malformed counts as version 1.
+    pub fn parse(text: &str) -> Self {
+        let mut formats = Self::default();
+        for part in text.split(',') {
+            let (name, version) = part.trim().split_once('=').unwrap_or_default();
+            let version = version.parse().unwrap_or(1);
+            match name {
+                "spec" => formats.spec = version,
+                "custody" => formats.custody = version,
+                "operations" => formats.operations = version,
+                _ => {} // of a newer program
+            }
+        }
+        formats
+    }
+}
+
+/// What programs knew before they told each other.
+impl Default for Formats {
+    fn default() -> Self {
+        Self {
+            spec: 1,
+            custody: 1,
+            operations: 1,
+        }
+    }
+}
+
+/// `spec=2,custody=2,operations=2`, as in the header of a request.
+impl fmt::Display for Formats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            spec,
+            custody,
+            operations,
+        } = self;
+        write!(f, "spec={spec},custody={custody},operations={operations}")
+    }
+}
+
 /// Everything a host reports of itself, refreshed every few seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostFacts {
@@ -139,6 +212,9 @@ pub struct HostFacts {
     pub clock: OffsetDateTime,
     /// TPMs manufactured ahead and ready.
     pub tpm_pool: u32,
+    /// The versions that its agent knows.
+    #[serde(default)]
+    pub formats: Formats,
     /// What an administrator should know: an unsealed guardian store, a foreign swtpm, ...
     #[serde(default)]
     pub warnings: Vec<String>,

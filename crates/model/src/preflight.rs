@@ -140,8 +140,8 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 return vec![Finding::usual(ErrorCode::SameHost, what)];
             }
             let rules = [
-                keys, reachable, presence, state, tpm_state, equipment, not_older, cpu, taken,
-                clocks,
+                agent, keys, reachable, presence, state, tpm_state, equipment, not_older, cpu,
+                taken, clocks,
             ];
             let names = Names::default()
                 .vm(&facts.vm.name)
@@ -153,6 +153,12 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
 }
 
 type Findings = Vec<Finding>;
+
+/// Whether the destination's agent knows all of what the VM is. It comes first: an older agent cannot answer the rest.
+fn agent(facts: &Facts<'_>) -> Findings {
+    let found = fit::agent(&needs(facts), &facts.destination.offer());
+    found.into_iter().collect()
+}
 
 /// Keys and groups of a move.
 fn keys(facts: &Facts<'_>) -> Findings {

@@ -1,5 +1,6 @@
 //! Types of a VM: the specification that is stored with it, and the state that a host observes.
 
+use crate::host::Formats;
 use crate::spec::{self, Unknown};
 pub use crate::spec::{
     Description, DiskSpec, DriveSpec, Medium, NewerSpec, NicModel, NicSpec, VmSpec,
@@ -9,6 +10,7 @@ use crate::{
     VmName,
 };
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
@@ -184,6 +186,77 @@ impl VmMetadata {
     }
 }
 
+/// What the controller stores of a VM's metadata: everything but the [`Custody`], of which [`TpmObserved`] has digests.
+///
+/// It can be read from whole metadata, and drops the custody then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "VmMetadata")]
+pub struct VmSummary {
+    pub spec: VmSpec,
+    pub generation: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transit: Option<Transit>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<Revocation>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+impl VmSummary {
+    /// With what its host has in custody, for the host that needs it.
+    pub fn with_custody(self, custody: Custody) -> VmMetadata {
+        VmMetadata {
+            spec: self.spec,
+            generation: self.generation,
+            key_protector: custody.key_protector,
+            ek_certificate: custody.ek_certificate,
+            transit: self.transit,
+            revoked: self.revoked,
+            unknown: self.unknown,
+        }
+    }
+
+    /// Whether the key was taken away from that guardian by name, and not given back since.
+    pub fn is_revoked(&self, guardian: &GuardianId) -> bool {
+        self.revoked.iter().any(|r| r.guardian == *guardian)
+    }
+}
+
+impl From<VmMetadata> for VmSummary {
+    fn from(metadata: VmMetadata) -> Self {
+        Self {
+            spec: metadata.spec,
+            generation: metadata.generation,
+            transit: metadata.transit,
+            revoked: metadata.revoked,
+            unknown: metadata.unknown,
+        }
+    }
+}
+
+/// What stays on a VM's host. The controller passes it from one host to another and stores none of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Custody {
+    /// Base64 of the key protector's DER; none without a TPM.
+    pub key_protector: Option<String>,
+    /// Base64 of the EK certificate's DER.
+    pub ek_certificate: Option<String>,
+}
+
+impl From<&VmMetadata> for Custody {
+    fn from(metadata: &VmMetadata) -> Self {
+        Self {
+            key_protector: metadata.key_protector.clone(),
+            ek_certificate: metadata.ek_certificate.clone(),
+        }
+    }
+}
+
+/// The digest that tells key protectors apart: SHA-256 of the base64 text, hex.
+pub fn protector_sha256(base64: &str) -> String {
+    hex::encode(Sha256::digest(base64))
+}
+
 /// A guardian that lost a VM's key, and the key it knew.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Revocation {
@@ -256,6 +329,9 @@ pub struct TpmObserved {
     pub guardians: Vec<GuardianId>,
     /// SHA-256 of the EK certificate, hex.
     pub ek_certificate: Option<String>,
+    /// SHA-256 of the key protector's base64, hex: tells whether it is another one than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protector_sha256: Option<String>,
 }
 
 /// What a VM's definition gives it at the next start.
@@ -265,9 +341,9 @@ pub struct VmDefined {
     pub memory: ByteSize,
 }
 
-/// A VM on a host, observed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct VmObserved {
+/// A VM on a host, observed: as the controller keeps it, or with `VmMetadata` as its host reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmObserved<M = VmSummary> {
     pub id: VmId,
     /// The name Fleetward knows it by; of a domain that Fleetward did not make, the domain's as far as it can be one.
     pub name: VmName,
@@ -279,7 +355,7 @@ pub struct VmObserved {
     /// Why it is in that state, libvirt's word: `booted`, `migrated`, `crashed`, `shutdown`, ...
     pub reason: String,
     /// None for a domain that Fleetward did not make: shown, never touched. None, too, where `newer` says why.
-    pub metadata: Option<VmMetadata>,
+    pub metadata: Option<M>,
     /// Its metadata is newer than the program that read it: the VM is one of ours, shown, and never changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newer: Option<NewerSpec>,
@@ -298,6 +374,64 @@ pub struct VmObserved {
     pub tpm: TpmObserved,
     #[serde(with = "time::serde::rfc3339")]
     pub observed: OffsetDateTime,
+}
+
+/// What a host reports of a VM. It holds key protector and EK certificate only for a reader that does not know digests, or
+/// that asked for them.
+pub type VmReport = VmObserved<VmMetadata>;
+
+impl VmReport {
+    /// As a reader that knows `formats` can take it.
+    #[must_use]
+    pub fn readable_with(mut self, formats: Formats) -> Self {
+        let version = self.metadata.as_ref().map(|m| m.spec.version());
+        if let Some(version) = version.filter(|version| *version > formats.spec) {
+            self.metadata = None;
+            self.newer = Some(NewerSpec { version });
+        }
+        if formats.custody > 1
+            && let Some(metadata) = &mut self.metadata
+        {
+            metadata.key_protector = None;
+            metadata.ek_certificate = None;
+        }
+        self
+    }
+
+    /// As the controller keeps it. An agent that does not know digests sends the key protector itself, which ends here.
+    pub fn digested(mut self) -> VmObserved {
+        let metadata = self.metadata.take();
+        let text = metadata.as_ref().and_then(|m| m.key_protector.as_deref());
+        let mut tpm = self.tpm;
+        tpm.protector_sha256 = tpm.protector_sha256.or_else(|| text.map(protector_sha256));
+        VmObserved {
+            metadata: metadata.map(VmSummary::from),
+            tpm,
+            id: self.id,
+            name: self.name,
+            domain_name: self.domain_name,
+            host: self.host,
+            state: self.state,
+            reason: self.reason,
+            newer: self.newer,
+            cpus: self.cpus,
+            memory: self.memory,
+            defined: self.defined,
+            firmware: self.firmware,
+            machine: self.machine,
+            accelerator: self.accelerator,
+            disks: self.disks,
+            observed: self.observed,
+        }
+        .by_its_specification()
+    }
+}
+
+impl<M> VmObserved<M> {
+    /// Whether Fleetward made it, also where this program cannot read what it is.
+    pub fn is_managed(&self) -> bool {
+        self.metadata.is_some() || self.newer.is_some()
+    }
 }
 
 impl VmObserved {
@@ -326,17 +460,12 @@ impl VmObserved {
         self
     }
 
-    /// Whether Fleetward made it, also where this program cannot read what it is.
-    pub fn is_managed(&self) -> bool {
-        self.metadata.is_some() || self.newer.is_some()
-    }
-
     /// What it is, for everything that changes it.
     ///
     /// # Errors
     /// [`ErrorCode::VmNotManaged`] for a domain that Fleetward did not make, [`ErrorCode::SpecNewer`] for a VM that a newer
     /// program wrote.
-    pub fn require_metadata(&self) -> Result<&VmMetadata, Failure> {
+    pub fn require_metadata(&self) -> Result<&VmSummary, Failure> {
         if let Some(newer) = &self.newer {
             return Err(newer.refusal(&self.name, &self.host));
         }

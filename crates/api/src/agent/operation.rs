@@ -8,6 +8,7 @@ use crate::tpm::TpmBundle;
 use fleetward_model::KeyId;
 use fleetward_model::change::{ChangeStep, Direction};
 use fleetward_model::guardian::EndorsedGuardian;
+use fleetward_model::host::Formats;
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +62,57 @@ macro_rules! operations {
             }
         )*
     };
+}
+
+impl Operation {
+    /// The versions that an agent must know to carry it out.
+    pub fn formats(&self) -> Formats {
+        let spec = self.spec();
+        Formats {
+            operations: match matches!(self, Self::ChangeVm(_)) {
+                true => Formats::CHANGE_VM,
+                false => 1,
+            },
+            ..spec.map_or_else(Formats::default, Formats::of_spec)
+        }
+    }
+
+    fn spec(&self) -> Option<&VmSpec> {
+        match self {
+            Self::CreateVolumes(CreateVolumes { spec, .. })
+            | Self::DeleteVolumes(DeleteVolumes { spec })
+            | Self::AbandonIncoming(AbandonIncoming { spec, .. })
+            | Self::CleanUpDeparted(CleanUpDeparted { spec, .. }) => Some(spec),
+            Self::CopyVm(CopyVm { to, .. }) | Self::UncopyVm(UncopyVm { to }) => Some(to),
+            Self::Define(Define { metadata, .. })
+            | Self::PrepareIncoming(PrepareIncoming { metadata, .. })
+            | Self::RebuildIncoming(RebuildIncoming { metadata, .. }) => Some(&metadata.spec),
+            Self::PrepareRestore(PrepareRestore { bundle }) => Some(&bundle.metadata.spec),
+            Self::CopyTpm(_)
+            | Self::PlaceVariables(_)
+            | Self::MakeTpm(_)
+            | Self::RemoveTpm(_)
+            | Self::AttachTpm(_)
+            | Self::DetachTpm(_)
+            | Self::SetAsideTpm(_)
+            | Self::PrepareRoll(_)
+            | Self::CommitTpm(_)
+            | Self::AbandonTpm(_)
+            | Self::ChangeVm(_)
+            | Self::Undefine(_)
+            | Self::Start(_)
+            | Self::Stop(_)
+            | Self::Grant(_)
+            | Self::Rewrap(_)
+            | Self::PutProtector(_)
+            | Self::Supersede(_)
+            | Self::MigrateLive(_)
+            | Self::SendStopped(_)
+            | Self::MigrationState(_)
+            | Self::Depart(_)
+            | Self::CommitIncoming(_) => None,
+        }
+    }
 }
 
 operations! {

@@ -290,7 +290,7 @@ impl Escrow {
     /// What the VM's host has, as far as it has said so, and the newest version has not.
     pub(crate) fn lacks(&self, vm: &VmObserved) -> Option<Lacking> {
         let metadata = vm.metadata.as_ref().filter(|m| m.transit.is_none())?;
-        let (state, protector) = (&vm.tpm.state_sha256, &metadata.key_protector);
+        let (state, protector) = (&vm.tpm.state_sha256, &vm.tpm.protector_sha256);
         let (true, Some(state), Some(protector)) = (vm.tpm.enabled, state, protector) else {
             return None;
         };
@@ -299,7 +299,7 @@ impl Escrow {
         };
         if newest.version.state_sha256 != *state {
             Some(Lacking::State)
-        } else if newest.protector_sha256 != sha256(protector.as_bytes()) {
+        } else if newest.protector_sha256 != *protector {
             Some(Lacking::Protector)
         } else if newest.spec_sha256 != spec_sha256(&metadata.spec) {
             Some(Lacking::Specification)
@@ -372,6 +372,35 @@ impl Escrow {
             .check()
             .map_err(|problem| refuse(problem.to_string()))?;
         Ok(bundle)
+    }
+
+    /// The key protector for a VM whose host cannot be asked: the one with the digest `wanted` if it is for the key of
+    /// `version`; otherwise the newest that was kept for that key, which has the most recent recipients.
+    pub(crate) async fn protector(
+        &self,
+        version: &TpmVersion,
+        wanted: Option<&str>,
+    ) -> Result<String, Failure> {
+        let number = {
+            let known = self.read();
+            let versions = known.versions.get(&version.vm);
+            let same_key: Vec<_> = versions
+                .into_iter()
+                .flat_map(BTreeMap::values)
+                .filter(|indexed| indexed.version.key_id == version.key_id)
+                .collect();
+            let current = same_key
+                .iter()
+                .rfind(|indexed| Some(indexed.protector_sha256.as_str()) == wanted);
+            let kept = current.or(same_key.last());
+            kept.map_or(version.version, |indexed| indexed.version.version)
+        };
+        let bundle = match self.bundle(version.vm, number).await {
+            // Another version than the one that is brought back may be damaged; that one has a key protector too.
+            Err(_) if number != version.version => self.bundle(version.vm, version.version).await?,
+            bundle => bundle?,
+        };
+        Ok(bundle.key_protector)
     }
 
     /// Removes what the retention lets go, of all VMs. Returns how many versions went.

@@ -1,6 +1,6 @@
 use super::*;
 use fleetward_api::tpm::BundleParts;
-use fleetward_model::vm::{DiskBus, DiskSpec, VmMetadata};
+use fleetward_model::vm::{DiskBus, DiskSpec, VmMetadata, VmReport};
 use fleetward_model::{ByteSize, KeyId};
 use fleetward_protector::ExpiredAllowed;
 use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
@@ -276,7 +276,7 @@ fn observed(content: u8, metadata: VmMetadata) -> VmObserved {
     let state = bundle.check().expect("whole").state;
     let mut metadata = metadata;
     metadata.key_protector = Some(bundle.key_protector);
-    serde_json::from_value(serde_json::json!({
+    let report: VmReport = serde_json::from_value(serde_json::json!({
         "id": VM, "name": "web", "host": "a", "state": "running", "reason": "booted",
         "metadata": metadata, "cpus": 1, "memory": 1 << 30, "firmware": null, "machine": "q35",
         "accelerator": "kvm", "disks": [], "observed": "2026-01-01T00:00:00Z",
@@ -286,7 +286,8 @@ fn observed(content: u8, metadata: VmMetadata) -> VmObserved {
             "ek_certificate": null
         }
     }))
-    .expect("a VM")
+    .expect("a VM");
+    report.digested()
 }
 
 /// The VM of [`bundle`] with one disk in that file.

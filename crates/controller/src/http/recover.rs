@@ -18,7 +18,7 @@ use fleetward_link::Peer;
 use fleetward_model::admission::{Request, busy};
 use fleetward_model::fit::Needs;
 use fleetward_model::preflight;
-use fleetward_model::vm::{VmMetadata, VmObserved};
+use fleetward_model::vm::{Custody, VmMetadata, VmObserved};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
 use fleetward_protector::KeyProtector;
 use std::sync::Arc;
@@ -51,8 +51,8 @@ async fn vm_recover(
     let metadata = known.as_ref().and_then(|vm| vm.metadata.clone());
     let with_tpm = metadata.as_ref().is_none_or(|metadata| metadata.spec.tpm);
     let mut version = None;
-    let mut metadata = match (metadata, with_tpm) {
-        (Some(metadata), false) => metadata,
+    let metadata = match (metadata, with_tpm) {
+        (Some(metadata), false) => metadata.with_custody(Custody::default()),
         (metadata, _) => {
             let found = match request.version {
                 Some(number) => {
@@ -64,15 +64,16 @@ async fn vm_recover(
             let found = found.ok_or_else(|| missing(&vm, request.version))?;
             let bundle = world.escrow.bundle(id, found.version).await?;
             // The same key, wrapped for whom it should be now; or the key of then.
-            let newer = known
+            let reported = known
                 .as_ref()
-                .filter(|vm| vm.tpm.key_id == Some(found.key_id))
-                .and_then(|vm| vm.metadata.as_ref()?.key_protector.clone());
-            let mut metadata = metadata.unwrap_or(bundle.metadata);
-            metadata.key_protector = Some(newer.unwrap_or(bundle.key_protector));
-            metadata.ek_certificate = bundle.ek_certificate;
+                .and_then(|vm| vm.tpm.protector_sha256.as_deref());
+            let custody = Custody {
+                key_protector: Some(world.escrow.protector(&found, reported).await?),
+                ek_certificate: bundle.ek_certificate,
+            };
+            let metadata = metadata.unwrap_or_else(|| bundle.metadata.into());
             version = Some(found);
-            metadata
+            metadata.with_custody(custody)
         }
     };
     let outdated = known
@@ -107,14 +108,14 @@ async fn vm_recover(
     // Once more, from here to the submission alone: two requests must not count on the same room.
     let _turn = app.placing.lock().await;
     world.require_fit(what, &needs, &request.to)?;
-    let protector = ProtectorDigest::take(&mut metadata);
+    let protector = metadata.key_protector.as_deref();
     let input = RecoverInput {
         vm: id,
-        protector,
+        protector: protector.map(ProtectorDigest::of),
         name: metadata.spec.name.clone(),
         reservation: Some(Reservation::of(world, &needs, &request.to)),
         to: request.to,
-        metadata: Box::new(metadata),
+        metadata: Box::new(metadata.into()),
         version,
         outdated,
         lost,

@@ -7,6 +7,7 @@
 //! if the VM is stopped, otherwise after its next stop. The VM's metadata says that a roll is due (the revocation
 //! names the known key), so no other record is needed: the keeper finds the stopped VM and submits this job again.
 
+use super::custody::commit_tpm;
 use super::take_escrow::Taken;
 use super::tpm::Prepared;
 use super::{FleetJob, OnVm, TakeEscrow, vm_locks};
@@ -246,12 +247,10 @@ impl Step<RevokeInput> for CommitRoll {
 
     async fn run(&self, cx: &StepContext<RevokeInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
-        let Roll::Prepared(Prepared { key_protector, .. }) = cx.output::<PrepareRoll>()? else {
+        let Roll::Prepared(Prepared { protector, .. }) = cx.output::<PrepareRoll>()? else {
             return Ok(());
         };
-        let operation = operation::CommitTpm { key_protector };
-        let agent = world.agents.of(&input.host)?;
-        agent.run(cx, input.vm, operation).await?;
+        commit_tpm(world, cx, &input.host, input.vm, &protector).await?;
         world.refresh(&input.host, input.vm).await;
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! running VM is asked to shut down, and its power is never cut; undo starts it again. After the point of no return, a
 //! VM that does not start again is a warning of the job, and the job does not retry.
 
+use super::custody::{ProtectorDigest, commit_tpm};
 use super::take_escrow::TakeEscrow;
 use super::{FleetJob, OnVm, vm_locks};
 use crate::debts::about;
@@ -22,7 +23,7 @@ use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
 use fleetward_model::admission::{Request, TpmChange};
-use fleetward_model::vm::VmMetadata;
+use fleetward_model::vm::VmSummary;
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -270,7 +271,7 @@ async fn ask<O: HostOperation>(
 }
 
 /// What lies with the VM now: an earlier step has just asked for it, and the job's lock keeps it so.
-fn metadata_of(world: &World, input: &TpmInput) -> Result<VmMetadata, Failure> {
+fn metadata_of(world: &World, input: &TpmInput) -> Result<VmSummary, Failure> {
     let known = world
         .inventory
         .vm(input.vm)
@@ -500,10 +501,10 @@ impl Step<TpmInput> for LastCopy {
     }
 }
 
-/// The new key protector, which tells whether a commit has happened.
+/// The new key protector's digest, which tells whether a commit has happened.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Prepared {
-    pub(super) key_protector: String,
+    pub(super) protector: ProtectorDigest,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) warning: Option<String>,
 }
@@ -511,7 +512,7 @@ pub(super) struct Prepared {
 impl From<operation::Protector> for Prepared {
     fn from(answer: operation::Protector) -> Self {
         Self {
-            key_protector: answer.key_protector,
+            protector: ProtectorDigest::of(&answer.key_protector),
             warning: None,
         }
     }
@@ -619,9 +620,10 @@ impl<S: Step<TpmInput, Output = Prepared>> Step<TpmInput> for CommitTpm<S> {
     }
 
     async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
-        let Prepared { key_protector, .. } = cx.output::<S>()?;
-        ask(&self.world, cx, operation::CommitTpm { key_protector })
-            .await
-            .map(drop)
+        let (world, input) = (&self.world, cx.input());
+        let Prepared { protector, .. } = cx.output::<S>()?;
+        let committed = commit_tpm(world, cx, &input.host, input.vm, &protector).await;
+        world.refresh(&input.host, input.vm).await;
+        committed
     }
 }

@@ -26,7 +26,7 @@ use fleetward_jobs::{
 use fleetward_model::admission::Request;
 use fleetward_model::error::Class;
 use fleetward_model::guardian::TrustMode;
-use fleetward_model::vm::{Transit, TransitSide, VmMetadata, VmState};
+use fleetward_model::vm::{Custody, Transit, TransitSide, VmMetadata, VmState, VmSummary};
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -167,9 +167,8 @@ struct Check(Arc<World>);
 /// The VM before the move.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Before {
-    /// Without its key protector; a record of before holds that, too.
-    metadata: VmMetadata,
-    /// None without a TPM, and in a record of before.
+    metadata: VmSummary,
+    /// None without a TPM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     protector: Option<ProtectorDigest>,
     disks: Vec<IncomingDisk>,
@@ -211,8 +210,8 @@ impl Step<MigrateInput> for Check {
             });
         }
         let vm = home.vm;
-        let mut metadata = vm.require_metadata()?.clone();
-        let protector = ProtectorDigest::take(&mut metadata);
+        let metadata = vm.require_metadata()?.clone();
+        let protector = ProtectorDigest::reported(&vm.tpm);
         let destination = world.hosts.of(&input.to)?;
         let there = world.inventory.seen(&input.to).facts;
         let pool_there = |disk: &fleetward_model::vm::DiskObserved| {
@@ -254,9 +253,6 @@ struct Grant(Arc<World>);
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Granted {
-    /// The key protector that travels, in a record of before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    key_protector: Option<String>,
     /// The key protector that travels; none without a TPM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     protector: Option<ProtectorDigest>,
@@ -270,16 +266,13 @@ impl Step<MigrateInput> for Grant {
     async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<Granted, StepError> {
         let (world, input, before) = (&self.0, cx.input(), cx.output::<Check>()?);
         if !before.grant {
-            return Ok(Granted {
-                key_protector: before.metadata.key_protector,
-                protector: before.protector,
-            });
+            let protector = before.protector;
+            return Ok(Granted { protector });
         }
         let to = world.recipients_of(&before.metadata, &input.to, OffsetDateTime::now_utc())?;
         let agent = world.agents.of(&input.from)?;
         let granted = agent.run(cx, input.vm, operation::Grant { to }).await?;
         Ok(Granted {
-            key_protector: None,
             protector: Some(ProtectorDigest::of(&granted.key_protector)),
         })
     }
@@ -300,29 +293,19 @@ impl UndoStep<MigrateInput> for Grant {
         let Some(before) = cx.output_if_done::<Check>()? else {
             return Ok(());
         };
-        if !before.grant {
+        if !before.grant || before.protector.is_none() {
             return Ok(());
         }
         let source = world.agents.of(&input.from)?;
-        let undone = match (before.metadata.key_protector, &before.protector) {
-            (Some(key_protector), _) => {
-                let operation = operation::PutProtector { key_protector };
-                source.run(cx, input.vm, operation).await.map(drop)
-            }
-            (None, Some(_)) => {
-                let change = KeyRewrap {
-                    add: Vec::new(),
-                    drop: vec![world.hosts.of(&input.to)?.guardian.id],
-                    expired: Vec::new(),
-                    former: Vec::new(),
-                    why: RewrapReason::Automatic,
-                };
-                let operation = operation::Rewrap { change };
-                source.run(cx, input.vm, operation).await.map(drop)
-            }
-            (None, None) => return Ok(()),
+        let change = KeyRewrap {
+            add: Vec::new(),
+            drop: vec![world.hosts.of(&input.to)?.guardian.id],
+            expired: Vec::new(),
+            former: Vec::new(),
+            why: RewrapReason::Automatic,
         };
-        match undone {
+        let operation = operation::Rewrap { change };
+        match source.run(cx, input.vm, operation).await.map(drop) {
             Err(error) if error.failure.code.class() != Class::Unreachable => {
                 tracing::warn!(vm = %input.name, %error, "the grant stays");
                 Ok(())
@@ -342,21 +325,17 @@ impl Step<MigrateInput> for PrepareIncoming {
     async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
         let (input, before) = (cx.input(), cx.output::<Check>()?);
         let granted = cx.output::<Grant>()?;
-        let key_protector = match (granted.key_protector, granted.protector) {
-            (None, Some(digest)) => {
-                let asked = digest.ask(&self.0, &input.from, &before.metadata).await;
-                Some(asked?)
-            }
-            (recorded, _) => recorded,
+        let metadata = match granted.protector {
+            Some(digest) => digest.ask(&self.0, &input.from, before.metadata).await?,
+            None => before.metadata.with_custody(Custody::default()),
         };
         let metadata = VmMetadata {
             generation: cx.generation(),
-            key_protector,
             transit: Some(Transit {
                 job: cx.job(),
                 side: TransitSide::Incoming,
             }),
-            ..before.metadata
+            ..metadata
         };
         let operation = operation::PrepareIncoming {
             metadata: Box::new(metadata),

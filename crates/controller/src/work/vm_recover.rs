@@ -21,7 +21,7 @@ use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
 use fleetward_model::admission::Request;
-use fleetward_model::vm::{Transit, TransitSide, VmMetadata, VmObserved, VmState};
+use fleetward_model::vm::{Custody, Transit, TransitSide, VmObserved, VmState, VmSummary};
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -37,9 +37,8 @@ pub(crate) struct RecoverInput {
     pub(crate) vm: VmId,
     pub(crate) name: VmName,
     pub(crate) to: HostName,
-    /// Without its key protector; a record of before holds that, too.
-    pub(crate) metadata: Box<VmMetadata>,
-    /// Of the version, or as it was wrapped anew since; none without a TPM, and in a record of before.
+    pub(crate) metadata: Box<VmSummary>,
+    /// Of the version, or as it was wrapped anew since; none without a TPM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) protector: Option<ProtectorDigest>,
     /// None for a VM without a TPM.
@@ -159,23 +158,21 @@ impl Step<RecoverInput> for Rebuild {
 
     async fn run(&self, cx: &StepContext<RecoverInput>) -> Result<(), StepError> {
         let (world, input) = (&self.0, cx.input());
-        let bundle = match &input.version {
+        let (custody, bundle) = match &input.version {
             Some(version) => {
                 let mut bundle = world.escrow.bundle(input.vm, version.version).await?;
                 // Twice it would be too much for one request, and the host does not look here.
                 bundle.metadata.key_protector = None;
-                Some(Box::new(bundle))
+                let wanted = input.protector.as_ref().map(ProtectorDigest::as_str);
+                let custody = Custody {
+                    key_protector: Some(world.escrow.protector(version, wanted).await?),
+                    ek_certificate: bundle.ek_certificate.clone(),
+                };
+                (custody, Some(Box::new(bundle)))
             }
-            None => None,
+            None => (Custody::default(), None),
         };
-        let mut metadata = input.metadata.clone();
-        if let Some(digest) = &input.protector {
-            let seen = world.inventory.vm(input.vm);
-            let seen = seen.and_then(|vm| vm.metadata.as_ref()?.key_protector.clone());
-            let kept = bundle.as_ref().map(|bundle| bundle.key_protector.clone());
-            let found = digest.one_of(seen.into_iter().chain(kept), &metadata)?;
-            metadata.key_protector = Some(found);
-        }
+        let metadata = Box::new((*input.metadata).clone().with_custody(custody));
         let operation = operation::RebuildIncoming { metadata, bundle };
         let agent = world.agents.of(&input.to)?;
         agent.run(cx, input.vm, operation).await?;
@@ -221,17 +218,14 @@ impl Step<RecoverInput> for Supersede {
         written.map_err(|error| StepError::retryable(crate::store_failure(&error)))?;
         // Should the new host die too, the VM is still known, and can be rebuilt once more.
         if let Some(known) = known.filter(|vm| vm.host != input.to) {
-            let seen = known.metadata.as_ref();
-            let seen = seen.and_then(|metadata| metadata.key_protector.clone());
             let arriving = VmObserved {
                 host: input.to.clone(),
                 state: VmState::Stopped,
-                metadata: Some(VmMetadata {
+                metadata: Some(VmSummary {
                     transit: Some(Transit {
                         job: cx.job(),
                         side: TransitSide::Incoming,
                     }),
-                    key_protector: seen.or_else(|| input.metadata.key_protector.clone()),
                     ..(*input.metadata).clone()
                 }),
                 observed: OffsetDateTime::now_utc(),

@@ -20,16 +20,19 @@ use fleetward_link::{
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
 use fleetward_model::change::{self, ChangeStep, Direction};
 use fleetward_model::guardian::GuardianFacts;
-use fleetward_model::host::{Accelerator, HostFacts, HypervisorVersions, PoolFacts, Version};
+use fleetward_model::host::{
+    Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts, Version,
+};
 use fleetward_model::vm::{
-    DiskObserved, Revocation, TpmObserved, Transit, TransitSide, VmDefined, VmMetadata, VmObserved,
-    VmState,
+    DiskObserved, Revocation, TpmObserved, Transit, TransitSide, VmDefined, VmMetadata, VmReport,
+    VmState, protector_sha256,
 };
 use fleetward_model::{
     ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, PoolName, VmId,
 };
 use fleetward_protector::ExpiredAllowed;
 use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
+use http::HeaderMap;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -114,6 +117,8 @@ pub(crate) struct Inner {
     pub(crate) arriving: BTreeMap<VmId, JobId>,
     /// Operations that fail each time.
     pub(crate) broken: BTreeSet<&'static str>,
+    /// Bytes that every key protector has more: one for many guardians is long.
+    pub(crate) padding: usize,
     /// Operations for which it is never the time.
     pub(crate) busy: BTreeSet<&'static str>,
     /// Operations that an older agent does not know.
@@ -182,6 +187,7 @@ impl FakeAgent {
             deaths: BTreeMap::new(),
             arriving: BTreeMap::new(),
             broken: BTreeSet::new(),
+            padding: 0,
             busy: BTreeSet::new(),
             unknown: BTreeSet::new(),
             generations: BTreeMap::new(),
@@ -305,11 +311,11 @@ impl FakeAgent {
 }
 
 impl Inner {
-    pub(crate) fn observed(&self, id: VmId) -> Option<VmObserved> {
+    pub(crate) fn observed(&self, id: VmId) -> Option<VmReport> {
         let vm = self.vms.get(&id)?;
         let spec = &vm.metadata.spec;
         let guardians = self.tpms.get(&id).cloned().unwrap_or_default();
-        Some(VmObserved {
+        Some(VmReport {
             domain_name: vm.domain.clone(),
             defined: Some(VmDefined {
                 cpus: vm.size().0,
@@ -355,15 +361,14 @@ impl Inner {
                 owner: guardians.first().cloned(),
                 guardians,
                 ek_certificate: None,
+                protector_sha256: match self.is_former() {
+                    true => None,
+                    false => vm.metadata.key_protector.as_deref().map(protector_sha256),
+                },
             },
             metadata: Some(vm.metadata.clone()),
             observed: OffsetDateTime::now_utc(),
         })
-    }
-
-    pub(crate) fn tell_facts(&self) {
-        let facts = Box::new(self.facts.clone());
-        let _ = self.events.send(AgentEvent::Facts { facts });
     }
 
     pub(crate) fn tell(&self, id: VmId) {
@@ -374,9 +379,41 @@ impl Inner {
         let _ = self.events.send(event);
     }
 
-    pub(crate) fn tell_of(&self, vm: VmObserved) {
+    pub(crate) fn tell_facts(&self) {
+        let facts = Box::new(self.facts.clone());
+        let _ = self.events.send(AgentEvent::Facts { facts });
+    }
+
+    pub(crate) fn tell_of(&self, vm: VmReport) {
         let vm = Box::new(vm);
         let _ = self.events.send(AgentEvent::VmChanged { vm });
+    }
+
+    /// Whether it is an agent from before versions: it sends what it has, whatever the controller knows.
+    fn is_former(&self) -> bool {
+        self.facts.formats == Formats::default()
+    }
+
+    /// The versions in which it answers a request with these headers.
+    fn answers_in(&self, headers: &HeaderMap) -> Option<Formats> {
+        let said = headers.get(api_agent::FORMATS);
+        let said = said.and_then(|said| said.to_str().ok());
+        (!self.is_former()).then(|| said.map_or_else(Formats::default, Formats::parse))
+    }
+
+    fn protector(&self, begin: &str) -> String {
+        format!("{begin}{}", "A".repeat(self.padding))
+    }
+
+    /// Gives a VM another key protector, unless a test has given it a real one; returns what it has.
+    fn put_protector(&mut self, vm: VmId, begin: &str) -> String {
+        let text = self.protector(begin);
+        let real = self.parts.contains_key(&vm);
+        match self.vms.get_mut(&vm) {
+            Some(found) if real => found.metadata.key_protector.clone().unwrap_or_default(),
+            Some(found) => found.metadata.key_protector.insert(text).clone(),
+            None => text,
+        }
     }
 
     fn own(&self) -> GuardianId {
@@ -435,7 +472,7 @@ impl Inner {
                 }
                 self.tpms.insert(vm, guardians);
                 return Ok(operation::TpmMade {
-                    key_protector: "cHJvdGVjdG9y".into(),
+                    key_protector: self.protector("cHJvdGVjdG9y"),
                     key_id: fleetward_model::KeyId(vm.0),
                     ek_certificate: "ZWs=".into(),
                 }
@@ -444,9 +481,17 @@ impl Inner {
             Operation::RemoveTpm(_) => {
                 self.tpms.remove(&vm);
             }
-            Operation::AttachTpm(_) | Operation::DetachTpm(_) => {
+            Operation::AttachTpm(_) => {
+                let made = self.protector("cHJvdGVjdG9y");
                 if let Some(found) = self.vms.get_mut(&vm) {
-                    found.metadata.spec.tpm = matches!(operation, Operation::AttachTpm(_));
+                    found.metadata.spec.tpm = true;
+                    found.metadata.key_protector = Some(made);
+                }
+            }
+            Operation::DetachTpm(_) => {
+                if let Some(found) = self.vms.get_mut(&vm) {
+                    found.metadata.spec.tpm = false;
+                    found.metadata.key_protector = None;
                 }
             }
             Operation::SetAsideTpm(_) => {
@@ -457,12 +502,16 @@ impl Inner {
             }
             Operation::PrepareRoll(_) | Operation::PrepareRestore(_) => {
                 return Ok(operation::Protector {
-                    key_protector: "cm9sbGVk".into(),
+                    key_protector: self.protector("cm9sbGVk"),
                 }
                 .into());
             }
-            Operation::CommitTpm(_) | Operation::AbandonTpm(_) => {}
-            Operation::Define(operation::Define { metadata }) => {
+            Operation::CommitTpm(_) => drop(self.put_protector(vm, "cm9sbGVk")),
+            Operation::AbandonTpm(_) => {}
+            Operation::Define(operation::Define { mut metadata }) => {
+                if metadata.spec.tpm {
+                    metadata.key_protector = Some(self.protector("cHJvdGVjdG9y"));
+                }
                 let vm_there = FakeVm::new(*metadata, VmState::Stopped);
                 self.vms.entry(vm).or_insert(vm_there);
             }
@@ -504,7 +553,8 @@ impl Inner {
                         guardians.push(guardian.guardian.id);
                     }
                 }
-                return Ok(self.protector(vm, "Z3JhbnRlZA==").into());
+                let key_protector = self.put_protector(vm, "Z3JhbnRlZA");
+                return Ok(operation::Protector { key_protector }.into());
             }
             Operation::Rewrap(operation::Rewrap { change }) => {
                 if let Some(found) = self.vms.get_mut(&vm) {
@@ -528,7 +578,8 @@ impl Inner {
                         guardians.push(guardian.guardian.id);
                     }
                 }
-                return Ok(self.protector(vm, "cmV3cmFwcGVk").into());
+                let key_protector = self.put_protector(vm, "cmV3cmFwcGVk");
+                return Ok(operation::Protector { key_protector }.into());
             }
             Operation::PutProtector(_) => {}
             Operation::PrepareIncoming(operation::PrepareIncoming {
@@ -645,16 +696,6 @@ impl Inner {
         Ok(OperationResult::Nothing)
     }
 
-    /// The VM has that key protector from now on.
-    fn protector(&mut self, vm: VmId, text: &str) -> operation::Protector {
-        if let Some(found) = self.vms.get_mut(&vm) {
-            found.metadata.key_protector = Some(text.to_owned());
-        }
-        operation::Protector {
-            key_protector: text.to_owned(),
-        }
-    }
-
     /// The whole migration in one stroke.
     fn send(
         &mut self,
@@ -705,8 +746,8 @@ impl Inner {
 
 type Shared = Arc<Mutex<Inner>>;
 
-async fn events(State(inner): State<Shared>) -> Response {
-    let (first, receiver) = {
+async fn events(State(inner): State<Shared>, headers: HeaderMap) -> Response {
+    let (formats, first, receiver) = {
         let inner = inner.lock().expect("lock");
         let vms = inner
             .vms
@@ -718,13 +759,14 @@ async fn events(State(inner): State<Shared>) -> Response {
             ..inner.facts.clone()
         });
         (
+            inner.answers_in(&headers),
             AgentEvent::Snapshot { facts, vms },
             inner.events.subscribe(),
         )
     };
     let lines = futures_util::stream::unfold(
         (Some(first), receiver, inner),
-        |(first, mut receiver, inner)| async move {
+        move |(first, mut receiver, inner)| async move {
             let event = match first {
                 Some(first) => first,
                 None => {
@@ -737,6 +779,10 @@ async fn events(State(inner): State<Shared>) -> Response {
                         },
                     }
                 }
+            };
+            let event = match formats {
+                Some(formats) => event.readable_with(formats),
+                None => event,
             };
             Some((line(&event), (None, receiver, inner)))
         },
@@ -848,10 +894,14 @@ async fn question(
     })
 }
 
-async fn vm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Response {
-    match inner.lock().expect("lock").observed(id) {
+async fn vm(State(inner): State<Shared>, Path(id): Path<VmId>, headers: HeaderMap) -> Response {
+    let inner = inner.lock().expect("lock");
+    match inner.observed(id) {
         Some(vm) => Json(VmDetail {
-            vm,
+            vm: match inner.answers_in(&headers) {
+                Some(formats) => vm.readable_with(formats),
+                None => vm,
+            },
             cpu_xml: None,
             can_open: CanOpen::Yes,
         })
@@ -999,6 +1049,7 @@ fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) -> HostFact
         guardians: vec![guardian],
         clock: OffsetDateTime::now_utc(),
         tpm_pool: 4,
+        formats: Formats::KNOWN,
         warnings: Vec::new(),
     }
 }

@@ -1,10 +1,10 @@
 //! Two hosts and a VM that fit each other, for tests to spoil one thing at a time.
 
 use crate::guardian::{CertificateFacts, CertificateRole, GuardianFacts};
-use crate::host::{Accelerator, HostFacts, HypervisorVersions, PoolFacts, Version};
+use crate::host::{Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts, Version};
 use crate::vm::{
-    DiskBus, DiskObserved, DiskSpec, Firmware, FirmwareKind, Profile, TpmObserved, VmMetadata,
-    VmObserved, VmSpec, VmState,
+    DiskBus, DiskObserved, DiskSpec, Firmware, FirmwareKind, Profile, TpmObserved, VmObserved,
+    VmSpec, VmState, VmSummary,
 };
 use crate::{ByteSize, GroupName, GuardianId, PoolName, VmId};
 use time::{Duration, OffsetDateTime};
@@ -67,6 +67,7 @@ pub(crate) fn facts(host: &str) -> HostFacts {
         guardians: vec![guardian(host)],
         clock: NOW,
         tpm_pool: 4,
+        formats: Formats::KNOWN,
         warnings: Vec::new(),
     }
 }
@@ -137,13 +138,12 @@ pub(crate) fn vm(host: &str) -> VmObserved {
             owner: Some(owner.clone()),
             guardians: vec![owner],
             ek_certificate: None,
+            protector_sha256: None,
         },
         newer: None,
-        metadata: Some(VmMetadata {
+        metadata: Some(VmSummary {
             spec,
             generation: 1,
-            key_protector: None,
-            ek_certificate: None,
             transit: None,
             revoked: Vec::new(),
             unknown: Default::default(),

@@ -152,6 +152,11 @@ fn each_rule_alone_says_its_code() {
     type Spoil = fn(&mut Case);
     let cases: &[(C, Spoil)] = &[
         (C::VmNotManaged, |c| c.vm.metadata = None),
+        (C::AgentTooOld, |c| {
+            c.there().formats = Default::default();
+            let metadata = c.vm.metadata.as_mut().expect("a VM of ours");
+            metadata.spec.autostart = true;
+        }),
         (C::SpecNewer, |c| {
             c.vm.metadata = None;
             c.vm.newer = Some(crate::vm::NewerSpec { version: 3 });
