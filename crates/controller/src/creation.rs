@@ -7,6 +7,7 @@ use crate::templates::Templates;
 use crate::work::{CreateInput, Reservation};
 use fleetward_api::controller::{ImageView, TemplateView, VmCreateRequest};
 use fleetward_model::fit::{DiskNeed, Needs};
+use fleetward_model::host::Formats;
 use fleetward_model::name::MAX_LABEL_VALUE;
 use fleetward_model::placement::Choice;
 use fleetward_model::profile::{Asked, Hardware};
@@ -111,7 +112,7 @@ pub(crate) fn plan(
         (None, Some(image)) => ByteSize(image.size_bytes),
         (None, None) => EMPTY_VOLUME,
     };
-    Ok(Wanted {
+    let mut wanted = Wanted {
         choice: Choice {
             host: request.host.clone(),
             except: None,
@@ -137,12 +138,15 @@ pub(crate) fn plan(
         hardware,
         image,
         iso,
-    })
+    };
+    let (spec, _) = wanted.specification(GroupName::default(), OffsetDateTime::UNIX_EPOCH);
+    wanted.needs.formats = Formats::of_spec(&spec);
+    Ok(wanted)
 }
 
 impl Wanted {
-    /// The job's input, now that the host is chosen.
-    pub(crate) fn on(self, host: HostName, group: GroupName, now: OffsetDateTime) -> CreateInput {
+    /// What it will be, under a new id, and the content of its disks.
+    fn specification(&self, group: GroupName, now: OffsetDateTime) -> (VmSpec, Vec<VolumeSource>) {
         let id = Uuid::new_v4();
         let devices = self.request.profile.devices();
         let target = first_target(&self.request);
@@ -199,12 +203,18 @@ impl Wanted {
             disks,
             drives,
             nics: vec![NicSpec::first(self.request.profile, new_mac())],
-            description: self.request.description,
+            description: self.request.description.clone(),
             autostart: self.request.autostart,
             unknown: Unknown::new(),
-            labels: self.request.labels,
+            labels: self.request.labels.clone(),
             created: now,
         };
+        (spec, sources)
+    }
+
+    /// The job's input, now that the host is chosen.
+    pub(crate) fn on(self, host: HostName, group: GroupName, now: OffsetDateTime) -> CreateInput {
+        let (spec, sources) = self.specification(group, now);
         let variables = self
             .template
             .as_ref()

@@ -12,7 +12,7 @@ mod fleet;
 use fleet::Controller;
 use fleet::agent::FakeAgent;
 use fleetward_api::controller::{CheckView, JobState, JobView, VmView};
-use fleetward_model::host::{Accelerator, HostFacts, Version};
+use fleetward_model::host::{Accelerator, Formats, HostFacts, Version};
 use fleetward_model::vm::VmState;
 use fleetward_model::{ByteSize, ErrorCode, Failure};
 use http::Method;
@@ -290,6 +290,98 @@ async fn a_vm_is_not_rebuilt_where_it_could_not_run() {
     controller
         .done(Method::POST, "/v1/vms/web/recover", &json!({"to": "b"}))
         .await;
+}
+
+/// Makes `agent` one of version 7917ca9, or of today.
+async fn set_formats(controller: &Controller, agent: &FakeAgent, formats: Formats) {
+    report(controller, agent, |facts| facts.formats = formats).await;
+}
+
+fn assert_too_old(refusal: &Failure, host: &str) {
+    assert_eq!(refusal.code, ErrorCode::AgentTooOld, "{refusal}");
+    let named = format!("on host {host}");
+    let fix = &refusal.fix;
+    assert!(
+        fix.starts_with("upgrade that host's agent") && fix.contains(&named),
+        "{refusal}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_too_old_for_a_vm_is_named_by_everybody() {
+    let (controller, a, b) = fleet().await;
+    set_formats(&controller, &b, Formats::default()).await;
+    // What version 1 can say goes there as before.
+    let moved = json!({"to": "b", "offline": true});
+    let idle = "/v1/vms/idle/migrate";
+    controller.done(Method::POST, idle, &moved).await;
+    controller
+        .done(Method::POST, idle, &json!({"to": "a", "offline": true}))
+        .await;
+
+    let described = json!({"description": "B\u{fc}ro"});
+    for vm in ["web", "idle"] {
+        let path = format!("/v1/vms/{vm}");
+        controller.done(Method::PATCH, &path, &described).await;
+    }
+    for caller in CALLERS {
+        let (path, mut body) = caller.request();
+        if !caller.moves() {
+            body["description"] = described["description"].clone();
+        }
+        let before = asked([&a, &b]);
+        let refusal = controller.refusal(Method::POST, path, &body).await;
+        assert_too_old(&refusal, "b");
+        assert_eq!(asked([&a, &b]), before, "{caller:?}: {refusal}");
+    }
+    let checks: Vec<CheckView> = controller.get("/v1/check?vm=web&to=b").await;
+    assert_eq!(checks[0].code, Some(ErrorCode::AgentTooOld), "{checks:?}");
+    let job: JobView = controller
+        .job(Method::POST, "/v1/hosts/a/drain", &json!({}))
+        .await;
+    let failure = job.failure.expect("a failure");
+    for finding in &failure.findings {
+        let named = finding.what.contains("the agent of host b");
+        assert!(named, "{finding:?}");
+    }
+    controller
+        .post::<Value>("/v1/hosts/a/resume", &json!({}))
+        .await;
+
+    // The VM's own agent, by a change; a change of the TPM is older than versions.
+    let plain = json!({"name": "plain", "host": "b", "tpm": true});
+    controller.done(Method::POST, "/v1/vms", &plain).await;
+    let cpus = json!({"cpus": 3});
+    let refusal = controller
+        .refusal(Method::PATCH, "/v1/vms/plain", &cpus)
+        .await;
+    assert_too_old(&refusal, "b");
+    controller
+        .done(Method::PATCH, "/v1/vms/plain", &json!({"tpm": false}))
+        .await;
+    set_formats(&controller, &b, Formats::KNOWN).await;
+    controller.done(Method::PATCH, "/v1/vms/plain", &cpus).await;
+    let (path, body) = Caller::MigrateLive.request();
+    controller.done(Method::POST, path, &body).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_is_not_rebuilt_by_an_agent_that_is_too_old_for_it() {
+    let controller = Controller::start().await;
+    let (a, b) = tokio::join!(
+        controller.join("a", "default"),
+        controller.join("b", "default")
+    );
+    let web = json!({"name": "web", "host": "a", "tpm": false, "autostart": true});
+    controller.done(Method::POST, "/v1/vms", &web).await;
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    set_formats(&controller, &b, Formats::default()).await;
+    let refusal = controller
+        .refusal(Method::POST, "/v1/vms/web/recover", &json!({"to": "b"}))
+        .await;
+    assert_too_old(&refusal, "b");
+    assert!(b.is_clean());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,9 @@ use fleetward_api::controller::{ChangeAnswer, ChangeRequest};
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::admission::{Request, busy};
-use fleetward_model::change::{self, Plan};
+use fleetward_model::change::{self, Direction, Plan};
+use fleetward_model::fit;
+use fleetward_model::host::Formats;
 use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, JobId};
 use http::StatusCode;
@@ -76,7 +78,15 @@ fn answered(job: Option<JobId>, plan: Plan) -> Response {
 /// Whether the VM's host has what the VM is to get.
 fn may_be_there(app: &App, vm: &VmObserved, plan: &Plan) -> Result<(), Refusal> {
     let seen = app.world.inventory.seen(&vm.host);
-    let (Some(memory), Some(facts)) = (plan.memory(), &seen.facts) else {
+    let Some(facts) = &seen.facts else {
+        return Ok(());
+    };
+    let too_old = fit::agent_knows(facts.formats, needed_formats(vm, plan), &vm.host);
+    let what = format!("VM {} cannot be changed", vm.name);
+    if let Some(failure) = Failure::from_findings(what, too_old.into_iter().collect()) {
+        return Err(failure.into());
+    }
+    let Some(memory) = plan.memory() else {
         return Ok(());
     };
     if facts.memory < memory {
@@ -87,4 +97,16 @@ fn may_be_there(app: &App, vm: &VmObserved, plan: &Plan) -> Result<(), Refusal> 
             .into());
     }
     Ok(())
+}
+
+/// What the host's agent must know: the operation, and the specification that it leaves. The TPM has older operations.
+fn needed_formats(vm: &VmObserved, plan: &Plan) -> Formats {
+    let steps = plan.of_the_definition();
+    let Some(metadata) = vm.metadata.as_ref().filter(|_| !steps.is_empty()) else {
+        return Formats::default();
+    };
+    Formats {
+        operations: Formats::CHANGE_VM,
+        ..Formats::of_spec(&change::apply(&metadata.spec, &steps, Direction::Forward))
+    }
 }

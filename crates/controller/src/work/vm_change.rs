@@ -16,7 +16,7 @@ use fleetward_api::reports::ChangeReport;
 use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
 use fleetward_model::admission::Request;
 use fleetward_model::change::{self, ChangeKind, Direction, Plan};
-use fleetward_model::{ErrorCode, Failure, GroupName, HostName, VmId, VmName};
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName, Names, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -160,12 +160,10 @@ impl Change {
     }
 }
 
-/// Agents from before the operation say that they cannot read the request.
+/// An agent that has not reported its versions yet, and is older than the operation, cannot read the request.
 fn too_old(host: &HostName) -> Failure {
     let what = format!("the agent of host {host} is older than changes of a VM");
-    Failure::new(ErrorCode::AgentTooOld, what).fix(format!(
-        "install this version of fleetward-agent on host {host} and restart it, then try again"
-    ))
+    Failure::new(ErrorCode::AgentTooOld, what).about(&Names::default().host(host))
 }
 
 /// What waits for the VM's next start after the change, whoever brought it about.
