@@ -5,9 +5,10 @@
 //! code's class.
 
 pub mod agent;
+pub mod bulk;
 pub mod controller;
+pub mod following;
 pub mod lists;
-pub mod plans;
 pub mod reports;
 pub mod tpm;
 pub mod verbs;

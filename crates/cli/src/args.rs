@@ -615,6 +615,9 @@ pub struct TpmChange {
     /// Number of VMs to change at once; with --no-wait, the jobs of all VMs are started
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_parallel)]
     pub parallel: usize,
+    /// Changes no further VMs after so many have failed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_failures: Option<u32>,
     #[command(flatten)]
     pub how: TpmHow,
 }

@@ -1,237 +1,258 @@
-//! One request for several VMs: a line as each ends, a summary, and exit code 3 when some failed.
+//! One request for several VMs: a line as each ends, a summary, and exit code 3 when some failed. The controller decides
+//! which VMs are meant, begins and follows their jobs; this module prints what it answers.
 //!
-//! With a single name there is no summary: its failure is the command's, with its own exit code.
+//! A single VM that is named gets the request for one VM. There is no summary then: its failure is the command's, with its
+//! own exit code.
+
+mod follow;
+
+pub(crate) use follow::{Again, follow};
 
 use crate::commands::Context;
 use crate::exit::{Exit, Stop};
 use crate::{interrupt, messages, wait};
-use fleetward_api::controller::{Accepted, JobView};
-use fleetward_api::plans::{VmPlan, Would};
+use fleetward_api::bulk::{
+    BulkEntry, BulkEvent, BulkRequest, BulkSummary, Plan, Selection, Target, VmAction, Would,
+};
+use fleetward_api::controller::{Accepted, Outcome};
+use fleetward_api::verbs::{
+    TpmDisable, TpmEnable, TpmRestore, TpmRoll, Verb, VmBulk, VmDelete, VmMigrate, VmStart, VmStop,
+};
 use fleetward_model::{ErrorCode, Failure, JobId, VmName};
-use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use std::io;
 
-/// The VMs asked for, each once.
-pub(crate) struct Targets {
-    names: Vec<VmName>,
-    /// One, by its name: its failure is the command's.
-    alone: bool,
-}
-
-impl Targets {
-    /// VMs that were not named but chosen by what they have in common: several, however many there are.
-    pub(crate) fn chosen(names: Vec<VmName>) -> Self {
-        Self {
-            alone: false,
-            ..Self::from(names)
-        }
-    }
-}
-
-impl From<Vec<VmName>> for Targets {
-    fn from(names: Vec<VmName>) -> Self {
-        let mut seen = std::collections::BTreeSet::new();
-        let first = |name: &VmName| seen.insert(name.clone());
-        let names: Vec<_> = names.into_iter().filter(first).collect();
-        Self {
-            alone: names.len() == 1,
-            names,
-        }
-    }
-}
-
-/// Requests under way at once; the jobs behind them run side by side in the controller.
-const AT_ONCE: usize = 16;
-
-/// What is said of VMs that the request went well for.
-pub(crate) struct Words<'a> {
-    pub(crate) done: &'a dyn Fn(&JobView) -> String,
-    /// Nothing had to be done.
-    pub(crate) already: &'a str,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Outcome {
-    Succeeded,
-    Failed,
-    Skipped,
-}
-
-#[derive(Debug, Serialize)]
-struct Entry {
-    vm: VmName,
-    outcome: Outcome,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<ErrorCode>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    job: Option<JobId>,
-    /// What the job reports: a migration's `downtime_ms`, `total_ms`, `transferred`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<serde_json::Value>,
-    /// In a dry run: `change`, `nothing` or `fail`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    would: Option<Would>,
-}
-
-#[derive(Debug, Default, Serialize)]
-struct Summary {
-    succeeded: usize,
-    failed: usize,
-    skipped: usize,
-}
-
 #[derive(Debug, Serialize)]
 struct Report {
-    results: Vec<Entry>,
-    summary: Summary,
+    results: Vec<BulkEntry>,
+    summary: BulkSummary,
 }
 
-/// How one VM's part ended.
-enum End {
-    Done(Box<JobView>),
-    Already,
-    /// With the job that failed, or waits for its host.
-    Failed(Failure, Option<JobId>),
-    /// Its job goes on without us.
-    Left(JobId),
-    NotBegun,
+impl Report {
+    fn of(results: Vec<BulkEntry>) -> Self {
+        let mut summary = BulkSummary::default();
+        for entry in &results {
+            summary.count(entry.outcome);
+        }
+        Self { results, summary }
+    }
 }
 
-/// Sends `request` for each VM and waits for the jobs.
-pub(crate) async fn run<R>(
+/// A job that was submitted; none where there was nothing to do.
+#[derive(Debug, Serialize)]
+struct SubmittedJob {
+    vm: String,
+    job: Option<JobId>,
+}
+
+/// Asks the same of VMs that were named.
+pub(crate) async fn named(
     context: &Context,
-    targets: impl Into<Targets>,
-    words: Words<'_>,
-    request: impl Fn(VmName) -> R,
-) -> Result<Exit, Stop>
-where
-    R: Future<Output = Result<Accepted, Failure>>,
-{
-    run_at_once(context, targets, AT_ONCE, words, request).await
+    names: Vec<VmName>,
+    action: VmAction,
+    no_wait: bool,
+) -> Result<Exit, Stop> {
+    let mut request = BulkRequest {
+        action,
+        vms: Selection::Named(names),
+        dry_run: false,
+        how: Default::default(),
+    };
+    request.how.wait = !no_wait;
+    run(context, request).await
 }
 
-/// The same, with at most `at_once` of them under way.
-pub(crate) async fn run_at_once<R>(
-    context: &Context,
-    targets: impl Into<Targets>,
-    at_once: usize,
-    words: Words<'_>,
-    request: impl Fn(VmName) -> R,
-) -> Result<Exit, Stop>
-where
-    R: Future<Output = Result<Accepted, Failure>>,
-{
-    let Targets { names, alone } = targets.into();
+/// Sends the request, and waits for the jobs unless it says otherwise.
+pub(crate) async fn run(context: &Context, request: BulkRequest) -> Result<Exit, Stop> {
+    let one = match &request.vms {
+        Selection::Named(names) => names.first().filter(|one| names.iter().all(|n| n == *one)),
+        Selection::All | Selection::Matching(_) | Selection::Planned(_) => None,
+    };
+    match (one, request.how.wait) {
+        (Some(name), true) => alone(context, name, &request.action).await,
+        (Some(name), false) => submit_alone(context, name, &request.action).await,
+        (None, true) => several(context, request).await,
+        (None, false) => submit_several(context, request).await,
+    }
+}
+
+async fn alone(context: &Context, name: &VmName, action: &VmAction) -> Result<Exit, Stop> {
+    let target = Target::Vm(name.clone());
     let interrupt = interrupt::on_ctrl_c();
-
-    let one = |(index, name): (usize, VmName)| {
-        let (request, interrupt) = (&request, &interrupt);
-        async move {
-            if interrupt.is_cancelled() {
-                return (index, name, End::NotBegun);
-            }
-            let end = match request(name.clone()).await {
-                Err(failure) => End::Failed(failure, None),
-                Ok(Accepted { job: None }) => End::Already,
-                Ok(Accepted { job: Some(job) }) => {
-                    let (controller, progress) = (&context.controller, &context.progress);
-                    let ended = if alone {
-                        wait::for_job(controller, progress, interrupt, name.as_str(), job).await
-                    } else {
-                        wait::for_one_of_many(controller, progress, interrupt, name.as_str(), job)
-                            .await
-                    };
-                    match ended {
-                        Ok(view) => End::Done(Box::new(view)),
-                        Err(Stop::Failure(failure)) => End::Failed(failure, Some(job)),
-                        Err(_) => End::Left(job),
-                    }
+    let (entry, stop) = match ask(context, name, action).await {
+        Err(failure) => (
+            BulkEntry::failed(target, &failure, None),
+            Some(failure.into()),
+        ),
+        Ok(Accepted { job: None }) => {
+            let entry = BulkEntry::new(target, Outcome::Skipped, action.already());
+            (entry, None)
+        }
+        Ok(Accepted { job: Some(job) }) => {
+            let (controller, progress) = (&context.controller, &context.progress);
+            match wait::for_job(controller, progress, &interrupt, name.as_str(), job).await {
+                Ok(view) => (BulkEntry::done(target, action.done(&view), &view), None),
+                Err(Stop::Failure(failure)) => {
+                    let entry = BulkEntry::failed(target, &failure, Some(job));
+                    (entry, Some(failure.into()))
                 }
-            };
-            (index, name, end)
+                Err(stop) => (BulkEntry::left(target, job), Some(stop)),
+            }
         }
     };
-    let mut ends = stream::iter(names.into_iter().enumerate())
-        .map(one)
-        .buffer_unordered(at_once);
-
-    let mut entries = Vec::new();
-    let mut left = Vec::new();
-    let mut refusal = None;
-    while let Some((index, name, end)) = ends.next().await {
-        if let End::Left(job) = end {
-            left.push(job);
-        }
-        let entry = entry_of(name, &end, &words);
-        context.progress.around(|| tell(context, &entry, alone))?;
-        entries.push((index, entry));
-        if let End::Failed(failure, _) = end {
-            refusal = Some(failure);
-        }
-    }
-    entries.sort_by_key(|(index, _)| *index);
-    let results: Vec<Entry> = entries.into_iter().map(|(_, entry)| entry).collect();
-    let summary = summary_of(&results);
-    let failed = summary.failed;
-    if !alone {
-        context.output.line(&messages::bulk_summary(
-            summary.succeeded,
-            summary.failed,
-            summary.skipped,
-        ))?;
+    // A single failure is printed on stderr, in full.
+    if entry.outcome != Outcome::Failed {
+        tell(context, &entry)?;
     }
     if !context.output.is_table() {
-        let report = Report { results, summary };
+        let report = Report::of(vec![entry]);
         context.output.document(&report, String::new)?;
     }
+    stop.map_or(Ok(Exit::Done), Err)
+}
 
-    match refusal {
-        _ if !left.is_empty() => Err(Stop::Interrupted(left)),
-        Some(failure) if alone => Err(failure.into()),
-        _ if failed > 0 => Ok(Exit::SomeFailed),
-        _ => Ok(Exit::Done),
+async fn submit_alone(context: &Context, name: &VmName, action: &VmAction) -> Result<Exit, Stop> {
+    let Accepted { job } = ask(context, name, action).await?;
+    match job {
+        Some(job) if context.output.is_table() => {
+            context.output.document(&job, || job.to_string())?;
+        }
+        None if context.output.is_table() => {}
+        job => {
+            let vm = name.to_string();
+            let jobs = [SubmittedJob { vm, job }];
+            context.output.document(&jobs, String::new)?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// The request for one VM.
+async fn ask(context: &Context, name: &VmName, action: &VmAction) -> Result<Accepted, Failure> {
+    let (controller, path) = (&context.controller, [name.as_str()]);
+    match action {
+        VmAction::Start => controller.call::<VmStart>(path, &()).await,
+        VmAction::Stop(request) => controller.call::<VmStop>(path, request).await,
+        VmAction::Delete(request) => controller.call::<VmDelete>(path, request).await,
+        VmAction::Migrate(request) => controller.call::<VmMigrate>(path, request).await,
+        VmAction::TpmEnable(request) => controller.call::<TpmEnable>(path, request).await,
+        VmAction::TpmDisable(request) => controller.call::<TpmDisable>(path, request).await,
+        VmAction::TpmRestore(request) => controller.call::<TpmRestore>(path, request).await,
+        VmAction::TpmRoll(request) => controller.call::<TpmRoll>(path, request).await,
     }
 }
 
-/// Sends `request` for each VM and prints the jobs' ids.
-pub(crate) async fn submit<R>(
-    context: &Context,
-    targets: impl Into<Targets>,
-    request: impl Fn(VmName) -> R,
-) -> Result<Exit, Stop>
-where
-    R: Future<Output = Result<Accepted, Failure>>,
-{
-    let Targets { names, alone } = targets.into();
-    let mut jobs = Vec::new();
-    let mut failed = false;
-    for name in names {
-        match request(name.clone()).await {
-            Ok(Accepted { job }) => {
-                if let Some(job) = job.filter(|_| context.output.is_table()) {
-                    context.output.document(&job, || job.to_string())?;
-                }
-                jobs.push(Submitted { vm: name, job });
-            }
-            Err(failure) if alone => return Err(failure.into()),
-            Err(failure) => {
-                context.progress.remark(&messages::failure(&failure));
-                failed = true;
-            }
-        }
-    }
+async fn several(context: &Context, request: BulkRequest) -> Result<Exit, Stop> {
+    let followed = follow::<VmBulk>(
+        context,
+        |again| asked(&request, again),
+        |entry| Ok(context.progress.around(|| tell(context, entry))?),
+    );
+    let report = Report::of(followed.await?);
+    let BulkSummary {
+        succeeded,
+        failed,
+        skipped,
+    } = report.summary;
+    let left: Vec<_> = report
+        .results
+        .iter()
+        .filter_map(|entry| entry.job.filter(|_| entry.goes_on))
+        .collect();
+    context
+        .output
+        .line(&messages::bulk_summary(succeeded, failed, skipped))?;
     if !context.output.is_table() {
+        context.output.document(&report, String::new)?;
+    }
+    match failed {
+        _ if !left.is_empty() => Err(Stop::Interrupted(left)),
+        0 => Ok(Exit::Done),
+        _ => Ok(Exit::SomeFailed),
+    }
+}
+
+async fn submit_several(context: &Context, request: BulkRequest) -> Result<Exit, Stop> {
+    let print = |entry: &BulkEntry| {
+        if let Some(failure) = &entry.failure {
+            context.progress.remark(&messages::failure(failure));
+        } else if let Some(job) = entry.job.filter(|_| context.output.is_table()) {
+            context.output.document(&job, || job.to_string())?;
+        }
+        Ok(())
+    };
+    let entries = follow::<VmBulk>(context, |again| asked(&request, again), print).await?;
+    let failed = entries.iter().any(|e| e.outcome == Outcome::Failed);
+    if !context.output.is_table() {
+        let accepted = entries.iter().filter(|e| e.outcome != Outcome::Failed);
+        let jobs: Vec<_> = accepted
+            .map(|entry| SubmittedJob {
+                vm: entry.target.to_string(),
+                job: entry.job,
+            })
+            .collect();
         context.output.document(&jobs, String::new)?;
     }
     Ok(if failed { Exit::SomeFailed } else { Exit::Done })
 }
 
+/// The request as it is sent first, or once more after the answer was cut off.
+fn asked(request: &BulkRequest, again: Option<Again>) -> BulkRequest {
+    let mut request = request.clone();
+    if let Some(Again { rest, jobs }) = again {
+        let names = rest.into_iter().filter_map(|target| match target {
+            Target::Vm(name) => Some(name),
+            Target::Host(_) => None,
+        });
+        let names = names.collect();
+        request.vms = match request.vms.is_chosen() {
+            true => Selection::Planned(names),
+            false => Selection::Named(names),
+        };
+        request.how.jobs = jobs;
+    }
+    request
+}
+
+/// What the request would do, as the controller says.
+pub(crate) async fn plans<V>(context: &Context, request: &V::Request) -> Result<Vec<Plan>, Failure>
+where
+    V: for<'a> Verb<Path<'a> = [&'a str; 0], Answer = BulkEvent>,
+{
+    let mut events = context.controller.follow::<V>([], request).await?;
+    let mut plans = Vec::new();
+    loop {
+        match events.next().await? {
+            Some(BulkEvent::Planned(plan)) => plans.push(plan),
+            Some(BulkEvent::Summary(_)) => return Ok(plans),
+            Some(_) => {}
+            None => {
+                let what = "the controller ended in the middle of its answer";
+                return Err(Failure::new(ErrorCode::ControllerUnreachable, what));
+            }
+        }
+    }
+}
+
+/// An entry of a dry run.
+#[derive(Debug, Serialize)]
+struct Planned {
+    #[serde(flatten)]
+    target: Target,
+    outcome: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<ErrorCode>,
+    message: String,
+    would: Would,
+}
+
 /// What would happen to each VM, with the reason where nothing would: the same report, in which all are skipped.
-pub(crate) fn dry_run(context: &Context, plans: Vec<VmPlan>) -> Result<Exit, Stop> {
+pub(crate) fn dry_run(context: &Context, plans: Vec<Plan>) -> Result<Exit, Stop> {
+    #[derive(Serialize)]
+    struct Report {
+        results: Vec<Planned>,
+        summary: BulkSummary,
+    }
     let mut results = Vec::new();
     let (mut change, mut fail, mut nothing) = (0, 0, 0);
     for plan in plans {
@@ -240,90 +261,33 @@ pub(crate) fn dry_run(context: &Context, plans: Vec<VmPlan>) -> Result<Exit, Sto
             Would::Nothing => nothing += 1,
             Would::Fail => fail += 1,
         }
-        let entry = Entry {
-            vm: plan.vm,
+        let code = plan.failure.map(|failure| failure.code);
+        context
+            .output
+            .line(&messages::of_one(&plan.target, code, &plan.message))?;
+        results.push(Planned {
+            target: plan.target,
             outcome: Outcome::Skipped,
-            code: plan.code,
-            message: Some(plan.message),
-            job: None,
-            result: None,
-            would: Some(plan.would),
-        };
-        tell(context, &entry, false)?;
-        results.push(entry);
+            code,
+            message: plan.message,
+            would: plan.would,
+        });
     }
     context
         .output
         .line(&messages::would_summary(change, fail, nothing))?;
-    let summary = summary_of(&results);
     if !context.output.is_table() {
+        let summary = BulkSummary {
+            skipped: results.len(),
+            ..BulkSummary::default()
+        };
         let report = Report { results, summary };
         context.output.document(&report, String::new)?;
     }
     Ok(Exit::Done)
 }
 
-#[derive(Debug, Serialize)]
-struct Submitted {
-    vm: VmName,
-    job: Option<JobId>,
-}
-
-fn entry_of(vm: VmName, end: &End, words: &Words<'_>) -> Entry {
-    let entry = |outcome, message: &str| Entry {
-        vm: vm.clone(),
-        outcome,
-        code: None,
-        message: Some(message.to_owned()),
-        job: None,
-        result: None,
-        would: None,
-    };
-    match end {
-        End::Done(job) => Entry {
-            job: Some(job.id),
-            result: job.result.clone(),
-            ..entry(Outcome::Succeeded, &(words.done)(job))
-        },
-        End::Already => entry(Outcome::Skipped, words.already),
-        End::Failed(failure, job) => Entry {
-            code: Some(failure.code),
-            job: *job,
-            ..entry(Outcome::Failed, &short(failure))
-        },
-        End::Left(job) => Entry {
-            job: Some(*job),
-            ..entry(Outcome::Skipped, &messages::job_goes_on(*job))
-        },
-        End::NotBegun => entry(Outcome::Skipped, messages::NOT_STARTED),
-    }
-}
-
-fn short(failure: &Failure) -> String {
-    if failure.because.is_empty() {
-        failure.what.clone()
-    } else {
-        format!("{}: {}", failure.what, failure.because)
-    }
-}
-
-fn tell(context: &Context, entry: &Entry, alone: bool) -> io::Result<()> {
-    // A single failure is printed on stderr, in full.
-    if alone && entry.outcome == Outcome::Failed {
-        return Ok(());
-    }
-    let message = entry.message.as_deref().unwrap_or_default();
-    context.output.line(&match entry.code {
-        Some(code) => format!("{}: {code}: {message}", entry.vm),
-        None => format!("{}: {message}", entry.vm),
-    })
-}
-
-fn summary_of(results: &[Entry]) -> Summary {
-    let count = |outcome| results.iter().filter(|e| e.outcome == outcome).count();
-    Summary {
-        succeeded: count(Outcome::Succeeded),
-        failed: count(Outcome::Failed),
-        skipped: count(Outcome::Skipped),
-    }
+fn tell(context: &Context, entry: &BulkEntry) -> io::Result<()> {
+    let line = messages::of_one(&entry.target, entry.code, &entry.message);
+    context.output.line(&line)
 }

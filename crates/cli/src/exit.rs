@@ -1,6 +1,7 @@
 //! The end of a command: exit codes, and messages on stderr.
 
 use crate::messages;
+use fleetward_api::following::goes_on;
 use fleetward_model::{Failure, JobId};
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -65,7 +66,7 @@ pub(crate) fn report(result: Result<Exit, Stop>) -> ExitCode {
         }
         Err(Stop::Interrupted(jobs)) => {
             for job in jobs {
-                say(&messages::job_goes_on(job));
+                say(&goes_on(job));
             }
             INTERRUPTED.into()
         }

@@ -11,7 +11,6 @@ use std::fmt::Display;
 use std::io;
 
 pub(crate) const NOTHING_CHANGED: &str = "nothing was changed";
-pub(crate) const NOT_STARTED: &str = "not begun: interrupted";
 pub(crate) const CONSOLE_LEFT: &str = "console closed";
 pub(crate) const CONSOLE_ENDED: &str = "the VM ended the console";
 pub(crate) const QUESTION_SUFFIX: &str = "[y/N]";
@@ -33,15 +32,16 @@ pub(crate) fn output_failed(error: &io::Error) -> String {
     format!("cannot write the result: {error}")
 }
 
-pub(crate) fn job_goes_on(job: JobId) -> String {
-    format!("the job continues; follow it with: fleetward job watch {job}")
+/// What is said of one of several.
+pub(crate) fn of_one(target: &impl Display, code: Option<ErrorCode>, message: &str) -> String {
+    match code {
+        Some(code) => format!("{target}: {code}: {message}"),
+        None => format!("{target}: {message}"),
+    }
 }
 
-pub(crate) fn remove_the_cause(job: JobId) -> String {
-    format!(
-        "remove the cause, and it goes on within a minute: fleetward job show {job}; or give it up: fleetward job give-up {job}"
-    )
-}
+pub(crate) const BULK_CONNECTION_LOST: &str =
+    "the connection to the controller broke; what has begun continues; reconnecting";
 
 pub(crate) fn connection_lost(job: JobId) -> String {
     format!("the connection to the controller broke; job {job} continues; reconnecting")
@@ -170,25 +170,7 @@ pub(crate) fn vm_created_and_started(name: &VmName, host: &impl Display) -> Stri
     format!("{name} created and started on {host}")
 }
 
-pub(crate) const STARTED: &str = "started";
-pub(crate) const STARTED_ALREADY: &str = "runs already";
-pub(crate) const STOPPED: &str = "stopped";
-pub(crate) const STOPPED_ALREADY: &str = "is stopped already";
-pub(crate) const DELETED: &str = "deleted";
-pub(crate) const DELETED_ALREADY: &str = "is gone already";
 pub(crate) const CREATED_ALREADY: &str = "exists already";
-pub(crate) const MIGRATED_ALREADY: &str = "is there already";
-
-pub(crate) fn migrated(to: &impl Display, result: Option<&serde_json::Value>) -> String {
-    let downtime = result
-        .and_then(|result| result.get("downtime_ms"))
-        .and_then(serde_json::Value::as_u64);
-    match downtime {
-        Some(milliseconds) => format!("moved to {to}, downtime {milliseconds} ms"),
-        None => format!("moved to {to}"),
-    }
-}
-
 pub(crate) fn bulk_summary(succeeded: usize, failed: usize, skipped: usize) -> String {
     format!("{succeeded} succeeded, {failed} failed, {skipped} skipped")
 }
@@ -216,44 +198,6 @@ pub(crate) fn confirm_remove_host(name: &impl Display) -> String {
     format!(
         "Remove host {name} from the fleet? It can come back only with a new token and a new certificate."
     )
-}
-
-pub(crate) const TPM_ENABLED: &str = "TPM enabled";
-pub(crate) const TPM_ENABLED_ALREADY: &str = "has a TPM already";
-pub(crate) const TPM_DISABLED: &str = "TPM disabled, and kept in the history";
-pub(crate) const TPM_DISABLED_ALREADY: &str = "has no TPM";
-pub(crate) const TPM_RESTORED: &str = "TPM brought back";
-pub(crate) const TPM_ROLLED: &str = "TPM key replaced";
-
-pub(crate) fn tpm_restored(version: Option<u64>) -> String {
-    match version {
-        Some(version) => format!("version {version} of the TPM brought back"),
-        None => TPM_RESTORED.to_owned(),
-    }
-}
-
-pub(crate) fn taken_back_later(job: JobId, waiting: Option<&str>) -> String {
-    format!(
-        "{}; job {job} undoes its steps as soon as it can",
-        waiting.unwrap_or("its host does not answer")
-    )
-}
-
-pub(crate) fn goes_forward_later(job: JobId, waiting: &str, code: ErrorCode) -> String {
-    let until = match code {
-        ErrorCode::HostUnreachable => "when the host is back",
-        _ => "until it succeeds",
-    };
-    format!("{waiting}; the job continues {until}: fleetward job watch {job}")
-}
-
-pub(crate) fn with_warnings(done: String, warnings: &[String]) -> String {
-    let mut text = done;
-    for warning in warnings {
-        text.push_str("; warning: ");
-        text.push_str(warning);
-    }
-    text
 }
 
 fn some_vms(names: &[VmName]) -> String {
@@ -440,10 +384,6 @@ pub(crate) fn not_listed(more: usize) -> String {
     format!("{more} more VMs are counted but not listed")
 }
 
-pub(crate) fn guardian_unknown(host: &HostName) -> String {
-    format!("the guardian of host {host} is unknown")
-}
-
 pub(crate) fn confirm_revoke(vm: &VmName, from: &str) -> String {
     format!("Revoke the access of {from} to the TPM key of VM {vm}?")
 }
@@ -455,7 +395,7 @@ pub(crate) fn revoked(vm: &VmName, from: &str, pending: Option<&str>) -> String 
     }
 }
 
-pub(crate) fn rotated(host: &HostName, result: &serde_json::Value) -> String {
+pub(crate) fn rotated(host: &impl Display, result: &serde_json::Value) -> String {
     let done = &result["summary"]["succeeded"];
     let waiting = result["still_needed_by"].as_u64().unwrap_or(0);
     if waiting == 0 {

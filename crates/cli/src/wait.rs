@@ -5,9 +5,10 @@ use crate::exit::Stop;
 use crate::messages;
 use crate::progress::{Progress, Task};
 use fleetward_api::controller::{JobState, JobView};
+use fleetward_api::following::{Until, failure_of, goes_on, held_up};
 use fleetward_api::verbs::JobEvents;
 use fleetward_model::error::Class;
-use fleetward_model::{ErrorCode, Failure, JobId};
+use fleetward_model::{Failure, JobId};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,8 +16,6 @@ use tokio_util::sync::CancellationToken;
 /// How long a controller may be away before waiting for a job is given up (the job goes on).
 const PATIENCE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(500);
-/// Attempts of a step after which its host is away, and not only restarting.
-const ATTEMPTS: u32 = 3;
 
 /// Waits for `job` to end well, and shows it under `name` until then.
 ///
@@ -73,100 +72,6 @@ async fn one(
     }
 }
 
-/// The same for one of many: a job that waits for a host that is away, and that nothing but the host's return can bring to
-/// an end, does not hold up the others. Whether it only goes back or only forward, it goes on by itself.
-pub(crate) async fn for_one_of_many(
-    controller: &Controller,
-    progress: &Progress,
-    interrupt: &CancellationToken,
-    name: &str,
-    job: JobId,
-) -> Result<JobView, Stop> {
-    let task = progress.task(name);
-    let seen = tokio::select! {
-        seen = follow(controller, progress, &task, job, Until::Stuck) => seen?,
-        () = interrupt.cancelled() => return Err(Stop::Interrupted(vec![job])),
-    };
-    drop(task);
-    match seen.state {
-        JobState::Done => Ok(seen),
-        JobState::Undoing => {
-            let because = messages::taken_back_later(job, seen.waiting.as_deref());
-            Err(failure_of(seen).because(because).into())
-        }
-        JobState::Running if is_held_up(&seen) => Err(held_up(&seen).into()),
-        JobState::Pending | JobState::Running | JobState::Undone | JobState::Failed => {
-            Err(failure_of(seen).into())
-        }
-    }
-}
-
-/// Past the point of no return, and its step keeps failing.
-fn is_held_up(view: &JobView) -> bool {
-    let attempts = view
-        .steps
-        .iter()
-        .find(|step| Some(&step.name) == view.current.as_ref())
-        .map_or(0, |step| step.attempts);
-    view.state == JobState::Running
-        && !view.cancellable
-        && view.waiting.is_some()
-        && attempts >= ATTEMPTS
-}
-
-fn held_up(view: &JobView) -> Failure {
-    let code = view.waiting_code.unwrap_or(ErrorCode::HostUnreachable);
-    let waiting = view.waiting.as_deref().unwrap_or_default();
-    let what = format!("{} of {} is begun and not done", view.kind, view.target);
-    let failure = Failure::new(code, what);
-    if view.held_up && code.class() != Class::Unreachable {
-        return failure
-            .because(format!("{waiting}; it does not pass by itself"))
-            .fix(messages::remove_the_cause(view.id));
-    }
-    failure
-        .because(messages::goes_forward_later(view.id, waiting, code))
-        .fix(messages::job_goes_on(view.id))
-}
-
-/// How far a job is followed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Until {
-    Ended,
-    /// Or standing still until a host is back or somebody acts.
-    HeldUp,
-    /// Or waiting for what only the return of its host can bring.
-    Stuck,
-}
-
-impl Until {
-    fn is_reached(self, view: &JobView) -> bool {
-        let stuck = (view.state == JobState::Undoing && view.waiting.is_some()) || is_held_up(view);
-        view.state.has_ended()
-            || match self {
-                Self::Ended => false,
-                Self::HeldUp => view.held_up,
-                Self::Stuck => stuck || view.held_up,
-            }
-    }
-}
-
-/// What a job that did not end well has to say.
-fn failure_of(job: JobView) -> Failure {
-    job.failure.unwrap_or_else(|| {
-        Failure::new(
-            ErrorCode::Internal,
-            format!(
-                "job {} of {} ended as {}",
-                job.id,
-                job.target,
-                job.state.as_str()
-            ),
-        )
-        .because("it does not say why")
-    })
-}
-
 async fn follow(
     controller: &Controller,
     progress: &Progress,
@@ -185,7 +90,7 @@ async fn follow(
         };
         if let Some(failure) = lost {
             if heard.elapsed() > PATIENCE {
-                return Err(failure.fix(messages::job_goes_on(job)));
+                return Err(failure.fix(goes_on(job)));
             }
             if !told {
                 progress.remark(&messages::connection_lost(job));

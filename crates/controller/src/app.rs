@@ -2,6 +2,7 @@
 
 use crate::agents::Agents;
 use crate::audit::{Act, Audit};
+use crate::bulks::Bulks;
 use crate::escrow::retention::Retention;
 use crate::escrow::{Escrow, keeper};
 use crate::fleet::Fleet;
@@ -48,6 +49,8 @@ pub(crate) struct App {
     pub(crate) watchers: Arc<Watchers>,
     /// Held from choosing a host to the submission, so that two creations do not count on the same memory.
     pub(crate) placing: Arc<tokio::sync::Mutex<()>>,
+    /// Bulk requests under way.
+    pub(crate) bulks: Arc<Bulks>,
     /// Where joining hosts find the controller.
     pub(crate) advertise: Arc<str>,
     /// Fires when the controller ends; what would go on for ever ends with it.
@@ -123,6 +126,7 @@ impl App {
             engine,
             watchers,
             placing: Arc::default(),
+            bulks: Arc::default(),
             advertise: advertise.into(),
             stop: stop.clone(),
         };

@@ -108,6 +108,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
                 vms: Some(matter.into_iter().collect()),
                 automatic: true,
                 expired: Vec::new(),
+                refused: Vec::new(),
             };
             log_submission(
                 app.submit::<GuardianGrant>(&input, KEEPER).await,
@@ -173,6 +174,7 @@ fn lacking(world: &World, host: &HostName) -> BTreeSet<VmId> {
         vms: None,
         automatic: true,
         expired: Vec::new(),
+        refused: Vec::new(),
     };
     let plan = plan_grant(world, &input).unwrap_or_default();
     plan.into_iter()

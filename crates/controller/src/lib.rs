@@ -23,6 +23,7 @@ mod admission;
 mod agents;
 mod app;
 mod audit;
+mod bulks;
 mod check;
 mod creation;
 mod debts;

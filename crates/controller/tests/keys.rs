@@ -8,10 +8,11 @@
 #[expect(dead_code, reason = "each test program uses its own part")]
 mod fleet;
 
-use fleet::Controller;
 use fleet::agent::FakeAgent;
-use fleetward_api::controller::VmView;
-use fleetward_model::VmId;
+use fleet::{Controller, failure};
+use fleetward_api::controller::{Role, VmView};
+use fleetward_link::Client;
+use fleetward_model::{ErrorCode, VmId};
 use http::Method;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -152,6 +153,86 @@ async fn a_grant_of_all_leaves_no_vm_out_however_many_there_are() {
     let id = b.look(|inner| inner.facts.guardians[0].id.clone());
     let lacking = a.look(|inner| inner.tpms.values().filter(|g| !g.contains(&id)).count());
     assert_eq!(lacking, 0, "VMs were left out");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_reports_the_vms_that_were_refused_at_once_beside_the_others() {
+    let controller = Controller::start_with_manual_trust().await;
+    let (_a, _b) = tokio::join!(
+        controller.join("a", "default"),
+        controller.join("b", "default")
+    );
+    create(&controller, "web", json!({})).await;
+    let grant = json!({"vms": ["ghost", "web"], "to": "b"});
+    let job = controller
+        .done(Method::POST, "/v1/guardian-grants", &grant)
+        .await;
+    let result = job.result.expect("a result");
+    let summary = json!({"succeeded": 1, "failed": 1, "skipped": 0});
+    assert_eq!(result["summary"], summary);
+    let [web, ghost] = [&result["results"][0], &result["results"][1]];
+    assert_eq!((&web["vm"], &ghost["vm"]), (&json!("web"), &json!("ghost")));
+    assert_eq!(ghost["code"], "VM_NOT_FOUND", "{result}");
+}
+
+/// The lines of a bulk answer.
+async fn lines(client: &Client, path: &str, body: &Value) -> Vec<Value> {
+    let sent = client.request(Method::POST, path).json(body).send().await;
+    let mut lines = sent.expect("an answer").lines();
+    let mut all: Vec<Value> = Vec::new();
+    while let Some(line) = lines.next_json().await.expect("a line") {
+        all.push(line);
+    }
+    assert_eq!(all.last().expect("lines")["event"], "summary");
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotations_of_what_expires_name_hosts_that_say_nothing_and_take_the_others_in_order() {
+    const ROTATIONS: &str = "/v1/guardian-rotations/expiring";
+    let controller = Controller::start().await;
+    let _a = controller.join("a", "default").await;
+    let controller = controller
+        .restart_after(|data| mirror(data, "mute", None))
+        .await;
+    controller
+        .wait_online(&"a".parse().expect("name"), true)
+        .await;
+    let request =
+        |years: u64, dry_run| json!({ "within_seconds": years * 31_557_600, "dry_run": dry_run });
+    let told = async |client: &Client, years, dry_run| {
+        lines(client, ROTATIONS, &request(years, dry_run)).await
+    };
+    // a host that has not said anything since the restart comes first, the other only where its end is meant
+    let soon = told(&controller.local, 1, true).await;
+    assert_eq!(soon.len(), 2, "{soon:?}");
+    let viewer = controller.admin("eve", Role::Viewer).await;
+    let all = told(&viewer, 50, true).await;
+    let hosts: Vec<_> = all
+        .iter()
+        .filter_map(|line| line["host"].as_str())
+        .collect();
+    assert_eq!(hosts, ["mute", "a"]);
+    assert_eq!(
+        (&all[0]["would"], &all[1]["would"]),
+        (&json!("fail"), &json!("change"))
+    );
+    assert_eq!(all[0]["failure"]["code"], "HOST_UNREACHABLE");
+    assert!(
+        all[0].get("expires").is_none() && all[1]["expires"].is_string(),
+        "{all:?}"
+    );
+    let refused = failure(&viewer, Method::POST, ROTATIONS, &request(1, false)).await;
+    assert_eq!(refused.1.code, ErrorCode::RoleMissing);
+
+    let run = told(&controller.local, 1, false).await;
+    let ended = run.iter().find(|line| line["event"] == "ended");
+    let ended = ended.expect("a host");
+    assert_eq!(
+        (&ended["host"], &ended["outcome"]),
+        (&json!("mute"), &json!("failed"))
+    );
+    assert_eq!(run.last().expect("a summary")["failed"], 1);
 }
 
 /// Writes a record like that of host a, as a controller that lost its database takes back from its mirror.

@@ -2,26 +2,24 @@
 
 use super::Context;
 use crate::args::{GrantArgs, RotateArgs, Wait};
+use crate::bulk::{self, Again};
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::{interrupt, messages, wait};
+use fleetward_api::bulk::{BulkEntry, BulkSummary, How, Plan, RotateExpiringRequest, Target};
 use fleetward_api::controller::{
-    Accepted, GrantRequest, HostView, JobView, Outcome, RevokeRequest, RotateRequest, VmOutcome,
+    GrantRequest, JobView, Outcome, RevokeRequest, RotateRequest, VmOutcome,
 };
-use fleetward_api::lists::HostQuery;
-use fleetward_api::verbs::{GuardianGrant, GuardianRevoke, GuardianRotate, HostList};
-use fleetward_model::host::{HostFacts, HostState};
-use fleetward_model::{ErrorCode, Failure, HostName, JobId, Names, VmName};
+use fleetward_api::verbs::{GuardianGrant, GuardianRevoke, GuardianRotate, GuardianRotateExpiring};
+use fleetward_model::{ErrorCode, Failure, HostName, JobId, VmName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
 
 /// What a job on many VMs reports.
 #[derive(Debug, Serialize, Deserialize)]
 struct Report {
     results: Vec<VmOutcome>,
-    summary: Summary,
+    summary: BulkSummary,
     /// How many more there are: the record of a job has its limits.
     #[serde(default, skip_serializing_if = "is_none")]
     not_listed: usize,
@@ -31,32 +29,16 @@ fn is_none(count: &usize) -> bool {
     *count == 0
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Summary {
-    succeeded: usize,
-    failed: usize,
-    skipped: usize,
-}
-
 impl Report {
     fn of(results: Vec<VmOutcome>) -> Self {
-        let mut report = Self {
-            results: Vec::new(),
-            summary: Summary::default(),
+        let mut summary = BulkSummary::default();
+        for one in &results {
+            summary.count(one.outcome);
+        }
+        Self {
+            results,
+            summary,
             not_listed: 0,
-        };
-        report.extend(results);
-        report
-    }
-
-    fn extend(&mut self, results: Vec<VmOutcome>) {
-        for one in results {
-            match one.outcome {
-                Outcome::Succeeded => self.summary.succeeded += 1,
-                Outcome::Failed => self.summary.failed += 1,
-                Outcome::Skipped => self.summary.skipped += 1,
-            }
-            self.results.push(one);
         }
     }
 
@@ -96,7 +78,7 @@ impl Report {
                     .output
                     .line(&messages::not_listed(self.not_listed))?;
             }
-            let Summary {
+            let BulkSummary {
                 succeeded,
                 failed,
                 skipped,
@@ -154,16 +136,7 @@ pub(super) async fn grant(context: &Context, args: GrantArgs) -> Result<Exit, St
         return Ok(Exit::Done);
     }
     let view = ended(context, &args.to, job).await?;
-    let mut report = Report::of_job(&view)?;
-    // VMs that there is nothing to plan for: no such name, not ours
-    let known = |vm: &VmName| report.results.iter().any(|r| r.vm == *vm);
-    let unplanned: Vec<_> = answer
-        .plan
-        .into_iter()
-        .filter(|r| r.outcome == Outcome::Failed && !args.all && !known(&r.vm))
-        .collect();
-    report.extend(unplanned);
-    report.tell(context, only)
+    Report::of_job(&view)?.tell(context, only)
 }
 
 pub(super) async fn revoke(
@@ -199,25 +172,55 @@ pub(super) async fn revoke(
 
 pub(super) async fn rotate(context: &Context, args: RotateArgs) -> Result<Exit, Stop> {
     let no_wait = args.wait.no_wait;
-    let (hosts, unknown) = match (args.host, args.expiring) {
-        (Some(host), _) if args.dry_run => (vec![host], Vec::new()),
-        (Some(host), _) => return rotate_alone(context, &host, no_wait).await,
-        (None, within) => expiring(context, within.unwrap_or_default()).await?,
-    };
-    if args.dry_run || (hosts.is_empty() && unknown.is_empty()) {
-        let text = match hosts.as_slice() {
-            [] => messages::NOTHING_EXPIRES.to_owned(),
-            hosts => hosts.iter().map(|h| format!("{h}\n")).collect(),
-        };
-        for host in &unknown {
-            let remark = messages::failure(&unknown_guardian(host));
-            context.progress.remark(&remark);
+    let within = match (args.host, args.expiring) {
+        (Some(host), _) if args.dry_run => {
+            return tell_expiring(context, &[host], Vec::new());
         }
-        let said = json!({ "hosts": hosts, "unknown": unknown });
-        context.output.document(&said, || text)?;
-        return Ok(Exit::Done);
+        (Some(host), _) => return rotate_alone(context, &host, no_wait).await,
+        (None, within) => within.unwrap_or_default(),
+    };
+    let mut request = RotateExpiringRequest {
+        within_seconds: within.as_secs(),
+        only: None,
+        dry_run: true,
+        how: How::default(),
+    };
+    let plans = bulk::plans::<GuardianRotateExpiring>(context, &request).await?;
+    if args.dry_run || plans.is_empty() {
+        let known = plans.iter().filter(|plan| plan.expires.is_some());
+        let hosts: Vec<_> = known.filter_map(|plan| host_of(&plan.target)).collect();
+        let unknown = plans.into_iter().filter(|plan| plan.expires.is_none());
+        return tell_expiring(context, &hosts, unknown.collect());
     }
-    rotate_all(context, hosts, unknown, no_wait).await
+    let hosts = plans.iter().filter_map(|plan| host_of(&plan.target));
+    request.only = Some(hosts.collect());
+    request.dry_run = false;
+    request.how.wait = !no_wait;
+    rotate_all(context, request).await
+}
+
+fn host_of(target: &Target) -> Option<HostName> {
+    match target {
+        Target::Host(name) => Some(name.clone()),
+        Target::Vm(_) => None,
+    }
+}
+
+fn tell_expiring(context: &Context, hosts: &[HostName], unknown: Vec<Plan>) -> Result<Exit, Stop> {
+    let text = match hosts {
+        [] => messages::NOTHING_EXPIRES.to_owned(),
+        hosts => hosts.iter().map(|h| format!("{h}\n")).collect(),
+    };
+    for failure in unknown.iter().filter_map(|plan| plan.failure.as_ref()) {
+        context.progress.remark(&messages::failure(failure));
+    }
+    let unknown: Vec<_> = unknown
+        .into_iter()
+        .map(|plan| plan.target.to_string())
+        .collect();
+    let said = json!({ "hosts": hosts, "unknown": unknown });
+    context.output.document(&said, || text)?;
+    Ok(Exit::Done)
 }
 
 async fn rotate_alone(context: &Context, host: &HostName, no_wait: bool) -> Result<Exit, Stop> {
@@ -246,156 +249,66 @@ async fn rotate_alone(context: &Context, host: &HostName, no_wait: bool) -> Resu
     })
 }
 
-/// How the rotation of one of several hosts went.
-enum Rotation {
-    Done(Box<JobView>),
-    /// Its job goes on without us.
-    Goes(JobId),
-    Failed(Failure),
-    NotBegun,
-}
-
-/// One host after the other, each with its report: what goes wrong with one is no matter of the others.
-async fn rotate_all(
-    context: &Context,
-    hosts: Vec<HostName>,
-    unknown: Vec<HostName>,
-    no_wait: bool,
-) -> Result<Exit, Stop> {
-    let interrupt = interrupt::on_ctrl_c();
-    let mut reports = Vec::new();
-    let mut left = Vec::new();
-    let (mut summary, mut some_vms_failed) = (Summary::default(), false);
-    for host in unknown {
-        let failure = unknown_guardian(&host);
-        reports.push(tell_rotation(context, &host, &Rotation::Failed(failure))?);
-        summary.failed += 1;
-    }
-    for host in hosts {
-        let went = rotate_one(context, &host, no_wait, &interrupt).await;
-        match &went {
-            Rotation::Done(view) => {
-                summary.succeeded += 1;
-                let report = Report::of_job(view);
-                some_vms_failed |= report.is_ok_and(|report| report.summary.failed > 0);
-            }
-            Rotation::Goes(_) if no_wait => summary.succeeded += 1,
-            Rotation::Goes(job) => {
-                left.push(*job);
-                summary.skipped += 1;
-            }
-            Rotation::Failed(_) => summary.failed += 1,
-            Rotation::NotBegun => summary.skipped += 1,
+/// Each host with its report: what goes wrong with one does not concern the others.
+async fn rotate_all(context: &Context, request: RotateExpiringRequest) -> Result<Exit, Stop> {
+    let asked = |again: Option<Again>| {
+        let mut request = request.clone();
+        if let Some(Again { rest, jobs }) = again {
+            request.only = Some(rest.iter().filter_map(host_of).collect());
+            request.how.jobs = jobs;
         }
-        reports.push(tell_rotation(context, &host, &went)?);
+        request
+    };
+    let tell = |entry: &BulkEntry| {
+        let line = match (&entry.result, entry.job) {
+            (Some(result), _) => messages::rotated(&entry.target, result),
+            (None, Some(job)) if entry.goes_on => format!("{}: {job}", entry.target),
+            _ => messages::of_one(&entry.target, entry.code, &entry.message),
+        };
+        context.progress.around(|| context.output.line(&line))?;
+        Ok(())
+    };
+    let entries = bulk::follow::<GuardianRotateExpiring>(context, asked, tell).await?;
+    let mut summary = BulkSummary::default();
+    for entry in &entries {
+        summary.count(entry.outcome);
     }
-    let failed = summary.failed > 0 || some_vms_failed;
+    let some_vms_failed = entries.iter().any(|entry| {
+        let result = entry.result.as_ref();
+        result.is_some_and(|result| result["summary"]["failed"].as_u64() > Some(0))
+    });
     if context.output.is_table() {
         let sum = messages::bulk_summary(summary.succeeded, summary.failed, summary.skipped);
         context.output.line(&sum)?;
     } else {
+        let reports: Vec<_> = entries.iter().map(report_of).collect();
         context.output.document(&reports, String::new)?;
     }
-    match failed {
+    let left = entries
+        .iter()
+        .filter(|entry| entry.outcome == Outcome::Skipped);
+    let left: Vec<_> = left.filter_map(|entry| entry.job).collect();
+    match summary.failed > 0 || some_vms_failed {
         _ if !left.is_empty() => Err(Stop::Interrupted(left)),
         true => Ok(Exit::SomeFailed),
         false => Ok(Exit::Done),
     }
 }
 
-async fn rotate_one(
-    context: &Context,
-    host: &HostName,
-    no_wait: bool,
-    interrupt: &CancellationToken,
-) -> Rotation {
-    if interrupt.is_cancelled() {
-        return Rotation::NotBegun;
-    }
-    let job = match context
-        .controller
-        .call::<GuardianRotate>([], &RotateRequest { host: host.clone() })
-        .await
-    {
-        Ok(Accepted { job: Some(job) }) => job,
-        Ok(Accepted { job: None }) => return Rotation::NotBegun,
-        Err(failure) => return Rotation::Failed(failure),
+/// What goes into the document for scripts.
+fn report_of(entry: &BulkEntry) -> Value {
+    let mut report = match (&entry.result, &entry.failure, entry.job) {
+        (Some(result), ..) => {
+            let mut report = result.clone();
+            report["outcome"] = json!(entry.outcome);
+            report
+        }
+        (None, Some(failure), _) => json!({
+            "outcome": entry.outcome, "code": entry.code, "message": entry.message, "fix": failure.fix,
+        }),
+        (None, None, Some(job)) => json!({ "job": job }),
+        (None, None, None) => json!({ "outcome": entry.outcome, "message": entry.message }),
     };
-    if no_wait {
-        return Rotation::Goes(job);
-    }
-    let Context {
-        controller,
-        progress,
-        ..
-    } = context;
-    match wait::for_one_of_many(controller, progress, interrupt, host.as_str(), job).await {
-        Ok(view) => Rotation::Done(Box::new(view)),
-        Err(Stop::Failure(failure)) => Rotation::Failed(failure),
-        Err(_) => Rotation::Goes(job),
-    }
-}
-
-/// The line for people, and what goes into the document for scripts.
-fn tell_rotation(context: &Context, host: &HostName, went: &Rotation) -> Result<Value, Stop> {
-    let (line, mut report) = match went {
-        Rotation::Done(view) => {
-            let mut report = view.result.clone().unwrap_or_default();
-            let line = messages::rotated(host, &report);
-            report["outcome"] = json!(Outcome::Succeeded);
-            (line, report)
-        }
-        Rotation::Goes(job) => (format!("{host}: {job}"), json!({ "job": job })),
-        Rotation::Failed(failure) => {
-            let why = match failure.because.as_str() {
-                "" => failure.what.clone(),
-                because => format!("{}: {because}", failure.what),
-            };
-            let line = format!("{host}: {}: {why}", failure.code);
-            let outcome = Outcome::Failed;
-            (
-                line,
-                json!({ "outcome": outcome, "code": failure.code, "message": why, "fix": failure.fix }),
-            )
-        }
-        Rotation::NotBegun => (
-            format!("{host}: {}", messages::NOT_STARTED),
-            json!({ "outcome": Outcome::Skipped, "message": messages::NOT_STARTED }),
-        ),
-    };
-    report["host"] = json!(host);
-    context.progress.around(|| context.output.line(&line))?;
-    Ok(report)
-}
-
-fn unknown_guardian(host: &HostName) -> Failure {
-    Failure::new(ErrorCode::HostUnreachable, messages::guardian_unknown(host))
-        .because("the host has not reported since it joined")
-        .about(&Names::default().host(host))
-}
-
-/// Hosts whose own guardian ends within that time, the most urgent first; and those of which nothing is known.
-async fn expiring(
-    context: &Context,
-    within: std::time::Duration,
-) -> Result<(Vec<HostName>, Vec<HostName>), Failure> {
-    let now = OffsetDateTime::now_utc();
-    let (mut found, mut unknown) = (Vec::new(), Vec::new());
-    for host in context
-        .controller
-        .list::<HostList, HostView>(HostQuery::default(), None)
-        .await?
-    {
-        let end = |facts: &HostFacts| facts.own_guardian()?.not_after();
-        match host.facts.as_ref().and_then(end) {
-            Some(end) if end - now <= within => found.push((end, host.name)),
-            Some(_) => {}
-            // nothing of it is there yet
-            None if host.state == HostState::Invited => {}
-            None => unknown.push(host.name),
-        }
-    }
-    found.sort();
-    let found = found.into_iter().map(|(_, host)| host).collect();
-    Ok((found, unknown))
+    report["host"] = json!(entry.target.as_str());
+    report
 }

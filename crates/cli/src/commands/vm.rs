@@ -2,18 +2,16 @@
 
 use super::{Context, check, template, vm_set};
 use crate::args::{Switch, TpmChoice, VmCommand, VmCreate};
-use crate::bulk::{self, Words};
+use crate::bulk;
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{console, interrupt, messages, table, wait};
+use fleetward_api::bulk::VmAction;
 use fleetward_api::controller::{
     Accepted, CloneRequest, DeleteQuery, MigrateRequest, RecoverRequest, StopRequest,
     VmCreateRequest, VmQuery, VmView,
 };
-use fleetward_api::verbs::{
-    self, TemplateShow, VmClone, VmConsole, VmDelete, VmList, VmMigrate, VmRecover, VmShow,
-    VmStart, VmStop,
-};
+use fleetward_api::verbs::{self, TemplateShow, VmClone, VmConsole, VmList, VmRecover, VmShow};
 use fleetward_model::clone::{CloneTpm, deployment_warning};
 use fleetward_model::{ErrorCode, Failure, LabelKey, VmName};
 use std::time::Duration;
@@ -46,13 +44,7 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
             Ok(Exit::Done)
         }
         VmCommand::Start { names, wait } => {
-            let request =
-                async |name: VmName| controller.call::<VmStart>([name.as_str()], &()).await;
-            let words = Words {
-                done: &|_| messages::STARTED.to_owned(),
-                already: messages::STARTED_ALREADY,
-            };
-            each(context, names, wait.no_wait, words, request).await
+            bulk::named(context, names, VmAction::Start, wait.no_wait).await
         }
         VmCommand::Stop {
             names,
@@ -60,17 +52,11 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
             deadline,
             wait,
         } => {
-            let stop = StopRequest {
+            let action = VmAction::Stop(StopRequest {
                 force,
                 deadline_seconds: seconds(deadline)?,
-            };
-            let request =
-                async |name: VmName| controller.call::<VmStop>([name.as_str()], &stop).await;
-            let words = Words {
-                done: &|_| messages::STOPPED.to_owned(),
-                already: messages::STOPPED_ALREADY,
-            };
-            each(context, names, wait.no_wait, words, request).await
+            });
+            bulk::named(context, names, action, wait.no_wait).await
         }
         VmCommand::Delete {
             names,
@@ -81,16 +67,8 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 context.yes,
                 &messages::confirm_delete_vms(&names, keep_tpm_state),
             )?;
-            let request = async |name: VmName| {
-                controller
-                    .call::<VmDelete>([name.as_str()], &DeleteQuery { keep_tpm_state })
-                    .await
-            };
-            let words = Words {
-                done: &|_| messages::DELETED.to_owned(),
-                already: messages::DELETED_ALREADY,
-            };
-            each(context, names, wait.no_wait, words, request).await
+            let action = VmAction::Delete(DeleteQuery { keep_tpm_state });
+            bulk::named(context, names, action, wait.no_wait).await
         }
         VmCommand::Clone {
             name,
@@ -177,38 +155,9 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
             offline,
             wait,
         } => {
-            let migrate = MigrateRequest {
-                to: to.clone(),
-                offline,
-            };
-            let request = async |name: VmName| {
-                controller
-                    .call::<VmMigrate>([name.as_str()], &migrate)
-                    .await
-            };
-            let words = Words {
-                done: &|job| messages::migrated(&to, job.result.as_ref()),
-                already: messages::MIGRATED_ALREADY,
-            };
-            each(context, names, wait.no_wait, words, request).await
+            let action = VmAction::Migrate(MigrateRequest { to, offline });
+            bulk::named(context, names, action, wait.no_wait).await
         }
-    }
-}
-
-async fn each<R>(
-    context: &Context,
-    names: Vec<VmName>,
-    no_wait: bool,
-    words: Words<'_>,
-    request: impl Fn(VmName) -> R,
-) -> Result<Exit, Stop>
-where
-    R: Future<Output = Result<Accepted, Failure>>,
-{
-    if no_wait {
-        bulk::submit(context, names, request).await
-    } else {
-        bulk::run(context, names, words, request).await
     }
 }
 

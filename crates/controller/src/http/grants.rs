@@ -1,22 +1,17 @@
-//! Granting and revoking keys of VMs, and rotating guardians. Jobs do the work; requests that can be refused at once
-//! are refused here.
+//! Granting and revoking keys of VMs. Jobs do the work; requests that can be refused at once are refused here.
 
 use super::Answer;
 use super::body::Body;
 use crate::admission::admit;
 use crate::app::App;
-use crate::work::{
-    GrantInput, GuardianGrant, GuardianRevoke, GuardianRotate, RevokeInput, RotateInput,
-    may_rotate, plan_grant,
-};
+use crate::work::{GrantInput, GuardianGrant, GuardianRevoke, RevokeInput, plan_grant};
 use crate::world::World;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use fleetward_api::controller::{
-    Accepted, GrantAnswer, GrantRequest, Outcome, RevokeRequest, RotateRequest, VmOutcome,
+    Accepted, GrantAnswer, GrantRequest, Outcome, RevokeRequest, VmOutcome,
 };
-use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::admission::Request;
 use fleetward_model::vm::VmObserved;
@@ -27,7 +22,6 @@ use time::OffsetDateTime;
 serves! {
     GuardianGrant => guardian_grant,
     GuardianRevoke => guardian_revoke,
-    GuardianRotate => guardian_rotate,
 }
 
 async fn guardian_grant(
@@ -82,6 +76,7 @@ async fn guardian_grant(
         vms: (!request.all).then_some(vms),
         automatic: false,
         expired: request.expired,
+        refused: plan.clone(),
     };
     let planned = plan_grant(world, &input)?;
     let work = planned.iter().any(|planned| planned.decided.is_none());
@@ -127,32 +122,6 @@ async fn guardian_revoke(
         .submit::<GuardianRevoke>(&input, &peer.to_string())
         .await;
     let job = job.map_err(|error| error.to_failure())?;
-    Ok((StatusCode::ACCEPTED, Json(Accepted { job: Some(job) })).into_response())
-}
-
-async fn guardian_rotate(
-    State(app): State<App>,
-    peer: Peer,
-    Body(request): Body<RotateRequest>,
-) -> Answer<Response> {
-    may_rotate(&app.world, &request.host)?;
-    let input = RotateInput { host: request.host };
-    let job = match app
-        .submit::<GuardianRotate>(&input, &peer.to_string())
-        .await
-    {
-        Ok(job) => job,
-        Err(error @ JobError::Busy { .. }) => {
-            let mut failure = error.to_failure();
-            failure.code = ErrorCode::GuardianInUse;
-            failure.what = format!(
-                "the guardian of host {} is being rotated already",
-                input.host
-            );
-            return Err(failure.into());
-        }
-        Err(error) => return Err(error.into()),
-    };
     Ok((StatusCode::ACCEPTED, Json(Accepted { job: Some(job) })).into_response())
 }
 

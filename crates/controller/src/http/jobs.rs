@@ -1,6 +1,7 @@
 //! Jobs: list, show, follow, cancel, give up.
 
 use super::body::Params;
+use super::lines::lines;
 use super::page::Page;
 use super::{Answer, parsed, view};
 use crate::app::App;
@@ -8,11 +9,8 @@ use crate::audit::Act;
 use crate::debts;
 use crate::work;
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use fleetward_api::NDJSON;
+use axum::response::Response;
 use fleetward_api::controller::{JobKindView, JobView, StepKindView};
 use fleetward_api::lists::{JobQuery, LONGEST_PAGE};
 use fleetward_jobs::JobFilter;
@@ -21,9 +19,6 @@ use fleetward_model::audit::AuditAction;
 use fleetward_model::{ErrorCode, Failure, JobId};
 use futures_util::{StreamExt, stream};
 use http::StatusCode;
-use http::header::CONTENT_TYPE;
-use std::convert::Infallible;
-use std::time::Duration;
 
 serves! {
     JobList => job_list,
@@ -33,9 +28,6 @@ serves! {
     JobCancel => job_cancel,
     JobGiveUp => job_give_up,
 }
-
-/// A blank line this often says that the stream is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 async fn job_list(
     State(app): State<App>,
@@ -75,24 +67,16 @@ async fn job_show(State(app): State<App>, Path(job): Path<String>) -> Answer<Jso
 async fn job_events(State(app): State<App>, Path(job): Path<String>) -> Answer<Response> {
     let id: JobId = parsed("job's id", &job)?;
     let updates = app.engine.watch(id).await?;
-    let lines = stream::unfold(updates, |mut updates| async move {
-        let line = match tokio::time::timeout(KEEP_ALIVE, updates.next()).await {
-            Err(_) => Bytes::from_static(b"\n"),
-            Ok(Some(Ok(job))) => {
-                let mut line = serde_json::to_vec(&view::job(job)).ok()?;
-                line.push(b'\n');
-                line.into()
-            }
-            Ok(Some(Err(error))) => {
+    let views = stream::unfold(updates, |mut updates| async move {
+        match updates.next().await? {
+            Ok(job) => Some((view::job(job), updates)),
+            Err(error) => {
                 tracing::warn!(%error, "the job can no longer be followed");
-                return None;
+                None
             }
-            Ok(None) => return None,
-        };
-        Some((Ok::<_, Infallible>(line), updates))
+        }
     });
-    let lines = lines.take_until(app.stop.clone().cancelled_owned());
-    Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response())
+    Ok(lines(&app, views))
 }
 
 async fn job_cancel(

@@ -16,8 +16,10 @@ macro_rules! serves {
     };
 }
 
+mod actions;
 mod audit;
 mod body;
+mod bulk;
 mod console;
 mod copies;
 mod fleet;
@@ -26,13 +28,14 @@ mod guardians;
 mod hosts;
 mod images;
 mod jobs;
+mod lines;
 mod metrics;
 mod openapi;
 mod page;
 mod recover;
 mod refusal;
+mod rotations;
 mod tpm;
-mod tpm_plan;
 mod view;
 mod vm_change;
 mod vms;

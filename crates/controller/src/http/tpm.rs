@@ -1,19 +1,16 @@
 //! TPMs of existing VMs: enable, disable, restore, roll; and the list of versions.
 
+use super::Answer;
+use super::actions::act;
 use super::body::Body;
-use super::vms::{decide, submit};
-use super::{Answer, Refusal};
 use crate::app::App;
-use crate::work::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use fleetward_api::bulk::VmAction;
 use fleetward_api::controller::TpmRequest;
 use fleetward_api::tpm::TpmVersion;
 use fleetward_link::Peer;
-use fleetward_model::admission::{Request, TpmChange};
-use fleetward_model::vm::{VmObserved, VmState};
-use fleetward_model::{ErrorCode, Failure, Names};
 
 serves! {
     TpmEnable => tpm_enable,
@@ -29,12 +26,7 @@ async fn tpm_enable(
     Path(vm): Path<String>,
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
-    let vm = app.world.inventory.find(&vm)?;
-    if let Some(done) = begin(&app, &vm, TpmChange::Enable, &request).await? {
-        return Ok(done);
-    }
-    let input = input(&vm, &request);
-    submit::<TpmEnable>(&app, &vm, &peer, &input).await
+    act(&app, &peer, &vm, VmAction::TpmEnable(request)).await
 }
 
 async fn tpm_disable(
@@ -43,12 +35,7 @@ async fn tpm_disable(
     Path(vm): Path<String>,
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
-    let vm = app.world.inventory.find(&vm)?;
-    if let Some(done) = begin(&app, &vm, TpmChange::Disable, &request).await? {
-        return Ok(done);
-    }
-    let input = input(&vm, &request);
-    submit::<TpmDisable>(&app, &vm, &peer, &input).await
+    act(&app, &peer, &vm, VmAction::TpmDisable(request)).await
 }
 
 async fn tpm_restore(
@@ -57,42 +44,7 @@ async fn tpm_restore(
     Path(vm): Path<String>,
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
-    let vm = app.world.inventory.find(&vm)?;
-    if let Some(done) = begin(&app, &vm, TpmChange::Restore, &request).await? {
-        return Ok(done);
-    }
-    let none = || {
-        let what = format!("there is no kept version of the TPM of VM {}", vm.name);
-        Failure::new(ErrorCode::TpmVersionNotFound, what).about(&Names::default().vm(&vm.name))
-    };
-    let version = match request.version {
-        Some(version) => version,
-        None if vm.tpm.enabled => {
-            let what = format!("VM {} has a TPM: which version is to replace it?", vm.name);
-            return Err(Failure::new(ErrorCode::InvalidArgument, what)
-                .fix(match app.world.escrow.newest(vm.id) {
-                    Some(newest) => format!(
-                        "this lists the versions: fleetward tpm history {0}; this restores the newest: fleetward tpm restore {0} \
-                         --version {1}",
-                        vm.name, newest.version
-                    ),
-                    None => format!("fleetward tpm history {}", vm.name),
-                })
-                .into());
-        }
-        None => app.world.escrow.newest(vm.id).ok_or_else(none)?.version,
-    };
-    let known = app.world.escrow.list(vm.id);
-    if !known.iter().any(|kept| kept.version == version) {
-        return Err(none()
-            .because(format!("there is no version {version}"))
-            .into());
-    }
-    let input = TpmInput {
-        version: Some(version),
-        ..input(&vm, &request)
-    };
-    submit::<TpmRestore>(&app, &vm, &peer, &input).await
+    act(&app, &peer, &vm, VmAction::TpmRestore(request)).await
 }
 
 async fn tpm_roll(
@@ -101,12 +53,7 @@ async fn tpm_roll(
     Path(vm): Path<String>,
     Body(request): Body<TpmRequest>,
 ) -> Answer<Response> {
-    let vm = app.world.inventory.find(&vm)?;
-    if let Some(done) = begin(&app, &vm, TpmChange::Roll, &request).await? {
-        return Ok(done);
-    }
-    let input = input(&vm, &request);
-    submit::<TpmRoll>(&app, &vm, &peer, &input).await
+    act(&app, &peer, &vm, VmAction::TpmRoll(request)).await
 }
 
 async fn tpm_history(
@@ -126,39 +73,5 @@ async fn tpm_history(
                 kept.into_iter().flat_map(|vm| escrow.list(vm)).collect(),
             ))
         }
-    }
-}
-
-/// Makes retries idempotent: the answer is the running job of the same kind if there is one, or nothing to do if the TPM is
-/// already as wanted.
-async fn begin(
-    app: &App,
-    vm: &VmObserved,
-    change: TpmChange,
-    request: &TpmRequest,
-) -> Result<Option<Response>, Refusal> {
-    if !(1..=3600).contains(&request.deadline_seconds) {
-        let what = format!(
-            "a guest gets 1 to 3600 seconds, not {}",
-            request.deadline_seconds
-        );
-        return Err(Failure::new(ErrorCode::InvalidArgument, what).into());
-    }
-    let restart = request.stop_and_restart;
-    decide(app, vm, Request::Tpm { change, restart }).await
-}
-
-fn input(vm: &VmObserved, request: &TpmRequest) -> TpmInput {
-    let metadata = vm.metadata.as_ref();
-    let metadata = metadata.expect("admission refuses what is not ours");
-    TpmInput {
-        vm: vm.id,
-        name: vm.name.clone(),
-        host: vm.host.clone(),
-        group: metadata.spec.group.clone(),
-        runs: vm.state != VmState::Stopped,
-        deadline_seconds: request.deadline_seconds,
-        version: None,
-        guardians: vm.tpm.guardians.clone(),
     }
 }

@@ -1,20 +1,19 @@
 //! VMs: list, show, and requests for changes. Long operations become jobs; requests that can be refused at once are
 //! refused here.
 
+use super::actions::act;
 use super::body::{Body, Params};
 use super::page::Page;
 use super::{Answer, Refusal, view};
 use crate::admission::admit;
 use crate::app::App;
-use crate::check::{AtHome, against, matrix};
+use crate::check::matrix;
 use crate::survey::survey;
-use crate::work::{
-    DeleteInput, MigrateInput, Reservation, StartInput, StopInput, VmCreate, VmDelete, VmMigrate,
-    VmMigrateStopped, VmStart, VmStop,
-};
+use crate::work::VmCreate;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use fleetward_api::bulk::VmAction;
 use fleetward_api::controller::{
     Accepted, CheckQuery, CheckView, DeleteQuery, MigrateRequest, StopRequest, VmCreateRequest,
     VmQuery, VmView,
@@ -22,8 +21,7 @@ use fleetward_api::controller::{
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request, busy};
-use fleetward_model::fit::Needs;
-use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, HostName, JobId};
 use http::StatusCode;
 use std::sync::Arc;
@@ -104,37 +102,11 @@ async fn vm_delete(
     Path(vm): Path<String>,
     Params(query): Params<DeleteQuery>,
 ) -> Answer<Response> {
-    let vm = app.world.inventory.find(&vm)?;
-    if let Some(done) = decide(&app, &vm, Request::Delete).await? {
-        return Ok(done);
-    }
-    let spec = vm
-        .metadata
-        .as_ref()
-        .map(|m| m.spec.clone())
-        .expect("decide refuses what is not ours");
-    let input = DeleteInput {
-        vm: vm.id,
-        name: vm.name.clone(),
-        host: vm.host.clone(),
-        spec,
-        keep_tpm_state: query.keep_tpm_state,
-    };
-    submit::<VmDelete>(&app, &vm, &peer, &input).await
+    act(&app, &peer, &vm, VmAction::Delete(query)).await
 }
 
 async fn vm_start(State(app): State<App>, peer: Peer, Path(vm): Path<String>) -> Answer<Response> {
-    let vm = app.world.inventory.find(&vm)?;
-    if let Some(done) = decide(&app, &vm, Request::Start).await? {
-        return Ok(done);
-    }
-    let input = StartInput {
-        vm: vm.id,
-        name: vm.name.clone(),
-        host: vm.host.clone(),
-        was_stopped: vm.state == VmState::Stopped,
-    };
-    submit::<VmStart>(&app, &vm, &peer, &input).await
+    act(&app, &peer, &vm, VmAction::Start).await
 }
 
 async fn vm_stop(
@@ -143,29 +115,7 @@ async fn vm_stop(
     Path(vm): Path<String>,
     Body(request): Body<StopRequest>,
 ) -> Answer<Response> {
-    if !(1..=3600).contains(&request.deadline_seconds) {
-        let what = format!(
-            "a guest gets 1 to 3600 seconds, not {}",
-            request.deadline_seconds
-        );
-        return Err(Failure::new(ErrorCode::InvalidArgument, what).into());
-    }
-    let vm = app.world.inventory.find(&vm)?;
-    let asked = match request.force {
-        true => Request::ForceStop,
-        false => Request::Stop,
-    };
-    if let Some(done) = decide(&app, &vm, asked).await? {
-        return Ok(done);
-    }
-    let input = StopInput {
-        vm: vm.id,
-        name: vm.name.clone(),
-        host: vm.host.clone(),
-        force: request.force,
-        deadline_seconds: request.deadline_seconds,
-    };
-    submit::<VmStop>(&app, &vm, &peer, &input).await
+    act(&app, &peer, &vm, VmAction::Stop(request)).await
 }
 
 async fn vm_migrate(
@@ -174,58 +124,7 @@ async fn vm_migrate(
     Path(vm): Path<String>,
     Body(request): Body<MigrateRequest>,
 ) -> Answer<Response> {
-    let world = &app.world;
-    let vm = world.inventory.find(&vm)?;
-    world.hosts.of(&request.to)?;
-    let asked = match request.offline {
-        true => Request::MigrateOffline,
-        false => Request::MigrateLive,
-    };
-    match admit(&app, &vm, asked).await {
-        Err(failure)
-            if matches!(
-                failure.code,
-                ErrorCode::VmBusy
-                    | ErrorCode::HostUnreachable
-                    | ErrorCode::VmNotManaged
-                    | ErrorCode::SpecNewer
-            ) =>
-        {
-            return Err(failure.into());
-        }
-        // What its state refuses is one finding among those of the check.
-        Ok(_) | Err(_) => {}
-    }
-    if vm.host == request.to {
-        let what = format!("VM {} is on host {} already", vm.name, request.to);
-        return Err(Failure::new(ErrorCode::SameHost, what).into());
-    }
-    let home = AtHome::ask(world, &vm).await;
-    let checked = against(world, &home, &request.to, request.offline).await?;
-    let what = format!(
-        "VM {} cannot move from host {} to host {}",
-        vm.name, vm.host, request.to
-    );
-    if let Some(failure) = Failure::from_findings(what.clone(), checked.findings) {
-        return Err(failure.into());
-    }
-    let needs = Needs::of(&vm, !request.offline, None);
-    // Once more, from here to the submission alone: two requests must not count on the same room.
-    let _turn = app.placing.lock().await;
-    world.require_fit(what, &needs, &request.to)?;
-    let input = MigrateInput {
-        vm: vm.id,
-        name: vm.name.clone(),
-        from: vm.host.clone(),
-        live: !request.offline,
-        reservation: Some(Reservation::of(world, &needs, &request.to)),
-        to: request.to,
-    };
-    if request.offline {
-        submit::<VmMigrateStopped>(&app, &vm, &peer, &input).await
-    } else {
-        submit::<VmMigrate>(&app, &vm, &peer, &input).await
-    }
+    act(&app, &peer, &vm, VmAction::Migrate(request)).await
 }
 
 async fn check(
@@ -275,16 +174,17 @@ pub(super) async fn decide(
     })
 }
 
+/// Submits a job on the VM for `by`.
 pub(super) async fn submit<K: JobKind>(
     app: &App,
     vm: &VmObserved,
-    peer: &Peer,
+    by: &str,
     input: &K::Input,
-) -> Answer<Response> {
-    match app.submit::<K>(input, &peer.to_string()).await {
-        Ok(job) => Ok(accepted(Some(job))),
-        Err(JobError::Busy { by, .. }) => Err(busy(&vm.name, by).into()),
-        Err(error) => Err(error.into()),
+) -> Result<Accepted, Failure> {
+    match app.submit::<K>(input, by).await {
+        Ok(job) => Ok(Accepted { job: Some(job) }),
+        Err(JobError::Busy { by, .. }) => Err(busy(&vm.name, by)),
+        Err(error) => Err(error.to_failure()),
     }
 }
 

@@ -59,6 +59,9 @@ pub(crate) struct GrantInput {
     pub(crate) automatic: bool,
     /// Guardians that are used although they have expired.
     pub(crate) expired: Vec<GuardianId>,
+    /// VMs that were named and refused at once. Only told, in the report.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) refused: Vec<VmOutcome>,
 }
 
 /// One VM of a plan.
@@ -173,7 +176,8 @@ impl FleetJob for GuardianGrant {
     }
 
     fn report(input: &GrantInput, job: &Job) -> Option<GrantReport> {
-        Some(Outcomes::recorded(job, Grant::NAME)?.of_host(&input.host))
+        let outcomes = Outcomes::recorded(job, Grant::NAME)?;
+        Some(outcomes.and(&input.refused).of_host(&input.host))
     }
 }
 
@@ -274,6 +278,7 @@ impl Grant {
             let few = few.iter().take(PIECE).map(|planned| planned.vm).collect();
             let part = GrantInput {
                 vms: Some(few),
+                refused: Vec::new(),
                 ..input.clone()
             };
             let child = cx

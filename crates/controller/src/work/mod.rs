@@ -177,6 +177,15 @@ impl Outcomes {
             .or_else(|| job.output::<Vec<VmOutcome>>(step).map(Self::of))
     }
 
+    /// With what became of others, which are not in the step's record.
+    fn and(mut self, others: &[VmOutcome]) -> Self {
+        for one in others {
+            *self.summary.entry(one.outcome).or_default() += 1;
+            self.results.push(one.clone());
+        }
+        self
+    }
+
     /// As bulk commands tell it.
     fn of_host(self, host: &HostName) -> GrantReport {
         GrantReport {

@@ -1,5 +1,8 @@
 //! A controller that says what the tests need said: two VMs, two hosts, and jobs with a fixed course.
 
+pub(crate) mod bulk;
+pub(crate) mod rotations;
+
 use assert_cmd::Command;
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -17,6 +20,8 @@ pub(crate) const GOOD_JOB: &str = "00000000-0000-4000-8000-000000000001";
 pub(crate) const BAD_JOB: &str = "00000000-0000-4000-8000-000000000002";
 pub(crate) const ENDLESS_JOB: &str = "00000000-0000-4000-8000-000000000003";
 pub(crate) const GRANT_JOB: &str = "00000000-0000-4000-8000-000000000004";
+/// Of two VMs, one of which does not exist.
+pub(crate) const GRANT_OF_TWO_JOB: &str = "00000000-0000-4000-8000-000000000006";
 pub(crate) const ROTATE_JOB: &str = "00000000-0000-4000-8000-000000000005";
 
 /// A running fake. Ends with the test's process; its socket goes with the directory.
@@ -77,6 +82,8 @@ fn router() -> Router {
         .route("/v1/vms/{vm}/start", post(async |vm| request("start", vm)))
         .route("/v1/vms/{vm}/migrate", post(async |vm| request("migrate", vm)))
         .route("/v1/vms/{vm}/recover", post(recover))
+        .route("/v1/bulk", post(bulk::bulk))
+        .route("/v1/guardian-rotations/expiring", post(rotations::expiring))
         .route("/v1/hosts", get(async || axum::Json(hosts())))
         .route("/v1/guardian-grants", post(grant))
         .route("/v1/guardian-rotations", post(rotate))
@@ -235,7 +242,7 @@ async fn grant(axum::Json(request): axum::Json<Value>) -> Response {
     let planned = json!({ "vm": "db", "outcome": "succeeded", "message": "its key is wrapped for host b too" });
     let (job, plan) = match request["vms"][0].as_str() {
         Some("ghost") => (Value::Null, json!([refused])),
-        _ if request["vms"][1] == "ghost" => (json!(GRANT_JOB), json!([refused, planned])),
+        _ if request["vms"][1] == "ghost" => (json!(GRANT_OF_TWO_JOB), json!([refused, planned])),
         _ => (json!(GRANT_JOB), json!([planned])),
     };
     axum::Json(json!({ "job": job, "guardian": "ab".repeat(32), "host": "b", "plan": plan }))
@@ -268,6 +275,12 @@ fn ended(job: &str) -> Value {
             "host": "b", "summary": { "succeeded": 0, "failed": 1, "skipped": 0 },
             "results": [{ "vm": "db", "outcome": "failed", "code": "HOST_UNREACHABLE", "message": "host a does not answer" }],
         });
+    } else if job == GRANT_OF_TWO_JOB {
+        view = ended(GRANT_JOB);
+        view["id"] = json!(job);
+        let results = view["result"]["results"].as_array_mut().unwrap();
+        results.push(json!({ "vm": "ghost", "outcome": "failed", "code": "VM_NOT_FOUND", "message": "there is no VM ghost" }));
+        view["result"]["summary"]["failed"] = json!(2);
     } else if job == ROTATE_JOB {
         view["state"] = json!("done");
         view["result"] = json!({

@@ -8,6 +8,7 @@
 // A panic in a test is a failed claim, in the helpers too.
 #![allow(clippy::unwrap_used)]
 
+mod bulk;
 mod change;
 mod contract;
 mod fake;

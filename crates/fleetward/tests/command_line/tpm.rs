@@ -1,27 +1,31 @@
 //! TPMs in bulk: VMs by name and by what they have in common, a host that is away, what is asked and what is said.
 
-use crate::fake::{Fake, vm};
+use crate::fake::bulk::{self, Part, lines};
+use crate::fake::{Fake, GOOD_JOB, vm};
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use fleetward_api::bulk::{
+    BulkEvent, BulkRequest, BulkSummary, Plan, Selection, Target, VmAction, Would,
+};
+use fleetward_model::{ErrorCode, Failure, VmName};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-const GOOD: &str = "00000000-0000-4000-8000-000000000011";
 const HELD_UP: &str = "00000000-0000-4000-8000-000000000012";
 
 /// `bare` has no TPM; `web`'s host answers, `db`'s does not; `held` is worked on by a job of kind `tpm-disable`. What was
 /// asked for is kept, as `VERB NAME`.
 fn fleet() -> (Fake, Arc<Mutex<Vec<String>>>) {
     let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-    let told = asked.clone();
+    let (told, told_in_bulk) = (asked.clone(), asked.clone());
     let change = move |Path((name, verb)): Path<(String, String)>| {
         told.lock().unwrap().push(format!("{verb} {name}"));
         async move {
-            let job = if name == "db" { HELD_UP } else { GOOD };
+            let job = if name == "db" { HELD_UP } else { GOOD_JOB };
             (StatusCode::ACCEPTED, Json(json!({ "job": job }))).into_response()
         }
     };
@@ -40,7 +44,12 @@ fn fleet() -> (Fake, Arc<Mutex<Vec<String>>>) {
     let router = Router::new()
         .route("/v1/vms", get(list))
         .route("/v1/vms/{vm}", get(show))
-        .route("/v1/tpm-plans", post(plan))
+        .route(
+            "/v1/bulk",
+            post(async move |Json(request): Json<BulkRequest>| {
+                lines(&answer(&request, &told_in_bulk))
+            }),
+        )
         .route("/v1/vms/{vm}/tpm/{verb}", post(change))
         .route("/v1/jobs/{job}/events", get(events));
     (Fake::with(router), asked)
@@ -62,55 +71,94 @@ fn vms() -> Vec<Value> {
     ]
 }
 
-/// What the controller says of each: the rules are its own, and tested with it.
-async fn plan(Json(request): Json<Value>) -> Json<Value> {
-    let named = request["names"].as_array().unwrap();
-    let change = request["change"].as_str().unwrap().to_owned();
-    let meant = |vm: &Value| match named.is_empty() {
-        true => request["host"].is_null() || vm["host"] == request["host"],
-        false => named.contains(&vm["name"]),
+/// What the controller says of each, and does: the rules are its own, and tested with it.
+fn answer(request: &BulkRequest, asked: &Mutex<Vec<String>>) -> Vec<BulkEvent> {
+    let change = word(&request.action);
+    let meant: Vec<Value> = match &request.vms {
+        Selection::Named(names) | Selection::Planned(names) => {
+            let named = |vm: &Value| names.iter().any(|name| vm["name"] == name.as_str());
+            vms().into_iter().filter(named).collect()
+        }
+        Selection::All => vms(),
+        Selection::Matching(wanted) => {
+            let host = wanted.host.as_ref().unwrap().as_str();
+            vms().into_iter().filter(|vm| vm["host"] == host).collect()
+        }
     };
-    let vms: Vec<Value> = vms().into_iter().filter(meant).collect();
-    let plans: Vec<Value> = vms
+    if request.dry_run {
+        let plans = meant.iter().map(|vm| planned(change, request, vm));
+        let summary = BulkEvent::Summary(BulkSummary::default());
+        return plans.map(BulkEvent::Planned).chain([summary]).collect();
+    }
+    let names: Vec<VmName> = meant
         .iter()
-        .map(|vm| planned(&change, vm, named.is_empty()))
+        .map(|vm| text(vm, "name").parse().unwrap())
         .collect();
-    let with_tpm = vms.iter().filter(|vm| vm["tpm"]["enabled"] == true);
-    let lose: Vec<_> = with_tpm.map(|vm| vm["name"].clone()).collect();
-    let about = match change.as_str() {
-        "disable" => Some("tpm_is_lost"),
-        "restore" if !request["version"].is_null() => Some("tpm_is_replaced"),
-        _ => None,
-    };
-    let question = about
-        .filter(|_| !lose.is_empty())
-        .map(|about| json!({ "about": about, "vms": lose }));
-    Json(json!({ "vms": plans, "question": question }))
+    bulk::events(request, &names, |name| match name.as_str() {
+        "bare" if change == "roll" => Part::Already,
+        name => {
+            asked.lock().unwrap().push(format!("{change} {name}"));
+            match name {
+                "db" => Part::Refused(
+                    ErrorCode::HostUnreachable,
+                    "tpm-disable of db is begun and not done".to_owned(),
+                    "host b does not answer; the job continues when the host is back",
+                ),
+                _ => Part::Job(GOOD_JOB),
+            }
+        }
+    })
 }
 
-fn planned(change: &str, vm: &Value, chosen: bool) -> Value {
-    let name = vm["name"].as_str().unwrap();
-    let (would, code, message) = match name {
-        "bare" => ("nothing", None, "nothing to do: has no TPM".to_owned()),
-        "db" => (
-            "fail",
-            Some("HOST_UNREACHABLE"),
-            "host b of VM db does not answer".to_owned(),
-        ),
-        "held" if change == "roll" => (
-            "fail",
-            Some("VM_BUSY"),
-            format!("job {HELD_UP} works on VM held"),
-        ),
-        "held" => ("nothing", None, "a job is already doing that".to_owned()),
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap()
+}
+
+fn word(action: &VmAction) -> &'static str {
+    match action {
+        VmAction::TpmEnable(_) => "enable",
+        VmAction::TpmDisable(_) => "disable",
+        VmAction::TpmRestore(_) => "restore",
+        VmAction::TpmRoll(_) => "roll",
+        other => panic!("{other:?}"),
+    }
+}
+
+fn planned(change: &str, request: &BulkRequest, vm: &Value) -> Plan {
+    let (would, failure, message) = match text(vm, "name") {
+        "bare" if change != "restore" => (Would::Nothing, None, "nothing to do: has no TPM"),
+        "db" => {
+            let what = "host b of VM db does not answer";
+            (
+                Would::Fail,
+                Some(Failure::new(ErrorCode::HostUnreachable, what)),
+                what,
+            )
+        }
+        "held" if change == "roll" => {
+            let what = "a job works on VM held";
+            (
+                Would::Fail,
+                Some(Failure::new(ErrorCode::VmBusy, what)),
+                what,
+            )
+        }
+        "held" => (Would::Nothing, None, "a job is already doing that"),
         _ => (
-            "change",
+            Would::Change,
             None,
-            "would lose its TPM on host a; the TPM is kept".to_owned(),
+            "would lose its TPM on host a; the TPM is kept",
         ),
     };
-    let spared = chosen && change == "roll" && name == "bare";
-    json!({ "vm": name, "would": would, "code": code, "message": message, "spared": spared })
+    let has_tpm = vm["tpm"]["enabled"] == true;
+    Plan {
+        target: Target::Vm(text(vm, "name").parse().unwrap()),
+        would,
+        message: message.to_owned(),
+        failure,
+        expires: None,
+        question: request.action.question().filter(|_| has_tpm),
+    }
 }
 
 fn view(job: &str, state: &str) -> Value {
@@ -120,7 +168,7 @@ fn view(job: &str, state: &str) -> Value {
         "id": job, "kind": "tpm-disable", "target": "db", "state": state, "created_by": "local:0",
         "created": "2026-11-23T08:00:00Z", "ended": null, "current": "set-aside-tpm",
         "waiting": held_up.then_some("host b does not answer"), "waiting_code": held_up.then_some("HOST_UNREACHABLE"),
-        "cancellable": false, "failure": null, "result": null, "progress": null,
+        "held_up": held_up, "cancellable": false, "failure": null, "result": null, "progress": null,
         "steps": [step("detach-tpm", 1), step("set-aside-tpm", 3)],
     })
 }
@@ -129,7 +177,7 @@ fn view(job: &str, state: &str) -> Value {
 async fn events(Path(job): Path<String>) -> axum::response::Response {
     use futures_util::StreamExt;
     let first = [view(&job, "running").to_string(), "\n".to_owned()].concat();
-    if job == GOOD {
+    if job == GOOD_JOB {
         return format!("{first}{}\n", view(&job, "done")).into_response();
     }
     let line = async move { Ok::<_, std::convert::Infallible>(first) };
@@ -150,20 +198,9 @@ fn run(mut command: assert_cmd::Command) -> (i32, String, String) {
 }
 
 #[test]
-fn a_host_that_died_past_the_point_of_no_return_holds_up_nobody() {
+fn of_several_the_one_whose_host_died_is_told_with_what_becomes_of_it() {
     let (fake, asked) = fleet();
-    // One at a time: without giving up on db, web would never have its turn.
-    let bulk = [
-        "tpm",
-        "disable",
-        "--yes",
-        "--parallel",
-        "1",
-        "-o",
-        "json",
-        "db",
-        "web",
-    ];
+    let bulk = ["tpm", "disable", "--yes", "-o", "json", "db", "web"];
     let (code, stdout, _) = run(fake.fleetward(&bulk));
     assert_eq!(code, 3, "{stdout}");
     let report: Value = serde_json::from_str(&stdout).unwrap();
@@ -172,13 +209,22 @@ fn a_host_that_died_past_the_point_of_no_return_holds_up_nobody() {
         (&db["outcome"], &db["code"]),
         (&json!("failed"), &json!("HOST_UNREACHABLE"))
     );
-    assert_eq!(db["job"], HELD_UP);
-    let message = db["message"].as_str().unwrap();
-    let true_words =
-        format!("the job continues when the host is back: fleetward job watch {HELD_UP}");
-    assert!(message.contains(&true_words), "{message}");
+    let message = text(db, "message");
+    assert!(
+        message.contains("the job continues when the host is back"),
+        "{message}"
+    );
     assert_eq!(web["outcome"], "succeeded");
     assert_eq!(*asked.lock().unwrap(), ["disable db", "disable web"]);
+}
+
+#[test]
+fn a_single_vm_whose_host_died_past_the_point_of_no_return_is_not_waited_for() {
+    let (fake, _) = fleet();
+    let (code, _, stderr) = run(fake.fleetward(&["tpm", "disable", "--yes", "db"]));
+    assert_eq!(code, 6, "{stderr}");
+    let words = format!("the job continues when the host is back: fleetward job watch {HELD_UP}");
+    assert!(stderr.contains(&words), "{stderr}");
 }
 
 #[test]
@@ -192,19 +238,23 @@ fn a_roll_of_all_skips_vms_without_a_tpm_and_ends_well() {
 
 #[test]
 fn a_selector_that_fits_one_vm_is_a_bulk_all_the_same() {
-    let router = Router::new()
-        .route(
-            "/v1/tpm-plans",
-            post(async || Json(json!({ "vms": [planned("disable", &vms().remove(3), true)], "question": null }))),
-        )
-        .route(
-            "/v1/vms/{vm}/tpm/{verb}",
-            post(async || {
-                let failure = json!({ "code": "VM_BUSY", "what": "job 7 works on VM web", "because": "", "fix": "wait" });
-                (StatusCode::CONFLICT, Json(failure))
-            }),
-        );
-    let one = Fake::with(router);
+    let answer = async |Json(request): Json<BulkRequest>| {
+        let web = vms().remove(3);
+        lines(&match request.dry_run {
+            true => vec![
+                BulkEvent::Planned(planned("disable", &request, &web)),
+                BulkEvent::Summary(BulkSummary::default()),
+            ],
+            false => {
+                let names = ["web".parse().unwrap()];
+                bulk::events(&request, &names, |_| {
+                    let what = "job 7 works on VM web";
+                    Part::Refused(ErrorCode::VmBusy, what.to_owned(), "")
+                })
+            }
+        })
+    };
+    let one = Fake::with(Router::new().route("/v1/bulk", post(answer)));
     let (code, stdout, _) = run(one.fleetward(&["tpm", "disable", "--all", "--yes"]));
     assert_eq!(code, 3, "{stdout}");
     assert_eq!(

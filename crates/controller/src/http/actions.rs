@@ -1,0 +1,315 @@
+//! What can be asked of one VM and of many: whether it can be done now, what it would do, and the job that does it. The
+//! verbs of one VM and bulk requests both come here.
+//!
+//! ```text
+//!   admitted: admission ─ the action's own checks ─┬─► plan of a dry run
+//!                                                  └─► begin: the job
+//! ```
+
+use super::Answer;
+use super::vms::{accepted, submit};
+use crate::admission::admit;
+use crate::app::App;
+use crate::check::{AtHome, against};
+use crate::work::{
+    DeleteInput, MigrateInput, Reservation, StartInput, StopInput, TpmDisable, TpmEnable, TpmInput,
+    TpmRestore, TpmRoll, VmDelete, VmMigrate, VmMigrateStopped, VmStart, VmStop,
+};
+use crate::world::World;
+use axum::response::Response;
+use fleetward_api::bulk::{Plan, Question, Target, VmAction, Would, short};
+use fleetward_api::controller::{Accepted, MigrateRequest, TpmRequest};
+use fleetward_link::Peer;
+use fleetward_model::admission::{Admission, Request};
+use fleetward_model::fit::Needs;
+use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::{ErrorCode, Failure, HostName, Names};
+
+/// Answers the verb of one VM.
+pub(super) async fn act(app: &App, peer: &Peer, vm: &str, action: VmAction) -> Answer<Response> {
+    action.check()?;
+    let vm = app.world.inventory.find(vm)?;
+    let begun = begin(app, &peer.to_string(), &vm, &action).await?;
+    Ok(accepted(begun.job))
+}
+
+/// Submits the job for `by`. Makes retries idempotent: the answer is the running job of the same kind if there is one, or no
+/// job if the VM is already as wanted.
+pub(super) async fn begin(
+    app: &App,
+    by: &str,
+    vm: &VmObserved,
+    action: &VmAction,
+) -> Result<Accepted, Failure> {
+    match admitted(app, vm, action).await? {
+        Admission::Accepted => {}
+        Admission::Done => return Ok(Accepted { job: None }),
+        Admission::UnderWay(job) => return Ok(Accepted { job: Some(job) }),
+    }
+    let (id, name, host) = (vm.id, vm.name.clone(), vm.host.clone());
+    match action {
+        VmAction::Start => {
+            let input = StartInput {
+                vm: id,
+                name,
+                host,
+                was_stopped: vm.state == VmState::Stopped,
+            };
+            submit::<VmStart>(app, vm, by, &input).await
+        }
+        VmAction::Stop(request) => {
+            let input = StopInput {
+                vm: id,
+                name,
+                host,
+                force: request.force,
+                deadline_seconds: request.deadline_seconds,
+            };
+            submit::<VmStop>(app, vm, by, &input).await
+        }
+        VmAction::Delete(request) => {
+            let metadata = vm.require_metadata()?;
+            let input = DeleteInput {
+                vm: id,
+                name,
+                host,
+                spec: metadata.spec.clone(),
+                keep_tpm_state: request.keep_tpm_state,
+            };
+            submit::<VmDelete>(app, vm, by, &input).await
+        }
+        VmAction::Migrate(request) => migrate(app, by, vm, request).await,
+        VmAction::TpmEnable(request) => {
+            submit::<TpmEnable>(app, vm, by, &tpm(vm, request, None)?).await
+        }
+        VmAction::TpmDisable(request) => {
+            submit::<TpmDisable>(app, vm, by, &tpm(vm, request, None)?).await
+        }
+        VmAction::TpmRestore(request) => {
+            let version = version(&app.world, vm, request)?;
+            submit::<TpmRestore>(app, vm, by, &tpm(vm, request, Some(version))?).await
+        }
+        VmAction::TpmRoll(request) => {
+            submit::<TpmRoll>(app, vm, by, &tpm(vm, request, None)?).await
+        }
+    }
+}
+
+/// What would become of the VM, by the rules by which [`begin`] begins.
+pub(super) async fn plan(app: &App, vm: &VmObserved, action: &VmAction, spared: bool) -> Plan {
+    let found = match spared {
+        true => Ok(Admission::Done),
+        false => admitted(app, vm, action).await,
+    };
+    let (would, message, failure) = match found {
+        Ok(Admission::Accepted) => (Would::Change, change(&app.world, vm, action), None),
+        Ok(Admission::Done) => {
+            let message = format!("nothing to do: {}", action.already());
+            (Would::Nothing, message, None)
+        }
+        Ok(Admission::UnderWay(job)) => {
+            let message =
+                format!("a job is already doing that; follow it with: fleetward job watch {job}");
+            (Would::Nothing, message, None)
+        }
+        Err(failure) => (Would::Fail, refused(&failure), Some(failure)),
+    };
+    Plan {
+        target: Target::Vm(vm.name.clone()),
+        would,
+        message,
+        failure,
+        expires: None,
+        question: action.question().filter(|q| asks(&app.world, vm, *q)),
+    }
+}
+
+/// Whether a VM that is chosen with others is left alone: choosing VMs by what they have in common does not say that each
+/// has a TPM to roll.
+pub(super) fn is_spared(vm: &VmObserved, action: &VmAction, chosen: bool) -> bool {
+    chosen && matches!(action, VmAction::TpmRoll(_)) && !vm.tpm.enabled
+}
+
+/// Whether the action can be begun now.
+async fn admitted(app: &App, vm: &VmObserved, action: &VmAction) -> Result<Admission, Failure> {
+    let admission = admit(app, vm, action.request()).await;
+    match action {
+        VmAction::Migrate(request) => {
+            match admission {
+                // What its state refuses is one finding among those of the check.
+                Err(failure) if is_a_finding(failure.code) => {}
+                Err(failure) => return Err(failure),
+                Ok(_) => {}
+            }
+            movable(app, vm, request).await?;
+            Ok(Admission::Accepted)
+        }
+        VmAction::TpmRestore(request) => {
+            let admission = admission?;
+            if admission == Admission::Accepted {
+                version(&app.world, vm, request)?;
+            }
+            Ok(admission)
+        }
+        VmAction::Start
+        | VmAction::Stop(_)
+        | VmAction::Delete(_)
+        | VmAction::TpmEnable(_)
+        | VmAction::TpmDisable(_)
+        | VmAction::TpmRoll(_) => admission,
+    }
+}
+
+fn is_a_finding(code: ErrorCode) -> bool {
+    !matches!(
+        code,
+        ErrorCode::VmBusy
+            | ErrorCode::HostUnreachable
+            | ErrorCode::VmNotManaged
+            | ErrorCode::SpecNewer
+    )
+}
+
+/// Whether the VM can move there, as the check finds it.
+async fn movable(app: &App, vm: &VmObserved, request: &MigrateRequest) -> Result<(), Failure> {
+    let world = &app.world;
+    world.hosts.of(&request.to)?;
+    if vm.host == request.to {
+        let what = format!("VM {} is on host {} already", vm.name, request.to);
+        return Err(Failure::new(ErrorCode::SameHost, what));
+    }
+    let home = AtHome::ask(world, vm).await;
+    let checked = against(world, &home, &request.to, request.offline).await?;
+    match Failure::from_findings(cannot_move(vm, &request.to), checked.findings) {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+fn cannot_move(vm: &VmObserved, to: &HostName) -> String {
+    format!(
+        "VM {} cannot move from host {} to host {to}",
+        vm.name, vm.host
+    )
+}
+
+async fn migrate(
+    app: &App,
+    by: &str,
+    vm: &VmObserved,
+    request: &MigrateRequest,
+) -> Result<Accepted, Failure> {
+    let world = &app.world;
+    let needs = Needs::of(vm, !request.offline, None);
+    // Once more, from here to the submission alone: two requests must not count on the same room.
+    let _turn = app.placing.lock().await;
+    world.require_fit(cannot_move(vm, &request.to), &needs, &request.to)?;
+    let input = MigrateInput {
+        vm: vm.id,
+        name: vm.name.clone(),
+        from: vm.host.clone(),
+        live: !request.offline,
+        reservation: Some(Reservation::of(world, &needs, &request.to)),
+        to: request.to.clone(),
+    };
+    match request.offline {
+        true => submit::<VmMigrateStopped>(app, vm, by, &input).await,
+        false => submit::<VmMigrate>(app, vm, by, &input).await,
+    }
+}
+
+/// The version that a restore brings back.
+fn version(world: &World, vm: &VmObserved, request: &TpmRequest) -> Result<u64, Failure> {
+    let name = &vm.name;
+    let none = || {
+        let what = format!("there is no kept version of the TPM of VM {name}");
+        Failure::new(ErrorCode::TpmVersionNotFound, what).about(&Names::default().vm(name))
+    };
+    let newest = world.escrow.newest(vm.id);
+    let version = match (request.version, newest) {
+        (Some(version), _) => version,
+        (None, newest) if vm.tpm.enabled => {
+            let what = format!("VM {name} has a TPM: which version is to replace it?");
+            return Err(Failure::new(ErrorCode::InvalidArgument, what).fix(match newest {
+                Some(newest) => format!(
+                    "this lists the versions: fleetward tpm history {name}; this restores the newest: fleetward tpm restore {name} \
+                     --version {}",
+                    newest.version
+                ),
+                None => format!("fleetward tpm history {name}"),
+            }));
+        }
+        (None, newest) => newest.ok_or_else(none)?.version,
+    };
+    let known = world.escrow.list(vm.id);
+    match known.iter().any(|kept| kept.version == version) {
+        true => Ok(version),
+        false => Err(none().because(format!("there is no version {version}"))),
+    }
+}
+
+fn tpm(vm: &VmObserved, request: &TpmRequest, version: Option<u64>) -> Result<TpmInput, Failure> {
+    Ok(TpmInput {
+        vm: vm.id,
+        name: vm.name.clone(),
+        host: vm.host.clone(),
+        group: vm.require_metadata()?.spec.group.clone(),
+        runs: vm.state != VmState::Stopped,
+        deadline_seconds: request.deadline_seconds,
+        version,
+        guardians: vm.tpm.guardians.clone(),
+    })
+}
+
+/// Why a dry run says that it would fail, on one line.
+fn refused(failure: &Failure) -> String {
+    match failure.code {
+        // Its reason says the same in other words.
+        ErrorCode::HostUnreachable => failure.what.clone(),
+        _ => short(failure),
+    }
+}
+
+fn change(world: &World, vm: &VmObserved, action: &VmAction) -> String {
+    let host = &vm.host;
+    let restarts = match (action.request(), vm.state) {
+        (Request::Tpm { .. }, state) if state != VmState::Stopped => {
+            ", after an orderly shutdown, and start it again"
+        }
+        _ => "",
+    };
+    match action {
+        VmAction::Start => format!("would be started on host {host}"),
+        VmAction::Stop(request) if request.force => {
+            format!("would have its power cut on host {host}")
+        }
+        VmAction::Stop(_) => format!("would be shut down on host {host}"),
+        VmAction::Delete(request) if request.keep_tpm_state => {
+            format!("would be deleted from host {host}, with its disks")
+        }
+        VmAction::Delete(_) => format!("would be deleted from host {host}, with its disks and TPM"),
+        VmAction::Migrate(request) => format!("would move from host {host} to host {}", request.to),
+        VmAction::TpmEnable(_) if had_one(world, vm) => format!(
+            "would get a new TPM on host {host}{restarts}; what its former TPM had sealed would be lost to it"
+        ),
+        VmAction::TpmEnable(_) => format!("would get a TPM on host {host}{restarts}"),
+        VmAction::TpmDisable(_) => {
+            format!("would lose its TPM on host {host}{restarts}; the TPM is kept")
+        }
+        VmAction::TpmRestore(_) => format!("would get a former TPM back on host {host}{restarts}"),
+        VmAction::TpmRoll(_) => format!("would get a new TPM key on host {host}{restarts}"),
+    }
+}
+
+/// Whether a TPM is kept that the VM had.
+fn had_one(world: &World, vm: &VmObserved) -> bool {
+    !world.escrow.list(vm.id).is_empty()
+}
+
+/// Whether the guest of this VM has something to lose.
+fn asks(world: &World, vm: &VmObserved, question: Question) -> bool {
+    match question {
+        Question::TpmIsLost | Question::TpmIsReplaced => vm.tpm.enabled,
+        Question::NewTpmOpensNothing => !vm.tpm.enabled && had_one(world, vm),
+    }
+}
