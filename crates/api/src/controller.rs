@@ -1,6 +1,7 @@
 //! What is said between the controller and those who call it: bodies and queries. Which verb takes which is declared in
 //! [`crate::verbs`].
 
+use crate::bulk::Plan;
 use fleetward_model::change::{self, Pending, PlannedStep};
 use fleetward_model::clone::CloneTpm;
 use fleetward_model::error::Finding;
@@ -516,6 +517,27 @@ pub struct DeleteQuery {
     #[serde(default)]
     #[param(value_type = Option<bool>)]
     pub keep_tpm_state: bool,
+}
+
+/// Query of `POST /v1/hosts/{host}/drain`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DrainQuery {
+    /// only says where each VM would go
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    pub dry_run: bool,
+}
+
+/// Answer of `POST /v1/hosts/{host}/drain`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DrainAnswer {
+    /// None: it was a dry run.
+    pub job: Option<JobId>,
+    /// What would become of each VM, in a dry run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plan: Vec<Plan>,
 }
 
 /// Query of `PUT /v1/images/{image}`.

@@ -247,6 +247,9 @@ pub enum HostCommand {
     /// Moves a host's VMs to other hosts of its group, and makes it accept no new VMs
     Drain {
         name: HostName,
+        /// Shows where each VM would go, and changes nothing
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         wait: Wait,
     },

@@ -11,7 +11,8 @@ mod fleet;
 
 use fleet::Controller;
 use fleet::agent::FakeAgent;
-use fleetward_api::controller::{CheckView, JobState, JobView, VmView};
+use fleetward_api::bulk::Would;
+use fleetward_api::controller::{CheckView, DrainAnswer, JobState, JobView, VmView};
 use fleetward_model::host::{Accelerator, Formats, HostFacts, Version};
 use fleetward_model::vm::VmState;
 use fleetward_model::{ByteSize, ErrorCode, Failure};
@@ -241,7 +242,27 @@ async fn a_host_of_another_group_is_refused_by_everybody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_leaves_the_vms_that_no_other_host_can_run() {
     let (controller, a, b) = fleet().await;
+    // a dry run says where they would go, and the host still takes VMs
+    let dry_run = async || {
+        let answer: DrainAnswer = controller
+            .post("/v1/hosts/a/drain?dry_run=true", &json!({}))
+            .await;
+        assert_eq!(answer.job, None);
+        answer.plan
+    };
+    for plan in dry_run().await {
+        let said = (plan.would, plan.message.as_str());
+        assert_eq!(said, (Would::Change, "would move to host b"), "{plan:?}");
+    }
     report(&controller, &b, |facts| facts.versions.swtpm = None).await;
+    let codes = dry_run()
+        .await
+        .into_iter()
+        .map(|plan| plan.failure.map(|f| f.code));
+    let codes: Vec<_> = codes.collect();
+    assert_eq!(codes, [Some(ErrorCode::NoHostFits); 2]);
+    let host: Value = controller.get("/v1/hosts/a").await;
+    assert_eq!(host["state"], "online", "a dry run drained it");
     let before = asked([&a, &b]);
     let job: JobView = controller
         .job(Method::POST, "/v1/hosts/a/drain", &json!({}))

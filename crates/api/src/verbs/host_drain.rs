@@ -1,4 +1,4 @@
-use crate::controller::Accepted;
+use crate::controller::{DrainAnswer, DrainQuery};
 use crate::verbs::verb;
 
 verb! {
@@ -6,6 +6,6 @@ verb! {
     HostDrain = post "/v1/hosts/{host}/drain" ("host"),
     operation: "host_drain" in "hosts",
     access: Operator,
-    request: none,
-    answer: json(Accepted) { 202 },
+    request: query(DrainQuery),
+    answer: json(DrainAnswer) { 202, 200 = "a dry run" },
 }

@@ -2,10 +2,11 @@
 
 use super::Context;
 use crate::args::{HostCommand, Wait};
+use crate::bulk;
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{interrupt, messages, table, wait};
-use fleetward_api::controller::{HostView, TokenRequest};
+use fleetward_api::controller::{Accepted, DrainAnswer, DrainQuery, HostView, TokenRequest};
 use fleetward_api::lists::HostQuery;
 use fleetward_api::verbs::{HostDrain, HostInvite, HostList, HostRemove, HostResume, HostShow};
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
@@ -37,7 +38,18 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
             let host = controller.call::<HostShow>([name.as_str()], &()).await?;
             output.document(&host, || table::host(&host))?;
         }
-        HostCommand::Drain { name, wait } => drain(context, &name, wait).await?,
+        HostCommand::Drain {
+            name,
+            dry_run: true,
+            ..
+        } => {
+            let query = DrainQuery { dry_run: true };
+            let answer = controller
+                .call::<HostDrain>([name.as_str()], &query)
+                .await?;
+            return bulk::dry_run(context, answer.plan);
+        }
+        HostCommand::Drain { name, wait, .. } => drain(context, &name, wait).await?,
         HostCommand::Resume { name } => {
             let host = controller.call::<HostResume>([name.as_str()], &()).await?;
             output.success(&host, || messages::host_resumed(&name))?;
@@ -60,8 +72,12 @@ async fn drain(context: &Context, name: &HostName, wait: Wait) -> Result<(), Sto
         progress,
         ..
     } = context;
-    let accepted = controller.call::<HostDrain>([name.as_str()], &()).await?;
-    if let Some(job) = accepted.job {
+    let query = DrainQuery::default();
+    let DrainAnswer { job, .. } = controller
+        .call::<HostDrain>([name.as_str()], &query)
+        .await?;
+    let accepted = Accepted { job };
+    if let Some(job) = job {
         if wait.no_wait {
             output.document(&accepted, || job.to_string())?;
             return Ok(());

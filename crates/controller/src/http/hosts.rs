@@ -3,17 +3,20 @@
 use super::body::Params;
 use super::page::Page;
 use super::{Answer, parsed, view};
+use crate::admission::admit;
 use crate::app::App;
 use crate::audit::Act;
 use crate::debts;
 use crate::tokens::TokenRecord;
-use crate::work::{DrainInput, HostDrain};
+use crate::work::{DrainInput, HostDrain, PlannedMove, plan_drain};
 use axum::Json;
 use axum::extract::{Path, State};
-use fleetward_api::controller::{Accepted, HostView};
+use fleetward_api::bulk::{Plan, Target, Would, short};
+use fleetward_api::controller::{DrainAnswer, DrainQuery, HostView};
 use fleetward_api::lists::HostQuery;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
+use fleetward_model::admission::Request;
 use fleetward_model::audit::AuditAction;
 use fleetward_model::{ErrorCode, Failure, HostName};
 use fleetward_store::StoreExt;
@@ -106,8 +109,17 @@ async fn host_drain(
     State(app): State<App>,
     peer: Peer,
     Path(host): Path<String>,
-) -> Answer<(StatusCode, Json<Accepted>)> {
+    Params(query): Params<DrainQuery>,
+) -> Answer<(StatusCode, Json<DrainAnswer>)> {
     let host: HostName = parsed("host's name", &host)?;
+    if query.dry_run {
+        app.world.hosts.of(&host)?;
+        let mut plan = Vec::new();
+        for planned in plan_drain(&app.world, &host) {
+            plan.push(plan_of(&app, planned).await);
+        }
+        return Ok((StatusCode::OK, Json(DrainAnswer { job: None, plan })));
+    }
     app.world.hosts.set_drained(&host, true).await?;
     let job = match app
         .submit::<HostDrain>(&DrainInput { host }, &peer.to_string())
@@ -116,7 +128,35 @@ async fn host_drain(
         Ok(job) | Err(JobError::Busy { by: job, .. }) => job,
         Err(error) => return Err(error.into()),
     };
-    Ok((StatusCode::ACCEPTED, Json(Accepted { job: Some(job) })))
+    let answer = DrainAnswer {
+        job: Some(job),
+        plan: Vec::new(),
+    };
+    Ok((StatusCode::ACCEPTED, Json(answer)))
+}
+
+/// What a drain would do to one VM: its move is admitted like any other.
+async fn plan_of(app: &App, planned: PlannedMove) -> Plan {
+    let request = match planned.live {
+        true => Request::MigrateLive,
+        false => Request::MigrateOffline,
+    };
+    let admitted = match app.world.inventory.vm(planned.vm) {
+        Some(vm) => admit(app, &vm, request).await.and(planned.to),
+        None => planned.to,
+    };
+    let (would, message, failure) = match admitted {
+        Ok(to) => (Would::Change, format!("would move to host {to}"), None),
+        Err(failure) => (Would::Fail, short(&failure), Some(failure)),
+    };
+    Plan {
+        target: Target::Vm(planned.name),
+        would,
+        message,
+        failure,
+        expires: None,
+        question: None,
+    }
 }
 
 async fn host_resume(State(app): State<App>, Path(host): Path<String>) -> Answer<Json<HostView>> {

@@ -64,12 +64,13 @@ impl FleetJob for HostDrain {
 /// Where each VM goes, decided once: a resumed job must find its own children again.
 struct Plan(Arc<World>);
 
+/// Where one VM goes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Planned {
-    vm: VmId,
-    name: VmName,
-    live: bool,
-    to: Result<HostName, Failure>,
+pub(crate) struct Planned {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) live: bool,
+    pub(crate) to: Result<HostName, Failure>,
     /// What the VM will take of that host. Recorded too: a child job that is submitted again has the same input.
     #[serde(default)]
     reservation: Option<Reservation>,
@@ -81,35 +82,39 @@ impl Step<DrainInput> for Plan {
     type Output = Vec<Planned>;
 
     async fn run(&self, cx: &StepContext<DrainInput>) -> Result<Vec<Planned>, StepError> {
-        let (world, host) = (&self.0, &cx.input().host);
-        let mut arrivals = Vec::new();
-        let mut plan = Vec::new();
-        let here = world.inventory.seen(host).facts;
-        let elsewhere = Choice {
-            except: Some(host.clone()),
-            ..Choice::default()
-        };
-        for vm in world.inventory.vms_on(host) {
-            if vm.metadata.is_none() {
-                continue;
-            }
-            let needs = Needs::as_it_is(&vm, here.as_deref());
-            let to = world.place(&needs, &elsewhere, &arrivals);
-            let reservation = to.as_ref().ok().map(|host| {
-                let arrival = Reservation::of(world, &needs, host);
-                arrivals.push(arrival.clone());
-                arrival
-            });
-            plan.push(Planned {
-                vm: vm.id,
-                name: vm.name.clone(),
-                live: vm.state != VmState::Stopped,
-                to,
-                reservation,
-            });
-        }
-        Ok(plan)
+        Ok(plan(&self.0, &cx.input().host))
     }
+}
+
+/// Where each VM of the host would go now.
+pub(crate) fn plan(world: &World, host: &HostName) -> Vec<Planned> {
+    let mut arrivals = Vec::new();
+    let mut plan = Vec::new();
+    let here = world.inventory.seen(host).facts;
+    let elsewhere = Choice {
+        except: Some(host.clone()),
+        ..Choice::default()
+    };
+    for vm in world.inventory.vms_on(host) {
+        if vm.metadata.is_none() {
+            continue;
+        }
+        let needs = Needs::as_it_is(&vm, here.as_deref());
+        let to = world.place(&needs, &elsewhere, &arrivals);
+        let reservation = to.as_ref().ok().map(|host| {
+            let arrival = Reservation::of(world, &needs, host);
+            arrivals.push(arrival.clone());
+            arrival
+        });
+        plan.push(Planned {
+            vm: vm.id,
+            name: vm.name.clone(),
+            live: vm.state != VmState::Stopped,
+            to,
+            reservation,
+        });
+    }
+    plan
 }
 
 struct MoveVms(Arc<World>);

@@ -25,7 +25,7 @@ pub(crate) use guardian_revoke::{GuardianRevoke, RevokeInput};
 pub(crate) use guardian_rotate::{
     GuardianRotate, GuardianSettle, RotateInput, depending, may_rotate,
 };
-pub(crate) use host_drain::{DrainInput, HostDrain};
+pub(crate) use host_drain::{DrainInput, HostDrain, Planned as PlannedMove, plan as plan_drain};
 pub(crate) use kind::{About, FleetJob, NoReport, about_job, report_of, warnings_of};
 pub(crate) use take_escrow::TakeEscrow;
 pub(crate) use template_create::{TemplateCreate, TemplateInput};
