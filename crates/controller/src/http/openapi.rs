@@ -1,11 +1,13 @@
 //! The API's description, put together from the declarations of all verbs; `docs/openapi.json` is a copy that a test
 //! compares.
 
+use crate::work;
 use axum::Json;
 use fleetward_api::each_verb;
 use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_model::Failure;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 use utoipa::OpenApi;
 
@@ -42,12 +44,41 @@ fn describe() -> Value {
         ($($verb:ident)*) => { $(add::<verbs::$verb>(&mut whole);)* };
     }
     each_verb!(add_all);
+    let by_kind = add_reports(&mut whole);
     let mut whole = serde_json::to_value(whole).expect("the description is JSON");
     for endpoint in verbs::ENDPOINTS {
         let method = endpoint.method.to_ascii_lowercase();
         add_common(&mut whole["paths"][endpoint.path][method], endpoint.access);
     }
+    let schemas = &mut whole["components"]["schemas"];
+    schemas["JobView"]["properties"]["result"] = result(&by_kind);
     whole
+}
+
+/// The schemas of what jobs report; gives the name of each, by kind of job.
+fn add_reports(whole: &mut utoipa::openapi::OpenApi) -> BTreeMap<&'static str, String> {
+    let components = whole.components.get_or_insert_default();
+    let add = |(kind, report): (_, work::ReportSchema)| {
+        components.schemas.extend(report.schemas);
+        (kind, report.name)
+    };
+    work::report_schemas().map(add).collect()
+}
+
+/// What a job reports: one of the reports, as its kind says.
+fn result(by_kind: &BTreeMap<&'static str, String>) -> Value {
+    let reference = |name: &String| format!("#/components/schemas/{name}");
+    let reports: BTreeSet<_> = by_kind.values().map(reference).collect();
+    let reports = reports.into_iter().map(|report| json!({ "$ref": report }));
+    let kinds: Map<_, _> = by_kind
+        .iter()
+        .map(|(kind, name)| ((*kind).to_owned(), json!(reference(name))))
+        .collect();
+    json!({
+        "description": "What it reports, by kind; null before its end, and of kinds that have nothing to tell.",
+        "anyOf": reports.chain([json!({ "type": "null" })]).collect::<Vec<_>>(),
+        "x-fleetward-reports": kinds,
+    })
 }
 
 fn add<V: Verb>(whole: &mut utoipa::openapi::OpenApi) {
@@ -74,7 +105,6 @@ fn add_common(operation: &mut Value, access: Access) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn every_verb_is_described_under_its_own_method_path_and_operation() {
@@ -88,6 +118,20 @@ mod tests {
             }
         }
         assert_eq!(methods, verbs::ENDPOINTS.len());
+    }
+
+    #[test]
+    fn every_kind_of_job_that_reports_says_in_which_form() {
+        let result = &DESCRIPTION["components"]["schemas"]["JobView"]["properties"]["result"];
+        let of = |kind: &str| result["x-fleetward-reports"][kind].as_str();
+        for (kind, report) in [
+            ("vm-migrate", "MigrateReport"),
+            ("guardian-grant", "GrantReport"),
+            ("tpm-roll", "TpmReport"),
+        ] {
+            assert_eq!(of(kind), Some(&*format!("#/components/schemas/{report}")));
+        }
+        assert_eq!(of("vm-start"), None, "it has nothing to tell");
     }
 
     #[test]

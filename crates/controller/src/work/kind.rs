@@ -6,12 +6,14 @@ use fleetward_jobs::{Job, JobKind, StepState};
 use fleetward_model::admission::Request;
 use fleetward_model::{HostName, VmId};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use std::any::TypeId;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 /// A kind of job of this controller.
 pub(crate) trait FleetJob: JobKind {
     /// What a job that is done tells; [`NoReport`] where there is nothing beyond that.
-    type Report: Serialize + ToSchema;
+    type Report: Serialize + ToSchema + 'static;
 
     /// The request of a person that it carries out on its VM: what else can be asked of the VM meanwhile follows from it.
     const REQUEST: Option<Request> = None;
@@ -72,6 +74,7 @@ pub(super) struct Description {
     name: &'static str,
     about: fn(&Job) -> Option<About>,
     report: fn(&Job) -> Option<serde_json::Value>,
+    schema: fn() -> Option<ReportSchema>,
     warning_steps: &'static [&'static str],
 }
 
@@ -81,6 +84,7 @@ impl Description {
             name: K::NAME,
             about: about::<K>,
             report: report::<K>,
+            schema: schema::<K>,
             warning_steps: K::WARNING_STEPS,
         }
     }
@@ -95,6 +99,31 @@ pub(crate) fn about_job(job: &Job) -> About {
 /// What a job that is done reports.
 pub(crate) fn report_of(job: &Job) -> Option<serde_json::Value> {
     of(job).and_then(|kind| (kind.report)(job))
+}
+
+/// A type of report in the words of OpenAPI.
+pub(crate) struct ReportSchema {
+    /// Its own name; the last of `schemas` is the report's.
+    pub(crate) name: String,
+    /// It, and what it refers to.
+    pub(crate) schemas: Vec<(String, RefOr<Schema>)>,
+}
+
+/// What jobs of each kind report; kinds that have nothing to tell are left out.
+pub(crate) fn report_schemas() -> impl Iterator<Item = (&'static str, ReportSchema)> {
+    let kinds = super::DESCRIPTIONS.iter();
+    kinds.filter_map(|kind| Some((kind.name, (kind.schema)()?)))
+}
+
+fn schema<K: FleetJob>() -> Option<ReportSchema> {
+    if TypeId::of::<K::Report>() == TypeId::of::<NoReport>() {
+        return None;
+    }
+    let name = K::Report::name().into_owned();
+    let mut schemas = Vec::new();
+    K::Report::schemas(&mut schemas);
+    schemas.push((name.clone(), K::Report::schema()));
+    Some(ReportSchema { name, schemas })
 }
 
 /// What went less well than the job's end says, step by step.

@@ -26,7 +26,9 @@ pub(crate) use guardian_rotate::{
     GuardianRotate, GuardianSettle, RotateInput, depending, may_rotate,
 };
 pub(crate) use host_drain::{DrainInput, HostDrain, Planned as PlannedMove, plan as plan_drain};
-pub(crate) use kind::{About, FleetJob, NoReport, about_job, report_of, warnings_of};
+pub(crate) use kind::{
+    About, FleetJob, NoReport, ReportSchema, about_job, report_of, report_schemas, warnings_of,
+};
 pub(crate) use take_escrow::TakeEscrow;
 pub(crate) use template_create::{TemplateCreate, TemplateInput};
 pub(crate) use tpm::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
