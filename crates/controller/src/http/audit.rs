@@ -1,13 +1,14 @@
 //! The audit log: list and verify. Both first fetch the new records of the hosts.
 
 use super::Answer;
-use super::body::Params;
+use super::body::Asked;
 use super::page::Page;
 use crate::app::App;
 use crate::world::World;
 use axum::Json;
 use axum::extract::State;
-use fleetward_api::controller::{AuditBreakView, AuditQuery, AuditVerdict};
+use fleetward_api::controller::{AuditBreakView, AuditVerdict};
+use fleetward_api::verbs;
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::error::Class;
 use fleetward_model::{ErrorCode, Failure, HostName, VmId};
@@ -27,7 +28,7 @@ const COMPARE_TIME: Duration = Duration::from_secs(30);
 
 async fn audit_list(
     State(app): State<App>,
-    Params(query): Params<AuditQuery>,
+    Asked(query): Asked<verbs::AuditList>,
 ) -> Answer<Json<Vec<AuditRecord>>> {
     let page = Page::new(query.limit, query.after)?;
     let since = query.since.map(|text| {

@@ -3,6 +3,7 @@
 use super::Refusal;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use fleetward_api::MAX_BODY;
+use fleetward_api::verbs::{Carried, Verb};
 use fleetward_model::{ErrorCode, Failure};
 use futures_util::StreamExt;
 use http::header::CONTENT_LENGTH;
@@ -13,6 +14,27 @@ use std::time::Duration;
 /// How much of a body that is too large is still taken in, so that the caller reads the refusal and not a broken pipe.
 const DRAIN: u64 = 256 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+/// What the caller of `V` sent, in the form that the verb declares. A verb with an upload reads [`Params`] and the body.
+pub(crate) struct Asked<V: Verb>(pub(crate) V::Request);
+
+impl<V: Verb, S: Send + Sync> FromRequest<S> for Asked<V> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        match V::CARRIED {
+            Carried::Body => {
+                let Body(asked) = Body::from_request(request, state).await?;
+                Ok(Self(asked))
+            }
+            Carried::Query | Carried::Upload | Carried::Nowhere => {
+                let (mut parts, _) = request.into_parts();
+                let Params(asked) = Params::from_request_parts(&mut parts, state).await?;
+                Ok(Self(asked))
+            }
+        }
+    }
+}
 
 /// A JSON body of at most [`MAX_BODY`] bytes.
 pub(crate) struct Body<T>(pub(crate) T);

@@ -5,7 +5,7 @@ mod run;
 pub(super) use run::{Each, run};
 
 use super::actions::{begin, is_spared, plan};
-use super::body::Body;
+use super::body::Asked;
 use super::lines::lines;
 use super::{Answer, allowed, parsed};
 use crate::app::App;
@@ -17,6 +17,7 @@ use fleetward_api::bulk::{
     VmAction, Would, short,
 };
 use fleetward_api::controller::{Accepted, JobView, Role};
+use fleetward_api::verbs;
 use fleetward_link::Peer;
 use fleetward_model::admission::Request;
 use fleetward_model::vm::VmObserved;
@@ -38,7 +39,7 @@ const PLANNED_AT_ONCE: usize = 16;
 async fn vm_bulk(
     State(app): State<App>,
     peer: Peer,
-    Body(request): Body<BulkRequest>,
+    Asked(request): Asked<verbs::VmBulk>,
 ) -> Answer<Response> {
     if !request.dry_run {
         allowed(&peer, Role::Operator)?;

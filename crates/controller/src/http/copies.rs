@@ -1,6 +1,6 @@
 //! Clones and templates: create, list, delete.
 
-use super::body::{Body, Params};
+use super::body::Asked;
 use super::page::Page;
 use super::vms::decide;
 use super::{Answer, parsed};
@@ -10,10 +10,8 @@ use crate::work::{CloneInput, Reservation, TemplateCreate, TemplateInput, VmClon
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use fleetward_api::controller::{
-    AcceptedWithWarnings, CloneRequest, TemplateRequest, TemplateView,
-};
-use fleetward_api::lists::LibraryQuery;
+use fleetward_api::controller::{AcceptedWithWarnings, TemplateView};
+use fleetward_api::verbs;
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Request, busy};
@@ -38,7 +36,7 @@ async fn vm_clone(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Body(request): Body<CloneRequest>,
+    Asked(request): Asked<verbs::VmClone>,
 ) -> Answer<Response> {
     let world = &app.world;
     let vm = world.inventory.find(&vm)?;
@@ -150,7 +148,7 @@ fn copied_spec(vm: &VmObserved, name: VmName) -> VmSpec {
 async fn template_create(
     State(app): State<App>,
     peer: Peer,
-    Body(request): Body<TemplateRequest>,
+    Asked(request): Asked<verbs::TemplateCreate>,
 ) -> Answer<Response> {
     let world = &app.world;
     let vm = world.inventory.find(request.from.as_str())?;
@@ -181,7 +179,7 @@ async fn template_create(
 
 async fn template_list(
     State(app): State<App>,
-    Params(query): Params<LibraryQuery>,
+    Asked(query): Asked<verbs::TemplateList>,
 ) -> Answer<Json<Vec<TemplateView>>> {
     let page = Page::new(query.limit, query.after)?;
     Ok(Json(page.of_named(app.world.templates.all())))

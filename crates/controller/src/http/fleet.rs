@@ -1,6 +1,6 @@
 //! The fleet itself: status, joining, tokens, administrators, rebuilding the inventory.
 
-use super::body::Body;
+use super::body::Asked;
 use super::{Answer, view};
 use crate::app::App;
 use crate::audit::{Act, CONTROLLER};
@@ -9,10 +9,8 @@ use crate::tokens;
 use crate::world::World;
 use axum::Json;
 use axum::extract::State;
-use fleetward_api::controller::{
-    AdminReply, AdminRequest, JoinReply, JoinRequest, RebuildView, Role, Status, TokenRequest,
-    TokenView,
-};
+use fleetward_api::controller::{AdminReply, JoinReply, RebuildView, Role, Status, TokenView};
+use fleetward_api::verbs;
 use fleetward_link::{AdminName, Identity, Peer};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::GuardianFacts;
@@ -38,7 +36,7 @@ async fn status(State(app): State<App>) -> Json<Status> {
 async fn host_token(
     State(app): State<App>,
     peer: Peer,
-    Body(request): Body<TokenRequest>,
+    Asked(request): Asked<verbs::HostInvite>,
 ) -> Answer<Json<TokenView>> {
     let world = &app.world;
     let host = request.host.clone();
@@ -74,7 +72,10 @@ async fn host_token(
     Ok(Json(made))
 }
 
-async fn join(State(app): State<App>, Body(request): Body<JoinRequest>) -> Answer<Json<JoinReply>> {
+async fn join(
+    State(app): State<App>,
+    Asked(request): Asked<verbs::HostJoin>,
+) -> Answer<Json<JoinReply>> {
     let world = &app.world;
     let now = OffsetDateTime::now_utc();
     let usable = tokens::look_up(&*world.store, world.fleet.trust(), &request.token, now).await?;
@@ -188,7 +189,7 @@ async fn join(State(app): State<App>, Body(request): Body<JoinRequest>) -> Answe
 async fn admin(
     State(app): State<App>,
     peer: Peer,
-    Body(request): Body<AdminRequest>,
+    Asked(request): Asked<verbs::AdminCertify>,
 ) -> Answer<Json<AdminReply>> {
     let fleet = &app.world.fleet;
     let name: AdminName = super::parsed("administrator's name", request.name.as_str())?;

@@ -1,7 +1,7 @@
 //! Granting and revoking keys of VMs. Jobs do the work; requests that can be refused at once are refused here.
 
 use super::Answer;
-use super::body::Body;
+use super::body::Asked;
 use crate::admission::admit;
 use crate::app::App;
 use crate::work::{GrantInput, GuardianGrant, GuardianRevoke, RevokeInput, plan_grant};
@@ -9,9 +9,8 @@ use crate::world::World;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use fleetward_api::controller::{
-    Accepted, GrantAnswer, GrantRequest, Outcome, RevokeRequest, VmOutcome,
-};
+use fleetward_api::controller::{Accepted, GrantAnswer, Outcome, VmOutcome};
+use fleetward_api::verbs;
 use fleetward_link::Peer;
 use fleetward_model::admission::Request;
 use fleetward_model::vm::VmObserved;
@@ -27,7 +26,7 @@ serves! {
 async fn guardian_grant(
     State(app): State<App>,
     peer: Peer,
-    Body(request): Body<GrantRequest>,
+    Asked(request): Asked<verbs::GuardianGrant>,
 ) -> Answer<Response> {
     let world = &app.world;
     if request.all != request.vms.is_empty() {
@@ -105,7 +104,7 @@ async fn guardian_grant(
 async fn guardian_revoke(
     State(app): State<App>,
     peer: Peer,
-    Body(request): Body<RevokeRequest>,
+    Asked(request): Asked<verbs::GuardianRevoke>,
 ) -> Answer<Response> {
     let world = &app.world;
     let vm = world.inventory.find(request.vm.as_str())?;

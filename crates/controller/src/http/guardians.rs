@@ -1,6 +1,6 @@
 //! Guardians: one row a certificate, with the VMs that depend on it.
 
-use super::body::Params;
+use super::body::Asked;
 use super::page::Page;
 use super::{Answer, parsed};
 use crate::app::App;
@@ -8,7 +8,7 @@ use crate::world::World;
 use axum::Json;
 use axum::extract::{Path, State};
 use fleetward_api::controller::GuardianView;
-use fleetward_api::lists::GuardianQuery;
+use fleetward_api::verbs;
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::{ErrorCode, Failure, GuardianId};
 use time::OffsetDateTime;
@@ -20,7 +20,7 @@ serves! {
 
 async fn guardian_list(
     State(app): State<App>,
-    Params(query): Params<GuardianQuery>,
+    Asked(query): Asked<verbs::GuardianList>,
 ) -> Answer<Json<Vec<GuardianView>>> {
     let page = Page::new(query.limit, query.after)?;
     let mut rows = rows(&app.world, OffsetDateTime::now_utc());

@@ -1,6 +1,6 @@
 //! Hosts: list, show, remove, drain, resume.
 
-use super::body::Params;
+use super::body::Asked;
 use super::page::Page;
 use super::{Answer, parsed, view};
 use crate::admission::admit;
@@ -12,8 +12,8 @@ use crate::work::{DrainInput, HostDrain, PlannedMove, plan_drain};
 use axum::Json;
 use axum::extract::{Path, State};
 use fleetward_api::bulk::{Plan, Target, Would, short};
-use fleetward_api::controller::{DrainAnswer, DrainQuery, HostView};
-use fleetward_api::lists::HostQuery;
+use fleetward_api::controller::{DrainAnswer, HostView};
+use fleetward_api::verbs;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::admission::Request;
@@ -33,7 +33,7 @@ serves! {
 
 async fn host_list(
     State(app): State<App>,
-    Params(query): Params<HostQuery>,
+    Asked(query): Asked<verbs::HostList>,
 ) -> Answer<Json<Vec<HostView>>> {
     let page = Page::new(query.limit, query.after)?;
     let world = &app.world;
@@ -109,7 +109,7 @@ async fn host_drain(
     State(app): State<App>,
     peer: Peer,
     Path(host): Path<String>,
-    Params(query): Params<DrainQuery>,
+    Asked(query): Asked<verbs::HostDrain>,
 ) -> Answer<(StatusCode, Json<DrainAnswer>)> {
     let host: HostName = parsed("host's name", &host)?;
     if query.dry_run {

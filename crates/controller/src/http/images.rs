@@ -1,13 +1,13 @@
 //! Images: list, import, delete.
 
-use super::body::Params;
+use super::body::{Asked, Params};
 use super::page::Page;
 use super::{Answer, parsed};
 use crate::app::App;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use fleetward_api::controller::{ImageView, ImportQuery};
-use fleetward_api::lists::LibraryQuery;
+use fleetward_api::verbs;
 use fleetward_model::{ErrorCode, Failure, ImageName};
 use http::StatusCode;
 use time::OffsetDateTime;
@@ -20,7 +20,7 @@ serves! {
 
 async fn image_list(
     State(app): State<App>,
-    Params(query): Params<LibraryQuery>,
+    Asked(query): Asked<verbs::ImageList>,
 ) -> Answer<Json<Vec<ImageView>>> {
     let page = Page::new(query.limit, query.after)?;
     Ok(Json(page.of_named(app.world.images.all())))

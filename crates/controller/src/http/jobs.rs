@@ -1,6 +1,6 @@
 //! Jobs: list, show, follow, cancel, give up.
 
-use super::body::Params;
+use super::body::Asked;
 use super::lines::lines;
 use super::page::Page;
 use super::{Answer, parsed, view};
@@ -12,7 +12,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use fleetward_api::controller::{JobKindView, JobView, StepKindView};
-use fleetward_api::lists::{JobQuery, LONGEST_PAGE};
+use fleetward_api::lists::LONGEST_PAGE;
+use fleetward_api::verbs;
 use fleetward_jobs::JobFilter;
 use fleetward_link::Peer;
 use fleetward_model::audit::AuditAction;
@@ -31,7 +32,7 @@ serves! {
 
 async fn job_list(
     State(app): State<App>,
-    Params(query): Params<JobQuery>,
+    Asked(query): Asked<verbs::JobList>,
 ) -> Answer<Json<Vec<JobView>>> {
     let page = Page::new(Some(query.limit.unwrap_or(LONGEST_PAGE)), query.after)?;
     let filter = JobFilter {

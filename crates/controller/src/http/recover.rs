@@ -1,7 +1,7 @@
 //! Rebuilding a VM of a lost host.
 
 use super::Answer;
-use super::body::Body;
+use super::body::Asked;
 use super::vms::accepted;
 use crate::admission::admit;
 use crate::app::App;
@@ -11,8 +11,8 @@ use crate::world::{HostFactsNow, World};
 use axum::extract::{Path, State};
 use axum::response::Response;
 use fleetward_api::agent::{CanOpen, Question};
-use fleetward_api::controller::RecoverRequest;
 use fleetward_api::tpm::TpmVersion;
+use fleetward_api::verbs;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::admission::{Request, busy};
@@ -32,7 +32,7 @@ async fn vm_recover(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Body(request): Body<RecoverRequest>,
+    Asked(request): Asked<verbs::VmRecover>,
 ) -> Answer<Response> {
     let world = &app.world;
     let (id, known) = lost(world, &vm)?;

@@ -1,6 +1,6 @@
 //! Rotating guardians: that of one host, and those of all hosts that expire soon, one after the other.
 
-use super::body::Body;
+use super::body::Asked;
 use super::bulk::{Each, check, run};
 use super::lines::lines;
 use super::vms::accepted;
@@ -10,10 +10,9 @@ use crate::work::{GuardianRotate, RotateInput, may_rotate};
 use crate::world::World;
 use axum::extract::State;
 use axum::response::Response;
-use fleetward_api::bulk::{
-    BulkEvent, BulkSummary, How, Plan, RotateExpiringRequest, Target, Would, short,
-};
-use fleetward_api::controller::{Accepted, JobView, Role, RotateRequest};
+use fleetward_api::bulk::{BulkEvent, BulkSummary, How, Plan, Target, Would, short};
+use fleetward_api::controller::{Accepted, JobView, Role};
+use fleetward_api::verbs;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::{ErrorCode, Failure, HostName, Names};
@@ -28,7 +27,7 @@ serves! {
 async fn guardian_rotate(
     State(app): State<App>,
     peer: Peer,
-    Body(request): Body<RotateRequest>,
+    Asked(request): Asked<verbs::GuardianRotate>,
 ) -> Answer<Response> {
     let begun = rotate(&app, &peer.to_string(), request.host).await?;
     Ok(accepted(begun.job))
@@ -37,7 +36,7 @@ async fn guardian_rotate(
 async fn guardian_rotate_expiring(
     State(app): State<App>,
     peer: Peer,
-    Body(request): Body<RotateExpiringRequest>,
+    Asked(request): Asked<verbs::GuardianRotateExpiring>,
 ) -> Answer<Response> {
     if !request.dry_run {
         allowed(&peer, Role::Keeper)?;

@@ -2,14 +2,14 @@
 
 use super::Answer;
 use super::actions::act;
-use super::body::Body;
+use super::body::Asked;
 use crate::app::App;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use fleetward_api::bulk::VmAction;
-use fleetward_api::controller::TpmRequest;
 use fleetward_api::tpm::TpmVersion;
+use fleetward_api::verbs;
 use fleetward_link::Peer;
 
 serves! {
@@ -24,7 +24,7 @@ async fn tpm_enable(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Body(request): Body<TpmRequest>,
+    Asked(request): Asked<verbs::TpmEnable>,
 ) -> Answer<Response> {
     act(&app, &peer, &vm, VmAction::TpmEnable(request)).await
 }
@@ -33,7 +33,7 @@ async fn tpm_disable(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Body(request): Body<TpmRequest>,
+    Asked(request): Asked<verbs::TpmDisable>,
 ) -> Answer<Response> {
     act(&app, &peer, &vm, VmAction::TpmDisable(request)).await
 }
@@ -42,7 +42,7 @@ async fn tpm_restore(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Body(request): Body<TpmRequest>,
+    Asked(request): Asked<verbs::TpmRestore>,
 ) -> Answer<Response> {
     act(&app, &peer, &vm, VmAction::TpmRestore(request)).await
 }
@@ -51,7 +51,7 @@ async fn tpm_roll(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Body(request): Body<TpmRequest>,
+    Asked(request): Asked<verbs::TpmRoll>,
 ) -> Answer<Response> {
     act(&app, &peer, &vm, VmAction::TpmRoll(request)).await
 }

@@ -1,6 +1,6 @@
 //! Changes of a VM: planned at once, done by one job.
 
-use super::body::Body;
+use super::body::Asked;
 use super::{Answer, Refusal};
 use crate::admission::admit;
 use crate::app::App;
@@ -9,7 +9,8 @@ use crate::work::ChangeInput;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use fleetward_api::controller::{ChangeAnswer, ChangeRequest};
+use fleetward_api::controller::ChangeAnswer;
+use fleetward_api::verbs;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::admission::{Request, busy};
@@ -28,7 +29,7 @@ async fn vm_change(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Body(request): Body<ChangeRequest>,
+    Asked(request): Asked<verbs::VmChange>,
 ) -> Answer<Response> {
     let world = &app.world;
     let vm = world.inventory.find(&vm)?;

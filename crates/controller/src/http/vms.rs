@@ -2,7 +2,7 @@
 //! refused here.
 
 use super::actions::act;
-use super::body::{Body, Params};
+use super::body::Asked;
 use super::page::Page;
 use super::{Answer, Refusal, view};
 use crate::admission::admit;
@@ -14,10 +14,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use fleetward_api::bulk::VmAction;
-use fleetward_api::controller::{
-    Accepted, CheckQuery, CheckView, DeleteQuery, MigrateRequest, StopRequest, VmCreateRequest,
-    VmQuery, VmView,
-};
+use fleetward_api::controller::{Accepted, CheckView, VmView};
+use fleetward_api::verbs;
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request, busy};
@@ -39,7 +37,7 @@ serves! {
 
 async fn vm_list(
     State(app): State<App>,
-    Params(query): Params<VmQuery>,
+    Asked(query): Asked<verbs::VmList>,
 ) -> Answer<Json<Vec<VmView>>> {
     let label = match &query.label {
         None => None,
@@ -76,7 +74,7 @@ async fn vm_show(State(app): State<App>, Path(vm): Path<String>) -> Answer<Json<
 async fn vm_create(
     State(app): State<App>,
     peer: Peer,
-    Body(request): Body<VmCreateRequest>,
+    Asked(request): Asked<verbs::VmCreate>,
 ) -> Answer<Response> {
     let world = &app.world;
     let wanted = crate::creation::plan(&world.images, &world.templates, &world.hosts, request)?;
@@ -100,7 +98,7 @@ async fn vm_delete(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Params(query): Params<DeleteQuery>,
+    Asked(query): Asked<verbs::VmDelete>,
 ) -> Answer<Response> {
     act(&app, &peer, &vm, VmAction::Delete(query)).await
 }
@@ -113,7 +111,7 @@ async fn vm_stop(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Body(request): Body<StopRequest>,
+    Asked(request): Asked<verbs::VmStop>,
 ) -> Answer<Response> {
     act(&app, &peer, &vm, VmAction::Stop(request)).await
 }
@@ -122,14 +120,14 @@ async fn vm_migrate(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Body(request): Body<MigrateRequest>,
+    Asked(request): Asked<verbs::VmMigrate>,
 ) -> Answer<Response> {
     act(&app, &peer, &vm, VmAction::Migrate(request)).await
 }
 
 async fn check(
     State(app): State<App>,
-    Params(query): Params<CheckQuery>,
+    Asked(query): Asked<verbs::FleetCheck>,
 ) -> Answer<Json<Vec<CheckView>>> {
     let world = &app.world;
     let vms: Vec<Arc<VmObserved>> = match &query.vm {
