@@ -3,6 +3,13 @@
 //!
 //! Arguments are parsed into the types of the model, so an invalid name or size is a usage error here.
 
+mod guardian;
+mod parse;
+mod tpm;
+
+pub use guardian::{GrantArgs, GuardianCommand, RotateArgs};
+pub use tpm::{TpmChange, TpmCommand, TpmHow, Which};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fleetward_api::controller::Role;
@@ -12,10 +19,12 @@ use fleetward_model::host::HostState;
 use fleetward_model::spec::Description;
 use fleetward_model::vm::{Profile, VmState};
 use fleetward_model::{
-    ByteSize, ErrorCode, GroupName, GuardianId, HostName, ImageName, LabelKey, PoolName,
-    TemplateName, VmName,
+    ByteSize, ErrorCode, GroupName, HostName, ImageName, LabelKey, PoolName, TemplateName, VmName,
 };
-use serde::de::DeserializeOwned;
+use parse::{
+    parse_cpus, parse_label, parse_label_change, parse_limit, parse_memory, parse_role,
+    parse_since, parse_word,
+};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -579,101 +588,6 @@ pub struct CheckArgs {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum TpmCommand {
-    /// Gives VMs a new TPM
-    ///
-    /// A new TPM cannot open secrets that a former TPM of the VM has sealed: `tpm restore` brings the former one back.
-    Enable(TpmChange),
-    /// Removes the TPM of VMs; it is kept, and `tpm restore` brings it back
-    Disable(TpmChange),
-    /// Encrypts the TPM of VMs under a new key
-    Roll(TpmChange),
-    /// Restores a kept version of a VM's TPM
-    ///
-    /// The VM's present TPM is kept as another version, and replaced only after a question.
-    Restore {
-        name: VmName,
-        /// A version of `tpm history`; default: the newest, for a VM without a TPM
-        #[arg(long = "version", value_name = "V")]
-        version: Option<u64>,
-        #[command(flatten)]
-        how: TpmHow,
-    },
-    /// Shows VMs with the state of their TPM
-    Status {
-        /// All VMs, if none is named
-        names: Vec<VmName>,
-    },
-    /// Lists the kept versions of a VM's TPM
-    History { name: VmName },
-}
-
-#[derive(Debug, Args)]
-pub struct TpmChange {
-    #[command(flatten)]
-    pub which: Which,
-    /// Shows what would happen, and changes nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Number of VMs to change at once; with --no-wait, the jobs of all VMs are started
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_parallel)]
-    pub parallel: usize,
-    /// Changes no further VMs after so many have failed
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_failures: Option<u32>,
-    #[command(flatten)]
-    pub how: TpmHow,
-}
-
-/// VMs by name, host or labels.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
-pub struct Which {
-    #[arg(conflicts_with_all = ["all", "host", "labels"])]
-    pub names: Vec<VmName>,
-    /// All VMs of the fleet
-    #[arg(long, conflicts_with_all = ["host", "labels"])]
-    pub all: bool,
-    /// All VMs on this host
-    #[arg(long)]
-    pub host: Option<HostName>,
-    /// All VMs with this label; may be repeated: VMs with all of them
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
-    pub labels: Vec<(LabelKey, String)>,
-}
-
-#[derive(Debug, Clone, Args)]
-pub struct TpmHow {
-    /// Asks running guests to shut down, and starts them again afterwards; never cuts their power
-    #[arg(long)]
-    pub stop_and_restart: bool,
-    /// Time limit for a guest's shutdown
-    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
-    pub deadline: Duration,
-    #[command(flatten)]
-    pub wait: Wait,
-}
-
-fn parse_limit(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|limit| *limit > 0)
-        .ok_or_else(|| "a number from 1 on".to_owned())
-}
-
-/// A word of the API, such as a state.
-fn parse_word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_value(text.into()).map_err(|error| error.to_string())
-}
-
-fn parse_parallel(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|parallel| (1..=64).contains(parallel))
-        .ok_or_else(|| "1 to 64".to_owned())
-}
-
-#[derive(Debug, Subcommand)]
 pub enum JobCommand {
     /// Lists jobs, the newest first
     List {
@@ -726,78 +640,6 @@ pub struct AuditArgs {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum GuardianCommand {
-    /// Lists guardians, one row per certificate
-    List {
-        /// Only those of this host
-        #[arg(long)]
-        host: Option<HostName>,
-        /// As --output, or in the format of `certutil -store`, for scripts that read it
-        #[arg(long, value_enum, conflicts_with = "output")]
-        format: Option<ListFormat>,
-        #[command(flatten)]
-        rows: Rows,
-    },
-    /// Shows one guardian
-    Show {
-        /// Its id, or the first characters of it
-        id: String,
-    },
-    /// Wraps the TPM keys of VMs for one more guardian; no private key moves
-    Grant(GrantArgs),
-    /// Revokes a guardian's access to a VM's TPM key, and rolls the key at once or when the VM stops
-    Revoke {
-        vm: VmName,
-        /// The guardian that loses access: its host, its id, or the first characters of the id
-        #[arg(long, value_name = "HOST|GUARDIAN")]
-        from: String,
-        #[command(flatten)]
-        wait: Wait,
-    },
-    /// Makes a new pair for a host's guardian, and re-wraps the keys of all VMs that depend on it while they run
-    Rotate(RotateArgs),
-}
-
-#[derive(Debug, Args)]
-pub struct GrantArgs {
-    #[arg(required_unless_present = "all", value_name = "VM")]
-    pub names: Vec<VmName>,
-    /// Every VM of the guardian's group
-    #[arg(long, conflicts_with = "names")]
-    pub all: bool,
-    /// The guardian that gets access: its host, its id, or the first characters of the id
-    #[arg(long, value_name = "HOST|GUARDIAN")]
-    pub to: String,
-    /// Only shows what would happen
-    #[arg(long, conflicts_with = "no_wait")]
-    pub dry_run: bool,
-    /// Uses this guardian although its certificates have expired; may be repeated
-    #[arg(long, value_name = "GUARDIAN")]
-    pub allow_expired: Vec<GuardianId>,
-    #[command(flatten)]
-    pub wait: Wait,
-}
-
-#[derive(Debug, Args)]
-pub struct RotateArgs {
-    /// The host whose guardian to rotate
-    #[arg(
-        long,
-        required_unless_present = "expiring",
-        conflicts_with = "expiring"
-    )]
-    pub host: Option<HostName>,
-    /// Every guardian that expires within this time, such as 1y
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub expiring: Option<Duration>,
-    /// Only lists the hosts
-    #[arg(long, conflicts_with = "no_wait")]
-    pub dry_run: bool,
-    #[command(flatten)]
-    pub wait: Wait,
-}
-
-#[derive(Debug, Subcommand)]
 pub enum AdminCommand {
     /// Makes a client certificate; the private key is made on this machine and stays here
     Create {
@@ -815,56 +657,6 @@ pub enum AdminCommand {
 /// The argument of `explain`.
 pub(crate) fn parse_code(text: &str) -> Option<ErrorCode> {
     text.parse().ok()
-}
-
-fn parse_label(text: &str) -> Result<(LabelKey, String), String> {
-    let (key, value) = text
-        .split_once('=')
-        .ok_or_else(|| format!("{text:?} is not of the form KEY=VALUE"))?;
-    let key = key.parse().map_err(|error| format!("{error}"))?;
-    Ok((key, value.to_owned()))
-}
-
-fn parse_label_change(text: &str) -> Result<(LabelKey, Option<change::LabelValue>), String> {
-    match (text.contains('='), text.strip_suffix('-')) {
-        (true, _) => {
-            let (key, value) = parse_label(text)?;
-            Ok((key, Some(value.try_into()?)))
-        }
-        (false, Some(key)) => Ok((key.parse().map_err(|error| format!("{error}"))?, None)),
-        (false, None) => Err(format!("{text:?} is neither KEY=VALUE nor KEY-")),
-    }
-}
-
-fn parse_cpus(text: &str) -> Result<change::Cpus, String> {
-    let number: u32 = text
-        .parse()
-        .map_err(|_| format!("{text:?} is not a number of CPUs"))?;
-    number.try_into()
-}
-
-fn parse_memory(text: &str) -> Result<change::Memory, String> {
-    let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
-    size.try_into()
-}
-
-fn parse_role(text: &str) -> Result<Role, String> {
-    [Role::Viewer, Role::Operator, Role::Keeper, Role::Admin]
-        .into_iter()
-        .find(|role| role.as_str() == text)
-        .ok_or_else(|| "the roles are viewer, operator, keeper and admin".to_owned())
-}
-
-fn parse_since(text: &str) -> Result<OffsetDateTime, String> {
-    if let Ok(time) = OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339) {
-        return Ok(time);
-    }
-    let age = humantime::parse_duration(text).map_err(|_| {
-        "neither a time such as 2026-11-23T08:00:00Z nor an age such as 1h".to_owned()
-    })?;
-    OffsetDateTime::now_utc()
-        .checked_sub(age.try_into().map_err(|_| "too long ago".to_owned())?)
-        .ok_or_else(|| "too long ago".to_owned())
 }
 
 #[cfg(test)]

@@ -1,0 +1,77 @@
+//! Values of options that are no type of the model.
+
+use fleetward_api::controller::Role;
+use fleetward_model::{ByteSize, LabelKey, change};
+use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
+
+pub(super) fn parse_limit(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|limit| *limit > 0)
+        .ok_or_else(|| "a number from 1 on".to_owned())
+}
+
+/// A word of the API, such as a state.
+pub(super) fn parse_word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
+pub(super) fn parse_parallel(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|parallel| (1..=64).contains(parallel))
+        .ok_or_else(|| "1 to 64".to_owned())
+}
+
+pub(super) fn parse_label(text: &str) -> Result<(LabelKey, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not of the form KEY=VALUE"))?;
+    let key = key.parse().map_err(|error| format!("{error}"))?;
+    Ok((key, value.to_owned()))
+}
+
+pub(super) fn parse_label_change(
+    text: &str,
+) -> Result<(LabelKey, Option<change::LabelValue>), String> {
+    match (text.contains('='), text.strip_suffix('-')) {
+        (true, _) => {
+            let (key, value) = parse_label(text)?;
+            Ok((key, Some(value.try_into()?)))
+        }
+        (false, Some(key)) => Ok((key.parse().map_err(|error| format!("{error}"))?, None)),
+        (false, None) => Err(format!("{text:?} is neither KEY=VALUE nor KEY-")),
+    }
+}
+
+pub(super) fn parse_cpus(text: &str) -> Result<change::Cpus, String> {
+    let number: u32 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number of CPUs"))?;
+    number.try_into()
+}
+
+pub(super) fn parse_memory(text: &str) -> Result<change::Memory, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
+    size.try_into()
+}
+
+pub(super) fn parse_role(text: &str) -> Result<Role, String> {
+    [Role::Viewer, Role::Operator, Role::Keeper, Role::Admin]
+        .into_iter()
+        .find(|role| role.as_str() == text)
+        .ok_or_else(|| "the roles are viewer, operator, keeper and admin".to_owned())
+}
+
+pub(super) fn parse_since(text: &str) -> Result<OffsetDateTime, String> {
+    if let Ok(time) = OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339) {
+        return Ok(time);
+    }
+    let age = humantime::parse_duration(text).map_err(|_| {
+        "neither a time such as 2026-11-23T08:00:00Z nor an age such as 1h".to_owned()
+    })?;
+    OffsetDateTime::now_utc()
+        .checked_sub(age.try_into().map_err(|_| "too long ago".to_owned())?)
+        .ok_or_else(|| "too long ago".to_owned())
+}
