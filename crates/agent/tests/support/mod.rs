@@ -241,11 +241,18 @@ impl Node {
         }
     }
 
+    /// The VM in today's specification, with its custody as text.
     pub async fn detail(&self, vm: VmId) -> Result<VmDetail, Failure> {
-        self.client
-            .get(&format!("/v1/vms/{vm}"))
-            .await
-            .map_err(refusal)
+        let formats = host::Formats {
+            custody: 1,
+            ..host::Formats::KNOWN
+        };
+        let formats = http::HeaderValue::try_from(formats.to_string()).unwrap();
+        let name = http::HeaderName::from_static(agent::FORMATS);
+        let path = format!("/v1/vms/{vm}");
+        let request = self.client.request(http::Method::GET, &path);
+        let response = request.header(name, formats).send().await;
+        response.map_err(refusal)?.json().await.map_err(refusal)
     }
 }
 
