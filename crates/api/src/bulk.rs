@@ -245,13 +245,8 @@ pub struct BulkEntry {
     #[schema(value_type = Option<Object>)]
     pub result: Option<serde_json::Value>,
     /// Its job goes on, and is no longer followed.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub goes_on: bool,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-const fn is_false(value: &bool) -> bool {
-    !*value
 }
 
 impl BulkEntry {

@@ -239,6 +239,9 @@ pub struct VmCreateRequest {
     /// Whether its host starts it after a boot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub autostart: bool,
+    /// Only says whether it could be done, by a refusal or by an answer without a job.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 fn yes() -> bool {
@@ -432,6 +435,9 @@ pub struct RecoverRequest {
     /// as it is.
     #[serde(default)]
     pub outdated: bool,
+    /// Only says whether it could be done, by a refusal or by an answer without a job.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// Answer of everything that takes long (HTTP 202), and of what turned out to be done already.
@@ -457,12 +463,16 @@ pub struct CloneRequest {
     /// and no time, and the source goes on over what were its disks, too.
     #[serde(default)]
     pub full: bool,
+    /// Only says whether it could be done, by a refusal or by an answer without a job.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// Answer of a clone and of a new template: the job, and what to know before relying on the result.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AcceptedWithWarnings {
-    pub job: JobId,
+    /// None: it was a dry run.
+    pub job: Option<JobId>,
     pub warnings: Vec<Finding>,
 }
 
@@ -476,6 +486,9 @@ pub struct TemplateRequest {
     /// Keeps the machine's UEFI variables: boot entries, and changes of the Secure Boot keys.
     #[serde(default)]
     pub uefi_variables: bool,
+    /// Only says whether it could be done, by a refusal or by an answer without a job.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// A template.
@@ -780,6 +793,9 @@ pub struct RevokeRequest {
     pub vm: VmName,
     /// A host, or a guardian's id or the beginning of it.
     pub from: String,
+    /// Only says whether it could be done, by a refusal or by an answer without a job.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// `POST /v1/guardian-rotations`: a new pair for a host's own guardian.
@@ -787,6 +803,9 @@ pub struct RevokeRequest {
 #[serde(deny_unknown_fields)]
 pub struct RotateRequest {
     pub host: HostName,
+    /// Only says whether it could be done, by a refusal or by an answer without a job.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// Query of `GET /v1/audit`.

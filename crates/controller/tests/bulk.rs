@@ -50,14 +50,19 @@ impl Events {
     }
 
     async fn job_of(&mut self, vm: &str) -> String {
-        loop {
-            match self.next().await.expect("another line") {
-                BulkEvent::Submitted(line) if line.target.as_str() == vm => {
-                    return line.job.to_string();
-                }
-                _ => {}
+        let [job] = self.jobs_of([vm]).await;
+        job
+    }
+
+    /// The jobs of VMs whose submission is told, in whichever order.
+    async fn jobs_of<const N: usize>(&mut self, vms: [&str; N]) -> [String; N] {
+        let mut jobs = BTreeMap::new();
+        while !vms.iter().all(|vm| jobs.contains_key(*vm)) {
+            if let BulkEvent::Submitted(line) = self.next().await.expect("another line") {
+                jobs.insert(line.target.to_string(), line.job.to_string());
             }
         }
+        vms.map(|vm| jobs[vm].clone())
     }
 
     /// To the summary.
@@ -338,6 +343,56 @@ async fn each_verb_has_a_plan_for_each_state_and_a_dry_run_changes_nothing() {
     assert_eq!(questions, before, "a dry run asked a host to do something");
 }
 
+/// Requests that are not made of many VMs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_of_any_other_request_is_refused_like_it_or_changes_nothing() {
+    let (controller, a, b) = fleet_of_four().await;
+    let jobs_before = controller.get::<Vec<JobView>>("/v1/jobs").await.len();
+    let rows = [
+        (
+            "/v1/vms",
+            json!({ "name": "new" }),
+            json!({ "name": "one" }),
+        ),
+        (
+            "/v1/vms/one/clone",
+            json!({ "name": "twin" }),
+            json!({ "name": "far" }),
+        ),
+        (
+            "/v1/templates",
+            json!({ "name": "gold", "from": "one" }),
+            json!({ "name": "gold", "from": "ghost" }),
+        ),
+        (
+            "/v1/guardian-revocations",
+            json!({ "vm": "one", "from": "b" }),
+            json!({ "vm": "one", "from": "a" }),
+        ),
+        (
+            "/v1/guardian-rotations",
+            json!({ "host": "a" }),
+            json!({ "host": "nowhere" }),
+        ),
+    ];
+    let asked = || [&a, &b].map(|agent| agent.look(|inner| inner.asked.clone()));
+    let before = asked();
+    for (path, good, bad) in rows {
+        let dry = |mut request: Value| {
+            request["dry_run"] = json!(true);
+            request
+        };
+        let answer: Value = controller.post(path, &dry(good)).await;
+        assert_eq!(answer["job"], Value::Null, "{path}: {answer}");
+        let real = controller.refusal(Method::POST, path, &bad).await;
+        let planned = controller.refusal(Method::POST, path, &dry(bad)).await;
+        assert_eq!(planned.code, real.code, "{path}: {planned}");
+    }
+    let jobs = controller.get::<Vec<JobView>>("/v1/jobs").await.len();
+    assert_eq!(jobs, jobs_before, "a dry run made a job");
+    assert_eq!(asked(), before, "a dry run asked a host to do something");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_request_says_about_its_vms_must_make_sense() {
     let (controller, _a, _b) = fleet_of_four().await;
@@ -545,7 +600,7 @@ async fn a_request_is_taken_up_again_after_the_controller_was_killed_in_the_midd
     let request =
         json!({ "action": verb("start"), "vms": named(&names), "how": { "parallel": 2 } });
     let mut events = Events::of(&controller.local, &request).await;
-    let submitted = [events.job_of("one").await, events.job_of("two").await];
+    let submitted = events.jobs_of(["one", "two"]).await;
     controller
         .kill_and_restart(holds.path(), || a.look(|inner| inner.busy.clear()))
         .await;

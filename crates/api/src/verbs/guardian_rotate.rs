@@ -7,5 +7,5 @@ verb! {
     operation: "guardian_rotate" in "grants",
     access: Keeper,
     request: json(RotateRequest),
-    answer: json(Accepted) { 202 },
+    answer: json(Accepted) { 202, 200 = "a dry run" },
 }

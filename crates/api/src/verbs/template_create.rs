@@ -7,5 +7,5 @@ verb! {
     operation: "template_create" in "copies",
     access: Operator,
     request: json(TemplateRequest),
-    answer: json(AcceptedWithWarnings) { 202 },
+    answer: json(AcceptedWithWarnings) { 202, 200 = "a dry run" },
 }

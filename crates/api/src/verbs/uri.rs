@@ -72,6 +72,7 @@ mod tests {
             to: "b".parse().expect("a name"),
             version: None,
             outdated: false,
+            dry_run: false,
         };
         let uri = uri::<VmRecover>(["web"], &request).expect("a path");
         assert_eq!(uri, "/v1/vms/web/recover");

@@ -7,5 +7,5 @@ verb! {
     operation: "vm_clone" in "copies",
     access: Operator,
     request: json(CloneRequest),
-    answer: json(AcceptedWithWarnings) { 202 },
+    answer: json(AcceptedWithWarnings) { 202, 200 = "a dry run" },
 }

@@ -7,5 +7,5 @@ verb! {
     operation: "vm_create" in "vms",
     access: Operator,
     request: json(VmCreateRequest),
-    answer: json(Accepted) { 202 },
+    answer: json(Accepted) { 202, 200 = "a dry run" },
 }

@@ -8,5 +8,5 @@ verb! {
     operation: "vm_recover" in "recover",
     access: Operator,
     request: json(RecoverRequest),
-    answer: json(Accepted) { 202 },
+    answer: json(Accepted) { 202, 200 = "a dry run" },
 }

@@ -149,6 +149,7 @@ pub(super) async fn revoke(
     let request = RevokeRequest {
         vm: vm.clone(),
         from: from.clone(),
+        dry_run: false,
     };
     let accepted = context
         .controller
@@ -224,9 +225,13 @@ fn tell_expiring(context: &Context, hosts: &[HostName], unknown: Vec<Plan>) -> R
 }
 
 async fn rotate_alone(context: &Context, host: &HostName, no_wait: bool) -> Result<Exit, Stop> {
+    let request = RotateRequest {
+        host: host.clone(),
+        dry_run: false,
+    };
     let accepted = context
         .controller
-        .call::<GuardianRotate>([], &RotateRequest { host: host.clone() })
+        .call::<GuardianRotate>([], &request)
         .await?;
     let Some(job) = accepted.job else {
         return Ok(Exit::Done);

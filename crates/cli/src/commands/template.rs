@@ -24,6 +24,7 @@ pub(super) async fn run(context: &Context, command: TemplateCommand) -> Result<E
                 name: name.clone(),
                 from,
                 uefi_variables,
+                dry_run: false,
             };
             let accepted = controller.call::<TemplateCreate>([], &request).await?;
             if !ended(context, name.as_str(), &accepted, wait.no_wait).await? {
@@ -71,14 +72,16 @@ pub(super) async fn ended(
     no_wait: bool,
 ) -> Result<bool, Stop> {
     warn(&accepted.warnings);
+    let Some(job) = accepted.job else {
+        return Ok(false);
+    };
     if no_wait {
-        let job = accepted.job;
         context.output.document(accepted, || job.to_string())?;
         return Ok(false);
     }
     let interrupt = interrupt::on_ctrl_c();
     let (controller, progress) = (&context.controller, &context.progress);
-    wait::for_job(controller, progress, &interrupt, what, accepted.job).await?;
+    wait::for_job(controller, progress, &interrupt, what, job).await?;
     Ok(true)
 }
 

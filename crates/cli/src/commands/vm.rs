@@ -87,6 +87,7 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 }),
                 host,
                 full,
+                dry_run: false,
             };
             let accepted = controller
                 .call::<VmClone>([name.as_str()], &request)
@@ -112,6 +113,7 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 to,
                 version,
                 outdated: false,
+                dry_run: false,
             };
             let accepted = match controller.call::<VmRecover>([&name], &request).await {
                 Err(failure) if failure.code == ErrorCode::EscrowOutdated => {
@@ -229,6 +231,7 @@ fn request_of(args: VmCreate) -> VmCreateRequest {
         labels: args.labels.into_iter().collect(),
         description: args.description,
         autostart: args.autostart,
+        dry_run: false,
     }
 }
 

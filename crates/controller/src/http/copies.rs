@@ -66,6 +66,9 @@ async fn vm_clone(
         ..copied_spec(&vm, request.name.clone())
     };
     let warnings = clone::warnings(&vm.name, vm.tpm.enabled, choice);
+    if request.dry_run {
+        return Ok(dry_run(warnings));
+    }
     let input = CloneInput {
         vm: vm.id,
         source: vm.name.clone(),
@@ -165,6 +168,9 @@ async fn template_create(
     } else {
         Vec::new()
     };
+    if request.dry_run {
+        return Ok(dry_run(warnings));
+    }
     let input = TemplateInput {
         vm: vm.id,
         source: vm.name.clone(),
@@ -205,6 +211,15 @@ async fn template_delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// It could be done; what a person should know before.
+fn dry_run(warnings: Vec<Finding>) -> Response {
+    let answer = AcceptedWithWarnings {
+        job: None,
+        warnings,
+    };
+    Json(answer).into_response()
+}
+
 async fn submit<K: JobKind>(
     app: &App,
     vm: &VmObserved,
@@ -214,6 +229,7 @@ async fn submit<K: JobKind>(
 ) -> Answer<Response> {
     match app.submit::<K>(input, &peer.to_string()).await {
         Ok(job) => {
+            let job = Some(job);
             let answer = AcceptedWithWarnings { job, warnings };
             Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
         }

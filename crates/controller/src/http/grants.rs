@@ -2,6 +2,7 @@
 
 use super::Answer;
 use super::body::Asked;
+use super::vms::accepted;
 use crate::admission::admit;
 use crate::app::App;
 use crate::work::{GrantInput, GuardianGrant, GuardianRevoke, RevokeInput, plan_grant};
@@ -9,7 +10,7 @@ use crate::world::World;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use fleetward_api::controller::{Accepted, GrantAnswer, Outcome, VmOutcome};
+use fleetward_api::controller::{GrantAnswer, Outcome, VmOutcome};
 use fleetward_api::verbs;
 use fleetward_link::Peer;
 use fleetward_model::admission::Request;
@@ -110,6 +111,9 @@ async fn guardian_revoke(
     let vm = world.inventory.find(request.vm.as_str())?;
     admit(&app, &vm, Request::Revoke).await?;
     let guardians = losers(world, &vm, &request.from)?;
+    if request.dry_run {
+        return Ok(accepted(None));
+    }
     let input = RevokeInput {
         vm: vm.id,
         name: vm.name.clone(),
@@ -121,7 +125,7 @@ async fn guardian_revoke(
         .submit::<GuardianRevoke>(&input, &peer.to_string())
         .await;
     let job = job.map_err(|error| error.to_failure())?;
-    Ok((StatusCode::ACCEPTED, Json(Accepted { job: Some(job) })).into_response())
+    Ok(accepted(Some(job)))
 }
 
 fn refused(vm: &fleetward_model::VmName, code: ErrorCode, why: &str) -> VmOutcome {

@@ -96,6 +96,9 @@ async fn vm_recover(
     // Whether its disks lie there, the host looks for itself.
     world.require_fit(what.clone(), &needs, &request.to)?;
     require_key(world, &metadata, &request.to).await?;
+    if request.dry_run {
+        return Ok(accepted(None));
+    }
     let mut lost: Vec<_> = world.inventory.hosts_with(id);
     lost.extend(version.as_ref().map(|version| version.host.clone()));
     // whoever has still to do something about it may have a copy of which nobody has heard

@@ -29,6 +29,10 @@ async fn guardian_rotate(
     peer: Peer,
     Asked(request): Asked<verbs::GuardianRotate>,
 ) -> Answer<Response> {
+    if request.dry_run {
+        may_rotate(&app.world, &request.host)?;
+        return Ok(accepted(None));
+    }
     let begun = rotate(&app, &peer.to_string(), request.host).await?;
     Ok(accepted(begun.job))
 }

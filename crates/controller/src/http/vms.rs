@@ -77,10 +77,14 @@ async fn vm_create(
     Asked(request): Asked<verbs::VmCreate>,
 ) -> Answer<Response> {
     let world = &app.world;
+    let dry_run = request.dry_run;
     let wanted = crate::creation::plan(&world.images, &world.templates, &world.hosts, request)?;
     world.require_name(&wanted.name).await?;
     let _turn = app.placing.lock().await;
     let host = world.place(&wanted.needs, &wanted.choice, &[])?;
+    if dry_run {
+        return Ok(accepted(None));
+    }
     let group = world.hosts.of(&host)?.group;
     let name = wanted.name.clone();
     let input = wanted.on(host, group, time::OffsetDateTime::now_utc());
