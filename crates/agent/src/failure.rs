@@ -2,8 +2,6 @@
 
 use fleetward_hypervisor::Error as HypervisorError;
 use fleetward_model::{ErrorCode, Failure};
-use std::error::Error;
-use std::fmt::Write;
 use std::path::PathBuf;
 
 /// A failed operation: what the controller gets.
@@ -49,11 +47,10 @@ impl Trouble {
         error: &std::io::Error,
     ) -> Self {
         let path: PathBuf = path.into();
-        let code = match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                ErrorCode::NoSpace
-            }
-            _ => ErrorCode::Internal,
+        let code = if fleetward_durable::is_full(error) {
+            ErrorCode::NoSpace
+        } else {
+            ErrorCode::Internal
         };
         Self::lasting(Failure::new(code, what).because(format!("{}: {error}", path.display())))
     }
@@ -65,16 +62,16 @@ impl Trouble {
             HypervisorError::NameTaken { .. } => ErrorCode::NameTaken,
             HypervisorError::CannotChange { .. } => ErrorCode::DefinitionEdited,
             HypervisorError::NewerSpec(..) => ErrorCode::SpecNewer,
-            HypervisorError::NoSpace { .. } => ErrorCode::NoSpace,
+            HypervisorError::NoSpace { .. } | HypervisorError::MigrationFull(_) => {
+                ErrorCode::NoSpace
+            }
             HypervisorError::BadImage { .. } => ErrorCode::ImageInvalid,
             HypervisorError::WrongState { .. } => ErrorCode::VmStateWrong,
             HypervisorError::Tpm(_) => ErrorCode::TpmFailed,
             HypervisorError::TpmStateUnreadable(_) => ErrorCode::TpmStateUnreadable,
             HypervisorError::Cancelled => ErrorCode::Cancelled,
             HypervisorError::Migration(_) => ErrorCode::MigrationFailed,
-            HypervisorError::File { source, .. }
-                if source.kind() == std::io::ErrorKind::StorageFull =>
-            {
+            HypervisorError::File { source, .. } if fleetward_durable::is_full(source) => {
                 ErrorCode::NoSpace
             }
             HypervisorError::Unavailable(_)
@@ -95,20 +92,7 @@ impl From<Failure> for Trouble {
     }
 }
 
-/// An error with its causes, as one sentence; what a cause repeats and where its library is documented is left out.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        let said = said.split(": https://").next().unwrap_or_default();
-        if !text.contains(said) {
-            write!(text, ": {said}").expect("strings take all writes");
-        }
-        cause = error.source();
-    }
-    text
-}
+pub use fleetward_model::error::chain;
 
 /// `map_err` for results of the hypervisor.
 pub(crate) trait HypervisorResult<T> {

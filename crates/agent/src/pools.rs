@@ -7,6 +7,7 @@ use crate::config::PoolConfig;
 use crate::failure::{Result, Trouble};
 use fleetward_durable::{self as durable, Access};
 use fleetward_model::host::PoolFacts;
+use fleetward_model::image::is_volume_name;
 use fleetward_model::vm::{DiskSpec, VmSpec};
 use fleetward_model::{ByteSize, ErrorCode, Failure, PoolName};
 use nix::sys::statvfs::statvfs;
@@ -57,14 +58,7 @@ impl Pools {
     pub(crate) fn volume(&self, disk: &DiskSpec) -> Result<PathBuf> {
         let directory = self.directory(&disk.pool)?;
         // The name comes from outside and must stay one inside the pool.
-        let plain = !disk.volume.is_empty()
-            && !disk.volume.starts_with('.')
-            && disk.volume.len() <= 200
-            && disk
-                .volume
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
-        if !plain {
+        if !is_volume_name(&disk.volume) {
             return Err(Failure::new(
                 ErrorCode::InvalidArgument,
                 format!(

@@ -20,6 +20,7 @@ use fleetward_api::tpm::{BundleParts, TpmBundle, TpmVersion};
 use fleetward_link::{Fingerprint, JoinSecret, JoinToken};
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::guardian::{CertificateRole, EndorsedGuardian};
+use fleetward_model::image::{self, Content, Layered, NamesOnly, Standalone};
 use fleetward_model::vm::{VmMetadata, VmSpec};
 use fleetward_model::{HostName, KeyId, VmId};
 use fleetward_protector::ek::{self, EkAuthority, EkPublicKey, RandomSerial, TpmIdentity};
@@ -78,6 +79,36 @@ fn pfx_files() {
     }
     fuzz("pfx", corpus, |bytes| {
         reason(pfx::read(bytes, &password).map(pfx::assemble))
+    });
+}
+
+/// Headers that an image from outside may have. What is accepted must be safe for QEMU to open.
+#[test]
+fn image_headers() {
+    let header = |version: u8| {
+        let mut head = vec![0_u8; image::HEAD];
+        head[..4].copy_from_slice(b"QFI\xfb");
+        (head[7], head[23], head[29]) = (version, 16, 1);
+        head
+    };
+    let mut backed = header(3);
+    (backed[14], backed[19]) = (2, 9);
+    let corpus = vec![header(2), header(3), backed, b"vhdxfile".to_vec()];
+    fuzz("image header", corpus, |bytes| {
+        let bytes = &bytes[..bytes.len().min(image::HEAD)];
+        if let Ok(Content::Qcow2(found)) = image::read::<Standalone>(bytes) {
+            assert_eq!(bytes[8..16], [0; 8], "a backing file");
+            assert_eq!(bytes[32..36], [0; 4], "encrypted");
+            assert!(
+                bytes[7] == 2 || bytes[79] & 0b110 == 0,
+                "corrupt, or data elsewhere"
+            );
+            assert!((1..=1 << 50).contains(&found.virtual_size));
+        }
+        if let Ok(Content::Qcow2(found)) = image::read::<NamesOnly>(bytes) {
+            assert!(found.base.is_none_or(|base| base.length <= 1023));
+        }
+        reason(image::read::<Layered>(bytes))
     });
 }
 

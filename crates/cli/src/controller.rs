@@ -301,20 +301,7 @@ fn failure_of_status(status: http::StatusCode, body: &[u8]) -> Failure {
         .because(text.trim().chars().take(SHOWN).collect::<String>())
 }
 
-/// An error and its causes on one line; a cause that its effect quotes already is left out.
-pub(crate) fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        next = cause.source();
-    }
-    text
-}
+pub(crate) use fleetward_model::error::chain as causes;
 
 #[cfg(test)]
 mod tests {

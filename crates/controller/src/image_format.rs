@@ -3,6 +3,7 @@
 //! Refuses files that refer to other files (qcow2 backing file, external data file), encrypted files, and other
 //! formats. Layout of qcow2: docs/interop/qcow2.txt of QEMU.
 
+use fleetward_model::image::{self, Content, Standalone};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -32,18 +33,10 @@ pub(crate) enum Refusal {
         found: &'static str,
         wanted: &'static str,
     },
-    #[error("it is a {0} image; only qcow2, raw and iso are taken")]
-    Foreign(&'static str),
+    #[error(transparent)]
+    Header(#[from] image::Refusal),
     #[error("a raw disk consists of whole sectors of 512 bytes, this has {0} bytes")]
     PartialSector(u64),
-    #[error("it is a damaged qcow2 image: {0}")]
-    Damaged(&'static str),
-    #[error("it has a backing file; what it would show depends on another file")]
-    BackingFile,
-    #[error("it keeps its data in another file")]
-    ExternalData,
-    #[error("it is encrypted")]
-    Encrypted,
 }
 
 /// Finds out what `path` is; with `wanted`, whether it is that.
@@ -60,78 +53,36 @@ pub(crate) fn look(path: &Path, wanted: Option<&str>) -> Result<Looked, Refusal>
     if size == 0 {
         return Err(Refusal::Empty);
     }
-    let mut head = [0; 512];
+    let mut head = [0; image::HEAD];
     let read = read_up_to(&mut file, &mut head)?;
     let head = &head[..read];
     let mut volume = [0; 6];
     file.seek(SeekFrom::Start(0x8000))?;
     let is_iso = read_up_to(&mut file, &mut volume)? == 6 && &volume[1..] == b"CD001";
 
-    let found = if head.starts_with(b"QFI\xfb") {
-        "qcow2"
-    } else if let Some(foreign) = foreign(head) {
-        return Err(Refusal::Foreign(foreign));
-    } else if is_iso && wanted != Some("raw") {
-        "iso"
-    } else if head.len() == 512 && head[510..] == [0x55, 0xaa] || wanted == Some("raw") {
-        "raw"
-    } else {
-        return Err(Refusal::NoDisk);
+    let content = image::read::<Standalone>(head)?;
+    let found = match content {
+        Content::Qcow2(_) => "qcow2",
+        Content::Other { .. } if is_iso && wanted != Some("raw") => "iso",
+        Content::Other { boot_sector } if boot_sector || wanted == Some("raw") => "raw",
+        Content::Other { .. } => return Err(Refusal::NoDisk),
     };
     if let Some(wanted) = wanted
         && wanted != found
     {
         return Err(Refusal::OtherFormat { found, wanted });
     }
-    let virtual_size = match found {
-        "qcow2" => qcow2_size(head)?,
-        "raw" if !size.is_multiple_of(512) => return Err(Refusal::PartialSector(size)),
-        _ => size,
+    let virtual_size = match content {
+        Content::Qcow2(header) => header.virtual_size,
+        Content::Other { .. } if found == "raw" && !size.is_multiple_of(512) => {
+            return Err(Refusal::PartialSector(size));
+        }
+        Content::Other { .. } => size,
     };
     Ok(Looked {
         format: found,
         virtual_size,
     })
-}
-
-fn foreign(head: &[u8]) -> Option<&'static str> {
-    const MAGICS: [(&[u8], &str); 6] = [
-        (b"KDMV", "VMDK"),
-        (b"# Disk DescriptorFile", "VMDK"),
-        (b"vhdxfile", "VHDX"),
-        (b"conectix", "VHD"),
-        (b"QED\0", "QED"),
-        (b"LUKS\xba\xbe", "LUKS"),
-    ];
-    let vdi = head.get(0x40..0x44) == Some(&[0x7f, 0x10, 0xda, 0xbe]);
-    let found = MAGICS.iter().find(|(magic, _)| head.starts_with(magic));
-    found.map(|(_, name)| *name).or(vdi.then_some("VDI"))
-}
-
-fn qcow2_size(head: &[u8]) -> Result<u64, Refusal> {
-    const EXTERNAL_DATA: u64 = 1 << 2;
-    if head.len() < 104 {
-        return Err(Refusal::Damaged("its header is cut off"));
-    }
-    let u32_at = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes"));
-    let u64_at = |at: usize| u64::from_be_bytes(head[at..at + 8].try_into().expect("eight bytes"));
-    match u32_at(4) {
-        2 => {}
-        3 if u64_at(72) & EXTERNAL_DATA != 0 => return Err(Refusal::ExternalData),
-        3 => {}
-        _ => return Err(Refusal::Damaged("its version is not 2 or 3")),
-    }
-    if u64_at(8) != 0 || u32_at(16) != 0 {
-        return Err(Refusal::BackingFile);
-    }
-    if u32_at(32) != 0 {
-        return Err(Refusal::Encrypted);
-    }
-    match u64_at(24) {
-        0 => Err(Refusal::Damaged("its disk has no size")),
-        size if size > 1 << 50 => Err(Refusal::Damaged("its disk is larger than a pebibyte")),
-        size => Ok(size),
-    }
 }
 
 fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
@@ -159,6 +110,7 @@ mod tests {
         let mut head = vec![0; 1024];
         head[..4].copy_from_slice(b"QFI\xfb");
         head[4..8].copy_from_slice(&3u32.to_be_bytes());
+        head[23] = 16;
         head[24..32].copy_from_slice(&(64u64 << 20).to_be_bytes());
         change(&mut head);
         head
@@ -190,23 +142,19 @@ mod tests {
             looked(b"hello", Some("raw")),
             Err(Refusal::PartialSector(5))
         ));
-        assert!(matches!(looked(b"QFI\xfb", None), Err(Refusal::Damaged(_))));
+        let header = |content: &[u8]| match looked(content, None) {
+            Err(Refusal::Header(refusal)) => refusal,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(header(b"QFI\xfb"), image::Refusal::Damaged(_)));
         let backed = qcow2(|head| head[15] = 104);
-        assert!(matches!(looked(&backed, None), Err(Refusal::BackingFile)));
-        let external = qcow2(|head| head[79] = 4);
-        assert!(matches!(
-            looked(&external, None),
-            Err(Refusal::ExternalData)
-        ));
-        let encrypted = qcow2(|head| head[35] = 2);
-        assert!(matches!(looked(&encrypted, None), Err(Refusal::Encrypted)));
+        assert_eq!(header(&backed), image::Refusal::BackingFile);
+        let corrupt = qcow2(|head| head[79] = 2);
+        assert_eq!(header(&corrupt), image::Refusal::Corrupt);
+        assert_eq!(header(b"vhdxfile"), image::Refusal::Foreign("VHDX"));
         assert!(matches!(
             looked(&qcow2(|_| {}), Some("raw")),
             Err(Refusal::OtherFormat { .. })
-        ));
-        assert!(matches!(
-            looked(b"vhdxfile", None),
-            Err(Refusal::Foreign("VHDX"))
         ));
         assert!(matches!(
             looked(b"x", Some("exe")),

@@ -53,6 +53,7 @@ use anyhow::Context;
 use app::App;
 use fleetward_link::{ClientCertificates, ServerTls, SocketSpec, TlsServer, UnixServer};
 use fleetward_model::ErrorCode;
+use fleetward_model::error::chain;
 use fleetward_model::guardian::TrustMode;
 use fleetward_store::{Guard, SqliteOptions, SqliteStore, Store, StoreError, StoreExt};
 use std::net::SocketAddr;
@@ -198,19 +199,4 @@ pub fn read_escrow_file(bytes: &[u8]) -> Result<fleetward_api::tpm::TpmBundle, S
 /// An error of the store as people get it.
 fn store_failure(error: &StoreError) -> Failure {
     Failure::new(ErrorCode::StoreFailed, "the controller's store failed").because(chain(error))
-}
-
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }

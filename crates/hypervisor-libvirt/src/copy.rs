@@ -10,6 +10,7 @@ use crate::binding::{JobStats, abort_job, begin_backup, job_stats};
 use crate::connection::Libvirt;
 use crate::host::{domain, failed, observe_state, wrong_state};
 use crate::overlay::DiskFiles;
+use crate::said;
 use fleetward_hypervisor::{CopyState, DomainState, Error, Result};
 use fleetward_model::VmId;
 use std::path::PathBuf;
@@ -35,7 +36,7 @@ pub(crate) fn begin(domain: &Domain, id: VmId, disks: &[(String, PathBuf)]) -> R
         state => return Err(wrong_state(id, state, "have its disks copied")),
     }
     begin_backup(domain, &BACKUP.xml(disks)).map_err(|error| {
-        if error.message().contains("No space left") {
+        if said::of_full_disk(error.message()) {
             let path = disks.first().map(|(_, path)| path.clone());
             return Error::NoSpace {
                 path: path.unwrap_or_default(),
@@ -61,10 +62,11 @@ pub(crate) fn state(domain: &Domain) -> Result<CopyState> {
     Ok(match (last.backup, last.success) {
         (false, _) => CopyState::None,
         (true, Some(true) | None) => CopyState::Done,
-        (true, Some(false)) => CopyState::Failed(
-            last.error
-                .unwrap_or_else(|| "libvirt does not say why".into()),
-        ),
+        (true, Some(false)) => match last.error {
+            Some(because) if said::of_full_disk(&because) => CopyState::Full(because),
+            Some(because) => CopyState::Failed(because),
+            None => CopyState::Failed("libvirt does not say why".into()),
+        },
     })
 }
 

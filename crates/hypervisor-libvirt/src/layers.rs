@@ -9,9 +9,10 @@
 //! hosts.
 
 use crate::owner::Owner;
-use crate::volumes::{bad, blocking, file_error, open_plain};
+use crate::volumes::{bad, blocking, file_error, open_plain, read_head};
 use fleetward_durable as durable;
 use fleetward_hypervisor::{Error, MAX_BASES, Result};
+use fleetward_model::image::{self, BaseName, Content, NamesOnly};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -20,9 +21,6 @@ use std::path::{Path, PathBuf};
 
 /// Beside the volumes; hidden, as the pool's marker is.
 const LOCK: &str = ".fleetward-links";
-
-/// Longest name of a base in a header (qcow2: at most 1023 bytes).
-const MAX_NAME: u32 = 1023;
 
 const ANY_WRITE: u32 = 0o222;
 const READ_ONLY: u32 = 0o400;
@@ -44,46 +42,30 @@ pub(crate) fn bases(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(below)
 }
 
-/// What the file's header names as its base.
+/// The volume that the file's header names as its base, in the same directory.
 fn base_of(path: &Path) -> Result<Option<PathBuf>> {
     let mut file = open_plain(path)?;
-    let Some(name) = base_name(&mut file).map_err(file_error("read", path))? else {
+    let Some(name) = base_name(&mut file, path)? else {
         return Ok(None);
     };
-    // Anything else would lead out of the directory, or to one of the many things that QEMU knows by a prefix.
-    let plain = !name.is_empty()
-        && !name.starts_with('.')
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
-    if !plain {
-        return Err(bad(path, "it refers to a file that is no volume beside it"));
-    }
+    let name = image::plain_base(&name)
+        .ok_or_else(|| bad(path, "it refers to a file that is no volume beside it"))?;
     Ok(Some(path.with_file_name(name)))
 }
 
-/// The backing file's name in a qcow2 header: its offset at 8, its length at 16. None in any other file.
-fn base_name(file: &mut File) -> io::Result<Option<String>> {
-    let mut header = Vec::with_capacity(20);
-    file.take(20).read_to_end(&mut header)?;
-    let (Some(offset), Some(length)) = (header.get(8..16), header.get(16..20)) else {
+/// The name of the base in a header, as it stands there. None in a file that is not qcow2.
+fn base_name(file: &mut File, path: &Path) -> Result<Option<Vec<u8>>> {
+    let Content::Qcow2(header) = read_head::<NamesOnly>(file, path)? else {
         return Ok(None);
     };
-    let offset = u64::from_be_bytes(offset.try_into().expect("eight bytes"));
-    let length = u32::from_be_bytes(length.try_into().expect("four bytes"));
-    if !header.starts_with(b"QFI\xfb") || offset == 0 {
+    let Some(BaseName { offset, length }) = header.base else {
         return Ok(None);
-    }
-    if length > MAX_NAME {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the header's name of a base is too long",
-        ));
-    }
+    };
     let mut name = vec![0; length as usize];
-    file.seek(SeekFrom::Start(offset))?;
-    file.read_exact(&mut name)?;
-    Ok(Some(String::from_utf8_lossy(&name).into_owned()))
+    file.seek(SeekFrom::Start(offset))
+        .and_then(|_| file.read_exact(&mut name))
+        .map_err(file_error("read", path))?;
+    Ok(Some(name))
 }
 
 /// Held while overlays of a directory are made or removed.
@@ -177,7 +159,7 @@ fn is_built_on(base: &Path) -> Result<bool> {
         Ok(entries) => entries,
         Err(error) => return Err(unreadable(error)),
     };
-    let name = base.file_name().map(|name| name.to_string_lossy());
+    let name = base.file_name().map(|name| name.as_encoded_bytes());
     for entry in entries {
         let entry = entry.map_err(file_error("read", directory))?;
         let path = entry.path();
@@ -190,8 +172,8 @@ fn is_built_on(base: &Path) -> Result<bool> {
             Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        let found = base_name(&mut file).map_err(file_error("read", &path))?;
-        if found.as_deref() == name.as_deref() {
+        let found = base_name(&mut file, &path)?;
+        if found.as_deref() == name {
             return Ok(true);
         }
     }

@@ -31,6 +31,7 @@ mod migration;
 mod overlay;
 mod owner;
 mod program;
+mod said;
 mod tpm;
 mod tpm_state;
 mod volumes;

@@ -68,7 +68,9 @@ pub(crate) async fn migrate(
             progress.send_replace(progress_of(&figures));
             Ok(outcome)
         }
-        Err(Error::Migration(_)) if cancel.is_cancelled() => Err(Error::Cancelled),
+        Err(Error::Migration(_) | Error::MigrationFull(_)) if cancel.is_cancelled() => {
+            Err(Error::Cancelled)
+        }
         Err(error) => Err(error),
     }
 }
@@ -130,7 +132,12 @@ fn perform(
                     Ok(outcome(&domain, started.elapsed()))
                 }
                 DomainState::Running | DomainState::Paused { .. } | DomainState::Stopped(_) => {
-                    Err(Error::Migration(error.message().to_owned()))
+                    let because = error.message().to_owned();
+                    Err(if crate::said::of_full_disk(&because) {
+                        Error::MigrationFull(because)
+                    } else {
+                        Error::Migration(because)
+                    })
                 }
             }
         }

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use fleetward_durable as durable;
 use fleetward_hypervisor::{Error, MAX_BASES, Result, VolumeInfo, Volumes};
 use fleetward_model::ByteSize;
+use fleetward_model::image::{self, Content, Layered, Rules, Standalone};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -220,11 +221,8 @@ fn present_by_default() -> bool {
 
 async fn inspect(qemu_img: &Program, path: &Path, format: Option<&str>) -> Result<VolumeInfo> {
     let looked_at = path.to_owned();
-    let (header, allocated) = blocking(move || look_at(&looked_at)).await?;
-    if header.has_base {
-        return Err(bad(path, "it refers to a backing file"));
-    }
-    let found = header.format;
+    let (content, allocated) = blocking(move || look_at::<Standalone>(&looked_at)).await?;
+    let found = format_of(&content);
     let wanted = match format {
         None => found,
         Some("iso") => "raw",
@@ -253,10 +251,11 @@ async fn inspect_volume(qemu_img: &Program, path: &Path) -> Result<VolumeInfo> {
     let looked_at = path.to_owned();
     let (bases, allocated) = blocking(move || {
         let bases = layers::bases(&looked_at)?;
-        let (_, allocated) = look_at(&looked_at)?;
+        let (_, allocated) = look_at::<Layered>(&looked_at)?;
         for layer in bases.iter().chain([&looked_at]) {
-            if look_at(layer)?.0.format != "qcow2" {
-                return Err(bad(layer, "it is raw, not qcow2"));
+            match look_at::<Layered>(layer)? {
+                (Content::Qcow2(_), _) => {}
+                (Content::Other { .. }, _) => return Err(bad(layer, "it is raw, not qcow2")),
             }
         }
         Ok((bases, allocated))
@@ -355,75 +354,28 @@ pub(crate) fn open_plain(path: &Path) -> Result<File> {
     }
 }
 
-/// Beginnings of formats that QEMU would read and we do not.
-const FOREIGN: [(&[u8], &str); 6] = [
-    (b"KDMV", "VMDK"),
-    (b"COWD", "VMDK"),
-    (b"# Disk DescriptorFile", "VMDK"),
-    (b"vhdxfile", "VHDX"),
-    (b"conectix", "VHD"),
-    (b"QED\0", "QED"),
-];
-
-/// What the first bytes of an image say.
-struct Header {
-    /// `qcow2` or `raw`.
-    format: &'static str,
-    has_base: bool,
-}
-
-/// The header of a file and the bytes that it takes.
-fn look_at(path: &Path) -> Result<(Header, u64)> {
+/// What the header of a file says, and the bytes that the file takes.
+fn look_at<R: Rules>(path: &Path) -> Result<(Content<R::Base>, u64)> {
     let mut file = open_plain(path)?;
     let found = file.metadata().map_err(file_error("look at", path))?;
-    Ok((look_at_header(&mut file, path)?, found.blocks() * 512))
+    Ok((read_head::<R>(&mut file, path)?, found.blocks() * 512))
 }
 
-/// Of qcow2: QEMU's docs/interop/qcow2.txt.
-fn look_at_header(file: &mut File, path: &Path) -> Result<Header> {
-    let mut header = Vec::with_capacity(104);
-    file.take(104)
-        .read_to_end(&mut header)
+/// Reads the header of an open file, from its beginning.
+pub(crate) fn read_head<R: Rules>(file: &mut File, path: &Path) -> Result<Content<R::Base>> {
+    let mut head = Vec::with_capacity(image::HEAD);
+    file.take(image::HEAD as u64)
+        .read_to_end(&mut head)
         .map_err(file_error("read", path))?;
-    if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| header.starts_with(magic)) {
-        return Err(bad(path, format!("it is a {name} image")));
+    image::read::<R>(&head).map_err(|refusal| bad(path, refusal.to_string()))
+}
+
+/// The format by which QEMU opens such a file.
+fn format_of<Base>(content: &Content<Base>) -> &'static str {
+    match content {
+        Content::Qcow2(_) => "qcow2",
+        Content::Other { .. } => "raw",
     }
-    if !header.starts_with(b"QFI\xfb") {
-        return Ok(Header {
-            format: "raw",
-            has_base: false,
-        });
-    }
-    let number = |at: usize, length: usize| {
-        header
-            .get(at..at + length)
-            .map(|bytes| bytes.iter().fold(0_u64, |n, &b| (n << 8) | u64::from(b)))
-            .ok_or_else(|| bad(path, "its header is cut off"))
-    };
-    let version = number(4, 4)?;
-    if !matches!(version, 2 | 3) {
-        return Err(bad(
-            path,
-            format!("qcow version {version} is not supported"),
-        ));
-    }
-    let has_base = number(8, 8)? != 0;
-    if number(32, 4)? != 0 {
-        return Err(bad(path, "it is encrypted"));
-    }
-    if version == 3 {
-        let incompatible = number(72, 8)?;
-        if incompatible & 0b10 != 0 {
-            return Err(bad(path, "it is marked as corrupt"));
-        }
-        if incompatible & 0b100 != 0 {
-            return Err(bad(path, "its data lies in another file"));
-        }
-    }
-    Ok(Header {
-        format: "qcow2",
-        has_base,
-    })
 }
 
 /// Whether the volume is there already. Volumes appear whole, so one of the right size is done.
@@ -498,11 +450,9 @@ pub(crate) fn not_written(what: &'static str, path: &Path) -> impl FnOnce(io::Er
 /// qemu-img's complaint about a full disk has a name of its own.
 fn full(error: Error, path: &Path) -> Error {
     match error {
-        Error::Program { because, .. } if because.contains("No space left on device") => {
-            Error::NoSpace {
-                path: path.to_owned(),
-            }
-        }
+        Error::Program { because, .. } if crate::said::of_full_disk(&because) => Error::NoSpace {
+            path: path.to_owned(),
+        },
         other => other,
     }
 }

@@ -227,6 +227,8 @@ pub enum CopyState {
     Done,
     /// The last one failed, and why.
     Failed(String),
+    /// The last one failed because there was no room for it.
+    Full(String),
 }
 
 /// One host's domains.

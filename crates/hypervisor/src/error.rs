@@ -42,6 +42,9 @@ pub enum Error {
     Cancelled,
     #[error("the migration failed: {0}")]
     Migration(String),
+    /// The destination has no room for the disks.
+    #[error("the migration failed: {0}")]
+    MigrationFull(String),
     /// A program ran and failed.
     #[error("{program} failed: {because}")]
     Program {

@@ -5,8 +5,24 @@
 
 use crate::fix::{self, Names, UsualFix};
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::error::Error;
+use std::fmt::{self, Write};
 use utoipa::ToSchema;
+
+/// An error with its causes, as one sentence. Leaves out what a cause repeats, and the address of a library's documentation.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        let said = said.split(": https://").next().unwrap_or_default();
+        if !text.contains(said) {
+            write!(text, ": {said}").expect("strings take all writes");
+        }
+        cause = error.source();
+    }
+    text
+}
 
 /// Who must act, and so which exit code and HTTP status an error has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

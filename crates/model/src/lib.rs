@@ -14,6 +14,7 @@ pub mod fix;
 pub mod guardian;
 pub mod host;
 pub mod id;
+pub mod image;
 pub mod name;
 pub mod placement;
 pub mod preflight;

@@ -312,13 +312,15 @@ impl Task<'_> {
             {
                 CopyState::Done => break,
                 CopyState::Running { done, total } => self.progress(done, total, "copying disks"),
+                CopyState::Full(because) => {
+                    return Err(Trouble::refuse(ErrorCode::NoSpace, what(), because));
+                }
                 CopyState::Failed(because) => {
-                    let code = if because.contains("No space left") {
-                        ErrorCode::NoSpace
-                    } else {
-                        ErrorCode::HypervisorFailed
-                    };
-                    return Err(Trouble::refuse(code, what(), because));
+                    return Err(Trouble::refuse(
+                        ErrorCode::HypervisorFailed,
+                        what(),
+                        because,
+                    ));
                 }
                 CopyState::None => {
                     return Err(Trouble::refuse(

@@ -38,9 +38,6 @@ const REACH: Duration = Duration::from_secs(5);
 /// A destination that has not answered for so long is lost.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// What QEMU's disk server says of a full disk at the destination: the system's words, which it passes on.
-const NO_SPACE: &str = "No space left on device";
-
 /// How long an abort may take before the sockets are closed under it.
 const ABORT: Duration = Duration::from_secs(2);
 
@@ -206,11 +203,6 @@ impl Task<'_> {
             return Err(self.cancelled());
         }
         let mut trouble = Trouble::hypervisor(what(), &error);
-        if trouble.failure.because.contains(NO_SPACE) {
-            trouble = Failure::new(ErrorCode::NoSpace, what())
-                .because(trouble.failure.because)
-                .into();
-        }
         if let Some(broken) = broken {
             trouble.failure.because = format!("{}; the link: {broken}", trouble.failure.because);
         }
