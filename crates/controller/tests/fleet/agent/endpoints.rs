@@ -1,0 +1,278 @@
+//! What the agent answers over HTTP.
+
+use super::*;
+
+pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> Response {
+    let (formats, first, receiver) = {
+        let inner = inner.lock().expect("lock");
+        let vms = inner
+            .vms
+            .keys()
+            .filter_map(|id| inner.observed(*id))
+            .collect();
+        let facts = Box::new(HostFacts {
+            clock: OffsetDateTime::now_utc(),
+            ..inner.facts.clone()
+        });
+        (
+            inner.answers_in(&headers),
+            AgentEvent::Snapshot { facts, vms },
+            inner.events.subscribe(),
+        )
+    };
+    let lines = futures_util::stream::unfold(
+        (Some(first), receiver, inner),
+        move |(first, mut receiver, inner)| async move {
+            let event = match first {
+                Some(first) => first,
+                None => {
+                    match tokio::time::timeout(std::time::Duration::from_secs(2), receiver.recv())
+                        .await
+                    {
+                        Ok(event) => event.ok()?,
+                        Err(_) => AgentEvent::Facts {
+                            facts: Box::new(inner.lock().expect("lock").facts.clone()),
+                        },
+                    }
+                }
+            };
+            let event = match formats {
+                Some(formats) => event.readable_with(formats),
+                None => event,
+            };
+            Some((line(&event), (None, receiver, inner)))
+        },
+    );
+    Body::from_stream(lines).into_response()
+}
+
+fn line(value: &impl serde::Serialize) -> Result<Bytes, std::convert::Infallible> {
+    let mut line = serde_json::to_vec(value).expect("json");
+    line.push(b'\n');
+    Ok(line.into())
+}
+
+pub(super) async fn operate(State(inner): State<Shared>, Json(request): Json<OperationRequest>) -> Response {
+    let name = request.operation.name();
+    let death = inner.lock().expect("lock").deaths.remove(name);
+    if let Some(death) = death.as_ref().filter(|death| !death.after) {
+        death.who.lock().expect("lock").cancel();
+        if !death.peer {
+            return std::future::pending().await;
+        }
+        let failure = Failure::new(ErrorCode::LinkLost, "the link between the hosts");
+        let lost = OperationLine::Failed {
+            failure,
+            transient: false,
+        };
+        return Body::from_stream(futures_util::stream::iter([line(&lost)])).into_response();
+    }
+    let outcome = {
+        let mut inner = inner.lock().expect("lock");
+        inner.asked.push(name);
+        let seen = inner.generations.entry(request.vm).or_default();
+        let stale = request.generation < *seen;
+        *seen = request.generation.max(*seen);
+        if stale {
+            Err(Failure::new(ErrorCode::StaleGeneration, name))
+        } else if inner.unknown.contains(name) {
+            Err(Failure::new(ErrorCode::InvalidRequest, name))
+        } else if inner.busy.contains(name) {
+            Err(Failure::new(ErrorCode::HostUnreachable, "not now"))
+        } else if inner.broken.contains(name) {
+            Err(Failure::new(ErrorCode::HypervisorFailed, name))
+        } else if let Some(failure) = inner.fail.remove(name) {
+            Err(failure)
+        } else {
+            let mut outcome = inner.perform(request.job, request.vm, request.operation);
+            if inner.fail_after.remove(name) {
+                outcome = Err(Failure::new(
+                    ErrorCode::MigrationFailed,
+                    "the answer was lost",
+                ));
+            }
+            inner.tell(request.vm);
+            let event = AuditEvent {
+                time: OffsetDateTime::now_utc(),
+                host: inner.host.clone(),
+                actor: "controller".into(),
+                action: AuditAction::Open,
+                vm: Some(request.vm),
+                guardian: None,
+                reason: name.into(),
+                job: Some(request.job),
+            };
+            let record = AuditRecord::chain(inner.audit.last(), event);
+            inner.audit.push(record);
+            outcome
+        }
+    };
+    if let Some(death) = death {
+        death.who.lock().expect("lock").cancel();
+        if !death.peer {
+            return std::future::pending().await;
+        }
+    }
+    let last = match outcome {
+        Ok(result) => OperationLine::Done { result },
+        Err(failure) => OperationLine::Failed {
+            failure,
+            transient: false,
+        },
+    };
+    let progress = OperationLine::Progress {
+        done: 1,
+        total: 2,
+        text: name.into(),
+    };
+    Body::from_stream(futures_util::stream::iter([line(&progress), line(&last)])).into_response()
+}
+
+pub(super) async fn question(
+    State(inner): State<Shared>,
+    Json(question): Json<Question>,
+) -> Json<IncomingAnswer> {
+    let inner = inner.lock().expect("lock");
+    Json(IncomingAnswer {
+        uuid_taken: Some(inner.vms.contains_key(&question.metadata.spec.id)),
+        name_taken: Some(
+            inner
+                .vms
+                .values()
+                .any(|vm| vm.metadata.spec.name == question.metadata.spec.name),
+        ),
+        cpu_problem: None,
+        can_open: match question.metadata.spec.tpm {
+            true if inner.opens.contains(&question.metadata.spec.id) => CanOpen::Yes,
+            true => CanOpen::NotGranted,
+            false => CanOpen::NoTpm,
+        },
+    })
+}
+
+pub(super) async fn vm(State(inner): State<Shared>, Path(id): Path<VmId>, headers: HeaderMap) -> Response {
+    let inner = inner.lock().expect("lock");
+    match inner.observed(id) {
+        Some(vm) => Json(VmDetail {
+            vm: match inner.answers_in(&headers) {
+                Some(formats) => vm.readable_with(formats),
+                None => vm,
+            },
+            cpu_xml: None,
+            can_open: CanOpen::Yes,
+        })
+        .into_response(),
+        None => refusal(Failure::new(ErrorCode::VmNotFound, "no such VM")),
+    }
+}
+
+/// A bundle as it has to be, with a key protector for just this VM.
+pub(super) async fn tpm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Response {
+    static OWNER: LazyLock<LocalGuardian> = LazyLock::new(|| {
+        let host = "fake".parse().expect("name");
+        LocalGuardian::generate(&host, OffsetDateTime::now_utc()).expect("guardian")
+    });
+    let metadata = {
+        let inner = inner.lock().expect("lock");
+        if let Some(failure) = &inner.no_copy {
+            return refusal(failure.clone());
+        }
+        match inner.vms.get(&id) {
+            Some(vm) if inner.parts.contains_key(&id) => {
+                return Json(TpmBundle::new(vm.metadata.clone(), &inner.parts[&id]))
+                    .into_response();
+            }
+            Some(vm) if vm.metadata.spec.tpm => vm.metadata.clone(),
+            _ => return refusal(Failure::new(ErrorCode::TpmStateMissing, "no TPM")),
+        }
+    };
+    let request = SealRequest {
+        vm_id: id,
+        key_id: fleetward_model::KeyId(id.0),
+        tpm_key: &TpmKey::generate().expect("key"),
+        owner: &OWNER,
+        recipients: &[],
+        now: OffsetDateTime::now_utc(),
+        expired: &ExpiredAllowed::none(),
+    };
+    let parts = BundleParts {
+        state: vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 11, 1],
+        key_protector: seal(&request).expect("seal").der().to_vec(),
+        ek_certificate: None,
+        uefi_variables: None,
+    };
+    Json(TpmBundle::new(metadata, &parts)).into_response()
+}
+
+fn refusal(failure: Failure) -> Response {
+    let status = http::StatusCode::from_u16(failure.code.class().http_status()).expect("status");
+    (status, Json(failure)).into_response()
+}
+
+/// The header of an empty qcow2 file of 1 MiB, and room for its tables.
+pub(super) async fn copy() -> Vec<u8> {
+    let mut file = vec![0; 4 * 65536];
+    file[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    file[20..24].copy_from_slice(&16_u32.to_be_bytes());
+    file[24..32].copy_from_slice(&(1_u64 << 20).to_be_bytes());
+    file[36..40].copy_from_slice(&1_u32.to_be_bytes());
+    file[40..48].copy_from_slice(&(3 * 65536_u64).to_be_bytes());
+    file[48..56].copy_from_slice(&65536_u64.to_be_bytes());
+    file[56..60].copy_from_slice(&1_u32.to_be_bytes());
+    file[96..100].copy_from_slice(&4_u32.to_be_bytes());
+    file[100..104].copy_from_slice(&104_u32.to_be_bytes());
+    file
+}
+
+pub(super) async fn image(State(inner): State<Shared>, Path(sha256): Path<String>) -> Response {
+    if inner.lock().expect("lock").images.contains(&sha256) {
+        http::StatusCode::NO_CONTENT.into_response()
+    } else {
+        refusal(Failure::new(ErrorCode::ImageNotFound, "no such image"))
+    }
+}
+
+pub(super) async fn put_image(
+    State(inner): State<Shared>,
+    Path(sha256): Path<String>,
+    _content: Bytes,
+) -> http::StatusCode {
+    inner.lock().expect("lock").images.insert(sha256);
+    http::StatusCode::NO_CONTENT
+}
+
+pub(super) async fn delete_image(State(inner): State<Shared>, Path(sha256): Path<String>) -> http::StatusCode {
+    inner.lock().expect("lock").images.remove(&sha256);
+    http::StatusCode::NO_CONTENT
+}
+
+#[derive(serde::Deserialize)]
+pub(super) struct After {
+    after: u64,
+}
+
+pub(super) async fn audit(
+    State(inner): State<Shared>,
+    axum::extract::Query(query): axum::extract::Query<After>,
+) -> Response {
+    let inner = inner.lock().expect("lock");
+    if inner.audit_spoilt {
+        let failure = Failure::new(ErrorCode::Internal, "the audit log");
+        return refusal(failure.because("line 7 is no audit record"));
+    }
+    let records = inner.audit.iter().filter(|record| record.seq > query.after);
+    Json(records.cloned().collect::<Vec<_>>()).into_response()
+}
+
+pub(super) async fn witness(
+    State(inner): State<Shared>,
+    Json(shown): Json<Option<AuditHead>>,
+) -> Json<Option<AuditHead>> {
+    let mut inner = inner.lock().expect("lock");
+    let known = inner.witnessed.clone();
+    let seq = |head: &Option<AuditHead>| head.as_ref().map_or(0, |head| head.seq);
+    if seq(&shown) > seq(&known) {
+        inner.witnessed = shown;
+    }
+    Json(known)
+}
