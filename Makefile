@@ -34,7 +34,8 @@ test: build ## everything that must hold before a change lands (at most 50 minut
 fuzz: ## every parser of foreign bytes under mutation, an hour each (FLEETWARD_FUZZ_SECONDS says otherwise)
 	FLEETWARD_FUZZ_SECONDS=$${FLEETWARD_FUZZ_SECONDS:-3600} $(FUZZ)
 
-soak: build ## the end-to-end tests with every point of every job walked by kill -9, and an upgrade from an earlier version (hours)
+soak: build ## the end-to-end tests with every point of every job walked by kill -9, an upgrade from an earlier version, known vulnerabilities (hours)
+	scripts/cargo-deny advisories
 	FLEETWARD_E2E_SOAK=1 $(E2E)
 	@scripts/nothing-left $(LAB)
 

@@ -163,16 +163,7 @@ const OPENING: &[&str] = &[
 
 /// Checks the workspace.
 pub(crate) fn check() -> Result<()> {
-    // Other platforms' crates would have to be fetched to be looked at.
-    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let metadata = cargo_output(&[
-        "metadata",
-        "--format-version=1",
-        "--locked",
-        "--filter-platform",
-        &platform,
-    ])?;
-    let metadata = serde_json::from_slice(&metadata).context("cargo metadata is no JSON")?;
+    let metadata = resolved()?;
     let graph = Graph::from_metadata(&metadata).context("cargo metadata has another shape")?;
     let mut violations = violations(&graph);
     violations.extend(impure_code()?);
@@ -188,6 +179,19 @@ pub(crate) fn check() -> Result<()> {
         eprintln!("{violation}");
     }
     bail!("{} arrows that must not be", violations.len())
+}
+
+/// What cargo resolves for this platform; other platforms' crates would have to be fetched to be looked at.
+pub(crate) fn resolved() -> Result<Value> {
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let metadata = cargo_output(&[
+        "metadata",
+        "--format-version=1",
+        "--locked",
+        "--filter-platform",
+        &platform,
+    ])?;
+    serde_json::from_slice(&metadata).context("cargo metadata is no JSON")
 }
 
 /// Names of packages and their normal dependencies. Two versions of a package are one here, which can only make the
@@ -325,7 +329,7 @@ fn impure_lines(text: &str) -> impl Iterator<Item = (usize, &'static str)> {
 }
 
 /// The Rust files below a directory.
-fn source_files(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn source_files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let entries = std::fs::read_dir(directory)
         .with_context(|| format!("cannot list {}", directory.display()))?;

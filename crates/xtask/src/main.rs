@@ -2,6 +2,7 @@
 //!
 //! Every command runs cargo on the whole workspace, so that nothing is built twice with different features.
 
+mod dependencies;
 mod fixes;
 mod generate;
 mod layering;
@@ -14,8 +15,10 @@ use step::{Steps, cargo};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  check      layering, formatting, clippy with warnings denied, tests, generated files
+  check      layering, dependencies, formatting, clippy with warnings denied, tests, generated files
   layering   only: which crate may depend on which
+  dependencies
+             only: nothing unused, banned, in two versions or under an unknown licence
   messages   only: no command in a message has a placeholder
   generate   writes docs/reference/ and docs/openapi.json, and man pages and completions into target/";
 
@@ -25,6 +28,7 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["check"] => check(),
         ["layering"] => layering::check(),
+        ["dependencies"] => dependencies::check(),
         ["messages"] => fixes::check(),
         ["generate"] => generate::write(),
         ["help" | "--help" | "-h"] => {
@@ -52,6 +56,7 @@ fn main() -> ExitCode {
 fn check() -> Result<()> {
     let mut steps = Steps::default();
     steps.run("layering", layering::check);
+    steps.run("dependencies", dependencies::check);
     steps.run("messages", fixes::check);
     steps.run("format", || cargo(&["fmt", "--all", "--check"], &[]));
     steps.run("clippy", || {

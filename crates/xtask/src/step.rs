@@ -46,12 +46,24 @@ impl Steps {
 
 /// Runs the cargo that runs us, in the workspace's directory.
 pub(crate) fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
-    let status = command(arguments)
-        .envs(environment.iter().copied())
+    let mut command = command(arguments);
+    command.envs(environment.iter().copied());
+    succeed(command, &format!("cargo {}", arguments[0]))
+}
+
+/// Runs a script of the workspace, named from the workspace's directory.
+pub(crate) fn script(name: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(workspace().join(name));
+    command.args(arguments).current_dir(workspace());
+    succeed(command, name)
+}
+
+fn succeed(mut command: Command, name: &str) -> Result<()> {
+    let status = command
         .status()
-        .context("cannot run cargo")?;
+        .with_context(|| format!("cannot run {name}"))?;
     if !status.success() {
-        bail!("cargo {} ended with {status}", arguments[0]);
+        bail!("{name} ended with {status}");
     }
     Ok(())
 }
@@ -70,9 +82,12 @@ pub(crate) fn cargo_output(arguments: &[&str]) -> Result<Vec<u8>> {
 
 fn command(arguments: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let workspace = here.ancestors().nth(2).unwrap_or(here);
     let mut command = Command::new(cargo);
-    command.args(arguments).current_dir(workspace);
+    command.args(arguments).current_dir(workspace());
     command
+}
+
+fn workspace() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here)
 }

@@ -4,6 +4,7 @@
 //! after the other and yields one ratio.
 
 use anyhow::{Context, Result};
+use clap::Parser;
 use fleetward_e2e::fleet::{Fleet, run};
 use fleetward_e2e::{guest, wait};
 use serde_json::Value;
@@ -16,7 +17,16 @@ const AT_ONCE: usize = 20;
 /// VMs of the bulk operations.
 const MANY: usize = 200;
 
+/// Measures Fleetward against virt-install and virsh on two lab hosts, and prints the medians of ratios with their goals.
+///
+/// Needs root and about half an hour. The lab is named "bench" and is taken down at the end; after a failure it stays up,
+/// and `fleetward-lab down --name bench` takes it down. Build in release mode first, as `make bench` does.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {}
+
 fn main() -> Result<()> {
+    let Arguments {} = Arguments::parse();
     let fleet = Fleet::up("bench", &["--hosts", "2"])?;
     let bench = Bench { fleet: &fleet };
     bench.warm_up()?;
