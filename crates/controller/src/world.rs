@@ -225,7 +225,21 @@ impl World {
                 }
             }
         }
-        Ok(())
+        let keeper = self.debts.keeper(&crate::work::name_lock(name));
+        let own = own.map(crate::debts::subject);
+        match keeper.filter(|keeper| keeper.subject != own) {
+            None => Ok(()),
+            Some(keeper) => {
+                let host = keeper.key;
+                let what =
+                    format!("a VM on host {host} has the name {name} again when that host is back");
+                Err(Failure::new(ErrorCode::NameTaken, what)
+                    .because("a change of that VM was taken back while the host did not answer")
+                    .fix(format!(
+                        "choose another name, or wait for the host: fleetward host show {host}"
+                    )))
+            }
+        }
     }
 
     /// Removes content that no image and no template needs any more, here and in the hosts' caches.

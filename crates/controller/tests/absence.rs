@@ -528,6 +528,64 @@ async fn host_of_a_start_and_a_stop(scene: &Scene) {
     scene.comes_back("a", true).await;
 }
 
+async fn host_of_a_change(scene: &Scene) {
+    scene.make_web(false).await;
+    let before = scene.web().await;
+    // done there, and the answer was lost
+    scene.host("a").dies_at("change-vm", true);
+    let body = json!({"name": "shop", "description": "sells hats", "cpus": 3});
+    let job = scene.ends_soon(Method::PATCH, "/v1/vms/web", body).await;
+    failed_with(&job, JobState::Undone, ErrorCode::HostUnreachable);
+    assert_eq!(step(&job, "change"), "owed");
+    assert_eq!(scene.show("a").await.debts.len(), 1);
+    // the name that it gets back is nobody else's meanwhile
+    let body = json!({"name": "web", "host": "b", "tpm": false});
+    let refused = scene
+        .controller
+        .refusal(Method::POST, "/v1/vms", &body)
+        .await;
+    assert_eq!(refused.code, ErrorCode::NameTaken, "{refused:#?}");
+    scene.comes_back("a", true).await;
+    let body = json!({"name": "shop", "host": "b", "tpm": false});
+    scene.done(Method::POST, "/v1/vms", &body).await;
+    let after = scene.web().await;
+    assert_eq!(
+        (&after.name, after.cpus, after.pending.len()),
+        (&before.name, before.cpus, 0)
+    );
+    scene.web_is_free_on("a").await;
+    scene.tidy().await;
+
+    for (operation, on) in [("attach-tpm", true), ("detach-tpm", false)] {
+        let body = json!({"name": "web", "host": "a", "tpm": !on});
+        scene.done(Method::POST, "/v1/vms", &body).await;
+        scene.host("a").dies_at(operation, true);
+        let body = json!({"tpm": on});
+        let job = scene.ends_soon(Method::PATCH, "/v1/vms/web", body).await;
+        failed_with(&job, JobState::Undone, ErrorCode::HostUnreachable);
+        assert_eq!(step(&job, operation), "owed");
+        scene.comes_back("a", true).await;
+        assert_eq!(scene.web().await.tpm.enabled, !on, "{operation}");
+        scene.web_is_free_on("a").await;
+        scene.tidy().await;
+    }
+
+    // past the point of no return: off it is, and what it had is set aside later
+    let body = json!({"name": "web", "host": "a"});
+    scene.done(Method::POST, "/v1/vms", &body).await;
+    scene.host("a").dies_at("set-aside-tpm", false);
+    let body = json!({"tpm": false});
+    let job = scene.ends_soon(Method::PATCH, "/v1/vms/web", body).await;
+    assert_eq!(
+        (job.state, step(&job, "set-aside-tpm")),
+        (JobState::Done, "owed"),
+        "{job:#?}"
+    );
+    scene.comes_back("a", true).await;
+    assert!(!scene.web().await.tpm.enabled);
+    scene.web_is_free_on("a").await;
+}
+
 /// A case, and the fleet as it was before it.
 async fn case(scene: &Scene, name: &str, case: impl Future<Output = ()>) {
     let begun = Instant::now();
@@ -613,6 +671,7 @@ fn in_whatever_job_a_host_dies_that_ends_soon_and_the_remains_go_when_the_host_i
             )
             .await;
             case(scene, "host_of_a_deletion", host_of_a_deletion(scene)).await;
+            case(scene, "host_of_a_change", host_of_a_change(scene)).await;
             case(
                 scene,
                 "destination_of_a_drain",

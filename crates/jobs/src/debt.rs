@@ -47,6 +47,9 @@ pub struct Debtor {
     /// What is owed is what the job was for: it ends as failed, not as done.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub half_way: bool,
+    /// Resources that stay taken until the debt is paid, as the job's locks name them: a name that its owner gets back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keeps: Vec<String>,
 }
 
 impl Debtor {
@@ -56,6 +59,7 @@ impl Debtor {
             subject: None,
             removes: false,
             half_way: false,
+            keeps: Vec::new(),
         }
     }
 
@@ -84,6 +88,13 @@ impl Debtor {
             half_way: true,
             ..self
         }
+    }
+
+    /// Nobody else gets `resource` before the debt is paid.
+    #[must_use]
+    pub fn keeping(mut self, resource: impl Into<String>) -> Self {
+        self.keeps.push(resource.into());
+        self
     }
 }
 
@@ -198,6 +209,13 @@ impl DebtBook {
             let of = &debt.debtor;
             of.removes && of.key == debtor && of.subject.as_deref() == Some(subject)
         })
+    }
+
+    /// Whose debt keeps `resource` taken.
+    pub fn keeper(&self, resource: &str) -> Option<Debtor> {
+        let debts = self.lock();
+        let keeps = |debt: &&Debt| debt.debtor.keeps.iter().any(|kept| kept == resource);
+        debts.values().find(keeps).map(|debt| debt.debtor.clone())
     }
 
     pub fn is_empty(&self) -> bool {

@@ -40,6 +40,7 @@ pub(crate) use vm_migrate::{MigrateInput, VmMigrate, VmMigrateStopped};
 pub(crate) use vm_power::{StartInput, StopInput, VmStart, VmStop};
 pub(crate) use vm_recover::{RecoverInput, SupersedeInput, VmRecover, VmSupersede};
 
+use crate::debts::subject;
 use crate::world::World;
 use fleetward_api::controller::{Outcome, VmOutcome};
 use fleetward_api::reports::GrantReport;
@@ -99,7 +100,12 @@ pub(crate) trait OnVm: Data {
 
 /// The locks of a job on one VM.
 pub(crate) fn vm_locks(vm: VmId, name: &VmName) -> Vec<String> {
-    vec![format!("vm/{vm}"), format!("vm-name/{name}")]
+    vec![subject(vm), name_lock(name)]
+}
+
+/// The lock of a name that VMs have.
+pub(crate) fn name_lock(name: &VmName) -> String {
+    format!("vm-name/{name}")
 }
 
 /// What a job under way will take of a host.

@@ -17,6 +17,7 @@ pub(crate) struct TakeEscrow<I> {
     world: Arc<World>,
     why: VersionReason,
     host: fn(&I) -> &HostName,
+    when: fn(&I) -> bool,
 }
 
 impl<I: OnVm> TakeEscrow<I> {
@@ -27,7 +28,17 @@ impl<I: OnVm> TakeEscrow<I> {
 
     /// Of the VM on another host of the job's input: where a migration brought it.
     pub(crate) fn on(world: Arc<World>, why: VersionReason, host: fn(&I) -> &HostName) -> Self {
-        Self { world, why, host }
+        Self {
+            world,
+            why,
+            host,
+            when: |_| true,
+        }
+    }
+
+    /// Only in jobs whose input says so.
+    pub(crate) fn when(self, when: fn(&I) -> bool) -> Self {
+        Self { when, ..self }
     }
 }
 
@@ -44,6 +55,10 @@ pub(crate) struct Taken {
 impl<I: OnVm> Step<I> for TakeEscrow<I> {
     const NAME: &'static str = "escrow";
     type Output = Taken;
+
+    fn applies(&self, cx: &StepContext<I>) -> bool {
+        (self.when)(cx.input())
+    }
 
     async fn run(&self, cx: &StepContext<I>) -> Result<Taken, StepError> {
         let (vm, host) = (cx.input().vm(), (self.host)(cx.input()));

@@ -10,13 +10,14 @@
 //! running VM is asked to shut down, and its power is never cut; undo starts it again. After the point of no return, a
 //! VM that does not start again is a warning of the job, and the job does not retry.
 
+pub(super) mod switch;
+
 use super::custody::{ProtectorDigest, commit_tpm};
 use super::take_escrow::TakeEscrow;
 use super::{FleetJob, OnVm, vm_locks};
 use crate::debts::about;
-use crate::escrow::pull;
 use crate::world::World;
-use fleetward_api::agent::operation::{self, HostOperation};
+use fleetward_api::agent::operation;
 use fleetward_api::reports::TpmReport;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{
@@ -28,10 +29,11 @@ use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmId,
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
+use switch::{
+    AttachTpm, ClearAway, DetachTpm, LastCopy, MakeTpm, PATIENCE, SetAsideTpm, SwitchesTpm, ask,
+    keep_before, of_the_vms_own_host,
+};
 use time::OffsetDateTime;
-
-/// A host that is away is waited for this long before the job turns back.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Input of all four.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,6 +49,21 @@ pub(crate) struct TpmInput {
     pub(crate) version: Option<u64>,
     /// Who can open the key before a roll, and so after it.
     pub(crate) guardians: Vec<GuardianId>,
+}
+
+impl SwitchesTpm for TpmInput {
+    fn name(&self) -> &VmName {
+        &self.name
+    }
+
+    fn group(&self) -> &GroupName {
+        &self.group
+    }
+
+    /// The kinds that have such steps do nothing else.
+    fn switches_tpm(&self, _on: bool) -> bool {
+        true
+    }
 }
 
 impl OnVm for TpmInput {
@@ -133,7 +150,8 @@ impl JobKind for TpmDisable {
 impl FleetJob for TpmDisable {
     type Report = TpmReport;
     const REQUEST: Option<Request> = Some(request(TpmChange::Disable));
-    const WARNING_STEPS: &'static [&'static str] = &[LastCopy::NAME, StartAgain::NAME];
+    const WARNING_STEPS: &'static [&'static str] =
+        &[<LastCopy as Step<TpmInput>>::NAME, StartAgain::NAME];
 
     fn target(input: &TpmInput) -> String {
         input.name.to_string()
@@ -254,22 +272,6 @@ fn report(input: &TpmInput) -> TpmReport {
     }
 }
 
-/// Asks the VM's host.
-async fn ask<O: HostOperation>(
-    world: &World,
-    cx: &StepContext<TpmInput>,
-    operation: O,
-) -> Result<O::Answer, StepError> {
-    let input = cx.input();
-    let answer = world
-        .agents
-        .of(&input.host)?
-        .run(cx, input.vm, operation)
-        .await;
-    world.refresh(&input.host, input.vm).await;
-    answer
-}
-
 /// What lies with the VM now: an earlier step has just asked for it, and the job's lock keeps it so.
 fn metadata_of(world: &World, input: &TpmInput) -> Result<VmSummary, Failure> {
     let known = world
@@ -279,12 +281,6 @@ fn metadata_of(world: &World, input: &TpmInput) -> Result<VmSummary, Failure> {
     known.ok_or_else(|| Failure::new(ErrorCode::VmNotFound, format!("no VM {}", input.name)))
 }
 
-/// The VM is on the host that is away, and nothing is asked of it there before this is done, neither a start nor a change. A
-/// VM that was rebuilt elsewhere meanwhile is not: its copy here is ended, and never starts.
-fn of_the_vms_own_host(cx: &StepContext<TpmInput>) -> Absence {
-    Absence::Owe(about(&cx.input().host, cx.input().vm))
-}
-
 /// Nobody starts a VM by itself when its host is back, however much later that is.
 fn stays_stopped(cx: &StepContext<TpmInput>) -> Absence {
     let TpmInput { name, host, .. } = cx.input();
@@ -292,48 +288,6 @@ fn stays_stopped(cx: &StepContext<TpmInput>) -> Absence {
         "VM {name} ran before and is not started again; when host {host} is back: fleetward vm start {name}"
     ))
 }
-
-/// Steps that are one operation, taken back by another.
-macro_rules! operation_step {
-    ($step:ident, $name:literal, $operation:expr $(, undo $undo:expr)?) => {
-        struct $step(Arc<World>);
-
-        #[async_trait]
-        impl Step<TpmInput> for $step {
-            const NAME: &'static str = $name;
-            const RETRY_FOR: Duration = PATIENCE;
-            type Output = ();
-
-            /// Past the point of no return only `set-aside-tpm` asks: the definition has no TPM any more.
-            fn absence(&self, cx: &StepContext<TpmInput>) -> Absence {
-                Absence::Owe(about(&cx.input().host, cx.input().vm))
-            }
-
-            async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
-                ask(&self.0, cx, $operation).await.map(drop)
-            }
-        }
-        $(
-            #[async_trait]
-            impl UndoStep<TpmInput> for $step {
-                /// See [`of_the_vms_own_host`].
-                fn undo_absence(&self, cx: &StepContext<TpmInput>) -> Absence {
-                    of_the_vms_own_host(cx)
-                }
-
-                async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
-                    ask(&self.0, cx, $undo).await.map(drop)
-                }
-            }
-        )?
-    };
-}
-
-// What an earlier, abandoned change left of a TPM goes into the history, so that it is not taken for the new one.
-operation_step!(ClearAway, "clear-away", operation::SetAsideTpm {});
-operation_step!(SetAsideTpm, "set-aside-tpm", operation::SetAsideTpm {});
-operation_step!(AttachTpm, "attach-tpm", operation::AttachTpm {}, undo operation::DetachTpm {});
-operation_step!(DetachTpm, "detach-tpm", operation::DetachTpm {}, undo operation::AttachTpm {});
 
 /// An orderly end of a VM that runs.
 struct ShutDown(Arc<World>);
@@ -404,100 +358,6 @@ impl Step<TpmInput> for StartAgain {
                 )),
             }),
         }
-    }
-}
-
-struct MakeTpm(Arc<World>);
-
-#[async_trait]
-impl Step<TpmInput> for MakeTpm {
-    const NAME: &'static str = "make-tpm";
-    const RETRY_FOR: Duration = PATIENCE;
-    type Output = ();
-
-    async fn run(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
-        let input = cx.input();
-        let now = OffsetDateTime::now_utc();
-        let revoked = metadata_of(&self.0, input)?.revoked;
-        let recipients = self
-            .0
-            .recipients_for_new_key(&input.group, &input.host, &revoked, now)?;
-        ask(&self.0, cx, operation::MakeTpm { recipients })
-            .await
-            .map(drop)
-    }
-}
-
-#[async_trait]
-impl UndoStep<TpmInput> for MakeTpm {
-    /// See [`of_the_vms_own_host`].
-    fn undo_absence(&self, cx: &StepContext<TpmInput>) -> Absence {
-        of_the_vms_own_host(cx)
-    }
-
-    async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
-        ask(
-            &self.0,
-            cx,
-            operation::RemoveTpm {
-                keep: false,
-                history: false,
-            },
-        )
-        .await
-        .map(drop)
-    }
-}
-
-/// The controller's copy of a TPM that is about to be taken away or replaced: what only the host keeps, no command brings
-/// back, so without a copy the job turns back. Where there is no whole TPM, none is lost, and that is a warning.
-pub(super) async fn keep_before<I: OnVm>(
-    world: &World,
-    cx: &StepContext<I>,
-    name: &VmName,
-    why: VersionReason,
-) -> Result<Option<String>, StepError> {
-    let (vm, host) = (cx.input().vm(), cx.input().host());
-    let failure = match pull::take(world, host, vm, why, cx.created_by()).await {
-        Ok(_) => return Ok(None),
-        Err(failure) => failure,
-    };
-    let Failure { what, because, .. } = &failure;
-    match failure.code {
-        ErrorCode::TpmStateMissing | ErrorCode::TpmFailed => Ok(Some(format!(
-            "VM {name} had no whole TPM to keep: {what}: {because}; host {host} keeps what there was"
-        ))),
-        // what comes in its place opens, and that this does not is why it is brought back
-        ErrorCode::KeyProtectorUnreadable if why == VersionReason::Stopped => Ok(Some(format!(
-            "the TPM that VM {name} had could not be kept: {what}: {because}; host {host} keeps what there was"
-        ))),
-        ErrorCode::HostUnreachable | ErrorCode::VmBusy => Err(StepError::retryable(failure)),
-        code => Err(StepError::fatal(
-            Failure::new(
-                code,
-                format!("the TPM of VM {name} stays: the controller could not keep a copy of it"),
-            )
-            .because(format!("{what}: {because}"))
-            .fix(format!(
-                "see that the controller's data directory can be written and has room, then again: fleetward vm show {name}"
-            )),
-        )),
-    }
-}
-
-/// The controller's copy of a TPM that is about to be switched off.
-struct LastCopy(Arc<World>);
-
-#[async_trait]
-impl Step<TpmInput> for LastCopy {
-    const NAME: &'static str = "last-copy";
-    const RETRY_FOR: Duration = PATIENCE;
-    type Output = Started;
-
-    async fn run(&self, cx: &StepContext<TpmInput>) -> Result<Started, StepError> {
-        let why = VersionReason::Disabled;
-        let warning = keep_before(&self.0, cx, &cx.input().name, why).await?;
-        Ok(Started { warning })
     }
 }
 

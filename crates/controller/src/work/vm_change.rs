@@ -7,13 +7,19 @@
 //! The plan was made from what the host had last said, before the job; a step finds out itself what is done already. What
 //! is taken back gets the value that it had, and only where nobody else has given it another meanwhile.
 
-mod tpm;
-
-use super::{FleetJob, OnVm, vm_locks};
+use super::take_escrow::TakeEscrow;
+use super::tpm::switch::{
+    AttachTpm, ClearAway, DetachTpm, LastCopy, MakeTpm, PATIENCE, SetAsideTpm, SwitchesTpm, ask,
+};
+use super::{FleetJob, OnVm, name_lock, vm_locks};
+use crate::debts::about;
 use crate::world::World;
 use fleetward_api::agent::operation::ChangeVm;
 use fleetward_api::reports::ChangeReport;
-use fleetward_jobs::{Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait};
+use fleetward_api::tpm::VersionReason;
+use fleetward_jobs::{
+    Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+};
 use fleetward_model::admission::Request;
 use fleetward_model::change::{self, ChangeKind, Direction, Plan};
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName, Names, VmId, VmName};
@@ -21,10 +27,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tpm::{AttachTpm, ClearAway, DetachTpm, EscrowNew, LastCopy, MakeTpm, SetAsideTpm};
-
-/// A host that is away is waited for this long before the job turns back.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Input of `vm-change`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,8 +48,15 @@ impl OnVm for ChangeInput {
     }
 }
 
-impl ChangeInput {
-    /// Whether the job switches the TPM `on`, or off.
+impl SwitchesTpm for ChangeInput {
+    fn name(&self) -> &VmName {
+        &self.name
+    }
+
+    fn group(&self) -> &GroupName {
+        &self.group
+    }
+
     fn switches_tpm(&self, on: bool) -> bool {
         self.plan.tpm() == Some(on)
     }
@@ -63,7 +72,7 @@ impl JobKind for VmChange {
     fn locks(input: &ChangeInput) -> Vec<String> {
         let mut locks = vm_locks(input.vm, &input.name);
         if let Some(name) = input.plan.name().filter(|name| **name != input.name) {
-            locks.push(format!("vm-name/{name}"));
+            locks.push(name_lock(name));
         }
         locks
     }
@@ -79,14 +88,20 @@ impl JobKind for VmChange {
             .step(DetachTpm(world.clone()))
             .step(Change(world.clone()))
             .forward(SetAsideTpm(world.clone()))
-            .forward(EscrowNew::new(world))
+            .forward(
+                TakeEscrow::new(world.clone(), VersionReason::Enabled)
+                    .when(|input: &ChangeInput| input.switches_tpm(true)),
+            )
     }
 }
 
 impl FleetJob for VmChange {
     type Report = ChangeReport;
     const REQUEST: Option<Request> = Some(Request::Change);
-    const WARNING_STEPS: &'static [&'static str] = &[LastCopy::NAME, EscrowNew::NAME];
+    const WARNING_STEPS: &'static [&'static str] = &[
+        <LastCopy as Step<ChangeInput>>::NAME,
+        TakeEscrow::<ChangeInput>::NAME,
+    ];
 
     fn target(input: &ChangeInput) -> String {
         input.name.to_string()
@@ -122,12 +137,14 @@ impl Step<ChangeInput> for CheckName {
     const RETRY_FOR: Duration = PATIENCE;
     type Output = ();
 
+    fn applies(&self, cx: &StepContext<ChangeInput>) -> bool {
+        cx.input().plan.name().is_some()
+    }
+
     async fn run(&self, cx: &StepContext<ChangeInput>) -> Result<(), StepError> {
         let input = cx.input();
-        match input.plan.name() {
-            Some(name) => Ok(self.0.require_name_for(name, Some(input.vm)).await?),
-            None => Ok(()),
-        }
+        let name = input.plan.name().unwrap_or(&input.name);
+        Ok(self.0.require_name_for(name, Some(input.vm)).await?)
     }
 }
 
@@ -141,19 +158,12 @@ impl Change {
         direction: Direction,
     ) -> Result<(), StepError> {
         let input = cx.input();
-        let steps = input.plan.of_the_definition();
-        if steps.is_empty() {
-            return Ok(());
-        }
-        let operation = ChangeVm { steps, direction };
-        let done = self
-            .0
-            .agents
-            .of(&input.host)?
-            .run(cx, input.vm, operation)
-            .await;
-        self.0.refresh(&input.host, input.vm).await;
-        done.map_err(|error| match error.failure.code {
+        let operation = ChangeVm {
+            steps: input.plan.of_the_definition(),
+            direction,
+        };
+        let done = ask(&self.0, cx, operation).await;
+        done.map(drop).map_err(|error| match error.failure.code {
             ErrorCode::InvalidRequest => StepError::fatal(too_old(&input.host)),
             _ => error,
         })
@@ -178,6 +188,10 @@ impl Step<ChangeInput> for Change {
     const RETRY_FOR: Duration = PATIENCE;
     type Output = Changed;
 
+    fn applies(&self, cx: &StepContext<ChangeInput>) -> bool {
+        !cx.input().plan.of_the_definition().is_empty()
+    }
+
     async fn run(&self, cx: &StepContext<ChangeInput>) -> Result<Changed, StepError> {
         self.ask(cx, Direction::Forward).await?;
         // The guest may have shut down since the plan was made: what its host says now counts.
@@ -191,6 +205,23 @@ impl Step<ChangeInput> for Change {
 
 #[async_trait]
 impl UndoStep<ChangeInput> for Change {
+    /// See [`super::tpm::switch::of_the_vms_own_host`]. A VM that runs there runs on with what it has. A name that is taken
+    /// back stays kept for it.
+    fn undo_absence(&self, cx: &StepContext<ChangeInput>) -> Absence {
+        let ChangeInput {
+            vm,
+            name,
+            host,
+            plan,
+            ..
+        } = cx.input();
+        let debtor = about(host, *vm);
+        Absence::Owe(match plan.name() {
+            Some(_) => debtor.keeping(name_lock(name)),
+            None => debtor,
+        })
+    }
+
     async fn undo(&self, cx: &StepContext<ChangeInput>) -> Result<(), StepError> {
         match self.ask(cx, Direction::Back).await {
             // An agent that does not know the operation has not done it.

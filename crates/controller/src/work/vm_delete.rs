@@ -1,6 +1,6 @@
 //! `vm-delete`: checks again that the VM is stopped, and then only goes forward.
 
-use super::tpm::keep_before;
+use super::tpm::switch::keep_before;
 use super::{FleetJob, NoReport, OnVm, vm_locks};
 use crate::debts::removal;
 use crate::world::World;

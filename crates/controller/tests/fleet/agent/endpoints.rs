@@ -10,10 +10,7 @@ pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> R
             .keys()
             .filter_map(|id| inner.observed(*id))
             .collect();
-        let facts = Box::new(HostFacts {
-            clock: OffsetDateTime::now_utc(),
-            ..inner.facts.clone()
-        });
+        let facts = facts_now(&inner);
         (
             inner.answers_in(&headers),
             AgentEvent::Snapshot { facts, vms },
@@ -31,7 +28,7 @@ pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> R
                     {
                         Ok(event) => event.ok()?,
                         Err(_) => AgentEvent::Facts {
-                            facts: Box::new(inner.lock().expect("lock").facts.clone()),
+                            facts: facts_now(&inner.lock().expect("lock")),
                         },
                     }
                 }
@@ -46,13 +43,23 @@ pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> R
     Body::from_stream(lines).into_response()
 }
 
+fn facts_now(inner: &Inner) -> Box<HostFacts> {
+    Box::new(HostFacts {
+        clock: OffsetDateTime::now_utc(),
+        ..inner.facts.clone()
+    })
+}
+
 fn line(value: &impl serde::Serialize) -> Result<Bytes, std::convert::Infallible> {
     let mut line = serde_json::to_vec(value).expect("json");
     line.push(b'\n');
     Ok(line.into())
 }
 
-pub(super) async fn operate(State(inner): State<Shared>, Json(request): Json<OperationRequest>) -> Response {
+pub(super) async fn operate(
+    State(inner): State<Shared>,
+    Json(request): Json<OperationRequest>,
+) -> Response {
     let name = request.operation.name();
     let death = inner.lock().expect("lock").deaths.remove(name);
     if let Some(death) = death.as_ref().filter(|death| !death.after) {
@@ -241,7 +248,10 @@ pub(super) async fn put_image(
     http::StatusCode::NO_CONTENT
 }
 
-pub(super) async fn delete_image(State(inner): State<Shared>, Path(sha256): Path<String>) -> http::StatusCode {
+pub(super) async fn delete_image(
+    State(inner): State<Shared>,
+    Path(sha256): Path<String>,
+) -> http::StatusCode {
     inner.lock().expect("lock").images.remove(&sha256);
     http::StatusCode::NO_CONTENT
 }
