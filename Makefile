@@ -26,18 +26,20 @@ demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves t
 	$(LAB) demo
 
 test: build ## everything that must hold before a change lands (at most 50 minutes on two cores); needs root
+	@scripts/labs-of-tests $(LAB) clear
 	cargo xtask check
 	FLEETWARD_FUZZ_SECONDS=60 $(FUZZ)
 	$(E2E)
-	@scripts/nothing-left $(LAB)
+	@scripts/labs-of-tests $(LAB) none
 
 fuzz: ## every parser of foreign bytes under mutation, an hour each (FLEETWARD_FUZZ_SECONDS says otherwise)
 	FLEETWARD_FUZZ_SECONDS=$${FLEETWARD_FUZZ_SECONDS:-3600} $(FUZZ)
 
 soak: build ## the end-to-end tests with every point of every job walked by kill -9, an upgrade from an earlier version, known vulnerabilities (hours)
 	scripts/cargo-deny advisories
+	@scripts/labs-of-tests $(LAB) clear
 	FLEETWARD_E2E_SOAK=1 $(E2E)
-	@scripts/nothing-left $(LAB)
+	@scripts/labs-of-tests $(LAB) none
 
 bench: packages ## ratios against virt-install and virsh migrate, and the size of the idle services
 	cargo build --workspace --release --locked
