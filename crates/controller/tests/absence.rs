@@ -609,76 +609,35 @@ fn beside(cases: impl AsyncFnOnce(&Scene) + Send + 'static) -> JoinHandle<()> {
     })
 }
 
+/// Cases by their functions' names, beside others.
+macro_rules! beside {
+    ($($case:ident),+) => {
+        beside(async |scene: &Scene| {
+            $(case(scene, stringify!($case), $case(scene)).await;)+
+        })
+    };
+}
+
 /// Some at once: most of it is waiting.
 #[test]
 fn in_whatever_job_a_host_dies_that_ends_soon_and_the_remains_go_when_the_host_is_back() {
     let lanes = [
-        beside(async |scene: &Scene| {
-            case(
-                scene,
-                "destination_of_a_live_migration",
-                destination_of_a_live_migration(scene),
-            )
-            .await;
-            case(
-                scene,
-                "source_of_a_live_migration",
-                source_of_a_live_migration(scene),
-            )
-            .await;
-            case(scene, "host_of_a_creation", host_of_a_creation(scene)).await;
-            case(scene, "host_of_a_roll", host_of_a_roll(scene)).await;
-            case(scene, "host_of_a_template", host_of_a_template(scene)).await;
-        }),
-        beside(async |scene: &Scene| {
-            case(
-                scene,
-                "destination_with_the_memory_before_the_hand_over",
-                destination_with_the_memory_before_the_hand_over(scene),
-            )
-            .await;
-            case(
-                scene,
-                "source_in_the_clean_up",
-                source_in_the_clean_up(scene),
-            )
-            .await;
-            case(scene, "hosts_of_a_clone", hosts_of_a_clone(scene)).await;
-            case(
-                scene,
-                "new_host_of_a_recovery",
-                new_host_of_a_recovery(scene),
-            )
-            .await;
-            case(
-                scene,
-                "host_of_a_start_and_a_stop",
-                host_of_a_start_and_a_stop(scene),
-            )
-            .await;
-        }),
-        beside(async |scene: &Scene| {
-            case(
-                scene,
-                "destination_in_the_hand_over",
-                destination_in_the_hand_over(scene),
-            )
-            .await;
-            case(
-                scene,
-                "destination_of_a_stopped_vm",
-                destination_of_a_stopped_vm(scene),
-            )
-            .await;
-            case(scene, "host_of_a_deletion", host_of_a_deletion(scene)).await;
-            case(scene, "host_of_a_change", host_of_a_change(scene)).await;
-            case(
-                scene,
-                "destination_of_a_drain",
-                destination_of_a_drain(scene),
-            )
-            .await;
-        }),
+        beside!(host_of_a_change, destination_of_a_drain),
+        beside!(new_host_of_a_recovery, host_of_a_template),
+        beside!(hosts_of_a_clone, host_of_a_start_and_a_stop),
+        beside!(
+            host_of_a_creation,
+            destination_of_a_live_migration,
+            source_of_a_live_migration,
+            destination_in_the_hand_over
+        ),
+        beside!(
+            host_of_a_roll,
+            destination_with_the_memory_before_the_hand_over,
+            host_of_a_deletion,
+            destination_of_a_stopped_vm,
+            source_in_the_clean_up
+        ),
     ];
     let failed = lanes.into_iter().filter_map(|lane| lane.join().err());
     assert_eq!(failed.count(), 0, "said above which");
