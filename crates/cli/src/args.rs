@@ -4,7 +4,7 @@
 //! Arguments are parsed into the types of the model, so an invalid name or size is a usage error here.
 
 mod guardian;
-mod parse;
+pub(crate) mod parse;
 mod tpm;
 
 pub use guardian::{GrantArgs, GuardianCommand, RotateArgs};
@@ -13,7 +13,6 @@ pub use tpm::{TpmChange, TpmCommand, TpmHow, Which};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fleetward_api::controller::Role;
-use fleetward_model::change;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::host::HostState;
 use fleetward_model::spec::Description;
@@ -22,7 +21,7 @@ use fleetward_model::{
     ByteSize, ErrorCode, GroupName, HostName, ImageName, LabelKey, PoolName, TemplateName, VmName,
 };
 use parse::{
-    parse_cpus, parse_label, parse_label_change, parse_limit, parse_memory, parse_role,
+    parse_label, parse_limit, parse_role,
     parse_since, parse_word,
 };
 use std::net::SocketAddr;
@@ -365,7 +364,7 @@ pub enum VmCommand {
     ///
     /// What is not named stays as it is. `vm show` tells what waits. A TPM is switched, and a VM renamed, only while the VM
     /// is stopped.
-    Set(VmSet),
+    Set(crate::commands::vm_set::VmSet),
     /// Gives a stopped VM another name
     ///
     /// A domain that was renamed on its host gets one name with its VM again: NEW may be either of them.
@@ -534,32 +533,10 @@ pub struct VmCreate {
     pub wait: Wait,
 }
 
-#[derive(Debug, Args)]
-pub struct VmSet {
-    pub name: VmName,
-    /// Number of virtual CPUs; a running VM has them after its next start
-    #[arg(long, value_name = "N", value_parser = parse_cpus)]
-    pub cpus: Option<change::Cpus>,
-    /// Memory, such as 4G; a running VM has it after its next start
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
-    pub memory: Option<change::Memory>,
-    /// What people should know about it: any text; an empty one takes it away
-    #[arg(long, value_name = "TEXT")]
-    pub description: Option<Description>,
-    /// Sets a label, or with KEY- takes it away; may be repeated
-    #[arg(long = "label", value_name = "KEY=VALUE|KEY-", value_parser = parse_label_change)]
-    pub labels: Vec<(LabelKey, Option<change::LabelValue>)>,
-    /// Whether its host starts it after a boot
-    #[arg(long, value_enum)]
-    pub autostart: Option<Switch>,
-    /// Makes a new TPM, or puts the TPM into the history
-    #[arg(long, value_enum)]
-    pub tpm: Option<Switch>,
-    /// Says what would be changed, and changes nothing
-    #[arg(long, conflicts_with = "no_wait")]
-    pub dry_run: bool,
-    #[command(flatten)]
-    pub wait: Wait,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 /// For commands that start jobs.
@@ -568,12 +545,6 @@ pub struct Wait {
     /// Prints the job's id and does not wait for its end
     #[arg(long)]
     pub no_wait: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    On,
-    Off,
 }
 
 #[derive(Debug, Args)]

@@ -7,13 +7,15 @@ use fleetward_e2e::{guest, residue, suite};
 use serde_json::Value;
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 const HOSTS: &[&str] = &["a", "b", "c"];
 
 fn main() -> ExitCode {
     suite::run(
         "e2e-faults",
-        &["--hosts", "3", "--volume-size", "c=48M"],
+        &["--hosts", "3", "--volume-size", "c=48M", "--movable-clock"],
         &[
             (
                 "a_link_cut_during_migration_leaves_the_vm_where_it_was",
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
             ("a_cancelled_migration_leaves_the_vm_where_it_was", cancel),
             ("a_dead_host_shows_as_unreachable_and_comes_back", dead_host),
             (
-                "a_destination_that_dies_in_a_live_migration_holds_nothing_up_and_owes_its_remains",
+                "a_destination_that_dies_in_a_live_migration_holds_nothing_up_and_owes_its_remains_a_month_later",
                 destination_dies,
             ),
         ],
@@ -277,6 +279,14 @@ fn destination_dies(fleet: &Fleet) -> Result<()> {
     fleet.cli(&["vm", "migrate", "storm", "--to", "c"])?.ok()?;
     let there = guest::goes_on(fleet, "storm", &before)?;
 
+    // A month passes; the controller may have dropped its record of the job meanwhile.
+    fleet.lab("clock", &["+31d"])?.ok()?;
+    wait::until("the month to have passed", seconds(30), || {
+        let host = fleet.json(&["host", "show", "a"])?;
+        let clock = OffsetDateTime::parse(&text(&host["facts"], "clock")?, &Rfc3339)?;
+        let passed = clock - OffsetDateTime::now_utc() > time::Duration::days(30);
+        Ok((passed && host["state"] == "online").then_some(()))
+    })?;
     fleet.start("b")?;
     wait::until("host b to have paid", seconds(60), || {
         let host = fleet.json(&["host", "show", "b"])?;

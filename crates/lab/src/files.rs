@@ -46,6 +46,11 @@ impl LabFiles {
         self.root.join("hold")
     }
 
+    /// How far the clock of controller and agents is from the machine's; only in labs whose clock can be moved.
+    pub fn clock(&self) -> PathBuf {
+        self.root.join("clock")
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.root.join("controller.sock")
     }

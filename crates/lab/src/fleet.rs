@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::clock;
 use crate::files::{LabFiles, inside};
 use crate::guest::GuestImage;
 use crate::node;
@@ -19,6 +21,13 @@ use crate::record::{HostRecord, LabRecord, address_of};
 pub(crate) const IMAGE: &str = "lab-guest";
 const AGENT_PORT: u16 = 7443;
 const CONTROLLER_PORT: u16 = 7440;
+
+/// What controller and agents have in their environment.
+fn environment(files: &LabFiles) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut environment = vec![("FLEETWARD_HOLD_DIR", files.hold())];
+    environment.extend(clock::environment(files)?);
+    Ok(environment)
+}
 
 /// As on a real host, but for what a host without systemd and without its own cgroups cannot have.
 const QEMU_CONF: &str = r#"security_driver = "none"
@@ -94,8 +103,7 @@ pub(crate) fn start_controller(
         ];
         arguments.extend(trust.iter().flat_map(|trust| ["--trust", trust]));
         let log = files.node("controller").log("controller");
-        let hold = files.hold();
-        let environment = [("FLEETWARD_HOLD_DIR", hold.as_path())];
+        let environment = environment(files)?;
         node::spawn(
             programs,
             controller,
@@ -120,9 +128,8 @@ pub(crate) fn start_controller(
 pub(crate) fn start_agent(programs: &Programs, files: &LabFiles, host: &HostRecord) -> Result<()> {
     let init = init_of(host)?;
     if node::find(init, "fleetward-agent").is_none() {
-        let hold = files.hold();
         let log = files.node(&host.name).log("agent");
-        let environment = [("FLEETWARD_HOLD_DIR", hold.as_path())];
+        let environment = environment(files)?;
         node::spawn(
             programs,
             init,

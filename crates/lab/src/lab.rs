@@ -24,7 +24,7 @@ use crate::process::ProcessId;
 use crate::programs::Programs;
 use crate::record::{HostRecord, LabRecord, boot_id};
 use crate::serial::{self, Tick};
-use crate::{fleet, network, node};
+use crate::{clock, fleet, network, node};
 
 /// The directory of all labs.
 pub fn base_dir() -> PathBuf {
@@ -45,6 +45,8 @@ pub struct UpOptions {
     pub accelerator: Option<Accelerator>,
     /// The controller's program; `None`: as it is, at first the one beside `fleetward-lab`.
     pub controller_program: Option<PathBuf>,
+    /// The clock of a new lab can be moved while it is up.
+    pub movable_clock: bool,
     pub quiet: bool,
 }
 
@@ -75,6 +77,7 @@ impl UpOptions {
             trust: None,
             accelerator: None,
             controller_program: None,
+            movable_clock: false,
             quiet: false,
         }
     }
@@ -174,6 +177,10 @@ impl Lab {
             files,
             record,
         };
+        if !was_up && options.movable_clock {
+            fs::create_dir_all(lab.files.root())?;
+            clock::make_movable(&lab.files)?;
+        }
         let added = lab.add_hosts(&options.hosts)?;
         lab.exchange_programs(options, &say)?;
         lab.record.save(&lab.files)?;
@@ -307,6 +314,11 @@ impl Lab {
                 fleet::start_libvirtd(&self.programs, &self.files, self.host(host)?)
             }
         }
+    }
+
+    /// Moves the clock that controller and agents see away from the machine's.
+    pub fn move_clock(&self, offset: &str) -> Result<()> {
+        clock::move_to(&self.files, offset)
     }
 
     /// Cuts a node off from all others, or from one.

@@ -19,6 +19,7 @@
 )]
 
 mod accelerator;
+mod clock;
 mod demo;
 mod ending;
 mod files;

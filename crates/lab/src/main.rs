@@ -62,6 +62,9 @@ enum Verb {
         /// Accelerator for guests; default: the one that boots the lab guest
         #[arg(long, value_enum)]
         accelerator: Option<Accelerator>,
+        /// A new lab's clock can be moved, see `clock`
+        #[arg(long)]
+        movable_clock: bool,
     },
     /// Print shell commands after which `fleetward` talks to this lab: eval "$(fleetward-lab env)"
     Env {
@@ -104,6 +107,13 @@ enum Verb {
         #[command(flatten)]
         lab: LabName,
         host: String,
+    },
+    /// Move the clock that controller and agents see away from the machine's: +31d, -2h, +0
+    Clock {
+        #[command(flatten)]
+        lab: LabName,
+        #[arg(allow_hyphen_values = true)]
+        offset: String,
     },
     /// Print the output of a VM on its serial console so far, on any host
     Serial {
@@ -181,11 +191,13 @@ fn run(verb: Verb) -> Result<ExitCode> {
             no_fleet,
             trust,
             accelerator,
+            movable_clock,
         } => {
             let mut options = UpOptions::new(&lab.name, hosts);
             options.fleet = !no_fleet;
             options.trust = trust;
             options.accelerator = accelerator;
+            options.movable_clock = movable_clock;
             options.controller_program = controller_program.as_deref().map(absolute).transpose()?;
             assign(&mut options, group, volume_size, agent_program)?;
             Lab::up(&options)?;
@@ -211,6 +223,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             Lab::attach(&lab.name)?.partition(&host, from.as_deref())?
         }
         Verb::Heal { lab, host } => Lab::attach(&lab.name)?.heal(&host)?,
+        Verb::Clock { lab, offset } => Lab::attach(&lab.name)?.move_clock(&offset)?,
         Verb::Serial { lab, vm, follow } => {
             let lab = Lab::attach(&lab.name)?;
             if follow {

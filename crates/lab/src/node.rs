@@ -11,7 +11,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -111,7 +111,7 @@ pub(crate) fn spawn(
     log: &Path,
     program: &Path,
     arguments: &[&str],
-    environment: &[(&str, &Path)],
+    environment: &[(&str, PathBuf)],
 ) -> Result<()> {
     let mut command = enter(init)?;
     command

@@ -24,37 +24,12 @@ pub(super) fn parse_parallel(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "1 to 64".to_owned())
 }
 
-pub(super) fn parse_label(text: &str) -> Result<(LabelKey, String), String> {
+pub(crate) fn parse_label(text: &str) -> Result<(LabelKey, String), String> {
     let (key, value) = text
         .split_once('=')
         .ok_or_else(|| format!("{text:?} is not of the form KEY=VALUE"))?;
     let key = key.parse().map_err(|error| format!("{error}"))?;
     Ok((key, value.to_owned()))
-}
-
-pub(super) fn parse_label_change(
-    text: &str,
-) -> Result<(LabelKey, Option<change::LabelValue>), String> {
-    match (text.contains('='), text.strip_suffix('-')) {
-        (true, _) => {
-            let (key, value) = parse_label(text)?;
-            Ok((key, Some(value.try_into()?)))
-        }
-        (false, Some(key)) => Ok((key.parse().map_err(|error| format!("{error}"))?, None)),
-        (false, None) => Err(format!("{text:?} is neither KEY=VALUE nor KEY-")),
-    }
-}
-
-pub(super) fn parse_cpus(text: &str) -> Result<change::Cpus, String> {
-    let number: u32 = text
-        .parse()
-        .map_err(|_| format!("{text:?} is not a number of CPUs"))?;
-    number.try_into()
-}
-
-pub(super) fn parse_memory(text: &str) -> Result<change::Memory, String> {
-    let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
-    size.try_into()
 }
 
 pub(super) fn parse_role(text: &str) -> Result<Role, String> {

@@ -13,7 +13,7 @@ mod local;
 mod template;
 mod tpm;
 mod vm;
-mod vm_set;
+pub(crate) mod vm_set;
 
 use crate::args::{Command, ControllerCommand, Global};
 use crate::controller::Controller;

@@ -1,12 +1,44 @@
-//! `fleetward vm set` and `fleetward vm rename`: one request, one job.
+//! `fleetward vm set`, with its options, and `fleetward vm rename`: one request, one job.
 
 use super::Context;
-use crate::args::{Switch, VmSet, Wait};
+use crate::args::parse::parse_label;
+use crate::args::{Switch, Wait};
 use crate::exit::{Exit, Stop};
 use crate::{interrupt, messages, wait};
+use clap::Args;
 use fleetward_api::controller::ChangeRequest;
 use fleetward_api::verbs::VmChange;
-use fleetward_model::VmName;
+use fleetward_model::change::{Cpus, LabelValue, Memory};
+use fleetward_model::spec::Description;
+use fleetward_model::{ByteSize, LabelKey, VmName};
+
+#[derive(Debug, Args)]
+pub struct VmSet {
+    pub name: VmName,
+    /// Number of virtual CPUs; a running VM has them after its next start
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
+    pub cpus: Option<Cpus>,
+    /// Memory, such as 4G; a running VM has it after its next start
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    pub memory: Option<Memory>,
+    /// What people should know about it: any text; an empty one takes it away
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<Description>,
+    /// Sets a label, or with KEY- takes it away; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE|KEY-", value_parser = parse_label_change)]
+    pub labels: Vec<(LabelKey, Option<LabelValue>)>,
+    /// Whether its host starts it after a boot
+    #[arg(long, value_enum)]
+    pub autostart: Option<Switch>,
+    /// Makes a new TPM, or puts the TPM into the history
+    #[arg(long, value_enum)]
+    pub tpm: Option<Switch>,
+    /// Says what would be changed, and changes nothing
+    #[arg(long, conflicts_with = "no_wait")]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
 
 pub(super) async fn set(context: &Context, args: VmSet) -> Result<Exit, Stop> {
     let on = |switch: Switch| switch == Switch::On;
@@ -66,4 +98,27 @@ async fn change(
     let result = ended.result.unwrap_or_default();
     output.success(&result, || messages::changed(name, &result))?;
     Ok(Exit::Done)
+}
+
+fn parse_label_change(text: &str) -> Result<(LabelKey, Option<LabelValue>), String> {
+    match (text.contains('='), text.strip_suffix('-')) {
+        (true, _) => {
+            let (key, value) = parse_label(text)?;
+            Ok((key, Some(value.try_into()?)))
+        }
+        (false, Some(key)) => Ok((key.parse().map_err(|error| format!("{error}"))?, None)),
+        (false, None) => Err(format!("{text:?} is neither KEY=VALUE nor KEY-")),
+    }
+}
+
+fn parse_cpus(text: &str) -> Result<Cpus, String> {
+    let number: u32 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number of CPUs"))?;
+    number.try_into()
+}
+
+fn parse_memory(text: &str) -> Result<Memory, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
+    size.try_into()
 }
