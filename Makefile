@@ -27,8 +27,7 @@ demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves t
 
 test: build ## everything that must hold before a change lands (at most 50 minutes on two cores); needs root
 	@scripts/labs-of-tests $(LAB) clear
-	cargo xtask check
-	FLEETWARD_FUZZ_SECONDS=20 $(FUZZ)
+	FLEETWARD_FUZZ_SECONDS=20 cargo xtask check
 	$(E2E)
 	@scripts/labs-of-tests $(LAB) none
 

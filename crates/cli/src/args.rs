@@ -20,10 +20,7 @@ use fleetward_model::vm::{Profile, VmState};
 use fleetward_model::{
     ByteSize, ErrorCode, GroupName, HostName, ImageName, LabelKey, PoolName, TemplateName, VmName,
 };
-use parse::{
-    parse_label, parse_limit, parse_role,
-    parse_since, parse_word,
-};
+use parse::{parse_label, parse_limit, parse_role, parse_since, parse_word};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

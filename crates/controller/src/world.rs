@@ -12,7 +12,8 @@ use crate::templates::Templates;
 use crate::work::Reservation;
 use fleetward_api::agent::CancelRequest;
 use fleetward_jobs::{DebtBook, Job};
-use fleetward_model::fit::{HostOffer, Needs, Reserved, host_fits};
+use fleetward_model::error::Finding;
+use fleetward_model::fit::{HostOffer, Needs, Reserved, host_fits, host_still_fits};
 use fleetward_model::guardian::{EndorsedGuardian, MANY_GUARDIANS, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::placement::{Candidate, Choice, place};
@@ -93,6 +94,26 @@ impl World {
         needs: &Needs,
         host: &HostName,
     ) -> Result<(), Failure> {
+        self.require(what, needs, host, host_fits)
+    }
+
+    /// The same for a VM that is there already and is to change.
+    pub(crate) fn require_still_fit(
+        &self,
+        what: String,
+        needs: &Needs,
+        host: &HostName,
+    ) -> Result<(), Failure> {
+        self.require(what, needs, host, host_still_fits)
+    }
+
+    fn require(
+        &self,
+        what: String,
+        needs: &Needs,
+        host: &HostName,
+        fits: fn(&Needs, &HostOffer<'_>) -> Vec<Finding>,
+    ) -> Result<(), Failure> {
         let record = self.hosts.of(host)?;
         let seen = self.inventory.seen(host);
         let offer = HostOffer {
@@ -102,7 +123,7 @@ impl World {
             facts: seen.facts.as_deref(),
             reserved: reserved(&self.holders.reservations(), host, needs.vm),
         };
-        Failure::from_findings(what, host_fits(needs, &offer)).map_or(Ok(()), Err)
+        Failure::from_findings(what, fits(needs, &offer)).map_or(Ok(()), Err)
     }
 
     /// The recipients of a new key for a VM on `host`; every job that makes a TPM uses this. With automatic trust: the

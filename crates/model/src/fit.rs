@@ -191,6 +191,14 @@ pub fn agent_knows(known: Formats, needed: Formats, host: &HostName) -> Option<F
     Some(Finding::usual(ErrorCode::AgentTooOld, what).about(&names))
 }
 
+/// The same for a VM that is there already and is to change: it needs no place, so neither the host's group nor whether the
+/// host is drained counts.
+pub fn host_still_fits(needs: &Needs, host: &HostOffer<'_>) -> Vec<Finding> {
+    let mut found = Vec::from_iter(agent(needs, host));
+    found.extend(equipment(needs, host));
+    found
+}
+
 /// Whether it takes VMs of that group at all.
 pub(crate) fn presence(needs: &Needs, host: &HostOffer<'_>) -> Vec<Finding> {
     let name = host.name;

@@ -1,7 +1,7 @@
 //! Changes of a VM: planned at once, done by one job.
 
+use super::Answer;
 use super::body::Asked;
-use super::{Answer, Refusal};
 use crate::admission::admit;
 use crate::app::App;
 use crate::work;
@@ -13,12 +13,12 @@ use fleetward_api::controller::ChangeAnswer;
 use fleetward_api::verbs;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
+use fleetward_model::JobId;
 use fleetward_model::admission::{Request, busy};
 use fleetward_model::change::{self, Direction, Plan};
-use fleetward_model::fit;
+use fleetward_model::fit::Needs;
 use fleetward_model::host::Formats;
 use fleetward_model::vm::VmObserved;
-use fleetward_model::{ErrorCode, Failure, JobId};
 use http::StatusCode;
 
 serves! {
@@ -39,7 +39,8 @@ async fn vm_change(
         return Ok(answered(None, plan));
     }
     admit(&app, &vm, Request::Change).await?;
-    may_be_there(&app, &vm, &plan)?;
+    let what = format!("VM {} cannot be changed", vm.name);
+    world.require_still_fit(what, &needs(&vm, &plan), &vm.host)?;
     if let Some(name) = plan.name() {
         world.require_name_for(name, Some(vm.id)).await?;
     }
@@ -76,28 +77,16 @@ fn answered(job: Option<JobId>, plan: Plan) -> Response {
     (status, Json(ChangeAnswer { job, steps })).into_response()
 }
 
-/// Whether the VM's host has what the VM is to get.
-fn may_be_there(app: &App, vm: &VmObserved, plan: &Plan) -> Result<(), Refusal> {
-    let seen = app.world.inventory.seen(&vm.host);
-    let Some(facts) = &seen.facts else {
-        return Ok(());
-    };
-    let too_old = fit::agent_knows(facts.formats, needed_formats(vm, plan), &vm.host);
-    let what = format!("VM {} cannot be changed", vm.name);
-    if let Some(failure) = Failure::from_findings(what, too_old.into_iter().collect()) {
-        return Err(failure.into());
+/// What the VM will need of its host beyond what it has there. A larger memory counts at its next start.
+fn needs(vm: &VmObserved, plan: &Plan) -> Needs {
+    Needs {
+        vm: Some(vm.id),
+        name: Some(vm.name.clone()),
+        memory: plan.memory().unwrap_or_default(),
+        tpm: plan.tpm() == Some(true),
+        formats: needed_formats(vm, plan),
+        ..Needs::default()
     }
-    let Some(memory) = plan.memory() else {
-        return Ok(());
-    };
-    if facts.memory < memory {
-        let what = format!("VM {} cannot have {memory} of memory", vm.name);
-        return Err(Failure::new(ErrorCode::NoMemory, what)
-            .because(format!("host {} has {} in all", vm.host, facts.memory))
-            .fix("a smaller size, or move the VM to a larger host first: fleetward host list")
-            .into());
-    }
-    Ok(())
 }
 
 /// What the host's agent must know: the operation, and the specification that it leaves. The TPM has older operations.

@@ -157,7 +157,11 @@ pub(super) async fn question(
     })
 }
 
-pub(super) async fn vm(State(inner): State<Shared>, Path(id): Path<VmId>, headers: HeaderMap) -> Response {
+pub(super) async fn vm(
+    State(inner): State<Shared>,
+    Path(id): Path<VmId>,
+    headers: HeaderMap,
+) -> Response {
     let inner = inner.lock().expect("lock");
     match inner.observed(id) {
         Some(vm) => Json(VmDetail {
