@@ -60,10 +60,25 @@ fn text_of(directory: &Path, parts: &[&str]) -> Result<String> {
             continue;
         }
         for file in source_files(&place)? {
-            text.push_str(&std::fs::read_to_string(&file)?);
+            let own = std::fs::read_to_string(&file)?;
+            for shared in elsewhere(&own) {
+                text.push_str(&std::fs::read_to_string(file.with_file_name(shared))?);
+            }
+            text.push_str(&own);
         }
     }
     Ok(text)
+}
+
+/// Files of other crates that a file takes in as modules.
+fn elsewhere(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        let path = line
+            .trim()
+            .strip_prefix("#[path = \"")?
+            .strip_suffix("\"]")?;
+        path.starts_with("../").then_some(path)
+    })
 }
 
 /// Whether a word stands in a text.
