@@ -1,7 +1,7 @@
 //! Values of options that are no type of the model.
 
 use fleetward_api::controller::Role;
-use fleetward_model::{ByteSize, LabelKey, change};
+use fleetward_model::LabelKey;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
