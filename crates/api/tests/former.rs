@@ -1,9 +1,11 @@
 //! Lines that an earlier version writes to its wires: today's types read each of them, and write all that they read.
 
+use fleetward_api::agent::operation::{ChangeVm, Operation};
 use fleetward_api::agent::*;
 use fleetward_api::tpm::TpmBundle;
+use fleetward_model::change::Direction;
 use fleetward_model::host::Formats;
-use fleetward_model::vm::{NewerSpec, VmReport, protector_sha256};
+use fleetward_model::vm::{NewerSpec, VmReport, VmSpec, protector_sha256};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -161,6 +163,41 @@ fn operations_and_answers_are_those_that_an_earlier_version_knows() {
     let requests: Vec<OperationRequest> = all_survive("operations.jsonl");
     let answers: Vec<OperationLine> = all_survive("answers.jsonl");
     assert_eq!((requests.len(), answers.len()), (37, 10));
+}
+
+#[test]
+fn an_earlier_agent_is_asked_for_what_it_knows_and_for_nothing_newer() {
+    let mut recovers = 0;
+    for line in lines("operations.jsonl") {
+        let request: OperationRequest = serde_json::from_str(&line).expect("a request");
+        let name = request.operation.name();
+        assert_eq!(request.operation.formats(), Formats::default(), "{name}");
+        // The same of a VM that version 1 cannot describe, now or when its TPM was kept.
+        let newer = |spec: &mut VmSpec| spec.autostart = true;
+        let newer = match request.operation {
+            Operation::Define(mut define) => {
+                newer(&mut define.metadata.spec);
+                Operation::from(define)
+            }
+            Operation::RebuildIncoming(mut rebuild) => {
+                // none without a TPM
+                let Some(bundle) = rebuild.bundle.as_mut() else {
+                    continue;
+                };
+                recovers += 1;
+                newer(&mut bundle.metadata.spec);
+                Operation::from(rebuild)
+            }
+            _ => continue,
+        };
+        assert_eq!(newer.formats().spec, 2, "{name}");
+    }
+    assert!(recovers > 0);
+    let change = Operation::from(ChangeVm {
+        steps: Vec::new(),
+        direction: Direction::Forward,
+    });
+    assert_eq!(change.formats().operations, Formats::CHANGE_VM);
 }
 
 #[test]

@@ -67,26 +67,32 @@ macro_rules! operations {
 impl Operation {
     /// The versions that an agent must know to carry it out.
     pub fn formats(&self) -> Formats {
-        let spec = self.spec();
+        let specs = self.specs();
+        let versions = specs.iter().flatten().map(|spec| spec.version());
         Formats {
+            spec: versions.max().unwrap_or(1),
             operations: match matches!(self, Self::ChangeVm(_)) {
                 true => Formats::CHANGE_VM,
                 false => 1,
             },
-            ..spec.map_or_else(Formats::default, Formats::of_spec)
+            ..Formats::default()
         }
     }
 
-    fn spec(&self) -> Option<&VmSpec> {
-        match self {
+    /// Those that it carries: a kept TPM has the specification of its time.
+    fn specs(&self) -> [Option<&VmSpec>; 2] {
+        let one: Option<&VmSpec> = match self {
             Self::CreateVolumes(CreateVolumes { spec, .. })
             | Self::DeleteVolumes(DeleteVolumes { spec })
             | Self::AbandonIncoming(AbandonIncoming { spec, .. })
             | Self::CleanUpDeparted(CleanUpDeparted { spec, .. }) => Some(spec),
             Self::CopyVm(CopyVm { to, .. }) | Self::UncopyVm(UncopyVm { to }) => Some(to),
             Self::Define(Define { metadata, .. })
-            | Self::PrepareIncoming(PrepareIncoming { metadata, .. })
-            | Self::RebuildIncoming(RebuildIncoming { metadata, .. }) => Some(&metadata.spec),
+            | Self::PrepareIncoming(PrepareIncoming { metadata, .. }) => Some(&metadata.spec),
+            Self::RebuildIncoming(RebuildIncoming { metadata, bundle }) => {
+                let kept = bundle.as_ref().map(|bundle| &bundle.metadata.spec);
+                return [Some(&metadata.spec), kept];
+            }
             Self::PrepareRestore(PrepareRestore { bundle }) => Some(&bundle.metadata.spec),
             Self::CopyTpm(_)
             | Self::PlaceVariables(_)
@@ -111,7 +117,8 @@ impl Operation {
             | Self::MigrationState(_)
             | Self::Depart(_)
             | Self::CommitIncoming(_) => None,
-        }
+        };
+        [one, None]
     }
 }
 
