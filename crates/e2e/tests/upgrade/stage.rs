@@ -40,6 +40,7 @@ pub(crate) fn everything_works(world: &World, stage: &str) -> Result<()> {
     loses_its_tpm_and_gets_it_back(world).context("disable and restore")?;
     stays_revoked(world).context("revocation")?;
     is_recovered(world).context("recovery")?;
+    names_the_agents_that_are_too_old(world).context("versions")?;
     residue::none_anywhere(world, HOSTS)
 }
 
@@ -146,6 +147,44 @@ fn is_recovered(world: &World) -> Result<()> {
         || residue::none_anywhere(world, HOSTS).map(Some),
     )?;
     ok(world, &["vm", "stop", "web", "--force"])
+}
+
+/// A VM that the former version cannot describe goes to today's agents only, as soon as there is a controller that knows it.
+fn names_the_agents_that_are_too_old(world: &World) -> Result<()> {
+    if !world.is_upgraded(Program::Controller) {
+        return Ok(());
+    }
+    let new = |host| world.is_upgraded(Program::Agent(host));
+    for host in HOSTS.iter().copied() {
+        let refuses = |words: &[&str], too_old: &str| -> Result<()> {
+            let said = world.cli(words)?;
+            ensure!(
+                said.code == 4
+                    && said.stderr.contains("error[AGENT_TOO_OLD]")
+                    && said.stderr.contains(&format!("on host {too_old} ")),
+                "host {too_old} has an old agent: {said:?}"
+            );
+            Ok(())
+        };
+        let described = ["--description", "B\u{fc}ro"];
+        let create = create_words("office", host);
+        let create = [&create[..], &described].concat();
+        if !new(host) {
+            refuses(&create, host)?;
+            continue;
+        }
+        ok(world, &create)?;
+        let to = other(host);
+        let migrate = ["vm", "migrate", "office", "--to", to, "--offline"];
+        if new(to) {
+            ok(world, &migrate)?;
+            ensure!(world.vm("office")?["description"] == described[1]);
+        } else {
+            refuses(&migrate, to)?;
+        }
+        ok(world, &["vm", "delete", "office", "--yes"])?;
+    }
+    Ok(())
 }
 
 /// Starts a stopped VM, which must open its TPM if it has one, and stops it.
@@ -270,7 +309,11 @@ impl Known {
 }
 
 fn create(world: &World, name: &str, host: &str, more: &[&str]) -> Result<()> {
-    let words = [
+    ok(world, &[&create_words(name, host)[..], more].concat())
+}
+
+fn create_words<'a>(name: &'a str, host: &'a str) -> [&'a str; 9] {
+    [
         "vm",
         "create",
         name,
@@ -280,8 +323,7 @@ fn create(world: &World, name: &str, host: &str, more: &[&str]) -> Result<()> {
         "512M",
         "--host",
         host,
-    ];
-    ok(world, &[&words[..], more].concat())
+    ]
 }
 
 fn ok(world: &World, words: &[&str]) -> Result<()> {

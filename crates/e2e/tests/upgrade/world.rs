@@ -29,6 +29,7 @@ impl fmt::Display for Program {
 /// A fleet of two hosts whose programs are exchanged one by one.
 pub(crate) struct World {
     fleet: Fleet,
+    upgraded: Vec<Program>,
 }
 
 impl World {
@@ -54,7 +55,10 @@ impl World {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut fleet = Fleet::up(lab, &arguments)?;
         fleet.use_cli(fleetward);
-        Ok(Self { fleet })
+        Ok(Self {
+            fleet,
+            upgraded: Vec::new(),
+        })
     }
 
     /// Kills the program and starts today's in its place.
@@ -82,7 +86,13 @@ impl World {
             .lab("up", &arguments)?
             .ok()
             .with_context(|| format!("exchanging {program}"))?;
+        self.upgraded.push(program);
         self.all_online()
+    }
+
+    /// Whether the program is today's.
+    pub(crate) fn is_upgraded(&self, program: Program) -> bool {
+        self.upgraded.contains(&program)
     }
 
     pub(crate) fn all_online(&self) -> Result<()> {
