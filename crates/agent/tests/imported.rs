@@ -249,7 +249,7 @@ async fn a_roll_is_on_record_as_one_and_not_as_a_new_tpm() {
         node.client.get("/v1/audit?after=0").await.unwrap();
     fleetward_model::audit::verify(None, &records).unwrap();
     let of_the_roll: Vec<_> = records.iter().filter(|r| r.job == Some(job.id)).collect();
-    let actions: Vec<&str> = of_the_roll.iter().map(|r| r.action.as_str()).collect();
+    let actions: Vec<&str> = of_the_roll.iter().map(|r| r.action.into_str()).collect();
     assert_eq!(actions, ["open", "roll"]);
     for record in of_the_roll {
         assert_eq!(record.vm, Some(spec.id));

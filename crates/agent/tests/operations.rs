@@ -624,7 +624,7 @@ async fn nobody_but_the_controller_may_call() {
         Identity::Host("a".parse().unwrap()),
         Identity::Admin {
             name: "kim".parse().unwrap(),
-            role: fleetward_link::Role::Admin,
+            role: fleetward_model::role::Role::Admin,
         },
     ] {
         let client = fleet.client_as(&identity, "a", &node.address);
@@ -730,7 +730,7 @@ async fn every_use_of_a_key_is_on_record_and_the_chain_holds() {
     let records: Vec<fleetward_model::audit::AuditRecord> =
         node.client.get("/v1/audit?after=0").await.unwrap();
     fleetward_model::audit::verify(None, &records).unwrap();
-    let actions: Vec<&str> = records.iter().map(|r| r.action.as_str()).collect();
+    let actions: Vec<&str> = records.iter().map(|r| r.action.into_str()).collect();
     for expected in ["make-guardian", "join", "make-tpm", "open"] {
         assert!(actions.contains(&expected), "{actions:?}");
     }

@@ -7,6 +7,8 @@ use fleetward_model::clone::CloneTpm;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::{CertificateRole, GuardianFacts, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
+pub use fleetward_model::job::JobState;
+pub use fleetward_model::role::Role;
 use fleetward_model::spec::Description;
 use fleetward_model::vm::{
     DiskBus, DiskObserved, Firmware, NewerSpec, Profile, TpmObserved, VmState,
@@ -19,36 +21,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
-
-/// What a caller may do. Key rights (`keeper`) are separate from VM rights (`operator`); `admin` has both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    Viewer,
-    Operator,
-    Keeper,
-    Admin,
-}
-
-impl Role {
-    /// Whether a caller of this role may use an endpoint that needs `needed`.
-    pub const fn allows(self, needed: Self) -> bool {
-        match (self, needed) {
-            (Self::Admin, _) | (_, Self::Viewer) => true,
-            (Self::Operator, Self::Operator) | (Self::Keeper, Self::Keeper) => true,
-            (Self::Viewer | Self::Operator | Self::Keeper, _) => false,
-        }
-    }
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-            Self::Keeper => "keeper",
-            Self::Admin => "admin",
-        }
-    }
-}
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -605,37 +577,6 @@ pub struct CheckView {
     /// The first blocking finding's code.
     pub code: Option<ErrorCode>,
     pub findings: Vec<Finding>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum JobState {
-    Pending,
-    Running,
-    /// Going back step by step.
-    Undoing,
-    Done,
-    /// Failed or cancelled, and everything it had done is undone.
-    Undone,
-    /// Given up where it stood: neither done nor taken back. Somebody must look.
-    Failed,
-}
-
-impl JobState {
-    pub const fn has_ended(self) -> bool {
-        matches!(self, Self::Done | Self::Undone | Self::Failed)
-    }
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Running => "running",
-            Self::Undoing => "undoing",
-            Self::Done => "done",
-            Self::Undone => "undone",
-            Self::Failed => "failed",
-        }
-    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

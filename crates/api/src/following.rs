@@ -113,7 +113,7 @@ pub fn failure_of(job: JobView) -> Failure {
             "job {} of {} ended as {}",
             job.id,
             job.target,
-            job.state.as_str()
+            job.state.into_str()
         );
         Failure::new(ErrorCode::Internal, what).because("it does not say why")
     })

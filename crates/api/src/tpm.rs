@@ -145,6 +145,8 @@ fn decode(part: &'static str, text: &str, limit: usize) -> Result<Vec<u8>, Bundl
 /// What a version was kept for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr, strum::Display)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum VersionReason {
     /// The VM was made.
     Created,
@@ -172,33 +174,6 @@ pub enum VersionReason {
     Redefined,
     /// First seen: it was made without a copy, or the copies were lost.
     Found,
-}
-
-impl VersionReason {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Enabled => "enabled",
-            Self::Disabled => "disabled",
-            Self::Stopped => "stopped",
-            Self::Migrated => "migrated",
-            Self::Rolled => "rolled",
-            Self::Restored => "restored",
-            Self::Written => "written",
-            Self::Deleted => "deleted",
-            Self::Recovered => "recovered",
-            Self::Granted => "granted",
-            Self::Revoked => "revoked",
-            Self::Redefined => "redefined",
-            Self::Found => "found",
-        }
-    }
-}
-
-impl std::fmt::Display for VersionReason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.as_str())
-    }
 }
 
 /// One kept version of a VM's TPM: a row of `tpm history`.

@@ -41,13 +41,13 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
         table.add([
             host.name.to_string(),
             host.group.to_string(),
-            host.state.as_str().to_owned(),
+            host.state.into_str().to_owned(),
             or_none(host.address.as_deref()),
             host.vms.to_string(),
             fact(&|f| f.cpus.to_string()),
             fact(&|f| f.memory.to_string()),
             fact(&|f| f.memory_available.to_string()),
-            fact(&|f| f.accelerator.as_str().to_owned()),
+            fact(&|f| f.accelerator.into_str().to_owned()),
             fact(&|f| f.versions.qemu.to_string()),
             fact(&|f| or_none(f.versions.swtpm)),
             count(host.warnings.len()),
@@ -68,7 +68,7 @@ pub(crate) fn host(host: &HostView) -> String {
     let mut sheet = Sheet::default();
     sheet.add("Name", &host.name);
     sheet.add("Group", &host.group);
-    sheet.add("State", host.state.as_str());
+    sheet.add("State", host.state.into_str());
     sheet.add("Address", or_none(host.address.as_deref()));
     sheet.add("Last seen", moment_or_none(host.last_seen));
     sheet.add("VMs", host.vms);
@@ -82,7 +82,7 @@ pub(crate) fn host(host: &HostView) -> String {
             "Memory",
             format!("{}, {} free", facts.memory, facts.memory_available),
         );
-        sheet.add("Runs VMs with", facts.accelerator.as_str());
+        sheet.add("Runs VMs with", facts.accelerator.into_str());
         sheet.add(
             "Secure Boot",
             if facts.secure_boot {
@@ -107,7 +107,7 @@ pub(crate) fn host(host: &HostView) -> String {
         }
         for guardian in &facts.guardians {
             let until = guardian.not_after().map_or_else(|| NONE.to_owned(), day);
-            let kind = guardian.standing.as_str();
+            let kind = guardian.standing.into_str();
             sheet.add(
                 "Guardian",
                 format!("{}, {kind}, until {until}", guardian.id.short()),
@@ -479,7 +479,7 @@ pub(crate) fn jobs(jobs: &[JobView]) -> String {
             job_id(job.id),
             job.kind.clone(),
             job.target.clone(),
-            job.state.as_str().to_owned(),
+            job.state.into_str().to_owned(),
             match &job.failure {
                 Some(failure) => failure.code.to_string(),
                 None => or_none(job.current.as_deref()),
@@ -514,7 +514,7 @@ pub(crate) fn job(job: &JobView) -> String {
     sheet.add("Id", job.id);
     sheet.add("Kind", &job.kind);
     sheet.add("Target", &job.target);
-    sheet.add("State", job.state.as_str());
+    sheet.add("State", job.state.into_str());
     sheet.add("By", &job.created_by);
     sheet.add("Created", moment(job.created));
     sheet.add("Ended", moment_or_none(job.ended));

@@ -218,7 +218,7 @@ impl App {
     pub(crate) async fn holder_of(&self, vm: VmId) -> Option<admission::Holder> {
         while let Some((holder, _)) = self.world.holders.of(vm) {
             match self.engine.get(holder.job).await {
-                Ok(job) if job.state.is_terminal() => self.world.holders.remove(holder.job),
+                Ok(job) if job.state.has_ended() => self.world.holders.remove(holder.job),
                 Ok(_) | Err(_) => return Some(holder),
             }
         }

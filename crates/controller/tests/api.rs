@@ -59,7 +59,7 @@ async fn every_endpoint_refuses_without_credentials() {
 async fn roles_reach_exactly_their_endpoints() {
     let controller = Controller::start().await;
     for role in [Role::Viewer, Role::Operator, Role::Keeper, Role::Admin] {
-        let client = controller.admin(role.as_str(), role).await;
+        let client = controller.admin(role.into_str(), role).await;
         for endpoint in ENDPOINTS {
             let Access::Role(needed) = endpoint.access else {
                 continue;

@@ -216,7 +216,7 @@ fn write_network(out: &mut Out, spec: &VmSpec) -> io::Result<()> {
     for nic in &spec.nics {
         element(out, "interface", &[("type", "user")], |out| {
             empty(out, "mac", &[("address", &nic.mac)])?;
-            empty(out, "model", &[("type", nic.model.as_str())])
+            empty(out, "model", &[("type", nic.model.into_str())])
         })?;
     }
     Ok(())

@@ -6,8 +6,9 @@ use crate::kind::Registry;
 use crate::leader;
 use crate::ledger::{Ledger, Term, job_key};
 use crate::observe::{self, JobUpdates};
-use crate::record::{CancelRequest, Job, JobFilter, JobState, Progress, StepRecord, StepState};
+use crate::record::{CancelRequest, Job, JobFilter, Progress, StepRecord, StepState};
 use crate::{JobError, JobKind, KindInfo};
+use fleetward_model::job::JobState;
 use fleetward_model::{ErrorCode, Failure, JobId};
 use fleetward_store::{Outcome, Store, Txn};
 use futures_util::StreamExt;
@@ -288,7 +289,7 @@ impl Engine {
         let mut updates = self.watch(id).await?;
         while let Some(job) = updates.next().await {
             let job = job?;
-            if job.state.is_terminal() {
+            if job.state.has_ended() {
                 return Ok(job);
             }
         }
@@ -311,7 +312,7 @@ impl Engine {
         loop {
             let (mut job, revision) = ledger.job(id).await?.ok_or(JobError::NotFound { id })?;
             let txn = Txn::new().if_unchanged(job_key(id), revision);
-            let had_ended = job.state.is_terminal();
+            let had_ended = job.state.has_ended();
             let txn = if had_ended {
                 if debts.is_empty() {
                     return Ok(job);

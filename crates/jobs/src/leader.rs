@@ -206,7 +206,7 @@ impl Leader {
             if let Event::Put(entry) = event {
                 match entry.json::<Job>() {
                     // any later version is an echo of a runner's own writes, perhaps one already ended
-                    Ok(job) if entry.version == 1 || job.state.is_terminal() => {
+                    Ok(job) if entry.version == 1 || job.state.has_ended() => {
                         self.see(job, entry.mod_revision).await?;
                     }
                     Ok(_) => {}
@@ -240,7 +240,7 @@ impl Leader {
     /// Starts a job that is not running yet; drops one that was given up.
     async fn see(&mut self, job: Job, revision: Revision) -> Result<(), StoreError> {
         let id = job.id;
-        if job.state.is_terminal() {
+        if job.state.has_ended() {
             if let Some((_, task)) = self.running.get(&id) {
                 task.abort();
                 self.forget(id);
@@ -368,13 +368,13 @@ pub(crate) async fn prune_ended(shared: &Shared) -> Result<usize, StoreError> {
     let (jobs, _) = ledger.jobs().await?;
     let active: Vec<JobId> = jobs
         .iter()
-        .filter(|(job, _)| !job.state.is_terminal())
+        .filter(|(job, _)| !job.state.has_ended())
         .map(|(job, _)| job.id)
         .collect();
     let mut ended: Vec<_> = jobs
         .into_iter()
         .filter_map(|(job, revision)| {
-            let ended_at = job.ended_at.filter(|_| job.state.is_terminal())?;
+            let ended_at = job.ended_at.filter(|_| job.state.has_ended())?;
             Some((ended_at, job.id, job.parent, revision))
         })
         .collect();

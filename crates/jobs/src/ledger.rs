@@ -15,8 +15,9 @@
 
 use crate::JobError;
 use crate::debt::Debt;
-use crate::record::{CancelRequest, Job, JobFilter, JobState, Progress};
+use crate::record::{CancelRequest, Job, JobFilter, Progress};
 use fleetward_model::JobId;
+use fleetward_model::job::JobState;
 use fleetward_store::{Outcome, Revision, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -178,7 +179,7 @@ impl Ledger {
             .collect();
         jobs.sort_by_key(|job| (std::cmp::Reverse(job.created_at), job.id));
         jobs.truncate(filter.limit.unwrap_or(usize::MAX));
-        for job in jobs.iter_mut().filter(|job| !job.state.is_terminal()) {
+        for job in jobs.iter_mut().filter(|job| !job.state.has_ended()) {
             job.progress = self.progress(job.id).await?;
         }
         Ok(jobs)

@@ -75,9 +75,8 @@ pub use context::{ProgressReporter, StepContext};
 pub use debt::{Absence, Debt, DebtBook, Debtor, Owed, Settled};
 pub use engine::{Backoff, Engine, EngineOptions, Patience, Retention, Submission};
 pub use error::JobError;
+pub use fleetward_model::job::JobState;
 pub use kind::{JobKind, KindInfo, Registry, Steps};
 pub use observe::JobUpdates;
-pub use record::{
-    CancelRequest, Job, JobFilter, JobState, Progress, StepRecord, StepState, Waiting,
-};
+pub use record::{CancelRequest, Job, JobFilter, Progress, StepRecord, StepState, Waiting};
 pub use step::{Data, Recourse, Step, StepError, StepInfo, UndoStep};

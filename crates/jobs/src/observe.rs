@@ -67,7 +67,7 @@ impl Follower {
         };
         match changed {
             Ok(there) => {
-                self.over = !there || self.job.state.is_terminal();
+                self.over = !there || self.job.state.has_ended();
                 there.then(|| Ok(self.job.clone()))
             }
             Err(error) => {

@@ -123,7 +123,7 @@ impl Engine {
                 Some(found) => {
                     txn = txn.if_unchanged(job_key(debt.job), found.revision);
                     let mut job = found.value;
-                    if job.state.is_terminal() {
+                    if job.state.has_ended() {
                         note_paid(&mut job, debt);
                         txn = txn.put_json(job_key(debt.job), &job)?;
                     }

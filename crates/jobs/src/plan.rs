@@ -1,7 +1,8 @@
 //! What a job does next: a pure function of its record.
 
 use crate::kind::AnyKind;
-use crate::record::{Job, JobState, StepRecord, StepState};
+use crate::record::{Job, StepRecord, StepState};
+use fleetward_model::job::JobState;
 
 /// The next thing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

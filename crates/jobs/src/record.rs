@@ -15,6 +15,7 @@
 //! ```
 
 use crate::debt::Debtor;
+use fleetward_model::job::JobState;
 use fleetward_model::{Failure, JobId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -52,31 +53,6 @@ pub struct Job {
     /// Of the step at work; kept beside the record in the store.
     #[serde(skip)]
     pub progress: Option<Progress>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum JobState {
-    /// Accepted, not begun.
-    Pending,
-    Running,
-    /// Taking back what was done.
-    Undoing,
-    Done,
-    /// Everything is as if the job had never been; `failure` says why.
-    Undone,
-    /// Ended half-way: given up by an administrator, or what is left is owed by somebody who is away. The steps tell.
-    Failed,
-}
-
-impl JobState {
-    /// Whether nothing will change any more.
-    pub fn is_terminal(self) -> bool {
-        match self {
-            Self::Done | Self::Undone | Self::Failed => true,
-            Self::Pending | Self::Running | Self::Undoing => false,
-        }
-    }
 }
 
 /// What became of one step so far.
@@ -232,7 +208,7 @@ impl JobFilter {
         self.state.is_none_or(|state| job.state == state)
             && self
                 .active
-                .is_none_or(|active| job.state.is_terminal() != active)
+                .is_none_or(|active| job.state.has_ended() != active)
             && self.kind.as_ref().is_none_or(|kind| job.kind == *kind)
             && self
                 .resource

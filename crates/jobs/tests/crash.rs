@@ -452,7 +452,7 @@ impl Scene {
         assert!(!owed, "paid, and not said so: {job:#?}");
         let jobs = engine.list(&JobFilter::default()).await.expect("list");
         assert!(
-            jobs.len() <= 2 && jobs.iter().all(|job| job.state.is_terminal()),
+            jobs.len() <= 2 && jobs.iter().all(|job| job.state.has_ended()),
             "{jobs:?}"
         );
         engine.shutdown().await;

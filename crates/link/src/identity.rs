@@ -9,6 +9,7 @@
 //! This module converts between these URIs and types. [`trust`](crate::trust) verifies certificates.
 
 use fleetward_model::HostName;
+use fleetward_model::role::Role;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -95,77 +96,6 @@ impl fmt::Display for AdminName {
     }
 }
 
-/// The role of an administrator. Rights over keys are separate from rights over VMs, so roles are sets of rights and
-/// not levels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Sees everything that is not secret.
-    Viewer,
-    /// Also creates, starts, moves and deletes VMs.
-    Operator,
-    /// Also handles guardians, grants and exports, but no VMs.
-    Keeper,
-    /// Everything, the fleet itself included.
-    Admin,
-}
-
-/// A kind of action; each endpoint requires one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Right {
-    /// Read the inventory, jobs and findings.
-    View,
-    /// The life cycle of VMs, images and templates.
-    OperateVms,
-    /// Guardians, grants, rolls and rotation.
-    KeepKeys,
-    /// Hosts, tokens, administrators' certificates.
-    AdministerFleet,
-}
-
-impl Role {
-    /// Whether this role includes `right`.
-    pub fn allows(self, right: Right) -> bool {
-        match (self, right) {
-            (Self::Admin, _) | (_, Right::View) => true,
-            (Self::Operator, Right::OperateVms) | (Self::Keeper, Right::KeepKeys) => true,
-            (Self::Viewer | Self::Operator | Self::Keeper, Right::AdministerFleet) => false,
-            (Self::Viewer | Self::Keeper, Right::OperateVms) => false,
-            (Self::Viewer | Self::Operator, Right::KeepKeys) => false,
-        }
-    }
-
-    /// The word used in URIs and on the command line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-            Self::Keeper => "keeper",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-impl FromStr for Role {
-    type Err = IdentityError;
-
-    fn from_str(text: &str) -> Result<Self, IdentityError> {
-        match text {
-            "viewer" => Ok(Self::Viewer),
-            "operator" => Ok(Self::Operator),
-            "keeper" => Ok(Self::Keeper),
-            "admin" => Ok(Self::Admin),
-            _ => Err(IdentityError::Role),
-        }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
 /// A member of a fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Identity {
@@ -234,7 +164,7 @@ impl FromStr for FleetIdentity {
                 let (name, role) = rest.split_once("?role=").ok_or_else(unknown)?;
                 Identity::Admin {
                     name: name.parse()?,
-                    role: role.parse()?,
+                    role: role.parse().map_err(|_| IdentityError::Role)?,
                 }
             }
             _ => return Err(unknown()),
@@ -350,21 +280,6 @@ mod tests {
             format!("FLEETWARD://fleet/{fleet}/controller"),
         ] {
             assert!(bad.parse::<FleetIdentity>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn key_rights_are_separate_from_vm_rights() {
-        assert!(Role::Operator.allows(Right::OperateVms));
-        assert!(!Role::Operator.allows(Right::KeepKeys));
-        assert!(Role::Keeper.allows(Right::KeepKeys));
-        assert!(!Role::Keeper.allows(Right::OperateVms));
-        for role in [Role::Viewer, Role::Operator, Role::Keeper, Role::Admin] {
-            assert!(role.allows(Right::View));
-            assert_eq!(
-                role.allows(Right::AdministerFleet),
-                matches!(role, Role::Admin)
-            );
         }
     }
 

@@ -43,7 +43,7 @@ pub use client::{Client, ClientError};
 pub use credential::{Credential, CredentialError, KeyRequest, LiveCredential};
 pub use dial::DialError;
 pub use ek_root::EkRoot;
-pub use identity::{AdminName, FleetId, FleetIdentity, Identity, IdentityError, Right, Role};
+pub use identity::{AdminName, FleetId, FleetIdentity, Identity, IdentityError};
 pub use local::SocketSpec;
 pub use peer::Peer;
 pub use serve::{Limits, TlsServer, UnixServer};

@@ -3,8 +3,9 @@
 //! [`serve`](crate::serve) adds a [`Peer`] to the extensions of every request, and handlers take it as an argument. A
 //! request without one is refused, because this crate did not accept its connection.
 
-use crate::identity::{Identity, Role};
+use crate::identity::Identity;
 use axum::extract::FromRequestParts;
+use fleetward_model::role::Role;
 use http::StatusCode;
 use http::request::Parts;
 use std::fmt;

@@ -20,6 +20,8 @@ pub const GENESIS: &str = "00000000000000000000000000000000000000000000000000000
 /// What was done with a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[derive(strum::IntoStaticStr, strum::Display)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum AuditAction {
     /// A guardian's keys were made.
     MakeGuardian,
@@ -67,43 +69,6 @@ pub enum AuditAction {
     GiveUpJob,
     /// Controller: the inventory was read anew from the hosts.
     Rebuild,
-}
-
-impl AuditAction {
-    /// The word in lists.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::MakeGuardian => "make-guardian",
-            Self::Join => "join",
-            Self::MakeTpm => "make-tpm",
-            Self::Roll => "roll",
-            Self::Open => "open",
-            Self::Grant => "grant",
-            Self::Revoke => "revoke",
-            Self::TakeOver => "take-over",
-            Self::RotateGuardian => "rotate-guardian",
-            Self::RetireGuardian => "retire-guardian",
-            Self::PutProtector => "put-protector",
-            Self::RemoveTpm => "remove-tpm",
-            Self::ExportPfx => "export-pfx",
-            Self::ImportPfx => "import-pfx",
-            Self::RemoveGuardian => "remove-guardian",
-            Self::MakeToken => "make-token",
-            Self::Endorse => "endorse",
-            Self::CertifyAdmin => "certify-admin",
-            Self::RemoveHost => "remove-host",
-            Self::SubmitJob => "submit-job",
-            Self::CancelJob => "cancel-job",
-            Self::GiveUpJob => "give-up-job",
-            Self::Rebuild => "rebuild",
-        }
-    }
-}
-
-impl fmt::Display for AuditAction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
 }
 
 /// What happened, before it has a place in the chain.

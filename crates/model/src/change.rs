@@ -26,6 +26,8 @@ use utoipa::ToSchema;
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr, strum::Display)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum ChangeKind {
     Tpm,
     Cpus,
@@ -46,24 +48,6 @@ impl ChangeKind {
         Self::Autostart,
         Self::Name,
     ];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tpm => "tpm",
-            Self::Cpus => "cpus",
-            Self::Memory => "memory",
-            Self::Description => "description",
-            Self::Labels => "labels",
-            Self::Autostart => "autostart",
-            Self::Name => "name",
-        }
-    }
-}
-
-impl fmt::Display for ChangeKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
 }
 
 /// When a change takes effect.

@@ -302,7 +302,7 @@ fn machine(needs: &Needs, host: &HostName, facts: &HostFacts) -> Option<Finding>
 fn accelerator(needs: &Needs, host: &HostName, facts: &HostFacts) -> Option<Finding> {
     let wanted = needs.accelerator?;
     (wanted != facts.accelerator).then(|| {
-        let (has, wants) = (facts.accelerator.as_str(), wanted.as_str());
+        let (has, wants) = (facts.accelerator.into_str(), wanted.into_str());
         let vm = needs.name.as_ref();
         let vm = vm.map_or("the VM".to_owned(), |vm| format!("VM {vm}"));
         let what = format!("{vm} runs with {wants}, host {host} runs VMs with {has}");

@@ -57,28 +57,14 @@ pub struct CertificateFacts {
 /// Who grants keys inside a group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr, strum::Display)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum TrustMode {
     /// Jobs wrap keys for the hosts of the VM's group by themselves.
     #[default]
     Auto,
     /// Only people do: by an explicit grant, or by carrying a guardian over as PFX files.
     Manual,
-}
-
-impl TrustMode {
-    /// The word on the command line.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Manual => "manual",
-        }
-    }
-}
-
-impl fmt::Display for TrustMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
 }
 
 impl FromStr for TrustMode {
@@ -109,6 +95,8 @@ impl FromStr for TrustMode {
     ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum GuardianStanding {
     /// Owns the key protectors that are made here. Each host has one.
     #[default]
@@ -117,17 +105,6 @@ pub enum GuardianStanding {
     Retired,
     /// Another host's, brought here as PFX files.
     Imported,
-}
-
-impl GuardianStanding {
-    /// The word in lists.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Own => "own",
-            Self::Retired => "retired",
-            Self::Imported => "imported",
-        }
-    }
 }
 
 /// A guardian as its host reports it.

@@ -98,19 +98,12 @@ pub struct PoolFacts {
 /// What really starts VMs here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum Accelerator {
     Kvm,
     /// QEMU's own translation: slow, needs no hardware.
     Tcg,
-}
-
-impl Accelerator {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg",
-        }
-    }
 }
 
 /// The versions of what controller and agents say to each other that a program knows. A program that says nothing is from
@@ -234,6 +227,8 @@ impl HostFacts {
 /// What the controller thinks of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum HostState {
     /// Token made, not joined yet.
     Invited,
@@ -242,15 +237,4 @@ pub enum HostState {
     Unreachable,
     /// Answers, takes no new VMs.
     Drained,
-}
-
-impl HostState {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Invited => "invited",
-            Self::Online => "online",
-            Self::Unreachable => "unreachable",
-            Self::Drained => "drained",
-        }
-    }
 }

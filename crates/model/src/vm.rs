@@ -17,8 +17,11 @@ use utoipa::ToSchema;
 /// Set of hardware defaults and requirements. See [`crate::profile`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[derive(strum::IntoStaticStr, strum::Display)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum Profile {
     #[serde(rename = "windows-11")]
+    #[strum(serialize = "windows-11")]
     Windows11,
     #[default]
     Linux,
@@ -26,19 +29,6 @@ pub enum Profile {
 
 impl Profile {
     pub const ALL: [Self; 2] = [Self::Windows11, Self::Linux];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Windows11 => "windows-11",
-            Self::Linux => "linux",
-        }
-    }
-}
-
-impl std::fmt::Display for Profile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.as_str())
-    }
 }
 
 impl std::str::FromStr for Profile {
@@ -46,7 +36,7 @@ impl std::str::FromStr for Profile {
     fn from_str(text: &str) -> Result<Self, String> {
         Self::ALL
             .into_iter()
-            .find(|p| p.as_str() == text)
+            .find(|p| p.into_str() == text)
             .ok_or_else(|| format!("unknown profile {text:?}; there are windows-11 and linux"))
     }
 }
@@ -57,6 +47,8 @@ impl std::str::FromStr for Profile {
 /// not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr, strum::Display)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum VmState {
     Running,
     Stopped,
@@ -84,23 +76,6 @@ impl VmState {
             (true, true) => Self::Migrating,
             (true, false) => self,
         }
-    }
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Stopped => "stopped",
-            Self::Paused => "paused",
-            Self::Migrating => "migrating",
-            Self::Failed => "failed",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
-impl std::fmt::Display for VmState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.as_str())
     }
 }
 

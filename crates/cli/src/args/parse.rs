@@ -33,10 +33,8 @@ pub(crate) fn parse_label(text: &str) -> Result<(LabelKey, String), String> {
 }
 
 pub(super) fn parse_role(text: &str) -> Result<Role, String> {
-    [Role::Viewer, Role::Operator, Role::Keeper, Role::Admin]
-        .into_iter()
-        .find(|role| role.as_str() == text)
-        .ok_or_else(|| "the roles are viewer, operator, keeper and admin".to_owned())
+    text.parse()
+        .map_err(|_| "the roles are viewer, operator, keeper and admin".to_owned())
 }
 
 pub(super) fn parse_since(text: &str) -> Result<OffsetDateTime, String> {

@@ -9,7 +9,7 @@ use crate::tokens;
 use crate::world::World;
 use axum::Json;
 use axum::extract::State;
-use fleetward_api::controller::{AdminReply, JoinReply, RebuildView, Role, Status, TokenView};
+use fleetward_api::controller::{AdminReply, JoinReply, RebuildView, Status, TokenView};
 use fleetward_api::verbs;
 use fleetward_link::{AdminName, Identity, Peer};
 use fleetward_model::audit::AuditAction;
@@ -193,12 +193,7 @@ async fn admin(
 ) -> Answer<Json<AdminReply>> {
     let fleet = &app.world.fleet;
     let name: AdminName = super::parsed("administrator's name", request.name.as_str())?;
-    let role = match request.role {
-        Role::Viewer => fleetward_link::Role::Viewer,
-        Role::Operator => fleetward_link::Role::Operator,
-        Role::Keeper => fleetward_link::Role::Keeper,
-        Role::Admin => fleetward_link::Role::Admin,
-    };
+    let role = request.role;
     let why = format!("{name}, {role}");
     let certificate = fleet.certify(
         &request.csr,

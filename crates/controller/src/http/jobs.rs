@@ -36,7 +36,7 @@ async fn job_list(
 ) -> Answer<Json<Vec<JobView>>> {
     let page = Page::new(Some(query.limit.unwrap_or(LONGEST_PAGE)), query.after)?;
     let filter = JobFilter {
-        state: query.state.map(view::inner_job_state),
+        state: query.state,
         active: query.active,
         kind: query.kind,
         limit: page.is_first().then_some(page.limit()),
@@ -105,13 +105,13 @@ async fn job_give_up(
     let by = peer.to_string();
     let before = app.engine.get(id).await?;
     let owed = app.world.debts.of_job(id);
-    if before.state.is_terminal() && owed.is_empty() {
+    if before.state.has_ended() && owed.is_empty() {
         let what = format!("job {id} has ended, and nothing is owed of it");
         return Err(Failure::new(ErrorCode::JobNotCancellable, what)
             .fix(format!("fleetward job show {id}"))
             .into());
     }
-    let reason = match before.state.is_terminal() {
+    let reason = match before.state.has_ended() {
         true => {
             let owed: Vec<_> = owed.iter().map(debts::told).collect();
             format!("dropped what was owed: {}", owed.join(", "))

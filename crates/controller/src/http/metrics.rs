@@ -55,7 +55,7 @@ fn render(world: &World, now: OffsetDateTime) -> String {
     .into_iter()
     .map(|state| {
         let count = hosts.iter().filter(|h| world.state_of(h) == state).count();
-        (label(&[("state", state.as_str())]), count as i64)
+        (label(&[("state", state.into_str())]), count as i64)
     })
     .collect();
     family(
@@ -78,7 +78,7 @@ fn render(world: &World, now: OffsetDateTime) -> String {
             .iter()
             .filter(|vm| shown_state(world, vm) == state)
             .count();
-        (label(&[("state", state.as_str())]), count as i64)
+        (label(&[("state", state.into_str())]), count as i64)
     })
     .collect();
     family(

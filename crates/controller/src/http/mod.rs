@@ -49,10 +49,10 @@ use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
-use fleetward_api::controller::Role;
 use fleetward_api::each_verb;
 use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_link::Peer;
+use fleetward_model::role::Role;
 use fleetward_model::{ErrorCode, Failure};
 use http::header::HeaderName;
 use http::{HeaderValue, Method, StatusCode};
@@ -101,7 +101,7 @@ async fn guard(State(access): State<Access>, peer: Peer, request: Request, next:
 }
 
 fn allowed(peer: &Peer, needed: Role) -> Result<(), Failure> {
-    let Some(role) = role(peer) else {
+    let Some(role) = peer.role() else {
         return Err(no_credentials(peer));
     };
     if role.allows(needed) {
@@ -109,8 +109,8 @@ fn allowed(peer: &Peer, needed: Role) -> Result<(), Failure> {
     }
     let what = format!(
         "{peer} has role {}, that needs role {}",
-        role.as_str(),
-        needed.as_str()
+        role.into_str(),
+        needed.into_str()
     );
     Err(Failure::new(ErrorCode::RoleMissing, what))
 }
@@ -128,18 +128,9 @@ fn no_credentials(peer: &Peer) -> Failure {
     }
 }
 
-fn role(peer: &Peer) -> Option<Role> {
-    Some(match peer.role()? {
-        fleetward_link::Role::Viewer => Role::Viewer,
-        fleetward_link::Role::Operator => Role::Operator,
-        fleetward_link::Role::Keeper => Role::Keeper,
-        fleetward_link::Role::Admin => Role::Admin,
-    })
-}
-
 /// Without credentials the answer does not say which endpoints exist.
 async fn no_endpoint(peer: Peer, request: Request) -> Refusal {
-    if role(&peer).is_none() {
+    if peer.role().is_none() {
         return Refusal(no_credentials(&peer));
     }
     Refusal(Failure::new(
@@ -149,7 +140,7 @@ async fn no_endpoint(peer: Peer, request: Request) -> Refusal {
 }
 
 async fn other_method(peer: Peer, method: Method, request: Request) -> Response {
-    if role(&peer).is_none() {
+    if peer.role().is_none() {
         return Refusal(no_credentials(&peer)).into_response();
     }
     let what = format!("{} does not take {method}", request.uri().path());

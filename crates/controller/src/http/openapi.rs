@@ -94,7 +94,7 @@ fn add<V: Verb>(whole: &mut utoipa::openapi::OpenApi) {
 fn add_common(operation: &mut Value, access: Access) {
     operation["x-fleetward-access"] = match access {
         Access::JoinToken => json!("join-token"),
-        Access::Role(role) => json!(role.as_str()),
+        Access::Role(role) => json!(role.into_str()),
     };
     operation["responses"]["default"] = json!({
         "description": "Refused or failed; the status follows from the code's class.",

@@ -209,34 +209,13 @@ pub(super) fn invited(token: TokenRecord) -> HostView {
 }
 
 /// A job.
-pub(super) fn inner_job_state(state: JobState) -> fleetward_jobs::JobState {
-    use fleetward_jobs::JobState as Inner;
-    match state {
-        JobState::Pending => Inner::Pending,
-        JobState::Running => Inner::Running,
-        JobState::Undoing => Inner::Undoing,
-        JobState::Done => Inner::Done,
-        JobState::Undone => Inner::Undone,
-        JobState::Failed => Inner::Failed,
-    }
-}
-
 pub(super) fn job(job: Job) -> JobView {
-    use fleetward_jobs::JobState as Inner;
     let failure = job.failure.as_ref().map(|failure| named(&job, failure));
     let warnings = work::warnings_of(&job);
-    let state = match job.state {
-        Inner::Pending => JobState::Pending,
-        Inner::Running => JobState::Running,
-        Inner::Undoing => JobState::Undoing,
-        Inner::Done => JobState::Done,
-        Inner::Undone => JobState::Undone,
-        Inner::Failed => JobState::Failed,
-    };
     JobView {
         id: job.id,
         target: work::about_job(&job).target,
-        state,
+        state: job.state,
         created_by: job.created_by.clone(),
         created: job.created_at,
         ended: job.ended_at,
@@ -252,8 +231,8 @@ pub(super) fn job(job: Job) -> JobView {
             .as_ref()
             .and_then(|_| Some(job.current_step()?.failure.as_ref()?.code)),
         held_up: held_up(&job),
-        cancellable: matches!(job.state, Inner::Pending | Inner::Running) && !job.past_return,
-        result: (job.state == Inner::Done)
+        cancellable: matches!(job.state, JobState::Pending | JobState::Running) && !job.past_return,
+        result: (job.state == JobState::Done)
             .then(|| work::report_of(&job))
             .flatten(),
         steps: job

@@ -76,7 +76,7 @@ fn say(keyring: &Keyring, imported: &Imported) {
     if !imported.new {
         println!(
             "guardian {id} is here already ({})",
-            imported.standing.as_str()
+            imported.standing.into_str()
         );
         return;
     }

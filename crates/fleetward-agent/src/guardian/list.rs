@@ -90,7 +90,7 @@ impl Found {
             for certificate in &guardian.certificates {
                 rows.push(Row {
                     guardian: Some(guardian.id.clone()),
-                    standing: guardian.standing.as_str(),
+                    standing: guardian.standing.into_str(),
                     has_private_key: guardian.has_private_key,
                     vms: self.vms(&guardian.id),
                     ..self.row(certificate, now)

@@ -11,9 +11,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use fleetward_link::client::Timeouts;
-use fleetward_link::{
-    Client, ClientError, DialError, Identity, Limits, Role, SocketSpec, UnixServer,
-};
+use fleetward_link::{Client, ClientError, DialError, Identity, Limits, SocketSpec, UnixServer};
 use futures_util::{SinkExt, StreamExt, TryStreamExt};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -97,7 +95,7 @@ async fn the_unix_socket_gives_a_local_administrator_with_all_rights() {
     let uid = nix::unistd::getuid().as_raw();
     assert_eq!(shown, format!("local:{uid}"));
     let peer = fleetward_link::Peer::Local { uid, pid: 1 };
-    assert_eq!(peer.role(), Some(Role::Admin));
+    assert_eq!(peer.role(), Some(fleetward_model::role::Role::Admin));
     let metadata = std::fs::metadata(&local.path).expect("socket");
     assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
 }

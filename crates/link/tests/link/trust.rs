@@ -4,7 +4,7 @@ use crate::support::{Fleet, host, soon, until, whoami_text};
 use fleetward_link::tunnel::{TunnelDialer, TunnelError, TunnelHeader};
 use fleetward_link::{
     Client, ClientCertificates, ClientError, ClientTls, DialError, Fingerprint, Identity, Limits,
-    Role, Validity,
+    Validity,
 };
 use rustls::pki_types::ServerName;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ async fn members_are_known_by_their_certificates() {
     let server = fleet.server(&host("a")).start().await;
     let admin = Identity::Admin {
         name: "kim".parse().expect("name"),
-        role: Role::Viewer,
+        role: fleetward_model::role::Role::Viewer,
     };
     for (member, shown) in [
         (Identity::Controller, "controller"),
@@ -107,7 +107,7 @@ async fn an_administrators_certificate_cannot_pose_as_a_server() {
     let fleet = Fleet::new();
     let admin = Identity::Admin {
         name: "kim".parse().expect("name"),
-        role: Role::Admin,
+        role: fleetward_model::role::Role::Admin,
     };
     let server = fleet.server(&admin).start().await;
     let client = fleet.client(&Identity::Controller, server.address, &admin);

@@ -99,6 +99,8 @@ pub struct Medium {
 /// What a network card presents itself to the guest as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum NicModel {
     Virtio,
     E1000e,
@@ -194,15 +196,6 @@ pub fn free_sata_target<'a>(taken: impl Iterator<Item = &'a str> + Clone) -> Str
         .map(|letter| format!("sd{letter}"))
         .find(|target| taken.clone().all(|taken| taken != target))
         .unwrap_or_else(|| "sdaa".to_owned())
-}
-
-impl NicModel {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Virtio => "virtio",
-            Self::E1000e => "e1000e",
-        }
-    }
 }
 
 impl Description {
