@@ -281,7 +281,7 @@ async fn a_lost_destination_ends_a_migration_in_time_with_the_vm_running_here() 
     let (client, a) = (pair.a.client.clone(), &pair.a);
     let migration = a.ask(&request);
     let cut = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        pair.a.fake.until("migration", |s| s.migrations > 0).await;
         pair.b.down().await;
     };
     let (failed, ()) = tokio::join!(migration, cut);
@@ -305,7 +305,7 @@ async fn a_cancelled_migration_leaves_the_vm_running_here() {
         .fake
         .with(|s| s.migration_takes = Duration::from_secs(300));
     let cancel = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        pair.a.fake.until("migration", |s| s.migrations > 0).await;
         let cancel = CancelRequest {
             job: pair.job.id,
             vm: pair.spec.id,

@@ -232,7 +232,7 @@ async fn a_repeat_attaches_and_the_operation_outlives_its_caller() {
     let job = Job::new(spec.id, 2);
     let stop = operation::Stop {
         force: false,
-        deadline_seconds: 6,
+        deadline_seconds: 2,
     };
 
     // The first caller goes away at once.
@@ -244,13 +244,10 @@ async fn a_repeat_attaches_and_the_operation_outlives_its_caller() {
         .await
         .unwrap();
     drop(response);
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
-    let begun = std::time::Instant::now();
+    node.fake.until("shutdown", |s| s.shutdowns == 1).await;
     assert_eq!(code(job.on(&node, stop).await), ErrorCode::ShutdownTimedOut);
-    assert!(
-        begun.elapsed().as_secs_f32() < 5.0,
-        "it was attached, not begun anew"
-    );
+    let asked = node.fake.with(|s| s.shutdowns);
+    assert_eq!(asked, 1, "it was attached, not begun anew");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -265,7 +262,7 @@ async fn cancelling_ends_a_wait() {
         deadline_seconds: 600,
     };
     let (stopped, ()) = tokio::join!(job.on(&node, stop), async {
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        node.fake.until("shutdown", |s| s.shutdowns > 0).await;
         let cancel = CancelRequest {
             job: job.id,
             vm: spec.id,
@@ -457,14 +454,7 @@ async fn a_forced_stop_gets_past_an_operation_that_hangs() {
     };
     let copying = Job::new(source.id, 2);
     let stopping = async {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while !node.fake.with(|s| s.waits) {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "nobody waits for QEMU"
-            );
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+        node.fake.until("wait for QEMU", |s| s.waits).await;
         let stop = operation::Stop {
             force: true,
             deadline_seconds: 1,
@@ -504,14 +494,9 @@ async fn the_secret_goes_when_the_vm_stops_by_itself_and_when_the_agent_finds_it
     let mut node = Node::start(&fleet, "a").await;
     let (spec, _) = create_running(&fleet, &node, "vm1").await;
     node.fake.stop_by_itself(spec.id);
-    let gone = async {
-        while node.fake.with(|s| !s.secrets.is_empty()) {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(2), gone)
-        .await
-        .expect("dropped");
+    node.fake
+        .until("secret dropped", |s| s.secrets.is_empty())
+        .await;
 
     node.down().await;
     node.fake.with(|s| s.secrets.insert(spec.id, "left".into()));

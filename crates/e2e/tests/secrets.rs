@@ -9,8 +9,11 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_e2e::fleet::{Fleet, run, text};
+use fleetward_e2e::wait::{self, seconds};
 use fleetward_e2e::{guest, suite};
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -85,14 +88,32 @@ fn swtpm_opens(directory: &Path, key: &str) -> Result<bool> {
         .arg(format!("type=unixio,path={}", server.display()))
         .spawn()
         .context("swtpm")?;
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    let lives = swtpm.try_wait()?.is_none();
-    if lives {
-        swtpm.kill()?;
-    }
+    let opened = wait::until("swtpm to answer or to end", seconds(30), || {
+        if swtpm.try_wait()?.is_some() {
+            return Ok(Some(false));
+        }
+        Ok(answers(&control).then_some(true))
+    });
+    // It may have ended by itself.
+    let _ = swtpm.kill();
     swtpm.wait()?;
+    let opened = opened?;
     fs::remove_file(&password)?;
-    Ok(lives)
+    Ok(opened)
+}
+
+/// Whether swtpm answers on its control channel, which it does once it has read its state: `CMD_GET_CAPABILITY` of its
+/// protocol (swtpm_ioctls(3)), whose answer begins with a result of 0.
+fn answers(control: &Path) -> bool {
+    let ask = || -> std::io::Result<[u8; 4]> {
+        let mut channel = UnixStream::connect(control)?;
+        channel.set_read_timeout(Some(seconds(5)))?;
+        channel.write_all(&1_u32.to_be_bytes())?;
+        let mut result = [0xff; 4];
+        channel.read_exact(&mut result)?;
+        Ok(result)
+    };
+    ask().is_ok_and(|result| result == [0; 4])
 }
 
 fn copied_state_is_useless(fleet: &Fleet) -> Result<()> {

@@ -10,7 +10,6 @@
 use crate::{GuardianId, HostName, JobId, VmId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fmt;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 

@@ -18,7 +18,6 @@ use crate::vm::{Profile, VmObserved, VmState};
 use crate::{ByteSize, ErrorCode, Failure, LabelKey, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt;
 use utoipa::ToSchema;
 
 /// What can be changed of a VM.

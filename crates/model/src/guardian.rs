@@ -2,7 +2,6 @@
 
 use crate::{GroupName, GuardianId, HostName};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::str::FromStr;
 use time::{Duration, OffsetDateTime};
 use utoipa::ToSchema;

@@ -48,6 +48,9 @@ pub struct State {
     pub migration_takes: std::time::Duration,
     /// The migration arrives, and its report is lost on the way back.
     pub lose_report: bool,
+    /// Guests asked to shut down, migrations begun.
+    pub shutdowns: usize,
+    pub migrations: usize,
 }
 
 pub struct Fake {
@@ -68,6 +71,15 @@ impl Fake {
         });
         tokio::spawn(fake.clone().listen());
         fake
+    }
+
+    /// Waits until it has come so far.
+    pub async fn until(&self, what: &str, so_far: impl Fn(&State) -> bool) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !self.with(|s| so_far(s)) {
+            assert!(std::time::Instant::now() < deadline, "no {what}");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
     }
 
     pub fn libvirt_socket(&self) -> PathBuf {
@@ -343,7 +355,10 @@ impl Hypervisor for Fake {
         result
     }
     async fn request_shutdown(&self, id: VmId) -> Result<()> {
-        let ignore = self.with(|s| s.ignore_shutdown);
+        let ignore = self.with(|s| {
+            s.shutdowns += 1;
+            s.ignore_shutdown
+        });
         self.change(id, |d| {
             if !ignore {
                 d.state = DomainState::Stopped(StopReason::Ordinary);
@@ -446,7 +461,10 @@ impl Hypervisor for Fake {
         progress: watch::Sender<MigrationProgress>,
         cancel: CancellationToken,
     ) -> Result<MigrationOutcome> {
-        let (takes, lose) = self.with(|s| (s.migration_takes, s.lose_report));
+        let (takes, lose) = self.with(|s| {
+            s.migrations += 1;
+            (s.migration_takes, s.lose_report)
+        });
         progress.send_replace(MigrationProgress {
             memory_done: 1,
             memory_total: 2,
