@@ -31,6 +31,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
+use tokio_util::codec::{Decoder, LinesCodec, LinesCodecError};
 use tokio_util::io::ReaderStream;
 
 /// Largest response body that is read at once, in bytes.
@@ -373,7 +374,7 @@ impl Response {
         Lines {
             response: self,
             buffer: BytesMut::new(),
-            searched: 0,
+            codec: LinesCodec::new_with_max_length(MAX_LINE),
         }
     }
 
@@ -397,31 +398,19 @@ impl Response {
 pub struct Lines {
     response: Response,
     buffer: BytesMut,
-    searched: usize,
+    codec: LinesCodec,
 }
 
 impl Lines {
     /// The next line without its end, `None` after the last.
     pub async fn next(&mut self) -> Result<Option<String>, ClientError> {
         loop {
-            let unseen = &self.buffer[self.searched..];
-            if let Some(at) = unseen.iter().position(|byte| *byte == b'\n') {
-                let line = self.buffer.split_to(self.searched + at + 1);
-                self.searched = 0;
-                return text(&line[..line.len() - 1]).map(Some);
-            }
-            self.searched = self.buffer.len();
-            if self.buffer.len() > MAX_LINE {
-                return Err(ClientError::TooLong { limit: MAX_LINE });
+            if let Some(line) = self.codec.decode(&mut self.buffer).map_err(unreadable)? {
+                return Ok(Some(line));
             }
             match self.response.chunk().await? {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk),
-                None if self.buffer.is_empty() => return Ok(None),
-                None => {
-                    self.searched = 0;
-                    let rest = self.buffer.split();
-                    return text(&rest).map(Some);
-                }
+                None => return self.codec.decode_eof(&mut self.buffer).map_err(unreadable),
             }
         }
     }
@@ -439,9 +428,11 @@ impl Lines {
     }
 }
 
-fn text(line: &[u8]) -> Result<String, ClientError> {
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    String::from_utf8(line.to_vec()).map_err(|_| ClientError::NotText)
+fn unreadable(error: LinesCodecError) -> ClientError {
+    match error {
+        LinesCodecError::MaxLineLengthExceeded => ClientError::TooLong { limit: MAX_LINE },
+        LinesCodecError::Io(_) => ClientError::NotText,
+    }
 }
 
 /// One server-sent event.

@@ -16,6 +16,7 @@
 
 use crate::vm::{NewerSpec, VmState};
 use crate::{ErrorCode, Failure, HostName, JobId, Names, VmName};
+use strum::VariantArray;
 
 /// What can be asked of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,16 +48,12 @@ pub enum Request {
 }
 
 /// What can be done to the TPM of a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::VariantArray)]
 pub enum TpmChange {
     Enable,
     Disable,
     Restore,
     Roll,
-}
-
-impl TpmChange {
-    pub const ALL: [Self; 4] = [Self::Enable, Self::Disable, Self::Restore, Self::Roll];
 }
 
 impl Request {
@@ -77,8 +74,9 @@ impl Request {
             Self::Recover,
             Self::Console,
         ];
-        let tpm = TpmChange::ALL
-            .into_iter()
+        let tpm = TpmChange::VARIANTS
+            .iter()
+            .copied()
             .flat_map(|change| [false, true].map(|restart| Self::Tpm { change, restart }));
         plain.into_iter().chain(tpm)
     }

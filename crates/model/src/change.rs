@@ -25,7 +25,7 @@ use utoipa::ToSchema;
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
-#[derive(strum::IntoStaticStr, strum::Display)]
+#[derive(strum::IntoStaticStr, strum::Display, strum::VariantArray)]
 #[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum ChangeKind {
     Tpm,
@@ -35,18 +35,6 @@ pub enum ChangeKind {
     Labels,
     Autostart,
     Name,
-}
-
-impl ChangeKind {
-    pub const ALL: [Self; 7] = [
-        Self::Tpm,
-        Self::Cpus,
-        Self::Memory,
-        Self::Description,
-        Self::Labels,
-        Self::Autostart,
-        Self::Name,
-    ];
 }
 
 /// When a change takes effect.

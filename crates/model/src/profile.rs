@@ -163,6 +163,7 @@ fn windows_11_requirements(hardware: Hardware) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use strum::VariantArray;
 
     const ASKED: Asked = Asked {
         cpus: None,
@@ -198,7 +199,7 @@ mod tests {
 
     #[test]
     fn sizes_out_of_range_are_refused_in_every_profile() {
-        for profile in Profile::ALL {
+        for &profile in Profile::VARIANTS {
             let asked = Asked {
                 cpus: Some(0),
                 memory: Some(ByteSize(1)),

@@ -11,13 +11,14 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use strum::VariantArray;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 /// Set of hardware defaults and requirements. See [`crate::profile`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-#[derive(strum::IntoStaticStr, strum::Display)]
+#[derive(strum::IntoStaticStr, strum::Display, strum::VariantArray)]
 #[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum Profile {
     #[serde(rename = "windows-11")]
@@ -27,15 +28,12 @@ pub enum Profile {
     Linux,
 }
 
-impl Profile {
-    pub const ALL: [Self; 2] = [Self::Windows11, Self::Linux];
-}
-
 impl std::str::FromStr for Profile {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
+        Self::VARIANTS
+            .iter()
+            .copied()
             .find(|p| p.into_str() == text)
             .ok_or_else(|| format!("unknown profile {text:?}; there are windows-11 and linux"))
     }
@@ -47,7 +45,7 @@ impl std::str::FromStr for Profile {
 /// not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-#[derive(strum::IntoStaticStr, strum::Display)]
+#[derive(strum::IntoStaticStr, strum::Display, strum::VariantArray)]
 #[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum VmState {
     Running,
@@ -59,15 +57,6 @@ pub enum VmState {
 }
 
 impl VmState {
-    pub const ALL: [Self; 6] = [
-        Self::Running,
-        Self::Stopped,
-        Self::Paused,
-        Self::Migrating,
-        Self::Failed,
-        Self::Unknown,
-    ];
-
     /// How a VM that was last seen in `self` is shown: what its host said counts for as long as that host answers.
     #[must_use]
     pub const fn shown(self, host_answers: bool, migrating: bool) -> Self {

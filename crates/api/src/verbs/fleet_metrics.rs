@@ -6,5 +6,5 @@ verb! {
     operation: "metrics" in "metrics",
     access: Viewer,
     request: none,
-    answer: text { 200 = "Prometheus' text format" },
+    answer: text { 200 = "OpenMetrics text, as Prometheus reads it" },
 }

@@ -1,5 +1,5 @@
-//! `GET /metrics`, in Prometheus' text format (version 0.0.4). All values are gauges that are computed from memory for
-//! each request, so there are no counters and no registry.
+//! `GET /metrics`, in the OpenMetrics text format (version 1.0), which Prometheus reads. All values are gauges that are computed
+//! from memory for each request.
 
 use crate::admission::shown_state;
 use crate::app::App;
@@ -10,7 +10,11 @@ use fleetward_model::guardian::EXPIRY_WARNING;
 use fleetward_model::host::HostState;
 use fleetward_model::vm::VmState;
 use http::header;
-use std::fmt::Write;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use strum::VariantArray;
 use time::OffsetDateTime;
 
 serves! {
@@ -18,81 +22,76 @@ serves! {
 }
 
 async fn metrics(State(app): State<App>) -> Response {
-    let text = render(&app.world, OffsetDateTime::now_utc());
+    let registry = gauges(&app.world, OffsetDateTime::now_utc());
+    let mut text = String::new();
+    encode(&mut text, &registry).expect("strings take all writes");
     (
         [(
             header::CONTENT_TYPE,
-            "text/plain; version=0.0.4; charset=utf-8",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
         )],
         text,
     )
         .into_response()
 }
 
-/// One family: its samples as label text and value.
-fn family(out: &mut String, name: &str, help: &str, samples: &[(String, i64)]) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+/// The labels of a sample.
+type Labels = Vec<(&'static str, String)>;
+
+/// Registers a family with its samples.
+fn family(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    samples: impl IntoIterator<Item = (Labels, i64)>,
+) {
+    let family = Family::<Labels, Gauge>::default();
     for (labels, value) in samples {
-        let _ = writeln!(out, "{name}{labels} {value}");
+        family.get_or_create(&labels).set(value);
     }
+    registry.register(name, help, family);
 }
 
-/// Names and ids hold nothing that would have to be escaped.
-fn label(pairs: &[(&str, &str)]) -> String {
-    let pairs: Vec<_> = pairs.iter().map(|(k, v)| format!("{k}=\"{v}\"")).collect();
-    format!("{{{}}}", pairs.join(","))
+/// Registers a single value.
+fn single(registry: &mut Registry, name: &str, help: &str, value: usize) {
+    let gauge = Gauge::<i64>::default();
+    gauge.set(value as i64);
+    registry.register(name, help, gauge);
 }
 
-fn render(world: &World, now: OffsetDateTime) -> String {
+fn gauges(world: &World, now: OffsetDateTime) -> Registry {
+    let mut registry = Registry::default();
     let (hosts, vms) = (world.hosts.all(), world.inventory.vms());
     let ours: Vec<_> = vms.iter().filter(|vm| vm.is_managed()).collect();
-    let mut out = String::new();
-    let by_state: Vec<_> = [
-        HostState::Online,
-        HostState::Drained,
-        HostState::Unreachable,
-    ]
-    .into_iter()
-    .map(|state| {
-        let count = hosts.iter().filter(|h| world.state_of(h) == state).count();
-        (label(&[("state", state.into_str())]), count as i64)
-    })
-    .collect();
+    let joined = HostState::VARIANTS
+        .iter()
+        .filter(|state| **state != HostState::Invited);
+    let by_state = joined.map(|state| {
+        let count = hosts.iter().filter(|h| world.state_of(h) == *state).count();
+        (vec![("state", state.into_str().to_owned())], count as i64)
+    });
     family(
-        &mut out,
+        &mut registry,
         "fleetward_hosts",
-        "Hosts of the fleet.",
-        &by_state,
+        "Hosts of the fleet",
+        by_state,
     );
-    let by_state: Vec<_> = [
-        VmState::Running,
-        VmState::Stopped,
-        VmState::Paused,
-        VmState::Failed,
-        VmState::Migrating,
-        VmState::Unknown,
-    ]
-    .into_iter()
-    .map(|state| {
-        let count = ours
-            .iter()
-            .filter(|vm| shown_state(world, vm) == state)
-            .count();
-        (label(&[("state", state.into_str())]), count as i64)
-    })
-    .collect();
+    let by_state = VmState::VARIANTS.iter().map(|state| {
+        let shown = ours.iter().map(|vm| shown_state(world, vm));
+        let count = shown.filter(|shown| shown == state).count();
+        (vec![("state", state.into_str().to_owned())], count as i64)
+    });
     family(
-        &mut out,
+        &mut registry,
         "fleetward_vms",
-        "VMs that Fleetward manages.",
-        &by_state,
+        "VMs that Fleetward manages",
+        by_state,
     );
-    let running = [(String::new(), world.holders.count() as i64)];
-    family(
-        &mut out,
+    single(
+        &mut registry,
         "fleetward_jobs_running",
-        "Jobs that have not ended.",
-        &running,
+        "Jobs that have not ended",
+        world.holders.count(),
     );
 
     let mut ends = Vec::new();
@@ -100,13 +99,13 @@ fn render(world: &World, now: OffsetDateTime) -> String {
     let mut lacking = Vec::new();
     let mut broken = Vec::new();
     for host in &hosts {
-        let name = host.name.as_str();
-        let id = host.guardian.id.short();
+        let of_host = || vec![("host", host.name.to_string())];
         if let Some(end) = host.guardian.not_after() {
-            let labels = label(&[("host", name), ("guardian", id)]);
+            let guardian = ("guardian", host.guardian.id.short().to_owned());
+            let labels = [of_host(), vec![guardian]].concat();
             ends.push((labels, end.unix_timestamp()));
             let warn = end - now <= EXPIRY_WARNING;
-            soon.push((label(&[("host", name)]), i64::from(warn)));
+            soon.push((of_host(), i64::from(warn)));
         }
         let without = ours.iter().filter(|vm| {
             let group = vm.metadata.as_ref().map(|m| &m.spec.group);
@@ -114,43 +113,43 @@ fn render(world: &World, now: OffsetDateTime) -> String {
                 && group == Some(&host.group)
                 && !vm.tpm.guardians.contains(&host.guardian.id)
         });
-        lacking.push((label(&[("host", name)]), without.count() as i64));
+        lacking.push((of_host(), without.count() as i64));
         let break_seen = world.audit.break_of(&host.name).is_some();
-        broken.push((label(&[("host", name)]), i64::from(break_seen)));
+        broken.push((of_host(), i64::from(break_seen)));
     }
     family(
-        &mut out,
+        &mut registry,
         "fleetward_guardian_not_after_timestamp_seconds",
-        "When a host's own guardian expires.",
-        &ends,
+        "When a host's own guardian expires",
+        ends,
     );
     family(
-        &mut out,
+        &mut registry,
         "fleetward_guardian_expires_soon",
-        "1 when a host's own guardian expires within 180 days, or has expired.",
-        &soon,
+        "1 when a host's own guardian expires within 180 days, or has expired",
+        soon,
     );
     family(
-        &mut out,
+        &mut registry,
         "fleetward_vms_not_granted",
-        "VMs of a host's group whose TPM key is not wrapped for the host.",
-        &lacking,
+        "VMs of a host's group whose TPM key is not wrapped for the host",
+        lacking,
     );
     let due = ours
         .iter()
         .filter(|vm| vm.roll_due().next().is_some())
         .count();
-    family(
-        &mut out,
+    single(
+        &mut registry,
         "fleetward_tpm_rolls_due",
-        "VMs whose TPM key a revoked guardian still knows.",
-        &[(String::new(), due as i64)],
+        "VMs whose TPM key a revoked guardian still knows",
+        due,
     );
     family(
-        &mut out,
+        &mut registry,
         "fleetward_audit_broken",
-        "1 when a host's audit records do not follow from those read before.",
-        &broken,
+        "1 when a host's audit records do not follow from those read before",
+        broken,
     );
-    out
+    registry
 }

@@ -1,7 +1,8 @@
 use super::*;
 use crate::JobId;
+use strum::VariantArray;
 
-const STATES: [VmState; 6] = VmState::ALL;
+const STATES: &[VmState] = VmState::VARIANTS;
 
 fn job(n: u128) -> JobId {
     JobId(uuid::Uuid::from_u128(n))
@@ -28,7 +29,7 @@ fn code(vm: &Subject<'_>, request: Request) -> Option<ErrorCode> {
     admit(vm, request).err().map(|failure| failure.code)
 }
 
-/// One letter for each state, in the order of `VmState::ALL`: running, stopped, paused, migrating, failed, unknown.
+/// One letter for each state, in the order of `VmState::VARIANTS`: running, stopped, paused, migrating, failed, unknown.
 fn row(request: Request) -> String {
     let letter = |state| match answer(state, request) {
         Answer::Accept => 'y',
@@ -43,7 +44,7 @@ fn row(request: Request) -> String {
             other => panic!("{request:?} in {state}: {other}"),
         },
     };
-    STATES.into_iter().map(letter).collect()
+    STATES.iter().copied().map(letter).collect()
 }
 
 #[test]
@@ -86,10 +87,7 @@ fn every_request_has_an_answer_in_every_state() {
 
 #[test]
 fn a_vm_that_may_be_running_is_never_deleted() {
-    for state in STATES
-        .into_iter()
-        .filter(|state| *state != VmState::Stopped)
-    {
+    for &state in STATES.iter().filter(|state| **state != VmState::Stopped) {
         assert!(matches!(answer(state, Request::Delete), Answer::Refuse(_)));
     }
 }
@@ -129,7 +127,8 @@ fn on_a_silent_host_only_a_recovery_is_accepted_and_the_fix_has_names() {
 #[test]
 fn no_refusal_leaves_a_placeholder_in_its_fix() {
     for (state, request) in STATES
-        .into_iter()
+        .iter()
+        .copied()
         .flat_map(|state| Request::all().map(move |request| (state, request)))
     {
         if let Err(failure) = admit(&subject(state), request) {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::preflight::samples;
 use crate::vm::VmDefined;
+use strum::VariantArray;
 
 const STATES: [VmState; 6] = [
     VmState::Unknown,
@@ -68,8 +69,9 @@ fn one_of_each() -> Vec<(ChangeKind, Wanted)> {
             ..Wanted::default()
         },
     };
-    ChangeKind::ALL
-        .into_iter()
+    ChangeKind::VARIANTS
+        .iter()
+        .copied()
         .map(|kind| (kind, wanted(kind)))
         .collect()
 }

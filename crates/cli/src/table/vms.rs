@@ -1,0 +1,257 @@
+//! VMs and their TPMs.
+
+use super::*;
+
+pub(crate) fn vms(vms: &[VmView]) -> String {
+    let mut table = Rows::new(&[
+        "NAME", "STATE", "HOST", ">CPUS", ">MEMORY", "TPM", "PROFILE", "LABELS", "ID",
+    ]);
+    for vm in vms {
+        table.add([
+            vm.name.to_string(),
+            state_word(vm),
+            vm.host.to_string(),
+            vm.cpus.to_string(),
+            vm.memory_bytes.to_string(),
+            tpm_word(vm).to_owned(),
+            match vm.profile {
+                Some(profile) => profile.to_string(),
+                None if vm.newer.is_some() => "(newer)".to_owned(),
+                None if vm.managed => NONE.to_owned(),
+                None => "(not managed)".to_owned(),
+            },
+            labels(vm),
+            short(&vm.id.to_string()),
+        ]);
+    }
+    table.text()
+}
+
+/// The state, with what was last seen where it is unknown.
+fn state_word(vm: &VmView) -> String {
+    match &vm.last_seen {
+        Some(seen) => format!("{} (was {})", vm.state, seen.state),
+        None => vm.state.to_string(),
+    }
+}
+
+pub(crate) fn tpms(vms: &[VmView]) -> String {
+    let mut table = Rows::new(&[
+        "NAME",
+        "STATE",
+        "HOST",
+        "TPM",
+        "KEY",
+        "OWNER",
+        ">GUARDIANS",
+        "EK CERTIFICATE",
+    ]);
+    for vm in vms {
+        let text = |id: Option<String>| id.map_or_else(|| NONE.to_owned(), |id| short(&id));
+        table.add([
+            vm.name.to_string(),
+            vm.state.to_string(),
+            vm.host.to_string(),
+            tpm_word(vm).to_owned(),
+            text(vm.tpm.key_id.map(|id| id.to_string())),
+            text(vm.tpm.owner.as_ref().map(ToString::to_string)),
+            vm.tpm.guardians.len().to_string(),
+            text(vm.tpm.ek_certificate.clone()),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn tpm_versions(versions: &[TpmVersion]) -> String {
+    let mut table = Rows::new(&[">VERSION", "MADE", "BY", "WHY", ">SIZE", "KEY", "HOST"]);
+    for version in versions {
+        table.add([
+            version.version.to_string(),
+            moment(version.made),
+            version.by.clone(),
+            version.why.to_string(),
+            ByteSize(version.size_bytes).to_string(),
+            short(&version.key_id.to_string()),
+            version.host.to_string(),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn vm(vm: &VmView) -> String {
+    let mut sheet = Sheet::default();
+    sheet.add("Name", &vm.name);
+    sheet.add("Id", vm.id);
+    sheet.add(
+        "State",
+        match &vm.last_seen {
+            Some(seen) => format!(
+                "{} (host {} does not answer; {} at {})",
+                vm.state,
+                vm.host,
+                seen.state,
+                moment(seen.at)
+            ),
+            None => format!("{} ({})", vm.state, vm.reason),
+        },
+    );
+    sheet.add("Host", &vm.host);
+    sheet.add("Group", or_none(vm.group.as_ref()));
+    sheet.add("Profile", or_none(vm.profile));
+    sheet.add(
+        "Managed",
+        match &vm.newer {
+            Some(newer) => format!(
+                "yes; its specification of version {} is newer than this program, so nothing is changed about it",
+                newer.version
+            ),
+            None if vm.managed => "yes".to_owned(),
+            None => "no, made outside Fleetward".to_owned(),
+        },
+    );
+    if !vm.description.is_empty() {
+        sheet.add("Description", visible(vm.description.as_str()));
+    }
+    let next = |kind| vm.pending.iter().find(|pending| pending.change == kind);
+    sheet.add(
+        "CPUs",
+        match next(ChangeKind::Cpus) {
+            Some(pending) => format!("{} ({} at its next start)", vm.cpus, pending.wanted),
+            None => vm.cpus.to_string(),
+        },
+    );
+    let more = next(ChangeKind::Memory).and_then(|pending| pending.wanted.as_u64());
+    sheet.add(
+        "Memory",
+        match more {
+            Some(bytes) => format!(
+                "{} ({} at its next start)",
+                vm.memory_bytes,
+                ByteSize(bytes)
+            ),
+            None => vm.memory_bytes.to_string(),
+        },
+    );
+    if vm.autostart {
+        sheet.add("Autostart", "on");
+    }
+    sheet.add(
+        "Firmware",
+        match vm.firmware {
+            Some(firmware) if firmware.secure_boot => "UEFI with Secure Boot",
+            Some(_) => "UEFI",
+            None => NONE,
+        },
+    );
+    for disk in &vm.disks {
+        sheet.add(
+            &format!("Disk {}", disk.target),
+            format!(
+                "{} ({} taken), pool {}, {}",
+                disk.size, disk.allocated, disk.pool, disk.path
+            ),
+        );
+        if let Some(base) = disk.bases.first() {
+            sheet.add(
+                "  builds on",
+                format!(
+                    "{base} (layers {}, {} taken, perhaps shared with other VMs)",
+                    disk.bases.len(),
+                    disk.bases_allocated
+                ),
+            );
+        }
+    }
+    if vm.tpm.enabled {
+        let tpm = &vm.tpm;
+        let state = if tpm.state_present {
+            "present"
+        } else {
+            "not made yet"
+        };
+        sheet.add(
+            "TPM",
+            format!("{} ({}), state {state}", tpm.version, tpm.model),
+        );
+        sheet.add("TPM key", or_none(tpm.key_id));
+        sheet.add(
+            "Key owner",
+            or_none(tpm.owner.as_ref().map(GuardianId::short)),
+        );
+        let guardians: Vec<&str> = tpm.guardians.iter().map(GuardianId::short).collect();
+        sheet.add(
+            "Key wrapped for",
+            if guardians.is_empty() {
+                NONE.to_owned()
+            } else {
+                guardians.join(", ")
+            },
+        );
+        sheet.add("EK certificate", or_none(tpm.ek_certificate.as_deref()));
+        if let Some(escrow) = &vm.escrow {
+            sheet.add("Controller's copy", escrow_copy(escrow, vm.escrow_age));
+            if let Some(failure) = &escrow.failure {
+                let why = match failure.because.is_empty() {
+                    true => &failure.what,
+                    false => &failure.because,
+                };
+                sheet.add("Not copied", format!("{}: {why}", failure.code));
+            }
+        }
+    } else {
+        sheet.add("TPM", "off");
+    }
+    sheet.add("Labels", labels(vm));
+    if let Some(job) = vm.job {
+        sheet.add("Job", job);
+    }
+    if let Some(domain) = &vm.domain_name {
+        sheet.add("Domain", visible(domain));
+    }
+    sheet.add("Created", moment_or_none(vm.created));
+    sheet.add("Observed", moment(vm.observed));
+    let mut text = sheet.text();
+    for finding in &vm.findings {
+        let what = visible(&finding.what);
+        text.push_str(&format!(
+            "\n\n{}: {what}\n  fix: {}",
+            finding.code, finding.fix
+        ));
+    }
+    text
+}
+
+/// Which version the controller has, and for how long the host may have had another.
+fn escrow_copy(escrow: &EscrowView, age: Option<u64>) -> String {
+    let Some(version) = escrow.version else {
+        return "none yet".to_owned();
+    };
+    let made = moment_or_none(escrow.made);
+    let age = age.map_or_else(String::new, |age| format!(", age {age} s"));
+    let behind = match escrow.current {
+        true => "",
+        false => "; the host has a newer one",
+    };
+    format!("version {version} of {made}{age}{behind}")
+}
+
+fn tpm_word(vm: &VmView) -> &'static str {
+    match (vm.tpm.enabled, vm.tpm.state_present) {
+        (false, _) => "off",
+        (true, true) => "on",
+        (true, false) => "on, no state",
+    }
+}
+
+fn labels(vm: &VmView) -> String {
+    let pairs: Vec<String> = vm
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    if pairs.is_empty() {
+        NONE.to_owned()
+    } else {
+        pairs.join(",")
+    }
+}
