@@ -96,6 +96,19 @@ fn size_at_the_next_start(fleet: &Fleet) -> Result<()> {
     fleet
         .cli(&["vm", "rename", VM, "other"])?
         .refused(4, "VM_RUNNING")?;
+    // What waits goes along with a live migration, and so does an edit by hand.
+    let by_hand = ["virsh", "-q", "desc", VM, "--config"];
+    fleet
+        .exec("a", &[&by_hand[..], &["written by hand"]].concat())?
+        .ok()?;
+    for host in ["b", "a"] {
+        fleet.cli(&["vm", "migrate", VM, "--to", host])?.ok()?;
+        let vm = fleet.vm(VM)?;
+        ensure!(vm["host"] == host && vm["pending"] == waits, "{vm}");
+        let kept = fleet.exec(host, &by_hand)?.ok()?.stdout;
+        ensure!(kept.trim() == "written by hand", "{kept}");
+    }
+    guest::goes_on(fleet, VM, &before)?;
     fleet.cli(&["vm", "stop", VM])?.ok()?;
     fleet.cli(&["vm", "start", VM])?.ok()?;
     let after = guest::booted(fleet, VM, before.boots + 1)?;

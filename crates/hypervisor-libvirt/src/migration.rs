@@ -145,12 +145,18 @@ fn perform(
 }
 
 fn parameters(domain: &Domain, request: &MigrationRequest) -> Result<(MigrateParameters, u32)> {
-    let xml = domain
-        .get_xml_desc(virt_sys::VIR_DOMAIN_XML_MIGRATABLE)
-        .map_err(failed("read the domain's definition"))?;
-    let there = domain_edit::with_metadata(&xml, &request.arriving)
-        .and_then(|xml| domain_edit::without_bases(&xml))
-        .map_err(Error::Migration)?;
+    let definition = |flags| {
+        let xml = domain
+            .get_xml_desc(flags)
+            .map_err(failed("read the domain's definition"))?;
+        domain_edit::with_metadata(&xml, &request.arriving)
+            .and_then(|xml| domain_edit::without_bases(&xml))
+            .map_err(Error::Migration)
+    };
+    let running = definition(virt_sys::VIR_DOMAIN_XML_MIGRATABLE)?;
+    // What waits for the next start, and edits by hand, are only in the definition that does not run. Its passwords go along.
+    let at_next_start =
+        definition(virt_sys::VIR_DOMAIN_XML_INACTIVE | virt_sys::VIR_DOMAIN_XML_SECURE)?;
     let mut flags = virt_sys::VIR_MIGRATE_LIVE
         | virt_sys::VIR_MIGRATE_PEER2PEER
         | virt_sys::VIR_MIGRATE_PERSIST_DEST
@@ -159,8 +165,8 @@ fn parameters(domain: &Domain, request: &MigrationRequest) -> Result<(MigratePar
         | virt_sys::VIR_MIGRATE_AUTO_CONVERGE;
     let mut parameters = MigrateParameters {
         uri: Some(socket_uri(&request.memory_socket)),
-        dest_xml: Some(there.clone()),
-        persist_xml: Some(there),
+        dest_xml: Some(running),
+        persist_xml: Some(at_next_start),
         ..MigrateParameters::default()
     };
     match &request.disks {

@@ -13,6 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -80,7 +81,9 @@ impl Lab {
             _directory: directory,
         };
         for host in [&lab.here, &lab.there] {
-            wait_for("libvirtd's socket", || host.socket().exists());
+            wait_for("libvirtd to listen", || {
+                UnixStream::connect(host.socket()).is_ok()
+            });
         }
         lab
     }
