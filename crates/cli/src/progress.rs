@@ -153,6 +153,10 @@ fn describe(job: &JobView) -> Option<String> {
         return Some(format!("undoing {current}"));
     }
     let at = job.steps.iter().position(|step| &step.name == current);
+    // One that has not begun may have nothing to do, and is skipped then.
+    if at.is_some_and(|at| job.steps[at].state == "pending") {
+        return None;
+    }
     let text = match at {
         Some(at) => format!("step {}/{} {current}", at + 1, job.steps.len()),
         None => current.clone(),
@@ -199,6 +203,22 @@ fn spinner() -> ProgressStyle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_that_has_not_begun_is_not_shown() {
+        let shown = |state: &str| {
+            let job = serde_json::json!({
+                "id": "00000000-0000-0000-0000-000000000001", "kind": "vm-change", "target": "web",
+                "state": "running", "created_by": "local:0", "created": "2026-11-26T08:00:00Z", "ended": null,
+                "steps": [{"name": "make-tpm", "state": state, "attempts": 0, "started": null, "ended": null}],
+                "current": "make-tpm", "progress": null, "waiting": null, "cancellable": true,
+                "failure": null, "warnings": [], "result": null,
+            });
+            describe(&serde_json::from_value(job).expect("a job"))
+        };
+        assert_eq!(shown("pending"), None, "it may be skipped");
+        assert_eq!(shown("running").as_deref(), Some("step 1/1 make-tpm"));
+    }
 
     #[test]
     fn a_total_of_nothing_has_no_percentage() {
