@@ -7,8 +7,7 @@ LAB := $(BIN)/fleetward-lab
 # Every suite that there is, so that none can be forgotten here.
 SUITES := $(sort $(basename $(notdir $(wildcard crates/e2e/tests/*.rs))) \
 	$(notdir $(patsubst %/main.rs,%,$(wildcard crates/e2e/tests/*/main.rs))))
-# The whole workspace with a choice of tests: one package alone would be built anew with other features.
-E2E := cargo test --workspace --locked --no-fail-fast $(addprefix --test ,$(SUITES))
+E2E := scripts/e2e $(SUITES)
 FUZZ := cargo test --workspace --locked --test fuzz -- --nocapture
 
 .PHONY: help packages build demo test fuzz soak bench down clean
