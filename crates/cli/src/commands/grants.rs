@@ -175,6 +175,12 @@ pub(super) async fn rotate(context: &Context, args: RotateArgs) -> Result<Exit, 
     let no_wait = args.wait.no_wait;
     let within = match (args.host, args.expiring) {
         (Some(host), _) if args.dry_run => {
+            let request = RotateRequest {
+                host: host.clone(),
+                dry_run: true,
+            };
+            let controller = &context.controller;
+            controller.call::<GuardianRotate>([], &request).await?;
             return tell_expiring(context, &[host], Vec::new());
         }
         (Some(host), _) => return rotate_alone(context, &host, no_wait).await,
