@@ -159,10 +159,11 @@ impl Agent {
             operation: operation.into(),
         };
         if !cx.pays_debt()
-            && let Some(failure) = unpaid(&self.debts, &self.host, Some(vm))
+            && let Some(failure) = self.unpaid(Some(vm))
         {
+            let away = failure.code == ErrorCode::HostUnreachable;
             // of a debt that failed, waiting is no cure
-            return Err(match self.debts.holds_up(self.host.as_str()) {
+            return Err(match away || self.debts.holds_up(self.host.as_str()) {
                 true => StepError::retryable(failure),
                 false => StepError::fatal(failure),
             });
@@ -239,6 +240,13 @@ impl Agent {
             sent = sending => sent.map_err(|error| self.failed(&error)),
             () = gone => Err(self.silent()),
         }
+    }
+
+    /// Why nothing but its debts is asked of the host; of one that is away still, that it is away.
+    fn unpaid(&self, vm: Option<VmId>) -> Option<Failure> {
+        let failure = unpaid(&self.debts, &self.host, vm)?;
+        let away = self.presence.silent_for(&self.host).is_some();
+        Some(if away { self.silent() } else { failure })
     }
 
     fn silent(&self) -> Failure {
@@ -350,7 +358,7 @@ impl Agent {
         change: &GuardianChange,
     ) -> Result<GuardianFacts, Failure> {
         if !cx.pays_debt()
-            && let Some(failure) = unpaid(&self.debts, &self.host, None)
+            && let Some(failure) = self.unpaid(None)
         {
             return Err(failure);
         }
