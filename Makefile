@@ -24,7 +24,7 @@ build: packages ## build all programs
 demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves the lab up
 	$(LAB) demo
 
-test: build ## everything that must hold before a change lands (at most 50 minutes on two cores); needs root
+test: build ## everything that must hold before a change lands (goal: 50 minutes on two cores); needs root
 	@scripts/labs-of-tests $(LAB) clear
 	FLEETWARD_FUZZ_SECONDS=20 cargo xtask check
 	$(E2E)

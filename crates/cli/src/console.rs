@@ -4,7 +4,7 @@
 
 use crate::exit::Stop;
 use fleetward_link::client::UpgradedIo;
-use fleetward_model::{ErrorCode, Failure};
+use fleetward_model::{ErrorCode, Failure, VmName};
 use futures_util::{SinkExt, StreamExt};
 use nix::sys::termios::{self, SetArg, Termios};
 use std::io;
@@ -25,8 +25,8 @@ pub(crate) enum Left {
     There,
 }
 
-/// Connects stdin and stdout with the console until one side has enough.
-pub(crate) async fn run(io: UpgradedIo) -> Result<Left, Stop> {
+/// Connects stdin and stdout with the console of `vm` until one side has enough.
+pub(crate) async fn run(io: UpgradedIo, vm: &VmName) -> Result<Left, Stop> {
     let socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
     let (mut to_vm, mut from_vm) = socket.split();
     let raw = RawTerminal::enter()?;
@@ -45,7 +45,7 @@ pub(crate) async fn run(io: UpgradedIo) -> Result<Left, Stop> {
                 }
                 let (text, leave) = until_leave(read, raw.is_some());
                 if !text.is_empty() {
-                    to_vm.send(Message::binary(text.to_vec())).await.map_err(broken)?;
+                    to_vm.send(Message::binary(text.to_vec())).await.map_err(|error| broken(vm, error))?;
                 }
                 if leave {
                     break Left::Here;
@@ -60,7 +60,7 @@ pub(crate) async fn run(io: UpgradedIo) -> Result<Left, Stop> {
                     }
                 }
                 Some(Err(WebSocketError::ConnectionClosed | WebSocketError::AlreadyClosed)) => break Left::There,
-                Some(Err(error)) => return Err(broken(error)),
+                Some(Err(error)) => return Err(broken(vm, error)),
             },
             _ = terminate.recv() => break Left::Here,
             _ = hangup.recv() => break Left::Here,
@@ -80,13 +80,13 @@ fn until_leave(typed: &[u8], at_terminal: bool) -> (&[u8], bool) {
     }
 }
 
-fn broken(error: WebSocketError) -> Stop {
+fn broken(vm: &VmName, error: WebSocketError) -> Stop {
     Failure::new(
         ErrorCode::ControllerUnreachable,
-        "the console's connection broke",
+        format!("the connection to the console of VM {vm} broke; the VM goes on"),
     )
     .because(error)
-    .fix("connect again; the VM has not noticed")
+    .fix(format!("fleetward vm console {vm}"))
     .into()
 }
 

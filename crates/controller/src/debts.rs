@@ -12,7 +12,7 @@
 use crate::app::App;
 use crate::world::World;
 use fleetward_jobs::{Absence, Debt, DebtBook, Debtor, JobError, Owed, Settled};
-use fleetward_model::{ErrorCode, Failure, HostName, VmId};
+use fleetward_model::{ErrorCode, Failure, HostName, JobId, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -90,7 +90,7 @@ pub(crate) fn told(debt: &Debt) -> String {
 pub(crate) fn still_apart(
     world: &World,
     host: &HostName,
-    vm: VmId,
+    (vm, job): (VmId, JobId),
     copied: impl Fn(&str) -> bool,
 ) -> Result<(), Failure> {
     let Some(elsewhere) = world.inventory.vm(vm).filter(|vm| vm.host != *host) else {
@@ -111,7 +111,10 @@ pub(crate) fn still_apart(
             "its pool {} is shared now with host {}, where the VM's disk {} is",
             disk.pool, elsewhere.host, disk.target
         ))
-        .fix("see that nothing but the VM's own disk lies there, then give the rest up")),
+        .fix(format!(
+            "see that pool {} of host {host} has nothing of the VM but its disk, then: fleetward job give-up {job}",
+            disk.pool
+        ))),
     }
 }
 

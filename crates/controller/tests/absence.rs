@@ -11,7 +11,7 @@ mod fleet;
 
 use fleet::Controller;
 use fleet::agent::FakeAgent;
-use fleetward_api::controller::{HostView, JobState, JobView, VmView};
+use fleetward_api::controller::{Accepted, HostView, JobState, JobView, VmView};
 use fleetward_model::ErrorCode;
 use fleetward_model::vm::VmState;
 use http::Method;
@@ -641,6 +641,33 @@ fn in_whatever_job_a_host_dies_that_ends_soon_and_the_remains_go_when_the_host_i
     ];
     let failed = lanes.into_iter().filter_map(|lane| lane.join().err());
     assert_eq!(failed.count(), 0, "said above which");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_host_that_is_away_and_owes_something_it_is_said_that_it_is_away() {
+    let scene = Scene::with_web(true).await;
+    let a = scene.host("a");
+    // A job that is under way and asks again and again, while another leaves a debt.
+    a.look(|inner| inner.busy.insert("stop"));
+    let stop = scene
+        .controller
+        .local
+        .request(Method::POST, "/v1/vms/web/stop");
+    let accepted: Accepted = stop
+        .json(&json!({}))
+        .send()
+        .await
+        .expect("asked")
+        .json()
+        .await
+        .expect("accepted");
+    a.dies_at("set-aside-tpm", false);
+    let job = scene
+        .ends_soon(Method::PATCH, "/v1/vms/keep-a", json!({"tpm": false}))
+        .await;
+    assert_eq!(step(&job, "set-aside-tpm"), "owed", "{job:#?}");
+    let job = scene.controller.ended(accepted.job.expect("a job")).await;
+    failed_with(&job, JobState::Undone, ErrorCode::HostUnreachable);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use fleetward_api::bulk::{BulkEntry, BulkEvent, BulkSummary, Plan, Question, Wou
 use fleetward_api::controller::{JobView, Outcome, Role, VmView};
 use fleetward_link::client::{Client, Lines};
 use fleetward_model::vm::VmState;
-use fleetward_model::{ErrorCode, VmId};
+use fleetward_model::{ErrorCode, JobId, VmId};
 use http::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -502,9 +502,8 @@ async fn after_too_many_failures_nothing_more_is_begun() {
     assert_eq!(state_of(&controller, "far").await, VmState::Stopped);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_request_says_which_jobs_go_on_and_begins_nothing_more() {
-    let (controller, a, _b) = fleet_of_four().await;
+/// A request for two VMs on host a, one at a time, whose first waits: its answer, its first job, and where it is stopped.
+async fn waiting_for_one(controller: &Controller, a: &FakeAgent) -> (Events, JobId, String) {
     a.look(|inner| inner.busy.insert("start"));
     let request =
         json!({ "action": verb("start"), "vms": named(&["one", "two"]), "how": { "parallel": 1 } });
@@ -512,19 +511,22 @@ async fn a_stopped_request_says_which_jobs_go_on_and_begins_nothing_more() {
     let Some(BulkEvent::Begun { bulk }) = events.next().await else {
         panic!("the first line names the request");
     };
-    let job = events.job_of("one").await;
-    let path = format!("/v1/bulk/{bulk}/stop");
+    let job = events.job_of("one").await.parse().expect("an id");
+    (events, job, format!("/v1/bulk/{bulk}/stop"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_request_says_which_jobs_go_on_and_begins_nothing_more() {
+    let (controller, a, _b) = fleet_of_four().await;
+    let (events, job, path) = waiting_for_one(&controller, &a).await;
     let stop = || controller.local.request(Method::POST, &path).send();
     stop().await.expect("stopped");
     let (ends, _) = events.ends().await;
     let one = &ends["one"];
-    assert!(
-        one.goes_on && one.job.map(|job| job.to_string()) == Some(job.clone()),
-        "{one:?}"
-    );
+    assert!(one.goes_on && one.job == Some(job), "{one:?}");
     assert_eq!(ends["two"].message, "not begun: interrupted");
     a.look(|inner| inner.busy.clear());
-    controller.ended(job.parse().expect("an id")).await;
+    controller.ended(job).await;
     assert_eq!(state_of(&controller, "one").await, VmState::Running);
     assert_eq!(jobs(&controller, "vm-start").await, 1);
     controller
@@ -535,16 +537,8 @@ async fn a_stopped_request_says_which_jobs_go_on_and_begins_nothing_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_nobody_reads_any_longer_begins_nothing_more() {
     let (controller, a, _b) = fleet_of_four().await;
-    a.look(|inner| inner.busy.insert("start"));
-    let request =
-        json!({ "action": verb("start"), "vms": named(&["one", "two"]), "how": { "parallel": 1 } });
-    let mut events = Events::of(&controller.local, &request).await;
-    let Some(BulkEvent::Begun { bulk }) = events.next().await else {
-        panic!("the first line names the request");
-    };
-    let job = events.job_of("one").await;
+    let (events, job, path) = waiting_for_one(&controller, &a).await;
     drop(events);
-    let path = format!("/v1/bulk/{bulk}/stop");
     controller
         .wait("the request is over", async || {
             let stopped = controller.local.request(Method::POST, &path).send().await;
@@ -552,7 +546,7 @@ async fn a_request_that_nobody_reads_any_longer_begins_nothing_more() {
         })
         .await;
     a.look(|inner| inner.busy.clear());
-    controller.ended(job.parse().expect("an id")).await;
+    controller.ended(job).await;
     assert_eq!(jobs(&controller, "vm-start").await, 1);
 }
 

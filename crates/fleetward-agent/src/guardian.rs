@@ -109,7 +109,7 @@ pub(crate) async fn carry_out(config: &Config, command: GuardianCommand) -> anyh
                         "which VMs need it is not known: {}",
                         chain(&error)
                     ))
-                    .fix("restore that VM's last good key protector from a backup, or from a version in fleetward tpm history; see docs/emergency-recovery.md")
+                    .fix("put back the file that the reason names, from a backup or from a version that the controller keeps; see docs/emergency-recovery.md")
             })?;
             remove(&keyring, &id, &dependents, yes)
         }

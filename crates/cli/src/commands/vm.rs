@@ -264,7 +264,7 @@ async fn attach(context: &Context, name: &VmName) -> Result<Exit, Stop> {
         .open::<VmConsole>([name.as_str()], &())
         .await?;
     say(&messages::console_open(name));
-    let left = console::run(io).await?;
+    let left = console::run(io, name).await?;
     say(match left {
         console::Left::Here => messages::CONSOLE_LEFT,
         console::Left::There => messages::CONSOLE_ENDED,

@@ -363,7 +363,12 @@ impl UndoStep<MigrateInput> for PrepareIncoming {
             return Ok(());
         };
         if cx.pays_debt() {
-            still_apart(world, &input.to, input.vm, copied(&before.disks))?;
+            still_apart(
+                world,
+                &input.to,
+                (input.vm, cx.job()),
+                copied(&before.disks),
+            )?;
         }
         let operation = operation::AbandonIncoming {
             spec: before.metadata.spec,
@@ -655,7 +660,12 @@ async fn clean_up(
 ) -> Result<(), StepError> {
     let (input, before) = (cx.input(), cx.output::<Check>()?);
     if cx.pays_debt() {
-        still_apart(world, &input.from, input.vm, copied(&before.disks))?;
+        still_apart(
+            world,
+            &input.from,
+            (input.vm, cx.job()),
+            copied(&before.disks),
+        )?;
     }
     let operation = operation::CleanUpDeparted {
         spec: before.metadata.spec,

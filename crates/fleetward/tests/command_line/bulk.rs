@@ -1,7 +1,7 @@
 //! Bulk requests: what the command does when the answer is cut off, when it is interrupted, and when it is refused.
 
 use crate::fake::bulk::{Part, events, names, submitted, text};
-use crate::fake::{BAD_JOB, ENDLESS_JOB, Fake, GOOD_JOB};
+use crate::fake::{BAD_JOB, ENDLESS_JOB, Fake, GOOD_JOB, interrupt, run, spawn};
 use axum::body::Body;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
@@ -15,19 +15,8 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use tokio::sync::Notify;
-
-fn run(mut command: assert_cmd::Command) -> (i32, String, String) {
-    let output = command.timeout(Duration::from_secs(30)).output().unwrap();
-    (
-        output.status.code().expect("it ended by itself"),
-        String::from_utf8(output.stdout).unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    )
-}
 
 fn name(text: &str) -> VmName {
     text.parse().unwrap()
@@ -127,24 +116,12 @@ fn ctrl_c_stops_the_controller_and_tells_what_goes_on_and_what_was_not_begun() {
         .route("/v1/bulk", post(answer))
         .route("/v1/bulk/{bulk}/stop", post(stop));
     let fake = Fake::with(router);
-    let program = assert_cmd::cargo::cargo_bin("fleetward");
-    let mut child = std::process::Command::new(program)
-        .args(["vm", "start", "endless", "web"])
-        .env("FLEETWARD_SOCKET", fake.directory().join("controller.sock"))
-        .env_remove("FLEETWARD_CONTROLLER")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = spawn(&fake, &["vm", "start", "endless", "web"]);
     let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
     // the first line of progress: it waits
     let first = stderr.next().unwrap().unwrap();
     assert_eq!(first, "endless: step 1/2 prepare");
-    let interrupted = std::process::Command::new("/bin/kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(interrupted.success());
+    interrupt(&child);
     let last = stderr.map(Result::unwrap).last();
     let goes_on = format!("the job continues; follow it with: fleetward job watch {ENDLESS_JOB}");
     assert_eq!(last.as_ref(), Some(&goes_on));

@@ -13,6 +13,8 @@ use axum::routing::{get, post, put};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
+use std::process::{Child, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// Jobs are told apart by their last digit.
@@ -66,6 +68,37 @@ impl Fake {
 }
 
 /// The program, without anything of the surroundings it could take notice of.
+/// Runs it to its end: exit code, stdout, stderr.
+pub(crate) fn run(mut command: Command) -> (i32, String, String) {
+    let output = command.timeout(Duration::from_secs(30)).output().unwrap();
+    (
+        output.status.code().expect("it ended by itself"),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+/// Starts it against `fake`, its output piped.
+pub(crate) fn spawn(fake: &Fake, arguments: &[&str]) -> Child {
+    std::process::Command::new(assert_cmd::cargo::cargo_bin("fleetward"))
+        .args(arguments)
+        .env("FLEETWARD_SOCKET", fake.directory().join("controller.sock"))
+        .env_remove("FLEETWARD_CONTROLLER")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Ctrl-C.
+pub(crate) fn interrupt(child: &Child) {
+    let sent = std::process::Command::new("/bin/kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+}
+
 pub(crate) fn fleetward(arguments: &[&str]) -> Command {
     let mut command = Command::cargo_bin("fleetward").unwrap();
     for variable in ["CONTROLLER", "CERT", "KEY", "CA"] {

@@ -1,18 +1,8 @@
 //! Waiting for jobs: progress, results of one and of many, leaving with Ctrl-C.
 
-use crate::fake::{BAD_JOB, ENDLESS_JOB, Fake, GOOD_JOB};
+use crate::fake::{BAD_JOB, ENDLESS_JOB, Fake, GOOD_JOB, interrupt, run, spawn};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-
-fn run(mut command: assert_cmd::Command) -> (i32, String, String) {
-    let output = command.output().unwrap();
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(output.stdout).unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    )
-}
 
 #[test]
 fn progress_is_plain_lines_where_stderr_is_no_terminal() {
@@ -113,24 +103,12 @@ fn a_job_is_found_by_the_beginning_of_its_id() {
 #[test]
 fn ctrl_c_leaves_the_job_running_and_says_how_to_follow_it() {
     let fake = Fake::start();
-    let program = assert_cmd::cargo::cargo_bin("fleetward");
-    let mut child = std::process::Command::new(program)
-        .args(["vm", "start", "endless"])
-        .env("FLEETWARD_SOCKET", fake.directory().join("controller.sock"))
-        .env_remove("FLEETWARD_CONTROLLER")
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = spawn(&fake, &["vm", "start", "endless"]);
     let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
     // The first line of progress: it waits.
     let first = stderr.next().unwrap().unwrap();
     assert_eq!(first, "endless: step 1/2 prepare");
-    let interrupted = std::process::Command::new("/bin/kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(interrupted.success());
+    interrupt(&child);
     let rest: Vec<String> = stderr.map(Result::unwrap).collect();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(

@@ -1,7 +1,7 @@
 //! TPMs in bulk: VMs by name and by what they have in common, a host that is away, what is asked and what is said.
 
 use crate::fake::bulk::{self, Part, lines};
-use crate::fake::{Fake, GOOD_JOB, vm};
+use crate::fake::{Fake, GOOD_JOB, run, vm};
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
@@ -183,18 +183,6 @@ async fn events(Path(job): Path<String>) -> axum::response::Response {
     let line = async move { Ok::<_, std::convert::Infallible>(first) };
     let open = futures_util::stream::once(line).chain(futures_util::stream::pending());
     axum::body::Body::from_stream(open).into_response()
-}
-
-fn run(mut command: assert_cmd::Command) -> (i32, String, String) {
-    let output = command
-        .timeout(std::time::Duration::from_secs(30))
-        .output()
-        .unwrap();
-    (
-        output.status.code().expect("it ended by itself"),
-        String::from_utf8(output.stdout).unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    )
 }
 
 #[test]
