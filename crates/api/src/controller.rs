@@ -544,8 +544,9 @@ pub struct ImportQuery {
 pub struct VmQuery {
     #[param(value_type = Option<String>)]
     pub host: Option<HostName>,
-    /// key=value
-    pub label: Option<String>,
+    /// `key=value`; of several, a VM has all
+    #[serde(rename = "label", default)]
+    pub labels: Vec<String>,
     pub tpm: Option<bool>,
     #[param(value_type = Option<String>)]
     pub state: Option<VmState>,

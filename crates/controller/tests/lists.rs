@@ -88,3 +88,40 @@ async fn a_page_that_cannot_be_is_refused_with_its_bounds() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_labels_a_vm_has_all() {
+    let controller = Controller::start().await;
+    let _a = controller.join("a", "default").await;
+    for (name, labels) in [
+        ("one", json!({ "tier": "front", "site": "tokyo" })),
+        ("two", json!({ "tier": "front", "site": "osaka" })),
+        ("three", json!({ "site": "tokyo" })),
+    ] {
+        let body = json!({ "name": name, "labels": labels });
+        controller.done(Method::POST, "/v1/vms", &body).await;
+    }
+    let names = async |query: &str| {
+        let vms: Vec<Value> = controller.get(&format!("/v1/vms?{query}")).await;
+        let names = vms.iter().map(|vm| vm["name"].as_str().map(str::to_owned));
+        names.collect::<Option<Vec<_>>>().expect("names")
+    };
+    assert_eq!(names("label=tier%3Dfront").await, ["one", "two"]);
+    assert_eq!(
+        names("label=tier%3Dfront&label=site%3Dtokyo").await,
+        ["one"]
+    );
+    // The filter goes before the limit.
+    assert_eq!(
+        names("label=tier%3Dfront&label=site%3Dosaka&limit=1").await,
+        ["two"]
+    );
+    let wrong = controller
+        .refusal(
+            Method::GET,
+            "/v1/vms?label=tier%3Dfront&label=site",
+            &json!({}),
+        )
+        .await;
+    assert_eq!(wrong.code, ErrorCode::InvalidArgument);
+}

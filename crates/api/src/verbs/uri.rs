@@ -14,11 +14,11 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// Path and query of one request; values cannot add segments or parameters.
 ///
 /// # Errors
-/// A query that is no plain list of values.
+/// A query that is no list of values.
 pub fn uri<V: Verb>(
     path: V::Path<'_>,
     request: &V::Request,
-) -> Result<String, serde_urlencoded::ser::Error> {
+) -> Result<String, serde_html_form::ser::Error> {
     let mut uri = String::new();
     let mut values = path.as_ref().iter();
     let mut rest = V::PATH;
@@ -32,7 +32,7 @@ pub fn uri<V: Verb>(
     uri.push_str(rest);
     match V::CARRIED {
         Carried::Query | Carried::Upload => {
-            let query = serde_urlencoded::to_string(request)?;
+            let query = serde_html_form::to_string(request)?;
             if !query.is_empty() {
                 uri.push('?');
                 uri.push_str(&query);
@@ -52,12 +52,15 @@ mod tests {
     #[test]
     fn values_in_a_query_cannot_add_parameters() {
         let query = VmQuery {
-            label: Some("a=b&tpm=true c".into()),
+            labels: vec!["a=b&tpm=true c".into(), "d=e".into()],
             tpm: Some(true),
             ..VmQuery::default()
         };
         let uri = uri::<VmList>([], &query).expect("a query");
-        assert_eq!(uri, "/v1/vms?label=a%3Db%26tpm%3Dtrue+c&tpm=true");
+        assert_eq!(
+            uri,
+            "/v1/vms?label=a%3Db%26tpm%3Dtrue+c&label=d%3De&tpm=true"
+        );
     }
 
     #[test]

@@ -241,19 +241,12 @@ async fn list(
     labels: Vec<(LabelKey, String)>,
     limit: Option<usize>,
 ) -> Result<Exit, Stop> {
-    // The API filters by one label; more are for us.
+    let labels = labels.iter().map(|(key, value)| format!("{key}={value}"));
     let query = VmQuery {
-        label: labels.first().map(|(key, value)| format!("{key}={value}")),
+        labels: labels.collect(),
         ..query
     };
-    let asked = limit.filter(|_| labels.len() < 2);
-    let mut vms: Vec<VmView> = context.controller.list::<VmList, _>(query, asked).await?;
-    vms.retain(|vm| {
-        labels
-            .iter()
-            .all(|(key, value)| vm.labels.get(key) == Some(value))
-    });
-    vms.truncate(limit.unwrap_or(usize::MAX));
+    let vms: Vec<VmView> = context.controller.list::<VmList, _>(query, limit).await?;
     context.output.document(&vms, || table::vms(&vms))?;
     Ok(Exit::Done)
 }

@@ -1,7 +1,7 @@
 //! Request bodies (JSON of limited size) and queries. Every error in them is a `Failure`.
 
 use super::Refusal;
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use fleetward_api::MAX_BODY;
 use fleetward_api::verbs::{Carried, Verb};
 use fleetward_model::{ErrorCode, Failure};
@@ -82,17 +82,12 @@ pub(crate) struct Params<T>(pub(crate) T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        match Query::<T>::from_request_parts(parts, state).await {
-            Ok(Query(query)) => Ok(Self(query)),
-            Err(error) => Err(Refusal(
-                Failure::new(
-                    ErrorCode::InvalidArgument,
-                    "the request's query cannot be used",
-                )
-                .because(error.body_text()),
-            )),
-        }
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+        let query = parts.uri.query().unwrap_or_default();
+        serde_html_form::from_str(query).map(Self).map_err(|error| {
+            let what = "the request's query cannot be used";
+            Refusal(Failure::new(ErrorCode::InvalidArgument, what).because(error.to_string()))
+        })
     }
 }
 

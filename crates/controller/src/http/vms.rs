@@ -39,29 +39,28 @@ async fn vm_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::VmList>,
 ) -> Answer<Json<Vec<VmView>>> {
-    let label = match &query.label {
-        None => None,
-        Some(text) => Some(text.split_once('=').ok_or_else(|| {
+    let labels = query.labels.iter().map(|text| {
+        text.split_once('=').ok_or_else(|| {
             Failure::new(ErrorCode::InvalidArgument, "a label is KEY=VALUE")
                 .fix("write a label like --label tier=front")
-        })?),
-    };
+        })
+    });
+    let labels: Vec<(&str, &str)> = labels.collect::<Result<_, _>>()?;
     let page = Page::new(query.limit, query.after)?;
     let vms = app.world.inventory.vms();
     let following = vms
         .iter()
         .filter(|vm| page.is_after(&[vm.name.as_str(), vm.host.as_str()]));
     let shown = following.map(|vm| view::vm(&app.world, vm)).filter(|vm| {
-        let labelled = |(key, value)| {
-            vm.labels
-                .iter()
-                .any(|(k, v)| k.as_str() == key && v == value)
+        let has = |(key, value): &(&str, &str)| {
+            let mut own = vm.labels.iter();
+            own.any(|(k, v)| k.as_str() == *key && v == value)
         };
         query.host.as_ref().is_none_or(|host| vm.host == *host)
             && query.tpm.is_none_or(|tpm| vm.tpm.enabled == tpm)
             && query.state.is_none_or(|state| vm.state == state)
             && (query.group.as_ref()).is_none_or(|group| vm.group.as_ref() == Some(group))
-            && label.is_none_or(labelled)
+            && labels.iter().all(has)
     });
     Ok(Json(shown.take(page.limit()).collect()))
 }
