@@ -115,7 +115,7 @@ pub struct Formats {
     pub spec: u32,
     /// 1: key protectors travel in every report; 2: digests do, and a key protector only where it is asked for.
     pub custody: u32,
-    /// Newest version of the operations of a host; [`Formats::CHANGE_VM`] is the second.
+    /// Newest version of the operations of a host; [`Formats::CHANGE_VM`] is the second, [`Formats::DEVICES`] the third.
     pub operations: u32,
 }
 
@@ -123,11 +123,14 @@ impl Formats {
     /// The version of the operations that added `change-vm`.
     pub const CHANGE_VM: u32 = 2;
 
+    /// The version of the operations that added changes of devices to `change-vm`.
+    pub const DEVICES: u32 = 3;
+
     /// What this program knows.
     pub const KNOWN: Self = Self {
         spec: crate::spec::KNOWN,
         custody: 2,
-        operations: Self::CHANGE_VM,
+        operations: Self::DEVICES,
     };
 
     /// What a program must know to read that specification.
@@ -166,7 +169,7 @@ impl Default for Formats {
     }
 }
 
-/// `spec=2,custody=2,operations=2`, as in the header of a request.
+/// `spec=3,custody=2,operations=3`, as in the header of a request.
 impl fmt::Display for Formats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {

@@ -17,6 +17,7 @@ pub mod id;
 pub mod image;
 pub mod job;
 pub mod name;
+pub mod network;
 pub mod placement;
 pub mod preflight;
 pub mod profile;
@@ -34,4 +35,5 @@ pub use name::{
     DeviceId, GroupName, HostName, ImageName, LabelKey, Labels, NameError, NetworkName, PoolName,
     TemplateName, VmName,
 };
+pub use network::{Mac, NicFilter, NicLink, VlanId};
 pub use size::ByteSize;

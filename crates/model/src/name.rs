@@ -133,6 +133,13 @@ impl DeviceId {
     }
 }
 
+impl NetworkName {
+    /// Whether it is QEMU's own user-mode network, which every host has.
+    pub fn is_nat(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// QEMU's user-mode network: the guest reaches out, nobody reaches in.
 impl Default for NetworkName {
     fn default() -> Self {

@@ -3,9 +3,10 @@
 //! ```text
 //!   {"id": ..., "mac": ...}            v1: what programs before versions wrote, and go on reading
 //!   {"v2": {"id": ..., "nics": ...}}   v2: devices with stable ids
-//!   {"v3": ...}                        newer than this program
+//!   {"v3": {"id": ..., "nics": ...}}   v3: the same form, with more values
+//!   {"v4": ...}                        newer than this program
 //! ```
-//! The code knows one type, [`VmSpec`], which is [`v2`]. It is read from every version, and written in the oldest one that
+//! The code knows one type, [`VmSpec`], which is [`v3`]. It is read from every version, and written in the oldest one that
 //! can say all of it: a VM that uses nothing new stays readable for old programs. A program that knows only version 1
 //! finds no `id` in the others and refuses them as a whole, so it never drops half of one.
 //!
@@ -13,9 +14,10 @@
 //! A specification that is newer than this program is [`NewerSpec`]: its VM is shown, and never changed or rewritten.
 
 pub mod v1;
-pub mod v2;
+mod v2;
+pub mod v3;
 
-pub use v2::{
+pub use v3::{
     Description, DescriptionError, DiskSpec, DriveSpec, Medium, NicModel, NicSpec, VmSpec,
 };
 
@@ -27,7 +29,7 @@ use std::fmt;
 use utoipa::ToSchema;
 
 /// The newest version that this program reads and writes.
-pub const KNOWN: u32 = 2;
+pub const KNOWN: u32 = 3;
 
 /// Fields that this program does not know, as they were read.
 pub type Unknown = Map<String, Value>;
@@ -80,7 +82,8 @@ impl VmSpec {
     pub fn version(&self) -> u32 {
         match v1::VmSpec::of(self) {
             Some(_) => 1,
-            None => 2,
+            None if v2::says_all_of(self) => 2,
+            None => 3,
         }
     }
 
@@ -91,7 +94,7 @@ impl VmSpec {
     pub fn from_json(spec: &Value) -> Result<Result<Self, NewerSpec>, serde_json::Error> {
         match named_version(spec) {
             None => v1::VmSpec::deserialize(spec).map(|old| Ok(old.into())),
-            Some((2, content)) => v2::from_json(content).map(Ok),
+            Some((2 | 3, content)) => v3::from_json(content).map(Ok),
             Some((version, _)) => Ok(Err(NewerSpec { version })),
         }
     }
@@ -100,15 +103,18 @@ impl VmSpec {
 impl Serialize for VmSpec {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Named<'a> {
-            v2: v2::Content<'a>,
+        struct V2<'a> {
+            v2: v3::Content<'a>,
         }
+        #[derive(Serialize)]
+        struct V3<'a> {
+            v3: v3::Content<'a>,
+        }
+        let content = v3::Content(self);
         match v1::VmSpec::of(self) {
             Some(old) => old.serialize(serializer),
-            None => Named {
-                v2: v2::Content(self),
-            }
-            .serialize(serializer),
+            None if v2::says_all_of(self) => V2 { v2: content }.serialize(serializer),
+            None => V3 { v3: content }.serialize(serializer),
         }
     }
 }

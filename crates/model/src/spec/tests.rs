@@ -1,6 +1,6 @@
 use super::*;
 use crate::vm::{DiskBus, Firmware, FirmwareKind, Profile, VmMetadata};
-use crate::{ByteSize, VmId};
+use crate::{ByteSize, NicFilter, NicLink, VmId};
 use serde_json::json;
 use time::OffsetDateTime;
 
@@ -76,13 +76,12 @@ fn a_vm_that_version_1_cannot_say_is_written_as_version_2() {
 /// Whatever old programs would lose makes it version 2.
 #[test]
 fn every_part_that_version_1_lacks_makes_it_version_2() {
-    let changes: [fn(&mut VmSpec); 12] = [
+    let changes: [fn(&mut VmSpec); 11] = [
         |s| s.description = "x".parse().expect("short"),
         |s| s.autostart = true,
         |s| s.nics.push(s.nics[0].clone()),
         |s| s.nics[0].id = "nic-7".parse().expect("name"),
         |s| s.nics[0].model = NicModel::Virtio,
-        |s| s.nics[0].network = "office".parse().expect("name"),
         |s| s.drives[0].medium = None,
         |s| s.drives[0].target = "sdz".into(),
         |s| s.drives.push(DriveSpec::at("sdc".into(), None)),
@@ -103,13 +102,31 @@ fn every_part_that_version_1_lacks_makes_it_version_2() {
     assert_eq!(read(&written(&spec)), spec);
 }
 
+/// Whatever programs of version 2 would not carry out makes it version 3.
+#[test]
+fn every_part_that_version_2_lacks_makes_it_version_3() {
+    let changes: [fn(&mut VmSpec); 4] = [
+        |s| s.nics[0].network = "office".parse().expect("name"),
+        |s| s.nics[0].vlan = Some("7".parse().expect("number")),
+        |s| s.nics[0].link = NicLink::Down,
+        |s| s.nics[0].filter = Some(NicFilter::CleanTraffic),
+    ];
+    for change in changes {
+        let mut spec = windows();
+        change(&mut spec);
+        assert_eq!(spec.version(), 3, "{spec:?}");
+        assert!(written(&spec).starts_with(r#"{"v3":{"#));
+        assert_eq!(read(&written(&spec)), spec);
+    }
+}
+
 #[test]
 fn what_is_not_known_is_written_again() {
     let mut text: Value = serde_json::from_str(V2).expect("JSON");
     let v2 = &mut text["v2"];
     v2["boot"] = json!(["disk", "network"]);
     v2["disks"][0]["cache"] = json!("none");
-    v2["nics"][0]["vlan"] = json!(7);
+    v2["nics"][0]["queues"] = json!(7);
     v2["drives"][0]["locked"] = json!(true);
     let mut spec: VmSpec = serde_json::from_value(text.clone()).expect("read");
     spec.cpus = 4;
@@ -142,13 +159,13 @@ fn version_2_is_nothing_to_a_reader_of_version_1() {
 #[test]
 fn what_is_newer_than_known_is_told_apart_from_damage() {
     let record = |spec: &str| format!(r#"{{"spec":{spec},"generation":3}}"#);
-    let newer = VmMetadata::from_json(&record(r#"{"v3":{"id":7}}"#));
-    assert_eq!(newer, Some(Err(NewerSpec { version: 3 })));
+    let newer = VmMetadata::from_json(&record(r#"{"v4":{"id":7}}"#));
+    assert_eq!(newer, Some(Err(NewerSpec { version: 4 })));
     let value = V2.replace("e1000e", "vmxnet4");
     let newer = VmMetadata::from_json(&record(&value));
     assert_eq!(newer, Some(Err(NewerSpec { version: 2 })));
-    let problem = serde_json::from_str::<VmSpec>(r#"{"v3":{}}"#).expect_err("newer");
-    assert!(problem.to_string().contains("version 3"), "{problem}");
+    let problem = serde_json::from_str::<VmSpec>(r#"{"v4":{}}"#).expect_err("newer");
+    assert!(problem.to_string().contains("version 4"), "{problem}");
     for damaged in ["{}", "7", r#"{"id":7}"#, ""] {
         assert_eq!(VmMetadata::from_json(&record(damaged)), None, "{damaged}");
     }

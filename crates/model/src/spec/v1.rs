@@ -1,6 +1,7 @@
 //! Version 1 of a specification, frozen: what programs before versions wrote. Nothing is added here.
 
-use super::{DiskSpec, DriveSpec, Medium, NicSpec, v2};
+use super::{DiskSpec, DriveSpec, Medium, NicSpec, v3};
+use crate::network::NicLink;
 use crate::vm::{DiskBus, Firmware, Profile};
 use crate::{
     ByteSize, DeviceId, GroupName, ImageName, Labels, NetworkName, PoolName, VmId, VmName,
@@ -59,8 +60,8 @@ pub struct Cdrom {
 
 impl VmSpec {
     /// The specification in version 1, none when version 1 cannot say all of it.
-    pub fn of(spec: &v2::VmSpec) -> Option<Self> {
-        let v2::VmSpec {
+    pub fn of(spec: &v3::VmSpec) -> Option<Self> {
+        let v3::VmSpec {
             id,
             name,
             group,
@@ -124,7 +125,7 @@ impl VmSpec {
     }
 }
 
-impl From<VmSpec> for v2::VmSpec {
+impl From<VmSpec> for v3::VmSpec {
     fn from(old: VmSpec) -> Self {
         let VmSpec {
             id,
@@ -213,6 +214,9 @@ pub(super) fn card(profile: Profile, mac: String) -> NicSpec {
         network: NetworkName::default(),
         model: profile.devices().network,
         mac,
+        vlan: None,
+        link: NicLink::Up,
+        filter: None,
         unknown: super::Unknown::new(),
     }
 }
@@ -220,7 +224,7 @@ pub(super) fn card(profile: Profile, mac: String) -> NicSpec {
 /// The one drive of version 1: at the first SATA target that no disk has.
 fn installer(disks: &[Disk], medium: Medium) -> DriveSpec {
     DriveSpec::at(
-        v2::free_sata_target(disks.iter().map(|disk| disk.target.as_str())),
+        v3::free_sata_target(disks.iter().map(|disk| disk.target.as_str())),
         Some(medium),
     )
 }
