@@ -70,6 +70,7 @@ async fn stop(node: &Node, vm: VmId) {
     let stop = Stop {
         force: true,
         deadline_seconds: 1,
+        tell: false,
     };
     Job::new(vm, 2).on(node, stop).await.unwrap();
 }

@@ -74,6 +74,7 @@ async fn an_import_beside_the_running_agent_lets_a_vm_in_and_the_own_guardian_is
     let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
+        tell: false,
     };
     let job = Job::new(spec.id, 5);
     job.on(&a, stop).await.unwrap();
@@ -138,6 +139,7 @@ async fn stopped(node: &Node, vm: VmId, generation: u64) {
     let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
+        tell: false,
     };
     Job::new(vm, generation).on(node, stop).await.unwrap();
 }

@@ -36,6 +36,7 @@ impl Pair {
             let stop = operation::Stop {
                 force: true,
                 deadline_seconds: 1,
+                tell: false,
             };
             job.on(&a, stop).await.unwrap();
         }

@@ -13,7 +13,7 @@ use fleetward_api::agent::*;
 use fleetward_link::Identity;
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::Formats;
-use fleetward_model::vm::{NewerSpec, VmReport, VmState, protector_sha256};
+use fleetward_model::vm::{NewerSpec, StoppedBy, VmReport, VmState, protector_sha256};
 use fleetward_model::{ErrorCode, Failure, VmId};
 use support::{Fleet, Job, Node, create_running, record_of, refusal, spec};
 
@@ -42,6 +42,7 @@ async fn a_vm_is_made_started_stopped_and_deleted_and_every_step_may_be_repeated
         operation::Stop {
             force: true,
             deadline_seconds: 1,
+            tell: false,
         }
         .into(),
         operation::Undefine {}.into(),
@@ -63,6 +64,38 @@ async fn a_vm_is_made_started_stopped_and_deleted_and_every_step_may_be_repeated
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vm_is_paused_and_resumed_twice_over_and_a_stopped_one_is_neither() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    let job = Job::new(spec.id, 2);
+    for (operation, state) in [
+        (Operation::from(Pause {}), VmState::Paused),
+        (Resume {}.into(), VmState::Running),
+    ] {
+        for time in ["first", "second"] {
+            job.any(&node, operation.clone())
+                .await
+                .unwrap_or_else(|f| panic!("{} the {time} time: {f}", operation.name()));
+            assert_eq!(node.detail(spec.id).await.unwrap().vm.state, state);
+        }
+    }
+    let stop = operation::Stop {
+        force: true,
+        deadline_seconds: 1,
+        tell: true,
+    };
+    let stopped = job.on(&node, stop.clone()).await.unwrap();
+    assert_eq!(stopped.by, Some(StoppedBy::PowerOff));
+    assert_eq!(job.on(&node, stop).await.unwrap().by, None, "it was off");
+    assert_eq!(code(job.on(&node, Pause {}).await), ErrorCode::VmNotRunning);
+    assert_eq!(
+        code(job.on(&node, Resume {}).await),
+        ErrorCode::VmNotRunning
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_host_kept_of_a_tpm_goes_with_its_vm_and_not_before() {
     let fleet = Fleet::start().await;
     let node = Node::start(&fleet, "a").await;
@@ -77,6 +110,7 @@ async fn what_the_host_kept_of_a_tpm_goes_with_its_vm_and_not_before() {
     let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
+        tell: false,
     };
     job.on(&node, stop).await.unwrap();
     job.on(&node, operation::DetachTpm {}).await.unwrap();
@@ -122,6 +156,7 @@ async fn a_tpm_is_made_once_and_never_replaced() {
         operation::Stop {
             force: true,
             deadline_seconds: 1,
+            tell: false,
         },
     )
     .await
@@ -169,6 +204,7 @@ async fn a_vm_that_a_newer_program_wrote_is_shown_and_nothing_is_changed_about_i
     let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
+        tell: false,
     };
     let define = operation::Define {
         metadata: Box::new(metadata),
@@ -215,6 +251,7 @@ async fn an_older_generation_is_refused_and_disturbs_nothing() {
     let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
+        tell: false,
     };
     assert_eq!(code(late.on(&node, stop).await), ErrorCode::StaleGeneration);
     assert_eq!(
@@ -233,6 +270,7 @@ async fn a_repeat_attaches_and_the_operation_outlives_its_caller() {
     let stop = operation::Stop {
         force: false,
         deadline_seconds: 2,
+        tell: false,
     };
 
     // The first caller goes away at once.
@@ -260,6 +298,7 @@ async fn cancelling_ends_a_wait() {
     let stop = operation::Stop {
         force: false,
         deadline_seconds: 600,
+        tell: false,
     };
     let (stopped, ()) = tokio::join!(job.on(&node, stop), async {
         node.fake.until("shutdown", |s| s.shutdowns > 0).await;
@@ -374,6 +413,7 @@ async fn a_grant_by_name_forgives_former_guardians_unless_they_know_the_present_
     let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
+        tell: false,
     };
     Job::new(spec.id, 8).on(&a, stop).await.unwrap();
     let job = Job::new(spec.id, 9);
@@ -399,6 +439,7 @@ async fn a_damaged_tpm_is_replaced_and_taken_away_as_any_other() {
     let stop = operation::Stop {
         force: true,
         deadline_seconds: 1,
+        tell: false,
     };
     Job::new(spec.id, 2).on(&node, stop).await.unwrap();
     let history = || {
@@ -458,6 +499,7 @@ async fn a_forced_stop_gets_past_an_operation_that_hangs() {
         let stop = operation::Stop {
             force: true,
             deadline_seconds: 1,
+            tell: false,
         };
         let job = Job::new(source.id, 3);
         let limit = std::time::Duration::from_secs(20);

@@ -3,6 +3,7 @@
 use crate::controller::{Outcome, VmOutcome};
 use fleetward_model::change::ChangeKind;
 use fleetward_model::clone::CloneTpm;
+use fleetward_model::vm::StoppedBy;
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, TemplateName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +64,13 @@ pub struct TpmReport {
     pub host: HostName,
     /// What a restore brought back.
     pub version: Option<u64>,
+}
+
+/// `vm-stop` and `vm-restart`: what ended the guest.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct StopReport {
+    /// None where the VM was stopped already, and where the host's agent is too old to tell.
+    pub by: Option<StoppedBy>,
 }
 
 /// `vm-recover`: where the VM is now, and from when its TPM is.

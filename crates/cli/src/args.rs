@@ -347,6 +347,31 @@ pub enum VmCommand {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Shuts VMs down through the guest, and starts them again: changes that wait for the next start take effect
+    Restart {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<VmName>,
+        /// Cuts the power instead of asking the guest
+        #[arg(long)]
+        force: bool,
+        /// Time limit for the guest's shutdown, at most 1h
+        #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
+        deadline: Duration,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Stops the processors of a running VM; its memory stays
+    Pause {
+        name: VmName,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Lets a paused VM run on
+    Resume {
+        name: VmName,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Deletes stopped VMs with their disks and TPMs
     Delete {
         #[arg(required = true, value_name = "NAME")]

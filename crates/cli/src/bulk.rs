@@ -16,7 +16,8 @@ use fleetward_api::bulk::{
 };
 use fleetward_api::controller::{Accepted, Outcome};
 use fleetward_api::verbs::{
-    TpmDisable, TpmEnable, TpmRestore, TpmRoll, Verb, VmBulk, VmDelete, VmMigrate, VmStart, VmStop,
+    TpmDisable, TpmEnable, TpmRestore, TpmRoll, Verb, VmBulk, VmDelete, VmMigrate, VmRestart,
+    VmStart, VmStop,
 };
 use fleetward_model::{ErrorCode, Failure, JobId, VmName};
 use serde::Serialize;
@@ -133,6 +134,7 @@ async fn ask(context: &Context, name: &VmName, action: &VmAction) -> Result<Acce
     match action {
         VmAction::Start => controller.call::<VmStart>(path, &()).await,
         VmAction::Stop(request) => controller.call::<VmStop>(path, request).await,
+        VmAction::Restart(request) => controller.call::<VmRestart>(path, request).await,
         VmAction::Delete(request) => controller.call::<VmDelete>(path, request).await,
         VmAction::Migrate(request) => controller.call::<VmMigrate>(path, request).await,
         VmAction::TpmEnable(request) => controller.call::<TpmEnable>(path, request).await,

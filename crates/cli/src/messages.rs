@@ -170,6 +170,10 @@ pub(crate) fn vm_created_and_started(name: &VmName, host: &impl Display) -> Stri
     format!("{name} created and started on {host}")
 }
 
+/// Said of a VM that was paused, and of one that was already.
+pub(crate) const PAUSED: [&str; 2] = ["paused", "is paused already"];
+/// Said of a VM that runs on, and of one that ran already.
+pub(crate) const RESUMED: [&str; 2] = ["runs on", "runs already"];
 pub(crate) const CREATED_ALREADY: &str = "exists already";
 pub(crate) fn bulk_summary(succeeded: usize, failed: usize, skipped: usize) -> String {
     format!("{succeeded} succeeded, {failed} failed, {skipped} skipped")

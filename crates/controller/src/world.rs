@@ -13,9 +13,9 @@ use crate::work::Reservation;
 use fleetward_api::agent::CancelRequest;
 use fleetward_jobs::{DebtBook, Job};
 use fleetward_model::error::Finding;
-use fleetward_model::fit::{HostOffer, Needs, Reserved, host_fits, host_still_fits};
+use fleetward_model::fit::{HostOffer, Needs, Reserved, agent_knows, host_fits, host_still_fits};
 use fleetward_model::guardian::{EndorsedGuardian, MANY_GUARDIANS, TrustMode};
-use fleetward_model::host::{HostFacts, HostState};
+use fleetward_model::host::{Formats, HostFacts, HostState};
 use fleetward_model::placement::{Candidate, Choice, place};
 use fleetward_model::preflight::Side;
 use fleetward_model::vm::{Revocation, VmSummary, protector_sha256};
@@ -124,6 +124,17 @@ impl World {
             reserved: reserved(&self.holders.reservations(), host, needs.vm),
         };
         Failure::from_findings(what, fits(needs, &offer)).map_or(Ok(()), Err)
+    }
+
+    /// Refuses what the agent of a host cannot do, before a job for it begins.
+    pub(crate) fn require_formats(&self, host: &HostName, needed: Formats) -> Result<(), Failure> {
+        let Some(facts) = self.inventory.seen(host).facts else {
+            return Ok(());
+        };
+        match agent_knows(facts.formats, needed, host) {
+            None => Ok(()),
+            Some(finding) => Err(Failure::new(finding.code, finding.what).fix(finding.fix)),
+        }
     }
 
     /// The recipients of a new key for a VM on `host`; every job that makes a TPM uses this. With automatic trust: the

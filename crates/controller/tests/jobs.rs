@@ -429,6 +429,75 @@ async fn a_vm_that_a_newer_program_wrote_is_shown_and_not_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vm_is_paused_resumed_and_restarted_and_the_stop_says_what_did_it() {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    let web = create(&controller, json!({"name": "web", "start": true})).await;
+    let now = || state_on(&a, web.id);
+
+    controller
+        .done(Method::POST, "/v1/vms/web/pause", &json!({}))
+        .await;
+    assert_eq!(now(), Some(VmState::Paused));
+    let again: Value = controller.post("/v1/vms/web/pause", &json!({})).await;
+    assert_eq!(again["job"], Value::Null, "it is paused already");
+    let deaf = controller
+        .refusal(Method::POST, "/v1/vms/web/restart", &json!({}))
+        .await;
+    assert_eq!(deaf.code, ErrorCode::VmStateWrong);
+    assert!(deaf.fix.contains("fleetward vm resume web"), "{deaf}");
+    controller
+        .done(Method::POST, "/v1/vms/web/resume", &json!({}))
+        .await;
+    assert_eq!(now(), Some(VmState::Running));
+
+    let job = controller
+        .done(Method::POST, "/v1/vms/web/restart", &json!({}))
+        .await;
+    assert_eq!(job.result, Some(json!({"by": "guest_agent"})));
+    assert_eq!(now(), Some(VmState::Running));
+
+    // A pause that fails after the guest stands still is taken back.
+    a.look(|inner| inner.fail_after.insert("pause"));
+    let failed = controller
+        .job(Method::POST, "/v1/vms/web/pause", &json!({}))
+        .await;
+    assert_eq!(failed.state, JobState::Undone);
+    assert_eq!(now(), Some(VmState::Running));
+
+    let job = controller
+        .done(Method::POST, "/v1/vms/web/stop", &json!({"force": true}))
+        .await;
+    assert_eq!(job.result, Some(json!({"by": "power_off"})));
+    for verb in ["pause", "resume", "restart"] {
+        let stopped = controller
+            .refusal(Method::POST, &format!("/v1/vms/web/{verb}"), &json!({}))
+            .await;
+        assert_eq!(stopped.code, ErrorCode::VmNotRunning, "{verb}");
+        assert!(stopped.fix.contains("fleetward vm start web"), "{stopped}");
+    }
+
+    // An agent that does not know the operation is not asked for it.
+    controller
+        .done(Method::POST, "/v1/vms/web/start", &json!({}))
+        .await;
+    a.look(|inner| {
+        inner.facts.formats.operations = 2;
+        inner.tell_facts();
+    });
+    controller
+        .wait("the old agent's word", async || {
+            let host: Value = controller.get("/v1/hosts/a").await;
+            host["facts"]["formats"]["operations"] == 2
+        })
+        .await;
+    let old = controller
+        .refusal(Method::POST, "/v1/vms/web/pause", &json!({}))
+        .await;
+    assert_eq!(old.code, ErrorCode::AgentTooOld);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_vm_moves_and_stays_stopped() {
     let (controller, a, b, vm) = two_hosts().await;
     let running = json!({"to": "b", "offline": true});

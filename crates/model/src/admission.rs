@@ -24,6 +24,14 @@ pub enum Request {
     Start,
     Stop,
     ForceStop,
+    /// Stopped and started again, so that what waits for its next start takes effect; `force`: its power is cut.
+    Restart {
+        force: bool,
+    },
+    /// Its processors stand still; its memory stays.
+    Pause,
+    /// A paused one runs on.
+    Resume,
     Delete,
     Clone,
     /// A template of it.
@@ -63,6 +71,10 @@ impl Request {
             Self::Start,
             Self::Stop,
             Self::ForceStop,
+            Self::Restart { force: false },
+            Self::Restart { force: true },
+            Self::Pause,
+            Self::Resume,
             Self::Delete,
             Self::Clone,
             Self::Template,
@@ -88,6 +100,9 @@ impl Request {
             Self::Console | Self::Grant | Self::ForceStop => false,
             Self::Start
             | Self::Stop
+            | Self::Restart { .. }
+            | Self::Pause
+            | Self::Resume
             | Self::Delete
             | Self::Clone
             | Self::Template
@@ -144,6 +159,7 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
     use Answer::{Accept, Done};
     use ErrorCode::{HostUnreachable, VmBusy, VmNotLost, VmNotRunning, VmRunning, VmStateWrong};
     use VmState::{Failed, Migrating, Paused, Running, Stopped, Unknown};
+    const START: &str = "fleetward vm start {vm}";
     const STOP: &str = "fleetward vm stop {vm}";
     const SHOW: &str = "fleetward vm show {vm}";
     const WAIT: &str = "wait for the job that moves it: fleetward vm show {vm}";
@@ -164,6 +180,36 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
         }
         (Request::ForceStop, Migrating) => Accept,
         (Request::Stop | Request::ForceStop, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Restart { .. }, Running) => Accept,
+        (Request::Restart { force: true }, Paused | Failed) => Accept,
+        (Request::Restart { force: false }, Paused) => refuse(
+            VmStateWrong,
+            "a paused guest does not hear that it is to shut down",
+            "fleetward vm resume {vm}; or cut its power: fleetward vm restart {vm} --force",
+        ),
+        (Request::Restart { force: false }, Failed) => refuse(
+            VmStateWrong,
+            "the VM has failed, and cannot shut down by itself",
+            "cut its power: fleetward vm restart {vm} --force",
+        ),
+        (Request::Restart { .. }, Stopped) => refuse(VmNotRunning, "the VM is stopped", START),
+        (Request::Restart { .. }, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
+        (Request::Restart { .. }, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Pause, Running) => Accept,
+        (Request::Pause, Paused) => Done,
+        (Request::Pause, Stopped) => refuse(VmNotRunning, "the VM is stopped", START),
+        (Request::Pause, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
+        (Request::Pause, Failed) => refuse(VmStateWrong, "the VM has failed; stop it first", STOP),
+        (Request::Pause, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Resume, Paused) => Accept,
+        (Request::Resume, Running) => Done,
+        (Request::Resume, Stopped) => refuse(VmNotRunning, "the VM is stopped", START),
+        (Request::Resume, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
+        (Request::Resume, Failed) => refuse(VmStateWrong, "the VM has failed; stop it first", STOP),
+        (Request::Resume, Unknown) => refuse(HostUnreachable, AWAY, CALL),
 
         (Request::Delete, Stopped) => Accept,
         (Request::Delete, Running | Paused | Failed) => {
@@ -337,6 +383,9 @@ pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
         Request::Start
         | Request::Stop
         | Request::ForceStop
+        | Request::Restart { .. }
+        | Request::Pause
+        | Request::Resume
         | Request::Delete
         | Request::Clone
         | Request::Template

@@ -122,9 +122,11 @@ pub struct Formats {
 impl Formats {
     /// The version of the operations that added `change-vm`.
     pub const CHANGE_VM: u32 = 2;
-
     /// The version of the operations that added changes of devices to `change-vm`.
     pub const DEVICES: u32 = 3;
+
+    /// The version of the operations that added `pause` and `resume`.
+    pub const POWER: u32 = 3;
 
     /// What this program knows.
     pub const KNOWN: Self = Self {

@@ -68,6 +68,20 @@ impl VmState {
     }
 }
 
+/// What ended a VM that was asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr, strum::Display)]
+#[strum(const_into_str, serialize_all = "snake_case")]
+pub enum StoppedBy {
+    /// Its guest agent shut the guest down.
+    GuestAgent,
+    /// The guest heard the power button.
+    Acpi,
+    /// Its power was cut.
+    PowerOff,
+}
+
 /// Where the content of a new volume comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "from")]

@@ -32,7 +32,7 @@ use crate::host::Host;
 use crate::keyring::Purpose;
 use crate::record::{TransitRecord, VmRecord};
 use fleetward_api::agent::OperationLine;
-use fleetward_api::agent::operation::{HostOperation, Operation, OperationResult};
+use fleetward_api::agent::operation::{HostOperation, Operation, OperationResult, Stopped};
 use fleetward_hypervisor::{DomainObserved, DomainState, Error as HypervisorError};
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
@@ -81,7 +81,13 @@ impl Task<'_> {
             Operation::AbandonTpm(o) => answer(o, self.abandon_tpm().await),
             Operation::Undefine(o) => answer(o, self.undefine().await),
             Operation::Start(o) => answer(o, self.start().await),
-            Operation::Stop(o) => answer(o, self.stop(o.force, o.deadline_seconds).await),
+            Operation::Stop(o) => {
+                let stopped = self.stop(o.force, o.deadline_seconds).await;
+                let told = |stopped| if o.tell { stopped } else { Stopped::default() };
+                answer(o, stopped.map(told))
+            }
+            Operation::Pause(o) => answer(o, self.pause().await),
+            Operation::Resume(o) => answer(o, self.resume_paused().await),
             Operation::Grant(o) => answer(o, self.grant(&o.to).await),
             Operation::Rewrap(o) => answer(o, self.rewrap(&o.change).await),
             Operation::PutProtector(o) => answer(o, self.put_protector(&o.key_protector).await),

@@ -1,10 +1,11 @@
-//! Starting and stopping.
+//! Starting, stopping, pausing.
 
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::parse_protector;
+use fleetward_api::agent::operation::Stopped;
 use fleetward_hypervisor::DomainState;
-use fleetward_model::vm::VmMetadata;
+use fleetward_model::vm::{StoppedBy, VmMetadata};
 use fleetward_model::{ErrorCode, Failure};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -107,14 +108,55 @@ impl Task<'_> {
             .attempt(|| format!("letting VM {} run", self.vm))
     }
 
+    /// Stops the processors. A paused VM is left alone.
+    pub(super) async fn pause(&self) -> Result<()> {
+        let (domain, metadata) = self.managed().await?;
+        self.require_whole()?;
+        match domain.state {
+            DomainState::Running => {}
+            DomainState::Paused { incoming: false } => return Ok(()),
+            DomainState::Paused { incoming: true } => {
+                return Err(self.wrong_state("its memory is still arriving"));
+            }
+            DomainState::Stopped(_) => return Err(self.not_running(&metadata)),
+        }
+        self.host
+            .hypervisor
+            .suspend(self.vm)
+            .await
+            .attempt(|| format!("pausing VM {}", metadata.spec.name))
+    }
+
+    /// Lets a paused VM run on. A running VM is left alone.
+    pub(super) async fn resume_paused(&self) -> Result<()> {
+        let (domain, metadata) = self.managed().await?;
+        self.require_whole()?;
+        match domain.state {
+            DomainState::Running => Ok(()),
+            DomainState::Paused { incoming: false } => self.resume().await,
+            DomainState::Paused { incoming: true } => {
+                Err(self.wrong_state("its memory is still arriving"))
+            }
+            DomainState::Stopped(_) => Err(self.not_running(&metadata)),
+        }
+    }
+
+    fn not_running(&self, metadata: &VmMetadata) -> Trouble {
+        Trouble::refuse(
+            ErrorCode::VmNotRunning,
+            format!("VM {}", metadata.spec.name),
+            "it is stopped",
+        )
+    }
+
     /// Cuts the power, or asks the guest and waits until the deadline.
-    pub(super) async fn stop(&self, force: bool, deadline_seconds: u32) -> Result<()> {
+    pub(super) async fn stop(&self, force: bool, deadline_seconds: u32) -> Result<Stopped> {
         let Some(domain) = self.look().await? else {
-            return Ok(());
+            return Ok(Stopped::default());
         };
         if let DomainState::Stopped(_) = domain.state {
             self.drop_secret_unless_arriving().await?;
-            return Ok(());
+            return Ok(Stopped::default());
         }
         if domain.metadata.is_none() {
             return Err(
@@ -122,14 +164,16 @@ impl Task<'_> {
             );
         }
         self.require_whole()?;
-        if force {
+        let by = if force {
             self.destroy().await?;
+            StoppedBy::PowerOff
         } else {
             self.shut_down(Duration::from_secs(deadline_seconds.into()))
                 .await?;
-        }
+            StoppedBy::Acpi
+        };
         self.drop_secret().await?;
-        Ok(())
+        Ok(Stopped { by: Some(by) })
     }
 
     async fn drop_secret_unless_arriving(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use fleetward_model::KeyId;
 use fleetward_model::change::{ChangeStep, Direction};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::Formats;
-use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
+use fleetward_model::vm::{StoppedBy, VmMetadata, VmSpec, VolumeSource};
 use serde::{Deserialize, Serialize};
 
 /// One thing that an agent can be asked to do. Each type's documentation names the operation that undoes it.
@@ -71,9 +71,10 @@ impl Operation {
         let versions = specs.iter().flatten().map(|spec| spec.version());
         Formats {
             spec: versions.max().unwrap_or(1),
-            operations: match matches!(self, Self::ChangeVm(_)) {
-                true => Formats::CHANGE_VM,
-                false => 1,
+            operations: match self {
+                Self::Pause(_) | Self::Resume(_) => Formats::POWER,
+                Self::ChangeVm(_) => Formats::CHANGE_VM,
+                _ => 1,
             },
             ..Formats::default()
         }
@@ -108,6 +109,8 @@ impl Operation {
             | Self::Undefine(_)
             | Self::Start(_)
             | Self::Stop(_)
+            | Self::Pause(_)
+            | Self::Resume(_)
             | Self::Grant(_)
             | Self::Rewrap(_)
             | Self::PutProtector(_)
@@ -142,7 +145,9 @@ operations! {
     ChangeVm, "change-vm" => ();
     Undefine, "undefine" => ();
     Start, "start" => ();
-    Stop, "stop" => ();
+    Stop, "stop" => Stopped;
+    Pause, "pause" => ();
+    Resume, "resume" => ();
     Grant, "grant" => Protector;
     Rewrap, "rewrap" => Protector;
     PutProtector, "put-protector" => ();
@@ -278,12 +283,23 @@ pub struct Undefine {}
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Start {}
 
-/// Asks the guest to shut down and waits; or cuts the power.
+/// Asks the guest to shut down, through its guest agent, else with the power button, and waits; or cuts the power.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Stop {
     pub force: bool,
     pub deadline_seconds: u32,
+    /// Whether the answer is to be [`Stopped`]; an older controller reads only an answer without content.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tell: bool,
 }
+
+/// Stops a running VM's processors; its memory stays. Undone by `Resume`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pause {}
+
+/// Lets a paused VM run on. Refused where it is stopped. Undone by `Pause`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Resume {}
 
 /// Source of a migration: wraps the key for endorsed guardians too, keeping it.
 /// Undone by `PutProtector` with the former one.
@@ -375,6 +391,7 @@ pub struct CleanUpDeparted {
 #[serde(tag = "result", rename_all = "snake_case")]
 pub enum OperationResult {
     Nothing,
+    Stopped(Stopped),
     TpmMade(TpmMade),
     Protector(Protector),
     Copied(Copied),
@@ -384,6 +401,13 @@ pub enum OperationResult {
     },
     /// The VM is committed at its destination; a live one runs again.
     Committed,
+}
+
+/// How a VM was stopped. An older agent does not tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<StoppedBy>,
 }
 
 /// A VM's new TPM.
@@ -459,6 +483,25 @@ macro_rules! answers {
     };
 }
 
+impl From<Stopped> for OperationResult {
+    fn from(stopped: Stopped) -> Self {
+        match stopped.by {
+            Some(_) => Self::Stopped(stopped),
+            None => Self::Nothing,
+        }
+    }
+}
+
+impl Answer for Stopped {
+    fn from_result(result: OperationResult) -> Result<Self, Box<OperationResult>> {
+        match result {
+            OperationResult::Stopped(stopped) => Ok(stopped),
+            OperationResult::Nothing => Ok(Self::default()),
+            other => Err(Box::new(other)),
+        }
+    }
+}
+
 answers!(TpmMade, Protector, Copied, Migrated);
 
 impl From<()> for OperationResult {
@@ -519,6 +562,7 @@ mod tests {
                 Stop {
                     force: true,
                     deadline_seconds: 7,
+                    tell: false,
                 }
                 .into(),
                 json!({"do": "stop", "force": true, "deadline_seconds": 7}),

@@ -4,6 +4,7 @@
 use super::Question;
 use crate::controller::{DeleteQuery, JobView, MigrateRequest, StopRequest, TpmRequest};
 use fleetward_model::admission::{Request, TpmChange};
+use fleetward_model::vm::StoppedBy;
 use fleetward_model::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -14,6 +15,7 @@ use utoipa::ToSchema;
 pub enum VmAction {
     Start,
     Stop(StopRequest),
+    Restart(StopRequest),
     Delete(DeleteQuery),
     Migrate(MigrateRequest),
     TpmEnable(TpmRequest),
@@ -29,6 +31,7 @@ impl VmAction {
             Self::Start => Request::Start,
             Self::Stop(StopRequest { force: true, .. }) => Request::ForceStop,
             Self::Stop(StopRequest { force: false, .. }) => Request::Stop,
+            Self::Restart(StopRequest { force, .. }) => Request::Restart { force: *force },
             Self::Delete(_) => Request::Delete,
             Self::Migrate(MigrateRequest { offline: true, .. }) => Request::MigrateOffline,
             Self::Migrate(MigrateRequest { offline: false, .. }) => Request::MigrateLive,
@@ -46,7 +49,7 @@ impl VmAction {
     pub fn check(&self) -> Result<(), Failure> {
         let seconds = match self {
             Self::Start | Self::Delete(_) | Self::Migrate(_) => return Ok(()),
-            Self::Stop(request) => request.deadline_seconds,
+            Self::Stop(request) | Self::Restart(request) => request.deadline_seconds,
             Self::TpmEnable(request)
             | Self::TpmDisable(request)
             | Self::TpmRestore(request)
@@ -72,6 +75,7 @@ impl VmAction {
             | Self::TpmRoll(_)
             | Self::Start
             | Self::Stop(_)
+            | Self::Restart(_)
             | Self::Delete(_)
             | Self::Migrate(_) => None,
         }
@@ -82,7 +86,8 @@ impl VmAction {
         let number = |key: &str| job.result.as_ref()?.get(key)?.as_u64();
         let mut text = match self {
             Self::Start => "started".to_owned(),
-            Self::Stop(_) => "stopped".to_owned(),
+            Self::Stop(_) => stopped(job, "stopped"),
+            Self::Restart(_) => stopped(job, "restarted"),
             Self::Delete(_) => "deleted".to_owned(),
             Self::Migrate(MigrateRequest { to, .. }) => match number("downtime_ms") {
                 Some(milliseconds) => format!("moved to {to}, downtime {milliseconds} ms"),
@@ -110,6 +115,7 @@ impl VmAction {
         match self {
             Self::Start => "runs already",
             Self::Stop(_) => "is stopped already",
+            Self::Restart(_) => "runs already",
             Self::Delete(_) => "is gone already",
             Self::Migrate(_) => "is there already",
             Self::TpmEnable(_) => "has a TPM already",
@@ -119,11 +125,24 @@ impl VmAction {
 
     const fn tells_warnings(&self) -> bool {
         match self {
-            Self::Start | Self::Stop(_) | Self::Delete(_) | Self::Migrate(_) => false,
+            Self::Start | Self::Stop(_) | Self::Restart(_) | Self::Delete(_) | Self::Migrate(_) => {
+                false
+            }
             Self::TpmEnable(_) | Self::TpmDisable(_) | Self::TpmRestore(_) | Self::TpmRoll(_) => {
                 true
             }
         }
+    }
+}
+
+/// With what ended the guest, where its host told.
+fn stopped(job: &JobView, done: &str) -> String {
+    let by = job.result.as_ref().and_then(|result| result.get("by"));
+    match by.and_then(|by| serde_json::from_value(by.clone()).ok()) {
+        Some(StoppedBy::GuestAgent) => format!("{done}, by its guest agent"),
+        Some(StoppedBy::Acpi) => format!("{done}, by its power button"),
+        Some(StoppedBy::PowerOff) => format!("{done}, its power cut"),
+        None => done.to_owned(),
     }
 }
 

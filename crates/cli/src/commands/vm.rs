@@ -11,7 +11,9 @@ use fleetward_api::controller::{
     Accepted, CloneRequest, DeleteQuery, MigrateRequest, RecoverRequest, StopRequest,
     VmCreateRequest, VmQuery, VmView,
 };
-use fleetward_api::verbs::{self, TemplateShow, VmClone, VmConsole, VmList, VmRecover, VmShow};
+use fleetward_api::verbs::{
+    self, TemplateShow, VmClone, VmConsole, VmList, VmPause, VmRecover, VmResume, VmShow,
+};
 use fleetward_model::clone::{CloneTpm, deployment_warning};
 use fleetward_model::{ErrorCode, Failure, LabelKey, VmName};
 use std::time::Duration;
@@ -57,6 +59,26 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 deadline_seconds: seconds(deadline)?,
             });
             bulk::named(context, names, action, wait.no_wait).await
+        }
+        VmCommand::Restart {
+            names,
+            force,
+            deadline,
+            wait,
+        } => {
+            let action = VmAction::Restart(StopRequest {
+                force,
+                deadline_seconds: seconds(deadline)?,
+            });
+            bulk::named(context, names, action, wait.no_wait).await
+        }
+        VmCommand::Pause { name, wait } => {
+            let accepted = controller.call::<VmPause>([name.as_str()], &()).await?;
+            held(context, &name, &accepted, wait.no_wait, messages::PAUSED).await
+        }
+        VmCommand::Resume { name, wait } => {
+            let accepted = controller.call::<VmResume>([name.as_str()], &()).await?;
+            held(context, &name, &accepted, wait.no_wait, messages::RESUMED).await
         }
         VmCommand::Delete {
             names,
@@ -248,6 +270,33 @@ async fn list(
     };
     let vms: Vec<VmView> = context.controller.list::<VmList, _>(query, limit).await?;
     context.output.document(&vms, || table::vms(&vms))?;
+    Ok(Exit::Done)
+}
+
+/// Waits for the job that pauses or resumes.
+async fn held(
+    context: &Context,
+    name: &VmName,
+    accepted: &Accepted,
+    no_wait: bool,
+    done: [&str; 2],
+) -> Result<Exit, Stop> {
+    let [done, already] = done;
+    let Some(job) = accepted.job else {
+        let told = format!("{name}: {already}");
+        context.output.success(accepted, || told.clone())?;
+        return Ok(Exit::Done);
+    };
+    if no_wait {
+        context.output.document(accepted, || job.to_string())?;
+        return Ok(Exit::Done);
+    }
+    let interrupt = interrupt::on_ctrl_c();
+    let (controller, progress) = (&context.controller, &context.progress);
+    wait::for_job(controller, progress, &interrupt, name.as_str(), job).await?;
+    context
+        .output
+        .success(accepted, || format!("{name}: {done}"))?;
     Ok(Exit::Done)
 }
 

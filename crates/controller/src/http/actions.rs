@@ -12,8 +12,9 @@ use crate::admission::admit;
 use crate::app::App;
 use crate::check::{AtHome, against};
 use crate::work::{
-    DeleteInput, MigrateInput, Reservation, StartInput, StopInput, TpmDisable, TpmEnable, TpmInput,
-    TpmRestore, TpmRoll, VmDelete, VmMigrate, VmMigrateStopped, VmStart, VmStop,
+    DeleteInput, MigrateInput, Reservation, RestartInput, StartInput, StopInput, TpmDisable,
+    TpmEnable, TpmInput, TpmRestore, TpmRoll, VmDelete, VmMigrate, VmMigrateStopped, VmRestart,
+    VmStart, VmStop,
 };
 use crate::world::World;
 use axum::response::Response;
@@ -66,6 +67,16 @@ pub(super) async fn begin(
                 deadline_seconds: request.deadline_seconds,
             };
             submit::<VmStop>(app, vm, by, &input).await
+        }
+        VmAction::Restart(request) => {
+            let input = RestartInput {
+                vm: id,
+                name,
+                host,
+                force: request.force,
+                deadline_seconds: request.deadline_seconds,
+            };
+            submit::<VmRestart>(app, vm, by, &input).await
         }
         VmAction::Delete(request) => {
             let metadata = vm.require_metadata()?;
@@ -153,6 +164,7 @@ async fn admitted(app: &App, vm: &VmObserved, action: &VmAction) -> Result<Admis
         }
         VmAction::Start
         | VmAction::Stop(_)
+        | VmAction::Restart(_)
         | VmAction::Delete(_)
         | VmAction::TpmEnable(_)
         | VmAction::TpmDisable(_)
@@ -284,6 +296,10 @@ fn change(world: &World, vm: &VmObserved, action: &VmAction) -> String {
             format!("would have its power cut on host {host}")
         }
         VmAction::Stop(_) => format!("would be shut down on host {host}"),
+        VmAction::Restart(request) if request.force => {
+            format!("would have its power cut on host {host}, and be started again")
+        }
+        VmAction::Restart(_) => format!("would be shut down on host {host}, and started again"),
         VmAction::Delete(request) if request.keep_tpm_state => {
             format!("would be deleted from host {host}, with its disks")
         }

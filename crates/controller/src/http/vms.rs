@@ -9,7 +9,7 @@ use crate::admission::admit;
 use crate::app::App;
 use crate::check::matrix;
 use crate::survey::survey;
-use crate::work::VmCreate;
+use crate::work::{PauseInput, VmCreate, VmPause, VmResume};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
@@ -19,6 +19,7 @@ use fleetward_api::verbs;
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request, busy};
+use fleetward_model::host::Formats;
 use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, HostName, JobId};
 use http::StatusCode;
@@ -31,6 +32,9 @@ serves! {
     VmDelete => vm_delete,
     VmStart => vm_start,
     VmStop => vm_stop,
+    VmRestart => vm_restart,
+    VmPause => vm_pause,
+    VmResume => vm_resume,
     VmMigrate => vm_migrate,
     FleetCheck => check,
 }
@@ -117,6 +121,49 @@ async fn vm_stop(
     Asked(request): Asked<verbs::VmStop>,
 ) -> Answer<Response> {
     act(&app, &peer, &vm, VmAction::Stop(request)).await
+}
+
+async fn vm_restart(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Asked(request): Asked<verbs::VmRestart>,
+) -> Answer<Response> {
+    act(&app, &peer, &vm, VmAction::Restart(request)).await
+}
+
+async fn vm_pause(State(app): State<App>, peer: Peer, Path(vm): Path<String>) -> Answer<Response> {
+    let vm = app.world.inventory.find(&vm)?;
+    hold::<VmPause>(&app, &peer, &vm, Request::Pause).await
+}
+
+async fn vm_resume(State(app): State<App>, peer: Peer, Path(vm): Path<String>) -> Answer<Response> {
+    let vm = app.world.inventory.find(&vm)?;
+    hold::<VmResume>(&app, &peer, &vm, Request::Resume).await
+}
+
+/// Pauses or resumes.
+async fn hold<K: JobKind<Input = PauseInput>>(
+    app: &App,
+    peer: &Peer,
+    vm: &VmObserved,
+    request: Request,
+) -> Answer<Response> {
+    if let Some(answer) = decide(app, vm, request).await? {
+        return Ok(answer);
+    }
+    let needs = Formats {
+        operations: Formats::POWER,
+        ..Formats::default()
+    };
+    app.world.require_formats(&vm.host, needs)?;
+    let input = PauseInput {
+        vm: vm.id,
+        name: vm.name.clone(),
+        host: vm.host.clone(),
+    };
+    let submitted = submit::<K>(app, vm, &peer.to_string(), &input).await?;
+    Ok(accepted(submitted.job))
 }
 
 async fn vm_migrate(

@@ -16,6 +16,7 @@ mod vm_clone;
 mod vm_create;
 mod vm_delete;
 mod vm_migrate;
+mod vm_pause;
 mod vm_power;
 mod vm_recover;
 
@@ -37,7 +38,8 @@ pub(crate) use vm_clone::{CloneInput, VmClone};
 pub(crate) use vm_create::{CreateInput, VmCreate};
 pub(crate) use vm_delete::{DeleteInput, VmDelete};
 pub(crate) use vm_migrate::{MigrateInput, VmMigrate, VmMigrateStopped};
-pub(crate) use vm_power::{StartInput, StopInput, VmStart, VmStop};
+pub(crate) use vm_pause::{PauseInput, VmPause, VmResume};
+pub(crate) use vm_power::{RestartInput, StartInput, StopInput, VmRestart, VmStart, VmStop};
 pub(crate) use vm_recover::{RecoverInput, SupersedeInput, VmRecover, VmSupersede};
 
 use crate::debts::subject;
@@ -67,6 +69,9 @@ kinds! {
     VmCreate,
     VmStart,
     VmStop,
+    VmRestart,
+    VmPause,
+    VmResume,
     VmDelete,
     VmMigrate,
     VmMigrateStopped,

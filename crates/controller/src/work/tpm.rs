@@ -305,6 +305,7 @@ impl Step<TpmInput> for ShutDown {
         let operation = operation::Stop {
             force: false,
             deadline_seconds: cx.input().deadline_seconds,
+            tell: false,
         };
         ask(&self.0, cx, operation).await.map(drop)
     }

@@ -1,14 +1,16 @@
-//! `vm-start` and `vm-stop`.
+//! `vm-start`, `vm-stop` and `vm-restart`.
 
 use super::{FleetJob, NoReport, OnVm, TakeEscrow, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::operation;
+use fleetward_api::reports::StopReport;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{
-    Absence, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
+    Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
 use fleetward_model::admission::Request;
-use fleetward_model::{HostName, VmId, VmName};
+use fleetward_model::vm::StoppedBy;
+use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -79,6 +81,7 @@ impl<I: OnVm> Step<I> for StartVm {
 
     async fn run(&self, cx: &StepContext<I>) -> Result<(), StepError> {
         let (vm, host) = (cx.input().vm(), cx.input().host());
+        require_counting(&self.0, host, vm)?;
         self.0
             .agents
             .of(host)?
@@ -107,11 +110,24 @@ impl<I: OnVm> UndoStep<I> for StartVm {
         let operation = operation::Stop {
             force: true,
             deadline_seconds: 1,
+            tell: false,
         };
         self.0.agents.of(host)?.run(cx, vm, operation).await?;
         self.0.refresh(host, vm).await;
         Ok(())
     }
+}
+
+/// A copy whose VM was rebuilt on another host never starts. The job holds the VM, so no recovery begins while this is
+/// asked; what one that has ended made of the copy is in the store.
+fn require_counting(world: &World, host: &HostName, vm: VmId) -> Result<(), Failure> {
+    if !world.inventory.is_superseded(host, vm) {
+        return Ok(());
+    }
+    let what = format!("the copy of VM {vm} on host {host} does not start");
+    Err(Failure::new(ErrorCode::VmStateWrong, what)
+        .because("the VM was rebuilt on another host while this one was lost")
+        .fix(format!("fleetward vm show {vm}")))
 }
 
 /// What a forced stop locks: only other forced stops.
@@ -161,7 +177,7 @@ impl JobKind for VmStop {
 }
 
 impl FleetJob for VmStop {
-    type Report = NoReport;
+    type Report = StopReport;
     const REQUEST: Option<Request> = Some(Request::Stop);
     const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<StopInput>::NAME];
 
@@ -176,28 +192,134 @@ impl FleetJob for VmStop {
     fn vm(input: &StopInput) -> Option<VmId> {
         Some(input.vm)
     }
+
+    fn report(_input: &StopInput, job: &Job) -> Option<StopReport> {
+        stop_report(job)
+    }
 }
 
+/// How the guest ended, from the record of the step.
+fn stop_report(job: &Job) -> Option<StopReport> {
+    let ended: Ended = job.output(StopVm::STEP)?;
+    Some(StopReport { by: ended.by })
+}
+
+/// Output of the step that stops a VM.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct Ended {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by: Option<StoppedBy>,
+}
+
+/// Stops the VM of a job.
 struct StopVm(Arc<World>);
+
+impl StopVm {
+    const STEP: &'static str = "stop";
+
+    async fn stop<I: OnVm>(
+        &self,
+        cx: &StepContext<I>,
+        force: bool,
+        deadline_seconds: u32,
+    ) -> Result<Ended, StepError> {
+        let (vm, host) = (cx.input().vm(), cx.input().host());
+        let operation = operation::Stop {
+            force,
+            deadline_seconds,
+            tell: true,
+        };
+        let done = self.0.agents.of(host)?.run(cx, vm, operation).await;
+        self.0.refresh(host, vm).await;
+        Ok(Ended { by: done?.by })
+    }
+}
 
 #[async_trait]
 impl Step<StopInput> for StopVm {
-    const NAME: &'static str = "stop";
-    type Output = ();
+    const NAME: &'static str = Self::STEP;
+    type Output = Ended;
 
-    async fn run(&self, cx: &StepContext<StopInput>) -> Result<(), StepError> {
+    async fn run(&self, cx: &StepContext<StopInput>) -> Result<Ended, StepError> {
         let input = cx.input();
-        let operation = operation::Stop {
-            force: input.force,
-            deadline_seconds: input.deadline_seconds,
-        };
-        let done = self
-            .0
-            .agents
-            .of(&input.host)?
-            .run(cx, input.vm, operation)
-            .await;
-        self.0.refresh(&input.host, input.vm).await;
-        done.map(drop)
+        self.stop(cx, input.force, input.deadline_seconds).await
+    }
+}
+
+#[async_trait]
+impl Step<RestartInput> for StopVm {
+    const NAME: &'static str = Self::STEP;
+    type Output = Ended;
+
+    async fn run(&self, cx: &StepContext<RestartInput>) -> Result<Ended, StepError> {
+        let input = cx.input();
+        self.stop(cx, input.force, input.deadline_seconds).await
+    }
+}
+
+/// Input of `vm-restart`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct RestartInput {
+    pub(crate) vm: VmId,
+    pub(crate) name: VmName,
+    pub(crate) host: HostName,
+    pub(crate) force: bool,
+    pub(crate) deadline_seconds: u32,
+}
+
+impl OnVm for RestartInput {
+    fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    fn host(&self) -> &HostName {
+        &self.host
+    }
+
+    /// It ran before: what started again is left running.
+    fn was_stopped(&self) -> bool {
+        false
+    }
+}
+
+/// The kind. A guest that has shut down cannot be asked to forget it; the start is what is left to do, and a failure of it
+/// leaves the VM stopped.
+pub(crate) struct VmRestart(pub(crate) Arc<World>);
+
+impl JobKind for VmRestart {
+    const NAME: &'static str = "vm-restart";
+    type Input = RestartInput;
+
+    fn locks(input: &RestartInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<RestartInput> {
+        Steps::new()
+            .check(StopVm(self.0.clone()))
+            .check(TakeEscrow::new(self.0.clone(), VersionReason::Stopped))
+            .step(StartVm(self.0.clone()))
+    }
+}
+
+impl FleetJob for VmRestart {
+    type Report = StopReport;
+    const REQUEST: Option<Request> = Some(Request::Restart { force: false });
+    const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<RestartInput>::NAME];
+
+    fn target(input: &RestartInput) -> String {
+        input.name.to_string()
+    }
+
+    fn host(input: &RestartInput) -> &HostName {
+        &input.host
+    }
+
+    fn vm(input: &RestartInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(_input: &RestartInput, job: &Job) -> Option<StopReport> {
+        stop_report(job)
     }
 }

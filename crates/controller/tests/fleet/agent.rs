@@ -26,8 +26,8 @@ use fleetward_model::host::{
     Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts, Version,
 };
 use fleetward_model::vm::{
-    DiskObserved, Revocation, TpmObserved, Transit, TransitSide, VmDefined, VmMetadata, VmReport,
-    VmState, protector_sha256,
+    DiskObserved, Revocation, StoppedBy, TpmObserved, Transit, TransitSide, VmDefined, VmMetadata,
+    VmReport, VmState, protector_sha256,
 };
 use fleetward_model::{
     ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, PoolName, VmId,
@@ -546,10 +546,27 @@ impl Inner {
                 }
                 Some(found) => found.state = VmState::Running,
             },
-            Operation::Stop(_) => {
-                if let Some(found) = self.vms.get_mut(&vm) {
-                    found.state = VmState::Stopped;
-                    found.runs_with = None;
+            Operation::Stop(stop) => {
+                let Some(found) = self.vms.get_mut(&vm) else {
+                    return Ok(OperationResult::Nothing);
+                };
+                let runs = std::mem::replace(&mut found.state, VmState::Stopped);
+                found.runs_with = None;
+                let by = match stop.force {
+                    true => StoppedBy::PowerOff,
+                    false => StoppedBy::GuestAgent,
+                };
+                let by = (stop.tell && runs != VmState::Stopped).then_some(by);
+                return Ok(operation::Stopped { by }.into());
+            }
+            Operation::Pause(_) | Operation::Resume(_) => {
+                let (from, to) = match operation {
+                    Operation::Pause(_) => (VmState::Running, VmState::Paused),
+                    _ => (VmState::Paused, VmState::Running),
+                };
+                match self.vms.get_mut(&vm) {
+                    Some(found) if found.state == from || found.state == to => found.state = to,
+                    Some(_) | None => return refuse(ErrorCode::VmNotRunning, "it is stopped"),
                 }
             }
             Operation::Grant(operation::Grant { to }) => {

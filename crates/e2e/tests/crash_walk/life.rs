@@ -73,6 +73,45 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         },
         finally: None,
     },
+    // Of a guest that has not come far: what is walked is the job, and its TPM's state is read at each stop.
+    Scenario {
+        claim: "restart_survives_kill_9_everywhere",
+        kind: "vm-restart",
+        victims: &["controller", "a/agent"],
+        prepare: a_started_vm,
+        command: |_| Ok(strings(&["vm", "restart", VM, "--force"])),
+        fault: None,
+        check: |fleet, _, ended| {
+            ensure!(ended == Ended::Done, "a restart is not taken back");
+            shows_as(fleet, "running")?;
+            clean(fleet)
+        },
+        finally: None,
+    },
+    Scenario {
+        claim: "pause_survives_kill_9_everywhere",
+        kind: "vm-pause",
+        victims: &["controller", "a/agent"],
+        prepare: a_started_vm,
+        command: |_| Ok(strings(&["vm", "pause", VM])),
+        fault: None,
+        check: |fleet, _, ended| paused_or(fleet, ended, "paused", "running"),
+        finally: None,
+    },
+    Scenario {
+        claim: "resume_survives_kill_9_everywhere",
+        kind: "vm-resume",
+        victims: &["controller", "a/agent"],
+        prepare: |fleet| {
+            let before = a_started_vm(fleet)?;
+            fleet.cli(&["vm", "pause", VM])?.ok()?;
+            Ok(before)
+        },
+        command: |_| Ok(strings(&["vm", "resume", VM])),
+        fault: None,
+        check: |fleet, _, ended| paused_or(fleet, ended, "running", "paused"),
+        finally: None,
+    },
     Scenario {
         claim: "delete_survives_kill_9_everywhere",
         kind: "vm-delete",
@@ -99,6 +138,21 @@ fn nothing(fleet: &Fleet) -> Result<Before> {
 fn a_stopped_vm(fleet: &Fleet) -> Result<Before> {
     stopped(fleet)?;
     Ok(Before::default())
+}
+
+/// Running, from whatever state; the guest is not waited for.
+fn a_started_vm(fleet: &Fleet) -> Result<Before> {
+    if !exists(fleet)? {
+        stopped(fleet)?;
+    }
+    fleet.cli(&["vm", "start", VM])?.ok()?;
+    Ok(Before::default())
+}
+
+fn paused_or(fleet: &Fleet, ended: Ended, done: &str, undone: &str) -> Result<()> {
+    let state = if ended == Ended::Done { done } else { undone };
+    shows_as(fleet, state)?;
+    clean(fleet)
 }
 
 /// The victim `a/agent` must be the VM's own.
