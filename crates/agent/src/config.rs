@@ -8,10 +8,17 @@
 //! [[pool]]
 //! name = "default"
 //! path = "/var/lib/fleetward/volumes"
+//!
+//! [[network]]                        # beside nat, which every host has
+//! name = "lan"
+//! bridge = "br0"
+//! kind = "bridge"                    # bridge (of Linux) or openvswitch
 //! ```
+//! `default_network = "lan"`, above the tables, is the network of cards of which nothing else is said.
 
 use fleetward_model::host::Accelerator;
-use fleetward_model::{ByteSize, PoolName};
+use fleetward_model::network::NetworkPlace;
+use fleetward_model::{ByteSize, NetworkName, PoolName};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -52,6 +59,10 @@ pub struct Config {
     pub qemu_group: String,
     #[serde(rename = "pool")]
     pub pools: Vec<PoolConfig>,
+    #[serde(rename = "network")]
+    pub networks: Vec<NetworkConfig>,
+    /// The network of a card of which nothing else is said.
+    pub default_network: NetworkName,
     /// Key of the guardian store, where it is not the service manager that hands it over. Said on the command line only: a
     /// path that is written down beside the store leads whoever steals the disk to it.
     #[serde(skip)]
@@ -64,6 +75,49 @@ pub struct Config {
 pub struct PoolConfig {
     pub name: PoolName,
     pub path: PathBuf,
+}
+
+/// A network that VMs' cards can be connected to.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    pub name: NetworkName,
+    /// The bridge's name on this host.
+    pub bridge: String,
+    #[serde(default)]
+    pub kind: NetworkKind,
+}
+
+impl NetworkConfig {
+    /// What a card in it is connected to.
+    pub(crate) fn place(&self) -> NetworkPlace {
+        let bridge = self.bridge.clone();
+        match self.kind {
+            NetworkKind::Bridge => NetworkPlace::Bridge { bridge },
+            NetworkKind::Openvswitch => NetworkPlace::Openvswitch { bridge },
+        }
+    }
+}
+
+/// What makes a bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkKind {
+    /// Linux.
+    #[default]
+    Bridge,
+    Openvswitch,
+}
+
+/// Longest name of a network interface in Linux (`IFNAMSIZ` without its zero byte).
+const MAX_INTERFACE: usize = 15;
+
+/// Whether Linux takes it as the name of an interface, and as one directory's name.
+fn is_interface(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=MAX_INTERFACE).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && name.chars().all(plain)
 }
 
 /// What starts VMs here.
@@ -107,6 +161,8 @@ impl Default for Config {
                 name: PoolName::default(),
                 path: "/var/lib/fleetward/volumes".into(),
             }],
+            networks: Vec::new(),
+            default_network: NetworkName::default(),
             credential_file: None,
         }
     }
@@ -211,6 +267,31 @@ impl Config {
                 return wrong("pool.name", format!("{} is there twice", pool.name));
             }
         }
+        let mut names = BTreeSet::new();
+        for network in &config.networks {
+            if network.name.is_nat() {
+                return wrong(
+                    "network.name",
+                    "cannot be nat: that is QEMU's own, which every host has".into(),
+                );
+            }
+            if !is_interface(&network.bridge) {
+                return wrong(
+                    "network.bridge",
+                    format!("must be the name of a bridge, not {:?}", network.bridge),
+                );
+            }
+            if !names.insert(&network.name) {
+                return wrong("network.name", format!("{} is there twice", network.name));
+            }
+        }
+        let default = &config.default_network;
+        if !default.is_nat() && !names.contains(default) {
+            return wrong(
+                "default_network",
+                format!("is {default}, which is none of the networks"),
+            );
+        }
         Ok(config)
     }
 }
@@ -246,6 +327,20 @@ mod tests {
                 "[[pool]]\nname = 'a'\npath = '/x'\n[[pool]]\nname = 'a'\npath = '/y'",
                 "twice",
             ),
+            ("[[network]]\nname = 'nat'\nbridge = 'br0'", "network.name"),
+            (
+                "[[network]]\nname = 'lan'\nbridge = '../br0'",
+                "network.bridge",
+            ),
+            (
+                "[[network]]\nname = 'lan'\nbridge = 'br0'\nkind = 'macvtap'",
+                "kind",
+            ),
+            (
+                "[[network]]\nname = 'a'\nbridge = 'x'\n[[network]]\nname = 'a'\nbridge = 'y'",
+                "twice",
+            ),
+            ("default_network = 'lan'", "default_network"),
         ] {
             let error = parse(text).expect_err(text).to_string();
             assert!(error.contains(word), "{text}: {error}");

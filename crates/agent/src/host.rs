@@ -8,6 +8,7 @@ use crate::images::Images;
 use crate::keyring::Keyring;
 use crate::layout::Layout;
 use crate::membership::{EkCertifier, Member, Membership};
+use crate::networks::Networks;
 use crate::observe::Observer;
 use crate::operation::table::OperationTable;
 use crate::pools::Pools;
@@ -44,6 +45,7 @@ pub(crate) struct Host {
     pub audit: Arc<AuditLog>,
     pub fence: Fence,
     pub pools: Pools,
+    pub networks: Networks,
     pub images: Images,
     pub tpm_pool: TpmPool,
     pub operations: OperationTable,
@@ -98,6 +100,7 @@ impl Host {
         Arc::new(Self {
             fence: Fence::new(layout.generations()),
             pools: Pools::new(config.pools.clone()),
+            networks: Networks::new(config.networks.clone(), config.default_network.clone()),
             images: Images::new(layout.images(), machinery.volumes.clone()),
             tpm_pool: TpmPool::new(layout.tpm_pool(), config.tpm_pool_size),
             operations: OperationTable::default(),

@@ -41,6 +41,7 @@ pub mod join;
 pub mod keyring;
 pub mod layout;
 pub mod membership;
+mod networks;
 mod observe;
 mod operation;
 mod pools;

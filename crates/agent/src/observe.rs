@@ -11,6 +11,7 @@ use fleetward_hypervisor::{
     DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent, StopReason,
 };
 use fleetward_model::host::{Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts};
+use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{
     DiskBus, DiskObserved, TpmObserved, VmDefined, VmMetadata, VmReport, VmState, protector_sha256,
 };
@@ -209,6 +210,7 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
         .await
         .attempt(|| format!("asking the hypervisor of host {}", host.member.host))?;
     let (pools, pool_warnings) = host.pools.facts();
+    let (networks, network_warnings) = host.networks.facts(&found);
     Ok(HostFacts {
         host: host.member.host.clone(),
         group: host.member.group.clone(),
@@ -227,11 +229,19 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
         machines: found.machines,
         secure_boot: found.secure_boot,
         pools,
+        networks,
+        default_network: host.networks.default.clone(),
         guardians: host.keyring.facts(),
         clock: OffsetDateTime::now_utc(),
         tpm_pool: host.tpm_pool.ready(),
         formats: Formats::KNOWN,
-        warnings: host.warnings.iter().cloned().chain(pool_warnings).collect(),
+        warnings: host
+            .warnings
+            .iter()
+            .cloned()
+            .chain(pool_warnings)
+            .chain(network_warnings)
+            .collect(),
     })
 }
 
@@ -269,6 +279,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         Some(metadata) => metadata.spec.name.clone(),
         None => domain.name.clone(),
     };
+    let spec = metadata.as_ref().map(|metadata| &metadata.spec);
     VmReport {
         id: domain.id,
         host: host.member.host.clone(),
@@ -284,6 +295,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         }
         .to_owned(),
         disks: describe_disks(host, &domain, metadata.as_ref(), pools).await,
+        nics: known_nics(host, &domain, metadata.as_ref()),
         tpm: TpmObserved {
             state_present,
             state_sha256,
@@ -292,6 +304,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         defined: domain.defined.as_ref().map(|defined| VmDefined {
             cpus: defined.cpus,
             memory: defined.memory,
+            nics: Some(host.networks.describe(&defined.nics, spec)),
         }),
         domain_name: (domain.domain_name != name.as_str()).then_some(domain.domain_name),
         name,
@@ -299,6 +312,16 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         newer: domain.newer,
         observed: OffsetDateTime::now_utc(),
     }
+}
+
+/// While libvirt does not tell the definition, nothing is known of the cards.
+fn known_nics(
+    host: &Host,
+    domain: &DomainObserved,
+    metadata: Option<&VmMetadata>,
+) -> Option<Vec<NicObserved>> {
+    let spec = metadata.map(|metadata| &metadata.spec);
+    (!domain.machine.is_empty()).then(|| host.networks.describe(&domain.nics, spec))
 }
 
 /// A stopped VM has one state; the reason says why it stopped.

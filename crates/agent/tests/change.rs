@@ -9,7 +9,9 @@
 mod support;
 
 use fleetward_api::agent::operation::{ChangeVm, Stop};
+use fleetward_api::agent::{AgentEvent, EVENTS};
 use fleetward_model::change::{ChangeStep, Direction};
+use fleetward_model::vm::{NicSpec, Profile};
 use fleetward_model::{ByteSize, ErrorCode, VmId};
 use support::{Fleet, Job, Node, create_running};
 
@@ -187,4 +189,80 @@ async fn a_name_that_another_domain_has_is_refused_and_nothing_changes() {
         .await
         .unwrap_err();
     assert_eq!(refused.code, ErrorCode::InvalidRequest);
+}
+
+fn card(network: &str) -> NicSpec {
+    NicSpec {
+        network: network.parse().unwrap(),
+        ..NicSpec::first(Profile::Linux, "52:54:00:00:00:01")
+    }
+}
+
+fn nic(from: Option<NicSpec>, to: Option<NicSpec>) -> Vec<ChangeStep> {
+    vec![ChangeStep::Nic {
+        nic: "nic-0".parse().unwrap(),
+        from: from.map(Box::new),
+        to: to.map(Box::new),
+        parts: Vec::new(),
+    }]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_card_comes_and_goes_twice_is_as_once_and_the_guest_may_hold_on_to_it() {
+    let (_fleet, node, id) = edited().await;
+    let job = Job::new(id, 3);
+    let add = change(nic(None, Some(card("lan"))), Direction::Forward);
+    job.on(&node, add.clone()).await.unwrap();
+    job.on(&node, add).await.unwrap();
+    let vm = node.detail(id).await.unwrap().vm;
+    let now = vm.nics.clone().unwrap();
+    assert_eq!(now.len(), 1);
+    assert_eq!(now[0].network, Some("lan".parse().unwrap()));
+    assert_eq!(now[0].bridge.as_deref(), Some("br-there-is-not"));
+    assert_eq!(vm.defined.unwrap().nics, Some(now.clone()));
+
+    node.fake.with(|s| s.guests_hold_on = true);
+    let remove = change(nic(Some(card("lan")), None), Direction::Forward);
+    job.on(&node, remove).await.unwrap();
+    let vm = node.detail(id).await.unwrap().vm;
+    assert_eq!(vm.nics, Some(now), "until its next start");
+    assert_eq!(vm.defined.unwrap().nics, Some(Vec::new()));
+    assert!(vm.metadata.unwrap().spec.nics.is_empty());
+    node.fake.with(|s| s.guests_hold_on = false);
+    let back = change(nic(Some(card("lan")), None), Direction::Back);
+    job.on(&node, back.clone()).await.unwrap();
+    job.on(&node, back).await.unwrap();
+    let vm = node.detail(id).await.unwrap().vm;
+    assert_eq!(vm.metadata.unwrap().spec.nics, [card("lan")]);
+    assert_eq!(vm.defined.unwrap().nics.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_card_in_a_network_that_the_host_lacks_is_refused_and_nothing_is_changed() {
+    let (_fleet, node, id) = edited().await;
+    let add = change(nic(None, Some(card("dmz"))), Direction::Forward);
+    let refused = Job::new(id, 3).on(&node, add).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::NetworkMissing, "{refused}");
+    let vm = node.detail(id).await.unwrap().vm;
+    assert!(vm.metadata.unwrap().spec.nics.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_is_missing_is_told() {
+    let (_fleet, node, _id) = edited().await;
+    let request = node.client.request(http::Method::GET, EVENTS);
+    let mut lines = request.send().await.unwrap().lines();
+    let AgentEvent::Snapshot { facts, .. } = lines.next_json().await.unwrap().unwrap() else {
+        panic!("the first event is a snapshot")
+    };
+    let lan = facts.network(&"lan".parse().unwrap()).unwrap();
+    assert_eq!(
+        lan.problem.as_deref(),
+        Some("there is no bridge br-there-is-not")
+    );
+    let told = facts
+        .warnings
+        .iter()
+        .any(|warning| warning.contains("network lan"));
+    assert!(told, "{:?}", facts.warnings);
 }

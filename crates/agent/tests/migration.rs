@@ -73,6 +73,7 @@ impl Pair {
         operation::MigrateLive {
             to: self.b.peer(),
             disks: disks(true),
+            networks: Default::default(),
         }
     }
 
@@ -198,6 +199,7 @@ async fn a_running_vm_moves_every_step_repeated_and_nothing_stays_behind() {
         operation::MigrateLive {
             to: a.peer(),
             disks: disks(true),
+            networks: Default::default(),
         },
     )
     .await

@@ -6,12 +6,14 @@ mod keys;
 pub use keys::*;
 
 use crate::bulk::Plan;
-use fleetward_model::change::{self, Pending, PlannedStep};
+use fleetward_model::NetworkName;
+use fleetward_model::change::{self, NicAsked, Pending, PlannedStep};
 use fleetward_model::clone::CloneTpm;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::{CertificateRole, GuardianFacts, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
 pub use fleetward_model::job::JobState;
+use fleetward_model::network::{NetworkPlace, NicObserved};
 pub use fleetward_model::role::Role;
 use fleetward_model::spec::Description;
 use fleetward_model::vm::{
@@ -210,6 +212,9 @@ pub struct VmCreateRequest {
     pub start: bool,
     #[serde(default)]
     pub labels: Labels,
+    /// Its network cards; none: the template's, or one in its host's default network. An empty list: no card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nics: Option<Vec<NicAsked>>,
     #[serde(default, skip_serializing_if = "Description::is_empty")]
     pub description: Description,
     /// Whether its host starts it after a boot.
@@ -253,6 +258,8 @@ pub struct VmView {
     pub memory_bytes: ByteSize,
     pub firmware: Option<Firmware>,
     pub disks: Vec<DiskObserved>,
+    #[serde(default)]
+    pub nics: Vec<NicObserved>,
     pub tpm: TpmObserved,
     /// The controller's copy of its TPM; none without one.
     #[serde(default)]
@@ -316,6 +323,9 @@ pub struct ChangeRequest {
     /// On: a new TPM. Off: the TPM goes into the history. Only while the VM is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm: Option<bool>,
+    /// Network cards that are added, changed or removed, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<change::NicChange>,
     /// Say what would be done, and do nothing.
     #[serde(default)]
     pub dry_run: bool,
@@ -332,6 +342,7 @@ impl ChangeRequest {
             labels: self.labels,
             autostart: self.autostart,
             name: self.name,
+            nics: self.nics,
         }
     }
 }
@@ -482,8 +493,36 @@ pub struct TemplateView {
     pub disks: Vec<TemplateDisk>,
     /// SHA-256 of the kept UEFI variables; none: deployments begin with the firmware's own.
     pub uefi_variables: Option<String>,
+    /// Network cards of its deployments, each with an address of its own; none: one in the default network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nics: Option<Vec<NicAsked>>,
     #[serde(with = "time::serde::rfc3339")]
     pub created: OffsetDateTime,
+}
+
+/// A network that hosts offer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkView {
+    pub name: NetworkName,
+    /// The hosts that have it, by name.
+    pub hosts: Vec<NetworkOnHost>,
+}
+
+/// What a network is on one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkOnHost {
+    pub host: HostName,
+    #[serde(flatten)]
+    pub place: NetworkPlace,
+    /// Whether a card in it can have a VLAN.
+    pub vlans: bool,
+    /// Whether a card in it can have a filter.
+    pub filters: bool,
+    /// Whether it is the network of cards of which nothing else is said.
+    pub default: bool,
+    /// Why nothing can be connected to it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A disk of a template.

@@ -5,7 +5,8 @@
 //! were written before there were pages miss nothing; of jobs only the newest 1,000 are given then.
 
 use crate::controller::{
-    AuditQuery, GuardianView, HostView, ImageView, JobState, JobView, TemplateView, VmQuery, VmView,
+    AuditQuery, GuardianView, HostView, ImageView, JobState, JobView, NetworkView, TemplateView,
+    VmQuery, VmView,
 };
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::host::HostState;
@@ -42,7 +43,7 @@ pub struct HostQuery {
     pub after: Option<String>,
 }
 
-/// Query of `GET /v1/images` and of `GET /v1/templates`.
+/// Query of `GET /v1/images`, of `GET /v1/templates` and of `GET /v1/networks`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct LibraryQuery {
@@ -111,6 +112,12 @@ impl Row for HostView {
 }
 
 impl Row for ImageView {
+    fn cursor(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Row for NetworkView {
     fn cursor(&self) -> String {
         self.name.to_string()
     }

@@ -4,15 +4,18 @@
 //! Arguments are parsed into the types of the model, so an invalid name or size is a usage error here.
 
 mod guardian;
+mod network;
 pub(crate) mod parse;
 mod tpm;
 
 pub use guardian::{GrantArgs, GuardianCommand, RotateArgs};
+pub use network::{NetworkCommand, NicCommand, NicHow};
 pub use tpm::{TpmChange, TpmCommand, TpmHow, Which};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fleetward_api::controller::Role;
+use fleetward_model::change::NicAsked;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::host::HostState;
 use fleetward_model::spec::Description;
@@ -148,6 +151,9 @@ pub enum Command {
     /// Disk images and installer media
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Networks that hosts offer to VMs
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Templates, from which VMs are made; a template has no machine's identity
     #[command(subcommand)]
     Template(TemplateCommand),
@@ -387,6 +393,9 @@ pub enum VmCommand {
     /// What is not named stays as it is. `vm show` tells what waits. A TPM is switched, and a VM renamed, only while the VM
     /// is stopped.
     Set(crate::commands::vm_set::VmSet),
+    /// Network cards of a VM: add, set, remove
+    #[command(subcommand)]
+    Nic(NicCommand),
     /// Gives a stopped VM another name
     ///
     /// A domain that was renamed on its host gets one name with its VM again: NEW may be either of them.
@@ -540,6 +549,19 @@ pub struct VmCreate {
     /// A label; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     pub labels: Vec<(LabelKey, String)>,
+    /// A network card in that network; may be repeated. Default: one in the host's default network
+    ///
+    /// Such as `lan`, or `lan,vlan=7,model=virtio,mac=52:54:00:12:34:56,link=down,filter=clean-traffic`.
+    #[arg(
+        long = "nic",
+        value_name = "NETWORK[,KEY=VALUE]...",
+        value_parser = network::parse_nic,
+        conflicts_with = "no_nic"
+    )]
+    pub nics: Vec<NicAsked>,
+    /// Makes a VM without a network card
+    #[arg(long)]
+    pub no_nic: bool,
     /// What people should know about it: any text
     #[arg(
         long,

@@ -6,6 +6,7 @@
 use fleetward_api::controller::{AuditVerdict, JobView};
 use fleetward_model::change::{ChangeStep, Effect, PlannedStep};
 use fleetward_model::error::Finding;
+use fleetward_model::spec::NicSpec;
 use fleetward_model::{ErrorCode, Failure, HostName, JobId, TemplateName, VmName};
 use std::fmt::Display;
 use std::io;
@@ -90,7 +91,28 @@ fn step(step: &ChangeStep) -> String {
         ChangeStep::Autostart { to: true, .. } => "its host starts it after a boot".to_owned(),
         ChangeStep::Autostart { to: false, .. } => "its host does not start it".to_owned(),
         ChangeStep::Name { from, to, .. } => format!("name {from} -> {to}"),
+        ChangeStep::Nic { nic, from, to, .. } => match (from, to) {
+            (None, Some(to)) => format!("network card {nic}: {}", card(to)),
+            (Some(from), Some(to)) => {
+                format!("network card {nic}: {} -> {}", card(from), card(to))
+            }
+            (Some(_) | None, None) => format!("no network card {nic}"),
+        },
     }
+}
+
+fn card(nic: &NicSpec) -> String {
+    let mut text = format!("{}, {}, {}", nic.network, nic.model.into_str(), nic.mac);
+    if let Some(vlan) = nic.vlan {
+        text.push_str(&format!(", VLAN {vlan}"));
+    }
+    if !nic.link.is_up() {
+        text.push_str(", link down");
+    }
+    if let Some(filter) = nic.filter {
+        text.push_str(&format!(", {filter}"));
+    }
+    text
 }
 
 /// What a job `vm-change` reports.

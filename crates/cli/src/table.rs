@@ -4,6 +4,7 @@ mod vms;
 
 use crate::messages;
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
     CheckView, EscrowView, GuardianView, HostView, ImageView, JobKindView, JobView, Status,
     StepView, TemplateView, VmView,
@@ -12,6 +13,7 @@ use fleetward_api::tpm::TpmVersion;
 use fleetward_model::change::ChangeKind;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::CertificateRole;
+use fleetward_model::network::NicObserved;
 use fleetward_model::{ByteSize, ErrorCode, GuardianId, HostName, JobId};
 use std::collections::{BTreeMap, BTreeSet};
 use time::OffsetDateTime;
@@ -135,6 +137,27 @@ pub(crate) fn images(images: &[ImageView]) -> String {
             short(&image.sha256),
             moment(image.imported),
         ]);
+    }
+    table.text()
+}
+
+pub(crate) fn networks(networks: &[NetworkView]) -> String {
+    let mut table = Rows::new(&[
+        "NETWORK", "HOST", "KIND", "BRIDGE", "VLANS", "DEFAULT", "PROBLEM",
+    ]);
+    let word = |yes: bool| if yes { "yes" } else { NONE };
+    for network in networks {
+        for on_host in &network.hosts {
+            table.add([
+                network.name.to_string(),
+                on_host.host.to_string(),
+                on_host.place.kind().to_owned(),
+                on_host.place.bridge().unwrap_or(NONE).to_owned(),
+                word(on_host.vlans).to_owned(),
+                word(on_host.default).to_owned(),
+                on_host.problem.clone().unwrap_or_else(|| NONE.to_owned()),
+            ]);
+        }
     }
     table.text()
 }

@@ -3,19 +3,24 @@
 
 use crate::hosts::Hosts;
 use crate::images::Images;
+use crate::networks::new_mac;
 use crate::templates::Templates;
 use crate::work::{CreateInput, Reservation};
 use fleetward_api::controller::{ImageView, TemplateView, VmCreateRequest};
-use fleetward_model::fit::{DiskNeed, Needs};
+use fleetward_model::change::{self, NicAsked};
+use fleetward_model::fit::{DiskNeed, Needs, NetworkNeed};
 use fleetward_model::host::Formats;
 use fleetward_model::name::MAX_LABEL_VALUE;
 use fleetward_model::placement::Choice;
 use fleetward_model::profile::{Asked, Hardware};
 use fleetward_model::spec::Unknown;
 use fleetward_model::vm::{
-    DiskBus, DiskSpec, DriveSpec, Firmware, FirmwareKind, Medium, NicSpec, VmSpec, VolumeSource,
+    DiskBus, DiskSpec, DriveSpec, Firmware, FirmwareKind, Medium, NicSpec, Profile, VmSpec,
+    VolumeSource,
 };
-use fleetward_model::{ByteSize, ErrorCode, Failure, GroupName, HostName, ImageName, VmId, VmName};
+use fleetward_model::{
+    ByteSize, ErrorCode, Failure, GroupName, HostName, ImageName, NetworkName, VmId, VmName,
+};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -32,6 +37,8 @@ pub(crate) struct Wanted {
     hardware: Hardware,
     image: Option<ImageView>,
     iso: Option<ImageView>,
+    /// None: one in the default network of its host.
+    nics: Option<Vec<NicSpec>>,
 }
 
 /// Resolves and checks a request. Who names neither host nor group means the default group, where the fleet has one.
@@ -101,6 +108,11 @@ pub(crate) fn plan(
         let what = format!("VM {name} cannot be made with profile {}", request.profile);
         Failure::from_findings(what, findings).expect("a refusal has findings")
     })?;
+    let of_template = template.as_ref().and_then(|template| template.nics.clone());
+    let nics = request.nics.clone().or(of_template);
+    let nics = nics
+        .map(|asked| cards(asked, request.profile))
+        .transpose()?;
     let default = GroupName::default();
     let has_default = || hosts.all().iter().any(|host| host.group == default);
     let group = match (&request.group, &request.host) {
@@ -126,6 +138,7 @@ pub(crate) fn plan(
                 written,
                 ..DiskNeed::default()
             }],
+            networks: nics.iter().flatten().map(NetworkNeed::from).collect(),
             memory: hardware.memory,
             runs: request.start,
             tpm: hardware.tpm,
@@ -138,15 +151,23 @@ pub(crate) fn plan(
         hardware,
         image,
         iso,
+        nics,
     };
-    let (spec, _) = wanted.specification(GroupName::default(), OffsetDateTime::UNIX_EPOCH);
+    let network = NetworkName::default();
+    let (spec, _) =
+        wanted.specification(GroupName::default(), &network, OffsetDateTime::UNIX_EPOCH);
     wanted.needs.formats = Formats::of_spec(&spec);
     Ok(wanted)
 }
 
 impl Wanted {
     /// What it will be, under a new id, and the content of its disks.
-    fn specification(&self, group: GroupName, now: OffsetDateTime) -> (VmSpec, Vec<VolumeSource>) {
+    fn specification(
+        &self,
+        group: GroupName,
+        network: &NetworkName,
+        now: OffsetDateTime,
+    ) -> (VmSpec, Vec<VolumeSource>) {
         let id = Uuid::new_v4();
         let devices = self.request.profile.devices();
         let target = first_target(&self.request);
@@ -202,7 +223,12 @@ impl Wanted {
             tpm: self.hardware.tpm,
             disks,
             drives,
-            nics: vec![NicSpec::first(self.request.profile, new_mac())],
+            nics: self.nics.clone().unwrap_or_else(|| {
+                vec![NicSpec {
+                    network: network.clone(),
+                    ..NicSpec::first(self.request.profile, new_mac())
+                }]
+            }),
             description: self.request.description.clone(),
             autostart: self.request.autostart,
             unknown: Unknown::new(),
@@ -212,9 +238,32 @@ impl Wanted {
         (spec, sources)
     }
 
-    /// The job's input, now that the host is chosen.
-    pub(crate) fn on(self, host: HostName, group: GroupName, now: OffsetDateTime) -> CreateInput {
-        let (spec, sources) = self.specification(group, now);
+    /// What it needs on a host with that default network.
+    pub(crate) fn needs_with(&self, network: &NetworkName) -> Needs {
+        let mut needs = self.needs.clone();
+        if self.nics.is_none() {
+            needs.networks = vec![NetworkNeed {
+                network: network.clone(),
+                ..NetworkNeed::default()
+            }];
+        }
+        needs
+    }
+
+    /// The addresses that its cards are to have.
+    pub(crate) fn macs(&self) -> impl Iterator<Item = &str> {
+        self.nics.iter().flatten().map(|nic| nic.mac.as_str())
+    }
+
+    /// The job's input, now that the host is chosen; `network` is that host's default.
+    pub(crate) fn on(
+        self,
+        host: HostName,
+        group: GroupName,
+        network: &NetworkName,
+        now: OffsetDateTime,
+    ) -> CreateInput {
+        let (spec, sources) = self.specification(group, network, now);
         let variables = self
             .template
             .as_ref()
@@ -250,10 +299,12 @@ impl Wanted {
     }
 }
 
-/// An address that no other VM has, as far as chance goes.
-pub(crate) fn new_mac() -> String {
-    let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
-    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+/// The cards that are asked for, each with an address.
+fn cards(mut asked: Vec<NicAsked>, profile: Profile) -> Result<Vec<NicSpec>, Failure> {
+    for nic in &mut asked {
+        nic.mac.get_or_insert_with(new_mac);
+    }
+    change::nic::cards(&asked, profile.devices().network)
 }
 
 /// The name of a VM's first disk.

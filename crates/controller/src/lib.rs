@@ -37,6 +37,7 @@ mod images;
 mod inventory;
 mod keeper;
 mod layout;
+mod networks;
 mod presence;
 mod survey;
 mod templates;

@@ -1,14 +1,15 @@
 //! A definition that exists, changed in place. Pure: libvirt's XML in, XML out.
 //!
 //! Fleetward owns its metadata element, where the VM's disks and UEFI variables lie, the TPM device, and the number of
-//! processors and the memory when it is asked to change them. Everything else in a definition may be an
+//! processors, the memory and the parts of devices that it is asked to change. Everything else in a definition may be an
 //! administrator's, so it stays as it is, byte for byte: this module cuts pieces out of the text and puts others in their
 //! place, it never writes a definition anew. [`crate::domain_xml`] does that, for domains that do not exist yet.
 
 use crate::domain_xml::{cpu_element, tpm_element};
-use crate::metadata;
-use fleetward_hypervisor::{DomainChange, DomainDefined, DomainDefinition};
+use crate::{metadata, nic_xml};
+use fleetward_hypervisor::{DeviceChange, DomainChange, DomainDefined, DomainDefinition};
 use fleetward_model::host::Accelerator;
+use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ByteSize, VmId};
 use quick_xml::escape::escape;
@@ -45,7 +46,70 @@ pub(crate) fn changed(
     if let Some(log) = &change.serial_log {
         place_serial_log(&mut splices, devices, Some(log));
     }
+    let mut text = splices.done();
+    // One after the other: two of them may be about one device.
+    for device in &change.devices {
+        text = with_device(&text, device)?;
+    }
+    Ok(text)
+}
+
+/// The definition with one device changed.
+fn with_device(xml: &str, change: &DeviceChange) -> Result<String, String> {
+    let document = parse(xml)?;
+    let devices = devices(document.root_element())?;
+    let mut splices = Splices::of(xml);
+    match change {
+        DeviceChange::Nic(change) => {
+            let there = nic_xml::find(devices, change);
+            match (there, &change.to) {
+                (Some(there), Some(to)) => {
+                    let now = nic_xml::changed(xml, there, to, &change.parts);
+                    if nic_xml::is_another(there, &now) {
+                        splices.put(there.range(), now);
+                    }
+                }
+                (Some(there), None) => splices.cut(there.range()),
+                (None, Some(to)) => append_child(&mut splices, devices, &nic_xml::element(to)),
+                (None, None) => {}
+            }
+        }
+    }
     Ok(splices.done())
+}
+
+/// The definition with network cards connected to what they are named with, by their addresses.
+pub(crate) fn with_nic_places(
+    xml: &str,
+    places: &[(String, NetworkPlace)],
+) -> Result<String, String> {
+    let document = parse(xml)?;
+    let mut splices = Splices::of(xml);
+    place_nics(
+        &mut splices,
+        devices(document.root_element())?,
+        places.iter().map(|(mac, place)| (mac.as_str(), place)),
+    );
+    Ok(splices.done())
+}
+
+/// Only cards that are in user mode or on a bridge: what somebody connected otherwise stays so.
+fn place_nics<'p>(
+    splices: &mut Splices<'_>,
+    devices: Node<'_, '_>,
+    places: impl Iterator<Item = (&'p str, &'p NetworkPlace)>,
+) {
+    for (mac, place) in places {
+        let card = nic_xml::by_mac(devices, mac);
+        if let Some(card) = card
+            && let Some(seen) = nic_xml::seen(card).and_then(|seen| seen.place)
+            && seen != *place
+            && seen.kind() != "nat"
+        {
+            let now = nic_xml::connected(splices.xml, card, place);
+            splices.put(card.range(), now);
+        }
+    }
 }
 
 /// The definition as another host needs it: without our metadata, which travels by itself and holds the key protector,
@@ -117,6 +181,8 @@ pub(crate) fn adapted(
         }
     }
     place_serial_log(&mut splices, devices, definition.serial_log.as_deref());
+    let nics = spec.nics.iter().map(|nic| nic.mac.as_str());
+    place_nics(&mut splices, devices, nics.zip(&definition.nic_places));
     match spec.tpm {
         true => attach_tpm(&mut splices, devices, spec.id)?,
         false => detach_tpm(&mut splices, devices, spec.id),
@@ -152,6 +218,7 @@ pub(crate) fn defined(xml: &str) -> Option<DomainDefined> {
         cpus: cpus.trim().parse().ok()?,
         memory: ByteSize(kib.checked_mul(1024)?),
         tpm: child(root, "devices").is_some_and(|d| child(d, "tpm").is_some()),
+        nics: child(root, "devices").map(nic_xml::all).unwrap_or_default(),
     })
 }
 

@@ -3,6 +3,7 @@
 //! Domains that Fleetward did not make are read as far as possible; unknown content is never an error.
 
 use crate::metadata::{self, Found};
+use crate::nic_xml;
 use fleetward_hypervisor::{DomainObserved, DomainState, StopReason};
 use fleetward_model::host::Accelerator;
 use fleetward_model::vm::{Firmware, FirmwareKind, NewerSpec, VmMetadata};
@@ -137,6 +138,7 @@ pub(crate) fn observed_in_part(
         machine: String::new(),
         accelerator,
         disks: Vec::new(),
+        nics: Vec::new(),
         nvram_path: None,
         tpm: false,
         cpu_xml: None,
@@ -168,6 +170,7 @@ pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
     seen.cpu_xml = child(root, "cpu").map(|cpu| xml[cpu.range()].to_owned());
     if let Some(devices) = child(root, "devices") {
         seen.disks = devices.children().filter_map(disk).collect();
+        seen.nics = nic_xml::all(devices);
         seen.tpm = child(devices, "tpm").is_some();
         seen.console = child(devices, "serial")
             .filter(|serial| serial.attribute("type") == Some("pty"))

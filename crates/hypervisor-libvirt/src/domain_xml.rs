@@ -2,10 +2,10 @@
 //! exists is never written anew: [`crate::domain_edit`] changes it in place.
 //!
 //! Every machine is a q35 with UEFI; what differs hangs on the profile (disk bus, network card, clock, enlightenments)
-//! and on what starts it (KVM or translation). No display but VNC on a Unix socket that libvirt makes, no network but
-//! QEMU's own user-mode one: both need nothing from the host and move with the VM.
+//! and on what starts it (KVM or translation). No display but VNC on a Unix socket that libvirt makes: it needs nothing from
+//! the host and moves with the VM.
 
-use crate::metadata;
+use crate::{metadata, nic_xml};
 use fleetward_hypervisor::DomainDefinition;
 use fleetward_model::VmId;
 use fleetward_model::host::Accelerator;
@@ -22,7 +22,10 @@ pub(crate) const NEWEST_MACHINE: &str = "q35";
 /// Names the generation ids (vmgenid) that are made from machine uuids.
 const GENERATIONS: Uuid = Uuid::from_u128(0x6d5b_7c0e_2f0e_4a53_9c0e_51d1_5a1f_0e77);
 
-type Out = Writer<Vec<u8>>;
+/// Devices that can be added to a VM while it runs.
+const SPARE_PORTS: usize = 6;
+
+pub(crate) type Out = Writer<Vec<u8>>;
 
 /// The definition's XML; `machine` is the type it already has, or [`NEWEST_MACHINE`].
 pub(crate) fn domain_xml(
@@ -72,7 +75,10 @@ fn write_domain(
         })?;
         element(out, "devices", &[], |out| {
             write_disks(out, definition, spec)?;
-            write_network(out, spec)?;
+            for (nic, place) in spec.nics.iter().zip(&definition.nic_places) {
+                nic_xml::write(out, nic, place)?;
+            }
+            write_ports(out, spec)?;
             write_consoles(out, definition)?;
             if spec.tpm {
                 write_tpm(out, spec.id)?;
@@ -212,12 +218,26 @@ fn write_disks(out: &mut Out, definition: &DomainDefinition, spec: &VmSpec) -> i
     Ok(())
 }
 
-fn write_network(out: &mut Out, spec: &VmSpec) -> io::Result<()> {
-    for nic in &spec.nics {
-        element(out, "interface", &[("type", "user")], |out| {
-            empty(out, "mac", &[("address", &nic.mac)])?;
-            empty(out, "model", &[("type", nic.model.into_str())])
-        })?;
+/// Ports of PCI Express: QEMU cannot add one to a running machine, and each device that is added needs one.
+fn write_ports(out: &mut Out, spec: &VmSpec) -> io::Result<()> {
+    // USB, serial channel, balloon, random numbers; the others are counted.
+    let built_in = 4;
+    let disks = spec.disks.iter().filter(|disk| match disk.bus {
+        DiskBus::Virtio => true,
+        DiskBus::Sata => false,
+    });
+    let ports = built_in + disks.count() + spec.nics.len() + SPARE_PORTS;
+    empty(
+        out,
+        "controller",
+        &[("type", "pci"), ("index", "0"), ("model", "pcie-root")],
+    )?;
+    for _ in 0..ports {
+        empty(
+            out,
+            "controller",
+            &[("type", "pci"), ("model", "pcie-root-port")],
+        )?;
     }
     Ok(())
 }
@@ -270,13 +290,13 @@ fn write_comforts(out: &mut Out) -> io::Result<()> {
     empty(out, "memballoon", &[("model", "virtio")])
 }
 
-fn by_itself(write: impl FnOnce(&mut Out) -> io::Result<()>) -> String {
+pub(crate) fn by_itself(write: impl FnOnce(&mut Out) -> io::Result<()>) -> String {
     let mut out = Writer::new(Vec::new());
     write(&mut out).expect("writing to memory");
     String::from_utf8(out.into_inner()).expect("written from strings")
 }
 
-fn element(
+pub(crate) fn element(
     out: &mut Out,
     name: &str,
     attributes: &[(&str, &str)],
@@ -288,7 +308,7 @@ fn element(
         .map(drop)
 }
 
-fn empty(out: &mut Out, name: &str, attributes: &[(&str, &str)]) -> io::Result<()> {
+pub(crate) fn empty(out: &mut Out, name: &str, attributes: &[(&str, &str)]) -> io::Result<()> {
     out.create_element(name)
         .with_attributes(attributes.iter().copied())
         .write_empty()
@@ -315,6 +335,7 @@ fn path_text(path: &Path) -> String {
 pub(crate) mod tests {
     use super::*;
     use fleetward_model::ByteSize;
+    use fleetward_model::network::NetworkPlace;
     use fleetward_model::vm::{
         DiskSpec, DriveSpec, Firmware, FirmwareKind, Medium, NicSpec, Profile, VmMetadata,
     };
@@ -366,6 +387,7 @@ pub(crate) mod tests {
             },
             disk_paths: vec![PathBuf::from("/srv/a & b/sda.qcow2")],
             drive_paths: vec![Some(PathBuf::from("/srv/win11.iso"))],
+            nic_places: vec![NetworkPlace::Nat],
             serial_log: Some(PathBuf::from("/var/log/vm/'x'.log")),
             nvram_path: PathBuf::from("/var/lib/libvirt/qemu/nvram/x.fd"),
             carried: None,

@@ -2,12 +2,13 @@
 
 use crate::binding::{Connection, CpuComparison, compare_hypervisor_cpu, node_memory};
 use crate::host::failed;
-use crate::program::Programs;
+use crate::program::{Program, Programs};
 use fleetward_hypervisor::{CpuVerdict, HypervisorFacts, Result};
-use fleetward_model::ByteSize;
 use fleetward_model::host::{Accelerator, Version};
+use fleetward_model::{ByteSize, NicFilter};
 use roxmltree::Document;
 use virt::error::ErrorNumber;
+use virt::nwfilter::NWFilter;
 
 /// libvirt's word for what starts domains.
 pub(crate) const fn virttype(accelerator: Accelerator) -> &'static str {
@@ -61,7 +62,16 @@ pub(crate) fn read(
         memory_available: memory_available(connection, memory, reserve),
         machines: machines(&capabilities),
         secure_boot: secure_boot(&domain_capabilities) && enrolled_firmware_installed(),
+        filters: has_filter(connection, NicFilter::CleanTraffic),
     })
+}
+
+/// Whether libvirt knows that filter of network traffic, and has the programs that set it up.
+fn has_filter(connection: &Connection, filter: NicFilter) -> bool {
+    NWFilter::lookup_by_name(connection, filter.into_str()).is_ok()
+        && ["ebtables", "iptables", "ip6tables"]
+            .iter()
+            .all(|program| Program::find(program).is_some())
 }
 
 /// `swtpm --version` says `TPM emulator version 0.7.1, Copyright ...`.

@@ -6,7 +6,7 @@ use crate::domain_read::{self, Basics};
 use crate::domain_xml::{self, NEWEST_MACHINE};
 use crate::program::Programs;
 use crate::tpm::TpmPlace;
-use crate::{copy, domain_edit, facts, metadata, migration, overlay};
+use crate::{copy, domain_edit, facts, live, metadata, migration, overlay};
 use async_trait::async_trait;
 use fleetward_hypervisor::{
     CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainObserved, DomainState, Error,
@@ -561,8 +561,11 @@ fn redefine(
         .map(drop)
         .map_err(failed("define the domain"))?;
     if domain.is_active().map_err(failed("look at the domain"))? {
-        // Its running half keeps its devices, and what is written about it changes now.
+        // What is written about its running half changes now, and its devices as far as they can.
         write_metadata(domain, &metadata::element_for_set(metadata))?;
+        for device in &change.devices {
+            live::change(domain, id, device)?;
+        }
     }
     Ok(())
 }

@@ -151,6 +151,7 @@ fn parameters(domain: &Domain, request: &MigrationRequest) -> Result<(MigratePar
             .map_err(failed("read the domain's definition"))?;
         domain_edit::with_metadata(&xml, &request.arriving)
             .and_then(|xml| domain_edit::without_bases(&xml))
+            .and_then(|xml| domain_edit::with_nic_places(&xml, &request.nic_places))
             .map_err(Error::Migration)
     };
     let running = definition(virt_sys::VIR_DOMAIN_XML_MIGRATABLE)?;

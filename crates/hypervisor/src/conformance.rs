@@ -352,6 +352,7 @@ async fn a_stopped_domain_does_not_migrate(fixture: &dyn Fixture) {
         disk_socket: nowhere,
         disks: MigrationDisks::Shared,
         arriving: definition.metadata.clone(),
+        nic_places: Vec::new(),
     };
     let (progress, _) = watch::channel(MigrationProgress::default());
     let refused = hypervisor

@@ -2,9 +2,11 @@
 
 use crate::{Error, Result};
 use async_trait::async_trait;
+use fleetward_model::change::NicPart;
 use fleetward_model::host::{Accelerator, Version};
-use fleetward_model::vm::{Firmware, NewerSpec, VmMetadata};
-use fleetward_model::{ByteSize, VmId, VmName};
+use fleetward_model::network::NetworkPlace;
+use fleetward_model::vm::{Firmware, NewerSpec, NicSpec, VmMetadata};
+use fleetward_model::{ByteSize, DeviceId, NicLink, VlanId, VmId, VmName};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,6 +43,8 @@ pub struct DomainDefinition {
     pub disk_paths: Vec<PathBuf>,
     /// One entry for each of `metadata.spec.drives`, same order: the medium's file, raw; none: the drive is empty.
     pub drive_paths: Vec<Option<PathBuf>>,
+    /// What each of `metadata.spec.nics` is connected to on this host, same order.
+    pub nic_places: Vec<NetworkPlace>,
     /// File that gets all serial output, appended; none: no log.
     pub serial_log: Option<PathBuf>,
     /// UEFI variables file; made from the firmware's template at first start.
@@ -62,6 +66,48 @@ pub struct DomainChange {
     pub disks: Vec<(String, PathBuf)>,
     /// Where serial output goes now, if it is kept at all.
     pub serial_log: Option<PathBuf>,
+    /// Devices that come, change or go, in this order.
+    pub devices: Vec<DeviceChange>,
+}
+
+/// One device that comes, changes or goes. Repeating it is harmless: it says what is to be, not how to get there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceChange {
+    Nic(NicDeviceChange),
+}
+
+/// A network card that is to be there in a certain way, or not to be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicDeviceChange {
+    /// What a definition of ours names it by.
+    pub id: DeviceId,
+    /// Hardware addresses that it has or had: it is found by them where the definition does not name it.
+    pub macs: Vec<String>,
+    /// None: it goes.
+    pub to: Option<NicDefinition>,
+    /// Of a card that is there already, what is changed; everything else of it stays.
+    pub parts: Vec<NicPart>,
+}
+
+/// A network card, and what it is connected to on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicDefinition {
+    pub spec: NicSpec,
+    pub place: NetworkPlace,
+}
+
+/// A network card in a definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicSeen {
+    /// The id that our definition gives it; none where it has none.
+    pub id: Option<DeviceId>,
+    pub mac: String,
+    pub model: String,
+    /// None: it is connected to something else than user mode or a bridge.
+    pub place: Option<NetworkPlace>,
+    pub vlan: Option<VlanId>,
+    pub link: NicLink,
+    pub filter: Option<String>,
 }
 
 /// What a definition says about the next start.
@@ -70,6 +116,7 @@ pub struct DomainDefined {
     pub cpus: u32,
     pub memory: ByteSize,
     pub tpm: bool,
+    pub nics: Vec<NicSeen>,
 }
 
 /// The hypervisor's own view of a domain's state.
@@ -100,7 +147,7 @@ pub enum StopReason {
 /// A domain as the hypervisor reports it.
 ///
 /// While memory is arriving ([`DomainState::Paused`] with `incoming`) or the domain is starting, libvirt does not
-/// return the definition: then `firmware`, `machine`, `disks`, `nvram_path`, `tpm`, `cpu_xml` and `console` are empty.
+/// return the definition: then `firmware`, `machine`, `disks`, `nics`, `nvram_path`, `tpm`, `cpu_xml` and `console` are empty.
 #[derive(Debug, Clone)]
 pub struct DomainObserved {
     pub id: VmId,
@@ -123,6 +170,8 @@ pub struct DomainObserved {
     pub accelerator: Accelerator,
     /// `(target, path)` of every disk that is not a CD-ROM.
     pub disks: Vec<(String, PathBuf)>,
+    /// Its network cards as they are now.
+    pub nics: Vec<NicSeen>,
     pub nvram_path: Option<PathBuf>,
     /// Whether the definition has a TPM device.
     pub tpm: bool,
@@ -149,6 +198,8 @@ pub struct HypervisorFacts {
     /// Canonical q35 machine types.
     pub machines: Vec<String>,
     pub secure_boot: bool,
+    /// Whether network cards on Linux bridges can have [`NicFilter::CleanTraffic`](fleetward_model::NicFilter).
+    pub filters: bool,
 }
 
 /// An event of a domain. A reader that is too slow gets a `Lagged` error and must list the domains again.
@@ -196,6 +247,9 @@ pub struct MigrationRequest {
     pub disks: MigrationDisks,
     /// Metadata of the copy at the destination; the copy on this host keeps its own.
     pub arriving: VmMetadata,
+    /// What network cards are connected to at the destination, by the address of the card. Those that are not named keep
+    /// what they have here.
+    pub nic_places: Vec<(String, NetworkPlace)>,
 }
 
 /// Bytes moved so far; memory may grow while the guest writes.
@@ -252,7 +306,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn define(&self, definition: &DomainDefinition) -> Result<()>;
 
     /// Replaces our metadata and what `change` names in the definition, all of it or nothing; the domain stays in the state
-    /// it is in. A running domain keeps its devices until it stops. Makes a domain that only runs a defined one.
+    /// it is in. A running domain then gets the changes of devices as far as the hypervisor and the guest allow; whatever
+    /// they do not allow it has after its next start, as the difference between the domain and its definition shows. Makes a
+    /// domain that only runs a defined one.
     ///
     /// # Errors
     /// [`Error::NoDomain`]; [`Error::CannotChange`] when the definition has been edited in a way that stands against it;

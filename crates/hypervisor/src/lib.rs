@@ -13,9 +13,10 @@ mod volume;
 pub mod conformance;
 
 pub use domain::{
-    CopyState, CpuVerdict, DomainChange, DomainDefined, DomainDefinition, DomainObserved,
-    DomainState, Hypervisor, HypervisorEvent, HypervisorFacts, MigrationDisks, MigrationOutcome,
-    MigrationProgress, MigrationRequest, SecretText, SharedHypervisor, StopReason,
+    CopyState, CpuVerdict, DeviceChange, DomainChange, DomainDefined, DomainDefinition,
+    DomainObserved, DomainState, Hypervisor, HypervisorEvent, HypervisorFacts, MigrationDisks,
+    MigrationOutcome, MigrationProgress, MigrationRequest, NicDefinition, NicDeviceChange, NicSeen,
+    SecretText, SharedHypervisor, StopReason,
 };
 pub use error::{Error, Result};
 pub use tpm::{EkIssuer, EkPublic, MadeTpm, TpmFactory};

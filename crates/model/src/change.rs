@@ -10,12 +10,16 @@
 //! A step holds the value before and the value after. Back, it touches only what still has the value that it gave: what
 //! somebody else has changed meanwhile stays.
 
+pub mod nic;
+
+pub use nic::{NicAsked, NicChange, NicPart, NicRemove, NicSet};
+
 use crate::error::Finding;
 use crate::name::MAX_LABEL_VALUE;
 use crate::profile::{Asked, MAX_CPUS, MEMORY};
-use crate::spec::{Description, VmSpec};
+use crate::spec::{Description, NicSpec, VmSpec};
 use crate::vm::{Profile, VmObserved, VmState};
-use crate::{ByteSize, ErrorCode, Failure, LabelKey, VmName};
+use crate::{ByteSize, DeviceId, ErrorCode, Failure, LabelKey, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -35,6 +39,7 @@ pub enum ChangeKind {
     Labels,
     Autostart,
     Name,
+    Nics,
 }
 
 /// When a change takes effect.
@@ -55,7 +60,7 @@ pub enum Answer {
 /// Whether a VM in `state` takes a change of `kind`, and when it has it.
 pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
     use Answer::{Refuse, Takes};
-    use ChangeKind::{Autostart, Cpus, Description, Labels, Memory, Name, Tpm};
+    use ChangeKind::{Autostart, Cpus, Description, Labels, Memory, Name, Nics, Tpm};
     use VmState::{Failed, Migrating, Paused, Running, Stopped, Unknown};
     match (kind, state) {
         (Description | Labels | Autostart, Running | Stopped | Paused | Failed) => {
@@ -64,6 +69,8 @@ pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
         (Cpus | Memory, Stopped) => Takes(Effect::Now),
         (Cpus | Memory, Running | Paused | Failed) => Takes(Effect::NextStart),
         (Name | Tpm, Stopped) => Takes(Effect::Now),
+        // What QEMU or the guest refuses meanwhile waits for the next start.
+        (Nics, Running | Stopped | Paused | Failed) => Takes(Effect::Now),
         (Name, Running | Paused | Failed) => Refuse(
             ErrorCode::VmRunning,
             "libvirt renames a domain only while it is stopped",
@@ -72,10 +79,10 @@ pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
             ErrorCode::VmRunning,
             "a TPM is changed only while the VM is stopped",
         ),
-        (Tpm | Cpus | Memory | Description | Labels | Autostart | Name, Migrating) => {
+        (Tpm | Cpus | Memory | Description | Labels | Autostart | Name | Nics, Migrating) => {
             Refuse(ErrorCode::VmBusy, "the VM is migrating")
         }
-        (Tpm | Cpus | Memory | Description | Labels | Autostart | Name, Unknown) => Refuse(
+        (Tpm | Cpus | Memory | Description | Labels | Autostart | Name | Nics, Unknown) => Refuse(
             ErrorCode::HostUnreachable,
             "its host does not answer, so its state is unknown",
         ),
@@ -172,6 +179,8 @@ pub struct Wanted {
     pub labels: BTreeMap<LabelKey, Option<LabelValue>>,
     pub autostart: Option<bool>,
     pub name: Option<VmName>,
+    /// Carried out in this order.
+    pub nics: Vec<NicChange>,
 }
 
 impl Wanted {
@@ -221,6 +230,14 @@ pub enum ChangeStep {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         domain: Option<String>,
     },
+    /// A network card: from none it is added, to none removed. Of a card that stays only `parts` are touched.
+    Nic {
+        nic: DeviceId,
+        from: Option<Box<NicSpec>>,
+        to: Option<Box<NicSpec>>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        parts: Vec<NicPart>,
+    },
 }
 
 impl ChangeStep {
@@ -233,6 +250,7 @@ impl ChangeStep {
             Self::Label { .. } => ChangeKind::Labels,
             Self::Autostart { .. } => ChangeKind::Autostart,
             Self::Name { .. } => ChangeKind::Name,
+            Self::Nic { .. } => ChangeKind::Nics,
         }
     }
 }
@@ -261,7 +279,8 @@ impl Plan {
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
-            | ChangeStep::Name { .. } => None,
+            | ChangeStep::Name { .. }
+            | ChangeStep::Nic { .. } => None,
         })
     }
 
@@ -274,7 +293,22 @@ impl Plan {
             | ChangeStep::Memory { .. }
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
-            | ChangeStep::Autostart { .. } => None,
+            | ChangeStep::Autostart { .. }
+            | ChangeStep::Nic { .. } => None,
+        })
+    }
+
+    /// The network cards that it gets, or that change.
+    pub fn nics(&self) -> impl Iterator<Item = &NicSpec> {
+        self.steps.iter().filter_map(|planned| match &planned.step {
+            ChangeStep::Nic { to, .. } => to.as_deref(),
+            ChangeStep::Tpm { .. }
+            | ChangeStep::Cpus { .. }
+            | ChangeStep::Memory { .. }
+            | ChangeStep::Description { .. }
+            | ChangeStep::Label { .. }
+            | ChangeStep::Autostart { .. }
+            | ChangeStep::Name { .. } => None,
         })
     }
 
@@ -287,7 +321,8 @@ impl Plan {
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
-            | ChangeStep::Name { .. } => None,
+            | ChangeStep::Name { .. }
+            | ChangeStep::Nic { .. } => None,
         })
     }
 
@@ -315,12 +350,19 @@ pub fn plan(vm: &VmObserved, wanted: &Wanted) -> Result<Plan, Failure> {
     }
     let metadata = vm.require_metadata()?;
     let spec = &metadata.spec;
-    let steps = steps(vm, spec, wanted);
+    let mut steps = steps(vm, spec, wanted);
+    steps.extend(nic::steps(vm, spec, &wanted.nics)?);
     let mut findings = Vec::new();
     let mut planned = Vec::with_capacity(steps.len());
     for step in steps {
         match answer(step.kind(), vm.state) {
-            Answer::Takes(effect) => planned.push(PlannedStep { step, effect }),
+            Answer::Takes(effect) => {
+                let effect = match nic::waits(&step, vm.state) {
+                    true => Effect::NextStart,
+                    false => effect,
+                };
+                planned.push(PlannedStep { step, effect });
+            }
             Answer::Refuse(code, why) => {
                 let what = format!("VM {name} is {}: {why}", vm.state);
                 findings.push(Finding::blocking(code, what, refusal_fix(code, vm)));
@@ -468,6 +510,14 @@ pub fn apply(spec: &VmSpec, steps: &[ChangeStep], direction: Direction) -> VmSpe
                 exchange(&mut after.autostart, from, to, direction);
             }
             ChangeStep::Name { from, to, .. } => exchange(&mut after.name, from, to, direction),
+            ChangeStep::Nic { nic, from, to, .. } => {
+                nic::apply(
+                    &mut after.nics,
+                    nic,
+                    (from.as_deref(), to.as_deref()),
+                    direction,
+                );
+            }
         }
     }
     after
@@ -496,7 +546,8 @@ pub fn domain_name_after(has: &str, steps: &[ChangeStep], direction: Direction) 
         | ChangeStep::Memory { .. }
         | ChangeStep::Description { .. }
         | ChangeStep::Label { .. }
-        | ChangeStep::Autostart { .. } => None,
+        | ChangeStep::Autostart { .. }
+        | ChangeStep::Nic { .. } => None,
     });
     next.filter(|next| next != has)
 }
@@ -536,7 +587,8 @@ pub fn defined_after(
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
-            | ChangeStep::Name { .. } => {}
+            | ChangeStep::Name { .. }
+            | ChangeStep::Nic { .. } => {}
         }
     }
     (cpus, memory)
@@ -546,6 +598,9 @@ pub fn defined_after(
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pending {
     pub change: ChangeKind,
+    /// The device that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceId>,
     /// What it has now; memory in bytes.
     #[schema(value_type = Value)]
     pub now: serde_json::Value,
@@ -566,6 +621,7 @@ pub fn pending(vm: &VmObserved) -> Vec<Pending> {
     let one = |change, now: u64, wanted: u64| {
         (runs && now != wanted).then(|| Pending {
             change,
+            device: None,
             now: now.into(),
             wanted: wanted.into(),
         })
@@ -581,6 +637,7 @@ pub fn pending(vm: &VmObserved) -> Vec<Pending> {
     ]
     .into_iter()
     .flatten()
+    .chain(nic::pending(vm).filter(|_| runs))
     .collect()
 }
 
@@ -647,6 +704,7 @@ pub fn differing(vm: &VmObserved) -> Vec<Finding> {
             ));
         }
     }
+    findings.extend(nic::differing(vm, spec));
     findings
 }
 

@@ -217,6 +217,16 @@ codes! {
     PoolPathDiffers = "POOL_PATH_DIFFERS", Refused,
         "Both hosts have the pool, but in different directories. The disks of a running VM keep their paths.",
         "give the pool the same path on both hosts, or migrate the VM while it is stopped (--offline)";
+    NetworkMissing = "NETWORK_MISSING", Refused,
+        "The host has no network of that name, or the network cannot do what the network card asks for.",
+        "fleetward network list tells which hosts have it; add it to /etc/fleetward/agent.toml on that host and restart its agent";
+    MacTaken = "MAC_TAKEN", Refused,
+        "Another network card of the fleet has that hardware address.",
+        "leave the address out to get a new one, or choose another";
+    DeviceMissing = "DEVICE_MISSING", NotFound,
+        "The VM has no device of that name.",
+        "see which devices the VM has: fleetward vm show {vm}",
+        "see which devices the VM has";
     NoSpace = "NO_SPACE", Refused,
         "The pool does not have enough free space.",
         "free some space, or choose another host or pool";

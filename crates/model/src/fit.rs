@@ -6,8 +6,8 @@
 
 use crate::error::Finding;
 use crate::host::{Accelerator, Formats, HostFacts, HostState, Version};
-use crate::vm::{VmObserved, VmSpec, VmState};
-use crate::{ByteSize, ErrorCode, GroupName, HostName, Names, PoolName, VmId, VmName};
+use crate::vm::{NicSpec, VmObserved, VmSpec, VmState};
+use crate::{ByteSize, ErrorCode, GroupName, HostName, Names, NetworkName, PoolName, VmId, VmName};
 use std::collections::BTreeMap;
 
 /// The oldest libvirt that moves a VM with an encrypted TPM as we need it.
@@ -26,6 +26,7 @@ pub struct Needs {
     /// Only hosts of this group.
     pub group: Option<GroupName>,
     pub disks: Vec<DiskNeed>,
+    pub networks: Vec<NetworkNeed>,
     pub memory: ByteSize,
     /// It runs right away, so the memory must be free and not only there.
     pub runs: bool,
@@ -52,6 +53,24 @@ pub struct DiskNeed {
     pub whole: Option<ByteSize>,
     /// Where the pool is on the VM's host: a running VM's disks keep their paths.
     pub path: Option<(HostName, String)>,
+}
+
+/// A network that a card is to be connected to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkNeed {
+    pub network: NetworkName,
+    pub vlan: bool,
+    pub filter: bool,
+}
+
+impl From<&NicSpec> for NetworkNeed {
+    fn from(nic: &NicSpec) -> Self {
+        Self {
+            network: nic.network.clone(),
+            vlan: nic.vlan.is_some(),
+            filter: nic.filter.is_some(),
+        }
+    }
 }
 
 /// What jobs under way will take of a host.
@@ -106,6 +125,7 @@ impl Needs {
             name: Some(vm.name.clone()),
             group: spec.map(|spec| spec.group.clone()),
             disks: disks.collect(),
+            networks: spec.map(networks_of).unwrap_or_default(),
             memory: vm.memory,
             runs: live,
             tpm: vm.tpm.enabled,
@@ -131,6 +151,7 @@ impl Needs {
             name: Some(spec.name.clone()),
             group: Some(spec.group.clone()),
             disks: disks.collect(),
+            networks: networks_of(spec),
             memory: spec.memory,
             tpm: spec.tpm,
             secure_boot: spec.firmware.secure_boot,
@@ -250,6 +271,7 @@ pub(crate) fn equipment(needs: &Needs, host: &HostOffer<'_>) -> Vec<Finding> {
         found.push(Finding::usual(ErrorCode::SecureBootMissing, what));
     }
     found.extend(pools(needs, host, facts));
+    found.extend(networks(needs, host.name, facts));
     found.extend(memory(needs, host, facts));
     found
 }
@@ -358,6 +380,59 @@ fn pools(needs: &Needs, host: &HostOffer<'_>, facts: &HostFacts) -> Vec<Finding>
                 ByteSize(whole)
             );
             found.push(Finding::warning(ErrorCode::NoSpace, what));
+        }
+    }
+    found
+}
+
+/// What a VM's cards are connected to.
+pub fn networks_of(spec: &VmSpec) -> Vec<NetworkNeed> {
+    spec.nics.iter().map(NetworkNeed::from).collect()
+}
+
+/// Every host has `nat`, without VLANs and filters; [`crate::change::nic`] refuses those.
+fn networks(needs: &Needs, host: &HostName, facts: &HostFacts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mut missing = |what: String, fix: String| {
+        let finding = Finding::blocking(ErrorCode::NetworkMissing, what, fix);
+        // Two cards in one network miss the same.
+        if !found.contains(&finding) {
+            found.push(finding);
+        }
+    };
+    for need in needs.networks.iter().filter(|need| !need.network.is_nat()) {
+        let network = &need.network;
+        let Some(offer) = facts.network(network) else {
+            missing(
+                format!("host {host} has no network {network}"),
+                format!(
+                    "add network {network} to /etc/fleetward/agent.toml on host {host} and restart its agent; fleetward network list tells which hosts have it"
+                ),
+            );
+            continue;
+        };
+        if let Some(problem) = &offer.problem {
+            missing(
+                format!("network {network} of host {host} cannot be used: {problem}"),
+                format!("see what host {host} says: fleetward host show {host}"),
+            );
+        }
+        if need.vlan && !offer.vlans {
+            missing(
+                format!("network {network} of host {host} cannot tell VLANs apart"),
+                format!(
+                    "on host {host}: ip link set {} type bridge vlan_filtering 1, with libvirt 11 or later; or make it a bridge of Open vSwitch",
+                    offer.place.bridge().unwrap_or_default()
+                ),
+            );
+        }
+        if need.filter && !offer.filters {
+            missing(
+                format!("host {host} has no filter clean-traffic for network {network}"),
+                format!(
+                    "on host {host}: apt-get install libvirt-daemon-config-nwfilter iptables, for a Linux bridge"
+                ),
+            );
         }
     }
     found

@@ -1,8 +1,10 @@
 //! The facts that a host reports, for placement, preflight and lists.
 
+use crate::change::{ChangeKind, ChangeStep};
 use crate::guardian::GuardianFacts;
+use crate::network::NetworkFacts;
 use crate::spec::VmSpec;
-use crate::{ByteSize, GroupName, HostName, PoolName};
+use crate::{ByteSize, GroupName, HostName, NetworkName, PoolName};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -143,6 +145,27 @@ impl Formats {
         }
     }
 
+    /// What an agent must know to carry out those changes.
+    pub fn of_steps(steps: &[ChangeStep]) -> Self {
+        let device = steps.iter().any(|step| match step.kind() {
+            ChangeKind::Nics => true,
+            ChangeKind::Tpm
+            | ChangeKind::Cpus
+            | ChangeKind::Memory
+            | ChangeKind::Description
+            | ChangeKind::Labels
+            | ChangeKind::Autostart
+            | ChangeKind::Name => false,
+        });
+        Self {
+            operations: match device {
+                true => Self::DEVICES,
+                false => Self::CHANGE_VM,
+            },
+            ..Self::default()
+        }
+    }
+
     /// Reads the text of [`Display`](fmt::Display). A part that is missing or malformed counts as version 1.
     pub fn parse(text: &str) -> Self {
         let mut formats = Self::default();
@@ -203,6 +226,12 @@ pub struct HostFacts {
     /// Whether firmware with Secure Boot and enrolled keys is installed.
     pub secure_boot: bool,
     pub pools: Vec<PoolFacts>,
+    /// Networks beside `nat`, which every host has.
+    #[serde(default)]
+    pub networks: Vec<NetworkFacts>,
+    /// The network of a card of which nothing else is said.
+    #[serde(default)]
+    pub default_network: NetworkName,
     /// The host's own guardian first.
     pub guardians: Vec<GuardianFacts>,
     /// The host's clock when it made this report.
@@ -226,6 +255,11 @@ impl HostFacts {
 
     pub fn pool(&self, name: &PoolName) -> Option<&PoolFacts> {
         self.pools.iter().find(|p| &p.name == name)
+    }
+
+    /// A network beside `nat`.
+    pub fn network(&self, name: &NetworkName) -> Option<&NetworkFacts> {
+        self.networks.iter().find(|network| &network.name == name)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Networks of hosts, and what a network card is on one: VLANs, links, filters, hardware addresses.
 
+use crate::spec::NicSpec;
 use crate::{DeviceId, NetworkName};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -196,6 +197,23 @@ pub struct NicObserved {
     /// IP addresses of the guest there, as far as they are known.
     #[serde(default)]
     pub addresses: Vec<String>,
+}
+
+/// As specified, where its host does not tell.
+impl From<&NicSpec> for NicObserved {
+    fn from(nic: &NicSpec) -> Self {
+        Self {
+            id: nic.id.clone(),
+            network: Some(nic.network.clone()),
+            bridge: None,
+            mac: nic.mac.clone(),
+            model: nic.model.into_str().to_owned(),
+            vlan: nic.vlan,
+            link: nic.link,
+            filter: nic.filter.map(|filter| filter.to_string()),
+            addresses: Vec::new(),
+        }
+    }
 }
 
 #[cfg(test)]

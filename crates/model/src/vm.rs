@@ -1,6 +1,7 @@
 //! Types of a VM: the specification that is stored with it, and the state that a host observes.
 
 use crate::host::Formats;
+use crate::network::NicObserved;
 use crate::spec::{self, Unknown};
 pub use crate::spec::{
     Description, DiskSpec, DriveSpec, Medium, NewerSpec, NicModel, NicSpec, VmSpec,
@@ -317,6 +318,9 @@ pub struct TpmObserved {
 pub struct VmDefined {
     pub cpus: u32,
     pub memory: ByteSize,
+    /// None: its host's agent is older than networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nics: Option<Vec<NicObserved>>,
 }
 
 /// A VM on a host, observed: as the controller keeps it, or with `VmMetadata` as its host reports it.
@@ -349,6 +353,9 @@ pub struct VmObserved<M = VmSummary> {
     /// `kvm` or `qemu` (TCG).
     pub accelerator: String,
     pub disks: Vec<DiskObserved>,
+    /// Its network cards as they are now; none: its host's agent is older than networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nics: Option<Vec<NicObserved>>,
     pub tpm: TpmObserved,
     #[serde(with = "time::serde::rfc3339")]
     pub observed: OffsetDateTime,
@@ -399,6 +406,7 @@ impl VmReport {
             machine: self.machine,
             accelerator: self.accelerator,
             disks: self.disks,
+            nics: self.nics,
             observed: self.observed,
         }
         .by_its_specification()

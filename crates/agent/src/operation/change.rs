@@ -9,9 +9,10 @@
 use super::Task;
 use super::create::serial_log;
 use crate::failure::{HypervisorResult, Result, Trouble};
-use fleetward_hypervisor::DomainChange;
+use fleetward_hypervisor::{DeviceChange, DomainChange, NicDefinition, NicDeviceChange};
 use fleetward_model::ErrorCode;
 use fleetward_model::change::{self, ChangeKind, ChangeStep, Direction};
+use fleetward_model::vm::{NicSpec, VmSpec};
 
 impl Task<'_> {
     /// See [`ChangeVm`](fleetward_api::agent::operation::ChangeVm).
@@ -43,8 +44,62 @@ impl Task<'_> {
                 true => serial_log(self.host, &after.spec.name),
                 false => None,
             },
+            devices: self.device_changes(&metadata.spec, steps, direction)?,
             ..DomainChange::default()
         };
         self.redefine(&after, &definition).await
+    }
+
+    /// What the steps make of devices on this host. Taking back a step leaves a device alone that has changed since.
+    fn device_changes(
+        &self,
+        spec: &VmSpec,
+        steps: &[ChangeStep],
+        direction: Direction,
+    ) -> Result<Vec<DeviceChange>> {
+        let mut changes = Vec::new();
+        for step in steps {
+            match step {
+                ChangeStep::Nic {
+                    nic,
+                    from,
+                    to,
+                    parts,
+                } => {
+                    let (from, to) = (from.as_deref(), to.as_deref());
+                    let has = spec.nics.iter().find(|has| has.id == *nic);
+                    let next = match direction {
+                        Direction::Forward => to,
+                        Direction::Back if has == to || has == from => from,
+                        Direction::Back => continue,
+                    };
+                    let macs = [from, to].into_iter().flatten();
+                    let change = NicDeviceChange {
+                        id: nic.clone(),
+                        macs: macs.map(|nic| nic.mac.clone()).collect(),
+                        to: next.map(|next| self.nic_definition(next)).transpose()?,
+                        parts: parts.clone(),
+                    };
+                    changes.push(DeviceChange::Nic(change));
+                }
+                ChangeStep::Tpm { .. }
+                | ChangeStep::Cpus { .. }
+                | ChangeStep::Memory { .. }
+                | ChangeStep::Description { .. }
+                | ChangeStep::Label { .. }
+                | ChangeStep::Autostart { .. }
+                | ChangeStep::Name { .. } => {}
+            }
+        }
+        Ok(changes)
+    }
+
+    fn nic_definition(&self, nic: &NicSpec) -> Result<NicDefinition> {
+        let place = self
+            .host
+            .networks
+            .place(&nic.network, &self.host.member.host)?;
+        let spec = nic.clone();
+        Ok(NicDefinition { spec, place })
     }
 }

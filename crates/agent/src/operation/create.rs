@@ -246,6 +246,7 @@ fn definition_of(host: &Host, vm: VmId, metadata: VmMetadata) -> Result<DomainDe
     Ok(DomainDefinition {
         disk_paths: host.pools.volumes(spec)?,
         drive_paths,
+        nic_places: host.networks.places(spec, &host.member.host)?,
         serial_log: serial_log(host, &spec.name),
         nvram_path: host.layout.nvram(vm),
         carried: None,

@@ -103,7 +103,9 @@ impl Task<'_> {
                     .await,
             ),
             Operation::Supersede(o) => answer(o, self.supersede().await),
-            Operation::MigrateLive(o) => answer(o, self.migrate_live(&o.to, &o.disks).await),
+            Operation::MigrateLive(o) => {
+                answer(o, self.migrate_live(&o.to, &o.disks, &o.networks).await)
+            }
             Operation::SendStopped(o) => answer(o, self.send_stopped(&o.to, &o.disks).await),
             Operation::MigrationState(o) => answer(o, self.migration_state().await),
             Operation::Depart(o) => answer(o, self.depart().await),

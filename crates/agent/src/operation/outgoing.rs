@@ -21,8 +21,10 @@ use fleetward_hypervisor::{
 };
 use fleetward_link::tunnel::{TunnelError, TunnelTarget, UnixRelay};
 use fleetward_link::{Identity, SocketSpec};
-use fleetward_model::vm::{Transit, TransitSide, VmMetadata, VmSpec};
-use fleetward_model::{ErrorCode, Failure, VmName};
+use fleetward_model::network::NetworkPlace;
+use fleetward_model::vm::{NicSpec, Transit, TransitSide, VmMetadata, VmSpec};
+use fleetward_model::{ErrorCode, Failure, NetworkName, VmName};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -43,7 +45,12 @@ const ABORT: Duration = Duration::from_secs(2);
 
 impl Task<'_> {
     /// Moves the running VM; it arrives paused. A repeat after success answers again.
-    pub(super) async fn migrate_live(&self, to: &Peer, disks: &[IncomingDisk]) -> Result<Migrated> {
+    pub(super) async fn migrate_live(
+        &self,
+        to: &Peer,
+        disks: &[IncomingDisk],
+        networks: &BTreeMap<NetworkName, NetworkPlace>,
+    ) -> Result<Migrated> {
         if let Some(outgoing) = self.left_already()? {
             return Ok(outgoing.answer());
         }
@@ -71,7 +78,10 @@ impl Task<'_> {
         self.call(to, ChannelUse::Ping, REACH).await?;
         self.call(to, ChannelUse::Arm, Duration::from_secs(30))
             .await?;
-        let outcome = self.move_memory(to, disks, &metadata).await;
+        let nics = self.host.networks.as_specified(&domain, &metadata.spec);
+        let place = |nic: &NicSpec| Some((nic.mac.clone(), networks.get(&nic.network)?.clone()));
+        let nic_places = nics.filter_map(place).collect();
+        let outcome = self.move_memory(to, disks, &metadata, nic_places).await;
         self.remove_socket_directory()?;
         match outcome {
             Ok(outcome) => self.leave(Some(outcome)),
@@ -111,6 +121,7 @@ impl Task<'_> {
         to: &Peer,
         disks: &[IncomingDisk],
         metadata: &VmMetadata,
+        nic_places: Vec<(String, NetworkPlace)>,
     ) -> Result<MigrationOutcome> {
         let directory = self.make_socket_directory()?;
         let relays = [
@@ -142,6 +153,7 @@ impl Task<'_> {
                 MigrationDisks::Copy(copied)
             },
             arriving,
+            nic_places,
         };
         let (sender, progress) = watch::channel(MigrationProgress::default());
         let abort = CancellationToken::new();

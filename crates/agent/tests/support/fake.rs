@@ -6,7 +6,8 @@
 use async_trait::async_trait;
 use fleetward_hypervisor::*;
 use fleetward_model::host::{Accelerator, Version};
-use fleetward_model::vm::{NewerSpec, VmMetadata};
+use fleetward_model::network::NetworkPlace;
+use fleetward_model::vm::{NewerSpec, NicSpec, VmMetadata};
 use fleetward_model::{ByteSize, VmId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,9 @@ pub struct Domain {
     pub memory: ByteSize,
     /// What somebody wrote into the definition by hand.
     pub foreign: String,
+    /// As they are now, and as they are defined.
+    pub nics: Vec<NicSeen>,
+    pub next_nics: Vec<NicSeen>,
 }
 
 #[derive(Default)]
@@ -40,6 +44,8 @@ pub struct State {
     pub started: Vec<VmId>,
     pub ignore_shutdown: bool,
     pub away: bool,
+    /// Running guests keep their devices as they are.
+    pub guests_hold_on: bool,
     /// QEMU hangs: a guest is not suspended before it is cut off.
     pub hangs: bool,
     /// Somebody waits for that.
@@ -136,6 +142,8 @@ impl Fake {
             cpus: metadata.spec.cpus,
             memory: metadata.spec.memory,
             foreign: String::new(),
+            nics: Vec::new(),
+            next_nics: Vec::new(),
             metadata: Some(metadata),
             state,
         }
@@ -209,11 +217,13 @@ impl Fake {
                 cpus: d.cpus,
                 memory: d.memory,
                 tpm: d.tpm,
+                nics: d.next_nics.clone(),
             }),
             firmware: None,
             machine: "pc-q35-10.0".into(),
             accelerator: Accelerator::Tcg,
             disks: d.disks.clone(),
+            nics: d.nics.clone(),
             nvram_path: Some(d.nvram.clone()),
             tpm: d.tpm,
             cpu_xml: None,
@@ -221,6 +231,30 @@ impl Fake {
             metadata: d.metadata.clone(),
             newer: d.newer.clone(),
         }
+    }
+}
+
+fn card(nic: &NicSpec, place: &NetworkPlace) -> NicSeen {
+    NicSeen {
+        id: Some(nic.id.clone()),
+        mac: nic.mac.clone(),
+        model: nic.model.into_str().to_owned(),
+        place: Some(place.clone()),
+        vlan: nic.vlan,
+        link: nic.link,
+        filter: nic.filter.map(|filter| filter.to_string()),
+    }
+}
+
+fn change_card(cards: &mut Vec<NicSeen>, change: &NicDeviceChange) {
+    let at = cards
+        .iter()
+        .position(|card| card.id.as_ref() == Some(&change.id));
+    match (at, change.to.as_ref().map(|to| card(&to.spec, &to.place))) {
+        (Some(at), Some(card)) => cards[at] = card,
+        (Some(at), None) => drop(cards.remove(at)),
+        (None, Some(card)) => cards.push(card),
+        (None, None) => {}
     }
 }
 
@@ -247,6 +281,7 @@ impl Hypervisor for Fake {
             memory_available: ByteSize::gib(4),
             machines: vec!["pc-q35-10.0".into()],
             secure_boot: true,
+            filters: true,
         })
     }
     async fn list(&self) -> Result<Vec<DomainObserved>> {
@@ -272,6 +307,10 @@ impl Hypervisor for Fake {
             DomainState::Stopped(StopReason::Ordinary),
         );
         domain.nvram = definition.nvram_path.clone();
+        let nics = definition.metadata.spec.nics.iter();
+        let nics = nics.zip(&definition.nic_places);
+        domain.nics = nics.map(|(nic, place)| card(nic, place)).collect();
+        domain.next_nics = domain.nics.clone();
         domain.foreign = definition.carried.clone().unwrap_or_default();
         self.with(|s| {
             match s.domains.get_mut(&id) {
@@ -289,6 +328,7 @@ impl Hypervisor for Fake {
         Ok(())
     }
     async fn redefine(&self, id: VmId, metadata: &VmMetadata, change: &DomainChange) -> Result<()> {
+        let holds_on = self.with(|s| s.guests_hold_on);
         self.change(id, |d| {
             refuse_newer(id, d)?;
             d.metadata = Some(metadata.clone());
@@ -298,6 +338,13 @@ impl Hypervisor for Fake {
             for (target, path) in &change.disks {
                 let disk = d.disks.iter_mut().find(|disk| disk.0 == *target);
                 disk.expect("a disk of the domain").1.clone_from(path);
+            }
+            let runs = !matches!(d.state, DomainState::Stopped(_));
+            for DeviceChange::Nic(change) in &change.devices {
+                change_card(&mut d.next_nics, change);
+                if !(runs && holds_on) {
+                    change_card(&mut d.nics, change);
+                }
             }
             Ok(())
         })

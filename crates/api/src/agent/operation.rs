@@ -5,12 +5,14 @@
 
 use super::{IncomingDisk, KeyRewrap, Peer};
 use crate::tpm::TpmBundle;
-use fleetward_model::KeyId;
 use fleetward_model::change::{ChangeStep, Direction};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::Formats;
+use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::{StoppedBy, VmMetadata, VmSpec, VolumeSource};
+use fleetward_model::{KeyId, NetworkName};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One thing that an agent can be asked to do. Each type's documentation names the operation that undoes it.
 pub trait HostOperation: Into<Operation> + Send {
@@ -73,7 +75,7 @@ impl Operation {
             spec: versions.max().unwrap_or(1),
             operations: match self {
                 Self::Pause(_) | Self::Resume(_) => Formats::POWER,
-                Self::ChangeVm(_) => Formats::CHANGE_VM,
+                Self::ChangeVm(ChangeVm { steps, .. }) => Formats::of_steps(steps).operations,
                 _ => 1,
             },
             ..Formats::default()
@@ -356,6 +358,9 @@ pub struct Supersede {}
 pub struct MigrateLive {
     pub to: Peer,
     pub disks: Vec<IncomingDisk>,
+    /// What networks are at the destination; one that is not named is the same there as here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<NetworkName, NetworkPlace>,
 }
 
 /// Source: sends disks, UEFI variables and TPM state of a stopped VM.

@@ -130,6 +130,7 @@ verbs! {
     host_resume::HostResume,
     host_invite::HostInvite,
     admin_certify::AdminCertify,
+    network_list::NetworkList,
     image_list::ImageList,
     image_import::ImageImport,
     image_delete::ImageDelete,

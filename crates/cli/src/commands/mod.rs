@@ -10,6 +10,7 @@ mod host;
 mod image;
 mod job;
 mod local;
+mod network;
 mod template;
 mod tpm;
 mod vm;
@@ -53,6 +54,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit, Sto
         Command::Status => fleet::status(context).await,
         Command::Host(command) => host::run(context, command).await,
         Command::Image(command) => image::run(context, command).await,
+        Command::Network(command) => network::run(context, command).await,
         Command::Template(command) => template::run(context, command).await,
         Command::Vm(command) => vm::run(context, command).await,
         Command::Tpm(command) => tpm::run(context, command).await,

@@ -1,6 +1,6 @@
 //! `fleetward vm ...`
 
-use super::{Context, check, template, vm_set};
+use super::{Context, check, network, template, vm_set};
 use crate::args::{Switch, TpmChoice, VmCommand, VmCreate};
 use crate::bulk;
 use crate::confirm::confirm;
@@ -163,6 +163,7 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
             Ok(Exit::Done)
         }
         VmCommand::Set(args) => vm_set::set(context, args).await,
+        VmCommand::Nic(command) => network::nic(context, command).await,
         VmCommand::Rename { name, new, wait } => vm_set::rename(context, &name, new, wait).await,
         VmCommand::Console { name } => attach(context, &name).await,
         VmCommand::Migrate {
@@ -251,6 +252,7 @@ fn request_of(args: VmCreate) -> VmCreateRequest {
         secure_boot: !args.no_secure_boot,
         start: args.start,
         labels: args.labels.into_iter().collect(),
+        nics: (args.no_nic || !args.nics.is_empty()).then_some(args.nics),
         description: args.description,
         autostart: args.autostart,
         dry_run: false,

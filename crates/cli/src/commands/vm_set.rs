@@ -50,6 +50,7 @@ pub(super) async fn set(context: &Context, args: VmSet) -> Result<Exit, Stop> {
         labels: args.labels.into_iter().collect(),
         autostart: args.autostart.map(on),
         tpm: args.tpm.map(on),
+        nics: Vec::new(),
         dry_run: args.dry_run,
     };
     change(context, &args.name, &request, args.wait).await
@@ -68,7 +69,8 @@ pub(super) async fn rename(
     change(context, name, &request, wait).await
 }
 
-async fn change(
+/// Asks for a change, and waits for it.
+pub(super) async fn change(
     context: &Context,
     name: &VmName,
     request: &ChangeRequest,

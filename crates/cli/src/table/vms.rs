@@ -162,6 +162,20 @@ pub(crate) fn vm(vm: &VmView) -> String {
             );
         }
     }
+    for nic in &vm.nics {
+        sheet.add(&format!("NIC {}", nic.id), card(nic));
+    }
+    for pending in vm.pending.iter().filter(|pending| pending.device.is_some()) {
+        let device = or_none(pending.device.as_ref());
+        let next = match pending.wanted.is_null() {
+            true => "removed".to_owned(),
+            false => pending.wanted.to_string(),
+        };
+        sheet.add(
+            &format!("  {device} next"),
+            format!("at its next start: {next}"),
+        );
+    }
     if vm.tpm.enabled {
         let tpm = &vm.tpm;
         let state = if tpm.state_present {
@@ -217,6 +231,28 @@ pub(crate) fn vm(vm: &VmView) -> String {
             "\n\n{}: {what}\n  fix: {}",
             finding.code, finding.fix
         ));
+    }
+    text
+}
+
+fn card(nic: &NicObserved) -> String {
+    let network = match (&nic.network, &nic.bridge) {
+        (Some(network), _) => network.to_string(),
+        (None, Some(bridge)) => format!("bridge {bridge} (none of its host's networks)"),
+        (None, None) => "not in a network of its host".to_owned(),
+    };
+    let mut text = format!("{network}, {}, {}", nic.model, nic.mac);
+    if let Some(vlan) = nic.vlan {
+        text.push_str(&format!(", VLAN {vlan}"));
+    }
+    if !nic.link.is_up() {
+        text.push_str(", link down");
+    }
+    if let Some(filter) = &nic.filter {
+        text.push_str(&format!(", {filter}"));
+    }
+    if !nic.addresses.is_empty() {
+        text.push_str(&format!(", {}", nic.addresses.join(" ")));
     }
     text
 }

@@ -5,7 +5,7 @@ use super::page::Page;
 use super::vms::decide;
 use super::{Answer, parsed};
 use crate::app::App;
-use crate::creation::new_mac;
+use crate::networks::new_mac;
 use crate::work::{CloneInput, Reservation, TemplateCreate, TemplateInput, VmClone};
 use axum::Json;
 use axum::extract::{Path, State};
@@ -135,7 +135,7 @@ fn copied_spec(vm: &VmObserved, name: VmName) -> VmSpec {
     }
     let mut nics = known.nics;
     for nic in &mut nics {
-        nic.mac = new_mac();
+        nic.mac = new_mac().into();
     }
     VmSpec {
         id: VmId(id),

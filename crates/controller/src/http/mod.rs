@@ -30,6 +30,7 @@ mod images;
 mod jobs;
 mod lines;
 mod metrics;
+mod networks;
 mod openapi;
 mod page;
 mod recover;

@@ -17,6 +17,7 @@ use fleetward_model::HostName;
 use fleetward_model::change;
 use fleetward_model::guardian::{EXPIRY_WARNING, crowded};
 use fleetward_model::host::HostState;
+use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{VmObserved, VmState};
 use fleetward_model::{Failure, Names};
 use time::OffsetDateTime;
@@ -57,6 +58,14 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         memory_bytes: vm.memory,
         firmware: vm.firmware,
         disks: vm.disks.clone(),
+        nics: match &vm.nics {
+            Some(nics) => nics.clone(),
+            None => spec
+                .iter()
+                .flat_map(|spec| &spec.nics)
+                .map(NicObserved::from)
+                .collect(),
+        },
         tpm: vm.tpm.clone(),
         escrow,
         escrow_age,

@@ -4,6 +4,7 @@ use super::Answer;
 use super::body::Asked;
 use crate::admission::admit;
 use crate::app::App;
+use crate::networks::{changed_macs, mac_in_use, new_mac};
 use crate::work;
 use crate::work::ChangeInput;
 use axum::Json;
@@ -16,7 +17,7 @@ use fleetward_link::Peer;
 use fleetward_model::JobId;
 use fleetward_model::admission::{Request, busy};
 use fleetward_model::change::{self, Direction, Plan};
-use fleetward_model::fit::Needs;
+use fleetward_model::fit::{Needs, NetworkNeed};
 use fleetward_model::host::Formats;
 use fleetward_model::vm::VmObserved;
 use http::StatusCode;
@@ -29,11 +30,14 @@ async fn vm_change(
     State(app): State<App>,
     peer: Peer,
     Path(vm): Path<String>,
-    Asked(request): Asked<verbs::VmChange>,
+    Asked(mut request): Asked<verbs::VmChange>,
 ) -> Answer<Response> {
     let world = &app.world;
     let vm = world.inventory.find(&vm)?;
     let dry_run = request.dry_run;
+    for nic in &mut request.nics {
+        nic.with_address(new_mac);
+    }
     let plan = change::plan(&vm, &request.wanted())?;
     if plan.steps.is_empty() {
         return Ok(answered(None, plan));
@@ -44,6 +48,10 @@ async fn vm_change(
     if let Some(name) = plan.name() {
         world.require_name_for(name, Some(vm.id)).await?;
     }
+    world.require_macs(
+        changed_macs(plan.steps.iter().map(|planned| &planned.step)),
+        Some(vm.id),
+    )?;
     if dry_run {
         return Ok(answered(None, plan));
     }
@@ -63,6 +71,7 @@ async fn vm_change(
         .await
     {
         Ok(job) => Ok(answered(Some(job), plan)),
+        Err(error) if let Some(failure) = mac_in_use(&error) => Err(failure.into()),
         Err(JobError::Busy { by, .. }) => Err(busy(&vm.name, by).into()),
         Err(error) => Err(error.into()),
     }
@@ -84,6 +93,7 @@ fn needs(vm: &VmObserved, plan: &Plan) -> Needs {
         name: Some(vm.name.clone()),
         memory: plan.memory().unwrap_or_default(),
         tpm: plan.tpm() == Some(true),
+        networks: plan.nics().map(NetworkNeed::from).collect(),
         formats: needed_formats(vm, plan),
         ..Needs::default()
     }
@@ -96,7 +106,7 @@ fn needed_formats(vm: &VmObserved, plan: &Plan) -> Formats {
         return Formats::default();
     };
     Formats {
-        operations: Formats::CHANGE_VM,
+        operations: Formats::of_steps(&steps).operations,
         ..Formats::of_spec(&change::apply(&metadata.spec, &steps, Direction::Forward))
     }
 }

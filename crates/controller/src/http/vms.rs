@@ -8,6 +8,7 @@ use super::{Answer, Refusal, view};
 use crate::admission::admit;
 use crate::app::App;
 use crate::check::matrix;
+use crate::networks::mac_in_use;
 use crate::survey::survey;
 use crate::work::{PauseInput, VmCreate, VmPause, VmResume};
 use axum::Json;
@@ -83,16 +84,21 @@ async fn vm_create(
     let dry_run = request.dry_run;
     let wanted = crate::creation::plan(&world.images, &world.templates, &world.hosts, request)?;
     world.require_name(&wanted.name).await?;
+    world.require_macs(wanted.macs(), None)?;
     let _turn = app.placing.lock().await;
     let host = world.place(&wanted.needs, &wanted.choice, &[])?;
+    let network = world.default_network(&host);
+    let what = format!("VM {} cannot be made on host {host}", wanted.name);
+    world.require_fit(what, &wanted.needs_with(&network), &host)?;
     if dry_run {
         return Ok(accepted(None));
     }
     let group = world.hosts.of(&host)?.group;
     let name = wanted.name.clone();
-    let input = wanted.on(host, group, time::OffsetDateTime::now_utc());
+    let input = wanted.on(host, group, &network, time::OffsetDateTime::now_utc());
     match app.submit::<VmCreate>(&input, &peer.to_string()).await {
         Ok(job) => Ok(accepted(Some(job))),
+        Err(error) if let Some(failure) = mac_in_use(&error) => Err(failure.into()),
         Err(JobError::Busy { by, .. }) => {
             let what = format!("a VM {name} is being made or changed by job {by}");
             Err(Failure::new(ErrorCode::NameTaken, what).into())

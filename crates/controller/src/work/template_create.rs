@@ -17,6 +17,7 @@ use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
 use fleetward_model::admission::Request;
+use fleetward_model::change::NicAsked;
 use fleetward_model::vm::VmSpec;
 use fleetward_model::{HostName, TemplateName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -227,6 +228,7 @@ impl Step<TemplateInput> for Collect {
             source_had_tpm: input.source_had_tpm,
             disks,
             uefi_variables,
+            nics: Some(input.spec.nics.iter().map(NicAsked::from).collect()),
             created: OffsetDateTime::now_utc(),
         };
         Ok(Collected { template })

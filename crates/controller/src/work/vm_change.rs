@@ -13,6 +13,7 @@ use super::tpm::switch::{
 };
 use super::{FleetJob, OnVm, name_lock, vm_locks};
 use crate::debts::about;
+use crate::networks::{changed_mac_locks, changed_macs};
 use crate::world::World;
 use fleetward_api::agent::operation::ChangeVm;
 use fleetward_api::reports::ChangeReport;
@@ -21,7 +22,7 @@ use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
 use fleetward_model::admission::Request;
-use fleetward_model::change::{self, ChangeKind, Direction, Plan};
+use fleetward_model::change::{self, ChangeKind, ChangeStep, Direction, Plan};
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName, Names, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -36,6 +37,12 @@ pub(crate) struct ChangeInput {
     pub(crate) host: HostName,
     pub(crate) group: GroupName,
     pub(crate) plan: Plan,
+}
+
+impl ChangeInput {
+    fn steps(&self) -> impl Iterator<Item = &ChangeStep> {
+        self.plan.steps.iter().map(|planned| &planned.step)
+    }
 }
 
 impl OnVm for ChangeInput {
@@ -74,13 +81,14 @@ impl JobKind for VmChange {
         if let Some(name) = input.plan.name().filter(|name| **name != input.name) {
             locks.push(name_lock(name));
         }
+        locks.extend(changed_mac_locks(input.steps()));
         locks
     }
 
     fn steps(&self) -> Steps<ChangeInput> {
         let world = &self.0;
         Steps::new()
-            .check(CheckName(world.clone()))
+            .check(CheckNames(world.clone()))
             .check(ClearAway(world.clone()))
             .step(MakeTpm(world.clone()))
             .step(AttachTpm(world.clone()))
@@ -128,23 +136,28 @@ impl FleetJob for VmChange {
     }
 }
 
-/// Nobody else has the new name; from here on the job's lock keeps it.
-struct CheckName(Arc<World>);
+/// Nobody else has the new name and the new addresses; from here on the job's locks keep them.
+struct CheckNames(Arc<World>);
 
 #[async_trait]
-impl Step<ChangeInput> for CheckName {
+impl Step<ChangeInput> for CheckNames {
     const NAME: &'static str = "check";
     const RETRY_FOR: Duration = PATIENCE;
     type Output = ();
 
     fn applies(&self, cx: &StepContext<ChangeInput>) -> bool {
-        cx.input().plan.name().is_some()
+        let input = cx.input();
+        input.plan.name().is_some() || !changed_macs(input.steps()).is_empty()
     }
 
     async fn run(&self, cx: &StepContext<ChangeInput>) -> Result<(), StepError> {
         let input = cx.input();
-        let name = input.plan.name().unwrap_or(&input.name);
-        Ok(self.0.require_name_for(name, Some(input.vm)).await?)
+        if let Some(name) = input.plan.name() {
+            self.0.require_name_for(name, Some(input.vm)).await?;
+        }
+        Ok(self
+            .0
+            .require_macs(changed_macs(input.steps()), Some(input.vm))?)
     }
 }
 
@@ -215,11 +228,16 @@ impl UndoStep<ChangeInput> for Change {
             plan,
             ..
         } = cx.input();
-        let debtor = about(host, *vm);
-        Absence::Owe(match plan.name() {
-            Some(_) => debtor.keeping(name_lock(name)),
-            None => debtor,
-        })
+        let debtor = match plan.name() {
+            Some(_) => about(host, *vm).keeping(name_lock(name)),
+            None => about(host, *vm),
+        };
+        let locks = changed_mac_locks(cx.input().steps());
+        Absence::Owe(
+            locks
+                .into_iter()
+                .fold(debtor, |debtor, lock| debtor.keeping(lock)),
+        )
     }
 
     async fn undo(&self, cx: &StepContext<ChangeInput>) -> Result<(), StepError> {

@@ -9,6 +9,7 @@
 
 use super::{FleetJob, MigrateInput, OnVm, Reservation, VmMigrateStopped, vm_locks};
 use crate::debts::{about, removal};
+use crate::networks::nic_locks;
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::CloneReport;
@@ -68,6 +69,7 @@ impl JobKind for VmClone {
     fn locks(input: &CloneInput) -> Vec<String> {
         let mut locks = vm_locks(input.vm, &input.source);
         locks.extend(vm_locks(input.spec.id, &input.name));
+        locks.extend(nic_locks(&input.spec.nics));
         locks
     }
 
@@ -124,7 +126,10 @@ impl Step<CloneInput> for ReserveName {
     type Output = ();
 
     async fn run(&self, cx: &StepContext<CloneInput>) -> Result<(), StepError> {
-        Ok(self.0.require_name(&cx.input().name).await?)
+        let CloneInput { name, spec, .. } = cx.input();
+        self.0.require_name(name).await?;
+        let macs = spec.nics.iter().map(|nic| nic.mac.as_str());
+        Ok(self.0.require_macs(macs, Some(spec.id))?)
     }
 }
 

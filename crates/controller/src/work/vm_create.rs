@@ -3,6 +3,7 @@
 use super::vm_power::StartVm;
 use super::{FleetJob, OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::debts::removal;
+use crate::networks::nic_locks;
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::CreateReport;
@@ -52,7 +53,9 @@ impl JobKind for VmCreate {
     type Input = CreateInput;
 
     fn locks(input: &CreateInput) -> Vec<String> {
-        vm_locks(input.vm, &input.name)
+        let mut locks = vm_locks(input.vm, &input.name);
+        locks.extend(nic_locks(&input.spec.nics));
+        locks
     }
 
     fn steps(&self) -> Steps<CreateInput> {
@@ -96,7 +99,7 @@ impl FleetJob for VmCreate {
     }
 }
 
-/// The job's lock holds the name against other creations; this looks for what is there already.
+/// The job's locks hold name and addresses against other jobs; this looks for what is there already.
 struct ReserveName(Arc<World>);
 
 #[async_trait]
@@ -105,7 +108,10 @@ impl Step<CreateInput> for ReserveName {
     type Output = ();
 
     async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
-        Ok(self.0.require_name(&cx.input().name).await?)
+        let CreateInput { name, spec, .. } = cx.input();
+        self.0.require_name(name).await?;
+        let macs = spec.nics.iter().map(|nic| nic.mac.as_str());
+        Ok(self.0.require_macs(macs, Some(spec.id))?)
     }
 }
 

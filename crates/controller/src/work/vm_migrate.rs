@@ -461,6 +461,7 @@ impl Step<MigrateInput> for MigrateLive {
         let operation = operation::MigrateLive {
             to: before.destination,
             disks: before.disks,
+            networks: self.0.places_on(&input.to),
         };
         let agent = self.0.agents.of(&input.from)?;
         let moved = agent.run(cx, input.vm, operation).await;

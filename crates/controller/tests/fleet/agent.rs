@@ -25,6 +25,7 @@ use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::host::{
     Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts, Version,
 };
+use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{
     DiskObserved, Revocation, StoppedBy, TpmObserved, Transit, TransitSide, VmDefined, VmMetadata,
     VmReport, VmState, protector_sha256,
@@ -326,6 +327,7 @@ impl Inner {
             defined: Some(VmDefined {
                 cpus: vm.size().0,
                 memory: vm.size().1,
+                nics: Some(spec.nics.iter().map(NicObserved::from).collect()),
             }),
             newer: None,
             id,
@@ -338,6 +340,7 @@ impl Inner {
             firmware: Some(spec.firmware),
             machine: "pc-q35-10.0".into(),
             accelerator: "qemu".into(),
+            nics: Some(spec.nics.iter().map(NicObserved::from).collect()),
             disks: spec
                 .disks
                 .iter()
@@ -787,6 +790,8 @@ fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) -> HostFact
         memory_available: ByteSize::gib(32),
         machines: vec!["pc-q35-10.0".into()],
         secure_boot: true,
+        networks: Vec::new(),
+        default_network: Default::default(),
         pools: vec![PoolFacts {
             name: PoolName::default(),
             id: format!("pool of {host}"),

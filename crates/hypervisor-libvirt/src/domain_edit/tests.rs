@@ -1,6 +1,10 @@
 use super::*;
 use crate::domain_xml::tests::sample;
 use crate::domain_xml::{NEWEST_MACHINE, domain_xml};
+use fleetward_hypervisor::{NicDefinition, NicDeviceChange};
+use fleetward_model::change::NicPart;
+use fleetward_model::vm::{NicSpec, Profile};
+use fleetward_model::{DeviceId, NicLink};
 use std::path::PathBuf;
 
 /// What an administrator writes into a definition with `virsh edit`: the place it goes in front of, and the text.
@@ -92,10 +96,53 @@ fn changes() -> Vec<(&'static str, DomainChange)> {
             "serial log",
             DomainChange {
                 serial_log: Some("/var/log/vm/new.log".into()),
-                ..nothing
+                ..nothing.clone()
             },
         ),
+        ("another card", with_nic(nic(7, Some("br-lan")))),
+        (
+            "the card on a bridge",
+            with_nic(NicDeviceChange {
+                parts: vec![NicPart::Network, NicPart::Vlan, NicPart::Link],
+                ..nic(0, Some("br-lan"))
+            }),
+        ),
+        ("no card", with_nic(nic(0, None))),
     ]
+}
+
+fn with_nic(change: NicDeviceChange) -> DomainChange {
+    DomainChange {
+        devices: vec![DeviceChange::Nic(change)],
+        ..DomainChange::default()
+    }
+}
+
+/// Card 0 is the sample's.
+fn nic(number: u8, bridge: Option<&str>) -> NicDeviceChange {
+    let mac = match number {
+        0 => "52:54:00:12:34:56".to_owned(),
+        number => format!("52:54:00:00:00:{number:02x}"),
+    };
+    let id: DeviceId = format!("nic-{number}").parse().expect("a name");
+    let to = bridge.map(|bridge| NicDefinition {
+        spec: NicSpec {
+            id: id.clone(),
+            network: "lan".parse().expect("a name"),
+            vlan: Some("7".parse().expect("a number")),
+            link: NicLink::Down,
+            ..NicSpec::first(Profile::Linux, mac.clone())
+        },
+        place: NetworkPlace::Bridge {
+            bridge: bridge.to_owned(),
+        },
+    });
+    NicDeviceChange {
+        id,
+        macs: vec![mac],
+        to,
+        parts: Vec::new(),
+    }
 }
 
 fn before() -> String {
@@ -339,4 +386,79 @@ fn without_kvm_nothing_is_left_that_only_kvm_has() {
 fn a_name_is_escaped() {
     let renamed = named(&before(), "a & b").expect("named");
     assert_eq!(name_of(&renamed).as_deref(), Some("a & b"));
+}
+
+fn cards(xml: &str) -> Vec<fleetward_hypervisor::NicSeen> {
+    defined(xml).expect("whole").nics
+}
+
+#[test]
+fn of_a_card_only_what_is_asked_for_changes() {
+    // As an older program wrote it, without an id, and with a limit that an administrator gave it.
+    let limit = "<bandwidth><inbound average='1000'/></bandwidth>";
+    let old = before()
+        .replace("<alias name=\"ua-nic-0\"/>", limit)
+        .replace("type=\"e1000e\"", "type=\"rtl8139\"");
+    let change = NicDeviceChange {
+        parts: vec![NicPart::Network, NicPart::Link],
+        ..nic(0, Some("br-lan"))
+    };
+    let after = changed(&old, &next_metadata(), &with_nic(change.clone())).expect("possible");
+    let card = &cards(&after)[0];
+    assert_eq!(cards(&after).len(), 1);
+    assert!(after.contains(limit), "{after}");
+    assert_eq!(card.model, "rtl8139", "not named");
+    assert_eq!(card.vlan, None, "not named");
+    assert_eq!(card.link, NicLink::Down);
+    assert_eq!(
+        card.place.as_ref().and_then(NetworkPlace::bridge),
+        Some("br-lan")
+    );
+    let again = changed(&after, &next_metadata(), &with_nic(change)).expect("possible");
+    assert_eq!(cards(&again), cards(&after), "a repeat changes nothing");
+}
+
+#[test]
+fn cards_are_found_by_id_before_address() {
+    let with_two = changed(
+        &before(),
+        &next_metadata(),
+        &with_nic(nic(7, Some("br-lan"))),
+    );
+    let with_two = with_two.expect("possible");
+    assert_eq!(
+        cards(&with_two)[1].id.as_ref().map(DeviceId::as_str),
+        Some("nic-7")
+    );
+    let again = changed(
+        &with_two,
+        &next_metadata(),
+        &with_nic(nic(7, Some("br-lan"))),
+    );
+    assert_eq!(cards(&again.expect("possible")).len(), 2, "added once");
+    // Another card has the address that this one is said to have had.
+    let removed = NicDeviceChange {
+        macs: vec!["52:54:00:12:34:56".into()],
+        ..nic(7, None)
+    };
+    let left = changed(&with_two, &next_metadata(), &with_nic(removed)).expect("possible");
+    assert_eq!(cards(&left).len(), 1);
+    assert_eq!(cards(&left)[0].mac, "52:54:00:12:34:56");
+}
+
+#[test]
+fn a_card_moves_to_the_bridge_that_its_network_is_there() {
+    let bridge = |name: &str| NetworkPlace::Bridge {
+        bridge: name.to_owned(),
+    };
+    let here = changed(&before(), &next_metadata(), &with_nic(nic(7, Some("br0"))));
+    let places = [
+        ("52:54:00:00:00:07".to_owned(), bridge("br1")),
+        ("52:54:00:12:34:56".to_owned(), bridge("br1")),
+    ];
+    let there = with_nic_places(&here.expect("possible"), &places).expect("whole");
+    let cards = cards(&there);
+    assert_eq!(cards[0].place, Some(NetworkPlace::Nat), "user mode stays");
+    assert_eq!(cards[1].place, Some(bridge("br1")));
+    assert_eq!(cards[1].vlan.map(u16::from), Some(7));
 }

@@ -310,6 +310,7 @@ impl Fixture for LocalHost {
             },
             disk_paths: vec![path],
             drive_paths: Vec::new(),
+            nic_places: vec![fleetward_model::network::NetworkPlace::Nat],
             serial_log: Some(format!("/var/log/libvirt/{id}.log").into()),
             nvram_path: format!("/var/lib/libvirt/qemu/nvram/{id}.fd").into(),
             carried: None,

@@ -150,6 +150,7 @@ async fn ready_to_move(
         disk_socket: here.sockets.join(format!("{name}.nbd")),
         disks: MigrationDisks::Copy(vec![disk.target.clone()]),
         arriving,
+        nic_places: Vec::new(),
     };
     (definition, request)
 }

@@ -1,5 +1,7 @@
 use super::*;
+use crate::network::{NicFilter, NicLink, NicObserved};
 use crate::preflight::samples;
+use crate::spec::NicModel;
 use crate::vm::VmDefined;
 use strum::VariantArray;
 
@@ -19,6 +21,7 @@ fn vm(state: VmState) -> VmObserved {
     vm.defined = Some(VmDefined {
         cpus: vm.cpus,
         memory: vm.memory,
+        nics: None,
     });
     let metadata = vm.metadata.as_mut().expect("ours");
     metadata
@@ -30,6 +33,17 @@ fn vm(state: VmState) -> VmObserved {
 
 fn spec(vm: &VmObserved) -> &VmSpec {
     &vm.metadata.as_ref().expect("ours").spec
+}
+
+fn asked(network: &str, mac: &str) -> NicAsked {
+    NicAsked {
+        network: network.parse().expect("a name"),
+        model: None,
+        mac: Some(mac.parse().expect("an address")),
+        vlan: None,
+        link: NicLink::Up,
+        filter: None,
+    }
 }
 
 fn label(key: &str, value: Option<&str>) -> (LabelKey, Option<LabelValue>) {
@@ -66,6 +80,10 @@ fn one_of_each() -> Vec<(ChangeKind, Wanted)> {
         },
         ChangeKind::Name => Wanted {
             name: Some("other".parse().expect("a name")),
+            ..Wanted::default()
+        },
+        ChangeKind::Nics => Wanted {
+            nics: vec![NicChange::Add(asked("lan", "52:54:00:00:00:07"))],
             ..Wanted::default()
         },
     };
@@ -130,6 +148,7 @@ fn a_vm_that_is_as_wanted_has_nothing_to_do() {
         name: Some("web".parse().expect("a name")),
         tpm: Some(true),
         description: Some(Description::default()),
+        nics: Vec::new(),
     };
     for state in [VmState::Running, VmState::Stopped] {
         assert_eq!(plan(&vm(state), &wanted), Ok(Plan::default()));
@@ -193,6 +212,7 @@ fn a_definition_that_was_edited_is_named_and_brought_in_line_when_asked() {
     edited.defined = Some(VmDefined {
         cpus: 1,
         memory: ByteSize::mib(600),
+        nics: None,
     });
     edited.domain_name = Some("evil".into());
     let codes: Vec<_> = differing(&edited).iter().map(|f| f.code).collect();
@@ -222,6 +242,7 @@ fn a_running_vm_shows_what_waits() {
     running.defined = Some(VmDefined {
         cpus: 2,
         memory: ByteSize::gib(1),
+        nics: None,
     });
     let waits = pending(&running);
     assert_eq!(waits.len(), 1);
@@ -298,4 +319,173 @@ fn a_plan_reads_back_as_it_was_written() {
         );
         assert!(text.contains(r#""change":"#), "{text}");
     }
+}
+
+/// A VM with one card in `lan` that runs, as its definition says.
+fn with_card() -> VmObserved {
+    let mut vm = vm(VmState::Running);
+    let spec = &mut vm.metadata.as_mut().expect("ours").spec;
+    let first = asked("lan", "52:54:00:00:00:01");
+    spec.nics = nic::cards(&[first], NicModel::Virtio).expect("possible");
+    let seen: Vec<NicObserved> = spec.nics.iter().map(NicObserved::from).collect();
+    vm.nics = Some(seen.clone());
+    vm.defined.as_mut().expect("told").nics = Some(seen);
+    vm
+}
+
+fn set(nic: &str) -> NicSet {
+    NicSet {
+        nic: nic.parse().expect("a name"),
+        network: None,
+        model: None,
+        mac: None,
+        vlan: None,
+        link: None,
+        filter: None,
+    }
+}
+
+fn nics(changes: impl Into<Vec<NicChange>>) -> Wanted {
+    Wanted {
+        nics: changes.into(),
+        ..Wanted::default()
+    }
+}
+
+#[test]
+fn a_card_is_added_changed_and_removed_and_all_of_it_is_taken_back() {
+    let vm = with_card();
+    let down = NicSet {
+        link: Some(NicLink::Down),
+        ..set("nic-0")
+    };
+    let wanted = nics([
+        NicChange::Add(asked("nat", "52:54:00:00:00:02")),
+        NicChange::Set(down),
+        NicChange::Remove(NicRemove {
+            nic: "nic-1".parse().expect("a name"),
+        }),
+        NicChange::Add(asked("dmz", "52:54:00:00:00:03")),
+    ]);
+    let plan = plan(&vm, &wanted).expect("possible");
+    let steps = plan.of_the_definition();
+    let after = apply(spec(&vm), &steps, Direction::Forward);
+    let ids: Vec<&str> = after.nics.iter().map(|nic| nic.id.as_str()).collect();
+    assert_eq!(ids, ["nic-0", "nic-1"], "a free id is used again");
+    assert_eq!(after.nics[0].link, NicLink::Down);
+    assert_eq!(after.nics[1].network.as_str(), "dmz");
+    let mut steps = steps;
+    steps.reverse();
+    assert_eq!(&apply(&after, &steps, Direction::Back), spec(&vm));
+}
+
+#[test]
+fn what_qemu_cannot_change_while_it_runs_waits_for_the_next_start() {
+    let vm = with_card();
+    let of = |set: NicSet| {
+        plan(&vm, &nics([NicChange::Set(set)]))
+            .expect("possible")
+            .steps
+    };
+    let now = of(NicSet {
+        network: Some("dmz".parse().expect("a name")),
+        vlan: Some(Some("7".parse().expect("a number"))),
+        ..set("nic-0")
+    });
+    assert!(now.iter().all(|step| step.effect == Effect::Now));
+    for later in [
+        NicSet {
+            model: Some(NicModel::E1000e),
+            ..set("nic-0")
+        },
+        NicSet {
+            mac: Some("52:54:00:00:00:09".parse().expect("an address")),
+            ..set("nic-0")
+        },
+        NicSet {
+            network: Some("nat".parse().expect("a name")),
+            ..set("nic-0")
+        },
+    ] {
+        assert_eq!(of(later)[0].effect, Effect::NextStart);
+    }
+    assert!(of(set("nic-0")).is_empty(), "nothing was named");
+    let same = NicSet {
+        link: Some(NicLink::Up),
+        ..set("nic-0")
+    };
+    assert!(of(same).is_empty(), "it is so already");
+}
+
+#[test]
+fn cards_that_cannot_be_are_refused_by_name() {
+    let vm = with_card();
+    let mut in_nat = asked("nat", "52:54:00:00:00:02");
+    in_nat.filter = Some(NicFilter::CleanTraffic);
+    let many = (0..nic::MAX_NICS).map(|at| {
+        let mac = format!("52:54:00:00:01:{at:02x}");
+        NicChange::Add(asked("lan", &mac))
+    });
+    for (wanted, code) in [
+        (nics([NicChange::Add(in_nat)]), ErrorCode::InvalidArgument),
+        (
+            nics([NicChange::Add(asked("lan", "52:54:00:00:00:01"))]),
+            ErrorCode::MacTaken,
+        ),
+        (
+            nics([NicChange::Set(set("nic-9"))]),
+            ErrorCode::DeviceMissing,
+        ),
+        (nics(many.collect::<Vec<_>>()), ErrorCode::InvalidArgument),
+    ] {
+        assert_eq!(plan(&vm, &wanted).expect_err("refused").code, code);
+    }
+}
+
+#[test]
+fn a_card_that_the_guest_holds_on_to_is_pending() {
+    let mut vm = with_card();
+    vm.defined.as_mut().expect("told").nics = Some(Vec::new());
+    let waits = pending(&vm);
+    assert_eq!(waits.len(), 1);
+    assert_eq!(
+        waits[0].device.as_ref().map(|id| id.as_str()),
+        Some("nic-0")
+    );
+    assert!(waits[0].wanted.is_null() && waits[0].now["network"] == "lan");
+    vm.state = VmState::Stopped;
+    assert!(pending(&vm).is_empty());
+}
+
+#[test]
+fn a_card_that_was_edited_by_hand_is_told_with_the_way_back() {
+    let mut vm = with_card();
+    let seen = vm
+        .defined
+        .as_mut()
+        .expect("told")
+        .nics
+        .as_mut()
+        .expect("told");
+    seen[0].network = None;
+    seen[0].bridge = Some("br9".into());
+    let findings = differing(&vm);
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert!(findings[0].what.contains("bridge br9"));
+    assert_eq!(
+        findings[0].fix,
+        format!("fleetward vm nic set {} nic-0 --network lan", vm.name)
+    );
+    let back = NicSet {
+        network: Some("lan".parse().expect("a name")),
+        ..set("nic-0")
+    };
+    let steps = plan(&vm, &nics([NicChange::Set(back)]))
+        .expect("possible")
+        .steps;
+    assert_eq!(
+        steps.len(),
+        1,
+        "the specification says it, the definition does not"
+    );
 }

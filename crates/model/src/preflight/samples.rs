@@ -57,6 +57,8 @@ pub(crate) fn facts(host: &str) -> HostFacts {
         memory_available: ByteSize::gib(16),
         machines: vec!["pc-q35-10.0".into()],
         secure_boot: true,
+        networks: Vec::new(),
+        default_network: Default::default(),
         pools: vec![PoolFacts {
             name: PoolName::default(),
             id: format!("pool of {host}"),
@@ -116,6 +118,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
         firmware: Some(firmware),
         machine: "pc-q35-10.0".into(),
         accelerator: "qemu".into(),
+        nics: None,
         disks: vec![DiskObserved {
             target: "vda".into(),
             bus: DiskBus::Virtio,

@@ -1,0 +1,12 @@
+use crate::controller::NetworkView;
+use crate::lists::LibraryQuery;
+use crate::verbs::verb;
+
+verb! {
+    /// The networks that hosts offer, and on which hosts.
+    NetworkList = get "/v1/networks" (),
+    operation: "network_list" in "hosts",
+    access: Viewer,
+    request: query(LibraryQuery),
+    answer: list(NetworkView) { 200 },
+}
