@@ -5,7 +5,7 @@
 //! second, it unseals it again and prints one line that tests and people read:
 //!
 //! ```text
-//! FLEETWARD-GUEST tick=12 uptime=31 unseal=ok boots=2 pcr7=5f1c... ek=9ab0...
+//! FLEETWARD-GUEST tick=12 uptime=31 unseal=ok boots=2 pcr7=5f1c... ek=9ab0... address=10.18.52.86 peers=10.18.52.87
 //! ```
 //!
 //! - `tick` counts lines since this boot and lives only in memory: a gapless count across a migration means
@@ -15,15 +15,24 @@
 //! - `ek` is the SHA-256 of the RSA endorsement key certificate (NV index 0x01c00002, DER). Without a
 //!   certificate it is `pub:` and the SHA-256 of the public area of the endorsement key (0x81010001), or
 //!   `none`. `pcr7` is the SHA-256 bank's value.
+//! - `address` is what the guest gave its first network card, 10 and the last three bytes of the hardware address,
+//!   mask 255.0.0.0; `none` without a card. It answers ping, and echoes what it gets on TCP port 7. Other cards, also
+//!   those that are added while it runs, get their addresses in the same way.
+//! - `peers` are other lab guests whose broadcasts arrived within three seconds and who echo; `none`.
+//!
+//! On TCP port 8 it takes one command: `forge MAC SECONDS`, send with another hardware address for a while.
 //!
 //! It speaks TPM 2.0 commands (TPM 2.0 Library, part 3) to /dev/tpmrm0 by itself: under an emulated CPU every
 //! process start costs, and a line a second must stay cheap. Only the standard library is used, so a plain
 //! `rustc` builds it. Everything else it leaves to busybox.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,6 +47,7 @@ static POWER_BUTTON: AtomicBool = AtomicBool::new(false);
 
 fn main() {
     watch_power_button();
+    network::start();
     let disk = mount_state();
     let boots = if disk { count_boot() } else { 0 };
     let mut tpm = Tpm::open();
@@ -52,7 +62,7 @@ fn main() {
             Some(Err(_)) => "failed".to_owned(),
             None => "none".to_owned(),
         };
-        println!("FLEETWARD-GUEST tick={tick} uptime={} unseal={unseal} boots={boots} pcr7={pcr7} ek={ek}", uptime());
+        println!("FLEETWARD-GUEST tick={tick} uptime={} unseal={unseal} boots={boots} pcr7={pcr7} ek={ek} address={} peers={}", uptime(), network::address(), network::peers());
         let next = start + Duration::from_secs(tick);
         while Instant::now() < next {
             if POWER_BUTTON.load(Ordering::Relaxed) {
@@ -206,6 +216,149 @@ fn sha256(bytes: &[u8]) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+// ---- the network -------------------------------------------------------------------------------------------
+
+mod network {
+    use super::*;
+
+    const ECHO: u16 = 7;
+    const COMMANDS: u16 = 8;
+    const HELLO: u16 = 7777;
+    const FRESH: Duration = Duration::from_secs(3);
+
+    /// Name, hardware address and IP address of each card.
+    static CARDS: Mutex<BTreeMap<String, (String, String)>> = Mutex::new(BTreeMap::new());
+    /// Who was heard and echoed, and when.
+    static PEERS: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
+
+    pub fn start() {
+        run(&["ip", "link", "set", "lo", "up"]);
+        thread::spawn(configure);
+        thread::spawn(|| serve(ECHO, echo));
+        thread::spawn(|| serve(COMMANDS, obey));
+        thread::spawn(greet);
+    }
+
+    pub fn address() -> String {
+        let cards = CARDS.lock().expect("no card panics");
+        cards.values().next().map_or("none".to_owned(), |(_, ip)| ip.clone())
+    }
+
+    pub fn peers() -> String {
+        let peers = PEERS.lock().expect("no peer panics");
+        let fresh: Vec<&str> =
+            peers.iter().filter(|(_, heard)| heard.elapsed() < FRESH).map(|(ip, _)| ip.as_str()).collect();
+        if fresh.is_empty() { "none".to_owned() } else { fresh.join(",") }
+    }
+
+    /// Gives every card that appears its address.
+    fn configure() {
+        loop {
+            let names: Vec<String> = fs::read_dir("/sys/class/net")
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .filter(|name| name.starts_with("eth"))
+                .collect();
+            let mut cards = CARDS.lock().expect("no card panics");
+            cards.retain(|name, _| names.contains(name));
+            for name in names {
+                let Ok(mac) = fs::read_to_string(format!("/sys/class/net/{name}/address")) else { continue };
+                let mac = mac.trim().to_owned();
+                if cards.contains_key(&name) {
+                    continue;
+                }
+                let bytes: Vec<u8> = mac.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+                let [_, _, _, x, y, z] = bytes[..] else { continue };
+                let ip = format!("10.{x}.{y}.{z}");
+                run(&["ip", "link", "set", &name, "up"]);
+                run(&["ip", "addr", "add", &format!("{ip}/8"), "broadcast", "10.255.255.255", "dev", &name]);
+                println!("FLEETWARD-GUEST-NOTE card {name} {mac} {ip}");
+                cards.insert(name, (mac, ip));
+            }
+            drop(cards);
+            thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    fn serve(port: u16, each: fn(TcpStream)) {
+        let Ok(listener) = TcpListener::bind(("0.0.0.0", port)) else {
+            println!("FLEETWARD-GUEST-NOTE cannot listen on port {port}");
+            return;
+        };
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || each(stream));
+        }
+    }
+
+    fn echo(mut stream: TcpStream) {
+        let _ = stream.set_nodelay(true);
+        let mut buffer = [0u8; 4096];
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            if stream.write_all(&buffer[..length]).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// `forge MAC SECONDS`.
+    fn obey(stream: TcpStream) {
+        let mut line = String::new();
+        let mut reader = BufReader::new(stream);
+        if reader.read_line(&mut line).is_err() {
+            return;
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ["forge", mac, seconds] = words[..] else { return };
+        let _ = reader.get_mut().write_all(b"ok\n");
+        let first = CARDS.lock().expect("no card panics").iter().next().map(|(n, (m, _))| (n.clone(), m.clone()));
+        let Some((name, own)) = first else { return };
+        let with_address = |mac: &str| {
+            run(&["ip", "link", "set", &name, "down"]);
+            run(&["ip", "link", "set", &name, "address", mac]);
+            run(&["ip", "link", "set", &name, "up"]);
+        };
+        println!("FLEETWARD-GUEST-NOTE sending as {mac}");
+        with_address(mac);
+        thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(3)));
+        with_address(&own);
+        println!("FLEETWARD-GUEST-NOTE sending as {own} again");
+    }
+
+    /// Tells every second that it is there, and tries the echo of those that do the same.
+    fn greet() {
+        let Ok(socket) = UdpSocket::bind(("0.0.0.0", HELLO)) else { return };
+        let _ = socket.set_broadcast(true);
+        let _ = socket.set_read_timeout(Some(Duration::from_millis(200)));
+        let mut sent = Instant::now();
+        let mut buffer = [0u8; 64];
+        loop {
+            let own = address();
+            if own != "none" && sent.elapsed() >= Duration::from_secs(1) {
+                let _ = socket.send_to(own.as_bytes(), ("10.255.255.255", HELLO));
+                sent = Instant::now();
+            }
+            let Ok((length, _)) = socket.recv_from(&mut buffer) else { continue };
+            let Ok(peer) = std::str::from_utf8(&buffer[..length]) else { continue };
+            let peer = peer.to_owned();
+            if peer != own {
+                thread::spawn(move || try_echo(peer));
+            }
+        }
+    }
+
+    fn try_echo(peer: String) {
+        let Ok(address) = format!("{peer}:{ECHO}").parse() else { return };
+        let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_millis(900)) else { return };
+        let _ = stream.set_read_timeout(Some(Duration::from_millis(900)));
+        let mut answer = [0u8; 1];
+        if stream.write_all(b"?").is_ok() && stream.read_exact(&mut answer).is_ok() {
+            PEERS.lock().expect("no peer panics").insert(peer, Instant::now());
+        }
+    }
 }
 
 // ---- TPM 2.0 -----------------------------------------------------------------------------------------------

@@ -29,6 +29,9 @@ fn environment(files: &LabFiles) -> Result<Vec<(&'static str, PathBuf)>> {
     Ok(environment)
 }
 
+/// libvirt's filters of network traffic, as packaged.
+const FILTERS: &str = "/usr/share/libvirt/nwfilter";
+
 /// As on a real host, but for what a host without systemd and without its own cgroups cannot have.
 const QEMU_CONF: &str = r#"security_driver = "none"
 cgroup_controllers = [ ]
@@ -59,6 +62,15 @@ pub(crate) fn start_libvirtd(
             host.uuid
         ),
     )?;
+    // A package put them there on a machine; libvirt writes ids into its own copies.
+    let filters = etc.join("nwfilter");
+    fs::create_dir_all(&filters)?;
+    for filter in fs::read_dir(FILTERS).into_iter().flatten().flatten() {
+        let own = filters.join(filter.file_name());
+        if !own.exists() {
+            fs::copy(filter.path(), own)?;
+        }
+    }
     node::spawn(
         programs,
         init,
@@ -248,7 +260,7 @@ fn hosts_of_fleet(programs: &Programs, files: &LabFiles) -> Result<Value> {
 }
 
 fn write_agent_config(files: &LabFiles, record: &LabRecord, host: &HostRecord) -> Result<()> {
-    let text = format!(
+    let mut text = format!(
         r#"data_dir = "/var/lib/fleetward"
 run_dir = "/run/fleetward"
 listen = "0.0.0.0:{AGENT_PORT}"
@@ -272,6 +284,18 @@ path = "{shared}"
         volumes = inside::VOLUMES,
         shared = inside::SHARED,
     );
+    // An earlier version of the agent refuses what it does not know.
+    let known = host.agent_program.is_none();
+    for network in record.networks.iter().filter(|_| known) {
+        let kind = match network.openvswitch {
+            true => "openvswitch",
+            false => "bridge",
+        };
+        let (name, bridge) = (&network.name, network.bridge());
+        text.push_str(&format!(
+            "\n[[network]]\nname = \"{name}\"\nbridge = \"{bridge}\"\nkind = \"{kind}\"\n"
+        ));
+    }
     fs::write(files.node(&host.name).private(inside::AGENT_CONFIG), text)
         .context("write agent.toml")
 }

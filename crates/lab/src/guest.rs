@@ -25,7 +25,7 @@ const BUILDER: &str = include_str!("guest.rs");
 
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const BUSYBOX: &str = "/bin/busybox";
-const DRIVERS: [&str; 4] = ["virtio_pci", "virtio_blk", "button", "evdev"];
+const DRIVERS: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_net", "button", "evdev"];
 
 const MIB: u64 = 1 << 20;
 const ESP_BYTES: u64 = 40 * MIB;

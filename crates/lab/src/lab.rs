@@ -22,9 +22,9 @@ use crate::files::LabFiles;
 use crate::guest::GuestImage;
 use crate::process::ProcessId;
 use crate::programs::Programs;
-use crate::record::{HostRecord, LabRecord, boot_id};
+use crate::record::{HostRecord, LabNetwork, LabRecord, boot_id};
 use crate::serial::{self, Tick};
-use crate::{clock, fleet, network, node};
+use crate::{clock, fleet, network, node, openvswitch};
 
 /// The directory of all labs.
 pub fn base_dir() -> PathBuf {
@@ -47,6 +47,8 @@ pub struct UpOptions {
     pub controller_program: Option<PathBuf>,
     /// The clock of a new lab can be moved while it is up.
     pub movable_clock: bool,
+    /// Networks of guests in a new lab.
+    pub networks: Vec<LabNetwork>,
     pub quiet: bool,
 }
 
@@ -78,6 +80,10 @@ impl UpOptions {
             accelerator: None,
             controller_program: None,
             movable_clock: false,
+            networks: vec![LabNetwork {
+                name: "lan".to_owned(),
+                openvswitch: false,
+            }],
             quiet: false,
         }
     }
@@ -170,6 +176,7 @@ impl Lab {
             switch: None,
             controller: None,
             controller_program: None,
+            networks: options.networks.clone(),
             hosts: Vec::new(),
         });
         let mut lab = Self {
@@ -262,8 +269,11 @@ impl Lab {
         self.programs.dir()
     }
 
-    /// A command that will run inside the host (or `controller`); the caller adds program and arguments.
+    /// A command that will run inside the host (or `controller`, or beside the `guests`); the caller adds program and arguments.
     pub fn exec(&self, name: &str) -> Result<Command> {
+        if name == "guests" {
+            return self.beside_guests();
+        }
         let mut command = node::enter(self.node(name)?.0)?;
         let own = self.programs.dir().display();
         command.env("PATH", format!("{own}:{}", node::PATH));
@@ -358,6 +368,11 @@ impl Lab {
             .into_iter()
             .filter(|program| node::find(init, program).is_some())
             .collect()
+    }
+
+    /// A command in the first network of guests, with the address 10.0.0.1; the caller adds program and arguments.
+    pub fn beside_guests(&self) -> Result<Command> {
+        network::beside_guests(self.switch()?)
     }
 
     /// All output of the VM on its serial console, on any host.
@@ -461,6 +476,7 @@ impl Lab {
             self.record.switch = Some(switch);
             self.record.save(&self.files)?;
             network::make_bridge(switch)?;
+            network::make_spans(switch, &self.record.networks)?;
         }
         if self.record.fleet {
             self.power_on_controller()?;
@@ -538,7 +554,12 @@ impl Lab {
         if let Some(host) = self.record.host_mut(name) {
             host.init = Some(init);
         }
-        network::plug_in(switch, init, host.index)
+        network::plug_in(switch, init, host.index)?;
+        let networks = &self.record.networks;
+        if networks.iter().any(|network| network.openvswitch) {
+            openvswitch::start(&self.programs, &self.files, name, init)?;
+        }
+        network::plug_in_guests(switch, init, host.index, networks)
     }
 
     fn start_agent(&self, name: &str) -> Result<()> {

@@ -12,7 +12,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use fleetward_lab::{Accelerator, GuestImage, Lab, Target, UpOptions, base_dir, run_demo};
+use fleetward_lab::{
+    Accelerator, GuestImage, Lab, LabNetwork, Target, UpOptions, base_dir, run_demo,
+};
 
 #[derive(Parser)]
 #[command(
@@ -65,6 +67,13 @@ enum Verb {
         /// A new lab's clock can be moved, see `clock`
         #[arg(long)]
         movable_clock: bool,
+        /// A new lab's networks of guests, each on every host
+        #[arg(
+            long = "network",
+            value_name = "NAME[:openvswitch]",
+            default_value = "lan"
+        )]
+        networks: Vec<LabNetwork>,
     },
     /// Print shell commands after which `fleetward` talks to this lab: eval "$(fleetward-lab env)"
     Env {
@@ -73,7 +82,7 @@ enum Verb {
     },
     /// Show all labs and what runs in them
     Status,
-    /// Run a command inside a host (or `controller`); its exit code is returned
+    /// Run a command inside a host (or `controller`, or beside the `guests`); its exit code is returned
     Exec {
         #[command(flatten)]
         lab: LabName,
@@ -192,12 +201,14 @@ fn run(verb: Verb) -> Result<ExitCode> {
             trust,
             accelerator,
             movable_clock,
+            networks,
         } => {
             let mut options = UpOptions::new(&lab.name, hosts);
             options.fleet = !no_fleet;
             options.trust = trust;
             options.accelerator = accelerator;
             options.movable_clock = movable_clock;
+            options.networks = networks;
             options.controller_program = controller_program.as_deref().map(absolute).transpose()?;
             assign(&mut options, group, volume_size, agent_program)?;
             Lab::up(&options)?;

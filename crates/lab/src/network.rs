@@ -4,16 +4,28 @@
 //! A cut drops packets silently, like a cable pulled behind a switch: connections stay open until a time limit passes.
 //! To cut off a node, its port is removed from the bridge. To cut a pair, each gets the other's address with an unused
 //! hardware address.
+//!
+//! Guests have networks of their own beside it: for each a bridge in the switch that spans the hosts, and in each host a
+//! second link to it, in a bridge `br-NAME`, of Linux or of Open vSwitch. Hosts have no address there.
+//!
+//! ```text
+//!   guest ─ tap ─ br-lan ─ eth1   (host a)  ─┐
+//!                                            ├─ span1 (switch), 10.0.0.1/8: where tests talk to guests from
+//!   guest ─ tap ─ br-lan ─ eth1   (host b)  ─┘
+//! ```
 
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::openvswitch;
 use crate::process::ProcessId;
 use crate::programs::{run, tool};
-use crate::record::address_of;
+use crate::record::{LabNetwork, address_of};
 
 const BRIDGE: &str = "bridge";
+/// Where tests talk to guests from; guests have addresses of 10/8, too.
+const SPAN_ADDRESS: &str = "10.0.0.1/8";
 const NOBODY: &str = "02:00:00:00:00:01";
 
 pub(crate) fn make_bridge(switch: ProcessId) -> Result<()> {
@@ -43,6 +55,66 @@ pub(crate) fn plug_in(switch: ProcessId, node: ProcessId, index: u8) -> Result<(
     ip(node, &["link", "set", "lo", "up"])?;
     ip(node, &["addr", "add", &address, "dev", "eth0"])?;
     ip(node, &["link", "set", "eth0", "up"])
+}
+
+/// The bridges that span the hosts, one for each network of guests.
+pub(crate) fn make_spans(switch: ProcessId, networks: &[LabNetwork]) -> Result<()> {
+    for number in 1..=networks.len() {
+        let span = span(number);
+        ip(switch, &["link", "add", &span, "type", "bridge"])?;
+        ip(switch, &["link", "set", &span, "up"])?;
+        if number == 1 {
+            ip(switch, &["addr", "add", SPAN_ADDRESS, "dev", &span])?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a host that was just switched on its links to the networks of guests. An Open vSwitch must run there already.
+pub(crate) fn plug_in_guests(
+    switch: ProcessId,
+    node: ProcessId,
+    index: u8,
+    networks: &[LabNetwork],
+) -> Result<()> {
+    for (number, network) in (1..).zip(networks) {
+        let (port, link) = (format!("span{number}port{index}"), format!("eth{number}"));
+        let (pid, bridge) = (node.pid.to_string(), network.bridge());
+        let _ = ip(switch, &["link", "del", &port]);
+        ip(
+            switch,
+            &[
+                "link", "add", &port, "type", "veth", "peer", "name", &link, "netns", &pid,
+            ],
+        )?;
+        ip(
+            switch,
+            &["link", "set", &port, "master", &span(number), "up"],
+        )?;
+        if network.openvswitch {
+            openvswitch::add_bridge(node, &bridge, &link)?;
+        } else {
+            ip(node, &["link", "add", &bridge, "type", "bridge"])?;
+            ip(node, &["link", "set", &link, "master", &bridge])?;
+        }
+        ip(node, &["link", "set", &link, "up"])?;
+        ip(node, &["link", "set", &bridge, "up"])?;
+    }
+    Ok(())
+}
+
+/// A command in the network of guests: what it sends comes from [`SPAN_ADDRESS`] and arrives at the guests' cards.
+pub(crate) fn beside_guests(switch: ProcessId) -> Result<Command> {
+    if !switch.is_alive() {
+        bail!("the lab's switch is gone");
+    }
+    let mut command = Command::new(tool("nsenter")?);
+    command.args(["-t", &switch.pid.to_string(), "-n", "--"]);
+    Ok(command)
+}
+
+fn span(number: usize) -> String {
+    format!("span{number}")
 }
 
 pub(crate) fn cut_off(switch: ProcessId, index: u8) -> Result<()> {

@@ -26,7 +26,48 @@ pub struct LabRecord {
     /// The controller's program, where it is not the one beside `fleetward-lab`.
     #[serde(default)]
     pub controller_program: Option<PathBuf>,
+    /// Networks of guests.
+    #[serde(default)]
+    pub networks: Vec<LabNetwork>,
     pub hosts: Vec<HostRecord>,
+}
+
+/// A network that guests can be in, on every host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabNetwork {
+    pub name: String,
+    /// A bridge of Open vSwitch, not of Linux.
+    pub openvswitch: bool,
+}
+
+impl LabNetwork {
+    /// The bridge in each host.
+    pub fn bridge(&self) -> String {
+        format!("br-{}", self.name)
+    }
+}
+
+/// `lan`, or `lan:openvswitch`.
+impl std::str::FromStr for LabNetwork {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, kind) = text.split_once(':').unwrap_or((text, "bridge"));
+        // `br-` and the name are the name of an interface.
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        if !(1..=12).contains(&name.len()) || !name.chars().all(plain) || name == "nat" {
+            anyhow::bail!(
+                "a network of a lab has a name of at most 12 small letters and digits, and not nat"
+            );
+        }
+        let openvswitch = match kind {
+            "bridge" => false,
+            "openvswitch" => true,
+            _ => anyhow::bail!("a network is a bridge or openvswitch, not {kind}"),
+        };
+        let name = name.to_owned();
+        Ok(Self { name, openvswitch })
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -20,6 +20,10 @@ pub struct Tick {
     pub boots: u64,
     pub pcr7: String,
     pub ek: String,
+    /// Of its first network card; none without one.
+    pub address: Option<std::net::Ipv4Addr>,
+    /// Other lab guests that it reaches.
+    pub peers: Vec<std::net::Ipv4Addr>,
 }
 
 impl Tick {
@@ -38,6 +42,12 @@ impl Tick {
             boots: fields.get("boots")?.parse().ok()?,
             pcr7: (*fields.get("pcr7")?).to_owned(),
             ek: (*fields.get("ek")?).to_owned(),
+            address: fields.get("address").and_then(|text| text.parse().ok()),
+            peers: fields.get("peers").map_or_else(Vec::new, |text| {
+                text.split(',')
+                    .filter_map(|peer| peer.parse().ok())
+                    .collect()
+            }),
         })
     }
 

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 /// Its other name.
 const OTHER: &str = "walked";
 
+/// Of a card that is added.
+const MAC: &str = "52:54:00:77:77:77";
+
 const WORDS: &str = "経理サーバー 🔒";
 
 const SET: &[&str] = &[
@@ -34,6 +37,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         command: |_| Ok(strings(SET)),
         fault: None,
         check: |fleet, _, ended| has_changed(fleet, VM, ended),
+        finally: Some(it_starts),
+    },
+    Scenario {
+        claim: "a_network_card_survives_kill_9_everywhere",
+        kind: "vm-change",
+        victims: &["controller", "a/agent"],
+        prepare: one_card,
+        command: |_| Ok(strings(&["vm", "nic", "add", VM, "lan", "--mac", MAC])),
+        fault: None,
+        check: |fleet, _, ended| has_card(fleet, ended),
         finally: Some(it_starts),
     },
     Scenario {
@@ -120,6 +133,30 @@ fn plain(fleet: &Fleet) -> Result<Before> {
     ];
     fleet.cli(&back)?.ok()?;
     Ok(Before::default())
+}
+
+/// As [`plain`], with the card that it was made with.
+fn one_card(fleet: &Fleet) -> Result<Before> {
+    let before = plain(fleet)?;
+    let vm = fleet.vm(VM)?;
+    let more = vm["nics"].as_array().into_iter().flatten().skip(1);
+    for nic in more.filter_map(|nic| nic["id"].as_str()) {
+        fleet.cli(&["vm", "nic", "remove", VM, nic])?.ok()?;
+    }
+    Ok(before)
+}
+
+/// The card is there once, in the specification and in the definition, or in neither.
+fn has_card(fleet: &Fleet, ended: Ended) -> Result<()> {
+    let vm = fleet.vm(VM)?;
+    in_line(&vm)?;
+    let macs = vm["nics"].as_array().into_iter().flatten();
+    let of_ours = macs.filter(|nic| nic["mac"] == MAC).count();
+    ensure!(
+        of_ours == usize::from(ended == Ended::Done),
+        "{ended:?}: {vm}"
+    );
+    clean(fleet)
 }
 
 /// All of it or nothing, in the specification and in the definition.
