@@ -5,7 +5,7 @@
 //! second, it unseals it again and prints one line that tests and people read:
 //!
 //! ```text
-//! FLEETWARD-GUEST tick=12 uptime=31 unseal=ok boots=2 pcr7=5f1c... ek=9ab0... address=10.18.52.86 peers=10.18.52.87
+//! FLEETWARD-GUEST tick=12 uptime=31 unseal=ok boots=2 disks=vda:64M,vdb:1024M pcr7=5f1c... ek=9ab0... address=10.18.52.86 peers=10.18.52.87
 //! ```
 //!
 //! - `tick` counts lines since this boot and lives only in memory: a gapless count across a migration means
@@ -21,6 +21,7 @@
 //! - `peers` are other lab guests whose broadcasts arrived within three seconds and who echo; `none`.
 //!
 //! On TCP port 8 it takes one command: `forge MAC SECONDS`, send with another hardware address for a while.
+//! - `disks` are the disks that the kernel sees at that moment, by name, with their sizes in MiB.
 //!
 //! It speaks TPM 2.0 commands (TPM 2.0 Library, part 3) to /dev/tpmrm0 by itself: under an emulated CPU every
 //! process start costs, and a line a second must stay cheap. Only the standard library is used, so a plain
@@ -62,7 +63,7 @@ fn main() {
             Some(Err(_)) => "failed".to_owned(),
             None => "none".to_owned(),
         };
-        println!("FLEETWARD-GUEST tick={tick} uptime={} unseal={unseal} boots={boots} pcr7={pcr7} ek={ek} address={} peers={}", uptime(), network::address(), network::peers());
+        println!("FLEETWARD-GUEST tick={tick} uptime={} unseal={unseal} boots={boots} disks={} pcr7={pcr7} ek={ek} address={} peers={}", uptime(), disks(), network::address(), network::peers());
         let next = start + Duration::from_secs(tick);
         while Instant::now() < next {
             if POWER_BUTTON.load(Ordering::Relaxed) {
@@ -188,6 +189,22 @@ fn power_off() -> ! {
     loop {
         thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// `vda:64M,vdb:1024M`, or `none`.
+fn disks() -> String {
+    let Ok(entries) = fs::read_dir("/sys/block") else { return "none".to_owned() };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut disks: Vec<String> = names
+        .filter(|name| name.starts_with("vd") || name.starts_with("sd"))
+        .filter_map(|name| {
+            let sectors = fs::read_to_string(format!("/sys/block/{name}/size")).ok()?;
+            let sectors: u64 = sectors.trim().parse().ok()?;
+            Some(format!("{name}:{}M", sectors / 2048))
+        })
+        .collect();
+    disks.sort();
+    if disks.is_empty() { "none".to_owned() } else { disks.join(",") }
 }
 
 fn uptime() -> u64 {

@@ -69,6 +69,7 @@ impl Trouble {
             HypervisorError::WrongState { .. } => ErrorCode::VmStateWrong,
             HypervisorError::Tpm(_) => ErrorCode::TpmFailed,
             HypervisorError::TpmStateUnreadable(_) => ErrorCode::TpmStateUnreadable,
+            HypervisorError::DeviceHeld { .. } => ErrorCode::DeviceHeld,
             HypervisorError::Cancelled => ErrorCode::Cancelled,
             HypervisorError::Migration(_) => ErrorCode::MigrationFailed,
             HypervisorError::File { source, .. } if fleetward_durable::is_full(source) => {

@@ -8,18 +8,21 @@ use crate::failure::{HypervisorResult, Result};
 use crate::host::Host;
 use fleetward_api::agent::AgentEvent;
 use fleetward_hypervisor::{
-    DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent, StopReason,
+    DomainDefined, DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent,
+    StopReason,
 };
 use fleetward_model::host::{Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts};
 use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{
-    DiskBus, DiskObserved, TpmObserved, VmDefined, VmMetadata, VmReport, VmState, protector_sha256,
+    DiskBus, DiskObserved, DriveObserved, Presence, TpmObserved, VmDefined, VmMetadata, VmReport,
+    VmState, protector_sha256,
 };
 use fleetward_model::{ByteSize, VmId};
 use fleetward_protector::KeyProtector;
 use futures_util::Stream;
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -209,7 +212,10 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
         .facts()
         .await
         .attempt(|| format!("asking the hypervisor of host {}", host.member.host))?;
-    let (pools, pool_warnings) = host.pools.facts();
+    let (mut pools, pool_warnings) = host.pools.facts();
+    for pool in &mut pools {
+        pool.io = host.volumes.disk_io(Path::new(&pool.path)).await;
+    }
     let (networks, network_warnings) = host.networks.facts(&found);
     Ok(HostFacts {
         host: host.member.host.clone(),
@@ -296,6 +302,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         .to_owned(),
         disks: describe_disks(host, &domain, metadata.as_ref(), pools).await,
         nics: known_nics(host, &domain, metadata.as_ref()),
+        drives: describe_drives(&domain, metadata.as_ref()),
         tpm: TpmObserved {
             state_present,
             state_sha256,
@@ -342,8 +349,9 @@ async fn describe_disks(
     metadata: Option<&VmMetadata>,
     pools: &[PoolFacts],
 ) -> Vec<DiskObserved> {
+    let next = next_start(domain).map(|defined| defined.disks.as_slice());
     let mut disks = Vec::new();
-    for (target, path) in &domain.disks {
+    for (target, path, presence) in with_presence(&domain.disks, next) {
         let Some(pool) = host.pools.holding(pools, path) else {
             continue;
         };
@@ -352,7 +360,10 @@ async fn describe_disks(
         // An unreadable chain is not shown; operations that need it read it again and fail.
         let bases = host.volumes.bases(path).await.unwrap_or_default();
         disks.push(DiskObserved {
+            id: spec.map(|spec| spec.id.clone()),
             target: target.clone(),
+            serial: spec.and_then(|spec| spec.serial.clone()),
+            presence,
             bus: spec.map_or_else(|| bus_of(target), |spec| spec.bus),
             pool: pool.name.clone(),
             pool_id: pool.id.clone(),
@@ -368,6 +379,55 @@ async fn describe_disks(
         });
     }
     disks
+}
+
+/// Drives with what is in them.
+fn describe_drives(domain: &DomainObserved, metadata: Option<&VmMetadata>) -> Vec<DriveObserved> {
+    let next = next_start(domain).map(|defined| defined.drives.as_slice());
+    let describe = |(target, path, presence): (&String, &Option<PathBuf>, Presence)| {
+        let known = metadata.map(|metadata| &metadata.spec);
+        let spec = known.and_then(|spec| spec.drives.iter().find(|d| d.target == *target));
+        // Files of the image cache are named after the content.
+        let content = path.as_deref().and_then(Path::file_stem);
+        let mut media = known.into_iter().flat_map(|spec| spec.media());
+        let medium = media.find(|medium| content == Some(OsStr::new(&medium.sha256)));
+        DriveObserved {
+            id: spec.map(|spec| spec.id.clone()),
+            target: target.clone(),
+            image: medium.map(|medium| medium.image.clone()),
+            path: path.as_ref().map(|path| path.display().to_string()),
+            presence,
+        }
+    };
+    with_presence(&domain.drives, next).map(describe).collect()
+}
+
+/// What a machine that runs starts with next, as far as it is another thing than what it has.
+fn next_start(domain: &DomainObserved) -> Option<&DomainDefined> {
+    match domain.state {
+        DomainState::Running | DomainState::Paused { incoming: false } => domain.defined.as_ref(),
+        DomainState::Paused { incoming: true } | DomainState::Stopped(_) => None,
+    }
+}
+
+/// The devices of a machine, and those of its definition, by target.
+fn with_presence<'a, P>(
+    now: &'a [(String, P)],
+    next: Option<&'a [(String, P)]>,
+) -> impl Iterator<Item = (&'a String, &'a P, Presence)> {
+    let is_in = |devices: &[(String, P)], target: &str| devices.iter().any(|d| d.0 == target);
+    let here = now.iter().map(move |(target, place)| {
+        let stays = next.is_none_or(|next| is_in(next, target));
+        let presence = if stays {
+            Presence::Here
+        } else {
+            Presence::Goes
+        };
+        (target, place, presence)
+    });
+    let comes = next.into_iter().flatten();
+    let comes = comes.filter(move |device| !is_in(now, &device.0));
+    here.chain(comes.map(|(target, place)| (target, place, Presence::Comes)))
 }
 
 fn bus_of(target: &str) -> DiskBus {

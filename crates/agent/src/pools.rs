@@ -6,7 +6,7 @@
 use crate::config::PoolConfig;
 use crate::failure::{Result, Trouble};
 use fleetward_durable::{self as durable, Access};
-use fleetward_model::host::PoolFacts;
+use fleetward_model::host::{DiskIo, PoolFacts};
 use fleetward_model::image::is_volume_name;
 use fleetward_model::vm::{DiskSpec, VmSpec};
 use fleetward_model::{ByteSize, ErrorCode, Failure, PoolName};
@@ -137,6 +137,8 @@ fn facts_of(pool: &PoolConfig) -> io::Result<PoolFacts> {
         path: pool.path.display().to_string(),
         capacity: ByteSize(capacity),
         available: ByteSize(available),
+        // Tried by the host's hypervisor: see `observe::facts`.
+        io: DiskIo::default(),
     })
 }
 

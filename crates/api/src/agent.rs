@@ -23,7 +23,7 @@
 pub mod operation;
 
 use fleetward_model::guardian::EndorsedGuardian;
-use fleetward_model::host::{Formats, HostFacts};
+use fleetward_model::host::{DiskIo, Formats, HostFacts};
 use fleetward_model::vm::{VmMetadata, VmReport};
 use fleetward_model::{Failure, GuardianId, HostName, JobId, VmId};
 use operation::{Operation, OperationResult};
@@ -86,6 +86,9 @@ pub struct IncomingDisk {
     pub target: String,
     /// False: it lies in a directory that both hosts share.
     pub copy: bool,
+    /// How the destination reads and writes it.
+    #[serde(default)]
+    pub io: DiskIo,
 }
 
 /// What is to change about who can open a VM's key.

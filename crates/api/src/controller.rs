@@ -17,7 +17,7 @@ use fleetward_model::network::{NetworkPlace, NicObserved};
 pub use fleetward_model::role::Role;
 use fleetward_model::spec::Description;
 use fleetward_model::vm::{
-    DiskBus, DiskObserved, Firmware, NewerSpec, Profile, TpmObserved, VmState,
+    DiskBus, DiskObserved, DriveObserved, Firmware, NewerSpec, Profile, TpmObserved, VmState,
 };
 use fleetward_model::{
     ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, ImageName, JobId, LabelKey,
@@ -191,9 +191,15 @@ pub struct VmCreateRequest {
     /// Size of the system disk, bytes; not smaller than the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<ByteSize>,
-    /// Installer medium.
+    /// Installer medium: the first drive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iso: Option<ImageName>,
+    /// Media of more drives, such as drivers beside the installer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_isos: Vec<ImageName>,
+    /// Disks beside the system disk, empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_disks: Vec<change::DiskAsked>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -260,6 +266,8 @@ pub struct VmView {
     pub disks: Vec<DiskObserved>,
     #[serde(default)]
     pub nics: Vec<NicObserved>,
+    #[serde(default)]
+    pub drives: Vec<DriveObserved>,
     pub tpm: TpmObserved,
     /// The controller's copy of its TPM; none without one.
     #[serde(default)]
@@ -326,13 +334,19 @@ pub struct ChangeRequest {
     /// Network cards that are added, changed or removed, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<change::NicChange>,
+    /// Disks that come, grow, move or go, in this order. A running VM has a SATA disk after its next start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<change::DiskChange>,
+    /// Drives and media that come and go, in this order. A running VM has another drive after its next start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drives: Vec<change::DriveChange>,
     /// Say what would be done, and do nothing.
     #[serde(default)]
     pub dry_run: bool,
 }
 
 impl ChangeRequest {
-    /// What is wanted of the VM.
+    /// What is wanted of the VM, without what only the controller knows.
     pub fn wanted(self) -> change::Wanted {
         change::Wanted {
             tpm: self.tpm,
@@ -343,6 +357,9 @@ impl ChangeRequest {
             autostart: self.autostart,
             name: self.name,
             nics: self.nics,
+            disks: self.disks,
+            drives: self.drives,
+            media: BTreeMap::new(),
         }
     }
 }

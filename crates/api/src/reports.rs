@@ -153,6 +153,9 @@ pub struct ChangeReport {
     pub now: BTreeSet<ChangeKind>,
     /// What it has after its next start.
     pub next_start: BTreeSet<ChangeKind>,
+    /// Volumes that it does not have any more and that were kept: where they lie on the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]

@@ -12,9 +12,11 @@ pub use guardian::{GrantArgs, GuardianCommand, RotateArgs};
 pub use network::{NetworkCommand, NicCommand, NicHow};
 pub use tpm::{TpmChange, TpmCommand, TpmHow, Which};
 
+use crate::commands::vm_disk::parse_disk;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fleetward_api::controller::Role;
+use fleetward_model::change::DiskAsked;
 use fleetward_model::change::NicAsked;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::host::HostState;
@@ -396,6 +398,12 @@ pub enum VmCommand {
     /// Network cards of a VM: add, set, remove
     #[command(subcommand)]
     Nic(NicCommand),
+    /// Adds, resizes, moves and removes disks
+    #[command(subcommand)]
+    Disk(crate::commands::vm_disk::VmDiskCommand),
+    /// Puts media into drives and takes them out
+    #[command(subcommand)]
+    Media(crate::commands::vm_disk::VmMediaCommand),
     /// Gives a stopped VM another name
     ///
     /// A domain that was renamed on its host gets one name with its VM again: NEW may be either of them.
@@ -516,9 +524,12 @@ pub struct VmCreate {
     /// Size of the system disk, such as 64G; default: the image's or the profile's
     #[arg(long, value_name = "SIZE")]
     pub disk: Option<ByteSize>,
-    /// Installer medium to boot from
+    /// Installer medium to boot from; may be repeated for more drives, such as drivers beside the installer
     #[arg(long, value_name = "IMAGE")]
-    pub iso: Option<ImageName>,
+    pub iso: Vec<ImageName>,
+    /// Another disk, empty, such as 100G,pool=fast,bus=scsi; may be repeated
+    #[arg(long, value_name = "SIZE[,pool=POOL][,bus=BUS]", value_parser = parse_disk)]
+    pub add_disk: Vec<DiskAsked>,
     /// Hardware defaults and requirements: windows-11 or linux
     #[arg(long, default_value = "linux")]
     pub profile: Profile,

@@ -4,8 +4,9 @@
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
 use fleetward_api::controller::{AuditVerdict, JobView};
-use fleetward_model::change::{ChangeStep, Effect, PlannedStep};
+use fleetward_model::change::{ChangeStep, DiskAct, DiskStep, DriveStep, Effect, PlannedStep};
 use fleetward_model::error::Finding;
+use fleetward_model::spec::DriveSpec;
 use fleetward_model::spec::NicSpec;
 use fleetward_model::{ErrorCode, Failure, HostName, JobId, TemplateName, VmName};
 use std::fmt::Display;
@@ -98,6 +99,8 @@ fn step(step: &ChangeStep) -> String {
             }
             (Some(_) | None, None) => format!("no network card {nic}"),
         },
+        ChangeStep::Disk(step) => disk_step(step),
+        ChangeStep::Drive(step) => drive_step(step),
     }
 }
 
@@ -113,6 +116,48 @@ fn card(nic: &NicSpec) -> String {
         text.push_str(&format!(", {filter}"));
     }
     text
+}
+
+fn disk_step(step: &DiskStep) -> String {
+    match step.act() {
+        None => "nothing".to_owned(),
+        Some(DiskAct::Come(disk)) => {
+            format!(
+                "disk {} of {} in pool {}",
+                disk.target, disk.size, disk.pool
+            )
+        }
+        Some(DiskAct::Grow { from, to }) => {
+            format!("disk {}: {} -> {}", to.target, from.size, to.size)
+        }
+        Some(DiskAct::Move { from, to }) => {
+            format!("disk {}: pool {} -> {}", to.target, from.pool, to.pool)
+        }
+        Some(DiskAct::Go(disk)) => match (step.keep, &step.path) {
+            (true, Some(path)) => format!("no disk {}; its volume stays: {path}", disk.target),
+            (true, None) => format!("no disk {}; its volume stays", disk.target),
+            (false, _) => format!("no disk {}", disk.target),
+        },
+    }
+}
+
+fn drive_step(step: &DriveStep) -> String {
+    let held = |drive: &DriveSpec| match &drive.medium {
+        Some(medium) => format!("drive {} with {}", drive.target, medium.image),
+        None => format!("drive {} empty", drive.target),
+    };
+    match (&step.from, &step.to) {
+        (_, Some(to)) => held(to),
+        (Some(from), None) => format!("no drive {}", from.target),
+        (None, None) => "nothing".to_owned(),
+    }
+}
+
+pub(crate) fn confirm_remove_disk(name: &VmName, disk: &str, keep: bool) -> String {
+    match keep {
+        true => format!("Take disk {disk} away from {name}? Its volume stays in its pool."),
+        false => format!("Remove disk {disk} of {name} with all that is on it?"),
+    }
 }
 
 /// What a job `vm-change` reports.
@@ -132,6 +177,13 @@ pub(crate) fn changed(name: &VmName, result: &serde_json::Value) -> String {
     }
     if !later.is_empty() {
         text.push_str(&format!("; at its next start: {}", later.join(", ")));
+    }
+    for path in result["kept"].as_array().into_iter().flatten() {
+        let path = path.as_str().unwrap_or_default();
+        text.push_str(&format!(
+            "\nkept on {}: {path}",
+            result["host"].as_str().unwrap_or("its host")
+        ));
     }
     text
 }

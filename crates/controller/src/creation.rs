@@ -7,7 +7,9 @@ use crate::networks::new_mac;
 use crate::templates::Templates;
 use crate::work::{CreateInput, Reservation};
 use fleetward_api::controller::{ImageView, TemplateView, VmCreateRequest};
+use fleetward_model::change::disk::require_size;
 use fleetward_model::change::{self, NicAsked};
+use fleetward_model::disk::{DiskMark, DiskSerial, MAX_DISKS, MAX_DRIVES, free_target};
 use fleetward_model::fit::{DiskNeed, Needs, NetworkNeed};
 use fleetward_model::host::Formats;
 use fleetward_model::name::MAX_LABEL_VALUE;
@@ -25,7 +27,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 /// An empty qcow2 file takes less than this.
-const EMPTY_VOLUME: ByteSize = ByteSize::mib(1);
+pub(crate) const EMPTY_VOLUME: ByteSize = ByteSize::mib(1);
 
 /// A VM that could be made, on any host that fits.
 pub(crate) struct Wanted {
@@ -36,7 +38,10 @@ pub(crate) struct Wanted {
     request: VmCreateRequest,
     hardware: Hardware,
     image: Option<ImageView>,
-    iso: Option<ImageView>,
+    /// What is in its drives.
+    isos: Vec<ImageView>,
+    /// One for each disk beside the system disk.
+    marks: Vec<DiskMark>,
     /// None: one in the default network of its host.
     nics: Option<Vec<NicSpec>>,
 }
@@ -55,7 +60,7 @@ pub(crate) fn plan(
         .map(|template| templates.of(template))
         .transpose()?;
     if let Some(template) = &template {
-        if request.image.is_some() || request.iso.is_some() {
+        if request.image.is_some() || request.iso.is_some() || !request.more_isos.is_empty() {
             let what = "a VM is made from a template, or from an image or installer medium";
             return Err(Failure::new(ErrorCode::InvalidArgument, what).fix("leave out one of them"));
         }
@@ -70,11 +75,10 @@ pub(crate) fn plan(
         .as_ref()
         .map(|image| disk_image(images, image))
         .transpose()?;
-    let iso = request
-        .iso
-        .as_ref()
+    let isos: Vec<ImageView> = (request.iso.iter().chain(&request.more_isos))
         .map(|iso| installer(images, iso))
-        .transpose()?;
+        .collect::<Result<_, _>>()?;
+    check_devices(&request, isos.len())?;
     let image_size = match &template {
         Some(template) => template.disks.first().map(|disk| disk.size),
         None => image
@@ -145,17 +149,27 @@ pub(crate) fn plan(
             secure_boot: hardware.secure_boot,
             ..Needs::default()
         },
+        marks: request.more_disks.iter().map(|_| new_mark()).collect(),
         name,
         template,
         request,
         hardware,
         image,
-        iso,
+        isos,
         nics,
     };
     let network = NetworkName::default();
     let (spec, _) =
         wanted.specification(GroupName::default(), &network, OffsetDateTime::UNIX_EPOCH);
+    // Those of the template are in the first.
+    let more = spec.disks.len() - wanted.marks.len();
+    let empty = spec.disks[more..].iter().map(|disk| DiskNeed {
+        target: disk.target.clone(),
+        pool: disk.pool.clone(),
+        written: EMPTY_VOLUME,
+        ..DiskNeed::default()
+    });
+    wanted.needs.disks.extend(empty);
     wanted.needs.formats = Formats::of_spec(&spec);
     Ok(wanted)
 }
@@ -179,7 +193,7 @@ impl Wanted {
             image: image.clone(),
             sha256: sha256.to_owned(),
         };
-        let (disks, sources): (Vec<_>, Vec<_>) = match (&self.template, &self.image) {
+        let (mut disks, mut sources): (Vec<_>, Vec<_>) = match (&self.template, &self.image) {
             (Some(template), _) => {
                 let name = template.name.as_str().parse().expect("names are alike");
                 let made = template.disks.iter().enumerate().map(|(at, known)| {
@@ -201,14 +215,14 @@ impl Wanted {
                 (vec![spec], vec![source])
             }
         };
-        let medium = self.iso.as_ref().map(|iso| Medium {
-            image: iso.name.clone(),
-            sha256: iso.sha256.clone(),
-        });
-        let drives = medium
-            .map(|medium| DriveSpec::first(&disks, Some(medium)))
-            .into_iter()
-            .collect();
+        self.add_disks(VmId(id), &mut disks);
+        sources.resize(disks.len(), VolumeSource::Empty);
+        let mut drives: Vec<DriveSpec> = Vec::new();
+        for iso in &self.isos {
+            let taken = disks.iter().map(|disk| disk.target.as_str());
+            let taken = taken.chain(drives.iter().map(|drive| drive.target.as_str()));
+            drives.extend(DriveSpec::next(taken, Some(medium_of(iso))));
+        }
         let spec = VmSpec {
             id: VmId(id),
             name: self.name.clone(),
@@ -236,6 +250,30 @@ impl Wanted {
             created: now,
         };
         (spec, sources)
+    }
+
+    /// The disks beside the system disk. Where there are any, all have a serial number by which the guest tells them apart; a
+    /// VM with one disk is one that programs of every version know.
+    fn add_disks(&self, vm: VmId, disks: &mut Vec<DiskSpec>) {
+        for (asked, mark) in self.request.more_disks.iter().zip(&self.marks) {
+            let bus = asked.bus.unwrap_or(self.request.profile.devices().disk_bus);
+            let pool = asked.pool.as_ref().unwrap_or(&self.request.pool).clone();
+            let taken = disks.iter().map(|disk| disk.target.as_str());
+            let target = free_target(bus, taken).expect("there are more names than disks");
+            disks.push(DiskSpec::added(
+                vm,
+                mark,
+                target,
+                bus,
+                pool,
+                asked.size_bytes,
+            ));
+        }
+        if !self.marks.is_empty() {
+            for disk in disks.iter_mut().filter(|disk| disk.serial.is_none()) {
+                disk.serial = Some(DiskSerial::of(&disk.id));
+            }
+        }
     }
 
     /// What it needs on a host with that default network.
@@ -268,7 +306,7 @@ impl Wanted {
             .template
             .as_ref()
             .and_then(|template| template.uefi_variables.clone());
-        let images = self.image.iter().chain(&self.iso);
+        let images = self.image.iter().chain(&self.isos);
         let mut needed: Vec<(String, String)> = images
             .map(|image| (image.sha256.clone(), image.format.clone()))
             .collect();
@@ -299,6 +337,37 @@ impl Wanted {
     }
 }
 
+/// What a new disk is told apart by.
+pub(crate) fn new_mark() -> DiskMark {
+    let [a, b, c, d, ..] = *Uuid::new_v4().as_bytes();
+    DiskMark::of(u32::from_be_bytes([a, b, c, d]))
+}
+
+/// An installer medium as a drive holds it.
+pub(crate) fn medium_of(iso: &ImageView) -> Medium {
+    Medium {
+        image: iso.name.clone(),
+        sha256: iso.sha256.clone(),
+    }
+}
+
+fn check_devices(request: &VmCreateRequest, drives: usize) -> Result<(), Failure> {
+    for disk in &request.more_disks {
+        require_size(disk.size_bytes)?;
+    }
+    for (what, number, most) in [
+        ("disks", request.more_disks.len() + 1, MAX_DISKS),
+        ("drives", drives, MAX_DRIVES),
+    ] {
+        if number > most {
+            let what = format!("{number} {what} were asked for; a VM has at most {most}");
+            return Err(Failure::new(ErrorCode::InvalidArgument, what)
+                .fix("ask for fewer, and add more later"));
+        }
+    }
+    Ok(())
+}
+
 /// The cards that are asked for, each with an address.
 fn cards(mut asked: Vec<NicAsked>, profile: Profile) -> Result<Vec<NicSpec>, Failure> {
     for nic in &mut asked {
@@ -311,7 +380,7 @@ fn cards(mut asked: Vec<NicAsked>, profile: Profile) -> Result<Vec<NicSpec>, Fai
 const fn first_target(request: &VmCreateRequest) -> &'static str {
     match request.profile.devices().disk_bus {
         DiskBus::Virtio => "vda",
-        DiskBus::Sata => "sda",
+        DiskBus::Sata | DiskBus::Scsi => "sda",
     }
 }
 
@@ -326,7 +395,7 @@ fn disk_image(images: &Images, name: &ImageName) -> Result<ImageView, Failure> {
     Ok(image)
 }
 
-fn installer(images: &Images, name: &ImageName) -> Result<ImageView, Failure> {
+pub(crate) fn installer(images: &Images, name: &ImageName) -> Result<ImageView, Failure> {
     let image = images.of(name)?;
     if image.format != "iso" {
         let what = format!("image {name} is a disk, not an installer medium");

@@ -233,3 +233,94 @@ async fn a_tpm_is_switched_with_everything_else_in_one_job() {
     assert_eq!((seen.tpm.enabled, seen.cpus), (true, 1));
     assert_eq!(seen.state, VmState::Stopped);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_and_drives_change_by_one_job_and_leave_nothing_over() {
+    let (controller, a) = with_a_vm(false).await;
+    let result = change(
+        &controller,
+        json!({"disks": [
+            {"action": "add", "size_bytes": ByteSize::gib(2)},
+            {"action": "add", "size_bytes": ByteSize::gib(3), "pool": "fast", "bus": "scsi"},
+            {"action": "resize", "disk": "vda", "size_bytes": ByteSize::gib(20)},
+        ]}),
+    )
+    .await;
+    assert_eq!(result["now"], json!(["disks"]), "{result}");
+    let shown: Value = controller.get(WEB).await;
+    let of = |key: &str| -> Vec<Value> {
+        let disks = shown["disks"].as_array().expect("disks");
+        disks.iter().map(|disk| disk[key].clone()).collect()
+    };
+    assert_eq!(of("target"), ["vda", "vdb", "sda"]);
+    assert_eq!(of("pool"), ["default", "default", "fast"]);
+    assert_eq!(of("size")[0], json!(ByteSize::gib(20)));
+    assert_eq!(a.look(|inner| inner.volumes.len()), 3);
+
+    let kept = of("path")[1].clone();
+    let result = change(
+        &controller,
+        json!({"disks": [
+            {"action": "move", "disk": "vda", "pool": "fast"},
+            {"action": "remove", "disk": "vdb", "keep": true},
+            {"action": "remove", "disk": "sda"},
+        ]}),
+    )
+    .await;
+    assert_eq!(result["kept"], json!([kept]), "{result}");
+    let shown: Value = controller.get(WEB).await;
+    assert_eq!(shown["disks"].as_array().map(Vec::len), Some(1));
+    assert_eq!(shown["disks"][0]["pool"], "fast");
+    assert_eq!(
+        a.look(|inner| inner.volumes.len()),
+        2,
+        "the moved one and the kept one"
+    );
+
+    for (body, code) in [
+        (
+            json!({"disks": [{"action": "remove", "disk": "vda"}]}),
+            ErrorCode::InvalidArgument,
+        ),
+        (
+            json!({"disks": [{"action": "remove", "disk": "vdx"}]}),
+            ErrorCode::DeviceMissing,
+        ),
+        (
+            json!({"disks": [{"action": "move", "disk": "vda", "pool": "none"}]}),
+            ErrorCode::PoolMissing,
+        ),
+        (
+            json!({"disks": [{"action": "add", "size_bytes": 5}]}),
+            ErrorCode::InvalidArgument,
+        ),
+        (
+            json!({"disks": [{"action": "add"}]}),
+            ErrorCode::InvalidRequest,
+        ),
+        (
+            json!({"drives": [{"action": "eject"}]}),
+            ErrorCode::DeviceMissing,
+        ),
+        (
+            json!({"drives": [{"action": "insert", "image": "none"}]}),
+            ErrorCode::ImageNotFound,
+        ),
+    ] {
+        let failure = refused(&controller, body.clone()).await;
+        assert_eq!(failure.code, code, "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_disks_that_fails_leaves_the_disks_as_they_were() {
+    let (controller, a) = with_a_vm(false).await;
+    let before: Value = controller.get(WEB).await;
+    a.fail_once("change-vm", ErrorCode::DeviceHeld);
+    let body = json!({"disks": [{"action": "add", "size_bytes": ByteSize::gib(2)}]});
+    let job = controller.job(Method::PATCH, WEB, &body).await;
+    assert_eq!(job.state, JobState::Undone);
+    let after: Value = controller.get(WEB).await;
+    assert_eq!(after["disks"], before["disks"]);
+    assert_eq!(a.look(|inner| inner.volumes.len()), 1);
+}

@@ -14,6 +14,8 @@ pub struct Tick {
     /// `ok`, `failed` or `none`.
     pub unseal: String,
     pub boots: u64,
+    /// The disks that its kernel sees, by name, with their sizes: `vda:64M,vdb:1024M`.
+    pub disks: String,
     pub pcr7: String,
     /// SHA-256 of the EK certificate.
     pub ek: String,
@@ -36,6 +38,7 @@ impl Tick {
             uptime: value("uptime")?.parse().ok()?,
             unseal: value("unseal")?,
             boots: value("boots")?.parse().ok()?,
+            disks: value("disks").unwrap_or_default(),
             pcr7: value("pcr7")?,
             ek,
         })

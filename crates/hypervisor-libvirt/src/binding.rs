@@ -320,6 +320,69 @@ pub(crate) fn abort_job(domain: &Domain) -> Result<(), Error> {
     }
 }
 
+/// Begins to mirror a disk to the volume that `xml` describes; it goes on by itself.
+pub(crate) fn block_copy(domain: &Domain, disk: &str, xml: &str, flags: u32) -> Result<(), Error> {
+    let (disk, xml) = (c_text(disk), c_text(xml));
+    // SAFETY: a live domain, NUL-terminated texts that outlive the call, and no parameters.
+    match unsafe {
+        virt_sys::virDomainBlockCopy(
+            domain.as_ptr(),
+            disk.as_ptr(),
+            xml.as_ptr(),
+            std::ptr::null_mut(),
+            0,
+            flags,
+        )
+    } {
+        0 => Ok(()),
+        _ => Err(Error::last_error()),
+    }
+}
+
+/// Bytes of a disk's job.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct BlockJob {
+    pub(crate) done: u64,
+    pub(crate) total: u64,
+}
+
+/// The job of a disk, if it has one.
+pub(crate) fn block_job(domain: &Domain, disk: &str) -> Result<Option<BlockJob>, Error> {
+    let disk = c_text(disk);
+    let mut info = virt_sys::virDomainBlockJobInfo {
+        type_: 0,
+        bandwidth: 0,
+        cur: 0,
+        end: 0,
+    };
+    // SAFETY: a live domain, a NUL-terminated text that outlives the call, and a place for the answer.
+    match unsafe {
+        virt_sys::virDomainGetBlockJobInfo(domain.as_ptr(), disk.as_ptr(), &mut info, 0)
+    } {
+        0 => Ok(None),
+        1 => Ok(Some(BlockJob {
+            done: info.cur,
+            total: info.end,
+        })),
+        _ => Err(Error::last_error()),
+    }
+}
+
+/// Ends the job of a disk, or with `VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT` switches to its copy; returns when it has ended.
+pub(crate) fn block_job_abort(domain: &Domain, disk: &str, flags: u32) -> Result<(), Error> {
+    let disk = c_text(disk);
+    // SAFETY: a live domain and a NUL-terminated text that outlives the call.
+    match unsafe { virt_sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), flags) } {
+        0 => Ok(()),
+        _ => Err(Error::last_error()),
+    }
+}
+
+/// A text with a NUL byte ends there; libvirt then refuses what is left.
+fn c_text(text: &str) -> CString {
+    CString::new(text.split('\0').next().unwrap_or_default()).unwrap_or_default()
+}
+
 /// Begins a copy of disks as they are now; it goes on by itself.
 pub(crate) fn begin_backup(domain: &Domain, xml: &str) -> Result<(), Error> {
     // A text with a NUL byte ends there; libvirt then complains of broken XML.

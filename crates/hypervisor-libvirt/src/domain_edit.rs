@@ -5,7 +5,10 @@
 //! administrator's, so it stays as it is, byte for byte: this module cuts pieces out of the text and puts others in their
 //! place, it never writes a definition anew. [`crate::domain_xml`] does that, for domains that do not exist yet.
 
+use crate::disk_io::IoOfVolumes;
+use crate::domain_read;
 use crate::domain_xml::{cpu_element, tpm_element};
+use crate::storage_edit;
 use crate::{metadata, nic_xml};
 use fleetward_hypervisor::{DeviceChange, DomainChange, DomainDefined, DomainDefinition};
 use fleetward_model::host::Accelerator;
@@ -23,6 +26,7 @@ pub(crate) fn changed(
     xml: &str,
     metadata: &VmMetadata,
     change: &DomainChange,
+    io: &IoOfVolumes,
 ) -> Result<String, String> {
     let document = parse(xml)?;
     let root = document.root_element();
@@ -41,7 +45,7 @@ pub(crate) fn changed(
         None => {}
     }
     for (target, path) in &change.disks {
-        place_disk(&mut splices, devices, target, path);
+        place_disk(&mut splices, devices, target, path, Some(io));
     }
     if let Some(log) = &change.serial_log {
         place_serial_log(&mut splices, devices, Some(log));
@@ -51,7 +55,7 @@ pub(crate) fn changed(
     for device in &change.devices {
         text = with_device(&text, device)?;
     }
-    Ok(text)
+    storage_edit::changed(text, &change.storage, io)
 }
 
 /// The definition with one device changed.
@@ -152,6 +156,7 @@ pub(crate) fn adapted(
     carried: &str,
     definition: &DomainDefinition,
     accelerator: Accelerator,
+    io: &IoOfVolumes,
     exists: impl Fn(&Path) -> bool,
 ) -> Result<String, String> {
     let document = parse(carried)?;
@@ -173,11 +178,11 @@ pub(crate) fn adapted(
         splices.cut(emulator.range());
     }
     for (disk, path) in spec.disks.iter().zip(&definition.disk_paths) {
-        place_disk(&mut splices, devices, &disk.target, path);
+        place_disk(&mut splices, devices, &disk.target, path, Some(io));
     }
     for (drive, path) in spec.drives.iter().zip(&definition.drive_paths) {
         if let Some(medium) = path {
-            place_disk(&mut splices, devices, &drive.target, medium);
+            place_disk(&mut splices, devices, &drive.target, medium, None);
         }
     }
     place_serial_log(&mut splices, devices, definition.serial_log.as_deref());
@@ -219,6 +224,8 @@ pub(crate) fn defined(xml: &str) -> Option<DomainDefined> {
         memory: ByteSize(kib.checked_mul(1024)?),
         tpm: child(root, "devices").is_some_and(|d| child(d, "tpm").is_some()),
         nics: child(root, "devices").map(nic_xml::all).unwrap_or_default(),
+        disks: child(root, "devices").map_or_else(Vec::new, domain_read::disks),
+        drives: child(root, "devices").map_or_else(Vec::new, domain_read::drives),
     })
 }
 
@@ -338,7 +345,7 @@ fn attach_tpm(splices: &mut Splices<'_>, devices: Node<'_, '_>, id: VmId) -> Res
 }
 
 /// Puts `inner` in front of an element's closing tag; one without content gets it.
-fn append_child(splices: &mut Splices<'_>, element: Node<'_, '_>, inner: &str) {
+pub(crate) fn append_child(splices: &mut Splices<'_>, element: Node<'_, '_>, inner: &str) {
     let range = element.range();
     let text = &splices.xml[range.clone()];
     match text.strip_suffix("/>") {
@@ -369,11 +376,14 @@ fn detach_tpm(splices: &mut Splices<'_>, devices: Node<'_, '_>, id: VmId) {
 }
 
 /// A disk that somebody moved out of a file, to a block device or a server, stays there.
-fn place_disk(splices: &mut Splices<'_>, devices: Node<'_, '_>, target: &str, path: &Path) {
-    let Some(disk) = devices.children().find(|device| {
-        device.has_tag_name("disk")
-            && child(*device, "target").is_some_and(|t| t.attribute("dev") == Some(target))
-    }) else {
+fn place_disk(
+    splices: &mut Splices<'_>,
+    devices: Node<'_, '_>,
+    target: &str,
+    path: &Path,
+    io: Option<&IoOfVolumes>,
+) {
+    let Some(disk) = storage_edit::find(devices, target) else {
         return;
     };
     if disk.attribute("type") != Some("file") {
@@ -394,10 +404,13 @@ fn place_disk(splices: &mut Splices<'_>, devices: Node<'_, '_>, target: &str, pa
         }
     }
     cut_bases(splices, disk);
+    if let Some(io) = io {
+        storage_edit::weaken(splices, disk, io.of(path));
+    }
 }
 
 /// What libvirt wrote down of the volumes below a disk, it believes; the headers of the volumes are right.
-fn cut_bases(splices: &mut Splices<'_>, disk: Node<'_, '_>) {
+pub(crate) fn cut_bases(splices: &mut Splices<'_>, disk: Node<'_, '_>) {
     if let Some(bases) = child(disk, "backingStore") {
         splices.cut(bases.range());
     }
@@ -480,45 +493,45 @@ fn set_accelerator(
     }
 }
 
-fn parse(xml: &str) -> Result<Document<'_>, String> {
+pub(crate) fn parse(xml: &str) -> Result<Document<'_>, String> {
     Document::parse(xml).map_err(|error| format!("its definition cannot be read: {error}"))
 }
 
-fn devices<'a, 'i>(root: Node<'a, 'i>) -> Result<Node<'a, 'i>, String> {
+pub(crate) fn devices<'a, 'i>(root: Node<'a, 'i>) -> Result<Node<'a, 'i>, String> {
     child(root, "devices").ok_or_else(|| "the definition has no devices".to_owned())
 }
 
-fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+pub(crate) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
     node.children().find(|c| c.has_tag_name(name))
 }
 
 /// Pieces to be replaced in a text, none inside another.
-struct Splices<'x> {
+pub(crate) struct Splices<'x> {
     xml: &'x str,
     pieces: Vec<(Range<usize>, String)>,
 }
 
 impl<'x> Splices<'x> {
-    fn of(xml: &'x str) -> Self {
+    pub(crate) fn of(xml: &'x str) -> Self {
         Self {
             xml,
             pieces: Vec::new(),
         }
     }
 
-    fn put(&mut self, range: Range<usize>, text: String) {
+    pub(crate) fn put(&mut self, range: Range<usize>, text: String) {
         self.pieces.push((range, text));
     }
 
-    fn insert(&mut self, at: usize, text: String) {
+    pub(crate) fn insert(&mut self, at: usize, text: String) {
         self.put(at..at, text);
     }
 
-    fn cut(&mut self, range: Range<usize>) {
+    pub(crate) fn cut(&mut self, range: Range<usize>) {
         self.put(range, String::new());
     }
 
-    fn done(mut self) -> String {
+    pub(crate) fn done(mut self) -> String {
         self.pieces.sort_by_key(|(range, _)| range.start);
         let mut text = String::with_capacity(self.xml.len());
         let mut from = 0;

@@ -139,6 +139,7 @@ pub(crate) fn observed_in_part(
         accelerator,
         disks: Vec::new(),
         nics: Vec::new(),
+        drives: Vec::new(),
         nvram_path: None,
         tpm: false,
         cpu_xml: None,
@@ -169,7 +170,8 @@ pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
     }
     seen.cpu_xml = child(root, "cpu").map(|cpu| xml[cpu.range()].to_owned());
     if let Some(devices) = child(root, "devices") {
-        seen.disks = devices.children().filter_map(disk).collect();
+        seen.disks = disks(devices);
+        seen.drives = drives(devices);
         seen.nics = nic_xml::all(devices);
         seen.tpm = child(devices, "tpm").is_some();
         seen.console = child(devices, "serial")
@@ -216,6 +218,25 @@ fn firmware(os: Node<'_, '_>) -> Option<Firmware> {
     })
 }
 
+/// The disks of a definition, without drives.
+pub(crate) fn disks(devices: Node<'_, '_>) -> Vec<(String, PathBuf)> {
+    devices.children().filter_map(disk).collect()
+}
+
+/// The CD-ROM drives of a definition, with the files of their media.
+pub(crate) fn drives(devices: Node<'_, '_>) -> Vec<(String, Option<PathBuf>)> {
+    let drives = devices
+        .children()
+        .filter(|node| node.has_tag_name("disk") && node.attribute("device") == Some("cdrom"));
+    drives
+        .filter_map(|drive| {
+            let target = child(drive, "target")?.attribute("dev")?.to_owned();
+            let file = child(drive, "source").and_then(|source| source.attribute("file"));
+            Some((target, file.map(PathBuf::from)))
+        })
+        .collect()
+}
+
 fn disk(node: Node<'_, '_>) -> Option<(String, PathBuf)> {
     if !node.has_tag_name("disk") || matches!(node.attribute("device"), Some("cdrom" | "floppy")) {
         return None;
@@ -231,6 +252,7 @@ fn disk(node: Node<'_, '_>) -> Option<(String, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk_io::IoOfVolumes;
     use crate::domain_edit;
     use crate::domain_xml::{NEWEST_MACHINE, domain_xml, tests::sample};
 
@@ -250,7 +272,12 @@ mod tests {
     #[test]
     fn what_was_written_is_read_back() {
         let definition = sample();
-        let xml = domain_xml(&definition, Accelerator::Kvm, NEWEST_MACHINE);
+        let xml = domain_xml(
+            &definition,
+            Accelerator::Kvm,
+            NEWEST_MACHINE,
+            &IoOfVolumes::default(),
+        );
         let seen = observed(basics(definition.metadata.spec.id), &xml);
         assert_eq!(seen.metadata.as_ref(), Some(&definition.metadata));
         assert_eq!(seen.firmware, Some(definition.metadata.spec.firmware));
@@ -284,7 +311,12 @@ mod tests {
         metadata.generation = 7;
         let foreign = "<x xmlns='urn:other'>kept</x>";
         for before in [
-            domain_xml(&sample(), Accelerator::Tcg, NEWEST_MACHINE),
+            domain_xml(
+                &sample(),
+                Accelerator::Tcg,
+                NEWEST_MACHINE,
+                &IoOfVolumes::default(),
+            ),
             format!("<domain><uuid>1</uuid><metadata>{foreign}</metadata><os/></domain>"),
             "<domain><uuid>1</uuid><metadata/><os/></domain>".to_owned(),
             "<domain><uuid>1</uuid><os/></domain>".to_owned(),

@@ -5,8 +5,10 @@
 //! and on what starts it (KVM or translation). No display but VNC on a Unix socket that libvirt makes: it needs nothing from
 //! the host and moves with the VM.
 
+use crate::disk_io::IoOfVolumes;
+use crate::disk_xml::{DiskManner, IO_THREAD, write_disk, write_drive, write_scsi_controller};
 use crate::{metadata, nic_xml};
-use fleetward_hypervisor::DomainDefinition;
+use fleetward_hypervisor::{DiskDevice, DomainDefinition, DriveDevice};
 use fleetward_model::VmId;
 use fleetward_model::host::Accelerator;
 use fleetward_model::vm::{DiskBus, VmSpec};
@@ -32,17 +34,18 @@ pub(crate) fn domain_xml(
     definition: &DomainDefinition,
     accelerator: Accelerator,
     machine: &str,
+    io: &IoOfVolumes,
 ) -> String {
     let spec = &definition.metadata.spec;
-    by_itself(|out| write_domain(out, definition, spec, accelerator, machine))
+    by_itself(|out| write_domain(out, definition, spec, (accelerator, machine), io))
 }
 
 fn write_domain(
     out: &mut Out,
     definition: &DomainDefinition,
     spec: &VmSpec,
-    accelerator: Accelerator,
-    machine: &str,
+    (accelerator, machine): (Accelerator, &str),
+    io: &IoOfVolumes,
 ) -> io::Result<()> {
     let kind = match accelerator {
         Accelerator::Kvm => "kvm",
@@ -62,6 +65,7 @@ fn write_domain(
         let memory = (spec.memory.bytes() / 1024).to_string();
         text(out, "memory", &[("unit", "KiB")], &memory)?;
         text(out, "vcpu", &[], &spec.cpus.to_string())?;
+        text(out, "iothreads", &[], IO_THREAD)?;
         write_firmware(out, spec, &definition.nvram_path, machine)?;
         write_features(out, spec, accelerator)?;
         write_cpu(out, spec.cpus, accelerator)?;
@@ -74,7 +78,7 @@ fn write_domain(
             empty(out, "suspend-to-disk", &[("enabled", "no")])
         })?;
         element(out, "devices", &[], |out| {
-            write_disks(out, definition, spec)?;
+            write_disks(out, definition, spec, io)?;
             for (nic, place) in spec.nics.iter().zip(&definition.nic_places) {
                 nic_xml::write(out, nic, place)?;
             }
@@ -170,50 +174,34 @@ fn write_clock(out: &mut Out, spec: &VmSpec, accelerator: Accelerator) -> io::Re
     })
 }
 
-fn write_disks(out: &mut Out, definition: &DomainDefinition, spec: &VmSpec) -> io::Result<()> {
+fn write_disks(
+    out: &mut Out,
+    definition: &DomainDefinition,
+    spec: &VmSpec,
+    io: &IoOfVolumes,
+) -> io::Result<()> {
+    if spec.disks.iter().any(|disk| disk.bus == DiskBus::Scsi) {
+        write_scsi_controller(out, true)?;
+    }
     for (index, (disk, path)) in spec.disks.iter().zip(&definition.disk_paths).enumerate() {
-        let bus = match disk.bus {
-            DiskBus::Virtio => "virtio",
-            DiskBus::Sata => "sata",
+        let manner = DiskManner {
+            io: io.of(path),
+            thread: true,
+            boot: Some(index + 1),
         };
-        element(
-            out,
-            "disk",
-            &[("type", "file"), ("device", "disk")],
-            |out| {
-                empty(
-                    out,
-                    "driver",
-                    &[
-                        ("name", "qemu"),
-                        ("type", "qcow2"),
-                        ("discard", "unmap"),
-                        ("detect_zeroes", "unmap"),
-                    ],
-                )?;
-                empty(out, "source", &[("file", &path_text(path))])?;
-                empty(out, "target", &[("dev", &disk.target), ("bus", bus)])?;
-                empty(out, "boot", &[("order", &(index + 1).to_string())])
-            },
-        )?;
+        let disk = DiskDevice {
+            spec: disk.clone(),
+            path: path.clone(),
+        };
+        write_disk(out, &disk, manner)?;
     }
     for (index, (drive, path)) in spec.drives.iter().zip(&definition.drive_paths).enumerate() {
+        let drive = DriveDevice {
+            spec: drive.clone(),
+            path: path.clone(),
+        };
         // After the disks: an empty disk does not boot, an installed one should.
-        let order = (spec.disks.len() + index + 1).to_string();
-        element(
-            out,
-            "disk",
-            &[("type", "file"), ("device", "cdrom")],
-            |out| {
-                empty(out, "driver", &[("name", "qemu"), ("type", "raw")])?;
-                if let Some(path) = path {
-                    empty(out, "source", &[("file", &path_text(path))])?;
-                }
-                empty(out, "target", &[("dev", &drive.target), ("bus", "sata")])?;
-                empty(out, "readonly", &[])?;
-                empty(out, "boot", &[("order", &order)])
-            },
-        )?;
+        write_drive(out, &drive, Some(spec.disks.len() + index + 1))?;
     }
     Ok(())
 }
@@ -224,9 +212,12 @@ fn write_ports(out: &mut Out, spec: &VmSpec) -> io::Result<()> {
     let built_in = 4;
     let disks = spec.disks.iter().filter(|disk| match disk.bus {
         DiskBus::Virtio => true,
-        DiskBus::Sata => false,
+        // SATA is part of the machine, and the SCSI controller is counted below.
+        DiskBus::Sata | DiskBus::Scsi => false,
     });
-    let ports = built_in + disks.count() + spec.nics.len() + SPARE_PORTS;
+    let scsi = spec.disks.iter().any(|disk| disk.bus == DiskBus::Scsi);
+    let controllers = usize::from(scsi);
+    let ports = built_in + disks.count() + controllers + spec.nics.len() + SPARE_PORTS;
     empty(
         out,
         "controller",
@@ -315,7 +306,12 @@ pub(crate) fn empty(out: &mut Out, name: &str, attributes: &[(&str, &str)]) -> i
         .map(drop)
 }
 
-fn text(out: &mut Out, name: &str, attributes: &[(&str, &str)], value: &str) -> io::Result<()> {
+pub(crate) fn text(
+    out: &mut Out,
+    name: &str,
+    attributes: &[(&str, &str)],
+    value: &str,
+) -> io::Result<()> {
     out.create_element(name)
         .with_attributes(attributes.iter().copied())
         .write_text_content(BytesText::new(value))
@@ -327,7 +323,7 @@ const fn yes_no(value: bool) -> &'static str {
 }
 
 /// Paths come from configuration and from names we made: UTF-8.
-fn path_text(path: &Path) -> String {
+pub(crate) fn path_text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
@@ -396,7 +392,12 @@ pub(crate) mod tests {
 
     #[test]
     fn a_windows_vm_has_what_its_installer_looks_for() {
-        let xml = domain_xml(&sample(), Accelerator::Kvm, NEWEST_MACHINE);
+        let xml = domain_xml(
+            &sample(),
+            Accelerator::Kvm,
+            NEWEST_MACHINE,
+            &IoOfVolumes::default(),
+        );
         let document = roxmltree::Document::parse(&xml).expect("well-formed");
         let has = |name: &str, attribute: &str, value: &str| {
             document
@@ -421,7 +422,12 @@ pub(crate) mod tests {
 
     #[test]
     fn enlightenments_are_left_out_under_translation() {
-        let xml = domain_xml(&sample(), Accelerator::Tcg, "pc-q35-10.0");
+        let xml = domain_xml(
+            &sample(),
+            Accelerator::Tcg,
+            "pc-q35-10.0",
+            &IoOfVolumes::default(),
+        );
         assert!(!xml.contains("hyperv") && xml.contains("maximum") && xml.contains("pc-q35-10.0"));
     }
 
@@ -431,7 +437,12 @@ pub(crate) mod tests {
         definition.metadata.spec.tpm = false;
         definition.metadata.spec.nics.clear();
         definition.metadata.spec.firmware.secure_boot = false;
-        let xml = domain_xml(&definition, Accelerator::Tcg, NEWEST_MACHINE);
+        let xml = domain_xml(
+            &definition,
+            Accelerator::Tcg,
+            NEWEST_MACHINE,
+            &IoOfVolumes::default(),
+        );
         for absent in ["<tpm", "<interface", "<smm"] {
             assert!(!xml.contains(absent), "{absent}");
         }

@@ -2,21 +2,24 @@
 
 use crate::binding::{Connection, secret_usage};
 use crate::connection::{LONG, Libvirt};
+use crate::disk_io::{IoOfVolumes, TriedDirectories};
 use crate::domain_read::{self, Basics};
 use crate::domain_xml::{self, NEWEST_MACHINE};
 use crate::program::Programs;
 use crate::tpm::TpmPlace;
-use crate::{copy, domain_edit, facts, live, metadata, migration, overlay};
+use crate::{
+    copy, disk_move, domain_edit, facts, live, metadata, migration, overlay, storage_live,
+};
 use async_trait::async_trait;
 use fleetward_hypervisor::{
     CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainObserved, DomainState, Error,
     Hypervisor, HypervisorEvent, HypervisorFacts, MigrationOutcome, MigrationProgress,
-    MigrationRequest, Result, SecretText,
+    MigrationRequest, MoveState, Result, SecretText, StorageChange,
 };
 use fleetward_model::host::Accelerator;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ByteSize, VmId};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -46,6 +49,7 @@ pub struct LibvirtHost {
     pub(crate) programs: Programs,
     pub(crate) tpm_place: TpmPlace,
     pub(crate) config: LibvirtConfig,
+    pub(crate) tried: TriedDirectories,
 }
 
 impl LibvirtHost {
@@ -62,7 +66,12 @@ impl LibvirtHost {
             programs,
             tpm_place: TpmPlace::standard(),
             config,
+            tried: TriedDirectories::default(),
         })
+    }
+
+    async fn io_of<'a>(&self, volumes: impl Iterator<Item = &'a Path>) -> IoOfVolumes {
+        IoOfVolumes::look(&self.tried, &self.programs.qemu_img, volumes).await
     }
 
     async fn with_domain<T: Send + 'static>(
@@ -116,19 +125,22 @@ impl Hypervisor for LibvirtHost {
     async fn define(&self, definition: &DomainDefinition) -> Result<()> {
         let definition = definition.clone();
         let accelerator = self.config.accelerator;
+        let disks = definition.disk_paths.iter().map(PathBuf::as_path);
+        let io = self.io_of(disks).await;
         self.libvirt
             .call_alone(LONG, move |connection| {
-                define(connection, &definition, accelerator)
+                define(connection, &definition, accelerator, &io)
             })
             .await
     }
 
     async fn redefine(&self, id: VmId, metadata: &VmMetadata, change: &DomainChange) -> Result<()> {
         let (metadata, change) = (metadata.clone(), change.clone());
+        let io = self.io_of(volumes_of(&change)).await;
         self.libvirt
             .call_alone(LONG, move |connection| {
                 let domain = domain(connection, id)?;
-                redefine(connection, &domain, id, &metadata, &change)
+                redefine(connection, &domain, id, (&metadata, &change), &io)
             })
             .await
     }
@@ -250,6 +262,49 @@ impl Hypervisor for LibvirtHost {
 
     async fn abort_copy(&self, id: VmId) -> Result<()> {
         copy::abort(&self.libvirt, id).await
+    }
+
+    async fn grow_disk(&self, id: VmId, target: &str, size: ByteSize) -> Result<()> {
+        let target = target.to_owned();
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                disk_move::grow(&domain(connection, id)?, id, &target, size)
+            })
+            .await
+    }
+
+    async fn begin_move(&self, id: VmId, target: &str, path: &Path) -> Result<()> {
+        let (target, path) = (target.to_owned(), path.to_owned());
+        let io = self.io_of([path.as_path()].into_iter()).await.of(&path);
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                disk_move::begin(&domain(connection, id)?, id, &target, &path, io)
+            })
+            .await
+    }
+
+    async fn move_state(&self, id: VmId, target: &str) -> Result<MoveState> {
+        let target = target.to_owned();
+        self.with_domain(id, move |domain| disk_move::state(domain, &target))
+            .await
+    }
+
+    async fn finish_move(&self, id: VmId, target: &str) -> Result<()> {
+        let target = target.to_owned();
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                disk_move::finish(&domain(connection, id)?, &target)
+            })
+            .await
+    }
+
+    async fn abort_move(&self, id: VmId, target: &str) -> Result<()> {
+        let target = target.to_owned();
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                disk_move::abort(&domain(connection, id)?, &target)
+            })
+            .await
     }
 
     async fn undefine(&self, id: VmId) -> Result<()> {
@@ -497,21 +552,23 @@ fn define(
     connection: &Connection,
     definition: &DomainDefinition,
     accelerator: Accelerator,
+    io: &IoOfVolumes,
 ) -> Result<()> {
     let spec = &definition.metadata.spec;
     match domain(connection, spec.id) {
         Ok(known) => {
             let nothing = DomainChange::default();
-            return redefine(connection, &known, spec.id, &definition.metadata, &nothing);
+            let ours = (&definition.metadata, &nothing);
+            return redefine(connection, &known, spec.id, ours, io);
         }
         Err(Error::NoDomain(_)) => {}
         Err(error) => return Err(error),
     }
     if let Some(carried) = &definition.carried {
-        return define_carried(connection, definition, carried, accelerator);
+        return define_carried(connection, definition, carried, (accelerator, io));
     }
     refuse_a_taken_name(connection, spec.id, spec.name.as_str())?;
-    let xml = domain_xml::domain_xml(definition, accelerator, NEWEST_MACHINE);
+    let xml = domain_xml::domain_xml(definition, accelerator, NEWEST_MACHINE, io);
     Domain::define_xml_flags(connection, &xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE)
         .map(drop)
         .map_err(failed("define the domain"))
@@ -522,15 +579,15 @@ fn define_carried(
     connection: &Connection,
     definition: &DomainDefinition,
     carried: &str,
-    accelerator: Accelerator,
+    (accelerator, io): (Accelerator, &IoOfVolumes),
 ) -> Result<()> {
     let spec = &definition.metadata.spec;
     let cannot = |because| Error::CannotChange {
         id: spec.id,
         because,
     };
-    let mut xml = domain_edit::adapted(carried, definition, accelerator, std::path::Path::exists)
-        .map_err(cannot)?;
+    let mut xml =
+        domain_edit::adapted(carried, definition, accelerator, io, Path::exists).map_err(cannot)?;
     let name = domain_edit::name_of(&xml).unwrap_or_default();
     if let Err(taken @ Error::NameTaken { .. }) = refuse_a_taken_name(connection, spec.id, &name) {
         if name == spec.name.as_str() {
@@ -550,12 +607,12 @@ fn redefine(
     connection: &Connection,
     domain: &Domain,
     id: VmId,
-    metadata: &VmMetadata,
-    change: &DomainChange,
+    (metadata, change): (&VmMetadata, &DomainChange),
+    io: &IoOfVolumes,
 ) -> Result<()> {
     refuse_newer(domain, id)?;
     let before = definition_xml(domain)?;
-    let after = domain_edit::changed(&before, metadata, change)
+    let after = domain_edit::changed(&before, metadata, change, io)
         .map_err(|because| Error::CannotChange { id, because })?;
     Domain::define_xml_flags(connection, &after, 0)
         .map(drop)
@@ -566,8 +623,22 @@ fn redefine(
         for device in &change.devices {
             live::change(domain, id, device)?;
         }
+        storage_live::apply(domain, id, &change.storage, io)?;
     }
     Ok(())
+}
+
+/// The volumes that a change puts into the definition.
+fn volumes_of(change: &DomainChange) -> impl Iterator<Item = &Path> {
+    let added = change.storage.iter().filter_map(|change| match change {
+        StorageChange::AddDisk(disk) => Some(disk.path.as_path()),
+        StorageChange::RemoveDisk { .. }
+        | StorageChange::AddDrive(_)
+        | StorageChange::RemoveDrive { .. }
+        | StorageChange::SetMedium { .. } => None,
+    });
+    let placed = change.disks.iter().map(|(_, path)| path.as_path());
+    placed.chain(added)
 }
 
 /// See [`Hypervisor::rename`].

@@ -23,6 +23,7 @@ use crate::binding::{Connection, JobStats, abort_job, job_stats};
 use crate::connection::Libvirt;
 use crate::domain_edit;
 use crate::host::{domain, failed, observe_state, resume, wrong_state};
+use crate::storage_edit;
 use fleetward_hypervisor::{
     DomainState, Error, MigrationDisks, MigrationOutcome, MigrationProgress, MigrationRequest,
     Result, StopReason,
@@ -152,6 +153,7 @@ fn parameters(domain: &Domain, request: &MigrationRequest) -> Result<(MigratePar
         domain_edit::with_metadata(&xml, &request.arriving)
             .and_then(|xml| domain_edit::without_bases(&xml))
             .and_then(|xml| domain_edit::with_nic_places(&xml, &request.nic_places))
+            .and_then(|xml| storage_edit::with_io(&xml, &request.disk_io))
             .map_err(Error::Migration)
     };
     let running = definition(virt_sys::VIR_DOMAIN_XML_MIGRATABLE)?;

@@ -12,6 +12,11 @@ pub(crate) fn of_full_disk(message: &str) -> bool {
         .any(|words| message.contains(words))
 }
 
+/// Whether a message tells that the guest has locked the tray of a drive.
+pub(crate) fn of_locked_tray(message: &str) -> bool {
+    message.contains("is locked")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use fleetward_durable as durable;
 use fleetward_hypervisor::{Error, MAX_BASES, Result, VolumeInfo, Volumes};
 use fleetward_model::ByteSize;
+use fleetward_model::host::DiskIo;
 use fleetward_model::image::{self, Content, Layered, Rules, Standalone};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -63,6 +64,19 @@ impl Volumes for LibvirtHost {
         }
         let source = inspect(qemu_img, image, Some(image_format)).await?;
         convert(qemu_img, image, &source, path, size).await
+    }
+
+    async fn grow(&self, path: &Path, size: ByteSize) -> Result<()> {
+        let qemu_img = &self.programs.qemu_img;
+        let found = inspect_volume(qemu_img, path).await?;
+        if found.virtual_size >= size {
+            return Ok(());
+        }
+        resize(qemu_img, path, size, path).await
+    }
+
+    async fn disk_io(&self, directory: &Path) -> DiskIo {
+        self.tried.of(&self.programs.qemu_img, directory).await
     }
 
     async fn copy(&self, source: &Path, path: &Path) -> Result<()> {
@@ -320,17 +334,20 @@ async fn convert(
         .await
         .map_err(|error| full(error, path))?;
     if source.virtual_size < size {
-        let mut arguments: Vec<OsString> = ["resize", "-q", "-f", "qcow2"]
-            .iter()
-            .map(OsString::from)
-            .collect();
-        arguments.extend([part.0.clone().into(), size.bytes().to_string().into()]);
-        qemu_img
-            .run(&arguments)
-            .await
-            .map_err(|error| full(error, path))?;
+        resize(qemu_img, &part.0, size, path).await?;
     }
     part.finish(path).await
+}
+
+/// `meant` is the volume that an error names.
+async fn resize(qemu_img: &Program, file: &Path, size: ByteSize, meant: &Path) -> Result<()> {
+    let mut arguments: Vec<OsString> = ["resize", "-q", "-f", "qcow2"]
+        .iter()
+        .map(OsString::from)
+        .collect();
+    arguments.extend([file.into(), size.bytes().to_string().into()]);
+    let done = qemu_img.run(&arguments).await;
+    done.map(drop).map_err(|error| full(error, meant))
 }
 
 /// Opens a regular file, never through a link as its last component, never blocking on a pipe.

@@ -10,6 +10,7 @@ use crate::{
 use async_trait::async_trait;
 use fleetward_model::spec::{KNOWN, NewerSpec};
 use fleetward_model::{ByteSize, VmId};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -353,6 +354,7 @@ async fn a_stopped_domain_does_not_migrate(fixture: &dyn Fixture) {
         disks: MigrationDisks::Shared,
         arriving: definition.metadata.clone(),
         nic_places: Vec::new(),
+        disk_io: BTreeMap::new(),
     };
     let (progress, _) = watch::channel(MigrationProgress::default());
     let refused = hypervisor

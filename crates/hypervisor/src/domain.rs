@@ -1,14 +1,15 @@
 //! Domains: defining, running, observing and migrating them.
 
-use crate::{Error, Result};
+use crate::{Error, MoveState, Result, StorageChange};
 use async_trait::async_trait;
 use fleetward_model::change::NicPart;
-use fleetward_model::host::{Accelerator, Version};
+use fleetward_model::host::{Accelerator, DiskIo, Version};
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::{Firmware, NewerSpec, NicSpec, VmMetadata};
 use fleetward_model::{ByteSize, DeviceId, NicLink, VlanId, VmId, VmName};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -66,8 +67,10 @@ pub struct DomainChange {
     pub disks: Vec<(String, PathBuf)>,
     /// Where serial output goes now, if it is kept at all.
     pub serial_log: Option<PathBuf>,
-    /// Devices that come, change or go, in this order.
+    /// Network cards that come, change or go, in this order.
     pub devices: Vec<DeviceChange>,
+    /// Disks and drives that come, go or change, in this order.
+    pub storage: Vec<StorageChange>,
 }
 
 /// One device that comes, changes or goes. Repeating it is harmless: it says what is to be, not how to get there.
@@ -117,6 +120,10 @@ pub struct DomainDefined {
     pub memory: ByteSize,
     pub tpm: bool,
     pub nics: Vec<NicSeen>,
+    /// `(target, path)` of every disk that is not a CD-ROM.
+    pub disks: Vec<(String, PathBuf)>,
+    /// `(target, path of the medium)` of every CD-ROM.
+    pub drives: Vec<(String, Option<PathBuf>)>,
 }
 
 /// The hypervisor's own view of a domain's state.
@@ -172,6 +179,8 @@ pub struct DomainObserved {
     pub disks: Vec<(String, PathBuf)>,
     /// Its network cards as they are now.
     pub nics: Vec<NicSeen>,
+    /// `(target, path of the medium)` of every CD-ROM.
+    pub drives: Vec<(String, Option<PathBuf>)>,
     pub nvram_path: Option<PathBuf>,
     /// Whether the definition has a TPM device.
     pub tpm: bool,
@@ -250,6 +259,8 @@ pub struct MigrationRequest {
     /// What network cards are connected to at the destination, by the address of the card. Those that are not named keep
     /// what they have here.
     pub nic_places: Vec<(String, NetworkPlace)>,
+    /// How the destination reads and writes the disks, by target.
+    pub disk_io: BTreeMap<String, DiskIo>,
 }
 
 /// Bytes moved so far; memory may grow while the guest writes.
@@ -360,6 +371,24 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Cancels a copy and waits until it has ended. Does nothing if there is none. Its files stay.
     async fn abort_copy(&self, id: VmId) -> Result<()>;
+
+    /// Makes a disk of a running or paused domain larger, volume and device; one of that size or larger is left alone.
+    async fn grow_disk(&self, id: VmId, target: &str, size: ByteSize) -> Result<()>;
+
+    /// Begins to copy a disk of a running or paused domain to `path`, an empty volume of its size, and returns at once. The
+    /// guest goes on, and goes on over its present volume until [`finish_move`](Self::finish_move). A crash of the
+    /// domain leaves the present volume as the disk.
+    async fn begin_move(&self, id: VmId, target: &str, path: &Path) -> Result<()>;
+
+    /// How far the copy is.
+    async fn move_state(&self, id: VmId, target: &str) -> Result<MoveState>;
+
+    /// Lets the domain go on over the new volume only, once it is [`MoveState::Mirrored`].
+    async fn finish_move(&self, id: VmId, target: &str) -> Result<()>;
+
+    /// Ends a copy under way and waits until it has ended; the domain goes on over its present volume. Does nothing if
+    /// there is none.
+    async fn abort_move(&self, id: VmId, target: &str) -> Result<()>;
 
     /// Removes a stopped domain's definition and its UEFI variables; keeps disks and TPM state. A missing domain is no
     /// error.

@@ -28,6 +28,9 @@ pub enum Error {
     /// Somebody edited the definition, and what is asked for does not go with the edit.
     #[error("the definition of domain {id} cannot be changed so: {because}")]
     CannotChange { id: VmId, because: String },
+    /// A running guest holds on to it.
+    #[error("the guest of domain {id} does not let go of {device}")]
+    DeviceHeld { id: VmId, device: String },
     #[error("not enough space for {path}")]
     NoSpace { path: PathBuf },
     /// A file is not what it should be: wrong format, backing file outside, not a disk.

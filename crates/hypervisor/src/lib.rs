@@ -7,6 +7,7 @@
 
 mod domain;
 mod error;
+mod storage;
 mod tpm;
 mod volume;
 
@@ -19,5 +20,6 @@ pub use domain::{
     SecretText, SharedHypervisor, StopReason,
 };
 pub use error::{Error, Result};
+pub use storage::{DiskDevice, DriveDevice, MoveState, StorageChange};
 pub use tpm::{EkIssuer, EkPublic, MadeTpm, TpmFactory};
 pub use volume::{MAX_BASES, VolumeInfo, Volumes};

@@ -7,6 +7,7 @@
 use crate::Result;
 use async_trait::async_trait;
 use fleetward_model::ByteSize;
+use fleetward_model::host::DiskIo;
 use std::path::{Path, PathBuf};
 
 /// A disk file, inspected without trusting it.
@@ -44,6 +45,12 @@ pub trait Volumes: Send + Sync + 'static {
         path: &Path,
         size: ByteSize,
     ) -> Result<()>;
+
+    /// Makes a volume that nobody has open larger; one of that size or larger is left alone.
+    async fn grow(&self, path: &Path, size: ByteSize) -> Result<()>;
+
+    /// How QEMU can read and write volumes of a directory: tried there, and remembered.
+    async fn disk_io(&self, directory: &Path) -> DiskIo;
 
     /// Inspects a volume that Fleetward made, and its whole chain of bases.
     ///

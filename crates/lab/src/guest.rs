@@ -25,7 +25,16 @@ const BUILDER: &str = include_str!("guest.rs");
 
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const BUSYBOX: &str = "/bin/busybox";
-const DRIVERS: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_net", "button", "evdev"];
+const DRIVERS: [&str; 8] = [
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_scsi",
+    "sd_mod",
+    "ahci",
+    "button",
+    "evdev",
+];
 
 const MIB: u64 = 1 << 20;
 const ESP_BYTES: u64 = 40 * MIB;

@@ -14,12 +14,18 @@ pub mod nic;
 
 pub use nic::{NicAsked, NicChange, NicPart, NicRemove, NicSet};
 
+pub mod disk;
+pub mod drive;
+
+pub use disk::{DiskAct, DiskAsked, DiskChange, DiskMove, DiskRemove, DiskResize, DiskStep};
+pub use drive::{DriveAsked, DriveChange, DriveEject, DriveInsert, DriveRemove, DriveStep};
+
 use crate::error::Finding;
 use crate::name::MAX_LABEL_VALUE;
 use crate::profile::{Asked, MAX_CPUS, MEMORY};
-use crate::spec::{Description, NicSpec, VmSpec};
+use crate::spec::{Description, DiskSpec, Medium, NicSpec, VmSpec};
 use crate::vm::{Profile, VmObserved, VmState};
-use crate::{ByteSize, DeviceId, ErrorCode, Failure, LabelKey, VmName};
+use crate::{ByteSize, DeviceId, ErrorCode, Failure, ImageName, LabelKey, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -40,6 +46,8 @@ pub enum ChangeKind {
     Autostart,
     Name,
     Nics,
+    Disks,
+    Drives,
 }
 
 /// When a change takes effect.
@@ -60,7 +68,9 @@ pub enum Answer {
 /// Whether a VM in `state` takes a change of `kind`, and when it has it.
 pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
     use Answer::{Refuse, Takes};
-    use ChangeKind::{Autostart, Cpus, Description, Labels, Memory, Name, Nics, Tpm};
+    use ChangeKind::{
+        Autostart, Cpus, Description, Disks, Drives, Labels, Memory, Name, Nics, Tpm,
+    };
     use VmState::{Failed, Migrating, Paused, Running, Stopped, Unknown};
     match (kind, state) {
         (Description | Labels | Autostart, Running | Stopped | Paused | Failed) => {
@@ -71,6 +81,8 @@ pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
         (Name | Tpm, Stopped) => Takes(Effect::Now),
         // What QEMU or the guest refuses meanwhile waits for the next start.
         (Nics, Running | Stopped | Paused | Failed) => Takes(Effect::Now),
+        // What the machine cannot take waits for the next start, and what it cannot let go of is refused: see `disk`.
+        (Disks | Drives, Running | Stopped | Paused | Failed) => Takes(Effect::Now),
         (Name, Running | Paused | Failed) => Refuse(
             ErrorCode::VmRunning,
             "libvirt renames a domain only while it is stopped",
@@ -79,10 +91,14 @@ pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
             ErrorCode::VmRunning,
             "a TPM is changed only while the VM is stopped",
         ),
-        (Tpm | Cpus | Memory | Description | Labels | Autostart | Name | Nics, Migrating) => {
-            Refuse(ErrorCode::VmBusy, "the VM is migrating")
-        }
-        (Tpm | Cpus | Memory | Description | Labels | Autostart | Name | Nics, Unknown) => Refuse(
+        (
+            Tpm | Cpus | Memory | Description | Labels | Autostart | Name | Nics | Disks | Drives,
+            Migrating,
+        ) => Refuse(ErrorCode::VmBusy, "the VM is migrating"),
+        (
+            Tpm | Cpus | Memory | Description | Labels | Autostart | Name | Nics | Disks | Drives,
+            Unknown,
+        ) => Refuse(
             ErrorCode::HostUnreachable,
             "its host does not answer, so its state is unknown",
         ),
@@ -181,6 +197,12 @@ pub struct Wanted {
     pub name: Option<VmName>,
     /// Carried out in this order.
     pub nics: Vec<NicChange>,
+    /// Carried out in this order.
+    pub disks: Vec<DiskChange>,
+    /// Carried out in this order.
+    pub drives: Vec<DriveChange>,
+    /// The images that `drives` names.
+    pub media: BTreeMap<ImageName, Medium>,
 }
 
 impl Wanted {
@@ -238,6 +260,8 @@ pub enum ChangeStep {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         parts: Vec<NicPart>,
     },
+    Disk(DiskStep),
+    Drive(DriveStep),
 }
 
 impl ChangeStep {
@@ -251,7 +275,50 @@ impl ChangeStep {
             Self::Autostart { .. } => ChangeKind::Autostart,
             Self::Name { .. } => ChangeKind::Name,
             Self::Nic { .. } => ChangeKind::Nics,
+            Self::Disk(_) => ChangeKind::Disks,
+            Self::Drive(_) => ChangeKind::Drives,
         }
+    }
+}
+
+impl ChangeStep {
+    /// The change of a disk.
+    pub const fn disk(&self) -> Option<&DiskStep> {
+        match self {
+            Self::Disk(step) => Some(step),
+            Self::Tpm { .. }
+            | Self::Cpus { .. }
+            | Self::Memory { .. }
+            | Self::Description { .. }
+            | Self::Label { .. }
+            | Self::Autostart { .. }
+            | Self::Name { .. }
+            | Self::Nic { .. }
+            | Self::Drive(_) => None,
+        }
+    }
+
+    /// The change of a drive.
+    pub const fn drive(&self) -> Option<&DriveStep> {
+        match self {
+            Self::Drive(step) => Some(step),
+            Self::Tpm { .. }
+            | Self::Cpus { .. }
+            | Self::Memory { .. }
+            | Self::Description { .. }
+            | Self::Label { .. }
+            | Self::Autostart { .. }
+            | Self::Name { .. }
+            | Self::Nic { .. }
+            | Self::Disk(_) => None,
+        }
+    }
+
+    /// Whether a machine in that state has it only after its next start, as far as it is known beforehand.
+    fn waits(&self, state: VmState) -> bool {
+        self.disk().is_some_and(|step| disk::waits(step, state))
+            || self.drive().is_some_and(|step| drive::waits(step, state))
+            || nic::waits(self, state)
     }
 }
 
@@ -280,7 +347,9 @@ impl Plan {
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
             | ChangeStep::Name { .. }
-            | ChangeStep::Nic { .. } => None,
+            | ChangeStep::Nic { .. }
+            | ChangeStep::Disk(_)
+            | ChangeStep::Drive(_) => None,
         })
     }
 
@@ -294,7 +363,9 @@ impl Plan {
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
-            | ChangeStep::Nic { .. } => None,
+            | ChangeStep::Nic { .. }
+            | ChangeStep::Disk(_)
+            | ChangeStep::Drive(_) => None,
         })
     }
 
@@ -308,7 +379,9 @@ impl Plan {
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
-            | ChangeStep::Name { .. } => None,
+            | ChangeStep::Name { .. }
+            | ChangeStep::Disk(_)
+            | ChangeStep::Drive(_) => None,
         })
     }
 
@@ -322,8 +395,29 @@ impl Plan {
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
             | ChangeStep::Name { .. }
-            | ChangeStep::Nic { .. } => None,
+            | ChangeStep::Nic { .. }
+            | ChangeStep::Disk(_)
+            | ChangeStep::Drive(_) => None,
         })
+    }
+
+    /// The steps about disks.
+    pub fn disks(&self) -> impl Iterator<Item = &DiskStep> {
+        self.steps.iter().filter_map(|planned| planned.step.disk())
+    }
+
+    /// The media that come into drives.
+    pub fn media(&self) -> impl Iterator<Item = &Medium> {
+        let drives = self.steps.iter().filter_map(|planned| planned.step.drive());
+        drives.filter_map(|step| step.to.as_ref()?.medium.as_ref())
+    }
+
+    /// The volumes that nobody needs once all of it is done.
+    pub fn left_over(&self) -> Vec<DiskSpec> {
+        self.disks()
+            .filter_map(DiskStep::left_over)
+            .cloned()
+            .collect()
     }
 
     /// What the definition on the host is asked for: everything but the TPM.
@@ -352,12 +446,14 @@ pub fn plan(vm: &VmObserved, wanted: &Wanted) -> Result<Plan, Failure> {
     let spec = &metadata.spec;
     let mut steps = steps(vm, spec, wanted);
     steps.extend(nic::steps(vm, spec, &wanted.nics)?);
+    steps.extend(disk::steps(vm, spec, &wanted.disks)?);
+    steps.extend(drive::steps(vm, spec, wanted)?);
     let mut findings = Vec::new();
     let mut planned = Vec::with_capacity(steps.len());
     for step in steps {
         match answer(step.kind(), vm.state) {
             Answer::Takes(effect) => {
-                let effect = match nic::waits(&step, vm.state) {
+                let effect = match step.waits(vm.state) {
                     true => Effect::NextStart,
                     false => effect,
                 };
@@ -518,6 +614,8 @@ pub fn apply(spec: &VmSpec, steps: &[ChangeStep], direction: Direction) -> VmSpe
                     direction,
                 );
             }
+            ChangeStep::Disk(step) => disk::apply(&mut after.disks, step, direction),
+            ChangeStep::Drive(step) => drive::apply(&mut after.drives, step, direction),
         }
     }
     after
@@ -547,7 +645,9 @@ pub fn domain_name_after(has: &str, steps: &[ChangeStep], direction: Direction) 
         | ChangeStep::Description { .. }
         | ChangeStep::Label { .. }
         | ChangeStep::Autostart { .. }
-        | ChangeStep::Nic { .. } => None,
+        | ChangeStep::Nic { .. }
+        | ChangeStep::Disk(_)
+        | ChangeStep::Drive(_) => None,
     });
     next.filter(|next| next != has)
 }
@@ -588,7 +688,9 @@ pub fn defined_after(
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
             | ChangeStep::Name { .. }
-            | ChangeStep::Nic { .. } => {}
+            | ChangeStep::Nic { .. }
+            | ChangeStep::Disk(_)
+            | ChangeStep::Drive(_) => {}
         }
     }
     (cpus, memory)
@@ -638,6 +740,8 @@ pub fn pending(vm: &VmObserved) -> Vec<Pending> {
     .into_iter()
     .flatten()
     .chain(nic::pending(vm).filter(|_| runs))
+    .chain(disk::pending(vm).filter(|_| runs))
+    .chain(drive::pending(vm).filter(|_| runs))
     .collect()
 }
 
@@ -647,7 +751,7 @@ fn same_memory(one: ByteSize, other: ByteSize) -> bool {
 }
 
 /// A size as an option takes it: `4G`, `600M`.
-fn argument(size: ByteSize) -> String {
+pub(crate) fn argument(size: ByteSize) -> String {
     let bytes = size.bytes();
     match bytes {
         _ if bytes.is_multiple_of(ByteSize::GIB) => format!("{}G", bytes / ByteSize::GIB),

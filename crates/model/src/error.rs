@@ -227,6 +227,10 @@ codes! {
         "The VM has no device of that name.",
         "see which devices the VM has: fleetward vm show {vm}",
         "see which devices the VM has";
+    DeviceHeld = "DEVICE_HELD", Refused,
+        "The guest of a running VM does not let go of a disk or of a medium: it uses it, or it does not react yet.",
+        "let the guest unmount it and try again, or stop the VM first: fleetward vm stop {vm}",
+        "let the guest unmount it and try again, or stop the VM first";
     NoSpace = "NO_SPACE", Refused,
         "The pool does not have enough free space.",
         "free some space, or choose another host or pool";

@@ -95,6 +95,35 @@ pub struct PoolFacts {
     pub path: String,
     pub capacity: ByteSize,
     pub available: ByteSize,
+    /// How QEMU can read and write its volumes. Agents that do not tell are from before it.
+    #[serde(default)]
+    pub io: DiskIo,
+}
+
+/// How QEMU reads and writes the volumes of a directory; a later one can do what the earlier ones can.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskIo {
+    /// Through the host's page cache.
+    #[default]
+    Cached,
+    /// Past the page cache (`O_DIRECT`).
+    Direct,
+    /// The same, through `io_uring`.
+    DirectUring,
 }
 
 /// What really starts VMs here.
@@ -148,7 +177,7 @@ impl Formats {
     /// What an agent must know to carry out those changes.
     pub fn of_steps(steps: &[ChangeStep]) -> Self {
         let device = steps.iter().any(|step| match step.kind() {
-            ChangeKind::Nics => true,
+            ChangeKind::Nics | ChangeKind::Disks | ChangeKind::Drives => true,
             ChangeKind::Tpm
             | ChangeKind::Cpus
             | ChangeKind::Memory

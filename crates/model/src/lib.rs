@@ -8,6 +8,7 @@ pub mod audit;
 pub mod certutil;
 pub mod change;
 pub mod clone;
+pub mod disk;
 pub mod error;
 pub mod fit;
 pub mod fix;

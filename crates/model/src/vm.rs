@@ -1,5 +1,6 @@
 //! Types of a VM: the specification that is stored with it, and the state that a host observes.
 
+use crate::disk::DiskSerial;
 use crate::host::Formats;
 use crate::network::NicObserved;
 use crate::spec::{self, Unknown};
@@ -7,8 +8,8 @@ pub use crate::spec::{
     Description, DiskSpec, DriveSpec, Medium, NewerSpec, NicModel, NicSpec, VmSpec,
 };
 use crate::{
-    ByteSize, ErrorCode, Failure, GuardianId, HostName, ImageName, JobId, KeyId, PoolName, VmId,
-    VmName,
+    ByteSize, DeviceId, ErrorCode, Failure, GuardianId, HostName, ImageName, JobId, KeyId,
+    PoolName, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -93,12 +94,17 @@ pub enum VolumeSource {
     Image { image: ImageName, sha256: String },
 }
 
-/// The bus of a disk: VirtIO for Linux, SATA if an installer has no other driver.
+/// The bus of a disk: VirtIO for Linux, SATA if an installer has no other driver, SCSI for many disks or guests that give
+/// unused blocks back only there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr, strum::Display, strum::VariantArray)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
 pub enum DiskBus {
     Virtio,
     Sata,
+    /// On a `virtio-scsi` controller.
+    Scsi,
 }
 
 /// The firmware a VM starts with.
@@ -260,10 +266,66 @@ pub enum TransitSide {
     Departed,
 }
 
+/// Whether a running VM has a device, or only its definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    #[default]
+    Here,
+    /// With its next start.
+    Comes,
+    /// With its next start.
+    Goes,
+}
+
+impl Presence {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    fn is_here(&self) -> bool {
+        *self == Self::Here
+    }
+
+    /// What waits for the next start, of a device that `named` names; none: nothing.
+    pub(crate) fn now_and_next(
+        self,
+        named: impl FnOnce() -> serde_json::Value,
+    ) -> Option<(serde_json::Value, serde_json::Value)> {
+        match self {
+            Self::Here => None,
+            Self::Comes => Some((serde_json::Value::Null, named())),
+            Self::Goes => Some((named(), serde_json::Value::Null)),
+        }
+    }
+}
+
+/// A drive as the host sees it now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DriveObserved {
+    /// None: it is none of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<DeviceId>,
+    pub target: String,
+    /// The image in it; none: it is empty, or holds something else.
+    #[serde(default)]
+    pub image: Option<ImageName>,
+    /// The file of its medium; none: it is empty.
+    #[serde(default)]
+    pub path: Option<String>,
+    #[serde(default, skip_serializing_if = "Presence::is_here")]
+    pub presence: Presence,
+}
+
 /// A disk as the host sees it now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiskObserved {
+    /// None: it is none of ours, or its host does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<DeviceId>,
     pub target: String,
+    /// What the guest knows it by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<DiskSerial>,
+    #[serde(default, skip_serializing_if = "Presence::is_here")]
+    pub presence: Presence,
     pub bus: DiskBus,
     pub pool: PoolName,
     /// Id of the directory the pool lies in; equal on two hosts when they share it.
@@ -356,6 +418,8 @@ pub struct VmObserved<M = VmSummary> {
     /// Its network cards as they are now; none: its host's agent is older than networks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nics: Option<Vec<NicObserved>>,
+    #[serde(default)]
+    pub drives: Vec<DriveObserved>,
     pub tpm: TpmObserved,
     #[serde(with = "time::serde::rfc3339")]
     pub observed: OffsetDateTime,
@@ -407,6 +471,7 @@ impl VmReport {
             accelerator: self.accelerator,
             disks: self.disks,
             nics: self.nics,
+            drives: self.drives,
             observed: self.observed,
         }
         .by_its_specification()

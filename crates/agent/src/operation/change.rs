@@ -4,6 +4,7 @@
 //!  domain renamed ── specification and definition, in one call
 //!        └── a crash here: the domain has its new name, the specification the old one; the repeat goes on
 //! ```
+//! What becomes of volumes meanwhile: see [`super::disks`].
 //! Forward or back, a step touches only what it is about; back, only what still has the value that it gave.
 
 use super::Task;
@@ -31,13 +32,16 @@ impl Task<'_> {
             renamed.attempt(|| format!("renaming VM {} to {name}", metadata.spec.name))?;
             fleetward_failpoint::hold("agent.change-vm.renamed").await;
         }
+        let directed = self.prepare_volumes(&domain, steps, direction).await?;
         let mut after = metadata.clone();
-        after.spec = change::apply(&metadata.spec, steps, direction);
+        for (step, way) in &directed {
+            after.spec = change::apply(&after.spec, std::slice::from_ref(*step), *way);
+        }
         after.generation = self.generation;
         let has = domain.defined.map(|defined| (defined.cpus, defined.memory));
         let (cpus, memory) = change::defined_after(has, steps, direction);
         let renamed = after.spec.name != metadata.spec.name;
-        let definition = DomainChange {
+        let mut definition = DomainChange {
             cpus,
             memory,
             serial_log: match renamed {
@@ -47,7 +51,10 @@ impl Task<'_> {
             devices: self.device_changes(&metadata.spec, steps, direction)?,
             ..DomainChange::default()
         };
-        self.redefine(&after, &definition).await
+        self.storage_changes(&directed, &mut definition)?;
+        self.redefine(&after, &definition).await?;
+        fleetward_failpoint::hold("agent.change-vm.defined").await;
+        self.remove_made(&directed).await
     }
 
     /// What the steps make of devices on this host. Taking back a step leaves a device alone that has changed since.
@@ -88,7 +95,10 @@ impl Task<'_> {
                 | ChangeStep::Description { .. }
                 | ChangeStep::Label { .. }
                 | ChangeStep::Autostart { .. }
-                | ChangeStep::Name { .. } => {}
+                | ChangeStep::Name { .. }
+                // See `disks`.
+                | ChangeStep::Disk(_)
+                | ChangeStep::Drive(_) => {}
             }
         }
         Ok(changes)

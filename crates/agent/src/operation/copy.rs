@@ -19,7 +19,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::operation::{Copied, TpmMade};
 use fleetward_durable::{self as durable, Access};
-use fleetward_hypervisor::{CopyState, DomainState, Error as HypervisorError, SecretText};
+use fleetward_hypervisor::{
+    CopyState, DomainObserved, DomainState, Error as HypervisorError, SecretText,
+};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::{VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, Failure, PoolName, VmId};
@@ -78,7 +80,9 @@ impl Task<'_> {
             variables,
             tpm_state: tpm_state && metadata.spec.tpm,
         };
-        let way = if linked && self.can_link(&disks).await? {
+        // A disk that waits for the next start is no part of what a machine switches to overlays.
+        let whole = !has_waiting(&domain, &disks);
+        let way = if linked && whole && self.can_link(&disks).await? {
             Way::Linked
         } else {
             Way::Full
@@ -94,8 +98,8 @@ impl Task<'_> {
             }
             DomainState::Running => Some(match way {
                 Way::Full => {
-                    let copying = self.copy_running(&metadata, to, &new, &disks, parts);
-                    copying.await?
+                    let from = (&domain, &metadata);
+                    self.copy_running(from, to, &new, &disks, parts).await?
                 }
                 Way::Linked => {
                     let linking = self.link_running(&metadata, to, &new, &disks, parts);
@@ -216,7 +220,7 @@ impl Task<'_> {
     /// still.
     async fn copy_running(
         &self,
-        metadata: &VmMetadata,
+        (domain, metadata): (&DomainObserved, &VmMetadata),
         to: &VmSpec,
         new: &VmRecord,
         disks: &[Pair],
@@ -228,7 +232,19 @@ impl Task<'_> {
             to: to.id,
             overlays: Vec::new(),
         })?;
-        let copies: Vec<(String, PathBuf)> = disks
+        let (there, waiting): (Vec<&Pair>, Vec<&Pair>) =
+            disks.iter().partition(|disk| is_there(domain, disk));
+        for Pair {
+            source,
+            copy,
+            target,
+            ..
+        } in waiting
+        {
+            let copied = self.host.volumes.copy(source, copy).await;
+            copied.attempt(|| format!("copying disk {target} of VM {}", self.vm))?;
+        }
+        let copies: Vec<(String, PathBuf)> = there
             .iter()
             .map(|disk| (disk.target.clone(), disk.copy.clone()))
             .collect();
@@ -474,6 +490,17 @@ impl Task<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a machine that runs has the disk, and not only its definition.
+fn is_there(domain: &DomainObserved, disk: &Pair) -> bool {
+    let mut disks = domain.disks.iter();
+    disks.any(|(target, _)| *target == disk.target)
+}
+
+fn has_waiting(domain: &DomainObserved, disks: &[Pair]) -> bool {
+    let runs = !matches!(domain.state, DomainState::Stopped(_));
+    runs && disks.iter().any(|disk| !is_there(domain, disk))
 }
 
 impl CopiedRecord {

@@ -9,13 +9,14 @@
 //! ```
 //! Every operation and its undo can be repeated, also after a crash at any line: it inspects the present state and
 //! does not rely on a record of its progress. [`table`] orders the operations of a VM. The other modules carry them
-//! out: [`create`] volumes and definitions, [`change`] changes of them, [`copy`] the copies for clones and templates, [`tpm`] and [`tpm_change`]
+//! out: [`create`] volumes and definitions, [`change`] changes of them and [`disks`] of their volumes, [`copy`] the copies for clones and templates, [`tpm`] and [`tpm_change`]
 //! TPMs, [`power`] start and stop, [`grant`] key protectors, [`incoming`] and [`outgoing`] the two sides of a
 //! migration, [`send`] the files of a stopped VM, [`rebuild`] a VM whose host is lost.
 
 mod change;
 pub(crate) mod copy;
 mod create;
+mod disks;
 mod grant;
 pub(crate) mod incoming;
 mod link;
@@ -72,6 +73,7 @@ impl Task<'_> {
             }
             Operation::Define(o) => answer(o, self.define(&o.metadata).await),
             Operation::ChangeVm(o) => answer(o, self.change_vm(&o.steps, o.direction).await),
+            Operation::DropVolumes(o) => answer(o, self.drop_volumes(&o.disks).await),
             Operation::AttachTpm(o) => answer(o, self.attach_tpm().await),
             Operation::DetachTpm(o) => answer(o, self.detach_tpm().await),
             Operation::SetAsideTpm(o) => answer(o, self.set_aside_tpm().await),

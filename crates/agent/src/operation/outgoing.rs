@@ -81,7 +81,9 @@ impl Task<'_> {
         let nics = self.host.networks.as_specified(&domain, &metadata.spec);
         let place = |nic: &NicSpec| Some((nic.mac.clone(), networks.get(&nic.network)?.clone()));
         let nic_places = nics.filter_map(place).collect();
-        let outcome = self.move_memory(to, disks, &metadata, nic_places).await;
+        let outcome = self
+            .move_memory(to, disks, (&domain, &metadata), nic_places)
+            .await;
         self.remove_socket_directory()?;
         match outcome {
             Ok(outcome) => self.leave(Some(outcome)),
@@ -94,8 +96,11 @@ impl Task<'_> {
     fn require_known_disks(&self, domain: &DomainObserved, metadata: &VmMetadata) -> Result<()> {
         for disk in &metadata.spec.disks {
             let path = self.host.pools.volume(disk)?;
+            // A disk that waits for the next start is in the definition only.
+            let next = domain.defined.iter().flat_map(|defined| &defined.disks);
+            let mut known = domain.disks.iter().chain(next);
             // Of a domain that is just being started libvirt tells nothing.
-            if !domain.disks.is_empty() && !domain.disks.iter().any(|(_, known)| *known == path) {
+            if !domain.disks.is_empty() && !known.any(|(_, known)| *known == path) {
                 return Err(Failure::new(
                     ErrorCode::VmStateWrong,
                     format!("migrating VM {}", domain.name),
@@ -120,7 +125,7 @@ impl Task<'_> {
         &self,
         to: &Peer,
         disks: &[IncomingDisk],
-        metadata: &VmMetadata,
+        (domain, metadata): (&DomainObserved, &VmMetadata),
         nic_places: Vec<(String, NetworkPlace)>,
     ) -> Result<MigrationOutcome> {
         let directory = self.make_socket_directory()?;
@@ -133,9 +138,11 @@ impl Task<'_> {
         .map(|(name, channel)| self.relay(&directory.join(name), to, channel))
         .collect::<Result<Vec<_>>>()?;
 
+        // A disk that the machine does not have yet is empty, and so is the one that the destination has made for it.
+        let is_there = |target: &str| domain.disks.iter().any(|(there, _)| there == target);
         let copied: Vec<String> = disks
             .iter()
-            .filter(|disk| disk.copy)
+            .filter(|disk| disk.copy && is_there(&disk.target))
             .map(|disk| disk.target.clone())
             .collect();
         let mut arriving = metadata.clone();
@@ -154,6 +161,10 @@ impl Task<'_> {
             },
             arriving,
             nic_places,
+            disk_io: disks
+                .iter()
+                .map(|disk| (disk.target.clone(), disk.io))
+                .collect(),
         };
         let (sender, progress) = watch::channel(MigrationProgress::default());
         let abort = CancellationToken::new();

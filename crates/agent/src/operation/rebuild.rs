@@ -16,6 +16,7 @@ use crate::record::TransitRecord;
 use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_api::tpm::{BundleParts, TpmBundle};
 use fleetward_hypervisor::DomainState;
+use fleetward_model::host::DiskIo;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure};
 
@@ -58,6 +59,7 @@ impl Task<'_> {
             .map(|disk| IncomingDisk {
                 target: disk.target.clone(),
                 copy: false,
+                io: DiskIo::default(),
             })
             .collect();
         // No other host may send anything into this arrival.

@@ -5,7 +5,7 @@
 
 use async_trait::async_trait;
 use fleetward_hypervisor::*;
-use fleetward_model::host::{Accelerator, Version};
+use fleetward_model::host::{Accelerator, DiskIo, Version};
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::{NewerSpec, NicSpec, VmMetadata};
 use fleetward_model::{ByteSize, VmId};
@@ -25,6 +25,10 @@ pub struct Domain {
     pub name: String,
     pub state: DomainState,
     pub disks: Vec<(String, PathBuf)>,
+    /// What it starts with next.
+    pub next_disks: Vec<(String, PathBuf)>,
+    pub drives: Vec<(String, Option<PathBuf>)>,
+    pub next_drives: Vec<(String, Option<PathBuf>)>,
     pub nvram: PathBuf,
     /// The TPM device.
     pub tpm: bool,
@@ -54,6 +58,14 @@ pub struct State {
     pub migration_takes: std::time::Duration,
     /// The migration arrives, and its report is lost on the way back.
     pub lose_report: bool,
+    /// Volumes that have grown.
+    pub sizes: BTreeMap<PathBuf, ByteSize>,
+    /// Disks that are mirrored: VM, target, and where to.
+    pub mirrors: Vec<(VmId, String, PathBuf)>,
+    /// Mirrors break off.
+    pub mirrors_break: bool,
+    /// Targets that guests hold on to.
+    pub held: Vec<String>,
     /// Guests asked to shut down, migrations begun.
     pub shutdowns: usize,
     pub migrations: usize,
@@ -125,15 +137,25 @@ impl Fake {
     }
 
     fn domain(&self, metadata: VmMetadata, state: DomainState) -> Domain {
+        let disks: Vec<(String, PathBuf)> = metadata
+            .spec
+            .disks
+            .iter()
+            .map(|d| (d.target.clone(), self.root.join("pool").join(&d.volume)))
+            .collect();
+        let drives: Vec<(String, Option<PathBuf>)> = metadata
+            .spec
+            .drives
+            .iter()
+            .map(|d| (d.target.clone(), None))
+            .collect();
         Domain {
             newer: None,
             name: metadata.spec.name.to_string(),
-            disks: metadata
-                .spec
-                .disks
-                .iter()
-                .map(|d| (d.target.clone(), self.root.join("pool").join(&d.volume)))
-                .collect(),
+            next_disks: disks.clone(),
+            disks,
+            next_drives: drives.clone(),
+            drives,
             nvram: self
                 .root
                 .join("nvram")
@@ -218,12 +240,15 @@ impl Fake {
                 memory: d.memory,
                 tpm: d.tpm,
                 nics: d.next_nics.clone(),
+                disks: d.next_disks.clone(),
+                drives: d.next_drives.clone(),
             }),
             firmware: None,
             machine: "pc-q35-10.0".into(),
             accelerator: Accelerator::Tcg,
             disks: d.disks.clone(),
             nics: d.nics.clone(),
+            drives: d.drives.clone(),
             nvram_path: Some(d.nvram.clone()),
             tpm: d.tpm,
             cpu_xml: None,
@@ -256,6 +281,62 @@ fn change_card(cards: &mut Vec<NicSeen>, change: &NicDeviceChange) {
         (None, Some(card)) => cards.push(card),
         (None, None) => {}
     }
+}
+
+impl Domain {
+    /// Its machine is the one of its definition.
+    fn restarts(&mut self) {
+        self.disks.clone_from(&self.next_disks);
+        self.drives.clone_from(&self.next_drives);
+    }
+}
+
+/// As libvirt and QEMU do: disks named `sd` and drives come and go with the next start.
+fn change_storage(id: VmId, d: &mut Domain, change: &StorageChange, held: &[String]) -> Result<()> {
+    fn has<P>(devices: &[(String, P)], target: &str) -> bool {
+        devices.iter().any(|device| device.0 == target)
+    }
+    match change {
+        StorageChange::AddDisk(disk) => {
+            let added = (disk.spec.target.clone(), disk.path.clone());
+            let at_once = disk.spec.target.starts_with("vd");
+            if at_once && !has(&d.disks, &added.0) {
+                d.disks.push(added.clone());
+            }
+            if !has(&d.next_disks, &added.0) {
+                d.next_disks.push(added);
+            }
+        }
+        StorageChange::RemoveDisk { target } => {
+            d.next_disks.retain(|disk| disk.0 != *target);
+            let runs = !matches!(d.state, DomainState::Stopped(_));
+            if runs && has(&d.disks, target) && held.contains(target) {
+                let device = format!("disk {target}");
+                return Err(Error::DeviceHeld { id, device });
+            }
+            d.disks.retain(|disk| disk.0 != *target);
+        }
+        StorageChange::AddDrive(drive) => {
+            if !has(&d.next_drives, &drive.spec.target) {
+                let added = (drive.spec.target.clone(), drive.path.clone());
+                d.next_drives.push(added);
+            }
+        }
+        StorageChange::RemoveDrive { target } => {
+            d.next_drives.retain(|drive| drive.0 != *target);
+            for drive in d.drives.iter_mut().filter(|drive| drive.0 == *target) {
+                drive.1 = None;
+            }
+        }
+        StorageChange::SetMedium { target, path } => {
+            for drives in [&mut d.drives, &mut d.next_drives] {
+                for drive in drives.iter_mut().filter(|drive| drive.0 == *target) {
+                    drive.1.clone_from(path);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn refuse_newer(id: VmId, domain: &Domain) -> Result<()> {
@@ -329,6 +410,7 @@ impl Hypervisor for Fake {
     }
     async fn redefine(&self, id: VmId, metadata: &VmMetadata, change: &DomainChange) -> Result<()> {
         let holds_on = self.with(|s| s.guests_hold_on);
+        let held = self.with(|s| s.held.clone());
         self.change(id, |d| {
             refuse_newer(id, d)?;
             d.metadata = Some(metadata.clone());
@@ -336,8 +418,16 @@ impl Hypervisor for Fake {
             d.memory = change.memory.unwrap_or(d.memory);
             d.tpm = change.tpm.unwrap_or(d.tpm);
             for (target, path) in &change.disks {
-                let disk = d.disks.iter_mut().find(|disk| disk.0 == *target);
-                disk.expect("a disk of the domain").1.clone_from(path);
+                for disks in [&mut d.disks, &mut d.next_disks] {
+                    let disk = disks.iter_mut().find(|disk| disk.0 == *target);
+                    disk.expect("a disk of the domain").1.clone_from(path);
+                }
+            }
+            for change in &change.storage {
+                change_storage(id, d, change, &held)?;
+            }
+            if matches!(d.state, DomainState::Stopped(_)) {
+                d.restarts();
             }
             let runs = !matches!(d.state, DomainState::Stopped(_));
             for DeviceChange::Nic(change) in &change.devices {
@@ -394,6 +484,7 @@ impl Hypervisor for Fake {
                 });
             }
             std::fs::write(&domain.nvram, b"vars").unwrap();
+            domain.restarts();
             domain.state = DomainState::Running;
             s.started.push(id);
             Ok(())
@@ -463,6 +554,7 @@ impl Hypervisor for Fake {
         self.change(id, |d| {
             assert_eq!(d.state, DomainState::Paused { incoming: false });
             d.disks = disks.to_vec();
+            d.next_disks = disks.to_vec();
             Ok(())
         })
     }
@@ -471,6 +563,49 @@ impl Hypervisor for Fake {
     }
     async fn abort_copy(&self, _id: VmId) -> Result<()> {
         self.check()
+    }
+    async fn grow_disk(&self, id: VmId, target: &str, size: ByteSize) -> Result<()> {
+        let path = self.change(id, |d| {
+            let disk = d.disks.iter().find(|disk| disk.0 == target);
+            Ok(disk.expect("a disk of the domain").1.clone())
+        })?;
+        self.grow(&path, size).await
+    }
+    async fn begin_move(&self, id: VmId, target: &str, path: &Path) -> Result<()> {
+        self.check()?;
+        assert!(path.exists(), "mirrored to nowhere");
+        let mirror = (id, target.to_owned(), path.to_owned());
+        self.with(|s| s.mirrors.push(mirror));
+        Ok(())
+    }
+    async fn move_state(&self, id: VmId, target: &str) -> Result<MoveState> {
+        self.check()?;
+        Ok(self.with(|s| {
+            if s.mirrors_break {
+                s.mirrors.clear();
+            }
+            let mirrored = s.mirrors.iter().any(|m| m.0 == id && m.1 == target);
+            match mirrored {
+                true => MoveState::Mirrored,
+                false => MoveState::Still,
+            }
+        }))
+    }
+    async fn finish_move(&self, id: VmId, target: &str) -> Result<()> {
+        let found = self.with(|s| {
+            let at = s.mirrors.iter().position(|m| m.0 == id && m.1 == target);
+            s.mirrors.remove(at.expect("a mirror"))
+        });
+        self.change(id, |d| {
+            let disk = d.disks.iter_mut().find(|disk| disk.0 == target);
+            disk.expect("a disk of the domain").1 = found.2;
+            Ok(())
+        })
+    }
+    async fn abort_move(&self, id: VmId, target: &str) -> Result<()> {
+        self.check()?;
+        self.with(|s| s.mirrors.retain(|m| m.0 != id || m.1 != target));
+        Ok(())
     }
     async fn undefine(&self, id: VmId) -> Result<()> {
         self.check()?;
@@ -583,7 +718,12 @@ impl Volumes for Fake {
     async fn inspect_volume(&self, path: &Path) -> Result<VolumeInfo> {
         let bases = self.bases(path).await?;
         let info = Volumes::inspect(self, path, Some("qcow2")).await?;
-        Ok(VolumeInfo { bases, ..info })
+        let grown = self.with(|s| s.sizes.get(path).copied());
+        Ok(VolumeInfo {
+            bases,
+            virtual_size: grown.unwrap_or(info.virtual_size),
+            ..info
+        })
     }
     /// An overlay is a file that says `disk over NAME`.
     async fn bases(&self, path: &Path) -> Result<Vec<PathBuf>> {
@@ -632,6 +772,16 @@ impl Volumes for Fake {
         }
         std::fs::copy(image, path).unwrap();
         Ok(())
+    }
+    async fn grow(&self, path: &Path, size: ByteSize) -> Result<()> {
+        let found = self.inspect_volume(path).await?;
+        if found.virtual_size < size {
+            self.with(|s| s.sizes.insert(path.to_owned(), size));
+        }
+        Ok(())
+    }
+    async fn disk_io(&self, _directory: &Path) -> DiskIo {
+        DiskIo::default()
     }
     async fn copy(&self, source: &Path, path: &Path) -> Result<()> {
         std::fs::copy(source, path).unwrap();

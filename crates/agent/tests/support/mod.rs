@@ -268,7 +268,8 @@ fn config(root: &Path, address: &str) -> Config {
         "data_dir = '{r}/data'\nrun_dir = '{r}/run'\nlisten = '{address}'\nadvertise = '{address}'\n\
          nvram_dir = '{r}/nvram'\nlibvirt_socket = '{r}/libvirt-sock'\ntpm_pool_size = 1\nqemu_group = 'root'\n\
          [[pool]]\nname = 'default'\npath = '{r}/pool'\n\
-         [[network]]\nname = 'lan'\nbridge = 'br-there-is-not'\n",
+         [[network]]\nname = 'lan'\nbridge = 'br-there-is-not'\n\
+         [[pool]]\nname = 'other'\npath = '{r}/other'\n",
         r = root.display()
     );
     let path = root.join("agent.toml");
@@ -350,6 +351,7 @@ pub fn disks(copy: bool) -> Vec<IncomingDisk> {
     vec![IncomingDisk {
         target: "vda".into(),
         copy,
+        io: Default::default(),
     }]
 }
 

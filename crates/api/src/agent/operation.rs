@@ -9,7 +9,7 @@ use fleetward_model::change::{ChangeStep, Direction};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::Formats;
 use fleetward_model::network::NetworkPlace;
-use fleetward_model::vm::{StoppedBy, VmMetadata, VmSpec, VolumeSource};
+use fleetward_model::vm::{DiskSpec, StoppedBy, VmMetadata, VmSpec, VolumeSource};
 use fleetward_model::{KeyId, NetworkName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -76,6 +76,7 @@ impl Operation {
             operations: match self {
                 Self::Pause(_) | Self::Resume(_) => Formats::POWER,
                 Self::ChangeVm(ChangeVm { steps, .. }) => Formats::of_steps(steps).operations,
+                Self::DropVolumes(_) => Formats::DEVICES,
                 _ => 1,
             },
             ..Formats::default()
@@ -108,6 +109,7 @@ impl Operation {
             | Self::CommitTpm(_)
             | Self::AbandonTpm(_)
             | Self::ChangeVm(_)
+            | Self::DropVolumes(_)
             | Self::Undefine(_)
             | Self::Start(_)
             | Self::Stop(_)
@@ -145,6 +147,7 @@ operations! {
     AbandonTpm, "abandon-tpm" => ();
     Define, "define" => ();
     ChangeVm, "change-vm" => ();
+    DropVolumes, "drop-volumes" => ();
     Undefine, "undefine" => ();
     Start, "start" => ();
     Stop, "stop" => Stopped;
@@ -275,6 +278,13 @@ pub struct Define {
 pub struct ChangeVm {
     pub steps: Vec<ChangeStep>,
     pub direction: Direction,
+}
+
+/// Removes volumes that the VM had, and that neither its specification nor its definition has any more. Not undone: asked for
+/// only when the change that left them over is certain.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DropVolumes {
+    pub disks: Vec<DiskSpec>,
 }
 
 /// Removes the definition and the UEFI variables of a stopped VM.

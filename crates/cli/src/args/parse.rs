@@ -13,7 +13,7 @@ pub(super) fn parse_limit(text: &str) -> Result<usize, String> {
 }
 
 /// A word of the API, such as a state.
-pub(super) fn parse_word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(crate) fn parse_word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error| error.to_string())
 }
 

@@ -14,6 +14,7 @@ mod network;
 mod template;
 mod tpm;
 mod vm;
+pub(crate) mod vm_disk;
 pub(crate) mod vm_set;
 
 use crate::args::{Command, ControllerCommand, Global};

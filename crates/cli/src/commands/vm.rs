@@ -1,6 +1,6 @@
 //! `fleetward vm ...`
 
-use super::{Context, check, network, template, vm_set};
+use super::{Context, check, network, template, vm_disk, vm_set};
 use crate::args::{Switch, TpmChoice, VmCommand, VmCreate};
 use crate::bulk;
 use crate::confirm::confirm;
@@ -162,6 +162,8 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 .success(&result, || messages::recovered(&name, &request.to, &result))?;
             Ok(Exit::Done)
         }
+        VmCommand::Disk(command) => vm_disk::disk(context, command).await,
+        VmCommand::Media(command) => vm_disk::media(context, command).await,
         VmCommand::Set(args) => vm_set::set(context, args).await,
         VmCommand::Nic(command) => network::nic(context, command).await,
         VmCommand::Rename { name, new, wait } => vm_set::rename(context, &name, new, wait).await,
@@ -236,13 +238,17 @@ async fn create(context: &Context, args: VmCreate) -> Result<Exit, Stop> {
 }
 
 fn request_of(args: VmCreate) -> VmCreateRequest {
+    let mut isos = args.iso.into_iter();
+    let iso = isos.next();
     VmCreateRequest {
         name: args.name,
         profile: args.profile,
         image: args.image,
         template: args.template,
         disk_bytes: args.disk,
-        iso: args.iso,
+        iso,
+        more_isos: isos.collect(),
+        more_disks: args.add_disk,
         cpus: args.cpus,
         memory_bytes: args.memory,
         host: args.host,

@@ -43,7 +43,6 @@ pub struct VmSet {
 pub(super) async fn set(context: &Context, args: VmSet) -> Result<Exit, Stop> {
     let on = |switch: Switch| switch == Switch::On;
     let request = ChangeRequest {
-        name: None,
         cpus: args.cpus,
         memory_bytes: args.memory,
         description: args.description,
@@ -52,6 +51,7 @@ pub(super) async fn set(context: &Context, args: VmSet) -> Result<Exit, Stop> {
         tpm: args.tpm.map(on),
         nics: Vec::new(),
         dry_run: args.dry_run,
+        ..ChangeRequest::default()
     };
     change(context, &args.name, &request, args.wait).await
 }

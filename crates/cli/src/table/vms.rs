@@ -1,6 +1,7 @@
 //! VMs and their TPMs.
 
 use super::*;
+use fleetward_model::vm::Presence;
 
 pub(crate) fn vms(vms: &[VmView]) -> String {
     let mut table = Rows::new(&[
@@ -147,10 +148,18 @@ pub(crate) fn vm(vm: &VmView) -> String {
         sheet.add(
             &format!("Disk {}", disk.target),
             format!(
-                "{} ({} taken), pool {}, {}",
-                disk.size, disk.allocated, disk.pool, disk.path
+                "{} ({} taken), {}, pool {}, {}{}",
+                disk.size,
+                disk.allocated,
+                disk.bus,
+                disk.pool,
+                disk.path,
+                presence(disk.presence)
             ),
         );
+        if let Some(serial) = &disk.serial {
+            sheet.add("  serial number", serial.to_string());
+        }
         if let Some(base) = disk.bases.first() {
             sheet.add(
                 "  builds on",
@@ -174,6 +183,17 @@ pub(crate) fn vm(vm: &VmView) -> String {
         sheet.add(
             &format!("  {device} next"),
             format!("at its next start: {next}"),
+        );
+    }
+    for drive in &vm.drives {
+        let held = match (&drive.image, &drive.path) {
+            (Some(image), _) => image.to_string(),
+            (None, Some(path)) => path.clone(),
+            (None, None) => "empty".to_owned(),
+        };
+        sheet.add(
+            &format!("Drive {}", drive.target),
+            format!("{held}{}", presence(drive.presence)),
         );
     }
     if vm.tpm.enabled {
@@ -289,5 +309,14 @@ fn labels(vm: &VmView) -> String {
         NONE.to_owned()
     } else {
         pairs.join(",")
+    }
+}
+
+/// Whether the running VM has the device, in a few words behind it.
+const fn presence(presence: Presence) -> &'static str {
+    match presence {
+        Presence::Here => "",
+        Presence::Comes => " (at its next start)",
+        Presence::Goes => " (until it stops)",
     }
 }

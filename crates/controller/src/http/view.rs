@@ -66,6 +66,7 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
                 .map(NicObserved::from)
                 .collect(),
         },
+        drives: vm.drives.clone(),
         tpm: vm.tpm.clone(),
         escrow,
         escrow_age,

@@ -4,6 +4,7 @@ use super::Answer;
 use super::body::Asked;
 use crate::admission::admit;
 use crate::app::App;
+use crate::creation::{EMPTY_VOLUME, installer, medium_of, new_mark};
 use crate::networks::{changed_macs, mac_in_use, new_mac};
 use crate::work;
 use crate::work::ChangeInput;
@@ -14,12 +15,12 @@ use fleetward_api::controller::ChangeAnswer;
 use fleetward_api::verbs;
 use fleetward_jobs::JobError;
 use fleetward_link::Peer;
-use fleetward_model::JobId;
 use fleetward_model::admission::{Request, busy};
-use fleetward_model::change::{self, Direction, Plan};
-use fleetward_model::fit::{Needs, NetworkNeed};
+use fleetward_model::change::{self, Direction, DiskAct, DiskChange, DriveChange, Plan, Wanted};
+use fleetward_model::fit::{DiskNeed, Needs, NetworkNeed};
 use fleetward_model::host::Formats;
-use fleetward_model::vm::VmObserved;
+use fleetward_model::vm::{DiskObserved, DiskSpec, VmObserved};
+use fleetward_model::{ErrorCode, Failure, JobId};
 use http::StatusCode;
 
 serves! {
@@ -38,7 +39,9 @@ async fn vm_change(
     for nic in &mut request.nics {
         nic.with_address(new_mac);
     }
-    let plan = change::plan(&vm, &request.wanted())?;
+    let wanted = known(&app, request.wanted())?;
+    let plan = change::plan(&vm, &wanted)?;
+    refuse_one_directory(&app, &vm, &plan)?;
     if plan.steps.is_empty() {
         return Ok(answered(None, plan));
     }
@@ -77,6 +80,74 @@ async fn vm_change(
     }
 }
 
+/// With what only the controller knows: new names of volumes, and the content of images.
+fn known(app: &App, mut wanted: Wanted) -> Result<Wanted, Failure> {
+    for change in &mut wanted.disks {
+        match change {
+            DiskChange::Add(asked) => asked.mark = Some(new_mark()),
+            DiskChange::Move(moving) => moving.mark = Some(new_mark()),
+            DiskChange::Resize(_) | DiskChange::Remove(_) => {}
+        }
+    }
+    for image in wanted.drives.iter().filter_map(DriveChange::image) {
+        let found = installer(&app.world.images, image)?;
+        wanted.media.insert(image.clone(), medium_of(&found));
+    }
+    Ok(wanted)
+}
+
+/// Two pools of a host can be one directory, where there is nothing to move.
+fn refuse_one_directory(app: &App, vm: &VmObserved, plan: &Plan) -> Result<(), Failure> {
+    let facts = app.world.inventory.seen(&vm.host).facts;
+    for (from, to) in moves(plan) {
+        let id = |pool| {
+            let facts = facts.as_ref()?;
+            Some(facts.pool(pool)?.id.clone())
+        };
+        if let (Some(here), Some(there)) = (id(&from.pool), id(&to.pool))
+            && here == there
+        {
+            let what = format!(
+                "pools {} and {} of host {} are one directory",
+                from.pool, to.pool, vm.host
+            );
+            return Err(Failure::new(ErrorCode::InvalidArgument, what).fix(format!(
+                "choose another pool of: fleetward host show {}",
+                vm.host
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn moves(plan: &Plan) -> impl Iterator<Item = (&DiskSpec, &DiskSpec)> {
+    plan.disks().filter_map(|step| match step.act()? {
+        DiskAct::Move { from, to } => Some((from, to)),
+        DiskAct::Come(_) | DiskAct::Go(_) | DiskAct::Grow { .. } => None,
+    })
+}
+
+/// The room that disks take which come or move.
+fn disk_needs(vm: &VmObserved, plan: &Plan) -> Vec<DiskNeed> {
+    let need = |disk: &DiskSpec, written| DiskNeed {
+        target: disk.target.clone(),
+        pool: disk.pool.clone(),
+        written,
+        whole: Some(disk.size),
+        ..DiskNeed::default()
+    };
+    let whole = |target: &str| {
+        let seen = vm.disks.iter().find(|seen| seen.target == target);
+        seen.map(DiskObserved::whole).unwrap_or_default()
+    };
+    let needs = plan.disks().filter_map(|step| match step.act()? {
+        DiskAct::Come(disk) => Some(need(disk, EMPTY_VOLUME)),
+        DiskAct::Move { to, .. } => Some(need(to, whole(&to.target))),
+        DiskAct::Go(_) | DiskAct::Grow { .. } => None,
+    });
+    needs.collect()
+}
+
 fn answered(job: Option<JobId>, plan: Plan) -> Response {
     let status = match job {
         Some(_) => StatusCode::ACCEPTED,
@@ -91,6 +162,7 @@ fn needs(vm: &VmObserved, plan: &Plan) -> Needs {
     Needs {
         vm: Some(vm.id),
         name: Some(vm.name.clone()),
+        disks: disk_needs(vm, plan),
         memory: plan.memory().unwrap_or_default(),
         tpm: plan.tpm() == Some(true),
         networks: plan.nics().map(NetworkNeed::from).collect(),

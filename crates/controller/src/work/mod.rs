@@ -8,6 +8,7 @@ mod guardian_revoke;
 mod guardian_rotate;
 mod host_drain;
 mod kind;
+mod place_images;
 mod take_escrow;
 mod template_create;
 mod tpm;

@@ -1,12 +1,13 @@
 //! `vm-change`: whatever is changed of one VM that stays where it is.
 //!
 //! ```text
-//!  check | clear-away, make-tpm, attach-tpm | last-copy, detach-tpm | change  ‖ set-aside-tpm, escrow
-//!          └──── TPM on ──────────────────┘   └──── TPM off ──────┘            └─ off ──────┘  └ on ┘
+//!  check, place-images | clear-away, make-tpm, attach-tpm | last-copy, detach-tpm | change  ‖ remove-volumes, set-aside-tpm, escrow
+//!          └ media ──┘   └──── TPM on ──────────────────┘   └──── TPM off ──────┘             └─ disks ────┘  └─ off ──────┘  └ on ┘
 //! ```
 //! The plan was made from what the host had last said, before the job; a step finds out itself what is done already. What
 //! is taken back gets the value that it had, and only where nobody else has given it another meanwhile.
 
+use super::place_images::{self, NeedsImages, PlaceImages};
 use super::take_escrow::TakeEscrow;
 use super::tpm::switch::{
     AttachTpm, ClearAway, DetachTpm, LastCopy, MakeTpm, PATIENCE, SetAsideTpm, SwitchesTpm, ask,
@@ -15,7 +16,7 @@ use super::{FleetJob, OnVm, name_lock, vm_locks};
 use crate::debts::about;
 use crate::networks::{changed_mac_locks, changed_macs};
 use crate::world::World;
-use fleetward_api::agent::operation::ChangeVm;
+use fleetward_api::agent::operation::{ChangeVm, DropVolumes};
 use fleetward_api::reports::ChangeReport;
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{
@@ -55,6 +56,12 @@ impl OnVm for ChangeInput {
     }
 }
 
+impl NeedsImages for ChangeInput {
+    fn images(&self, _world: &World) -> Vec<(String, String)> {
+        place_images::of_media(self.plan.media())
+    }
+}
+
 impl SwitchesTpm for ChangeInput {
     fn name(&self) -> &VmName {
         &self.name
@@ -66,6 +73,14 @@ impl SwitchesTpm for ChangeInput {
 
     fn switches_tpm(&self, on: bool) -> bool {
         self.plan.tpm() == Some(on)
+    }
+}
+
+impl ChangeInput {
+    /// The files of disks that go and whose volumes stay.
+    fn kept(&self) -> Vec<String> {
+        let kept = self.plan.disks().filter(|step| step.keep);
+        kept.filter_map(|step| step.path.clone()).collect()
     }
 }
 
@@ -89,12 +104,14 @@ impl JobKind for VmChange {
         let world = &self.0;
         Steps::new()
             .check(CheckNames(world.clone()))
+            .check(PlaceImages::<ChangeInput>::new(world.clone()))
             .check(ClearAway(world.clone()))
             .step(MakeTpm(world.clone()))
             .step(AttachTpm(world.clone()))
             .check(LastCopy(world.clone()))
             .step(DetachTpm(world.clone()))
             .step(Change(world.clone()))
+            .forward(RemoveVolumes(world.clone()))
             .forward(SetAsideTpm(world.clone()))
             .forward(
                 TakeEscrow::new(world.clone(), VersionReason::Enabled)
@@ -132,6 +149,7 @@ impl FleetJob for VmChange {
             host: input.host.clone(),
             now,
             next_start,
+            kept: input.kept(),
         })
     }
 }
@@ -246,5 +264,28 @@ impl UndoStep<ChangeInput> for Change {
             Err(error) if error.failure.code == ErrorCode::AgentTooOld => Ok(()),
             answer => answer,
         }
+    }
+}
+
+/// Volumes of disks that are gone, or lie elsewhere now.
+struct RemoveVolumes(Arc<World>);
+
+#[async_trait]
+impl Step<ChangeInput> for RemoveVolumes {
+    const NAME: &'static str = "remove-volumes";
+    type Output = ();
+
+    fn applies(&self, cx: &StepContext<ChangeInput>) -> bool {
+        !cx.input().plan.left_over().is_empty()
+    }
+
+    /// Nobody needs them, and nobody else finds them.
+    fn absence(&self, cx: &StepContext<ChangeInput>) -> Absence {
+        Absence::Owe(about(&cx.input().host, cx.input().vm))
+    }
+
+    async fn run(&self, cx: &StepContext<ChangeInput>) -> Result<(), StepError> {
+        let disks = cx.input().plan.left_over();
+        ask(&self.0, cx, DropVolumes { disks }).await.map(drop)
     }
 }

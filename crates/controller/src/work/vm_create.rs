@@ -1,5 +1,6 @@
 //! `vm-create`: copies the image to the host, makes volumes, TPM and definition, and starts the VM if requested.
 
+use super::place_images::{NeedsImages, PlaceImages};
 use super::vm_power::StartVm;
 use super::{FleetJob, OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::debts::removal;
@@ -61,7 +62,7 @@ impl JobKind for VmCreate {
     fn steps(&self) -> Steps<CreateInput> {
         Steps::new()
             .check(ReserveName(self.0.clone()))
-            .check(PlaceImages(self.0.clone()))
+            .check(PlaceImages::<CreateInput>::new(self.0.clone()))
             .step(CreateVolumes(self.0.clone()))
             .step(MakeTpm(self.0.clone()))
             .step(Define(self.0.clone()))
@@ -115,35 +116,9 @@ impl Step<CreateInput> for ReserveName {
     }
 }
 
-/// Images stay on the host for the next VM; there is nothing to take back.
-struct PlaceImages(Arc<World>);
-
-#[async_trait]
-impl Step<CreateInput> for PlaceImages {
-    const NAME: &'static str = "place-images";
-    type Output = ();
-
-    async fn run(&self, cx: &StepContext<CreateInput>) -> Result<(), StepError> {
-        let input = cx.input();
-        let agent = self.0.agents.of(&input.host)?;
-        for (sha256, format) in &input.images {
-            let turn = self.0.images.turn(&input.host, sha256);
-            let _turn = cx
-                .unless_cancelled(async { Ok::<_, StepError>(turn.lock().await) })
-                .await?;
-            if agent.has_image(sha256).await? {
-                continue;
-            }
-            cx.progress()
-                .text(format!("copying the image to host {}", input.host));
-            let progress = cx.progress().clone();
-            let file = self.0.images.file(sha256);
-            let sending = agent.put_image(sha256, format, &file, move |done, total| {
-                progress.bytes(done, total)
-            });
-            cx.unless_cancelled(sending).await?;
-        }
-        Ok(())
+impl NeedsImages for CreateInput {
+    fn images(&self, _world: &World) -> Vec<(String, String)> {
+        self.images.clone()
     }
 }
 

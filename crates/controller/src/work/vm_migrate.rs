@@ -11,6 +11,7 @@
 //! `hand-over`.
 
 use super::custody::ProtectorDigest;
+use super::place_images;
 use super::{FleetJob, OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::agents::Agent;
 use crate::check::{AtHome, against};
@@ -215,17 +216,19 @@ impl Step<MigrateInput> for Check {
         let destination = world.hosts.of(&input.to)?;
         let there = world.inventory.seen(&input.to).facts;
         let pool_there = |disk: &fleetward_model::vm::DiskObserved| {
-            there
-                .as_ref()
-                .and_then(|facts| facts.pool(&disk.pool))
-                .map(|pool| pool.id.clone())
+            let facts = there.as_ref();
+            facts.and_then(|facts| facts.pool(&disk.pool))
         };
         let disks = vm
             .disks
             .iter()
-            .map(|disk| IncomingDisk {
-                target: disk.target.clone(),
-                copy: pool_there(disk).as_ref() != Some(&disk.pool_id),
+            .map(|disk| {
+                let pool = pool_there(disk);
+                IncomingDisk {
+                    target: disk.target.clone(),
+                    copy: pool.is_none_or(|pool| pool.id != disk.pool_id),
+                    io: pool.map(|pool| pool.io).unwrap_or_default(),
+                }
             })
             .collect();
         Ok(Before {
@@ -324,6 +327,9 @@ impl Step<MigrateInput> for PrepareIncoming {
 
     async fn run(&self, cx: &StepContext<MigrateInput>) -> Result<(), StepError> {
         let (input, before) = (cx.input(), cx.output::<Check>()?);
+        // Its drives hold what they hold here.
+        let images = place_images::of_media(before.metadata.spec.media());
+        place_images::place(&self.0, cx, &input.to, &images).await?;
         let granted = cx.output::<Grant>()?;
         let metadata = match granted.protector {
             Some(digest) => digest.ask(&self.0, &input.from, before.metadata).await?,

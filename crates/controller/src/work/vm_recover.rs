@@ -10,6 +10,7 @@
 //! know that a silent host is off; the administrator confirms it with this request.
 
 use super::custody::ProtectorDigest;
+use super::place_images;
 use super::{FleetJob, NoReport, OnVm, Reservation, TakeEscrow, vm_locks};
 use crate::debts::{about, removal};
 use crate::inventory::Superseded;
@@ -175,6 +176,8 @@ impl Step<RecoverInput> for Rebuild {
         let metadata = Box::new((*input.metadata).clone().with_custody(custody));
         let operation = operation::RebuildIncoming { metadata, bundle };
         let agent = world.agents.of(&input.to)?;
+        let images = place_images::of_media(input.metadata.spec.media());
+        place_images::place(world, cx, &input.to, &images).await?;
         agent.run(cx, input.vm, operation).await?;
         // The last moment at which there is a way back.
         Ok(see_lost(world, input)?)

@@ -20,19 +20,17 @@ use fleetward_link::{
     ServerTls, TlsServer,
 };
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
-use fleetward_model::change::{self, ChangeStep, Direction};
+use fleetward_model::change::{self, ChangeStep, Direction, DiskAct};
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::host::{
     Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts, Version,
 };
 use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{
-    DiskObserved, Revocation, StoppedBy, TpmObserved, Transit, TransitSide, VmDefined, VmMetadata,
-    VmReport, VmState, protector_sha256,
+    DiskObserved, DriveObserved, Presence, Revocation, StoppedBy, TpmObserved, Transit,
+    TransitSide, VmDefined, VmMetadata, VmReport, VmState, protector_sha256,
 };
-use fleetward_model::{
-    ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, PoolName, VmId,
-};
+use fleetward_model::{ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, VmId};
 use fleetward_protector::ExpiredAllowed;
 use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
 use http::HeaderMap;
@@ -345,16 +343,34 @@ impl Inner {
                 .disks
                 .iter()
                 .map(|disk| DiskObserved {
+                    id: Some(disk.id.clone()),
+                    serial: disk.serial.clone(),
+                    presence: Presence::Here,
                     bases: Vec::new(),
                     bases_allocated: ByteSize(0),
                     target: disk.target.clone(),
                     bus: disk.bus,
                     pool: disk.pool.clone(),
-                    pool_id: format!("pool of {}", self.host),
+                    pool_id: self
+                        .facts
+                        .pool(&disk.pool)
+                        .map(|pool| pool.id.clone())
+                        .unwrap_or_default(),
                     path: format!("/volumes/{}", disk.volume),
                     format: "qcow2".into(),
                     size: disk.size,
                     allocated: ByteSize::mib(1),
+                })
+                .collect(),
+            drives: spec
+                .drives
+                .iter()
+                .map(|drive| DriveObserved {
+                    id: Some(drive.id.clone()),
+                    target: drive.target.clone(),
+                    image: drive.medium.as_ref().map(|medium| medium.image.clone()),
+                    path: None,
+                    presence: Presence::Here,
                 })
                 .collect(),
             tpm: TpmObserved {
@@ -530,6 +546,24 @@ impl Inner {
                 };
                 if let Err(code) = found.change(&steps, direction) {
                     return refuse(code, "it runs");
+                }
+                let media = found.metadata.spec.media();
+                let lost = media.filter(|medium| !self.images.contains(&medium.sha256));
+                if lost.count() > 0 {
+                    return refuse(ErrorCode::ImageNotFound, "the image was not sent");
+                }
+                for act in steps.iter().filter_map(|step| step.disk()?.act()) {
+                    if let DiskAct::Come(disk) | DiskAct::Move { to: disk, .. } = act {
+                        match direction {
+                            Direction::Forward => self.volumes.insert(disk.volume.clone()),
+                            Direction::Back => self.volumes.remove(&disk.volume),
+                        };
+                    }
+                }
+            }
+            Operation::DropVolumes(operation::DropVolumes { disks }) => {
+                for disk in disks {
+                    self.volumes.remove(&disk.volume);
                 }
             }
             Operation::Undefine(_) => {
@@ -792,17 +826,25 @@ fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) -> HostFact
         secure_boot: true,
         networks: Vec::new(),
         default_network: Default::default(),
-        pools: vec![PoolFacts {
-            name: PoolName::default(),
-            id: format!("pool of {host}"),
-            path: "/volumes".into(),
-            capacity: ByteSize::gib(1000),
-            available: ByteSize::gib(500),
-        }],
+        pools: vec![
+            pool("default", &format!("pool of {host}")),
+            pool("fast", &format!("other pool of {host}")),
+        ],
         guardians: vec![guardian],
         clock: OffsetDateTime::now_utc(),
         tpm_pool: 4,
         formats: Formats::KNOWN,
         warnings: Vec::new(),
+    }
+}
+
+fn pool(name: &str, id: &str) -> PoolFacts {
+    PoolFacts {
+        name: name.parse().expect("a name"),
+        id: id.to_owned(),
+        path: format!("/volumes/{name}"),
+        capacity: ByteSize::gib(1000),
+        available: ByteSize::gib(500),
+        io: Default::default(),
     }
 }

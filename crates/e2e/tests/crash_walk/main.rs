@@ -15,6 +15,7 @@
 mod chain;
 mod change;
 mod copies;
+mod disks;
 mod keys;
 mod life;
 mod migration;
@@ -35,6 +36,7 @@ use std::process::ExitCode;
 const TABLES: &[&[Scenario]] = &[
     life::SCENARIOS,
     change::SCENARIOS,
+    disks::SCENARIOS,
     migration::SCENARIOS,
     keys::SCENARIOS,
     tpm::SCENARIOS,

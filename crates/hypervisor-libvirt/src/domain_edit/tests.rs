@@ -7,6 +7,25 @@ use fleetward_model::vm::{NicSpec, Profile};
 use fleetward_model::{DeviceId, NicLink};
 use std::path::PathBuf;
 
+fn changed(xml: &str, metadata: &VmMetadata, change: &DomainChange) -> Result<String, String> {
+    super::changed(xml, metadata, change, &IoOfVolumes::default())
+}
+
+fn adapted(
+    carried: &str,
+    definition: &DomainDefinition,
+    accelerator: Accelerator,
+    exists: impl Fn(&Path) -> bool,
+) -> Result<String, String> {
+    super::adapted(
+        carried,
+        definition,
+        accelerator,
+        &IoOfVolumes::default(),
+        exists,
+    )
+}
+
 /// What an administrator writes into a definition with `virsh edit`: the place it goes in front of, and the text.
 const EDITS: [(&str, &str, &str); 9] = [
     ("a sound device", "</devices>", "<sound model='ich9'/>"),
@@ -146,7 +165,12 @@ fn nic(number: u8, bridge: Option<&str>) -> NicDeviceChange {
 }
 
 fn before() -> String {
-    domain_xml(&sample(), Accelerator::Kvm, NEWEST_MACHINE)
+    domain_xml(
+        &sample(),
+        Accelerator::Kvm,
+        NEWEST_MACHINE,
+        &IoOfVolumes::default(),
+    )
 }
 
 fn edited(place: &str, text: &str) -> String {
@@ -245,7 +269,12 @@ fn each_change_does_what_it_says() {
 fn a_tpm_comes_and_goes_and_somebody_elses_stays() {
     let mut definition = sample();
     definition.metadata.spec.tpm = false;
-    let without = domain_xml(&definition, Accelerator::Kvm, NEWEST_MACHINE);
+    let without = domain_xml(
+        &definition,
+        Accelerator::Kvm,
+        NEWEST_MACHINE,
+        &IoOfVolumes::default(),
+    );
     let on = DomainChange {
         tpm: Some(true),
         ..DomainChange::default()

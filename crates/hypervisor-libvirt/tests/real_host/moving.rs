@@ -151,6 +151,7 @@ async fn ready_to_move(
         disks: MigrationDisks::Copy(vec![disk.target.clone()]),
         arriving,
         nic_places: Vec::new(),
+        disk_io: Default::default(),
     };
     (definition, request)
 }

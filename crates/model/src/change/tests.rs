@@ -1,8 +1,10 @@
 use super::*;
+use crate::disk::DiskMark;
 use crate::network::{NicFilter, NicLink, NicObserved};
 use crate::preflight::samples;
 use crate::spec::NicModel;
 use crate::vm::VmDefined;
+use crate::vm::{DiskBus, Presence};
 use strum::VariantArray;
 
 const STATES: [VmState; 6] = [
@@ -51,6 +53,36 @@ fn label(key: &str, value: Option<&str>) -> (LabelKey, Option<LabelValue>) {
     (key.parse().expect("a key"), value)
 }
 
+fn disks(disks: Vec<DiskChange>) -> Wanted {
+    Wanted {
+        disks,
+        ..Wanted::default()
+    }
+}
+
+fn drives(drives: Vec<DriveChange>) -> Wanted {
+    let medium = |name: &str| Medium {
+        image: name.parse().expect("a name"),
+        sha256: name.repeat(8),
+    };
+    Wanted {
+        drives,
+        media: ["win", "drv"]
+            .map(|name| (name.parse().expect("a name"), medium(name)))
+            .into(),
+        ..Wanted::default()
+    }
+}
+
+fn add_disk(mark: u32, bus: Option<DiskBus>) -> DiskChange {
+    DiskChange::Add(DiskAsked {
+        size_bytes: ByteSize::gib(1),
+        pool: None,
+        bus,
+        mark: Some(DiskMark::of(mark)),
+    })
+}
+
 /// One request for each kind.
 fn one_of_each() -> Vec<(ChangeKind, Wanted)> {
     let wanted = |kind| match kind {
@@ -86,6 +118,8 @@ fn one_of_each() -> Vec<(ChangeKind, Wanted)> {
             nics: vec![NicChange::Add(asked("lan", "52:54:00:00:00:07"))],
             ..Wanted::default()
         },
+        ChangeKind::Disks => disks(vec![add_disk(1, None)]),
+        ChangeKind::Drives => drives(vec![DriveChange::Add(DriveAsked { image: None })]),
     };
     ChangeKind::VARIANTS
         .iter()
@@ -105,6 +139,8 @@ fn the_table_says_when_each_change_takes_effect() {
                 (_, VmState::Unknown) => Err(ErrorCode::HostUnreachable),
                 (ChangeKind::Cpus | ChangeKind::Memory, VmState::Stopped) => Ok(Now),
                 (ChangeKind::Cpus | ChangeKind::Memory, _) => Ok(NextStart),
+                (ChangeKind::Drives, VmState::Stopped) => Ok(Now),
+                (ChangeKind::Drives, _) => Ok(NextStart),
                 (ChangeKind::Tpm | ChangeKind::Name, VmState::Stopped) => Ok(Now),
                 (ChangeKind::Tpm | ChangeKind::Name, _) => Err(ErrorCode::VmRunning),
                 _ => Ok(Now),
@@ -149,6 +185,7 @@ fn a_vm_that_is_as_wanted_has_nothing_to_do() {
         tpm: Some(true),
         description: Some(Description::default()),
         nics: Vec::new(),
+        ..Wanted::default()
     };
     for state in [VmState::Running, VmState::Stopped] {
         assert_eq!(plan(&vm(state), &wanted), Ok(Plan::default()));
@@ -488,4 +525,148 @@ fn a_card_that_was_edited_by_hand_is_told_with_the_way_back() {
         1,
         "the specification says it, the definition does not"
     );
+}
+
+/// The VM after a change that it has taken at once.
+fn changed(mut vm: VmObserved, wanted: &Wanted) -> VmObserved {
+    let plan = plan(&vm, wanted).expect("planned");
+    let steps: Vec<_> = plan.steps.into_iter().map(|planned| planned.step).collect();
+    let metadata = vm.metadata.as_mut().expect("ours");
+    metadata.spec = apply(&metadata.spec, &steps, Direction::Forward);
+    vm
+}
+
+#[test]
+fn a_disk_that_comes_or_goes_moves_the_name_of_no_other() {
+    let all = [
+        add_disk(1, None),
+        add_disk(2, Some(DiskBus::Sata)),
+        add_disk(3, Some(DiskBus::Scsi)),
+        add_disk(4, None),
+    ];
+    let vm = changed(vm(VmState::Stopped), &disks(all.into()));
+    let names = |vm: &VmObserved| -> Vec<String> {
+        let targets = spec(vm).targets();
+        targets.map(str::to_owned).collect()
+    };
+    assert_eq!(names(&vm), ["vda", "vdb", "sda", "sdb", "vdc"]);
+    assert_eq!(spec(&vm).version(), 3, "what older programs do not know");
+    let serial = |at: usize| spec(&vm).disks[at].serial.clone().map(String::from);
+    assert_eq!(
+        serial(0),
+        None,
+        "the guest of a VM that is there sees no change"
+    );
+    assert_eq!(serial(1).as_deref(), Some("disk-00000001"));
+    let removed = DiskChange::Remove(DiskRemove {
+        disk: "vdb".into(),
+        keep: false,
+    });
+    let less = changed(vm.clone(), &disks(vec![removed]));
+    assert_eq!(names(&less), ["vda", "sda", "sdb", "vdc"]);
+    let again = changed(less.clone(), &disks(vec![add_disk(5, None)]));
+    assert_eq!(names(&again), ["vda", "sda", "sdb", "vdc", "vdb"]);
+    let volume = |vm: &VmObserved, at: usize| spec(vm).disks[at].volume.clone();
+    assert_ne!(
+        volume(&again, 4),
+        volume(&vm, 1),
+        "a kept volume is not taken"
+    );
+    let drive = changed(
+        again,
+        &drives(vec![DriveChange::Add(DriveAsked { image: None })]),
+    );
+    assert_eq!(names(&drive).last().map(String::as_str), Some("sdc"));
+}
+
+#[test]
+fn a_change_of_a_disk_that_would_lose_something_is_refused() {
+    let resize = |size_bytes| {
+        DiskChange::Resize(DiskResize {
+            disk: "vda".into(),
+            size_bytes,
+        })
+    };
+    let remove = |disk: &str| {
+        DiskChange::Remove(DiskRemove {
+            disk: disk.into(),
+            keep: true,
+        })
+    };
+    let has = spec(&vm(VmState::Running)).disks[0].size;
+    let less = ByteSize(has.bytes() - 512);
+    for (change, code) in [
+        (resize(less), ErrorCode::InvalidArgument),
+        (
+            resize(ByteSize(has.bytes() + 1)),
+            ErrorCode::InvalidArgument,
+        ),
+        (remove("vda"), ErrorCode::InvalidArgument),
+        (remove("vdz"), ErrorCode::DeviceMissing),
+    ] {
+        let what = format!("{change:?}");
+        let refused = plan(&vm(VmState::Running), &disks(vec![change])).expect_err(&what);
+        assert_eq!(refused.code, code, "{what}");
+        assert!(!refused.fix.is_empty(), "{what}");
+    }
+    let same = plan(&vm(VmState::Running), &disks(vec![resize(has)]));
+    assert_eq!(same, Ok(Plan::default()));
+
+    let mut sata = changed(
+        vm(VmState::Stopped),
+        &disks(vec![add_disk(1, Some(DiskBus::Sata))]),
+    );
+    sata.state = VmState::Running;
+    let refused = plan(&sata, &disks(vec![remove("sda")])).expect_err("it runs");
+    assert_eq!(refused.code, ErrorCode::VmRunning);
+    // Before its first start with the disk the machine does not have it.
+    let mut seen = sata.disks[0].clone();
+    seen.target = "sda".into();
+    seen.presence = Presence::Comes;
+    sata.disks.push(seen);
+    let planned = plan(&sata, &disks(vec![remove("sda")])).expect("planned");
+    assert_eq!(planned.left_over(), [], "kept");
+    assert_eq!(pending(&sata)[0].wanted, "sda");
+}
+
+#[test]
+fn a_drive_is_chosen_where_only_one_can_be_meant() {
+    let insert = |image: &str, drive: Option<&str>| {
+        DriveChange::Insert(DriveInsert {
+            drive: drive.map(str::to_owned),
+            image: image.parse().expect("a name"),
+        })
+    };
+    let eject = |drive: Option<&str>| {
+        DriveChange::Eject(DriveEject {
+            drive: drive.map(str::to_owned),
+        })
+    };
+    let held = |vm: &VmObserved| -> Vec<String> {
+        let media = spec(vm).media();
+        media.map(|medium| medium.image.to_string()).collect()
+    };
+    let bare = vm(VmState::Stopped);
+    let refused = plan(&bare, &drives(vec![eject(None)])).expect_err("no drive");
+    assert_eq!(refused.code, ErrorCode::DeviceMissing);
+    let one = changed(bare, &drives(vec![insert("win", None)]));
+    assert_eq!(held(&one), ["win"]);
+    assert_eq!(
+        held(&changed(one.clone(), &drives(vec![insert("drv", None)]))),
+        ["drv"]
+    );
+    let more = DriveChange::Add(DriveAsked { image: None });
+    let two = changed(one, &drives(vec![more, insert("drv", None)]));
+    assert_eq!(held(&two), ["win", "drv"]);
+    for change in [insert("win", None), eject(None)] {
+        let unclear = plan(&two, &drives(vec![change])).expect_err("which?");
+        assert_eq!(unclear.code, ErrorCode::InvalidArgument);
+        assert!(unclear.because.contains("sda, sdb"), "{unclear}");
+    }
+    let one = changed(two, &drives(vec![eject(Some("sda"))]));
+    assert_eq!(held(&one), ["drv"]);
+    let none = changed(one, &drives(vec![eject(None)]));
+    assert!(held(&none).is_empty());
+    let nothing = plan(&none, &drives(vec![eject(Some("sdb"))]));
+    assert_eq!(nothing, Ok(Plan::default()));
 }

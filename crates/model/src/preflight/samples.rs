@@ -60,6 +60,7 @@ pub(crate) fn facts(host: &str) -> HostFacts {
         networks: Vec::new(),
         default_network: Default::default(),
         pools: vec![PoolFacts {
+            io: Default::default(),
             name: PoolName::default(),
             id: format!("pool of {host}"),
             path: "/var/lib/fleetward/volumes".into(),
@@ -119,7 +120,11 @@ pub(crate) fn vm(host: &str) -> VmObserved {
         machine: "pc-q35-10.0".into(),
         accelerator: "qemu".into(),
         nics: None,
+        drives: Vec::new(),
         disks: vec![DiskObserved {
+            id: None,
+            serial: None,
+            presence: Default::default(),
             target: "vda".into(),
             bus: DiskBus::Virtio,
             pool: PoolName::default(),

@@ -174,7 +174,12 @@ impl From<VmSpec> for v3::VmSpec {
 
 impl Disk {
     fn of(at: usize, disk: &DiskSpec) -> Option<Self> {
-        if disk.id != disk_id(at, &disk.target) || !disk.unknown.is_empty() {
+        let known_buses = match disk.bus {
+            DiskBus::Virtio | DiskBus::Sata => true,
+            DiskBus::Scsi => false,
+        };
+        let named = disk.id == disk_id(at, &disk.target) && disk.serial.is_none();
+        if !known_buses || !named || !disk.unknown.is_empty() {
             return None;
         }
         Some(Self {
@@ -195,6 +200,7 @@ impl Disk {
             pool: self.pool,
             volume: self.volume,
             size: self.size,
+            serial: None,
             unknown: self.unknown,
         }
     }

@@ -1,6 +1,7 @@
 //! Version 2 of a specification, frozen: what it can say of the type in [`super::v3`], which has its form.
 
 use super::v3::{DiskSpec, DriveSpec, NicSpec, VmSpec};
+use crate::vm::DiskBus;
 
 /// Whether programs that know version 2 can carry all of it out. A field that they may ignore is named and left out of the
 /// condition; one that they would lose the meaning of must be at its default.
@@ -30,13 +31,18 @@ fn says_disk(disk: &DiskSpec) -> bool {
     let DiskSpec {
         id: _,
         target: _,
-        bus: _,
+        bus,
         pool: _,
         volume: _,
         size: _,
+        serial,
         unknown: _,
     } = disk;
-    true
+    let bus_is_known = match bus {
+        DiskBus::Virtio | DiskBus::Sata => true,
+        DiskBus::Scsi => false,
+    };
+    bus_is_known && serial.is_none()
 }
 
 /// Version 2 programs know `nat` only, and make that of every other network.

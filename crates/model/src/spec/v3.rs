@@ -5,6 +5,7 @@
 //! before it does.
 
 use super::Unknown;
+use crate::disk::DiskSerial;
 use crate::network::{NicFilter, NicLink, VlanId};
 use crate::vm::{DiskBus, Firmware, Profile};
 use crate::{
@@ -61,6 +62,9 @@ pub struct DiskSpec {
     pub volume: String,
     /// Virtual size.
     pub size: ByteSize,
+    /// What the guest knows it by; none: it was made before disks had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<DiskSerial>,
     #[serde(flatten)]
     #[schema(ignore)]
     pub unknown: Unknown,
@@ -173,6 +177,7 @@ impl DiskSpec {
             pool,
             volume: volume.into(),
             size,
+            serial: None,
             unknown: Unknown::new(),
         }
     }
@@ -192,7 +197,7 @@ impl DriveSpec {
         Self::at(free_sata_target(taken), medium)
     }
 
-    pub(super) fn at(target: String, medium: Option<Medium>) -> Self {
+    pub(crate) fn at(target: String, medium: Option<Medium>) -> Self {
         Self {
             id: format!("drive-{target}")
                 .parse()

@@ -1,0 +1,119 @@
+//! Disks of a VM that runs: they come, move and go, and a crash leaves the disk before or the disk after, whole.
+
+use crate::scenario::{Before, Ended, Scenario};
+use crate::subject::{VM, clean, exists, gone, running, strings};
+use anyhow::{Context, Result, ensure};
+use fleetward_e2e::fleet::Fleet;
+use fleetward_e2e::guest;
+use serde_json::{Value, json};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        claim: "a_disk_that_comes_survives_kill_9_everywhere",
+        kind: "vm-change",
+        victims: &["controller", "a/agent"],
+        prepare: |fleet| runs_with(fleet, 1),
+        command: |_| Ok(strings(&["vm", "disk", "add", VM, "8M"])),
+        fault: None,
+        check: |fleet, before, ended| {
+            let number = if ended == Ended::Done { 2 } else { 1 };
+            has(fleet, before, number, "default")
+        },
+        finally: None,
+    },
+    Scenario {
+        claim: "a_disk_that_moves_survives_kill_9_everywhere",
+        kind: "vm-change",
+        victims: &["controller", "a/agent"],
+        prepare: |fleet| runs_with(fleet, 2),
+        command: |_| {
+            Ok(strings(&[
+                "vm", "disk", "move", VM, "vda", "--pool", "shared",
+            ]))
+        },
+        fault: None,
+        check: |fleet, before, ended| {
+            let pool = if ended == Ended::Done {
+                "shared"
+            } else {
+                "default"
+            };
+            has(fleet, before, 2, pool)
+        },
+        finally: None,
+    },
+    Scenario {
+        claim: "a_disk_that_goes_survives_kill_9_everywhere",
+        kind: "vm-change",
+        victims: &["controller", "a/agent"],
+        prepare: |fleet| runs_with(fleet, 2),
+        command: |_| Ok(strings(&["vm", "disk", "remove", VM, "vdb", "--yes"])),
+        fault: None,
+        check: |fleet, before, ended| {
+            let number = if ended == Ended::Done { 1 } else { 2 };
+            has(fleet, before, number, "default")
+        },
+        finally: Some(|fleet, _| {
+            fleet.cli(&["vm", "stop", VM, "--force"])?.ok()?;
+            fleet.cli(&["vm", "delete", VM, "--yes"])?.ok().map(drop)
+        }),
+    },
+];
+
+/// Runs on host a with so many disks in that host's own pool.
+fn runs_with(fleet: &Fleet, number: usize) -> Result<Before> {
+    if exists(fleet)? && fleet.place(VM)? != ("running".into(), "a".into()) {
+        gone(fleet)?;
+    }
+    if !exists(fleet)? {
+        running(fleet)?;
+    }
+    let disks = disks(fleet)?;
+    if disks[0]["pool"] != "default" {
+        let back = ["vm", "disk", "move", VM, "vda", "--pool", "default"];
+        fleet.cli(&back)?.ok()?;
+    }
+    if number > disks.len() {
+        fleet.cli(&["vm", "disk", "add", VM, "8M"])?.ok()?;
+    }
+    if number < disks.len() {
+        fleet
+            .cli(&["vm", "disk", "remove", VM, "vdb", "--yes"])?
+            .ok()?;
+    }
+    Ok(Before {
+        guest: guest::last(fleet, VM)?,
+        ..Before::default()
+    })
+}
+
+/// What is shown is what the guest has, in the boot that it was in, and nothing else lies on any host.
+fn has(fleet: &Fleet, before: &Before, number: usize, pool: &str) -> Result<()> {
+    let vm = fleet.vm(VM)?;
+    let shown = disks(fleet)?;
+    ensure!(shown.len() == number && shown[0]["pool"] == pool, "{vm}");
+    ensure!(
+        vm["pending"] == json!([]) && vm["findings"] == json!([]),
+        "{vm}"
+    );
+    let before = before.guest.as_ref().context("it ran")?;
+    let names = if number == 2 {
+        "vda:64M,vdb:8M"
+    } else {
+        "vda:64M"
+    };
+    let now = guest::goes_on(fleet, VM, before)?;
+    let now = fleetward_e2e::wait::until(
+        "the guest's disks",
+        fleetward_e2e::wait::seconds(10),
+        || Ok(guest::last(fleet, VM)?.filter(|tick| tick.disks == names)),
+    )
+    .with_context(|| format!("{now:?}"))?;
+    ensure!(now.unseal == "ok", "{now:?}");
+    clean(fleet)
+}
+
+fn disks(fleet: &Fleet) -> Result<Vec<Value>> {
+    let vm = fleet.vm(VM)?;
+    Ok(vm["disks"].as_array().context("disks")?.clone())
+}

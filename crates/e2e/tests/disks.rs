@@ -1,0 +1,277 @@
+//! Disks and drives: what `vm show` says is what the guest sees, while it runs, after its next start, and wherever it goes.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
+use anyhow::{Context, Result, ensure};
+use fleetward_e2e::fleet::{Fleet, text};
+use fleetward_e2e::guest::{self, Tick};
+use fleetward_e2e::wait::{self, seconds};
+use fleetward_e2e::{residue, suite};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+/// Runs, with one disk of its own host and one in the directory that both hosts share.
+const VM: &str = "desk";
+/// Lies in the shared directory, and is recovered.
+const WEB: &str = "web";
+
+fn main() -> ExitCode {
+    suite::run(
+        "e2e-disks",
+        &["--hosts", "2"],
+        &[
+            (
+                "disks_come_grow_move_and_go_while_the_guest_runs",
+                while_it_runs,
+            ),
+            (
+                "disks_go_along_and_what_waits_waits_elsewhere_too",
+                along_with_the_vm,
+            ),
+            ("an_ejected_drive_frees_its_image", drives),
+            ("a_full_pool_costs_nothing", a_full_pool),
+            ("a_recovered_vm_has_all_its_disks", recovered),
+        ],
+    )
+}
+
+fn while_it_runs(fleet: &Fleet) -> Result<()> {
+    let create = "vm create desk --image lab-guest --memory 512M --host a --add-disk 32M,pool=shared --start";
+    ok(fleet, create)?;
+    let booted = guest::booted(fleet, VM, 1)?;
+    ensure!(booted.disks == "vda:64M,vdb:32M", "{booted:?}");
+
+    ok(fleet, "vm disk resize desk vdb 48M")?;
+    sees(fleet, "vda:64M,vdb:48M")?;
+    ok(fleet, "vm disk resize desk vda 80M")?;
+    sees(fleet, "vda:80M,vdb:48M")?;
+    for size in ["32M", "1", "49000001"] {
+        cli(fleet, &format!("vm disk resize desk vdb {size}"))?.refused(2, "INVALID_ARGUMENT")?;
+    }
+
+    // A third disk moves the name of no other.
+    ok(fleet, "vm disk add desk 24M")?;
+    sees(fleet, "vda:80M,vdb:48M,vdc:24M")?;
+    ok(fleet, "vm disk add desk 16M --bus scsi")?;
+    sees(fleet, "sda:16M,vda:80M,vdb:48M,vdc:24M")?;
+
+    let before = disk(fleet, "vdb")?;
+    ensure!(text(&before, "pool")? == "shared", "{before}");
+    ok(fleet, "vm disk move desk vdb --pool default")?;
+    let after = disk(fleet, "vdb")?;
+    ensure!(text(&after, "pool")? == "default", "{after}");
+    ensure!(
+        (&after["id"], &after["serial"]) == (&before["id"], &before["serial"]),
+        "{before} became {after}"
+    );
+    sees(fleet, "sda:16M,vda:80M,vdb:48M,vdc:24M")?;
+
+    cli(fleet, "vm disk remove desk vdc")?.refused(2, "CONFIRMATION_NEEDED")?;
+    ok(fleet, "vm disk remove desk vdc --yes")?;
+    sees(fleet, "sda:16M,vda:80M,vdb:48M")?;
+    let kept = text(&disk(fleet, "sda")?, "path")?;
+    let said = ok(fleet, "vm disk remove desk sda --keep --yes")?;
+    ensure!(
+        said.contains(&kept),
+        "it does not say where {kept} is: {said}"
+    );
+    sees(fleet, "vda:80M,vdb:48M")?;
+    fleet.exec("a", &["rm", &kept])?.ok()?;
+    // It was the same boot all the time.
+    guest::goes_on(fleet, VM, &booted)?;
+    residue::none_anywhere(fleet, &["a", "b"])
+}
+
+fn along_with_the_vm(fleet: &Fleet) -> Result<()> {
+    let before = newest(fleet)?;
+    ok(fleet, "vm disk move desk vdb --pool shared")?;
+    let result = fleet.json(&["vm", "disk", "add", VM, "8M", "--bus", "sata"])?;
+    ensure!(result["next_start"] == json!(["disks"]), "{result}");
+    let shown = disks(fleet)?;
+    ensure!(shown[2]["presence"] == "comes", "{}", shown[2]);
+    ensure!(fleet.vm(VM)?["pending"][0]["wanted"] == "sda");
+    for host in ["b", "a"] {
+        fleet.cli(&["vm", "migrate", VM, "--to", host])?.ok()?;
+        same_disks(&shown, &disks(fleet)?)?;
+        sees(fleet, "vda:80M,vdb:48M")?;
+    }
+    guest::goes_on(fleet, VM, &before)?;
+    residue::none_anywhere(fleet, &["a", "b"])?;
+
+    ok(fleet, "vm stop desk --force")?;
+    // Everything again, of a machine that is off.
+    ok(fleet, "vm disk resize desk vdb 56M")?;
+    ok(fleet, "vm disk move desk vdb --pool default")?;
+    ok(fleet, "vm disk add desk 12M")?;
+    ok(fleet, "vm disk remove desk sda --yes")?;
+    let shown = disks(fleet)?;
+    ok(fleet, "vm migrate desk --to b --offline")?;
+    same_disks(&shown, &disks(fleet)?)?;
+    residue::none_anywhere(fleet, &["a", "b"])?;
+
+    for clone in ["vm clone desk twin", "vm clone desk twin --full --host a"] {
+        ok(fleet, clone)?;
+        let twin = fleet.vm("twin")?;
+        let of = |disk: &Value| {
+            (
+                disk["id"].clone(),
+                disk["serial"].clone(),
+                disk["size"].clone(),
+            )
+        };
+        let twins = twin["disks"].as_array().context("disks")?;
+        ensure!(
+            twins.iter().map(of).eq(shown.iter().map(of)),
+            "{twin}, not {shown:?}"
+        );
+        ok(fleet, "vm delete twin --yes")?;
+    }
+    ok(fleet, "vm start desk")?;
+    let now = guest::booted(fleet, VM, before.boots + 1)?;
+    ensure!(now.disks == "vda:80M,vdb:56M,vdc:12M", "{now:?}");
+    ensure!(now.unseal == "ok" && now.ek == before.ek, "{now:?}");
+    residue::none_anywhere(fleet, &["a", "b"])
+}
+
+fn drives(fleet: &Fleet) -> Result<()> {
+    let before = newest(fleet)?;
+    for name in ["drivers", "tools"] {
+        let path = fleet.directory().join(format!("{name}.iso"));
+        std::fs::write(&path, medium(name))?;
+        let path = path.display().to_string();
+        fleet
+            .cli(&["image", "import", name, &path, "--format", "iso"])?
+            .ok()?;
+    }
+    // The machine has a drive only after its next start; its image goes along before that, too.
+    let result = fleet.json(&["vm", "media", "insert", VM, "drivers"])?;
+    ensure!(result["next_start"] == json!(["drives"]), "{result}");
+    cli(fleet, "image delete drivers --yes")?.refused(4, "IMAGE_IN_USE")?;
+    ok(fleet, "vm migrate desk --to a")?;
+    ok(fleet, "vm stop desk --force")?;
+    ok(fleet, "vm start desk")?;
+    let now = guest::booted(fleet, VM, before.boots + 1)?;
+    ensure!(now.disks == before.disks, "{before:?} became {now:?}");
+    ensure!(fleet.vm(VM)?["drives"][0]["image"] == "drivers");
+
+    ok(fleet, "vm media insert desk tools")?;
+    let vm = fleet.vm(VM)?;
+    ensure!(
+        vm["drives"][0]["image"] == "tools" && vm["pending"] == json!([]),
+        "{vm}"
+    );
+    ok(fleet, "image delete drivers --yes")?;
+    ok(fleet, "vm migrate desk --to b")?;
+    ensure!(fleet.vm(VM)?["drives"][0]["image"] == "tools");
+    ok(fleet, "vm media eject desk")?;
+    let vm = fleet.vm(VM)?;
+    ensure!(vm["drives"][0]["path"] == Value::Null, "{vm}");
+    ok(fleet, "image delete tools --yes")?;
+    guest::goes_on(fleet, VM, &now)?;
+    Ok(())
+}
+
+fn a_full_pool(fleet: &Fleet) -> Result<()> {
+    let before = newest(fleet)?;
+    let shown = disks(fleet)?;
+    // More than any host of a lab has.
+    cli(fleet, "vm disk add desk 65T")?.refused(2, "INVALID_ARGUMENT")?;
+    cli(fleet, "vm disk add desk 1G --pool nowhere")?.refused(4, "POOL_MISSING")?;
+    cli(fleet, "vm disk move desk vdb --pool nowhere")?.refused(4, "POOL_MISSING")?;
+    same_disks(&shown, &disks(fleet)?)?;
+    guest::goes_on(fleet, VM, &before)?;
+    ok(fleet, "vm stop desk --force")?;
+    ok(fleet, "vm delete desk --yes")?;
+    residue::none_anywhere(fleet, &["a", "b"])
+}
+
+fn recovered(fleet: &Fleet) -> Result<()> {
+    let create = "vm create web --image lab-guest --memory 512M --host a --pool shared --add-disk 16M --add-disk 8M,bus=scsi --start";
+    ok(fleet, create)?;
+    let before = guest::booted(fleet, WEB, 1)?;
+    ensure!(before.disks == "sda:8M,vda:64M,vdb:16M", "{before:?}");
+    wait::until("the controller's copy to be current", seconds(60), || {
+        Ok((fleet.vm(WEB)?["escrow"]["current"] == true).then_some(()))
+    })?;
+    let shown = fleet.vm(WEB)?["disks"].clone();
+    fleet.kill("a")?;
+    wait::until("the host to be unreachable", seconds(60), || {
+        let host = fleet.json(&["host", "show", "a"])?;
+        Ok((host["state"] == "unreachable").then_some(()))
+    })?;
+    ok(fleet, "vm recover web --to b --yes")?;
+    ok(fleet, "vm start web")?;
+    let after = guest::booted(fleet, WEB, before.boots + 1)?;
+    ensure!(after.unseal == "ok" && after.ek == before.ek, "{after:?}");
+    ensure!(after.disks == before.disks, "{before:?} became {after:?}");
+    let now = fleet.vm(WEB)?["disks"].clone();
+    let (then, now) = (shown.as_array(), now.as_array());
+    same_disks(then.context("disks")?, now.context("disks")?)?;
+    fleet.start("a")?;
+    wait::until("the lost copy to be ended", seconds(60), || {
+        residue::none_anywhere(fleet, &["a", "b"]).map(Some)
+    })?;
+    ok(fleet, "vm stop web --force")?;
+    ok(fleet, "vm delete web --yes")?;
+    residue::none_anywhere(fleet, &["a", "b"])
+}
+
+/// A medium as far as it must look like one.
+fn medium(name: &str) -> Vec<u8> {
+    let mut bytes = vec![0; 20 * 2048];
+    bytes[16 * 2048 + 1..16 * 2048 + 6].copy_from_slice(b"CD001");
+    bytes[18 * 2048..18 * 2048 + name.len()].copy_from_slice(name.as_bytes());
+    bytes
+}
+
+fn cli(fleet: &Fleet, words: &str) -> Result<fleetward_e2e::fleet::Said> {
+    let words: Vec<&str> = words.split(' ').collect();
+    fleet.cli(&words)
+}
+
+/// Runs it; what it said.
+fn ok(fleet: &Fleet, words: &str) -> Result<String> {
+    let said = cli(fleet, words)?.ok().with_context(|| words.to_owned())?;
+    Ok(format!("{}{}", said.stdout, said.stderr))
+}
+
+fn newest(fleet: &Fleet) -> Result<Tick> {
+    guest::last(fleet, VM)?.context("it has said nothing")
+}
+
+/// Waits until the guest sees these disks and no others.
+fn sees(fleet: &Fleet, disks: &str) -> Result<()> {
+    let mut last = String::new();
+    let seen = wait::until(&format!("the guest to see {disks}"), seconds(20), || {
+        let tick = newest(fleet)?;
+        last.clone_from(&tick.disks);
+        Ok((tick.disks == disks).then_some(()))
+    });
+    seen.with_context(|| format!("it sees {last}"))
+}
+
+fn disks(fleet: &Fleet) -> Result<Vec<Value>> {
+    let vm = fleet.vm(VM)?;
+    Ok(vm["disks"].as_array().context("disks")?.clone())
+}
+
+fn disk(fleet: &Fleet, target: &str) -> Result<Value> {
+    let found = disks(fleet)?;
+    let found = found.into_iter().find(|disk| disk["target"] == target);
+    found.with_context(|| format!("no disk {target}"))
+}
+
+/// The same disks, wherever they lie now.
+fn same_disks(before: &[Value], after: &[Value]) -> Result<()> {
+    let of = |disk: &Value| {
+        ["id", "target", "serial", "bus", "size", "pool", "presence"].map(|key| disk[key].clone())
+    };
+    ensure!(
+        before.iter().map(of).eq(after.iter().map(of)),
+        "{before:?} became {after:?}"
+    );
+    Ok(())
+}
