@@ -111,6 +111,27 @@ pub(crate) fn host(host: &HostView) -> String {
                 ),
             );
         }
+        for network in &facts.networks {
+            let mut text = format!(
+                "{} {}",
+                network.place.kind(),
+                network.place.bridge().unwrap_or(NONE)
+            );
+            let is_default = network.name == facts.default_network;
+            for (word, applies) in [
+                ("VLANs", network.vlans),
+                ("clean-traffic", network.filters),
+                ("default", is_default),
+            ] {
+                if applies {
+                    text.push_str(&format!(", {word}"));
+                }
+            }
+            if let Some(problem) = &network.problem {
+                text.push_str(&format!("; cannot be used: {problem}"));
+            }
+            sheet.add(&format!("Network {}", network.name), text);
+        }
         for guardian in &facts.guardians {
             let until = guardian.not_after().map_or_else(|| NONE.to_owned(), day);
             let kind = guardian.standing.into_str();

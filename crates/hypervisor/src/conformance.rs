@@ -4,11 +4,14 @@
 //! [`CLAIMS`] lists all claims, so an implementation's test cannot omit one.
 
 use crate::{
-    CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainState, Error, Hypervisor,
-    HypervisorEvent, MigrationDisks, MigrationProgress, MigrationRequest, SecretText,
+    CopyState, CpuVerdict, DeviceChange, DomainChange, DomainDefinition, DomainState, Error,
+    Hypervisor, HypervisorEvent, MigrationDisks, MigrationProgress, MigrationRequest,
+    NicDefinition, NicDeviceChange, SecretText,
 };
 use async_trait::async_trait;
-use fleetward_model::spec::{KNOWN, NewerSpec};
+use fleetward_model::network::NetworkPlace;
+use fleetward_model::spec::{KNOWN, NewerSpec, NicSpec};
+use fleetward_model::vm::Profile;
 use fleetward_model::{ByteSize, VmId};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -85,6 +88,7 @@ claims! {
     an_edit_by_hand_survives_whatever_is_redefined,
     an_edit_by_hand_travels_with_the_definition,
     a_running_domain_gets_its_new_size_when_it_starts_next,
+    a_network_card_comes_and_goes_and_twice_is_as_once,
     a_rename_changes_the_name_and_nothing_else,
 }
 
@@ -548,6 +552,50 @@ async fn a_running_domain_gets_its_new_size_when_it_starts_next(fixture: &dyn Fi
     let seen = hypervisor.inspect(id).await.expect("there");
     assert_eq!((seen.cpus, seen.memory), wanted);
     removed(fixture, id).await;
+}
+
+async fn a_network_card_comes_and_goes_and_twice_is_as_once(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let definition = fixture.definition("cards").await;
+    let metadata = &definition.metadata;
+    let id = metadata.spec.id;
+    hypervisor.define(&definition).await.expect("defined");
+    let before = hypervisor.inspect(id).await.expect("there").nics;
+    let spec = NicSpec {
+        id: "nic-7".parse().expect("a name"),
+        ..NicSpec::first(Profile::Linux, "52:54:00:77:77:77")
+    };
+    let change = |to: Option<NicSpec>| DomainChange {
+        devices: vec![DeviceChange::Nic(NicDeviceChange {
+            id: spec.id.clone(),
+            macs: vec![spec.mac.clone()],
+            to: to.map(|spec| NicDefinition {
+                spec,
+                place: NetworkPlace::Nat,
+            }),
+            parts: Vec::new(),
+        })],
+        ..DomainChange::default()
+    };
+    for _ in 0..2 {
+        let there = change(Some(spec.clone()));
+        let done = hypervisor.redefine(id, metadata, &there).await;
+        done.expect("added");
+        let seen = hypervisor.inspect(id).await.expect("there");
+        let defined = seen.defined.expect("told").nics;
+        assert_eq!(seen.nics, defined, "nothing waits while it is stopped");
+        let added: Vec<_> = defined.iter().filter(|nic| nic.mac == spec.mac).collect();
+        assert_eq!(added.len(), 1, "{defined:?}");
+        assert_eq!(added[0].id.as_ref(), Some(&spec.id));
+        assert_eq!(added[0].place, Some(NetworkPlace::Nat));
+    }
+    for _ in 0..2 {
+        let done = hypervisor.redefine(id, metadata, &change(None)).await;
+        done.expect("removed");
+        let after = hypervisor.inspect(id).await.expect("there").nics;
+        assert_eq!(after, before, "the others stay");
+    }
+    hypervisor.undefine(id).await.expect("undefined");
 }
 
 async fn a_rename_changes_the_name_and_nothing_else(fixture: &dyn Fixture) {

@@ -40,6 +40,10 @@ pub(crate) fn start(
         )
     })?;
     vsctl(init, &["--no-wait", "init"])?;
+    // Guests leave the checksums of what they send to the card. Without this the datapath in user space takes such packets
+    // for whole ones, and who receives them drops them.
+    let offload = "other_config:userspace-tso-enable=true";
+    vsctl(init, &["--no-wait", "set", "Open_vSwitch", ".", offload])?;
     let daemon = tool("ovs-vswitchd")?;
     let database = format!("unix:{SOCKET}");
     node::spawn(programs, init, &log, &daemon, &[&database], &[])?;
