@@ -27,6 +27,9 @@
 //! process start costs, and a line a second must stay cheap. Only the standard library is used, so a plain
 //! `rustc` builds it. Everything else it leaves to busybox.
 
+#[path = "guest-agent.rs"]
+mod guest_agent;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -46,10 +49,14 @@ const SEALED: &str = "/state/sealed";
 /// Set by the power button thread; the main loop then stops in good order.
 static POWER_BUTTON: AtomicBool = AtomicBool::new(false);
 
+/// Set when the guest agent is asked to shut the guest down.
+static GUEST_AGENT_SHUTDOWN: AtomicBool = AtomicBool::new(false);
+
 fn main() {
     watch_power_button();
     network::start();
     let disk = mount_state();
+    guest_agent::serve();
     let boots = if disk { count_boot() } else { 0 };
     let mut tpm = Tpm::open();
     let unsealer = Unsealer::prepare(tpm.as_mut(), disk);
@@ -66,8 +73,11 @@ fn main() {
         println!("FLEETWARD-GUEST tick={tick} uptime={} unseal={unseal} boots={boots} disks={} pcr7={pcr7} ek={ek} address={} peers={}", uptime(), disks(), network::address(), network::peers());
         let next = start + Duration::from_secs(tick);
         while Instant::now() < next {
+            if GUEST_AGENT_SHUTDOWN.load(Ordering::Relaxed) {
+                power_off("guest agent");
+            }
             if POWER_BUTTON.load(Ordering::Relaxed) {
-                power_off();
+                power_off("power button");
             }
             thread::sleep(Duration::from_millis(100).min(next - Instant::now().min(next)));
         }
@@ -181,8 +191,8 @@ fn watch_power_button() {
     }
 }
 
-fn power_off() -> ! {
-    println!("FLEETWARD-GUEST-NOTE power button, going down");
+fn power_off(by: &str) -> ! {
+    println!("FLEETWARD-GUEST-NOTE {by}, going down");
     run(&["umount", STATE]);
     run(&["sync"]);
     run(&["poweroff", "-f"]);

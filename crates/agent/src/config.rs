@@ -5,6 +5,9 @@
 //! accelerator = "auto"               # auto, kvm or tcg
 //! memory_reserve = "1G"              # stays with the host, is never given to VMs
 //!
+//! autostart_parallel = 2             # so many VMs come back at once after the host's boot
+//! autostart_without_controller = false  # true only for a host that is alone: see below
+//!
 //! [[pool]]
 //! name = "default"
 //! path = "/var/lib/fleetward/volumes"
@@ -53,6 +56,18 @@ pub struct Config {
     /// Memory that stays with the host and is never given to VMs, such as `"2G"`.
     #[serde(deserialize_with = "size")]
     pub memory_reserve: ByteSize,
+    /// How many VMs with autostart are started at once after the host's boot, 1 to 64.
+    pub autostart_parallel: usize,
+    /// Seconds between a start and the next one that takes its place.
+    pub autostart_pause: u32,
+    /// Whether they start although the controller does not answer. One that was rebuilt on another host meanwhile would run
+    /// twice then: this is for a host that is alone.
+    pub autostart_without_controller: bool,
+    /// Seconds that the controller is waited for before that, 1 to 3,600.
+    pub autostart_patience: u32,
+    /// Seconds between a guest's crash and its next start, where it is started again; twice as long after each further crash
+    /// within an hour. 0 to 3,600.
+    pub crash_pause: u32,
     /// Where libvirt keeps UEFI variables. Must be the same on all hosts of a group.
     pub nvram_dir: PathBuf,
     /// The group that QEMU runs as: it must reach the sockets of a migration.
@@ -155,6 +170,11 @@ impl Default for Config {
             serial_log_dir: None,
             tpm_pool_size: 4,
             memory_reserve: ByteSize::gib(1),
+            autostart_parallel: 2,
+            autostart_pause: 5,
+            autostart_without_controller: false,
+            autostart_patience: 60,
+            crash_pause: 10,
             nvram_dir: "/var/lib/libvirt/qemu/nvram".into(),
             qemu_group: "kvm".into(),
             pools: vec![PoolConfig {
@@ -245,6 +265,18 @@ impl Config {
         if config.tpm_pool_size > 64 {
             return wrong("tpm_pool_size", "is at most 64".into());
         }
+        if !(1..=64).contains(&config.autostart_parallel) {
+            return wrong("autostart_parallel", "is 1 to 64".into());
+        }
+        if config.autostart_pause > 3600 {
+            return wrong("autostart_pause", "is at most 3600".into());
+        }
+        if config.crash_pause > 3600 {
+            return wrong("crash_pause", "is at most 3600".into());
+        }
+        if !(1..=3600).contains(&config.autostart_patience) {
+            return wrong("autostart_patience", "is 1 to 3600".into());
+        }
         if let Some(address) = &config.advertise
             && !address
                 .rsplit_once(':')
@@ -320,6 +352,9 @@ mod tests {
             ("data_dir = 'x'", "data_dir"),
             ("advertise = 'host'", "advertise"),
             ("tpm_pool_size = 1000", "tpm_pool_size"),
+            ("autostart_parallel = 0", "autostart_parallel"),
+            ("autostart_patience = 0", "autostart_patience"),
+            ("autostart_pause = 100000", "autostart_pause"),
             ("memory_reserve = 'much'", "memory_reserve"),
             ("accelerator = 'xen'", "accelerator"),
             ("[[pool]]\nname = '../x'\npath = '/x'", "name"),

@@ -76,6 +76,7 @@ impl Trouble {
                 ErrorCode::NoSpace
             }
             HypervisorError::Unavailable(_)
+            | HypervisorError::NoGuestAgent { .. }
             | HypervisorError::Program { .. }
             | HypervisorError::File { .. }
             | HypervisorError::Libvirt { .. } => ErrorCode::HypervisorFailed,

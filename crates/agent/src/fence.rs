@@ -25,6 +25,18 @@ impl Fence {
         }
     }
 
+    /// The newest generation that has passed, 0 before any; for what the host does by itself.
+    pub(crate) fn newest(&self, vm: VmId) -> io::Result<u64> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.get(&vm) {
+            Some(newest) => Ok(*newest),
+            None => {
+                let path = self.directory.join(vm.to_string());
+                Ok(durable::read_json(&path)?.unwrap_or(0))
+            }
+        }
+    }
+
     /// Lets `generation` pass if nothing newer did, and remembers it durably.
     pub(crate) fn pass(&self, vm: VmId, generation: u64) -> Result<(), Failure> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,8 +2,11 @@
 
 use crate::arrivals::Arrivals;
 use crate::audit::AuditLog;
+use crate::boot::Boot;
 use crate::config::Config;
+use crate::crash::Restarts;
 use crate::fence::Fence;
+use crate::guest::Guests;
 use crate::images::Images;
 use crate::keyring::Keyring;
 use crate::layout::Layout;
@@ -29,6 +32,8 @@ pub struct Machinery {
     pub hypervisor: SharedHypervisor,
     pub volumes: Arc<dyn Volumes>,
     pub tpms: Arc<dyn TpmFactory>,
+    /// The kernel's id of the host's present boot.
+    pub boot_id: String,
 }
 
 /// Everything of one host.
@@ -51,6 +56,9 @@ pub(crate) struct Host {
     pub operations: OperationTable,
     pub observer: Observer,
     pub arrivals: Arrivals,
+    pub boot: Boot,
+    pub guests: Guests,
+    pub restarts: Restarts,
     pub credential: LiveCredential,
     pub trust: FleetTrust,
     pub dialer: TunnelDialer,
@@ -106,6 +114,13 @@ impl Host {
             operations: OperationTable::default(),
             observer: Observer::new(),
             arrivals: Arrivals::default(),
+            boot: Boot::open(
+                layout.boot(),
+                &machinery.boot_id,
+                time::OffsetDateTime::now_utc(),
+            ),
+            guests: Guests::default(),
+            restarts: Restarts::default(),
             dialer: TunnelDialer::new(credential.clone(), membership.trust.clone())
                 .with_timeout(std::time::Duration::from_secs(5)),
             member: membership.member,

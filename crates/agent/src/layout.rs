@@ -114,6 +114,11 @@ impl Layout {
         self.data.join("audit.log")
     }
 
+    /// Which boot the host was seen in, and what it brings back.
+    pub(crate) fn boot(&self) -> PathBuf {
+        self.data.join("boot.json")
+    }
+
     pub(crate) fn migrations(&self) -> PathBuf {
         self.run.join("mig")
     }

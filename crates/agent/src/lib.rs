@@ -28,11 +28,14 @@
 
 mod arrivals;
 pub mod audit;
+mod boot;
 mod bundle;
 pub mod config;
 mod console;
+mod crash;
 pub mod failure;
 mod fence;
+mod guest;
 pub mod hardening;
 mod history;
 mod host;

@@ -3,9 +3,9 @@
 //! One task follows the hypervisor's events and inspects the domains that they name; all streams share its results. A
 //! reader that is too slow gets a new snapshot, and so do all readers after libvirt was away.
 
-use crate::arrivals;
 use crate::failure::{HypervisorResult, Result};
 use crate::host::Host;
+use crate::{arrivals, crash};
 use fleetward_api::agent::AgentEvent;
 use fleetward_hypervisor::{
     DomainDefined, DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent,
@@ -14,8 +14,8 @@ use fleetward_hypervisor::{
 use fleetward_model::host::{Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts};
 use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{
-    DiskBus, DiskObserved, DriveObserved, Presence, TpmObserved, VmDefined, VmMetadata, VmReport,
-    VmState, protector_sha256,
+    DiskBus, DiskObserved, DriveObserved, Noted, Presence, TpmObserved, VmDefined, VmMetadata,
+    VmReport, VmState, protector_sha256,
 };
 use fleetward_model::{ByteSize, VmId};
 use fleetward_protector::KeyProtector;
@@ -63,6 +63,11 @@ impl Observer {
         let _ = self.look.send(vm);
     }
 
+    /// Whether the controller listens.
+    pub(crate) fn has_reader(&self) -> bool {
+        self.events.receiver_count() > 0
+    }
+
     fn announce(&self, event: AgentEvent) {
         // There is no reader now; a later one starts with a snapshot.
         let _ = self.events.send(Arc::new(event));
@@ -91,6 +96,7 @@ pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
                     if !host.operations.is_busy(vm) {
                         host.tidy_after(vm).await;
                     }
+                    crash::stopped(&host, vm);
                     look(&host, vm).await;
                 }
                 Ok(HypervisorEvent::Removed(vm)) => look(&host, vm).await,
@@ -100,6 +106,7 @@ pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
                     crate::operation::copy::settle_all(&host).await;
                     host.drop_unneeded_secrets().await;
                     arrivals::load_secrets_again(&host).await;
+                    crash::look_at_all(&host).await;
                     announce_snapshot(&host).await;
                 }
                 Err(RecvError::Lagged(_)) => announce_snapshot(&host).await,
@@ -240,6 +247,7 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
         guardians: host.keyring.facts(),
         clock: OffsetDateTime::now_utc(),
         tpm_pool: host.tpm_pool.ready(),
+        boot: host.boot.facts(),
         formats: Formats::KNOWN,
         warnings: host
             .warnings
@@ -280,6 +288,11 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         true => host.tpms.read_state(domain.id).await.ok().map(sha256),
         false => None,
     };
+    let runs = matches!(
+        domain.state,
+        DomainState::Running | DomainState::Paused { .. }
+    );
+    let crashes = crash::of(host, &domain);
     // A domain that somebody renamed is still the VM that Fleetward knows.
     let name = match &metadata {
         Some(metadata) => metadata.spec.name.clone(),
@@ -314,6 +327,11 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
             nics: Some(host.networks.describe(&defined.nics, spec)),
         }),
         domain_name: (domain.domain_name != name.as_str()).then_some(domain.domain_name),
+        noted: Noted {
+            guest: host.guests.of(domain.id).filter(|_| runs),
+            after_boot: host.boot.of(domain.id).filter(|_| !runs),
+            crashes,
+        },
         name,
         metadata,
         newer: domain.newer,

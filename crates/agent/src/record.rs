@@ -10,6 +10,7 @@
 //! | `outgoing.json` | on the source, from the moment the VM's memory or files have left completely |
 //! | `copying.json` | on a VM that is being copied, while its guest may stand still for it |
 //! | `copied.json`, `copied.permall`, `copied-*.der` | what a clone or template begins with, until it is defined |
+//! | `crashes.json` | of a VM that is started again when its guest crashes: when it did |
 //! | `committed.json` | after an arrival was committed: by which job |
 //!
 //! `transit.json` decides which copy is the VM: a live migration carries the source's metadata along, so the metadata
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use time::OffsetDateTime;
 
 /// This copy's place in a migration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +63,9 @@ pub(crate) struct Incoming {
 pub(crate) struct Copying {
     pub job: JobId,
     pub to: VmId,
+    /// Whether its guest's agent is asked to hold back what writes to the disks: it is told to go on afterwards.
+    #[serde(default)]
+    pub freezes: bool,
     /// Of a linked copy: what the VM's disks are to write to from then on.
     #[serde(default)]
     pub overlays: Vec<Overlay>,
@@ -85,6 +90,22 @@ pub(crate) struct CopiedRecord {
     pub variables: bool,
     #[serde(default)]
     pub linked: bool,
+    #[serde(default)]
+    pub frozen: bool,
+}
+
+/// When a guest crashed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct CrashRecord {
+    /// Within the last hour, oldest first; seconds since 1970.
+    #[serde(default)]
+    pub at: Vec<i64>,
+    /// When it is started again.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub again: Option<OffsetDateTime>,
+    /// Why it is not, any more.
+    #[serde(default)]
+    pub given_up: Option<String>,
 }
 
 /// Encrypted TPM state of another VM, with what opens and certifies it.
@@ -208,6 +229,24 @@ impl VmRecord {
 
     pub(crate) fn forget_outgoing(&self) -> Result<()> {
         self.remove("outgoing.json")
+    }
+
+    pub(crate) fn crashes(&self) -> Result<Option<CrashRecord>> {
+        self.read_json("crashes.json")
+    }
+
+    pub(crate) fn keep_crashes(&self, crashes: &CrashRecord) -> Result<()> {
+        self.write_json("crashes.json", crashes)
+    }
+
+    pub(crate) fn forget_crashes(&self) -> Result<()> {
+        self.remove("crashes.json")
+    }
+
+    /// Whether this copy is the VM, and no half of a migration or of a copy: what the host may start by itself.
+    pub(crate) fn is_whole(&self) -> Result<bool> {
+        let leaves = self.outgoing()?.is_some();
+        Ok(self.transit()?.is_none() && !leaves && self.copying()?.is_none())
     }
 
     pub(crate) fn copying(&self) -> Result<Option<Copying>> {

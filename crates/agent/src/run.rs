@@ -9,7 +9,7 @@ use crate::keyring::{Keyring, KeyringError};
 use crate::layout::Layout;
 use crate::membership::{MembershipError, MembershipFiles};
 use crate::operation::copy;
-use crate::{observe, server, tpm_watch};
+use crate::{boot, guest, observe, server, tpm_watch};
 use fleetward_durable as durable;
 use fleetward_link::{ClientCertificates, ServerTls, TlsServer};
 use std::io;
@@ -105,6 +105,8 @@ impl Agent {
         clean_up(&host).await;
         let watcher = tokio::spawn(observe::watch(host.clone(), stop.clone()));
         let tpms = tokio::spawn(tpm_watch::watch(host.clone(), stop.clone()));
+        let boot = tokio::spawn(boot::bring_back(host.clone(), stop.clone()));
+        let guests = tokio::spawn(guest::watch(host.clone(), stop.clone()));
         let pool = {
             let (host, stop) = (host.clone(), stop.clone());
             tokio::spawn(async move { host.tpm_pool.keep_full(host.clone(), stop).await })
@@ -117,6 +119,8 @@ impl Agent {
         pool.abort();
         watcher.abort();
         tpms.abort();
+        boot.abort();
+        guests.abort();
         served.map_err(RunError::Serve)
     }
 }

@@ -7,10 +7,12 @@ pub use keys::*;
 
 use crate::bulk::Plan;
 use fleetward_model::NetworkName;
+use fleetward_model::boot::{AfterBoot, Crashes};
 use fleetward_model::change::{self, NicAsked, Pending, PlannedStep};
 use fleetward_model::clone::CloneTpm;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::{CertificateRole, GuardianFacts, TrustMode};
+use fleetward_model::guest::GuestObserved;
 use fleetward_model::host::{HostFacts, HostState};
 pub use fleetward_model::job::JobState;
 use fleetward_model::network::{NetworkPlace, NicObserved};
@@ -280,6 +282,18 @@ pub struct VmView {
     /// Whether its host starts it after a boot.
     #[serde(default)]
     pub autostart: bool,
+    /// Set while it has not come back with its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_boot: Option<AfterBoot>,
+    /// Whether its host starts it again when its guest crashes.
+    #[serde(default)]
+    pub restart_on_crash: bool,
+    /// Its crashes of the last hour, where it is started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crashes: Option<Crashes>,
+    /// Its guest, by the guest's own word; none while it does not run, and before it was asked.
+    #[serde(default)]
+    pub guest: Option<GuestObserved>,
     /// What waits for its next start.
     #[serde(default)]
     pub pending: Vec<Pending>,
@@ -328,6 +342,9 @@ pub struct ChangeRequest {
     /// Whether its host starts it after a boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostart: Option<bool>,
+    /// Whether its host starts it again when its guest crashes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_on_crash: Option<bool>,
     /// On: a new TPM. Off: the TPM goes into the history. Only while the VM is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm: Option<bool>,
@@ -355,6 +372,7 @@ impl ChangeRequest {
             description: self.description,
             labels: self.labels,
             autostart: self.autostart,
+            restart_on_crash: self.restart_on_crash,
             name: self.name,
             nics: self.nics,
             disks: self.disks,

@@ -89,6 +89,10 @@ fn step(step: &ChangeStep) -> String {
             Some(value) => format!("label {key}={value}"),
             None => format!("no label {key}"),
         },
+        ChangeStep::RestartOnCrash { to: true, .. } => {
+            "its host starts it again when it crashes".to_owned()
+        }
+        ChangeStep::RestartOnCrash { to: false, .. } => "it stays off when it crashes".to_owned(),
         ChangeStep::Autostart { to: true, .. } => "its host starts it after a boot".to_owned(),
         ChangeStep::Autostart { to: false, .. } => "its host does not start it".to_owned(),
         ChangeStep::Name { from, to, .. } => format!("name {from} -> {to}"),

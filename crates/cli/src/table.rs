@@ -102,6 +102,20 @@ pub(crate) fn host(host: &HostView) -> String {
         sheet.add("swtpm", or_none(versions.swtpm));
         sheet.add("Agent", &versions.agent);
         sheet.add("TPMs ready", facts.tpm_pool);
+        if let Some(boot) = &facts.boot {
+            sheet.add(
+                "Boot",
+                format!(
+                    "noticed {}; VMs that came back: {}, that wait: {}",
+                    moment(boot.noticed),
+                    boot.started,
+                    boot.waiting
+                ),
+            );
+            for off in &boot.off {
+                sheet.add(&format!("  {} stayed off", off.vm), visible(&off.because));
+            }
+        }
         for pool in &facts.pools {
             sheet.add(
                 &format!("Pool {}", pool.name),

@@ -143,6 +143,7 @@ impl App {
         tokio::spawn(keep_written(app.world.clone(), stop.clone()));
         tokio::spawn(crate::debts::keep_paid(app.clone(), stop.clone()));
         tokio::spawn(crate::keeper::keep(app.clone(), stop.clone()));
+        tokio::spawn(crate::autostart::answer_agents(app.clone(), stop.clone()));
         tokio::spawn(keeper::keep_current(app.world.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop));
         Ok(app)

@@ -245,6 +245,7 @@ impl Wanted {
             }),
             description: self.request.description.clone(),
             autostart: self.request.autostart,
+            restart_on_crash: false,
             unknown: Unknown::new(),
             labels: self.request.labels.clone(),
             created: now,

@@ -382,6 +382,19 @@ impl Inventory {
         seen
     }
 
+    /// The VMs that agents ask for since their hosts have booted; of hosts that answer and owe nothing.
+    pub(crate) fn asking(&self) -> Vec<(HostName, Vec<VmId>)> {
+        let state = self.read();
+        let online = state.hosts.iter().filter(|(_, seen)| seen.online);
+        let asking = online.filter_map(|(host, seen)| {
+            let boot = seen.facts.as_ref()?.boot.as_ref()?;
+            (!boot.asking.is_empty()).then(|| (host.clone(), boot.asking.clone()))
+        });
+        asking
+            .filter(|(host, _)| !self.debts.holds_up(host.as_str()))
+            .collect()
+    }
+
     /// Something that is not in here, and that whoever waits for a change waits for too, has changed.
     pub(crate) fn touch(&self) {
         self.changed.send_modify(|n| *n += 1);

@@ -23,6 +23,7 @@ mod admission;
 mod agents;
 mod app;
 mod audit;
+mod autostart;
 mod bulks;
 mod check;
 mod creation;

@@ -101,6 +101,12 @@ impl Fleet {
         self.bin.join(name)
     }
 
+    /// What the agent of a host has printed so far, over all of its processes.
+    pub fn agent_log(&self, host: &str) -> Result<String> {
+        let log = self.directory().join("nodes").join(host).join("agent.log");
+        std::fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))
+    }
+
     /// From now on another program is the command line: that of an earlier version, beside its controller.
     pub fn use_cli(&mut self, program: PathBuf) {
         self.cli = Some(program);

@@ -142,6 +142,13 @@ async fn join_fleet(config: &Config, token: String) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The kernel's id of this boot.
+fn boot_id() -> anyhow::Result<String> {
+    const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+    let id = std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
+    Ok(id.trim().to_owned())
+}
+
 async fn run(config: Config) -> anyhow::Result<()> {
     let accelerator = match config.accelerator {
         AcceleratorChoice::Auto => probe_accelerator().await,
@@ -159,6 +166,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         hypervisor: libvirt.clone(),
         volumes: libvirt.clone(),
         tpms: libvirt,
+        boot_id: boot_id()?,
     };
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;

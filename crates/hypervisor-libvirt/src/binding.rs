@@ -518,3 +518,126 @@ pub(crate) fn secret_usage(secret: &Secret) -> Result<String, Error> {
     let usage = unsafe { CStr::from_ptr(usage) };
     Ok(usage.to_string_lossy().into_owned())
 }
+
+/// A text that libvirt tells under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) field: String,
+    pub(crate) value: String,
+}
+
+/// Longest text taken of a guest, bytes.
+const LONGEST: usize = 1024;
+/// Most of them; libvirt's own protocol has about that limit.
+const MOST_TEXTS: usize = 2048;
+
+/// What the guest's agent says of the guest's name, its system and its network cards: the texts of the answer.
+pub(crate) fn guest_info(domain: &Domain) -> Result<Vec<Named>, Error> {
+    let types = virt_sys::VIR_DOMAIN_GUEST_INFO_OS
+        | virt_sys::VIR_DOMAIN_GUEST_INFO_HOSTNAME
+        | virt_sys::VIR_DOMAIN_GUEST_INFO_INTERFACES;
+    let mut count: c_int = 0;
+    let mut parameters: virt_sys::virTypedParameterPtr = std::ptr::null_mut();
+    // SAFETY: a live domain, and places for the two answers.
+    let answer = unsafe {
+        virt_sys::virDomainGetGuestInfo(domain.as_ptr(), types, &mut parameters, &mut count, 0)
+    };
+    if answer < 0 {
+        return Err(Error::last_error());
+    }
+    let mut texts = Vec::new();
+    let length = usize::try_from(count).unwrap_or_default();
+    for index in 0..length.min(MOST_TEXTS) {
+        // SAFETY: libvirt's array has `count` parameters, and `index` is below it.
+        let parameter = unsafe { &*parameters.add(index) };
+        if parameter.type_ != virt_sys::VIR_TYPED_PARAM_STRING as c_int {
+            continue;
+        }
+        // SAFETY: of a parameter of the type string, `s` is the member that is set.
+        let value = unsafe { parameter.value.s };
+        // SAFETY: its name and its value are NUL-terminated texts of the array, which is freed only below.
+        let (field, value) = unsafe { (text(parameter.field.as_ptr()), text(value)) };
+        texts.push(Named { field, value });
+    }
+    // SAFETY: libvirt's array, not used after this; null is fine.
+    unsafe { virt_sys::virTypedParamsFree(parameters, count) };
+    Ok(texts)
+}
+
+/// The first [`LONGEST`] bytes of a text, empty for none.
+///
+/// SAFETY: `text` is null, or a NUL-terminated text.
+unsafe fn text(text: *const std::ffi::c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { CStr::from_ptr(text) }.to_bytes();
+    String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]).into_owned()
+}
+
+/// The MAC of each card with the addresses that `source` knows for it, at most `most` of each.
+pub(crate) fn interface_addresses(
+    domain: &Domain,
+    source: virt_sys::virDomainInterfaceAddressesSource,
+    most: usize,
+) -> Result<Vec<(String, Vec<String>)>, Error> {
+    let mut cards: *mut virt_sys::virDomainInterfacePtr = std::ptr::null_mut();
+    // SAFETY: a live domain, and a place for the answer.
+    let count =
+        unsafe { virt_sys::virDomainInterfaceAddresses(domain.as_ptr(), &mut cards, source, 0) };
+    if count < 0 {
+        return Err(Error::last_error());
+    }
+    let mut found = Vec::new();
+    for index in 0..usize::try_from(count).unwrap_or_default() {
+        // SAFETY: libvirt's array has `count` pointers to cards, and `index` is below it.
+        let card = unsafe { *cards.add(index) };
+        if found.len() < most {
+            // SAFETY: a card of the array, freed only below.
+            let card = unsafe { &*card };
+            let addresses = (0..most.min(card.naddrs as usize)).map(|index| {
+                // SAFETY: the card has `naddrs` addresses; each text is NUL-terminated.
+                unsafe { text((*card.addrs.add(index)).addr) }
+            });
+            let addresses = addresses.collect();
+            // SAFETY: null, or a NUL-terminated text of the card.
+            found.push((unsafe { text(card.hwaddr) }, addresses));
+        }
+        // SAFETY: the caller of libvirt's function frees each card, once.
+        unsafe { virt_sys::virDomainInterfaceFree(card) };
+    }
+    // SAFETY: and the array, which libvirt has allocated with malloc; null is fine.
+    unsafe { nix::libc::free(cards.cast::<c_void>()) };
+    Ok(found)
+}
+
+/// How many seconds libvirt waits for an answer of the guest's agent from now on.
+pub(crate) fn agent_patience(domain: &Domain, seconds: c_int) -> Result<(), Error> {
+    // SAFETY: a live domain.
+    match unsafe { virt_sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), seconds, 0) } {
+        0 => Ok(()),
+        _ => Err(Error::last_error()),
+    }
+}
+
+/// Has the guest's agent freeze every file system.
+pub(crate) fn freeze(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: a live domain; without a list of mount points all are meant.
+    let frozen =
+        unsafe { virt_sys::virDomainFSFreeze(domain.as_ptr(), std::ptr::null_mut(), 0, 0) };
+    if frozen < 0 {
+        return Err(Error::last_error());
+    }
+    Ok(())
+}
+
+/// Has the guest's agent thaw every file system.
+pub(crate) fn thaw(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: as above.
+    let thawed = unsafe { virt_sys::virDomainFSThaw(domain.as_ptr(), std::ptr::null_mut(), 0, 0) };
+    if thawed < 0 {
+        return Err(Error::last_error());
+    }
+    Ok(())
+}

@@ -11,6 +11,9 @@ use fleetward_model::{ByteSize, VmId, VmName};
 use roxmltree::{Document, Node};
 use std::path::PathBuf;
 
+/// The name of the channel that QEMU's guest agent opens.
+const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";
+
 /// Our state and libvirt's word for the reason. `incoming` is whether memory is arriving, which the numbers do not say.
 pub(crate) fn domain_state(
     state: virt_sys::virDomainState,
@@ -143,6 +146,7 @@ pub(crate) fn observed_in_part(
         nvram_path: None,
         tpm: false,
         cpu_xml: None,
+        guest_agent: false,
         console: None,
         defined: None,
     }
@@ -174,6 +178,7 @@ pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
         seen.drives = drives(devices);
         seen.nics = nic_xml::all(devices);
         seen.tpm = child(devices, "tpm").is_some();
+        seen.guest_agent = devices.children().any(is_open_agent);
         seen.console = child(devices, "serial")
             .filter(|serial| serial.attribute("type") == Some("pty"))
             .and_then(|serial| child(serial, "source"))
@@ -247,6 +252,15 @@ fn disk(node: Node<'_, '_>) -> Option<(String, PathBuf)> {
         .attribute("file")
         .or_else(|| source.attribute("dev"))?;
     Some((target, PathBuf::from(path)))
+}
+
+/// Whether that is the channel of QEMU's guest agent, and somebody in the guest has opened it.
+fn is_open_agent(node: Node<'_, '_>) -> bool {
+    node.has_tag_name("channel")
+        && child(node, "target").is_some_and(|target| {
+            target.attribute("name") == Some(AGENT_CHANNEL)
+                && target.attribute("state") == Some("connected")
+        })
 }
 
 #[cfg(test)]

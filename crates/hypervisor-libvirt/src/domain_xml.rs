@@ -370,6 +370,7 @@ pub(crate) mod tests {
                     nics: vec![NicSpec::first(Profile::Windows11, "52:54:00:12:34:56")],
                     description: Default::default(),
                     autostart: false,
+                    restart_on_crash: false,
                     unknown: Default::default(),
                     labels: Default::default(),
                     created: time::OffsetDateTime::UNIX_EPOCH,

@@ -8,13 +8,13 @@ use crate::domain_xml::{self, NEWEST_MACHINE};
 use crate::program::Programs;
 use crate::tpm::TpmPlace;
 use crate::{
-    copy, disk_move, domain_edit, facts, live, metadata, migration, overlay, storage_live,
+    copy, disk_move, domain_edit, facts, guest, live, metadata, migration, overlay, storage_live,
 };
 use async_trait::async_trait;
 use fleetward_hypervisor::{
     CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainObserved, DomainState, Error,
-    Hypervisor, HypervisorEvent, HypervisorFacts, MigrationOutcome, MigrationProgress,
-    MigrationRequest, MoveState, Result, SecretText, StorageChange,
+    GuestTold, Hypervisor, HypervisorEvent, HypervisorFacts, MigrationOutcome, MigrationProgress,
+    MigrationRequest, MoveState, NicAddresses, Result, SecretText, Shutdown, StorageChange,
 };
 use fleetward_model::host::Accelerator;
 use fleetward_model::vm::VmMetadata;
@@ -190,9 +190,13 @@ impl Hypervisor for LibvirtHost {
             .await
     }
 
-    async fn request_shutdown(&self, id: VmId) -> Result<()> {
+    async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()> {
+        if by == Shutdown::GuestAgent {
+            return guest::shut_down(&self.libvirt, id).await;
+        }
         self.with_domain(id, move |domain| {
-            domain.shutdown().map(drop).map_err(|error| {
+            let pressed = domain.shutdown_flags(virt_sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN);
+            pressed.map(drop).map_err(|error| {
                 if error.code() == ErrorNumber::OperationInvalid {
                     wrong_state_now(domain, id, "shut down")
                 } else {
@@ -201,6 +205,22 @@ impl Hypervisor for LibvirtHost {
             })
         })
         .await
+    }
+
+    async fn ask_guest(&self, id: VmId) -> Result<GuestTold> {
+        guest::ask(&self.libvirt, id).await
+    }
+
+    async fn neighbours(&self, id: VmId) -> Result<Vec<NicAddresses>> {
+        guest::neighbours(&self.libvirt, id).await
+    }
+
+    async fn freeze_guest(&self, id: VmId) -> Result<()> {
+        guest::freeze(&self.libvirt, id).await
+    }
+
+    async fn thaw_guest(&self, id: VmId) -> Result<()> {
+        guest::thaw(&self.libvirt, id).await
     }
 
     async fn destroy(&self, id: VmId) -> Result<()> {

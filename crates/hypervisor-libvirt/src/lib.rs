@@ -27,6 +27,7 @@ mod ek_certificate;
 mod facts;
 #[cfg(test)]
 mod former;
+mod guest;
 mod host;
 mod layers;
 mod live;

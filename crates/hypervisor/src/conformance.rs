@@ -6,7 +6,7 @@
 use crate::{
     CopyState, CpuVerdict, DeviceChange, DomainChange, DomainDefinition, DomainState, Error,
     Hypervisor, HypervisorEvent, MigrationDisks, MigrationProgress, MigrationRequest,
-    NicDefinition, NicDeviceChange, SecretText,
+    NicDefinition, NicDeviceChange, SecretText, Shutdown,
 };
 use async_trait::async_trait;
 use fleetward_model::network::NetworkPlace;
@@ -111,7 +111,11 @@ async fn what_is_missing_is_named_or_ignored(fixture: &dyn Fixture) {
         hypervisor.start(id).await,
         hypervisor.destroy(id).await,
         hypervisor.resume(id).await,
-        hypervisor.request_shutdown(id).await,
+        hypervisor.request_shutdown(id, Shutdown::Acpi).await,
+        hypervisor.request_shutdown(id, Shutdown::GuestAgent).await,
+        hypervisor.ask_guest(id).await.map(drop),
+        hypervisor.freeze_guest(id).await,
+        hypervisor.thaw_guest(id).await,
     ] {
         assert!(
             matches!(result, Err(Error::NoDomain(missing)) if missing == id),

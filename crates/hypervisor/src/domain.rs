@@ -1,6 +1,6 @@
 //! Domains: defining, running, observing and migrating them.
 
-use crate::{Error, MoveState, Result, StorageChange};
+use crate::{Error, GuestTold, MoveState, NicAddresses, Result, Shutdown, StorageChange};
 use async_trait::async_trait;
 use fleetward_model::change::NicPart;
 use fleetward_model::host::{Accelerator, DiskIo, Version};
@@ -186,6 +186,8 @@ pub struct DomainObserved {
     pub tpm: bool,
     /// The CPU as defined (running: as expanded by libvirt), XML; what [`Hypervisor::check_cpu`] takes.
     pub cpu_xml: Option<String>,
+    /// Whether an agent in the guest has opened its channel.
+    pub guest_agent: bool,
     /// The serial console's pty, while it runs.
     pub console: Option<PathBuf>,
     /// What it starts with next. None while libvirt does not tell, or when nothing of it stays after it stops.
@@ -344,8 +346,33 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Starts a stopped domain; does nothing if it runs. If the domain has a TPM, its secret must be loaded first.
     async fn start(&self, id: VmId) -> Result<()>;
 
-    /// Asks the guest to shut down (ACPI); returns at once.
-    async fn request_shutdown(&self, id: VmId) -> Result<()>;
+    /// Asks the guest to shut down; returns when it has been asked.
+    ///
+    /// # Errors
+    /// [`Error::NoGuestAgent`] when its agent was to be asked and does not answer.
+    async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()>;
+
+    /// What the agent in the guest says of it, within some seconds.
+    ///
+    /// # Errors
+    /// [`Error::NoGuestAgent`].
+    async fn ask_guest(&self, id: VmId) -> Result<GuestTold>;
+
+    /// What this host knows of the guest's addresses without asking it: leases of its own networks, its neighbours.
+    async fn neighbours(&self, id: VmId) -> Result<Vec<NicAddresses>>;
+
+    /// Has the agent in the guest write everything to its disks, and hold back whatever writes there, until
+    /// [`thaw_guest`](Self::thaw_guest).
+    ///
+    /// # Errors
+    /// [`Error::NoGuestAgent`]; it may be frozen all the same.
+    async fn freeze_guest(&self, id: VmId) -> Result<()>;
+
+    /// Lets the guest write to its disks again. One that is not frozen is left alone.
+    ///
+    /// # Errors
+    /// [`Error::NoGuestAgent`].
+    async fn thaw_guest(&self, id: VmId) -> Result<()>;
 
     /// Cuts the power; does nothing if the domain is stopped.
     async fn destroy(&self, id: VmId) -> Result<()>;

@@ -61,6 +61,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// No agent in the guest does what it is asked for, in time.
+    #[error("the guest agent of domain {id} does not answer: {because}")]
+    NoGuestAgent { id: VmId, because: String },
     /// Any other error of libvirt, in its own words.
     #[error("libvirt could not {attempt}: {message}")]
     Libvirt {

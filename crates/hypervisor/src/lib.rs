@@ -7,6 +7,7 @@
 
 mod domain;
 mod error;
+mod guest;
 mod storage;
 mod tpm;
 mod volume;
@@ -20,6 +21,7 @@ pub use domain::{
     SecretText, SharedHypervisor, StopReason,
 };
 pub use error::{Error, Result};
+pub use guest::{GuestTold, NicAddresses, Shutdown};
 pub use storage::{DiskDevice, DriveDevice, MoveState, StorageChange};
 pub use tpm::{EkIssuer, EkPublic, MadeTpm, TpmFactory};
 pub use volume::{MAX_BASES, VolumeInfo, Volumes};

@@ -77,6 +77,11 @@ impl NodeFiles {
         &self.root
     }
 
+    /// What the node's kernel says its boot is called; written anew at each.
+    pub fn boot_id(&self) -> PathBuf {
+        self.root.join("boot-id")
+    }
+
     /// Appears when process 1 has made the node's world.
     pub fn ready(&self) -> PathBuf {
         self.root.join("ready")

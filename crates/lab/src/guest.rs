@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::programs::{run, tool};
 
 const PROGRAM: &str = include_str!("../../../guest/lab-guest.rs");
+const AGENT: &str = include_str!("../../../guest/guest-agent.rs");
 const INIT: &str = include_str!("../../../guest/init");
 const GRUB: &str = include_str!("../../../guest/grub.cfg");
 /// This file too: a change of the layout must make a new image.
@@ -25,13 +26,14 @@ const BUILDER: &str = include_str!("guest.rs");
 
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const BUSYBOX: &str = "/bin/busybox";
-const DRIVERS: [&str; 8] = [
+const DRIVERS: [&str; 9] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
     "virtio_scsi",
     "sd_mod",
     "ahci",
+    "virtio_console",
     "button",
     "evdev",
 ];
@@ -80,7 +82,7 @@ impl GuestImage {
 
 fn sources_hash() -> String {
     let mut hash = Sha256::new();
-    for part in [PROGRAM, INIT, GRUB, BUILDER] {
+    for part in [PROGRAM, AGENT, INIT, GRUB, BUILDER] {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
@@ -218,6 +220,7 @@ fn build_initrd(system: &Path, work: &Path) -> Result<PathBuf> {
 fn compile_program(target: &Path, work: &Path) -> Result<()> {
     let source = work.join("lab-guest.rs");
     fs::write(&source, PROGRAM)?;
+    fs::write(work.join("guest-agent.rs"), AGENT)?;
     let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     run(Command::new(compiler)
         .args([

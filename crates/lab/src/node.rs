@@ -302,6 +302,10 @@ fn make_world(files: &LabFiles, node: &NodeFiles, name: &str) -> Result<()> {
             .arg(inside::VOLUMES))?;
         let _ = fs::remove_dir(Path::new(inside::VOLUMES).join("lost+found"));
     }
+    // Every boot of a machine has an id of its own, and so has every boot of a node.
+    let boot_id = node.boot_id();
+    fs::write(&boot_id, format!("{}\n", uuid::Uuid::new_v4()))?;
+    bind(&boot_id, "/proc/sys/kernel/random/boot_id")?;
     mount_new("tmpfs", "/dev/shm", Some("mode=1777"))?;
     mount_new("tmpfs", "/run", Some("mode=755"))?;
     fs::create_dir("/run/lock")?;

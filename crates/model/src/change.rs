@@ -44,6 +44,7 @@ pub enum ChangeKind {
     Description,
     Labels,
     Autostart,
+    RestartOnCrash,
     Name,
     Nics,
     Disks,
@@ -69,13 +70,15 @@ pub enum Answer {
 pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
     use Answer::{Refuse, Takes};
     use ChangeKind::{
-        Autostart, Cpus, Description, Disks, Drives, Labels, Memory, Name, Nics, Tpm,
+        Autostart, Cpus, Description, Disks, Drives, Labels, Memory, Name, Nics, RestartOnCrash,
+        Tpm,
     };
     use VmState::{Failed, Migrating, Paused, Running, Stopped, Unknown};
     match (kind, state) {
-        (Description | Labels | Autostart, Running | Stopped | Paused | Failed) => {
-            Takes(Effect::Now)
-        }
+        (
+            Description | Labels | Autostart | RestartOnCrash,
+            Running | Stopped | Paused | Failed,
+        ) => Takes(Effect::Now),
         (Cpus | Memory, Stopped) => Takes(Effect::Now),
         (Cpus | Memory, Running | Paused | Failed) => Takes(Effect::NextStart),
         (Name | Tpm, Stopped) => Takes(Effect::Now),
@@ -92,11 +95,13 @@ pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
             "a TPM is changed only while the VM is stopped",
         ),
         (
-            Tpm | Cpus | Memory | Description | Labels | Autostart | Name | Nics | Disks | Drives,
+            Tpm | Cpus | Memory | Description | Labels | Autostart | RestartOnCrash | Name | Nics
+            | Disks | Drives,
             Migrating,
         ) => Refuse(ErrorCode::VmBusy, "the VM is migrating"),
         (
-            Tpm | Cpus | Memory | Description | Labels | Autostart | Name | Nics | Disks | Drives,
+            Tpm | Cpus | Memory | Description | Labels | Autostart | RestartOnCrash | Name | Nics
+            | Disks | Drives,
             Unknown,
         ) => Refuse(
             ErrorCode::HostUnreachable,
@@ -194,6 +199,7 @@ pub struct Wanted {
     /// None: the label goes.
     pub labels: BTreeMap<LabelKey, Option<LabelValue>>,
     pub autostart: Option<bool>,
+    pub restart_on_crash: Option<bool>,
     pub name: Option<VmName>,
     /// Carried out in this order.
     pub nics: Vec<NicChange>,
@@ -245,6 +251,10 @@ pub enum ChangeStep {
         from: bool,
         to: bool,
     },
+    RestartOnCrash {
+        from: bool,
+        to: bool,
+    },
     Name {
         from: VmName,
         to: VmName,
@@ -273,6 +283,7 @@ impl ChangeStep {
             Self::Description { .. } => ChangeKind::Description,
             Self::Label { .. } => ChangeKind::Labels,
             Self::Autostart { .. } => ChangeKind::Autostart,
+            Self::RestartOnCrash { .. } => ChangeKind::RestartOnCrash,
             Self::Name { .. } => ChangeKind::Name,
             Self::Nic { .. } => ChangeKind::Nics,
             Self::Disk(_) => ChangeKind::Disks,
@@ -291,6 +302,7 @@ impl ChangeStep {
             | Self::Memory { .. }
             | Self::Description { .. }
             | Self::Label { .. }
+            | Self::RestartOnCrash { .. }
             | Self::Autostart { .. }
             | Self::Name { .. }
             | Self::Nic { .. }
@@ -307,6 +319,7 @@ impl ChangeStep {
             | Self::Memory { .. }
             | Self::Description { .. }
             | Self::Label { .. }
+            | Self::RestartOnCrash { .. }
             | Self::Autostart { .. }
             | Self::Name { .. }
             | Self::Nic { .. }
@@ -346,6 +359,7 @@ impl Plan {
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
+            | ChangeStep::RestartOnCrash { .. }
             | ChangeStep::Name { .. }
             | ChangeStep::Nic { .. }
             | ChangeStep::Disk(_)
@@ -363,6 +377,7 @@ impl Plan {
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
+            | ChangeStep::RestartOnCrash { .. }
             | ChangeStep::Nic { .. }
             | ChangeStep::Disk(_)
             | ChangeStep::Drive(_) => None,
@@ -379,6 +394,7 @@ impl Plan {
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
+            | ChangeStep::RestartOnCrash { .. }
             | ChangeStep::Name { .. }
             | ChangeStep::Disk(_)
             | ChangeStep::Drive(_) => None,
@@ -394,6 +410,7 @@ impl Plan {
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
+            | ChangeStep::RestartOnCrash { .. }
             | ChangeStep::Name { .. }
             | ChangeStep::Nic { .. }
             | ChangeStep::Disk(_)
@@ -535,6 +552,12 @@ fn steps(vm: &VmObserved, spec: &VmSpec, wanted: &Wanted) -> Vec<ChangeStep> {
         let from = spec.autostart;
         steps.push(ChangeStep::Autostart { from, to });
     }
+    if let Some(to) = wanted.restart_on_crash
+        && spec.restart_on_crash != to
+    {
+        let from = spec.restart_on_crash;
+        steps.push(ChangeStep::RestartOnCrash { from, to });
+    }
     if let Some(to) = &wanted.name {
         let domain = vm.domain_name.as_deref().unwrap_or(spec.name.as_str());
         if spec.name != *to || domain != to.as_str() {
@@ -605,6 +628,9 @@ pub fn apply(spec: &VmSpec, steps: &[ChangeStep], direction: Direction) -> VmSpe
             ChangeStep::Autostart { from, to } => {
                 exchange(&mut after.autostart, from, to, direction);
             }
+            ChangeStep::RestartOnCrash { from, to } => {
+                exchange(&mut after.restart_on_crash, from, to, direction);
+            }
             ChangeStep::Name { from, to, .. } => exchange(&mut after.name, from, to, direction),
             ChangeStep::Nic { nic, from, to, .. } => {
                 nic::apply(
@@ -645,6 +671,7 @@ pub fn domain_name_after(has: &str, steps: &[ChangeStep], direction: Direction) 
         | ChangeStep::Description { .. }
         | ChangeStep::Label { .. }
         | ChangeStep::Autostart { .. }
+        | ChangeStep::RestartOnCrash { .. }
         | ChangeStep::Nic { .. }
         | ChangeStep::Disk(_)
         | ChangeStep::Drive(_) => None,
@@ -687,6 +714,7 @@ pub fn defined_after(
             | ChangeStep::Description { .. }
             | ChangeStep::Label { .. }
             | ChangeStep::Autostart { .. }
+            | ChangeStep::RestartOnCrash { .. }
             | ChangeStep::Name { .. }
             | ChangeStep::Nic { .. }
             | ChangeStep::Disk(_)

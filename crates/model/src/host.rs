@@ -1,5 +1,6 @@
 //! The facts that a host reports, for placement, preflight and lists.
 
+use crate::boot::BootFacts;
 use crate::change::{ChangeKind, ChangeStep};
 use crate::guardian::GuardianFacts;
 use crate::network::NetworkFacts;
@@ -153,7 +154,7 @@ pub struct Formats {
 impl Formats {
     /// The version of the operations that added `change-vm`.
     pub const CHANGE_VM: u32 = 2;
-    /// The version of the operations that added changes of devices to `change-vm`.
+    /// The version of the operations that added changes of devices, and restarts after a crash, to `change-vm`.
     pub const DEVICES: u32 = 3;
 
     /// The version of the operations that added `pause` and `resume`.
@@ -177,7 +178,10 @@ impl Formats {
     /// What an agent must know to carry out those changes.
     pub fn of_steps(steps: &[ChangeStep]) -> Self {
         let device = steps.iter().any(|step| match step.kind() {
-            ChangeKind::Nics | ChangeKind::Disks | ChangeKind::Drives => true,
+            ChangeKind::Nics
+            | ChangeKind::Disks
+            | ChangeKind::Drives
+            | ChangeKind::RestartOnCrash => true,
             ChangeKind::Tpm
             | ChangeKind::Cpus
             | ChangeKind::Memory
@@ -268,6 +272,9 @@ pub struct HostFacts {
     pub clock: OffsetDateTime,
     /// TPMs manufactured ahead and ready.
     pub tpm_pool: u32,
+    /// What its last boot brings back; none when nothing was to come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootFacts>,
     /// The versions that its agent knows.
     #[serde(default)]
     pub formats: Formats,

@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod audit;
+pub mod boot;
 pub mod certutil;
 pub mod change;
 pub mod clone;
@@ -13,6 +14,7 @@ pub mod error;
 pub mod fit;
 pub mod fix;
 pub mod guardian;
+pub mod guest;
 pub mod host;
 pub mod id;
 pub mod image;

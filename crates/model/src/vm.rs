@@ -1,6 +1,8 @@
 //! Types of a VM: the specification that is stored with it, and the state that a host observes.
 
+use crate::boot::{AfterBoot, Crashes};
 use crate::disk::DiskSerial;
+use crate::guest::GuestObserved;
 use crate::host::Formats;
 use crate::network::NicObserved;
 use crate::spec::{self, Unknown};
@@ -375,6 +377,26 @@ pub struct TpmObserved {
     pub protector_sha256: Option<String>,
 }
 
+/// What the agent of a VM's host knows of it beyond what the hypervisor tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Noted {
+    /// Its guest, while it runs and once it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestObserved>,
+    /// Set while it has not come back with its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_boot: Option<AfterBoot>,
+    /// Of one that is started again when it crashes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crashes: Option<Crashes>,
+}
+
+impl Noted {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What a VM's definition gives it at the next start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmDefined {
@@ -421,6 +443,9 @@ pub struct VmObserved<M = VmSummary> {
     #[serde(default)]
     pub drives: Vec<DriveObserved>,
     pub tpm: TpmObserved,
+    /// What its host's agent adds.
+    #[serde(default, skip_serializing_if = "Noted::is_empty")]
+    pub noted: Noted,
     #[serde(with = "time::serde::rfc3339")]
     pub observed: OffsetDateTime,
 }
@@ -471,6 +496,7 @@ impl VmReport {
             accelerator: self.accelerator,
             disks: self.disks,
             nics: self.nics,
+            noted: self.noted,
             drives: self.drives,
             observed: self.observed,
         }

@@ -95,6 +95,7 @@ impl Task<'_> {
                 | ChangeStep::Description { .. }
                 | ChangeStep::Label { .. }
                 | ChangeStep::Autostart { .. }
+                | ChangeStep::RestartOnCrash { .. }
                 | ChangeStep::Name { .. }
                 // See `disks`.
                 | ChangeStep::Disk(_)

@@ -32,6 +32,10 @@ use std::time::{Duration, Instant};
 /// How often a copy under way is looked at.
 const PACE: Duration = Duration::from_millis(200);
 
+/// An agent that does not thaw its guest is asked again after this, and each time after twice as long.
+const THAW_AGAIN: Duration = Duration::from_secs(1);
+const THAW_ATTEMPTS: u32 = 4;
+
 /// Largest UEFI variables taken, in bytes.
 const MAX_VARIABLES: u64 = 16 * 1024 * 1024;
 
@@ -49,6 +53,23 @@ pub(super) struct Pair {
     pub(super) pool: PoolName,
     pub(super) source: PathBuf,
     pub(super) copy: PathBuf,
+}
+
+/// When a running VM was copied.
+struct Moment {
+    /// How long the guest stood still.
+    paused: Duration,
+    /// Whether it had written everything to its disks.
+    frozen: bool,
+}
+
+/// Whether a guest's disks are frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frozen {
+    No,
+    /// Its agent was asked, and did not answer in time.
+    Perhaps,
+    Yes,
 }
 
 /// How the disks are copied.
@@ -87,25 +108,28 @@ impl Task<'_> {
         } else {
             Way::Full
         };
-        let paused = match domain.state {
+        let (paused, frozen) = match domain.state {
             DomainState::Stopped(_) => {
                 self.keep_parts(&metadata, to, &new, parts).await?;
                 match way {
                     Way::Full => self.copy_stopped(&disks).await?,
                     Way::Linked => self.link_stopped(&metadata, to.id, &disks).await?,
                 }
-                None
+                (None, false)
             }
-            DomainState::Running => Some(match way {
-                Way::Full => {
-                    let from = (&domain, &metadata);
-                    self.copy_running(from, to, &new, &disks, parts).await?
-                }
-                Way::Linked => {
-                    let linking = self.link_running(&metadata, to, &new, &disks, parts);
-                    linking.await?
-                }
-            }),
+            DomainState::Running => {
+                let moment = match way {
+                    Way::Full => {
+                        let from = (&domain, &metadata);
+                        self.copy_running(from, to, &new, &disks, parts).await?
+                    }
+                    Way::Linked => {
+                        let linking = self.link_running(&metadata, to, &new, &disks, parts);
+                        linking.await?
+                    }
+                };
+                (Some(moment.paused), moment.frozen)
+            }
             DomainState::Paused { .. } => {
                 return Err(
                     self.wrong_state("it is paused; only a running or a stopped VM is copied")
@@ -119,6 +143,7 @@ impl Task<'_> {
             paused_ms: paused.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             variables: self.host.layout.nvram(to.id).exists(),
             linked: matches!(way, Way::Linked),
+            frozen,
         };
         new.keep_copied(&done)?;
         Ok(done.answer())
@@ -225,11 +250,12 @@ impl Task<'_> {
         new: &VmRecord,
         disks: &[Pair],
         parts: Parts,
-    ) -> Result<Duration> {
+    ) -> Result<Moment> {
         self.require_room(disks).await?;
         self.record.keep_copying(&Copying {
             job: self.job,
             to: to.id,
+            freezes: true,
             overlays: Vec::new(),
         })?;
         let (there, waiting): (Vec<&Pair>, Vec<&Pair>) =
@@ -252,7 +278,7 @@ impl Task<'_> {
             let begun = self.host.hypervisor.begin_copy(self.vm, &copies).await;
             begun.attempt(|| format!("copying the disks of VM {}", metadata.spec.name))
         };
-        let paused = self.take_moment(metadata, to, new, parts, begin).await?;
+        let moment = self.take_moment(metadata, to, new, parts, begin).await?;
         self.follow_copy(disks).await?;
         for Pair { copy, .. } in disks {
             self.host
@@ -265,7 +291,7 @@ impl Task<'_> {
                 .map_err(|error| Trouble::file("a copied disk", copy, &error))?;
         }
         self.record.forget_copying()?;
-        Ok(paused)
+        Ok(moment)
     }
 
     /// As [`copy_running`](Self::copy_running), but the disks are not copied: the guest writes on to overlays.
@@ -276,17 +302,17 @@ impl Task<'_> {
         new: &VmRecord,
         disks: &[Pair],
         parts: Parts,
-    ) -> Result<Duration> {
+    ) -> Result<Moment> {
         let overlays = self.prepare_switch(metadata, to.id).await?;
         let switch = self.switch(&metadata.spec, &overlays);
-        let paused = self.take_moment(metadata, to, new, parts, switch).await?;
+        let moment = self.take_moment(metadata, to, new, parts, switch).await?;
         self.link_switched(metadata, &overlays, disks).await?;
         self.record.forget_copying()?;
-        Ok(paused)
+        Ok(moment)
     }
 
-    /// Pauses the guest, takes everything of that moment, the disks by `disks`, and lets it run on. Answers how long it
-    /// stood still.
+    /// Has the guest's agent bring the disks in order, pauses the guest, takes everything of that moment, the disks by `disks`,
+    /// and lets it run on. Answers how long it stood still.
     async fn take_moment(
         &self,
         metadata: &VmMetadata,
@@ -294,8 +320,9 @@ impl Task<'_> {
         new: &VmRecord,
         parts: Parts,
         disks: impl Future<Output = Result<()>>,
-    ) -> Result<Duration> {
+    ) -> Result<Moment> {
         fleetward_failpoint::hold("agent.copy-vm.marked").await;
+        let frozen = self.freeze().await;
         let begun = Instant::now();
         let taken = async {
             self.host
@@ -311,9 +338,31 @@ impl Task<'_> {
         // Resumes the guest also after an error.
         let resumed = self.resume().await;
         let paused = begun.elapsed();
+        if frozen != Frozen::No {
+            thaw(self.host, self.vm).await;
+        }
         taken?;
         resumed?;
-        Ok(paused)
+        Ok(Moment {
+            paused,
+            frozen: frozen == Frozen::Yes,
+        })
+    }
+
+    /// Asks the guest's agent to hold back what writes to its disks. A guest without one is copied as after a power cut.
+    async fn freeze(&self) -> Frozen {
+        match self.look().await {
+            Ok(Some(domain)) if domain.guest_agent => {}
+            Ok(_) | Err(_) => return Frozen::No,
+        }
+        self.progress(0, 0, "waiting for the guest to write to its disks");
+        match self.host.hypervisor.freeze_guest(self.vm).await {
+            Ok(()) => Frozen::Yes,
+            Err(error) => {
+                tracing::info!(vm = %self.vm, %error, "the guest is copied without its agent's help");
+                Frozen::Perhaps
+            }
+        }
     }
 
     async fn follow_copy(&self, disks: &[Pair]) -> Result<()> {
@@ -509,6 +558,7 @@ impl CopiedRecord {
             paused_ms: self.paused_ms,
             variables: self.variables,
             linked: self.linked,
+            frozen: self.frozen,
         }
     }
 }
@@ -527,6 +577,9 @@ async fn settle(host: &Host, vm: VmId) -> Result<()> {
                 host.hypervisor.resume(vm).await.attempt(what)?;
             }
             host.hypervisor.abort_copy(vm).await.attempt(what)?;
+            if copying.freezes && domain.guest_agent {
+                thaw(host, vm).await;
+            }
             Some(domain)
         }
         Err(HypervisorError::NoDomain(_)) => None,
@@ -534,6 +587,25 @@ async fn settle(host: &Host, vm: VmId) -> Result<()> {
     };
     link::settle_switch(host, vm, domain.as_ref(), &copying.overlays).await?;
     record.forget_copying()
+}
+
+/// Lets a guest write to its disks again. An agent in the guest that does not answer now is asked again for a while.
+async fn thaw(host: &Host, vm: VmId) {
+    let mut pause = THAW_AGAIN;
+    for attempt in 1..=THAW_ATTEMPTS {
+        match host.hypervisor.thaw_guest(vm).await {
+            Ok(()) | Err(HypervisorError::NoDomain(_)) => return,
+            Err(error) => {
+                tracing::warn!(%vm, attempt, %error, "the guest's agent does not let it write to its disks again");
+            }
+        }
+        let runs = host.hypervisor.inspect(vm).await;
+        if !runs.is_ok_and(|domain| domain.guest_agent) {
+            return; // stopped, or its agent is gone, and its freeze with it
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
 }
 
 /// After a start of the agent, or a return of libvirt: no guest stands still for a copy that nobody makes any more.

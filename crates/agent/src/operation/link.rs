@@ -130,6 +130,7 @@ impl Task<'_> {
         self.record.keep_copying(&Copying {
             job: self.job,
             to,
+            freezes: true,
             overlays: overlays.to_vec(),
         })?;
         for overlay in overlays {

@@ -47,6 +47,8 @@ pub(crate) struct Task<'a> {
     pub generation: u64,
     pub vm: VmId,
     pub record: VmRecord,
+    /// Why the host does it without being asked; none for an operation of the controller.
+    pub own: Option<&'static str>,
     pub cancel: CancellationToken,
     lines: &'a watch::Sender<OperationLine>,
 }
@@ -129,10 +131,17 @@ impl Task<'_> {
 
     /// Why keys are used in this operation.
     fn purpose(&self, reason: &str) -> Purpose {
-        Purpose {
-            actor: "controller".into(),
-            reason: reason.to_owned(),
-            job: Some(self.job),
+        match self.own {
+            None => Purpose {
+                actor: "controller".into(),
+                reason: reason.to_owned(),
+                job: Some(self.job),
+            },
+            Some(why) => Purpose {
+                actor: "agent".into(),
+                reason: why.to_owned(),
+                job: None,
+            },
         }
     }
 

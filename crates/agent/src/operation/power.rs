@@ -4,7 +4,7 @@ use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::parse_protector;
 use fleetward_api::agent::operation::Stopped;
-use fleetward_hypervisor::DomainState;
+use fleetward_hypervisor::{DomainState, Shutdown};
 use fleetward_model::vm::{StoppedBy, VmMetadata};
 use fleetward_model::{ErrorCode, Failure};
 use std::time::Duration;
@@ -12,6 +12,9 @@ use tokio::time::Instant;
 
 /// A guest that is still in its firmware does not hear the power button: it is pressed again.
 const PRESS_AGAIN: Duration = Duration::from_secs(5);
+
+/// A guest whose agent took the request gets so long before its power button is pressed, at most half of its time.
+const AGENT_FIRST: Duration = Duration::from_secs(30);
 
 /// How often a stopping guest is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -168,9 +171,8 @@ impl Task<'_> {
             self.destroy().await?;
             StoppedBy::PowerOff
         } else {
-            self.shut_down(Duration::from_secs(deadline_seconds.into()))
-                .await?;
-            StoppedBy::Acpi
+            let patience = Duration::from_secs(deadline_seconds.into());
+            self.shut_down(patience, domain.guest_agent).await?
         };
         self.drop_secret().await?;
         Ok(Stopped { by: Some(by) })
@@ -191,13 +193,19 @@ impl Task<'_> {
             .attempt(|| format!("stopping VM {}", self.vm))
     }
 
-    async fn shut_down(&self, patience: Duration) -> Result<()> {
+    /// Asks the guest's agent, if there is one, and after a while the guest with the power button. Answers who was asked last.
+    async fn shut_down(&self, patience: Duration, agent: bool) -> Result<StoppedBy> {
         let deadline = Instant::now() + patience;
+        let mut by = StoppedBy::Acpi;
         let mut press = Instant::now();
+        if agent && self.ask_agent_to_shut_down().await {
+            by = StoppedBy::GuestAgent;
+            press += AGENT_FIRST.min(patience / 2);
+        }
         self.progress(0, 0, "waiting for the guest to shut down");
         loop {
             match self.look().await?.map(|domain| domain.state) {
-                None | Some(DomainState::Stopped(_)) => return Ok(()),
+                None | Some(DomainState::Stopped(_)) => return Ok(by),
                 Some(DomainState::Running | DomainState::Paused { .. }) => {}
             }
             let now = Instant::now();
@@ -213,7 +221,12 @@ impl Task<'_> {
             }
             if now >= press {
                 press = now + PRESS_AGAIN;
-                match self.host.hypervisor.request_shutdown(self.vm).await {
+                by = StoppedBy::Acpi;
+                let pressed = self
+                    .host
+                    .hypervisor
+                    .request_shutdown(self.vm, Shutdown::Acpi);
+                match pressed.await {
                     // It may have ended since we looked.
                     Ok(()) | Err(fleetward_hypervisor::Error::WrongState { .. }) => {}
                     Err(error) => {
@@ -227,6 +240,22 @@ impl Task<'_> {
             tokio::select! {
                 () = self.cancel.cancelled() => return Err(self.cancelled()),
                 () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// Whether the guest's agent took the request. The hypervisor bounds how long that takes.
+    async fn ask_agent_to_shut_down(&self) -> bool {
+        self.progress(0, 0, "asking the guest's agent to shut down");
+        let asked = self
+            .host
+            .hypervisor
+            .request_shutdown(self.vm, Shutdown::GuestAgent);
+        match asked.await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::info!(vm = %self.vm, %error, "the guest's agent does not shut it down");
+                false
             }
         }
     }

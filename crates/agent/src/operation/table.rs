@@ -1,26 +1,33 @@
 //! Orders operations: at most one for each VM at a time. An identical request attaches to the running operation.
 
 use super::Task;
+use crate::crash;
 use crate::failure::Trouble;
 use crate::host::Host;
 use crate::record::VmRecord;
-use fleetward_api::agent::operation::{self, Operation};
+use fleetward_api::agent::operation::{self, Operation, OperationResult};
 use fleetward_api::agent::{CancelRequest, OperationLine, OperationRequest};
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long an operation may take to end before a forced stop cuts the VM off under it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A job that goes on asks for its next operation within this.
+const BETWEEN_STEPS: Duration = Duration::from_secs(15);
 
 /// The operations under way.
 #[derive(Debug, Default)]
 pub(crate) struct OperationTable {
     /// The latest operation of each VM; it may wait for an earlier one to end.
     latest: Mutex<HashMap<VmId, UnderWay>>,
+    /// When the controller last asked for one of each VM.
+    asked: Mutex<HashMap<VmId, Instant>>,
 }
 
 #[derive(Debug, Clone)]
@@ -56,6 +63,9 @@ impl OperationTable {
         let asked = serde_json::to_value(&request.operation).expect("operations are JSON");
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         host.fence.pass(request.vm, request.generation)?;
+        let mut last_asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        last_asked.insert(request.vm, Instant::now());
+        drop(last_asked);
         let before = latest
             .get(&request.vm)
             .filter(|before| !before.is_over())
@@ -88,11 +98,49 @@ impl OperationTable {
         tokio::spawn(run(
             host.clone(),
             request,
+            None,
             before.map(|before| before.lines),
             cancel,
             sender,
         ));
         Ok(lines)
+    }
+
+    /// Begins a start that nobody asked for, of the newest generation that was here; none while an operation is under way.
+    fn begin_own(
+        &self,
+        host: &Arc<Host>,
+        vm: VmId,
+        why: &'static str,
+    ) -> Option<watch::Receiver<OperationLine>> {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.get(&vm).is_some_and(|found| !found.is_over()) {
+            return None;
+        }
+        let generation = host.fence.newest(vm).ok()?;
+        let request = OperationRequest {
+            job: JobId(uuid::Uuid::new_v4()),
+            generation,
+            vm,
+            operation: operation::Start {}.into(),
+        };
+        let (sender, lines) = watch::channel(OperationLine::Progress {
+            done: 0,
+            total: 0,
+            text: String::new(),
+        });
+        let cancel = CancellationToken::new();
+        let under_way = UnderWay {
+            job: request.job,
+            asked: serde_json::Value::Null,
+            cancel: cancel.clone(),
+            lines: lines.clone(),
+        };
+        latest.insert(vm, under_way);
+        drop(latest);
+        let host = host.clone();
+        tokio::spawn(run(host, request, Some(why), None, cancel, sender));
+        Some(lines)
     }
 
     /// Asks a job's operation on a VM to stop. It ends in its own time, and in its own way.
@@ -115,6 +163,14 @@ impl OperationTable {
             .is_some_and(|found| !found.is_over())
     }
 
+    /// Whether the controller has asked for something of the VM so lately that a job may be between two of its steps.
+    pub(crate) fn may_go_on(&self, vm: VmId) -> bool {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked
+            .get(&vm)
+            .is_some_and(|asked| asked.elapsed() < BETWEEN_STEPS)
+    }
+
     /// Whether any operation of any VM is under way.
     pub(crate) fn is_any_under_way(&self) -> bool {
         self.latest
@@ -132,9 +188,25 @@ impl OperationTable {
     }
 }
 
+/// Starts a VM because the host itself sees a reason, `why`; none while something else is done with the VM.
+pub(crate) fn start_own(
+    host: &Arc<Host>,
+    vm: VmId,
+    why: &'static str,
+) -> Option<watch::Receiver<OperationLine>> {
+    host.operations.begin_own(host, vm, why)
+}
+
+/// The last line of an operation.
+pub(crate) async fn ended(mut lines: watch::Receiver<OperationLine>) -> OperationLine {
+    let last = lines.wait_for(is_last).await;
+    last.map_or_else(|_| vanished(), |line| line.clone())
+}
+
 async fn run(
     host: Arc<Host>,
     request: OperationRequest,
+    own: Option<&'static str>,
     before: Option<watch::Receiver<OperationLine>>,
     cancel: CancellationToken,
     lines: watch::Sender<OperationLine>,
@@ -153,6 +225,7 @@ async fn run(
         generation: request.generation,
         vm: request.vm,
         record: VmRecord::of(&host.layout, request.vm),
+        own,
         cancel,
         lines: &lines,
     };
@@ -164,6 +237,7 @@ async fn run(
     };
     fleetward_failpoint::hold(&format!("agent.{name}.end")).await;
     host.tidy_after(request.vm).await;
+    take_note(&host, &request, own, &outcome);
     let last = match outcome {
         Ok(result) => {
             tracing::info!(vm = %request.vm, job = %request.job, operation = name, "done");
@@ -180,6 +254,28 @@ async fn run(
     lines.send_replace(last);
     host.operations.forget_finished();
     host.observer.look_at(request.vm);
+}
+
+/// For what the host does by itself.
+fn take_note(
+    host: &Host,
+    request: &OperationRequest,
+    own: Option<&'static str>,
+    outcome: &crate::failure::Result<OperationResult>,
+) {
+    let refused = match outcome {
+        Ok(_) => None,
+        // It is tried again.
+        Err(trouble) if trouble.transient => return,
+        Err(trouble) => Some(format!(
+            "{}: {}",
+            trouble.failure.code, trouble.failure.because
+        )),
+    };
+    if refused.is_none() && own.is_none() {
+        crash::note(host, request.vm, &request.operation);
+    }
+    host.boot.note(request.vm, &request.operation, refused);
 }
 
 /// An operation that was told to end and does not, as one that waits for a QEMU that hangs, holds up everything but this: the

@@ -68,6 +68,14 @@ pub struct State {
     pub held: Vec<String>,
     /// Guests asked to shut down, migrations begun.
     pub shutdowns: usize,
+    /// VMs with an agent in the guest; what all of them say; whether they take a shutdown and do nothing.
+    pub agents: std::collections::BTreeSet<VmId>,
+    pub told: GuestTold,
+    pub agent_ignores_shutdown: bool,
+    /// What the host sees of guests without asking them.
+    pub neighbours: Vec<NicAddresses>,
+    /// Guests that were frozen (true) and thawed, in order.
+    pub frozen: Vec<(VmId, bool)>,
     pub migrations: usize,
 }
 
@@ -218,10 +226,23 @@ impl Fake {
         result
     }
 
+    fn guest(&self, id: VmId) -> Result<()> {
+        self.check()?;
+        match self.with(|s| s.agents.contains(&id)) {
+            true => Ok(()),
+            false => Err(Error::NoGuestAgent {
+                id,
+                because: "not connected".into(),
+            }),
+        }
+    }
+
     pub fn stop_by_itself(&self, id: VmId) {
-        self.with(|s| {
-            s.domains.get_mut(&id).unwrap().state = DomainState::Stopped(StopReason::Ordinary)
-        });
+        self.stop_because(id, StopReason::Ordinary);
+    }
+
+    pub fn stop_because(&self, id: VmId, reason: StopReason) {
+        self.with(|s| s.domains.get_mut(&id).unwrap().state = DomainState::Stopped(reason));
         let _ = self.events.send(HypervisorEvent::Stopped(id));
     }
 
@@ -251,6 +272,7 @@ impl Fake {
             drives: d.drives.clone(),
             nvram_path: Some(d.nvram.clone()),
             tpm: d.tpm,
+            guest_agent: self.with(|s| s.agents.contains(&id)) && d.state == DomainState::Running,
             cpu_xml: None,
             console: None,
             metadata: d.metadata.clone(),
@@ -492,7 +514,32 @@ impl Hypervisor for Fake {
         let _ = self.events.send(HypervisorEvent::Changed(id));
         result
     }
-    async fn request_shutdown(&self, id: VmId) -> Result<()> {
+    async fn ask_guest(&self, id: VmId) -> Result<GuestTold> {
+        self.guest(id)?;
+        Ok(self.with(|s| s.told.clone()))
+    }
+    async fn neighbours(&self, _id: VmId) -> Result<Vec<NicAddresses>> {
+        Ok(self.with(|s| s.neighbours.clone()))
+    }
+    async fn freeze_guest(&self, id: VmId) -> Result<()> {
+        self.guest(id)?;
+        self.with(|s| s.frozen.push((id, true)));
+        Ok(())
+    }
+    async fn thaw_guest(&self, id: VmId) -> Result<()> {
+        self.guest(id)?;
+        let runs = self.with(|s| s.domains[&id].state == DomainState::Running);
+        assert!(runs, "a guest that stands still cannot thaw its disks");
+        self.with(|s| s.frozen.push((id, false)));
+        Ok(())
+    }
+    async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()> {
+        if by == Shutdown::GuestAgent {
+            self.guest(id)?;
+            if self.with(|s| s.agent_ignores_shutdown) {
+                return Ok(());
+            }
+        }
         let ignore = self.with(|s| {
             s.shutdowns += 1;
             s.ignore_shutdown

@@ -159,6 +159,8 @@ pub struct Node {
     pub fake: Arc<Fake>,
     pub address: String,
     pub client: Client,
+    /// Of the kernel: another one means that the host has booted.
+    pub boot_id: String,
     stop: CancellationToken,
     served: Option<tokio::task::JoinHandle<()>>,
 }
@@ -182,6 +184,7 @@ impl Node {
             client: fleet.client(name, &address),
             address,
             config,
+            boot_id: "first".to_owned(),
             stop: CancellationToken::new(),
             served: None,
         };
@@ -195,6 +198,7 @@ impl Node {
             hypervisor: self.fake.clone(),
             volumes: self.fake.clone(),
             tpms: self.fake.clone(),
+            boot_id: self.boot_id.clone(),
         };
         let agent = Agent::open(self.config.clone(), machinery).await.unwrap();
         // Connections to an earlier agent are dead, and known to be so only when used.
@@ -341,6 +345,7 @@ pub fn spec(name: &str) -> VmSpec {
         drives: Vec::new(),
         description: Default::default(),
         autostart: false,
+        restart_on_crash: false,
         unknown: Default::default(),
         labels: Labels::new(),
         created: now(),

@@ -452,6 +452,9 @@ pub struct Copied {
     /// Whether both build on what were the VM's disks.
     #[serde(default)]
     pub linked: bool,
+    /// Whether the guest had written everything to its disks, by its agent's word.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
 }
 
 /// What a transfer took.
@@ -620,6 +623,7 @@ mod tests {
                     paused_ms: None,
                     variables: true,
                     linked: false,
+                    frozen: false,
                 }
                 .into(),
                 json!({"result": "copied", "paused_ms": null, "variables": true, "linked": false}),

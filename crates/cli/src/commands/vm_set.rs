@@ -30,6 +30,9 @@ pub struct VmSet {
     /// Whether its host starts it after a boot
     #[arg(long, value_enum)]
     pub autostart: Option<Switch>,
+    /// Whether its host starts it again when its guest crashes; not more often than five times in an hour
+    #[arg(long, value_enum)]
+    pub restart_on_crash: Option<Switch>,
     /// Makes a new TPM, or puts the TPM into the history
     #[arg(long, value_enum)]
     pub tpm: Option<Switch>,
@@ -48,6 +51,7 @@ pub(super) async fn set(context: &Context, args: VmSet) -> Result<Exit, Stop> {
         description: args.description,
         labels: args.labels.into_iter().collect(),
         autostart: args.autostart.map(on),
+        restart_on_crash: args.restart_on_crash.map(on),
         tpm: args.tpm.map(on),
         nics: Vec::new(),
         dry_run: args.dry_run,

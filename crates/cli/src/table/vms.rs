@@ -1,11 +1,13 @@
 //! VMs and their TPMs.
 
 use super::*;
+use fleetward_model::boot::{AfterBoot, Crashes};
+use fleetward_model::guest::GuestObserved;
 use fleetward_model::vm::Presence;
 
 pub(crate) fn vms(vms: &[VmView]) -> String {
     let mut table = Rows::new(&[
-        "NAME", "STATE", "HOST", ">CPUS", ">MEMORY", "TPM", "PROFILE", "LABELS", "ID",
+        "NAME", "STATE", "HOST", ">CPUS", ">MEMORY", "TPM", "PROFILE", "ADDRESS", "LABELS", "ID",
     ]);
     for vm in vms {
         table.add([
@@ -21,6 +23,7 @@ pub(crate) fn vms(vms: &[VmView]) -> String {
                 None if vm.managed => NONE.to_owned(),
                 None => "(not managed)".to_owned(),
             },
+            or_none(vm.guest.as_ref().and_then(GuestObserved::first_address)),
             labels(vm),
             short(&vm.id.to_string()),
         ]);
@@ -133,8 +136,25 @@ pub(crate) fn vm(vm: &VmView) -> String {
             None => vm.memory_bytes.to_string(),
         },
     );
-    if vm.autostart {
-        sheet.add("Autostart", "on");
+    match (&vm.after_boot, vm.autostart) {
+        (Some(AfterBoot::Waiting), _) => {
+            sheet.add(
+                "Autostart",
+                "on; it waits for its turn after its host's boot",
+            );
+        }
+        (Some(AfterBoot::Off { because }), _) => sheet.add(
+            "Autostart",
+            format!("it stayed off after its host's boot: {}", visible(because)),
+        ),
+        (None, true) => sheet.add("Autostart", "on"),
+        (None, false) => {}
+    }
+    if vm.restart_on_crash {
+        sheet.add("After a crash", crash_word(vm.crashes.as_ref()));
+    }
+    if let Some(guest) = &vm.guest {
+        sheet.add("Guest", guest_word(guest));
     }
     sheet.add(
         "Firmware",
@@ -275,6 +295,32 @@ fn card(nic: &NicObserved) -> String {
         text.push_str(&format!(", {}", nic.addresses.join(" ")));
     }
     text
+}
+
+/// Whether it is started again, and what has come of it.
+fn crash_word(crashes: Option<&Crashes>) -> String {
+    let Some(crashes) = crashes else {
+        return "it is started again".to_owned();
+    };
+    let (count, last) = (crashes.count, moment(crashes.last));
+    match (&crashes.given_up, crashes.again) {
+        (Some(because), _) => format!("given up: {} (last crash {last})", visible(because)),
+        (None, Some(again)) => format!("it is started again at {} (crashed {last})", moment(again)),
+        (None, None) => format!("it was started again (crashes in an hour: {count}, last {last})"),
+    }
+}
+
+/// The guest's own word.
+fn guest_word(guest: &GuestObserved) -> String {
+    if !guest.agent {
+        return "no guest agent answers".to_owned();
+    }
+    let parts = [guest.host_name.as_deref(), guest.os.as_deref()];
+    let parts: Vec<String> = parts.into_iter().flatten().map(visible).collect();
+    match parts.is_empty() {
+        true => "its agent answers".to_owned(),
+        false => parts.join(", "),
+    }
 }
 
 /// Which version the controller has, and for how long the host may have had another.

@@ -58,14 +58,7 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         memory_bytes: vm.memory,
         firmware: vm.firmware,
         disks: vm.disks.clone(),
-        nics: match &vm.nics {
-            Some(nics) => nics.clone(),
-            None => spec
-                .iter()
-                .flat_map(|spec| &spec.nics)
-                .map(NicObserved::from)
-                .collect(),
-        },
+        nics: nics(vm),
         drives: vm.drives.clone(),
         tpm: vm.tpm.clone(),
         escrow,
@@ -74,6 +67,12 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
             .map(|spec| spec.description.clone())
             .unwrap_or_default(),
         autostart: spec.is_some_and(|spec| spec.autostart),
+        after_boot: vm.noted.after_boot.clone(),
+        restart_on_crash: spec.is_some_and(|spec| spec.restart_on_crash),
+        crashes: vm.noted.crashes.clone(),
+        guest: (state != VmState::Unknown)
+            .then(|| vm.noted.guest.clone())
+            .flatten(),
         pending: change::pending(vm),
         domain_name: vm.domain_name.clone(),
         findings: change::differing(vm),
@@ -83,6 +82,25 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         created: spec.map(|spec| spec.created),
         observed: vm.observed,
     }
+}
+
+/// Its network cards, with the addresses that its guest has told or its host has seen.
+fn nics(vm: &VmObserved) -> Vec<NicObserved> {
+    let spec = vm.metadata.as_ref().map(|metadata| &metadata.spec);
+    let mut nics: Vec<NicObserved> = match &vm.nics {
+        Some(nics) => nics.clone(),
+        None => spec
+            .iter()
+            .flat_map(|spec| &spec.nics)
+            .map(NicObserved::from)
+            .collect(),
+    };
+    let guest = vm.noted.guest.as_ref();
+    for nic in nics.iter_mut().filter(|nic| nic.addresses.is_empty()) {
+        let known = guest.map_or(&[][..], |guest| guest.addresses(&nic.mac));
+        nic.addresses = known.iter().map(ToString::to_string).collect();
+    }
+    nics
 }
 
 /// The controller's copy of a VM's TPM, and for how long it may have been behind. None without a TPM.

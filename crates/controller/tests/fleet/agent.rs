@@ -328,6 +328,7 @@ impl Inner {
                 nics: Some(spec.nics.iter().map(NicObserved::from).collect()),
             }),
             newer: None,
+            noted: Default::default(),
             id,
             name: spec.name.clone(),
             host: self.host.clone(),
@@ -478,6 +479,7 @@ impl Inner {
                     paused_ms: None,
                     variables,
                     linked: false,
+                    frozen: false,
                 }
                 .into());
             }
@@ -833,6 +835,7 @@ fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) -> HostFact
         guardians: vec![guardian],
         clock: OffsetDateTime::now_utc(),
         tpm_pool: 4,
+        boot: None,
         formats: Formats::KNOWN,
         warnings: Vec::new(),
     }

@@ -297,6 +297,7 @@ impl Fixture for LocalHost {
                     drives: Vec::new(),
                     description: Default::default(),
                     autostart: false,
+                    restart_on_crash: false,
                     unknown: Default::default(),
                     labels: Default::default(),
                     created: time::OffsetDateTime::UNIX_EPOCH,

@@ -106,6 +106,10 @@ fn one_of_each() -> Vec<(ChangeKind, Wanted)> {
             labels: [label("old", None), label("new", Some("値"))].into(),
             ..Wanted::default()
         },
+        ChangeKind::RestartOnCrash => Wanted {
+            restart_on_crash: Some(true),
+            ..Wanted::default()
+        },
         ChangeKind::Autostart => Wanted {
             autostart: Some(true),
             ..Wanted::default()
@@ -181,6 +185,7 @@ fn a_vm_that_is_as_wanted_has_nothing_to_do() {
         memory: Some(Memory(ByteSize::gib(1))),
         labels: [label("old", Some("1")), label("never-there", None)].into(),
         autostart: Some(false),
+        restart_on_crash: Some(false),
         name: Some("web".parse().expect("a name")),
         tpm: Some(true),
         description: Some(Description::default()),

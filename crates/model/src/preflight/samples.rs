@@ -70,6 +70,7 @@ pub(crate) fn facts(host: &str) -> HostFacts {
         guardians: vec![guardian(host)],
         clock: NOW,
         tpm_pool: 4,
+        boot: None,
         formats: Formats::KNOWN,
         warnings: Vec::new(),
     }
@@ -102,6 +103,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
         drives: Vec::new(),
         description: Default::default(),
         autostart: false,
+        restart_on_crash: false,
         unknown: Default::default(),
         labels: Default::default(),
         created: NOW,
@@ -149,6 +151,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
             protector_sha256: None,
         },
         newer: None,
+        noted: Default::default(),
         metadata: Some(VmSummary {
             spec,
             generation: 1,

@@ -43,6 +43,7 @@ fn windows() -> VmSpec {
         disks,
         description: Description::default(),
         autostart: false,
+        restart_on_crash: false,
         labels: [("owner".parse().expect("name"), "ops".to_owned())].into(),
         created: OffsetDateTime::UNIX_EPOCH,
         unknown: Unknown::new(),
@@ -105,7 +106,8 @@ fn every_part_that_version_1_lacks_makes_it_version_2() {
 /// Whatever programs of version 2 would not carry out makes it version 3.
 #[test]
 fn every_part_that_version_2_lacks_makes_it_version_3() {
-    let changes: [fn(&mut VmSpec); 4] = [
+    let changes: [fn(&mut VmSpec); 5] = [
+        |s| s.restart_on_crash = true,
         |s| s.nics[0].network = "office".parse().expect("name"),
         |s| s.nics[0].vlan = Some("7".parse().expect("number")),
         |s| s.nics[0].link = NicLink::Down,

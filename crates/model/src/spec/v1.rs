@@ -75,11 +75,12 @@ impl VmSpec {
             drives,
             description,
             autostart,
+            restart_on_crash,
             labels,
             created,
             unknown,
         } = spec;
-        if !description.is_empty() || *autostart || !unknown.is_empty() {
+        if !description.is_empty() || *autostart || *restart_on_crash || !unknown.is_empty() {
             return None;
         }
         let disks: Vec<Disk> = disks
@@ -165,6 +166,7 @@ impl From<VmSpec> for v3::VmSpec {
                 .collect(),
             description: super::Description::default(),
             autostart: false,
+            restart_on_crash: false,
             labels,
             created,
             unknown,

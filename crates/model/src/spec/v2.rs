@@ -20,11 +20,15 @@ pub(super) fn says_all_of(spec: &VmSpec) -> bool {
         drives,
         description: _,
         autostart: _,
+        restart_on_crash,
         labels: _,
         created: _,
         unknown: _,
     } = spec;
-    disks.iter().all(says_disk) && nics.iter().all(says_nic) && drives.iter().all(says_drive)
+    !restart_on_crash
+        && disks.iter().all(says_disk)
+        && nics.iter().all(says_nic)
+        && drives.iter().all(says_drive)
 }
 
 fn says_disk(disk: &DiskSpec) -> bool {

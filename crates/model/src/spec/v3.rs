@@ -41,6 +41,9 @@ pub struct VmSpec {
     /// Whether its host starts it after a boot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub autostart: bool,
+    /// Whether its host starts it again when its guest crashes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restart_on_crash: bool,
     #[serde(default)]
     pub labels: Labels,
     #[serde(with = "time::serde::rfc3339")]
