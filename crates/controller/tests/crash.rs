@@ -30,7 +30,12 @@ async fn the_controller() {
 }
 
 /// Steps that have nothing to do in the cases here; they are walked on lab hosts.
-const WITHOUT_WORK: &[(&str, &str)] = &[("tpm-enable", "restart"), ("tpm-disable", "restart")];
+const WITHOUT_WORK: &[(&str, &str)] = &[
+    ("tpm-enable", "restart"),
+    ("tpm-disable", "restart"),
+    ("vm-create", "place-images"),
+    ("vm-change", "place-images"),
+];
 
 /// Fleets that are walked at once.
 const FLEETS: usize = 3;
@@ -95,6 +100,16 @@ fn case(kind: &str, step: &str) -> Case {
                 json!({"tpm": false, "cpus": 3}),
                 stopped,
                 Bare("a"),
+                Some(("a", "change-vm")),
+            )
+        },
+        "vm-change" if step == "remove-volumes" => Case {
+            method: Method::PATCH,
+            ..post(
+                "/v1/vms/web",
+                json!({"disks": [{"action": "move", "disk": "vda", "pool": "fast"}]}),
+                stopped,
+                stopped,
                 Some(("a", "change-vm")),
             )
         },

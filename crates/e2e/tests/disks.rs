@@ -21,7 +21,8 @@ const WEB: &str = "web";
 fn main() -> ExitCode {
     suite::run(
         "e2e-disks",
-        &["--hosts", "2"],
+        // The volumes of host b can be full.
+        &["--hosts", "2", "--volume-size", "b=256M"],
         &[
             (
                 "disks_come_grow_move_and_go_while_the_guest_runs",
@@ -177,10 +178,25 @@ fn drives(fleet: &Fleet) -> Result<()> {
 fn a_full_pool(fleet: &Fleet) -> Result<()> {
     let before = newest(fleet)?;
     let shown = disks(fleet)?;
-    // More than any host of a lab has.
     cli(fleet, "vm disk add desk 65T")?.refused(2, "INVALID_ARGUMENT")?;
     cli(fleet, "vm disk add desk 1G --pool nowhere")?.refused(4, "POOL_MISSING")?;
     cli(fleet, "vm disk move desk vdb --pool nowhere")?.refused(4, "POOL_MISSING")?;
+    ok(fleet, "vm disk move desk vdc --pool shared")?;
+    let fill = "cd /var/lib/fleetward/volumes && fallocate -l $(($(df --output=avail -B1 . | tail -1) - 4000000)) .filler";
+    fleet.exec("b", &["sh", "-c", fill])?.ok()?;
+    for refused in [
+        "vm disk add desk 8M",
+        "vm disk resize desk vdb 64M",
+        "vm disk move desk vdc --pool default",
+    ] {
+        cli(fleet, refused)?
+            .refused(4, "NO_SPACE")
+            .context(refused)?;
+    }
+    fleet
+        .exec("b", &["rm", "/var/lib/fleetward/volumes/.filler"])?
+        .ok()?;
+    ok(fleet, "vm disk move desk vdc --pool default")?;
     same_disks(&shown, &disks(fleet)?)?;
     guest::goes_on(fleet, VM, &before)?;
     ok(fleet, "vm stop desk --force")?;

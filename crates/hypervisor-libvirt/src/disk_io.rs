@@ -7,7 +7,7 @@
 //! default (`fs.aio-max-nr`), so the 64th VM of a host would not start.
 
 use crate::program::Program;
-use fleetward_durable::{Access, Draft};
+use fleetward_durable::{self as durable, Access, Draft};
 use fleetward_model::host::DiskIo;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,6 +16,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// Set: only processes of the administrator may use `io_uring`, and QEMU is none.
 const URING_FORBIDDEN: &str = "/proc/sys/kernel/io_uring_disabled";
+
+/// The file that is opened; it never gets this name.
+const TRIED: &str = ".fleetward-io";
 
 /// What has been tried.
 #[derive(Debug, Default)]
@@ -69,7 +72,10 @@ impl IoOfVolumes {
 }
 
 async fn try_directory(qemu_img: &Program, directory: &Path) -> Option<DiskIo> {
-    let draft = Draft::within(directory, Access::PRIVATE).ok()?;
+    let place = directory.join(TRIED);
+    // What an agent left that was killed while it tried.
+    durable::sweep_file(&place).ok()?;
+    let draft = Draft::beside(&place, Access::PRIVATE).ok()?;
     // A block for the largest sectors there are.
     draft.file().set_len(1 << 16).ok()?;
     let opens = async |options: &[(&str, &str)]| {
