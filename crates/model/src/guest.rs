@@ -1,7 +1,7 @@
 //! What a guest says of itself, as far as it is shown: short, printable, and only about cards that the VM has.
 
+use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
 use utoipa::ToSchema;
 
 /// Longest host name and name of a system that are shown, characters.
