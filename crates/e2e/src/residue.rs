@@ -83,11 +83,12 @@ impl Residue {
             if vm["host"] != host {
                 continue;
             }
-            let running = state == "running";
-            expected.domains.insert(format!(
-                "{name} {}",
-                if running { "running" } else { "shut-off" }
-            ));
+            let word = match state.as_str() {
+                word @ ("running" | "paused") => word,
+                _ => "shut-off",
+            };
+            let running = word != "shut-off";
+            expected.domains.insert(format!("{name} {word}"));
             // Ours are named by the VM; libvirt makes the file when the VM first starts.
             let variables = format!("{id}_VARS.fd");
             if vm["managed"] == true && vm["firmware"]["type"] == "uefi" {
