@@ -283,13 +283,15 @@ mod network {
     /// Gives every card that appears its address.
     fn configure() {
         loop {
-            let names: Vec<String> = fs::read_dir("/sys/class/net")
+            let mut names: Vec<String> = fs::read_dir("/sys/class/net")
                 .into_iter()
                 .flatten()
                 .flatten()
                 .map(|entry| entry.file_name().to_string_lossy().into_owned())
                 .filter(|name| name.starts_with("eth"))
                 .collect();
+            // The route to everybody else is that of the card which gets its address first.
+            names.sort();
             let mut cards = CARDS.lock().expect("no card panics");
             cards.retain(|name, _| names.contains(name));
             for name in names {

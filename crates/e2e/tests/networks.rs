@@ -177,14 +177,14 @@ fn vlans(fleet: &Fleet) -> Result<()> {
 }
 
 fn forging(fleet: &Fleet) -> Result<()> {
-    const FORGED: &str = "02:00:00:00:0f:06";
+    const FORGED: &str = "02:00:00:00:0f:01";
     made(fleet, WEB, "a", &["--nic", "lan"])?;
     let address = address_of(fleet, WEB)?;
     forge(fleet, &address, FORGED)?;
     wait::until("the forged address to be learnt", seconds(20), || {
         Ok(learnt(fleet)?.contains(FORGED).then_some(()))
     })?;
-    honest_again(fleet, &address)?;
+    reached(fleet, &address, true)?;
     let filtered = [
         "vm",
         "nic",
@@ -196,31 +196,34 @@ fn forging(fleet: &Fleet) -> Result<()> {
     ];
     fleet.cli(&filtered)?.ok()?;
     let vm = fleet.vm(WEB)?;
-    ensure!(vm["nics"][0]["filter"] == "clean-traffic", "{vm}");
-    if vm["pending"] != json!([]) {
-        fleet.cli(&["vm", "stop", WEB, "--force"])?.ok()?;
-        fleet.cli(&["vm", "start", WEB])?.ok()?;
-    }
-    honest_again(fleet, &address).context("with the filter")?;
-    filtered_on(fleet, "a")?;
-    let other = "02:00:00:00:0f:07";
-    forge(fleet, &address, other)?;
-    // It is back under its own address, so it has sent all that it sends under the other.
-    honest_again(fleet, &address)?;
-    let known = learnt(fleet)?;
-    ensure!(!known.contains(other), "it was heard as {other}: {known}");
-    // The filter goes along.
-    fleet.cli(&["vm", "migrate", WEB, "--to", "b"])?.ok()?;
-    honest_again(fleet, &address).context("with the filter, on another host")?;
-    filtered_on(fleet, "b")?;
-    forge(fleet, &address, other)?;
-    honest_again(fleet, &address)?;
-    let known = learnt(fleet)?;
+    let nic = &vm["nics"][0];
     ensure!(
-        !known.contains(other),
-        "it was heard as {other} from host b: {known}"
+        nic["filter"] == "clean-traffic" && vm["pending"] == json!([]),
+        "{vm}"
     );
-    Ok(())
+    not_heard(fleet, &address, 2).context("with the filter")?;
+    // It goes along.
+    fleet.cli(&["vm", "migrate", WEB, "--to", "b"])?.ok()?;
+    not_heard(fleet, &address, 6).context("with the filter, on another host")
+}
+
+/// Sends under other addresses, of which nothing arrives. libvirt filters by the hardware address at once; when it has learnt
+/// the IP address from what the guest sends, it replaces the rules, and in that moment something may pass.
+///
+/// (Nobody looks at the rules meanwhile: `ebtables -L` makes the replacement fail, and libvirt then lets nothing pass.)
+fn not_heard(fleet: &Fleet, address: &str, first: u8) -> Result<()> {
+    reached(fleet, address, true)?;
+    for number in first..first + 3 {
+        let mac = format!("02:00:00:00:0f:{number:02x}");
+        forge(fleet, address, &mac)?;
+        // Back under its own address it has sent everything that it sends under the other.
+        reached(fleet, address, true)?;
+        if !learnt(fleet)?.contains(&mac) {
+            return Ok(());
+        }
+        eprintln!("heard as {mac}, while the rules were replaced");
+    }
+    bail!("it is heard under every address")
 }
 
 /// Each change of a card on a running and on a stopped VM; afterwards everything is as `vm show` says, also elsewhere.
@@ -448,10 +451,6 @@ fn reached(fleet: &Fleet, address: &str, expected: bool) -> Result<()> {
     })
 }
 
-fn honest_again(fleet: &Fleet, address: &str) -> Result<()> {
-    reached(fleet, address, true)
-}
-
 /// Asks the guest to send under another hardware address for three seconds.
 fn forge(fleet: &Fleet, address: &str, mac: &str) -> Result<()> {
     let target = format!("TCP:{address}:8,connect-timeout=5");
@@ -475,18 +474,6 @@ fn forge(fleet: &Fleet, address: &str, mac: &str) -> Result<()> {
     wait::until(&note, seconds(20), || {
         let said = fleet.lab("serial", &[WEB])?.ok()?.stdout;
         Ok(said.contains(&note).then_some(()))
-    })
-}
-
-/// libvirt filters by address alone until it has learnt the guest's IP address from what the guest sends, and puts the whole
-/// filter in place of that then.
-fn filtered_on(fleet: &Fleet, host: &str) -> Result<()> {
-    wait::until("the whole filter", seconds(30), || {
-        let rules = fleet
-            .exec(host, &["ebtables", "-t", "nat", "-L"])?
-            .ok()?
-            .stdout;
-        Ok(rules.contains("--arp-ip-src 10.").then_some(()))
     })
 }
 
