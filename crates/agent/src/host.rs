@@ -16,6 +16,7 @@ use crate::observe::Observer;
 use crate::operation::table::OperationTable;
 use crate::pools::Pools;
 use crate::record::VmRecord;
+use crate::seeds::Seeds;
 use crate::tpm_pool::TpmPool;
 use fleetward_hypervisor::{
     DomainState, Error as HypervisorError, SharedHypervisor, TpmFactory, Volumes,
@@ -52,6 +53,7 @@ pub(crate) struct Host {
     pub pools: Pools,
     pub networks: Networks,
     pub images: Images,
+    pub seeds: Seeds,
     pub tpm_pool: TpmPool,
     pub operations: OperationTable,
     pub observer: Observer,
@@ -110,6 +112,7 @@ impl Host {
             pools: Pools::new(config.pools.clone()),
             networks: Networks::new(config.networks.clone(), config.default_network.clone()),
             images: Images::new(layout.images(), machinery.volumes.clone()),
+            seeds: Seeds::new(layout.seeds()),
             tpm_pool: TpmPool::new(layout.tpm_pool(), config.tpm_pool_size),
             operations: OperationTable::default(),
             observer: Observer::new(),

@@ -11,6 +11,7 @@
 //!   images/ 0711            image cache
 //!   audit.log 0600
 //! run_dir/mig/<id>/ 2770    sockets of a migration, group of QEMU
+//! run_dir/seeds/<id>.iso    media for first boots, 0600
 //! ```
 
 use crate::config::Config;
@@ -49,6 +50,7 @@ impl Layout {
             (self.images(), 0o711),
             (self.run.clone(), 0o711),
             (self.migrations(), 0o711),
+            (self.seeds(), 0o711),
         ] {
             durable::make_directory(&path, mode)?;
         }
@@ -65,6 +67,7 @@ impl Layout {
             self.history(),
             self.tpm_pool(),
             self.images(),
+            self.seeds(),
         ];
         // Pools may lie below the data directory, too; what is in them is not ours to judge by its name.
         let swept = durable::sweep(&self.data).and_then(|first| {
@@ -121,6 +124,10 @@ impl Layout {
 
     pub(crate) fn migrations(&self) -> PathBuf {
         self.run.join("mig")
+    }
+
+    pub(crate) fn seeds(&self) -> PathBuf {
+        self.run.join("seeds")
     }
 
     pub(crate) fn migration(&self, vm: VmId) -> PathBuf {

@@ -12,7 +12,7 @@
 //! | `bundle` | a VM's TPM with its key protector as one document, for the controller's escrow |
 //! | `tpm_watch` | detecting that a guest has changed its TPM |
 //! | `observe`, `questions`, `console`, `server` | what the controller sees and asks |
-//! | `pools`, `images`, `tpm_pool` | directories of volumes, cached images, TPMs made in advance |
+//! | `pools`, `images`, `seeds`, `tpm_pool` | directories of volumes, cached images, media for first boots, TPMs made in advance |
 //! | [`run`], [`hardening`] | the running process |
 //!
 //! The agent does not know the controller's store, other hosts' keys, or libvirt (it uses the traits of
@@ -51,6 +51,7 @@ mod pools;
 mod questions;
 mod record;
 pub mod run;
+mod seeds;
 mod server;
 mod tpm_pool;
 mod tpm_watch;

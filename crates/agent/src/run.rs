@@ -9,7 +9,7 @@ use crate::keyring::{Keyring, KeyringError};
 use crate::layout::Layout;
 use crate::membership::{MembershipError, MembershipFiles};
 use crate::operation::copy;
-use crate::{boot, guest, observe, server, tpm_watch};
+use crate::{boot, guest, observe, seeds, server, tpm_watch};
 use fleetward_durable as durable;
 use fleetward_link::{ClientCertificates, ServerTls, TlsServer};
 use std::io;
@@ -107,6 +107,7 @@ impl Agent {
         let tpms = tokio::spawn(tpm_watch::watch(host.clone(), stop.clone()));
         let boot = tokio::spawn(boot::bring_back(host.clone(), stop.clone()));
         let guests = tokio::spawn(guest::watch(host.clone(), stop.clone()));
+        let seeds = tokio::spawn(seeds::keep(host.clone(), stop.clone()));
         let pool = {
             let (host, stop) = (host.clone(), stop.clone());
             tokio::spawn(async move { host.tpm_pool.keep_full(host.clone(), stop).await })
@@ -118,6 +119,7 @@ impl Agent {
         let served = self.server.serve(server::router(host.clone()), stop).await;
         pool.abort();
         watcher.abort();
+        seeds.abort();
         tpms.abort();
         boot.abort();
         guests.abort();

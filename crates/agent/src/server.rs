@@ -5,6 +5,7 @@ use crate::host::Host;
 use crate::keyring::{self, Purpose};
 use crate::operation::copy;
 use crate::operation::table::{is_last, vanished};
+use crate::seeds::MAX_SEED;
 use crate::{bundle, console, observe, questions};
 use axum::body::{Body, BodyDataStream};
 use axum::extract::ws::WebSocketUpgrade;
@@ -51,6 +52,7 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .route(api::VM, get(vm))
         .route(api::VM_TPM, get(vm_tpm))
         .route(api::VM_CONSOLE, get(vm_console))
+        .route(api::VM_SEED, get(seed).put(put_seed).delete(delete_seed))
         .route(api::IMAGE, get(image).put(put_image).delete(delete_image))
         .route(api::GUARDIANS, post(guardians))
         .route(api::COPY, get(copied_file))
@@ -260,6 +262,37 @@ async fn vm_console(
         })?;
     let pty = console::open(&host, vm).await?;
     Ok(upgrade.on_upgrade(|socket| console::carry_frames(socket, pty)))
+}
+
+/// The medium for a VM's first boot.
+async fn seed(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<Bytes> {
+    match host.seeds.get(vm_id(&id)?)? {
+        Some(content) => Ok(content.into()),
+        None => {
+            let what = "the medium for the VM's first boot";
+            Err(Refusal(Failure::new(ErrorCode::NotFound, what)))
+        }
+    }
+}
+
+async fn put_seed(
+    State(host): State<Arc<Host>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Answer<StatusCode> {
+    let vm = vm_id(&id)?;
+    let content = axum::body::to_bytes(request.into_body(), MAX_SEED).await;
+    let content = content.map_err(|error| {
+        let what = "the medium for the VM's first boot";
+        Refusal(Failure::new(ErrorCode::InvalidRequest, what).because(error))
+    })?;
+    host.seeds.put(vm, &content)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn delete_seed(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<StatusCode> {
+    host.seeds.remove(vm_id(&id)?)?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn image(State(host): State<Arc<Host>>, Path(sha256): Path<String>) -> Answer<StatusCode> {

@@ -36,6 +36,7 @@ pub const QUESTIONS: &str = "/v1/questions";
 pub const VM: &str = "/v1/vms/{id}";
 pub const VM_TPM: &str = "/v1/vms/{id}/tpm";
 pub const VM_CONSOLE: &str = "/v1/vms/{id}/console";
+pub const VM_SEED: &str = "/v1/vms/{id}/seed";
 pub const IMAGE: &str = "/v1/images/{sha256}";
 pub const GUARDIANS: &str = "/v1/guardians";
 pub const COPY: &str = "/v1/copies/{id}/{item}";

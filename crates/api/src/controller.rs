@@ -6,6 +6,7 @@ mod keys;
 pub use keys::*;
 
 use crate::bulk::Plan;
+use crate::seed::Seed;
 use fleetward_model::NetworkName;
 use fleetward_model::boot::{AfterBoot, Crashes};
 use fleetward_model::change::{self, NicAsked, Pending, PlannedStep};
@@ -228,6 +229,9 @@ pub struct VmCreateRequest {
     /// Whether its host starts it after a boot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub autostart: bool,
+    /// What the guest finds at its first boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<Seed>,
     /// Only says whether it could be done, by a refusal or by an answer without a job.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,

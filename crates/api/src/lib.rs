@@ -10,6 +10,7 @@ pub mod controller;
 pub mod following;
 pub mod lists;
 pub mod reports;
+pub mod seed;
 pub mod tpm;
 pub mod verbs;
 

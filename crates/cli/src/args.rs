@@ -6,6 +6,7 @@
 mod guardian;
 mod network;
 pub(crate) mod parse;
+pub(crate) mod seed;
 mod tpm;
 
 pub use guardian::{GrantArgs, GuardianCommand, RotateArgs};
@@ -26,6 +27,7 @@ use fleetward_model::{
     ByteSize, ErrorCode, GroupName, HostName, ImageName, LabelKey, PoolName, TemplateName, VmName,
 };
 use parse::{parse_label, parse_limit, parse_role, parse_since, parse_word};
+use seed::SeedArgs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -312,7 +314,7 @@ pub enum ImageFormat {
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
     /// Makes a VM with UEFI, Secure Boot and an encrypted TPM 2.0
-    Create(VmCreate),
+    Create(Box<VmCreate>),
     /// Lists VMs
     List {
         /// Only those on this host
@@ -584,6 +586,8 @@ pub struct VmCreate {
     /// Its host starts it after a boot
     #[arg(long)]
     pub autostart: bool,
+    #[command(flatten)]
+    pub seed: SeedArgs,
     #[command(flatten)]
     pub wait: Wait,
 }

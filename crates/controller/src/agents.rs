@@ -27,9 +27,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// A question is answered within this, or the check counts as failed.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Largest medium for a first boot that is taken from a host, bytes.
+const MAX_SEED: usize = 2 << 20;
 
 /// Reaching an agent, TLS included, takes no longer in a network that works.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -378,6 +382,44 @@ impl Agent {
                 Ok(None)
             }
             answer => answer.map_err(|error| self.failed(&error)),
+        }
+    }
+
+    /// The medium for a VM's first boot, where the host has one.
+    pub(crate) async fn seed(&self, vm: VmId) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
+        let path = agent::VM_SEED.replace("{id}", &vm.to_string());
+        match self.client.request(Method::GET, &path).send().await {
+            Ok(response) => {
+                let content = response
+                    .bytes(MAX_SEED)
+                    .await
+                    .map_err(|error| self.failed(&error))?;
+                Ok(Some(Zeroizing::new(content.into())))
+            }
+            // An agent of before there were such media has none.
+            Err(ClientError::Status { code, .. }) if code == http::StatusCode::NOT_FOUND => {
+                Ok(None)
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    pub(crate) async fn put_seed(&self, vm: VmId, content: &[u8]) -> Result<(), Failure> {
+        let path = agent::VM_SEED.replace("{id}", &vm.to_string());
+        let request = self.client.request(Method::PUT, &path);
+        let length = content.len() as u64;
+        let request = request.upload(std::io::Cursor::new(content.to_vec()), Some(length));
+        let sent = self.in_time(request.send()).await;
+        sent.map(drop)
+    }
+
+    /// Removes it; a missing one is fine.
+    pub(crate) async fn delete_seed(&self, vm: VmId) -> Result<(), Failure> {
+        let path = agent::VM_SEED.replace("{id}", &vm.to_string());
+        match self.client.request(Method::DELETE, &path).send().await {
+            Ok(_) => Ok(()),
+            Err(ClientError::Status { code, .. }) if code == http::StatusCode::NOT_FOUND => Ok(()),
+            Err(error) => Err(self.failed(&error)),
         }
     }
 

@@ -7,6 +7,7 @@ use crate::networks::new_mac;
 use crate::templates::Templates;
 use crate::work::{CreateInput, Reservation};
 use fleetward_api::controller::{ImageView, TemplateView, VmCreateRequest};
+use fleetward_api::seed::Seed;
 use fleetward_model::change::disk::require_size;
 use fleetward_model::change::{self, NicAsked};
 use fleetward_model::disk::{DiskMark, DiskSerial, MAX_DISKS, MAX_DRIVES, free_target};
@@ -223,6 +224,9 @@ impl Wanted {
             let taken = taken.chain(drives.iter().map(|drive| drive.target.as_str()));
             drives.extend(DriveSpec::next(taken, Some(medium_of(iso))));
         }
+        if self.seed().is_some() {
+            drives.push(DriveSpec::with_seed(self.request.profile, &disks, &drives));
+        }
         let spec = VmSpec {
             id: VmId(id),
             name: self.name.clone(),
@@ -251,6 +255,11 @@ impl Wanted {
             created: now,
         };
         (spec, sources)
+    }
+
+    /// What the guest is to find at its first boot.
+    pub(crate) fn seed(&self) -> Option<&Seed> {
+        self.request.seed.as_ref().filter(|seed| !seed.is_empty())
     }
 
     /// The disks beside the system disk. Where there are any, all have a serial number by which the guest tells them apart; a
@@ -296,7 +305,7 @@ impl Wanted {
 
     /// The job's input, now that the host is chosen; `network` is that host's default.
     pub(crate) fn on(
-        self,
+        &self,
         host: HostName,
         group: GroupName,
         network: &NetworkName,
@@ -321,7 +330,7 @@ impl Wanted {
         let taken = self.needs.takes(None);
         CreateInput {
             vm: spec.id,
-            name: self.name,
+            name: self.name.clone(),
             reservation: Reservation {
                 host: host.clone(),
                 memory: taken.memory,

@@ -40,6 +40,7 @@ mod keeper;
 mod layout;
 mod networks;
 mod presence;
+mod seed;
 mod survey;
 mod templates;
 mod tokens;

@@ -57,9 +57,16 @@ pub(crate) fn write_drive(
     element(out, "disk", &device, |out| {
         empty(out, "driver", &[("name", "qemu"), ("type", "raw")])?;
         if let Some(path) = path {
-            empty(out, "source", &[("file", &path_text(path))])?;
+            let path = path_text(path);
+            let mut source = vec![("file", path.as_str())];
+            if spec.seed {
+                // It lies in memory: after a power cut it is gone, and the VM starts all the same.
+                source.push(("startupPolicy", "optional"));
+            }
+            empty(out, "source", &source)?;
         }
-        empty(out, "target", &[("dev", &spec.target), ("bus", "sata")])?;
+        let bus = bus_name(spec.bus);
+        empty(out, "target", &[("dev", &spec.target), ("bus", bus)])?;
         empty(out, "readonly", &[])?;
         write_boot(out, boot)?;
         write_alias(out, &spec.id)

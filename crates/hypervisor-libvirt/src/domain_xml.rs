@@ -182,6 +182,8 @@ fn write_disks(
 ) -> io::Result<()> {
     if spec.disks.iter().any(|disk| disk.bus == DiskBus::Scsi) {
         write_scsi_controller(out, true)?;
+    } else if spec.drives.iter().any(|drive| drive.bus == DiskBus::Scsi) {
+        write_scsi_controller(out, false)?;
     }
     for (index, (disk, path)) in spec.disks.iter().zip(&definition.disk_paths).enumerate() {
         let manner = DiskManner {

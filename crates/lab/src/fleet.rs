@@ -18,7 +18,6 @@ use crate::process::{ProcessId, wait_until};
 use crate::programs::{Programs, run, tool};
 use crate::record::{HostRecord, LabRecord, address_of};
 
-pub(crate) const IMAGE: &str = "lab-guest";
 const AGENT_PORT: u16 = 7443;
 const CONTROLLER_PORT: u16 = 7440;
 
@@ -216,6 +215,7 @@ pub(crate) fn wait_online(programs: &Programs, files: &LabFiles, names: &[&str])
 pub(crate) fn import_image(
     programs: &Programs,
     files: &LabFiles,
+    name: &str,
     image: &GuestImage,
 ) -> Result<()> {
     let listed = run(fleetward(programs, files).args(["image", "list", "-o", "json"]))?;
@@ -225,12 +225,12 @@ pub(crate) fn import_image(
         .as_array()
         .into_iter()
         .flatten()
-        .any(|known| known["name"] == IMAGE)
+        .any(|known| known["name"] == name)
     {
         return Ok(());
     }
     run(fleetward(programs, files)
-        .args(["image", "import", IMAGE])
+        .args(["image", "import", name])
         .arg(image.path()))
     .map(drop)
 }

@@ -7,22 +7,23 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+use crate::debian;
+use crate::disk::{self, MIB, Part, files_in, run_with_input};
 use crate::programs::{run, tool};
 
 const PROGRAM: &str = include_str!("../../../guest/lab-guest.rs");
 const AGENT: &str = include_str!("../../../guest/guest-agent.rs");
 const INIT: &str = include_str!("../../../guest/init");
 const GRUB: &str = include_str!("../../../guest/grub.cfg");
-/// This file too: a change of the layout must make a new image.
-const BUILDER: &str = include_str!("guest.rs");
+/// The builder too: a change of the layout must make a new image.
+const BUILDER: [&str; 2] = [include_str!("guest.rs"), include_str!("disk.rs")];
 
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const BUSYBOX: &str = "/bin/busybox";
@@ -38,10 +39,37 @@ const DRIVERS: [&str; 9] = [
     "evdev",
 ];
 
-const MIB: u64 = 1 << 20;
 const ESP_BYTES: u64 = 40 * MIB;
 const STATE_BYTES: u64 = 16 * MIB;
 const DISK_BYTES: u64 = 64 * MIB;
+
+/// The images that the lab has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ImageKind {
+    /// Some drivers and one program of ours
+    LabGuest,
+    /// A whole Debian with cloud-init
+    LabDebian,
+}
+
+impl ImageKind {
+    /// Its name in a lab's library.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LabGuest => "lab-guest",
+            Self::LabDebian => "lab-debian",
+        }
+    }
+
+    /// Built only when the cache does not have it.
+    pub fn build(self) -> Result<GuestImage> {
+        let cache = GuestImage::cache_dir();
+        match self {
+            Self::LabGuest => GuestImage::build(&cache),
+            Self::LabDebian => GuestImage::build_debian(&cache),
+        }
+    }
+}
 
 /// A built image (qcow2).
 #[derive(Debug, Clone)]
@@ -52,11 +80,25 @@ pub struct GuestImage {
 impl GuestImage {
     /// The image for these sources; built only when the cache does not have it.
     pub fn build(cache: &Path) -> Result<Self> {
-        let path = cache.join(format!("lab-guest-{}.qcow2", sources_hash()));
+        let name = format!("lab-guest-{}.qcow2", sources_hash());
+        Self::cached(cache, &name, |work| build_disk(cache, work))
+    }
+
+    /// A whole Debian with cloud-init, see [`crate::debian`]; built only when the cache does not have it.
+    pub fn build_debian(cache: &Path) -> Result<Self> {
+        Self::cached(cache, &debian::file_name()?, debian::build)
+    }
+
+    fn cached(
+        cache: &Path,
+        name: &str,
+        build: impl FnOnce(&Path) -> Result<PathBuf>,
+    ) -> Result<Self> {
+        let path = cache.join(name);
         if !path.exists() {
             fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
             let work = tempfile::tempdir_in(cache).context("make a scratch directory")?;
-            let built = build_disk(cache, work.path())?;
+            let built = build(work.path())?;
             fleetward_durable::put(&built, &path)?;
         }
         Ok(Self { path })
@@ -82,7 +124,7 @@ impl GuestImage {
 
 fn sources_hash() -> String {
     let mut hash = Sha256::new();
-    for part in [PROGRAM, AGENT, INIT, GRUB, BUILDER] {
+    for part in [PROGRAM, AGENT, INIT, GRUB].into_iter().chain(BUILDER) {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
@@ -92,32 +134,25 @@ fn sources_hash() -> String {
 fn build_disk(cache: &Path, work: &Path) -> Result<PathBuf> {
     let system = unpack_packages(cache, work)?;
     let initrd = build_initrd(&system, work)?;
-    let esp = build_esp(&system, &initrd, work)?;
+    let esp = disk::system_partition(&system, &initrd, GRUB, ESP_BYTES, work)?;
     let state = build_state(work)?;
 
-    let disk = work.join("disk.raw");
-    let mut file = File::create(&disk)?;
-    file.set_len(DISK_BYTES)?;
-    let (esp_mib, state_mib) = (ESP_BYTES / MIB, STATE_BYTES / MIB);
-    let table = format!(
-        "label: gpt\nstart=1MiB, size={esp_mib}MiB, type=uefi\nstart={}MiB, size={state_mib}MiB, type=linux\n",
-        1 + esp_mib
-    );
-    run_with_input(
-        Command::new(tool("sfdisk")?).arg("-q").arg(&disk),
-        table.as_bytes(),
-    )?;
-    for (part, at) in [(&esp, MIB), (&state, MIB + ESP_BYTES)] {
-        file.seek(SeekFrom::Start(at))?;
-        std::io::copy(&mut File::open(part)?, &mut file)?;
-    }
-    file.sync_all()?;
-    let image = work.join("image.qcow2");
-    run(Command::new(tool("qemu-img")?)
-        .args(["convert", "-c", "-f", "raw", "-O", "qcow2"])
-        .arg(&disk)
-        .arg(&image))?;
-    Ok(image)
+    disk::assemble(
+        &[
+            Part {
+                content: &esp,
+                mib: ESP_BYTES / MIB,
+                kind: "uefi",
+            },
+            Part {
+                content: &state,
+                mib: STATE_BYTES / MIB,
+                kind: "linux",
+            },
+        ],
+        DISK_BYTES / MIB,
+        work,
+    )
 }
 
 // ---- Debian's part -----------------------------------------------------------------------------------------
@@ -295,45 +330,6 @@ fn find_module(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
 
 // ---- partitions --------------------------------------------------------------------------------------------
 
-fn build_esp(system: &Path, initrd: &Path, work: &Path) -> Result<PathBuf> {
-    let esp = work.join("esp.img");
-    File::create(&esp)?.set_len(ESP_BYTES)?;
-    run(Command::new(tool("mkfs.vfat")?)
-        .args(["-F", "16", "-n", "ESP"])
-        .arg(&esp))?;
-    for directory in ["::EFI", "::EFI/BOOT", "::EFI/debian"] {
-        run(Command::new(tool("mmd")?)
-            .arg("-i")
-            .arg(&esp)
-            .arg(directory))?;
-    }
-    let grub = work.join("grub.cfg");
-    fs::write(&grub, GRUB)?;
-    let kernel = files_in(&system.join("boot"), |name| name.starts_with("vmlinuz"))?
-        .pop()
-        .context("the kernel package holds no kernel")?;
-    for (source, target) in [
-        (
-            system.join("usr/lib/shim/shimx64.efi.signed"),
-            "::EFI/BOOT/BOOTX64.EFI",
-        ),
-        (
-            system.join("usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"),
-            "::EFI/BOOT/grubx64.efi",
-        ),
-        (grub, "::EFI/debian/grub.cfg"),
-        (kernel, "::vmlinuz"),
-        (initrd.to_owned(), "::initrd"),
-    ] {
-        run(Command::new(tool("mcopy")?)
-            .arg("-i")
-            .arg(&esp)
-            .arg(source)
-            .arg(target))?;
-    }
-    Ok(esp)
-}
-
 fn build_state(work: &Path) -> Result<PathBuf> {
     let state = work.join("state.img");
     File::create(&state)?.set_len(STATE_BYTES)?;
@@ -354,40 +350,4 @@ fn list_tree(root: &Path, dir: &Path, names: &mut Vec<String>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn files_in(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))?;
-    let mut files: Vec<PathBuf> = entries
-        .flatten()
-        .filter(|entry| wanted(&entry.file_name().to_string_lossy()))
-        .map(|entry| entry.path())
-        .collect();
-    files.sort();
-    Ok(files)
-}
-
-/// Feeds `input` from a second thread: both pipes may be smaller than what goes through.
-fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
-    let shown = format!("{command:?}");
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start {shown}"))?;
-    let mut stdin = child.stdin.take().context("a piped child has an input")?;
-    let mut stdout = child.stdout.take().context("a piped child has an output")?;
-    let mut output = Vec::new();
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || stdin.write_all(input));
-        let read = stdout.read_to_end(&mut output);
-        // A child that stops reading early says why by its exit status.
-        let _ = writer.join();
-        read
-    })?;
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("{shown}: {status}");
-    }
-    Ok(output)
 }

@@ -19,7 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::accelerator::Accelerator;
 use crate::ending::{Leftovers, clear};
 use crate::files::LabFiles;
-use crate::guest::GuestImage;
+use crate::guest::{GuestImage, ImageKind};
 use crate::process::ProcessId;
 use crate::programs::Programs;
 use crate::record::{HostRecord, LabNetwork, LabRecord, boot_id};
@@ -532,7 +532,12 @@ impl Lab {
         })?;
         let names: Vec<&str> = self.record.hosts.iter().map(|h| h.name.as_str()).collect();
         fleet::wait_online(&self.programs, &self.files, &names)?;
-        fleet::import_image(&self.programs, &self.files, image)
+        self.import(ImageKind::LabGuest.name(), image)
+    }
+
+    /// Imports an image into the library, unless one of that name is there.
+    pub fn import(&self, name: &str, image: &GuestImage) -> Result<()> {
+        fleet::import_image(&self.programs, &self.files, name, image)
     }
 
     fn power_on_controller(&mut self) -> Result<()> {

@@ -20,7 +20,9 @@
 
 mod accelerator;
 mod clock;
+mod debian;
 mod demo;
+mod disk;
 mod ending;
 mod files;
 mod fleet;
@@ -39,7 +41,7 @@ pub use demo::run_demo;
 pub use ending::Leftovers;
 pub use files::LabFiles;
 pub use fleet::controller_address;
-pub use guest::GuestImage;
+pub use guest::{GuestImage, ImageKind};
 pub use lab::{HostOptions, Lab, Target, UpOptions, base_dir};
 pub use node::{init_main, launch_main, spawn_main};
 pub use process::ProcessId;

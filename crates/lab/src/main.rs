@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use fleetward_lab::{
-    Accelerator, GuestImage, Lab, LabNetwork, Target, UpOptions, base_dir, run_demo,
+    Accelerator, ImageKind, Lab, LabNetwork, Target, UpOptions, base_dir, run_demo,
 };
 
 #[derive(Parser)]
@@ -141,7 +141,7 @@ enum Verb {
         #[arg(long)]
         all: bool,
     },
-    /// The guest image
+    /// The guest images: lab-guest, which every lab has, and lab-debian
     Image {
         #[command(subcommand)]
         verb: ImageVerb,
@@ -172,9 +172,19 @@ enum Verb {
 enum ImageVerb {
     /// Build it, unless the cache has it
     Build {
+        /// Which image; a whole Debian takes root and some minutes
+        #[arg(value_enum, default_value_t = ImageKind::LabGuest)]
+        which: ImageKind,
         /// Also copy it there
         #[arg(long)]
         out: Option<PathBuf>,
+    },
+    /// Build it, unless the cache has it, and import it into a lab's library under its name
+    Import {
+        #[command(flatten)]
+        lab: LabName,
+        #[arg(value_enum)]
+        which: ImageKind,
     },
 }
 
@@ -249,15 +259,18 @@ fn run(verb: Verb) -> Result<ExitCode> {
             }
         }
         Verb::Image {
-            verb: ImageVerb::Build { out },
+            verb: ImageVerb::Build { which, out },
         } => {
-            let image = GuestImage::build(&GuestImage::cache_dir())?;
+            let image = which.build()?;
             if let Some(out) = &out {
                 std::fs::copy(image.path(), out)
                     .with_context(|| format!("write {}", out.display()))?;
             }
             println!("{}", out.as_deref().unwrap_or(image.path()).display());
         }
+        Verb::Image {
+            verb: ImageVerb::Import { lab, which },
+        } => Lab::attach(&lab.name)?.import(which.name(), &which.build()?)?,
         Verb::Demo { name, down } => {
             run_demo(&name)?;
             if down {

@@ -335,6 +335,9 @@ codes! {
     ImageInvalid = "IMAGE_INVALID", Refused,
         "The file is not a usable disk image: it is no disk image, its format is wrong, or it refers to other files.",
         "convert it first with qemu-img convert -O qcow2";
+    SeedInvalid = "SEED_INVALID", Refused,
+        "What the guest is to find at its first boot (SSH keys, user data, answer file, address) cannot be used as it is.",
+        "see the reason, which names file and line";
     ImageInUse = "IMAGE_IN_USE", Refused,
         "VMs still need the image as their installer medium.",
         "delete the VMs that the message names first";

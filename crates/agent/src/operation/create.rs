@@ -63,6 +63,8 @@ impl Task<'_> {
     pub(super) async fn delete_volumes(&self, spec: &VmSpec) -> Result<()> {
         self.require_same_vm(spec)?;
         self.require_stopped().await?;
+        // One for a VM that was not defined yet.
+        self.host.seeds.remove(self.vm)?;
         self.remove_volume_files(spec).await?;
         Ok(())
     }
@@ -188,8 +190,9 @@ impl Task<'_> {
         Ok(())
     }
 
-    /// Definition, UEFI variables and secret, whichever of them are there.
+    /// Definition, UEFI variables, secret and the medium for the first boot, whichever of them are there.
     pub(super) async fn remove_definition(&self) -> Result<()> {
+        self.host.seeds.remove(self.vm)?;
         match self.host.hypervisor.undefine(self.vm).await {
             Ok(()) | Err(HypervisorError::NoDomain(_)) => {}
             Err(error) => {
@@ -236,7 +239,7 @@ fn definition_of(host: &Host, vm: VmId, metadata: VmMetadata) -> Result<DomainDe
         .drives
         .iter()
         .map(|drive| match &drive.medium {
-            None => Ok(None),
+            None => Ok(drive.seed.then(|| host.seeds.path(vm))),
             Some(medium) => {
                 let image = host.images.require(medium.image.as_str(), &medium.sha256)?;
                 Ok(Some(image.path))

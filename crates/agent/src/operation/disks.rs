@@ -257,7 +257,7 @@ impl Task<'_> {
             return Ok(gone.into_iter().collect());
         };
         let path = match &drive.medium {
-            None => None,
+            None => drive.seed.then(|| self.host.seeds.path(self.vm)),
             Some(medium) => {
                 let image = self
                     .host

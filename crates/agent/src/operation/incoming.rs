@@ -287,6 +287,7 @@ pub(crate) fn make_socket_directory(host: &Host, vm: VmId) -> Result<PathBuf> {
 
 /// See [`Task::remove_arrived_domain`].
 pub(crate) async fn remove_arrived(host: &Host, vm: VmId) -> Result<()> {
+    host.seeds.remove(vm)?;
     let what = || format!("removing what arrived of VM {vm}");
     match host.hypervisor.destroy(vm).await {
         Ok(()) | Err(HypervisorError::NoDomain(_)) => {}

@@ -11,6 +11,7 @@ mod image;
 mod job;
 mod local;
 mod network;
+mod seed;
 mod template;
 mod tpm;
 mod vm;

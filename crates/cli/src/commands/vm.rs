@@ -1,5 +1,6 @@
 //! `fleetward vm ...`
 
+use super::seed::seed_of;
 use super::{Context, check, network, template, vm_disk, vm_set};
 use crate::args::{Switch, TpmChoice, VmCommand, VmCreate};
 use crate::bulk;
@@ -21,7 +22,7 @@ use std::time::Duration;
 pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, Stop> {
     let controller = &context.controller;
     match command {
-        VmCommand::Create(args) => create(context, args).await,
+        VmCommand::Create(args) => create(context, *args).await,
         VmCommand::List {
             host,
             labels,
@@ -205,7 +206,7 @@ async fn create(context: &Context, args: VmCreate) -> Result<Exit, Stop> {
         template::warn(&[deployment_warning(template.as_str())]);
     }
     let Accepted { job } = controller
-        .call::<verbs::VmCreate>([], &request_of(args))
+        .call::<verbs::VmCreate>([], &request_of(args)?)
         .await?;
     match job {
         Some(job) if no_wait => {
@@ -237,10 +238,10 @@ async fn create(context: &Context, args: VmCreate) -> Result<Exit, Stop> {
     Ok(Exit::Done)
 }
 
-fn request_of(args: VmCreate) -> VmCreateRequest {
+fn request_of(args: VmCreate) -> Result<VmCreateRequest, Failure> {
     let mut isos = args.iso.into_iter();
     let iso = isos.next();
-    VmCreateRequest {
+    Ok(VmCreateRequest {
         name: args.name,
         profile: args.profile,
         image: args.image,
@@ -261,8 +262,9 @@ fn request_of(args: VmCreate) -> VmCreateRequest {
         nics: (args.no_nic || !args.nics.is_empty()).then_some(args.nics),
         description: args.description,
         autostart: args.autostart,
+        seed: seed_of(args.seed)?,
         dry_run: false,
-    }
+    })
 }
 
 async fn list(

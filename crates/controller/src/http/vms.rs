@@ -9,6 +9,7 @@ use crate::admission::admit;
 use crate::app::App;
 use crate::check::matrix;
 use crate::networks::mac_in_use;
+use crate::seed;
 use crate::survey::survey;
 use crate::work::{PauseInput, VmCreate, VmPause, VmResume};
 use axum::Json;
@@ -90,16 +91,27 @@ async fn vm_create(
     let network = world.default_network(&host);
     let what = format!("VM {} cannot be made on host {host}", wanted.name);
     world.require_fit(what, &wanted.needs_with(&network), &host)?;
+    let group = world.hosts.of(&host)?.group;
+    let input = wanted.on(host, group, &network, time::OffsetDateTime::now_utc());
+    let medium = wanted.seed().map(|seed| seed::medium(seed, &input.spec));
+    let medium = medium.transpose()?;
     if dry_run {
         return Ok(accepted(None));
     }
-    let group = world.hosts.of(&host)?.group;
-    let name = wanted.name.clone();
-    let input = wanted.on(host, group, &network, time::OffsetDateTime::now_utc());
-    match app.submit::<VmCreate>(&input, &peer.to_string()).await {
+    let agent = world.agents.of(&input.host)?;
+    if let Some(medium) = &medium {
+        medium.place(&agent, input.vm).await?;
+    }
+    let submitted = app.submit::<VmCreate>(&input, &peer.to_string()).await;
+    if submitted.is_err() && medium.is_some() {
+        // The host removes what belongs to no VM by itself, if it is away now.
+        let _ = agent.delete_seed(input.vm).await;
+    }
+    match submitted {
         Ok(job) => Ok(accepted(Some(job))),
         Err(error) if let Some(failure) = mac_in_use(&error) => Err(failure.into()),
         Err(JobError::Busy { by, .. }) => {
+            let name = &wanted.name;
             let what = format!("a VM {name} is being made or changed by job {by}");
             Err(Failure::new(ErrorCode::NameTaken, what).into())
         }

@@ -343,6 +343,7 @@ impl Step<MigrateInput> for PrepareIncoming {
             }),
             ..metadata
         };
+        let has_seed = metadata.spec.drives.iter().any(|drive| drive.seed);
         let operation = operation::PrepareIncoming {
             metadata: Box::new(metadata),
             disks: before.disks,
@@ -350,6 +351,9 @@ impl Step<MigrateInput> for PrepareIncoming {
             from: before.source,
         };
         let agent = self.0.agents.of(&input.to)?;
+        if has_seed {
+            crate::seed::carry(&self.0.agents.of(&input.from)?, &agent, input.vm).await?;
+        }
         agent.run(cx, input.vm, operation).await.map(drop)
     }
 }

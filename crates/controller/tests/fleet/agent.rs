@@ -43,7 +43,8 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use endpoints::{
-    audit, copy, delete_image, events, image, operate, put_image, question, tpm, vm, witness,
+    audit, copy, delete_image, delete_seed, events, image, operate, put_image, put_seed, question,
+    seed, tpm, vm, witness,
 };
 
 /// A VM's whole state on one host.
@@ -106,6 +107,8 @@ pub(crate) struct Inner {
     pub(crate) volumes: BTreeSet<String>,
     pub(crate) tpms: BTreeMap<VmId, Vec<GuardianId>>,
     pub(crate) images: BTreeSet<String>,
+    /// Media for first boots.
+    pub(crate) seeds: BTreeMap<VmId, Bytes>,
     /// TPMs that are whole and can be copied.
     pub(crate) parts: BTreeMap<VmId, BundleParts>,
     /// VMs whose key this host opens, as it says when asked.
@@ -184,6 +187,7 @@ impl FakeAgent {
             volumes: BTreeSet::new(),
             tpms: BTreeMap::new(),
             images: BTreeSet::new(),
+            seeds: BTreeMap::new(),
             parts: BTreeMap::new(),
             opens: BTreeSet::new(),
             asked: Vec::new(),
@@ -234,6 +238,10 @@ impl FakeAgent {
             .route("/v1/questions", post(question))
             .route("/v1/vms/{id}", get(vm))
             .route(api_agent::VM_TPM, get(tpm))
+            .route(
+                api_agent::VM_SEED,
+                get(seed).put(put_seed).delete(delete_seed),
+            )
             .route(
                 "/v1/images/{sha256}",
                 get(image).put(put_image).delete(delete_image),

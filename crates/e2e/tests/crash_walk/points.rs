@@ -29,6 +29,17 @@ pub(crate) fn asked_for_by(kind: &str) -> &'static [&'static str] {
     }
 }
 
+/// Operations on agents that follow a job of this kind, when a lost host is back: they are of another kind of job, and an
+/// agent's points do not say of which.
+fn of_another_kind(kind: &str, point: &str) -> bool {
+    let others: &[&str] = match kind {
+        // of vm-supersede
+        "vm-recover" => &["agent.supersede.", "agent.clean-up-departed."],
+        _ => &[],
+    };
+    others.iter().any(|other| point.starts_with(other))
+}
+
 /// How much is walked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depth {
@@ -50,7 +61,8 @@ impl Depth {
     /// Whether a scenario of the kind `kind` that goes `way` visits `point`.
     pub(crate) fn visits(self, point: &str, kind: &str, way: Way) -> bool {
         if point.starts_with("agent.") {
-            return self == Self::Soak || ALWAYS.contains(&point);
+            return !of_another_kind(kind, point)
+                && (self == Self::Soak || ALWAYS.contains(&point));
         }
         let of = |kind: &str| {
             let rest = point.strip_prefix("job.")?.strip_prefix(kind)?;
@@ -112,6 +124,8 @@ pub(crate) fn test_and_soak_visit_what_they_should() -> Result<()> {
         "guardian-rotate"
     ));
     ensure!(visits("agent.commit-tpm.replaced", "tpm-roll"));
+    let soak = |kind| Depth::Soak.visits("agent.supersede.begin", kind, forward);
+    ensure!(soak("vm-supersede") && !soak("vm-recover"));
     ensure!(concerns("agent.start.begin", "a/agent") && concerns("job.x.y.after", "controller"));
     ensure!(!concerns("agent.start.begin", "controller"));
     Ok(())

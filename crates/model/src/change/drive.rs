@@ -101,12 +101,12 @@ pub(super) fn steps(
             }
             DriveChange::Insert(insert) => {
                 let drive = insert.drive.as_deref();
-                let fits = |drive: &DriveSpec| drive.medium.is_none();
+                let fits = |drive: &DriveSpec| drive.medium.is_none() && !drive.seed;
                 with_medium(vm, &after.drives, (drive, &fits), medium)?
             }
             DriveChange::Eject(eject) => {
                 let drive = eject.drive.as_deref();
-                let fits = |drive: &DriveSpec| drive.medium.is_some();
+                let fits = |drive: &DriveSpec| drive.medium.is_some() || drive.seed;
                 with_medium(vm, &after.drives, (drive, &fits), None)?
             }
             DriveChange::Remove(remove) => {
@@ -162,6 +162,8 @@ fn with_medium(
     let (at, drive) = chosen(vm, drives, choice)?;
     let to = DriveSpec {
         medium,
+        // Made for the first boot only: what takes its place is no such medium.
+        seed: false,
         ..drive.clone()
     };
     Ok(DriveStep {

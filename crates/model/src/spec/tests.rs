@@ -106,8 +106,10 @@ fn every_part_that_version_1_lacks_makes_it_version_2() {
 /// Whatever programs of version 2 would not carry out makes it version 3.
 #[test]
 fn every_part_that_version_2_lacks_makes_it_version_3() {
-    let changes: [fn(&mut VmSpec); 5] = [
+    let changes: [fn(&mut VmSpec); 7] = [
+        |s| s.drives[0].bus = DiskBus::Scsi,
         |s| s.restart_on_crash = true,
+        |s| s.drives[0].seed = true,
         |s| s.nics[0].network = "office".parse().expect("name"),
         |s| s.nics[0].vlan = Some("7".parse().expect("number")),
         |s| s.nics[0].link = NicLink::Down,

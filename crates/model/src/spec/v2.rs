@@ -68,8 +68,10 @@ fn says_drive(drive: &DriveSpec) -> bool {
     let DriveSpec {
         id: _,
         target: _,
+        bus,
         medium: _,
+        seed,
         unknown: _,
     } = drive;
-    true
+    *bus == DiskBus::Sata && !seed
 }

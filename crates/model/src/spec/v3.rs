@@ -102,9 +102,15 @@ pub struct DriveSpec {
     pub id: DeviceId,
     /// Target device, `sda`; unique in the VM.
     pub target: String,
+    /// SATA, but for a guest that has drivers for virtio only.
+    #[serde(default = "sata", skip_serializing_if = "is_sata")]
+    pub bus: DiskBus,
     /// None: the drive is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub medium: Option<Medium>,
+    /// Its medium is what the guest finds at its first boot, made for this VM; then `medium` is none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub seed: bool,
     #[serde(flatten)]
     #[schema(ignore)]
     pub unknown: Unknown,
@@ -200,16 +206,46 @@ impl DriveSpec {
         Self::at(free_sata_target(taken), medium)
     }
 
+    /// A drive with the medium for the VM's first boot.
+    ///
+    /// Kernels of cloud images have drivers for virtio only, and Windows' installer has one for SATA.
+    pub fn with_seed(profile: Profile, disks: &[DiskSpec], drives: &[DriveSpec]) -> Self {
+        Self {
+            seed: true,
+            bus: match profile.devices().disk_bus {
+                DiskBus::Virtio | DiskBus::Scsi => DiskBus::Scsi,
+                DiskBus::Sata => DiskBus::Sata,
+            },
+            ..Self::at(free_drive_target(disks, drives), None)
+        }
+    }
+
     pub(crate) fn at(target: String, medium: Option<Medium>) -> Self {
         Self {
             id: format!("drive-{target}")
                 .parse()
                 .expect("made of permitted characters"),
             target,
+            bus: DiskBus::Sata,
             medium,
+            seed: false,
             unknown: Unknown::new(),
         }
     }
+}
+
+const fn sata() -> DiskBus {
+    DiskBus::Sata
+}
+
+fn is_sata(bus: &DiskBus) -> bool {
+    *bus == DiskBus::Sata
+}
+
+/// The first SATA target that neither a disk nor a drive has.
+pub fn free_drive_target(disks: &[DiskSpec], drives: &[DriveSpec]) -> String {
+    let disks = disks.iter().map(|disk| disk.target.as_str());
+    free_sata_target(disks.chain(drives.iter().map(|drive| drive.target.as_str())))
 }
 
 /// The first SATA target that is not taken.

@@ -235,6 +235,30 @@ pub(super) async fn copy() -> Vec<u8> {
     file
 }
 
+pub(super) async fn seed(State(inner): State<Shared>, Path(vm): Path<VmId>) -> Response {
+    match inner.lock().expect("lock").seeds.get(&vm) {
+        Some(content) => content.clone().into_response(),
+        None => refusal(Failure::new(ErrorCode::NotFound, "no such medium")),
+    }
+}
+
+pub(super) async fn put_seed(
+    State(inner): State<Shared>,
+    Path(vm): Path<VmId>,
+    content: Bytes,
+) -> http::StatusCode {
+    inner.lock().expect("lock").seeds.insert(vm, content);
+    http::StatusCode::NO_CONTENT
+}
+
+pub(super) async fn delete_seed(
+    State(inner): State<Shared>,
+    Path(vm): Path<VmId>,
+) -> http::StatusCode {
+    inner.lock().expect("lock").seeds.remove(&vm);
+    http::StatusCode::NO_CONTENT
+}
+
 pub(super) async fn image(State(inner): State<Shared>, Path(sha256): Path<String>) -> Response {
     if inner.lock().expect("lock").images.contains(&sha256) {
         http::StatusCode::NO_CONTENT.into_response()
