@@ -68,6 +68,7 @@ async fn what_an_agent_asks_for_is_started_once_and_only_with_autostart() {
     asks(&a, &[]);
     let started = starts(&controller).await;
     assert_eq!(started.len(), 1, "{started:#?}");
+    let started = [controller.ended(started[0].id).await];
     assert_eq!(started[0].state, JobState::Done);
     assert_eq!(started[0].created_by, "autostart");
     assert_eq!(state_on(&a, plain.id), Some(VmState::Stopped));

@@ -65,6 +65,7 @@ enum Where {
 fn case(kind: &str, step: &str) -> Case {
     use Where::{Bare, Both, Nowhere, On};
     let (stopped, running) = (On("a", VmState::Stopped), On("a", VmState::Running));
+    let paused = On("a", VmState::Paused);
     let post = |path, body, before, after, fails| Case {
         method: Method::POST,
         path,
@@ -89,6 +90,22 @@ fn case(kind: &str, step: &str) -> Case {
             Some(("a", "start")),
         ),
         "vm-stop" => post("/v1/vms/web/stop", json!({}), running, stopped, None),
+        // A guest that has shut down is not taken back by anything.
+        "vm-restart" => post("/v1/vms/web/restart", json!({}), running, running, None),
+        "vm-pause" => post(
+            "/v1/vms/web/pause",
+            json!({}),
+            running,
+            paused,
+            Some(("a", "pause")),
+        ),
+        "vm-resume" => post(
+            "/v1/vms/web/resume",
+            json!({}),
+            paused,
+            running,
+            Some(("a", "resume")),
+        ),
         "vm-delete" => Case {
             method: Method::DELETE,
             ..post("/v1/vms/web", json!({}), stopped, Nowhere, None)
@@ -230,9 +247,13 @@ impl Walk {
         let tpm = !matches!(place, Where::Bare(_));
         self.hosts_have_told().await;
         if let Where::On(host, _) | Where::Bare(host) = place {
-            let start = matches!(place, Where::On(_, VmState::Running));
+            let start = matches!(place, Where::On(_, VmState::Running | VmState::Paused));
             let body = json!({"name": "web", "host": host, "start": start, "tpm": tpm});
             self.controller.done(Method::POST, "/v1/vms", &body).await;
+            if matches!(place, Where::On(_, VmState::Paused)) {
+                let pause = "/v1/vms/web/pause";
+                self.controller.done(Method::POST, pause, &json!({})).await;
+            }
         }
     }
 
