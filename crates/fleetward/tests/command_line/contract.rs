@@ -211,18 +211,6 @@ fn yaml_says_the_same_as_json() {
 }
 
 #[test]
-fn several_labels_must_all_fit() {
-    let fake = Fake::start();
-    let list = |labels: &[&str]| {
-        let arguments = [&["vm", "list", "-o", "json"], labels].concat();
-        let vms: Value = serde_json::from_str(&stdout(fake.fleetward(&arguments))).unwrap();
-        vms.as_array().unwrap().len()
-    };
-    assert_eq!(list(&["--label", "tier=front"]), 2);
-    assert_eq!(list(&["--label", "tier=front", "--label", "tier=back"]), 0);
-}
-
-#[test]
 fn the_matrix_shows_yes_here_and_the_reason_for_no() {
     let fake = Fake::start();
     insta::assert_snapshot!("check", stdout(fake.fleetward(&["check"])));

@@ -91,3 +91,21 @@ fn a_controller_without_pages_is_listed_once() {
         assert_eq!(listed.len(), vms);
     }
 }
+
+#[test]
+fn every_label_reaches_the_controller() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let kept = asked.clone();
+    let list = move |Query(query): Query<Vec<(String, String)>>| {
+        kept.lock().unwrap().push(query);
+        async { Json(Vec::<Value>::new()) }
+    };
+    let fake = Fake::with(Router::new().route("/v1/vms", get(list)));
+    let arguments = ["--label", "tier=front", "--label", "site=tokyo"];
+    let arguments = [&["vm", "list", "-o", "json"][..], &arguments].concat();
+    assert!(names(fake.fleetward(&arguments)).is_empty());
+    let query = &asked.lock().unwrap()[0];
+    let labels = query.iter().filter(|(key, _)| key == "label");
+    let values: Vec<&str> = labels.map(|(_, value)| value.as_str()).collect();
+    assert_eq!(values, ["tier=front", "site=tokyo"]);
+}
