@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fleetward-model", &[]),
     ("fleetward-durable", &[]),
     ("fleetward-failpoint", &[]),
+    ("fleetward-rfb", &[]),
     ("fleetward-store", &["fleetward-durable"]),
     ("fleetward-protector", &["fleetward-model"]),
     (
@@ -74,6 +75,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "fleetward-model",
             "fleetward-durable",
+            "fleetward-rfb",
             "fleetward-api",
             "fleetward-link",
         ],
@@ -106,6 +108,7 @@ const HOMES: &[(&str, &[&str])] = &[
 /// Crates without I/O and time, and the only foreign crates that they may name.
 const PURE: &[&str] = &[
     "fleetward-model",
+    "fleetward-rfb",
     "fleetward-protector",
     "fleetward-protector-open",
 ];
