@@ -23,6 +23,12 @@
 //! On TCP port 8 it takes one command: `forge MAC SECONDS`, send with another hardware address for a while.
 //! - `disks` are the disks that the kernel sees at that moment, by name, with their sizes in MiB.
 //!
+//! Its screen, the first virtual terminal, shows `tick=` too. A line that is typed there is printed as
+//!
+//! ```text
+//! FLEETWARD-GUEST-NOTE typed=what was typed
+//! ```
+//!
 //! It speaks TPM 2.0 commands (TPM 2.0 Library, part 3) to /dev/tpmrm0 by itself: under an emulated CPU every
 //! process start costs, and a line a second must stay cheap. Only the standard library is used, so a plain
 //! `rustc` builds it. Everything else it leaves to busybox.
@@ -55,6 +61,7 @@ static GUEST_AGENT_SHUTDOWN: AtomicBool = AtomicBool::new(false);
 fn main() {
     watch_power_button();
     network::start();
+    let mut screen = Screen::open();
     let disk = mount_state();
     guest_agent::serve();
     let boots = if disk { count_boot() } else { 0 };
@@ -71,6 +78,7 @@ fn main() {
             None => "none".to_owned(),
         };
         println!("FLEETWARD-GUEST tick={tick} uptime={} unseal={unseal} boots={boots} disks={} pcr7={pcr7} ek={ek} address={} peers={}", uptime(), disks(), network::address(), network::peers());
+        screen.show(&format!("FLEETWARD-GUEST tick={tick}"));
         let next = start + Duration::from_secs(tick);
         while Instant::now() < next {
             if GUEST_AGENT_SHUTDOWN.load(Ordering::Relaxed) {
@@ -188,6 +196,38 @@ fn watch_power_button() {
                 }
             }
         });
+    }
+}
+
+/// The first virtual terminal. The kernel makes characters of keys there, for a US layout.
+struct Screen(Option<File>);
+
+impl Screen {
+    /// Begins to read lines, too.
+    fn open() -> Self {
+        const TERMINAL: &str = "/dev/tty1";
+        if let Ok(file) = File::open(TERMINAL) {
+            thread::spawn(move || {
+                for line in BufReader::new(file).lines().map_while(Result::ok) {
+                    println!("FLEETWARD-GUEST-NOTE typed={line}");
+                }
+            });
+        }
+        let mut screen = Self(OpenOptions::new().write(true).open(TERMINAL).ok());
+        screen.write("\x1b[2J\x1b[3;1H");
+        screen
+    }
+
+    /// Shows it in the first line, and leaves the cursor where somebody types.
+    fn show(&mut self, text: &str) {
+        self.write(&format!("\x1b7\x1b[1;1H{text}\x1b[K\x1b8"));
+    }
+
+    fn write(&mut self, text: &str) {
+        if let Some(terminal) = &mut self.0 {
+            // A machine without a screen goes on.
+            let _ = terminal.write_all(text.as_bytes());
+        }
     }
 }
 

@@ -70,6 +70,7 @@ impl Trouble {
             HypervisorError::Tpm(_) => ErrorCode::TpmFailed,
             HypervisorError::TpmStateUnreadable(_) => ErrorCode::TpmStateUnreadable,
             HypervisorError::DeviceHeld { .. } => ErrorCode::DeviceHeld,
+            HypervisorError::NoScreen(_) => ErrorCode::NoScreen,
             HypervisorError::Cancelled => ErrorCode::Cancelled,
             HypervisorError::Migration(_) => ErrorCode::MigrationFailed,
             HypervisorError::File { source, .. } if fleetward_durable::is_full(source) => {
@@ -77,6 +78,7 @@ impl Trouble {
             }
             HypervisorError::Unavailable(_)
             | HypervisorError::NoGuestAgent { .. }
+            | HypervisorError::BadPicture(_)
             | HypervisorError::Program { .. }
             | HypervisorError::File { .. }
             | HypervisorError::Libvirt { .. } => ErrorCode::HypervisorFailed,

@@ -16,6 +16,7 @@ use crate::observe::Observer;
 use crate::operation::table::OperationTable;
 use crate::pools::Pools;
 use crate::record::VmRecord;
+use crate::screen::Screens;
 use crate::seeds::Seeds;
 use crate::tpm_pool::TpmPool;
 use fleetward_hypervisor::{
@@ -61,6 +62,7 @@ pub(crate) struct Host {
     pub boot: Boot,
     pub guests: Guests,
     pub restarts: Restarts,
+    pub screens: Screens,
     pub credential: LiveCredential,
     pub trust: FleetTrust,
     pub dialer: TunnelDialer,
@@ -124,6 +126,7 @@ impl Host {
             ),
             guests: Guests::default(),
             restarts: Restarts::default(),
+            screens: Screens::default(),
             dialer: TunnelDialer::new(credential.clone(), membership.trust.clone())
                 .with_timeout(std::time::Duration::from_secs(5)),
             member: membership.member,

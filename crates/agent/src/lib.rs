@@ -51,6 +51,7 @@ mod pools;
 mod questions;
 mod record;
 pub mod run;
+mod screen;
 mod seeds;
 mod server;
 mod tpm_pool;

@@ -6,7 +6,7 @@ use crate::keyring::{self, Purpose};
 use crate::operation::copy;
 use crate::operation::table::{is_last, vanished};
 use crate::seeds::MAX_SEED;
-use crate::{bundle, console, observe, questions};
+use crate::{bundle, console, observe, questions, screen};
 use axum::body::{Body, BodyDataStream};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
@@ -16,8 +16,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use fleetward_api::agent::{
-    self as api, AuditHead, CancelRequest, GuardianChange, OperationLine, OperationRequest,
-    Question, VmDetail,
+    self as api, AuditHead, CancelRequest, GuardianChange, KeysRequest, OperationLine,
+    OperationRequest, Question, VmDetail,
 };
 use fleetward_api::{MAX_BODY, NDJSON};
 use fleetward_link::{Identity, Peer};
@@ -53,6 +53,9 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .route(api::VM_TPM, get(vm_tpm))
         .route(api::VM_CONSOLE, get(vm_console))
         .route(api::VM_SEED, get(seed).put(put_seed).delete(delete_seed))
+        .route(api::VM_SCREEN, get(vm_screen))
+        .route(api::VM_SCREENSHOT, get(vm_screenshot))
+        .route(api::VM_KEYS, post(vm_keys))
         .route(api::IMAGE, get(image).put(put_image).delete(delete_image))
         .route(api::GUARDIANS, post(guardians))
         .route(api::COPY, get(copied_file))
@@ -227,14 +230,8 @@ async fn vm_console(
     Path(id): Path<String>,
     request: Request,
 ) -> Answer<Response> {
-    let wanted = request
-        .headers()
-        .get(header::UPGRADE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
-        .to_ascii_lowercase();
     let vm = vm_id(&id)?;
-    if wanted == api::CONSOLE_PROTOCOL {
+    if wants(&request, api::CONSOLE_PROTOCOL) {
         let pty = console::open(&host, vm).await?;
         tokio::spawn(async move {
             match hyper::upgrade::on(request).await {
@@ -242,14 +239,7 @@ async fn vm_console(
                 Err(error) => tracing::debug!(%error, "a console was not upgraded"),
             }
         });
-        return Ok((
-            StatusCode::SWITCHING_PROTOCOLS,
-            [
-                (header::CONNECTION, "upgrade"),
-                (header::UPGRADE, api::CONSOLE_PROTOCOL),
-            ],
-        )
-            .into_response());
+        return Ok(switching_to(api::CONSOLE_PROTOCOL));
     }
     let (mut parts, _) = request.into_parts();
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &())
@@ -292,6 +282,52 @@ async fn put_seed(
 
 async fn delete_seed(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<StatusCode> {
     host.seeds.remove(vm_id(&id)?)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether a request asks for that upgrade.
+fn wants(request: &Request, protocol: &str) -> bool {
+    let upgrade = request.headers().get(header::UPGRADE);
+    upgrade.is_some_and(|wanted| wanted.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()))
+}
+
+fn switching_to(protocol: &'static str) -> Response {
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, protocol)];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+}
+
+async fn vm_screen(
+    State(host): State<Arc<Host>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Answer<Response> {
+    let vm = vm_id(&id)?;
+    if !wants(&request, api::SCREEN_PROTOCOL) {
+        let failure = Failure::new(ErrorCode::InvalidRequest, "the screen");
+        return Err(Refusal(failure.because("it is reached by an upgrade")));
+    }
+    let screen = screen::open(&host, vm).await?;
+    tokio::spawn(async move {
+        match hyper::upgrade::on(request).await {
+            Ok(upgraded) => screen::carry(upgraded, screen).await,
+            Err(error) => tracing::debug!(%error, "a screen was not upgraded"),
+        }
+    });
+    Ok(switching_to(api::SCREEN_PROTOCOL))
+}
+
+async fn vm_screenshot(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<Response> {
+    let png = screen::picture(&host, vm_id(&id)?).await?;
+    Ok(([(header::CONTENT_TYPE, api::PNG)], png).into_response())
+}
+
+async fn vm_keys(
+    State(host): State<Arc<Host>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Answer<StatusCode> {
+    let request: KeysRequest = body(request).await?;
+    screen::type_keys(&host, vm_id(&id)?, &request).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -9,6 +9,9 @@
 //! | `GET /v1/vms/{id}` | | [`VmDetail`] |
 //! | `GET /v1/vms/{id}/tpm` | | [`crate::tpm::TpmBundle`], read consistently, of a copy that is the VM |
 //! | `GET /v1/vms/{id}/console` | | upgrade to raw bytes (`Upgrade: fleetward-console`) |
+//! | `GET /v1/vms/{id}/screen` | | upgrade to RFB, RFC 6143 (`Upgrade: fleetward-screen`) |
+//! | `GET /v1/vms/{id}/screenshot` | | the picture, `image/png` |
+//! | `POST /v1/vms/{id}/keys` | [`KeysRequest`] | 204, when the last key is up |
 //! | `GET /v1/images/{sha256}` | | 204 when present, 404 |
 //! | `PUT /v1/images/{sha256}?format=` | the file | 204 |
 //! | `DELETE /v1/images/{sha256}` | | 204 |
@@ -24,6 +27,7 @@ pub mod operation;
 
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::{DiskIo, Formats, HostFacts};
+use fleetward_model::keys::Chord;
 use fleetward_model::vm::{VmMetadata, VmReport};
 use fleetward_model::{Failure, GuardianId, HostName, JobId, VmId};
 use operation::{Operation, OperationResult};
@@ -37,6 +41,9 @@ pub const VM: &str = "/v1/vms/{id}";
 pub const VM_TPM: &str = "/v1/vms/{id}/tpm";
 pub const VM_CONSOLE: &str = "/v1/vms/{id}/console";
 pub const VM_SEED: &str = "/v1/vms/{id}/seed";
+pub const VM_SCREEN: &str = "/v1/vms/{id}/screen";
+pub const VM_SCREENSHOT: &str = "/v1/vms/{id}/screenshot";
+pub const VM_KEYS: &str = "/v1/vms/{id}/keys";
 pub const IMAGE: &str = "/v1/images/{sha256}";
 pub const GUARDIANS: &str = "/v1/guardians";
 pub const COPY: &str = "/v1/copies/{id}/{item}";
@@ -46,9 +53,28 @@ pub const AUDIT_WITNESS: &str = "/v1/audit/witness";
 /// Token of the console's HTTP upgrade.
 pub const CONSOLE_PROTOCOL: &str = "fleetward-console";
 
+/// Token of the screen's HTTP upgrade.
+pub const SCREEN_PROTOCOL: &str = "fleetward-screen";
+
+/// Content type of a screenshot.
+pub const PNG: &str = "image/png";
+
+/// Largest screenshot that is taken over, bytes.
+pub const MAX_PICTURE: usize = 64 << 20;
+
+/// Keystrokes of one [`KeysRequest`]: under translation these take some ten seconds.
+pub const MAX_STROKES: usize = 64;
+
 /// Header of a request: what its sender knows, as [`Formats`](fleetward_model::host::Formats) writes it. `GET /v1/events`
 /// and `GET /v1/vms/{id}` answer in those versions; without it, as agents answered before there were versions.
 pub const FORMATS: &str = "fleetward-formats";
+
+/// What is to be typed into a VM, already parsed: text may be a password, so nobody keeps or logs it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct KeysRequest {
+    /// One after the other; 1 to [`MAX_STROKES`].
+    pub strokes: Vec<Chord>,
+}
 
 /// Something the controller should know, in the order it happened.
 #[derive(Debug, Clone, Serialize, Deserialize)]

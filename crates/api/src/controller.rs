@@ -16,6 +16,7 @@ use fleetward_model::guardian::{CertificateRole, GuardianFacts, TrustMode};
 use fleetward_model::guest::GuestObserved;
 use fleetward_model::host::{HostFacts, HostState};
 pub use fleetward_model::job::JobState;
+use fleetward_model::keys::KeyInput;
 use fleetward_model::network::{NetworkPlace, NicObserved};
 pub use fleetward_model::role::Role;
 use fleetward_model::spec::Description;
@@ -422,6 +423,29 @@ pub struct StopRequest {
 
 fn two_minutes() -> u32 {
     120
+}
+
+/// `POST /v1/vms/{vm}/keys`. Text may be a password: it is passed on, and nobody keeps or logs it.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmKeysRequest {
+    /// One after the other; together at most 1,000 keystrokes.
+    pub keys: Vec<KeyInput>,
+}
+
+/// What was typed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeysTyped {
+    /// Number of keystrokes; keys that are pressed together count as one.
+    pub keystrokes: usize,
+}
+
+/// Codes of the last frame of a screen's WebSocket; its reason is a sentence.
+pub mod screen_end {
+    /// The VM does not run any more.
+    pub const STOPPED: u16 = 4001;
+    /// It can be opened again: the VM has moved to another host, or its host was interrupted.
+    pub const INTERRUPTED: u16 = 4002;
 }
 
 /// `POST /v1/vms/{vm}/tpm/enable`, `disable`, `restore` and `roll`.

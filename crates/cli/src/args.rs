@@ -418,6 +418,18 @@ pub enum VmCommand {
     },
     /// Connects the terminal to a VM's serial console; Ctrl-] leaves
     Console { name: VmName },
+    /// Shows a VM's screen to any VNC viewer of this machine, until Ctrl-C
+    ///
+    /// Prints the address for the viewer. The viewer stays connected while the VM moves to another host. Several viewers
+    /// can be connected. Opening and closing are recorded in the audit log.
+    Screen(crate::commands::vm_screen::VmScreen),
+    /// Takes a picture of a VM's screen
+    Screenshot(crate::commands::vm_screen::VmScreenshotArgs),
+    /// Types on a VM's keyboard, for a US layout
+    ///
+    /// A word that consists of names of keys, joined with -, presses them together: ctrl-alt-del, alt-tab, f12, enter.
+    /// Other words are typed as text, also with --text. Passwords belong on standard input, with --stdin.
+    Keys(crate::commands::vm_screen::VmKeysArgs),
     /// Makes a new VM with the disks of a running or stopped VM
     ///
     /// The clone has its own machine uuid, MAC address and generation id, and is stopped. A running source keeps

@@ -63,7 +63,7 @@ impl Controller {
         match V::FORM {
             Form::Nothing => serde_json::from_str("null")
                 .map_err(|error| self.failure(ClientError::Decode(error))),
-            Form::Json | Form::Lines | Form::Text | Form::WebSocket => {
+            Form::Json | Form::Lines | Form::Text | Form::Picture | Form::WebSocket => {
                 response.json().await.map_err(|e| self.failure(e))
             }
         }
@@ -134,6 +134,18 @@ impl Controller {
             lines: response.lines(),
             of: PhantomData,
         })
+    }
+
+    /// The file that `V` answers with, at most `limit` bytes.
+    pub(crate) async fn download<V: Verb>(
+        &self,
+        path: V::Path<'_>,
+        request: &V::Request,
+        limit: usize,
+    ) -> Result<Bytes, Failure> {
+        let sent = self.request::<V>(path, request)?.send().await;
+        let response = sent.map_err(|e| self.failure(e))?;
+        response.bytes(limit).await.map_err(|e| self.failure(e))
     }
 
     /// The bytes of the WebSocket that `V` opens.

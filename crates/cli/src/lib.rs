@@ -12,6 +12,7 @@
 //! | `output`, `table` | results on stdout |
 //! | `messages` | every other sentence a person reads |
 //! | `console` | the terminal as a serial console |
+//! | `screen` | a VM's screen for viewers of this machine |
 //! | [`reference`] | pages made from the definitions |
 
 pub mod args;
@@ -26,6 +27,7 @@ mod messages;
 mod output;
 mod progress;
 pub mod reference;
+mod screen;
 mod table;
 mod wait;
 

@@ -11,6 +11,8 @@ use fleetward_model::spec::NicSpec;
 use fleetward_model::{ErrorCode, Failure, HostName, JobId, TemplateName, VmName};
 use std::fmt::Display;
 use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
 
 pub(crate) const NOTHING_CHANGED: &str = "nothing was changed";
 pub(crate) const CONSOLE_LEFT: &str = "console closed";
@@ -395,6 +397,39 @@ pub(crate) fn cancel_asked(job: JobId) -> String {
 
 pub(crate) fn console_open(name: &VmName) -> String {
     format!("connected to {name}; Ctrl-] leaves")
+}
+
+pub(crate) fn screen_open(name: &VmName, address: SocketAddr) -> String {
+    format!(
+        "the screen of {name}: connect a viewer, such as remote-viewer vnc://{address}; Ctrl-C ends"
+    )
+}
+
+pub(crate) fn screen_interrupted(name: &VmName) -> String {
+    format!("the screen of {name} was interrupted; opening it again")
+}
+
+pub(crate) fn screen_goes_on(name: &VmName) -> String {
+    format!("the screen of {name} goes on")
+}
+
+pub(crate) fn screen_ended(reason: &str) -> String {
+    format!("the screen has ended: {reason}")
+}
+
+pub(crate) fn stranger_refused(from: SocketAddr) -> String {
+    format!("refused a viewer at {from}: it runs as another user")
+}
+
+pub(crate) fn screenshot_taken(name: &VmName, file: &Path) -> String {
+    format!("the screen of {name} is in {}", file.display())
+}
+
+pub(crate) fn keys_typed(name: &VmName, keystrokes: usize) -> String {
+    match keystrokes {
+        1 => format!("typed 1 keystroke into {name}"),
+        more => format!("typed {more} keystrokes into {name}"),
+    }
 }
 
 /// Every finding on a line of its own; the word intact only where all was compared.

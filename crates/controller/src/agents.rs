@@ -7,19 +7,21 @@ use crate::debts::unpaid;
 use crate::fleet::Fleet;
 use crate::hosts::{HostRecord, Hosts};
 use crate::presence::Presence;
+use bytes::Bytes;
 use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
 use fleetward_api::agent::{
     self, AgentEvent, AuditHead, CanOpen, CancelRequest, GuardianChange, IncomingAnswer,
-    OperationLine, OperationRequest, Question, VmDetail,
+    KeysRequest, OperationLine, OperationRequest, Question, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
-use fleetward_link::client::{Lines, Response, Timeouts, UpgradedIo};
+use fleetward_link::client::{Lines, Timeouts, UpgradedIo};
 use fleetward_link::{Client, ClientError, ClientTls, Identity};
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::fit;
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::host::Formats;
+use fleetward_model::keys::Chord;
 use fleetward_model::vm::{Custody, VmObserved};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
 use http::{HeaderName, HeaderValue, Method};
@@ -41,6 +43,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const SILENT: Duration = Duration::from_secs(3);
 /// Such a host is given so long to take a request all the same.
 const SILENT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A picture takes a moment under translation, and may wait for others.
+const SCREENSHOT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Typing waits for what somebody else types at the moment.
+const TYPING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Clients of all hosts.
 #[derive(Debug)]
@@ -232,10 +239,10 @@ impl Agent {
     }
 
     /// The answer's beginning, or none for a host that has been silent and stays so.
-    async fn in_time(
+    async fn in_time<T>(
         &self,
-        sending: impl Future<Output = Result<Response, ClientError>>,
-    ) -> Result<Response, Failure> {
+        sending: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, Failure> {
         let gone = async {
             self.presence.silence(&self.host, SILENT).await;
             tokio::time::sleep(SILENT_TIMEOUT).await;
@@ -507,6 +514,59 @@ impl Agent {
         let request = self.client.request(Method::GET, &path);
         let upgraded = request.upgrade(agent::CONSOLE_PROTOCOL).await;
         upgraded.map_err(|error| self.failed(&error))
+    }
+
+    /// The screen of a VM: RFB.
+    pub(crate) async fn screen(&self, id: VmId) -> Result<UpgradedIo, Failure> {
+        let path = agent::VM_SCREEN.replace("{id}", &id.to_string());
+        let request = self.client.request(Method::GET, &path);
+        let upgraded = self.in_time(request.upgrade(agent::SCREEN_PROTOCOL)).await;
+        upgraded.map_err(|failure| self.without_screens(failure))
+    }
+
+    /// What the screen of a VM shows, as PNG.
+    pub(crate) async fn screenshot(&self, id: VmId) -> Result<Bytes, Failure> {
+        let path = agent::VM_SCREENSHOT.replace("{id}", &id.to_string());
+        let request = self
+            .client
+            .request(Method::GET, &path)
+            .response_timeout(Some(SCREENSHOT_TIMEOUT));
+        let response = self.in_time(request.send()).await;
+        let response = response.map_err(|failure| self.without_screens(failure))?;
+        let picture = response.bytes(agent::MAX_PICTURE).await;
+        picture.map_err(|error| self.failed(&error))
+    }
+
+    /// Types on the keyboard of a VM, at most [`agent::MAX_STROKES`] chords.
+    pub(crate) async fn keys(&self, id: VmId, strokes: &[Chord]) -> Result<(), Failure> {
+        let path = agent::VM_KEYS.replace("{id}", &id.to_string());
+        let request = KeysRequest {
+            strokes: strokes.to_vec(),
+        };
+        let request = self
+            .client
+            .request(Method::POST, &path)
+            .json(&request)
+            .response_timeout(Some(TYPING_TIMEOUT));
+        let typed = self.in_time(request.send()).await;
+        typed
+            .map(drop)
+            .map_err(|failure| self.without_screens(failure))
+    }
+
+    /// An agent of before there were screens has nothing at their paths.
+    fn without_screens(&self, failure: Failure) -> Failure {
+        if failure.code != ErrorCode::NotFound {
+            return failure;
+        }
+        let host = &self.host;
+        let what = format!("the agent of host {host} is too old to show screens");
+        Failure::new(ErrorCode::AgentTooOld, what).about(&Names::default().host(host))
+    }
+
+    /// Returns when the host has been silent for so long that a connection to it is taken for dead.
+    pub(crate) async fn silence(&self) {
+        self.presence.silence(&self.host, SILENT).await;
     }
 
     fn failed(&self, error: &ClientError) -> Failure {

@@ -1,5 +1,5 @@
 //! Parts of libvirt that the `virt` crate lacks or does not implement soundly: the event loop, domain events, a
-//! connection that closes itself, comparing a CPU with the hypervisor's, jobs, a secret's usage. All `unsafe` code of
+//! connection that closes itself, comparing a CPU with the hypervisor's, a graphics device's socket, jobs, a secret's usage. All `unsafe` code of
 //! this crate is here.
 //!
 //! This module does not use Fleetward's types: domains are uuids, events are small enums.
@@ -7,6 +7,7 @@
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ops::Deref;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Once;
 use uuid::Uuid;
 use virt::connect::Connect;
@@ -307,6 +308,19 @@ pub(crate) fn compare_hypervisor_cpu(
         virt_sys::VIR_CPU_COMPARE_IDENTICAL | virt_sys::VIR_CPU_COMPARE_SUPERSET => {
             Ok(CpuComparison::Fits)
         }
+        _ => Err(Error::last_error()),
+    }
+}
+
+/// Connects to the graphics device of that number, without a password: one end of a socket pair, QEMU has the other.
+///
+/// (`virt` gives the descriptor as a number.)
+pub(crate) fn open_graphics(domain: &Domain, index: u32) -> Result<OwnedFd, Error> {
+    let flags = virt_sys::VIR_DOMAIN_OPEN_GRAPHICS_SKIPAUTH;
+    // SAFETY: a live domain.
+    match unsafe { virt_sys::virDomainOpenGraphicsFD(domain.as_ptr(), index, flags) } {
+        // SAFETY: a descriptor that libvirt has just opened, and that the caller has to close.
+        descriptor @ 0.. => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
         _ => Err(Error::last_error()),
     }
 }

@@ -1,7 +1,7 @@
 //! The hypervisor traits implemented with libvirt, QEMU, swtpm and qemu-img. Only this crate links libvirt or starts
 //! these programs.
 //!
-//! [`LibvirtHost`] implements all three traits. Pure code (reading and writing a domain's XML, metadata, facts) is
+//! [`LibvirtHost`] implements all traits. Pure code (reading and writing a domain's XML, metadata, facts) is
 //! separate from calls. Calls use one monitored connection; all unsafe code is in one module. This crate does not know
 //! the fleet, its controller and network, jobs, or key protectors.
 
@@ -36,8 +36,10 @@ mod migration;
 mod nic_xml;
 mod overlay;
 mod owner;
+mod picture;
 mod program;
 mod said;
+mod screen;
 mod storage_edit;
 mod storage_live;
 mod tpm;

@@ -1,6 +1,6 @@
 //! Domains: defining, running, observing and migrating them.
 
-use crate::{Error, GuestTold, MoveState, NicAddresses, Result, Shutdown, StorageChange};
+use crate::{Error, GuestTold, MoveState, NicAddresses, Result, Screens, Shutdown, StorageChange};
 use async_trait::async_trait;
 use fleetward_model::change::NicPart;
 use fleetward_model::host::{Accelerator, DiskIo, Version};
@@ -300,7 +300,7 @@ pub enum CopyState {
 
 /// One host's domains.
 #[async_trait]
-pub trait Hypervisor: Send + Sync + 'static {
+pub trait Hypervisor: Screens {
     async fn facts(&self) -> Result<HypervisorFacts>;
 
     /// Every domain of the host, also those that Fleetward did not make.

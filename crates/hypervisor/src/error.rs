@@ -31,6 +31,12 @@ pub enum Error {
     /// A running guest holds on to it.
     #[error("the guest of domain {id} does not let go of {device}")]
     DeviceHeld { id: VmId, device: String },
+    /// The domain has no graphics device that can be seen from outside.
+    #[error("domain {0} has no screen")]
+    NoScreen(VmId),
+    /// What the hypervisor gave as a picture is none, or is larger than a screen.
+    #[error("the picture of the screen cannot be used: {0}")]
+    BadPicture(String),
     #[error("not enough space for {path}")]
     NoSpace { path: PathBuf },
     /// A file is not what it should be: wrong format, backing file outside, not a disk.

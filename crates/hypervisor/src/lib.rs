@@ -1,13 +1,14 @@
 //! The interface to one host's hypervisor: the functions of libvirt, swtpm and the disk tools that the agent needs, as
 //! traits.
 //!
-//! [`Hypervisor`] runs domains, [`Volumes`] manages disk files, [`TpmFactory`] makes TPM state. An implementation does
+//! [`Hypervisor`] runs domains, [`Screens`] shows them, [`Volumes`] manages disk files, [`TpmFactory`] makes TPM state. An implementation does
 //! not know the fleet, jobs or key protectors: it gets key texts and file paths. Every operation is idempotent unless
 //! its documentation says otherwise.
 
 mod domain;
 mod error;
 mod guest;
+mod screen;
 mod storage;
 mod tpm;
 mod volume;
@@ -22,6 +23,7 @@ pub use domain::{
 };
 pub use error::{Error, Result};
 pub use guest::{GuestTold, NicAddresses, Shutdown};
+pub use screen::{MAX_PIXELS, Picture, Screens};
 pub use storage::{DiskDevice, DriveDevice, MoveState, StorageChange};
 pub use tpm::{EkIssuer, EkPublic, MadeTpm, TpmFactory};
 pub use volume::{MAX_BASES, VolumeInfo, Volumes};

@@ -53,6 +53,8 @@ pub enum Request {
     Recover,
     /// Its serial console.
     Console,
+    /// Its screen and keyboard.
+    Screen,
 }
 
 /// What can be done to the TPM of a VM.
@@ -85,6 +87,7 @@ impl Request {
             Self::Revoke,
             Self::Recover,
             Self::Console,
+            Self::Screen,
         ];
         let tpm = TpmChange::VARIANTS
             .iter()
@@ -93,11 +96,34 @@ impl Request {
         plain.into_iter().chain(tpm)
     }
 
+    /// Whether somebody only looks at the guest and types into it, which needs nothing of what the VM is.
+    const fn is_at_the_guest(self) -> bool {
+        match self {
+            Self::Console | Self::Screen => true,
+            Self::Start
+            | Self::Stop
+            | Self::ForceStop
+            | Self::Restart { .. }
+            | Self::Pause
+            | Self::Resume
+            | Self::Delete
+            | Self::Clone
+            | Self::Template
+            | Self::MigrateLive
+            | Self::MigrateOffline
+            | Self::Change
+            | Self::Tpm { .. }
+            | Self::Grant
+            | Self::Revoke
+            | Self::Recover => false,
+        }
+    }
+
     /// Whether a job that works on the VM speaks against it. A console changes nothing, a grant waits for its turn, and a VM
     /// can be cut off whatever else is done with it.
     const fn needs_the_vm_alone(self) -> bool {
         match self {
-            Self::Console | Self::Grant | Self::ForceStop => false,
+            Self::Console | Self::Screen | Self::Grant | Self::ForceStop => false,
             Self::Start
             | Self::Stop
             | Self::Restart { .. }
@@ -288,6 +314,14 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
             "fleetward vm start {vm}",
         ),
         (Request::Console, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (Request::Screen, Running | Paused | Failed | Migrating) => Accept,
+        (Request::Screen, Stopped) => refuse(
+            VmNotRunning,
+            "a stopped VM has no screen",
+            "fleetward vm start {vm}",
+        ),
+        (Request::Screen, Unknown) => refuse(HostUnreachable, AWAY, CALL),
     }
 }
 
@@ -334,12 +368,12 @@ pub enum Admission {
 /// The refusal, with the names of what it is about.
 pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
     let (name, host) = (vm.name, vm.host);
-    if !vm.managed && request != Request::Console {
+    if !vm.managed && !request.is_at_the_guest() {
         let what = format!("domain {name} was not made by Fleetward");
         return Err(Failure::new(ErrorCode::VmNotManaged, what)
             .fix(format!("manage it with virsh on host {host}")));
     }
-    if let (Some(newer), true) = (vm.newer, request != Request::Console) {
+    if let (Some(newer), false) = (vm.newer, request.is_at_the_guest()) {
         return Err(newer.refusal(name, host));
     }
     if let Request::Tpm { change, .. } = request {
@@ -396,7 +430,8 @@ pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
         | Request::Grant
         | Request::Revoke
         | Request::Recover
-        | Request::Console => Ok(Admission::Accepted),
+        | Request::Console
+        | Request::Screen => Ok(Admission::Accepted),
     }
 }
 

@@ -68,6 +68,14 @@ pub enum AuditAction {
     GiveUpJob,
     /// Controller: the inventory was read anew from the hosts.
     Rebuild,
+    /// Controller: somebody opened the screen of a VM.
+    OpenScreen,
+    /// Controller: a screen that somebody opened was closed, or ended.
+    CloseScreen,
+    /// Controller: somebody took a picture of the screen of a VM.
+    TakeScreenshot,
+    /// Controller: somebody typed into a VM. The record does not say what.
+    TypeKeys,
 }
 
 /// What happened, before it has a place in the chain.

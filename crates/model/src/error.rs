@@ -251,6 +251,17 @@ codes! {
         "The VM is not running, but the operation needs a running VM.",
         "fleetward vm start {vm}",
         "start the VM";
+    NoScreen = "NO_SCREEN", Refused,
+        "The VM has no graphics device that can be seen from outside: somebody took it out of its definition.",
+        "use the serial console: fleetward vm console {vm}",
+        "use the serial console, with fleetward vm console";
+    TooManyViewers = "TOO_MANY_VIEWERS", Refused,
+        "As many viewers as a VM's screen takes are open.",
+        "close one of them; the audit log says who opened them: fleetward audit --vm {vm}",
+        "close one of them; fleetward audit says who opened them";
+    ViewerMissing = "VIEWER_MISSING", Refused,
+        "No program that shows a VM's screen is installed on this machine.",
+        "install one: apt-get install virt-viewer; or leave out --view, and use any VNC viewer on the printed address";
     VmStateWrong = "VM_STATE_WRONG", Refused,
         "The operation is not possible in the present state of the VM.",
         "fleetward vm show {vm}",

@@ -19,6 +19,7 @@ pub mod host;
 pub mod id;
 pub mod image;
 pub mod job;
+pub mod keys;
 pub mod name;
 pub mod network;
 pub mod placement;

@@ -77,6 +77,8 @@ pub struct State {
     /// Guests that were frozen (true) and thawed, in order.
     pub frozen: Vec<(VmId, bool)>,
     pub migrations: usize,
+    /// Chords that were pressed.
+    pub typed: Vec<Vec<u16>>,
 }
 
 pub struct Fake {
@@ -235,6 +237,20 @@ impl Fake {
                 because: "not connected".into(),
             }),
         }
+    }
+
+    /// Whether a domain has a screen now.
+    fn shown(&self, id: VmId) -> Result<()> {
+        self.check()?;
+        self.with(|s| match s.domains.get(&id) {
+            Some(domain) if domain.state == DomainState::Running => Ok(()),
+            Some(_) => Err(Error::WrongState {
+                id,
+                state: "stopped".into(),
+                attempt: "be seen",
+            }),
+            None => Err(Error::NoDomain(id)),
+        })
     }
 
     pub fn stop_by_itself(&self, id: VmId) {
@@ -742,6 +758,33 @@ impl Hypervisor for Fake {
     }
     fn events(&self) -> broadcast::Receiver<HypervisorEvent> {
         self.events.subscribe()
+    }
+}
+
+/// A screen that echoes, is black, and counts what is typed.
+#[async_trait]
+impl Screens for Fake {
+    async fn open_screen(&self, id: VmId) -> Result<std::os::fd::OwnedFd> {
+        self.shown(id)?;
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        std::thread::spawn(move || std::io::copy(&mut &ours, &mut &ours));
+        Ok(theirs.into())
+    }
+    async fn screenshot(&self, id: VmId) -> Result<Picture> {
+        self.shown(id)?;
+        let (width, height) = (8, 4);
+        let rgb = vec![0; 8 * 4 * 3];
+        Ok(Picture { width, height, rgb })
+    }
+    async fn press(
+        &self,
+        id: VmId,
+        chord: &fleetward_model::keys::Chord,
+        _hold: std::time::Duration,
+    ) -> Result<()> {
+        self.shown(id)?;
+        self.with(|s| s.typed.push(chord.codes().to_vec()));
+        Ok(())
     }
 }
 

@@ -8,7 +8,8 @@
 //!     access: Operator,                            a role, or JoinToken
 //!     request: json(StopRequest),                  json | query | upload (query and bytes), or none
 //!     answer: json(Accepted) { 202, 200 = "it is stopped already" },
-//!                                                  json | list | lines, or document | text | nothing | socket; its statuses
+//!                                                  json | list | lines, or document | text | picture | nothing |
+//!                                                  socket; its statuses
 //!     patience: long,                              only where the answer waits for all hosts
 //! }
 //! ```
@@ -98,6 +99,10 @@ macro_rules! operation {
         $crate::verbs::declare::operation! { @whole $doc $set $request
             { $((status = $status, body = String, content_type = "text/plain" $(, description = $said)?)),* } }
     };
+    (@answer $doc:tt $set:tt $request:tt picture { $(($status:tt $(, $said:tt)?))* }) => {
+        $crate::verbs::declare::operation! { @whole $doc $set $request
+            { $((status = $status, body = Vec<u8>, content_type = "image/png" $(, description = $said)?)),* } }
+    };
     // document, nothing, socket: statuses say all
     (@answer $doc:tt $set:tt $request:tt $form:ident { $(($status:tt $(, $said:tt)?))* }) => {
         $crate::verbs::declare::operation! { @whole $doc $set $request
@@ -171,6 +176,9 @@ macro_rules! form {
     };
     (nothing) => {
         $crate::verbs::Form::Nothing
+    };
+    (picture) => {
+        $crate::verbs::Form::Picture
     };
     (socket) => {
         $crate::verbs::Form::WebSocket

@@ -51,6 +51,8 @@ pub enum Form {
     Lines,
     Text,
     Nothing,
+    /// A PNG file.
+    Picture,
     WebSocket,
 }
 
@@ -159,6 +161,9 @@ verbs! {
     template_show::TemplateShow,
     template_delete::TemplateDelete,
     vm_console::VmConsole,
+    vm_screen::VmScreen,
+    vm_screenshot::VmScreenshot,
+    vm_keys::VmKeys,
     fleet_check::FleetCheck,
     job_kind_list::JobKindList,
     job_list::JobList,

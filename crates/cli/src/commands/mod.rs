@@ -16,6 +16,7 @@ mod template;
 mod tpm;
 mod vm;
 pub(crate) mod vm_disk;
+pub(crate) mod vm_screen;
 pub(crate) mod vm_set;
 
 use crate::args::{Command, ControllerCommand, Global};

@@ -1,7 +1,7 @@
 //! `fleetward vm ...`
 
 use super::seed::seed_of;
-use super::{Context, check, network, template, vm_disk, vm_set};
+use super::{Context, check, network, template, vm_disk, vm_screen, vm_set};
 use crate::args::{Switch, TpmChoice, VmCommand, VmCreate};
 use crate::bulk;
 use crate::confirm::confirm;
@@ -168,6 +168,9 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
         VmCommand::Set(args) => vm_set::set(context, args).await,
         VmCommand::Nic(command) => network::nic(context, command).await,
         VmCommand::Rename { name, new, wait } => vm_set::rename(context, &name, new, wait).await,
+        VmCommand::Screen(args) => vm_screen::show(context, args).await,
+        VmCommand::Screenshot(args) => vm_screen::screenshot(context, args).await,
+        VmCommand::Keys(args) => vm_screen::press(context, args).await,
         VmCommand::Console { name } => attach(context, &name).await,
         VmCommand::Migrate {
             names,

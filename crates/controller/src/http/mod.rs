@@ -36,6 +36,7 @@ mod page;
 mod recover;
 mod refusal;
 mod rotations;
+mod screen;
 mod tpm;
 mod view;
 mod vm_change;

@@ -73,6 +73,7 @@ fn every_request_has_an_answer_in_every_state() {
         (Request::Revoke, "yyybyu"),
         (Request::Recover, "lllbly"),
         (Request::Console, "ynyyyu"),
+        (Request::Screen, "ynyyyu"),
     ];
     for (request, expected) in rows {
         assert_eq!(row(request), expected, "{request:?}");
@@ -157,7 +158,9 @@ fn a_job_at_work_refuses_whatever_changes_the_vm() {
         match request {
             // it is stopped already, and could be cut off if it were not
             Request::Grant | Request::ForceStop => assert_eq!(refused, None),
-            Request::Console => assert_eq!(refused, Some(ErrorCode::VmNotRunning)),
+            Request::Console | Request::Screen => {
+                assert_eq!(refused, Some(ErrorCode::VmNotRunning))
+            }
             Request::Tpm {
                 change: TpmChange::Enable,
                 ..
@@ -230,10 +233,12 @@ fn a_domain_that_fleetward_did_not_make_has_only_its_console() {
         managed: false,
         ..subject(VmState::Running)
     };
-    for request in Request::all().filter(|request| *request != Request::Console) {
+    for request in Request::all().filter(|request| !request.is_at_the_guest()) {
         assert_eq!(code(&vm, request), Some(ErrorCode::VmNotManaged));
     }
-    assert_eq!(code(&vm, Request::Console), None);
+    for request in [Request::Console, Request::Screen] {
+        assert_eq!(code(&vm, request), None);
+    }
 }
 
 #[test]
@@ -243,8 +248,10 @@ fn a_vm_that_a_newer_program_wrote_has_only_its_console() {
         newer: Some(&newer),
         ..subject(VmState::Running)
     };
-    for request in Request::all().filter(|request| *request != Request::Console) {
+    for request in Request::all().filter(|request| !request.is_at_the_guest()) {
         assert_eq!(code(&vm, request), Some(ErrorCode::SpecNewer));
     }
-    assert_eq!(code(&vm, Request::Console), None);
+    for request in [Request::Console, Request::Screen] {
+        assert_eq!(code(&vm, request), None);
+    }
 }
