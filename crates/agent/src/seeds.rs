@@ -6,7 +6,8 @@ use crate::host::Host;
 use fleetward_durable::{self as durable, Access};
 use fleetward_model::{ErrorCode, VmId};
 use std::collections::BTreeSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -47,8 +48,22 @@ impl Seeds {
             .map_err(|error| self.trouble(vm, &error))
     }
 
+    /// The file is QEMU's while the VM runs, so it is read with a limit.
     pub(crate) fn get(&self, vm: VmId) -> Result<Option<Vec<u8>>> {
-        durable::read(&self.path(vm)).map_err(|error| self.trouble(vm, &error))
+        let read = || {
+            let file = match File::open(self.path(vm)) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let mut content = Vec::new();
+            file.take(MAX_SEED as u64 + 1).read_to_end(&mut content)?;
+            match content.len() > MAX_SEED {
+                true => Err(io::Error::other("it is larger than what was written there")),
+                false => Ok(Some(content)),
+            }
+        };
+        read().map_err(|error| self.trouble(vm, &error))
     }
 
     /// A missing one is fine.
@@ -128,5 +143,14 @@ mod tests {
         assert_eq!(after(2), [true, false]);
         assert_eq!(after(25), [false, false]);
         assert!(seeds.put(known, &vec![0; MAX_SEED + 1]).is_err());
+    }
+
+    #[test]
+    fn a_medium_that_has_grown_is_not_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let seeds = Seeds::new(dir.path().to_owned());
+        let vm = VmId(uuid::Uuid::from_u128(1));
+        std::fs::write(seeds.path(vm), vec![0; MAX_SEED + 1]).expect("written");
+        assert!(seeds.get(vm).is_err());
     }
 }

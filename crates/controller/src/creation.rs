@@ -220,12 +220,13 @@ impl Wanted {
         sources.resize(disks.len(), VolumeSource::Empty);
         let mut drives: Vec<DriveSpec> = Vec::new();
         for iso in &self.isos {
-            let taken = disks.iter().map(|disk| disk.target.as_str());
-            let taken = taken.chain(drives.iter().map(|drive| drive.target.as_str()));
-            drives.extend(DriveSpec::next(taken, Some(medium_of(iso))));
+            let drive = DriveSpec::next(targets(&disks, &drives), Some(medium_of(iso)));
+            drives.extend(drive);
         }
         if self.seed().is_some() {
-            drives.push(DriveSpec::with_seed(self.request.profile, &disks, &drives));
+            let taken = targets(&disks, &drives);
+            let drive = DriveSpec::with_seed(self.request.profile, taken);
+            drives.push(drive.expect("there are more names than disks and drives"));
         }
         let spec = VmSpec {
             id: VmId(id),
@@ -384,6 +385,15 @@ fn cards(mut asked: Vec<NicAsked>, profile: Profile) -> Result<Vec<NicSpec>, Fai
         nic.mac.get_or_insert_with(new_mac);
     }
     change::nic::cards(&asked, profile.devices().network)
+}
+
+/// The targets that are taken.
+fn targets<'a>(
+    disks: &'a [DiskSpec],
+    drives: &'a [DriveSpec],
+) -> impl Iterator<Item = &'a str> + Clone {
+    let disks = disks.iter().map(|disk| disk.target.as_str());
+    disks.chain(drives.iter().map(|drive| drive.target.as_str()))
 }
 
 /// The name of a VM's first disk.

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
                 along_with_the_vm,
             ),
             ("an_ejected_drive_frees_its_image", drives),
+            ("a_first_boots_medium_goes_along_and_is_not_missed", seed),
             ("a_full_pool_costs_nothing", a_full_pool),
             ("a_recovered_vm_has_all_its_disks", recovered),
         ],
@@ -241,6 +242,35 @@ fn medium(name: &str) -> Vec<u8> {
     bytes[16 * 2048 + 1..16 * 2048 + 6].copy_from_slice(b"CD001");
     bytes[18 * 2048..18 * 2048 + name.len()].copy_from_slice(name.as_bytes());
     bytes
+}
+
+/// What a guest finds at its first boot: in its drive while it runs, on the host where it runs and on no other, and the VM
+/// starts without it.
+fn seed(fleet: &Fleet) -> Result<()> {
+    let key = fleet.directory().join("id.pub");
+    let line =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN1Mkbpxn3+P5aaVoz7Z79ixyeiEMPvVf4Z987ELO/He lab\n";
+    std::fs::write(&key, line)?;
+    let create = "vm create first --image lab-guest --memory 512M --host a --start --ssh-key";
+    ok(fleet, &format!("{create} {}", key.display()))?;
+    let path = text(&fleet.vm("first")?["drives"][0], "path")?;
+    let is_on =
+        |host: &str| Ok::<_, anyhow::Error>(fleet.exec(host, &["test", "-s", &path])?.code == 0);
+    ensure!(is_on("a")? && !is_on("b")?, "{path}");
+    ok(fleet, "vm migrate first --to b")?;
+    ensure!(!is_on("a")? && is_on("b")?, "{path} did not go along");
+    let there = fleet.vm("first")?["drives"][0].clone();
+    ensure!(text(&there, "path")? == path, "the drive is {there}");
+
+    // As after a power cut: it was in memory.
+    ok(fleet, "vm stop first --force")?;
+    fleet.exec("b", &["rm", &path])?.ok()?;
+    ok(fleet, "vm start first")?;
+    let empty = fleet.vm("first")?["drives"][0].clone();
+    ensure!(empty["path"].is_null(), "the drive is {empty}");
+    ok(fleet, "vm stop first --force")?;
+    ok(fleet, "vm delete first --yes")?;
+    Ok(())
 }
 
 fn cli(fleet: &Fleet, words: &str) -> Result<fleetward_e2e::fleet::Said> {

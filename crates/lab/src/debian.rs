@@ -5,7 +5,8 @@
 //! 1 MiB    EFI system partition   shim, GRUB, kernel, initrd, as in the lab guest's image
 //! 97 MiB   ext4 "lab-root"        grows at the first boot with its disk
 //! ```
-//! Its kernel is the one of Debian's cloud images, which has no driver for SATA.
+//! Its kernel is the one of Debian's cloud images, which has no driver for SATA. cloud-init looks for its data as Debian's
+//! package sets it: a boot without a medium leaves the guest as it is, where a list of one source would set it up anew.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -151,10 +152,6 @@ fn configure(root: &Path) -> Result<()> {
         ("etc/fstab", "LABEL=lab-root / ext4 errors=remount-ro 0 1\n"),
         // Each guest gets its own at its first boot.
         ("etc/machine-id", ""),
-        (
-            "etc/cloud/cloud.cfg.d/90_lab.cfg",
-            "datasource_list: [ NoCloud, None ]\n",
-        ),
     ] {
         fs::write(root.join(file), content).with_context(|| format!("write {file}"))?;
     }

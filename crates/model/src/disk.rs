@@ -1,7 +1,7 @@
 //! Names of a VM's disks and drives: targets, serial numbers and volumes. All are chosen once and stay.
 
 use crate::spec::{DiskSpec, DriveSpec, Medium, VmSpec};
-use crate::vm::DiskBus;
+use crate::vm::{DiskBus, Profile};
 use crate::{ByteSize, DeviceId, PoolName, VmId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -111,6 +111,24 @@ impl DriveSpec {
         medium: Option<Medium>,
     ) -> Option<Self> {
         Some(Self::at(free_target(DiskBus::Sata, taken)?, medium))
+    }
+
+    /// A drive with the medium for the VM's first boot, at the first target that is free.
+    ///
+    /// Kernels of cloud images have drivers for virtio only, and Windows' installer has one for SATA.
+    pub fn with_seed<'a>(
+        profile: Profile,
+        taken: impl Iterator<Item = &'a str> + Clone,
+    ) -> Option<Self> {
+        let bus = match profile.devices().disk_bus {
+            DiskBus::Virtio | DiskBus::Scsi => DiskBus::Scsi,
+            DiskBus::Sata => DiskBus::Sata,
+        };
+        Some(Self {
+            seed: true,
+            bus,
+            ..Self::next(taken, None)?
+        })
     }
 }
 

@@ -180,6 +180,7 @@ impl Task<'_> {
         };
         self.host.arrivals.close(self.vm);
         self.remove_arrived_domain().await?;
+        self.host.seeds.remove(self.vm)?;
         self.drop_secret().await?;
         for path in &incoming.made {
             self.delete_file(path).await?;
@@ -287,7 +288,6 @@ pub(crate) fn make_socket_directory(host: &Host, vm: VmId) -> Result<PathBuf> {
 
 /// See [`Task::remove_arrived_domain`].
 pub(crate) async fn remove_arrived(host: &Host, vm: VmId) -> Result<()> {
-    host.seeds.remove(vm)?;
     let what = || format!("removing what arrived of VM {vm}");
     match host.hypervisor.destroy(vm).await {
         Ok(()) | Err(HypervisorError::NoDomain(_)) => {}

@@ -351,10 +351,12 @@ impl Step<MigrateInput> for PrepareIncoming {
             from: before.source,
         };
         let agent = self.0.agents.of(&input.to)?;
+        agent.run(cx, input.vm, operation).await?;
         if has_seed {
+            // The host knows of the arrival now, and removes the medium with it if it is abandoned.
             crate::seed::carry(&self.0.agents.of(&input.from)?, &agent, input.vm).await?;
         }
-        agent.run(cx, input.vm, operation).await.map(drop)
+        Ok(())
     }
 }
 

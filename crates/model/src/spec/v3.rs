@@ -206,20 +206,6 @@ impl DriveSpec {
         Self::at(free_sata_target(taken), medium)
     }
 
-    /// A drive with the medium for the VM's first boot.
-    ///
-    /// Kernels of cloud images have drivers for virtio only, and Windows' installer has one for SATA.
-    pub fn with_seed(profile: Profile, disks: &[DiskSpec], drives: &[DriveSpec]) -> Self {
-        Self {
-            seed: true,
-            bus: match profile.devices().disk_bus {
-                DiskBus::Virtio | DiskBus::Scsi => DiskBus::Scsi,
-                DiskBus::Sata => DiskBus::Sata,
-            },
-            ..Self::at(free_drive_target(disks, drives), None)
-        }
-    }
-
     pub(crate) fn at(target: String, medium: Option<Medium>) -> Self {
         Self {
             id: format!("drive-{target}")
@@ -240,12 +226,6 @@ const fn sata() -> DiskBus {
 
 fn is_sata(bus: &DiskBus) -> bool {
     *bus == DiskBus::Sata
-}
-
-/// The first SATA target that neither a disk nor a drive has.
-pub fn free_drive_target(disks: &[DiskSpec], drives: &[DriveSpec]) -> String {
-    let disks = disks.iter().map(|disk| disk.target.as_str());
-    free_sata_target(disks.chain(drives.iter().map(|drive| drive.target.as_str())))
 }
 
 /// The first SATA target that is not taken.
