@@ -7,6 +7,7 @@
 //!
 //! autostart_parallel = 2             # so many VMs come back at once after the host's boot
 //! autostart_without_controller = false  # true only for a host that is alone: see below
+//! first_boot_grace = 600             # a guest's agent answers so long, in seconds, before its first boot's medium goes
 //!
 //! [[pool]]
 //! name = "default"
@@ -68,6 +69,8 @@ pub struct Config {
     /// Seconds between a guest's crash and its next start, where it is started again; twice as long after each further crash
     /// within an hour. 0 to 3,600.
     pub crash_pause: u32,
+    /// Seconds for which a guest's agent answers without a break before the medium for its first boot goes, at most a day.
+    pub first_boot_grace: u32,
     /// Where libvirt keeps UEFI variables. Must be the same on all hosts of a group.
     pub nvram_dir: PathBuf,
     /// The group that QEMU runs as: it must reach the sockets of a migration.
@@ -175,6 +178,7 @@ impl Default for Config {
             autostart_without_controller: false,
             autostart_patience: 60,
             crash_pause: 10,
+            first_boot_grace: 600,
             nvram_dir: "/var/lib/libvirt/qemu/nvram".into(),
             qemu_group: "kvm".into(),
             pools: vec![PoolConfig {
@@ -273,6 +277,9 @@ impl Config {
         }
         if config.crash_pause > 3600 {
             return wrong("crash_pause", "is at most 3600".into());
+        }
+        if config.first_boot_grace > 24 * 3600 {
+            return wrong("first_boot_grace", "is at most 86400".into());
         }
         if !(1..=3600).contains(&config.autostart_patience) {
             return wrong("autostart_patience", "is 1 to 3600".into());

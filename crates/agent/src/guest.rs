@@ -33,12 +33,21 @@ struct Known {
     told: GuestObserved,
     /// When it last did not answer, although its agent is there.
     silent: Option<Instant>,
+    /// Since when it has answered each time; a guest that boots anew begins anew.
+    answers: Option<Instant>,
 }
 
 impl Guests {
     /// For the report of a VM.
     pub(crate) fn of(&self, vm: VmId) -> Option<GuestObserved> {
         self.lock().get(&vm).map(|known| known.told.clone())
+    }
+
+    /// For how long its agent has answered each time it was asked.
+    pub(crate) fn answering(&self, vm: VmId) -> Option<Duration> {
+        let guests = self.lock();
+        let since = guests.get(&vm).and_then(|known| known.answers);
+        since.map(|since| since.elapsed())
     }
 
     /// Whether it is worth asking.
@@ -54,6 +63,10 @@ impl Guests {
         let new = !guests.contains_key(&vm);
         let known = guests.entry(vm).or_default();
         known.silent = silent.then(Instant::now);
+        known.answers = match told.agent {
+            true => known.answers.or_else(|| Some(Instant::now())),
+            false => None,
+        };
         let news = new || known.told != told;
         known.told = told;
         news

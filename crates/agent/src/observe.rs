@@ -14,8 +14,8 @@ use fleetward_hypervisor::{
 use fleetward_model::host::{Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts};
 use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{
-    DiskBus, DiskObserved, DriveObserved, Noted, Presence, TpmObserved, VmDefined, VmMetadata,
-    VmReport, VmState, protector_sha256,
+    DiskBus, DiskObserved, DriveContent, DriveObserved, Noted, Presence, TpmObserved, VmDefined,
+    VmMetadata, VmReport, VmState, protector_sha256,
 };
 use fleetward_model::{ByteSize, VmId};
 use fleetward_protector::KeyProtector;
@@ -409,11 +409,19 @@ fn describe_drives(domain: &DomainObserved, metadata: Option<&VmMetadata>) -> Ve
         let content = path.as_deref().and_then(Path::file_stem);
         let mut media = known.into_iter().flat_map(|spec| spec.media());
         let medium = media.find(|medium| content == Some(OsStr::new(&medium.sha256)));
+        // The medium for a first boot has its time; the definition of a stopped VM names it all the same.
+        let seed = spec.is_some_and(|spec| spec.seed);
+        let path = path.as_ref().filter(|path| !seed || path.exists());
         DriveObserved {
             id: spec.map(|spec| spec.id.clone()),
             target: target.clone(),
             image: medium.map(|medium| medium.image.clone()),
-            path: path.as_ref().map(|path| path.display().to_string()),
+            holds: path.map(|_| match (seed, medium) {
+                (true, _) => DriveContent::FirstBoot,
+                (false, Some(_)) => DriveContent::Image,
+                (false, None) => DriveContent::Other,
+            }),
+            path: path.map(|path| path.display().to_string()),
             presence,
         }
     };

@@ -14,7 +14,9 @@ use fleetward_api::agent::*;
 use fleetward_hypervisor::{DomainState, GuestTold, NicAddresses, StopReason};
 use fleetward_link::client::Lines;
 use fleetward_model::boot::{AfterBoot, BootFacts};
-use fleetward_model::vm::{NicSpec, Profile, StoppedBy, VmReport, VmSpec, VmState};
+use fleetward_model::vm::{
+    DriveContent, DriveSpec, NicSpec, Profile, StoppedBy, VmReport, VmSpec, VmState,
+};
 use fleetward_model::{ErrorCode, VmId};
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -396,4 +398,63 @@ async fn a_hostile_guest_is_shown_harmlessly_and_a_silent_one_by_what_its_host_s
         guest.addresses(&mac),
         ["10.0.0.7".parse::<std::net::IpAddr>().unwrap()]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_boots_medium_goes_when_the_guests_agent_has_answered_for_a_while() {
+    let fleet = Fleet::start().await;
+    let mut node = Node::start(&fleet, "a").await;
+    node.down().await;
+    node.config.first_boot_grace = 1;
+    node.up().await;
+    // One guest has an agent, one has none, and one holds its medium.
+    let mut vms = Vec::new();
+    for name in ["heard", "silent", "holds"] {
+        let (spec, _) = create_running(&fleet, &node, name).await;
+        let path = VM_SEED.replace("{id}", &spec.id.to_string());
+        let put = node.client.request(http::Method::PUT, &path);
+        put.json(&name).send().await.unwrap();
+        let file = node.config.run_dir.join(format!("seeds/{}.iso", spec.id));
+        node.fake.with(|s| {
+            let domain = s.domains.get_mut(&spec.id).unwrap();
+            let taken = std::iter::once("vda");
+            let mut drive = DriveSpec::with_seed(Profile::Linux, taken).unwrap();
+            if name == "holds" {
+                drive.target = "sdb".into();
+            }
+            let device = (drive.target.clone(), Some(file.clone()));
+            domain.drives = vec![device.clone()];
+            domain.next_drives = vec![device];
+            let metadata = domain.metadata.as_mut().unwrap();
+            metadata.spec.drives = vec![drive];
+        });
+        vms.push((spec.id, file));
+    }
+    let [(heard, gone), (silent, stays), (holds, held)] = vms.try_into().unwrap();
+    node.fake.with(|s| {
+        s.agents.extend([heard, holds]);
+        s.held = vec!["sdb".into()];
+    });
+    let before = state(&node, heard).await.drives[0].clone();
+    assert_eq!(before.holds, Some(DriveContent::FirstBoot));
+    let deadline = Instant::now() + 3 * LIMIT;
+    while gone.exists() {
+        assert!(Instant::now() < deadline, "the medium is still there");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let vm = state(&node, heard).await;
+    assert_eq!((vm.drives[0].holds, &vm.drives[0].path), (None, &None));
+    assert_eq!(vm.state, VmState::Running);
+    let metadata = node.fake.with(|s| s.domains[&heard].metadata.clone());
+    let drives = metadata.unwrap().spec.drives;
+    assert!(drives.len() == 1 && !drives[0].seed, "{drives:?}");
+    for (vm, file) in [(silent, &stays), (holds, &held)] {
+        let now = state(&node, vm).await;
+        assert_eq!(now.drives[0].holds, Some(DriveContent::FirstBoot));
+        assert!(file.exists(), "it has gone too early");
+    }
+    // Off and without its file, as after a power cut, it is shown as what it is.
+    node.fake.stop_by_itself(silent);
+    std::fs::remove_file(stays).unwrap();
+    assert_eq!(state(&node, silent).await.drives[0].holds, None);
 }

@@ -33,7 +33,10 @@ fn main() -> ExitCode {
                 along_with_the_vm,
             ),
             ("an_ejected_drive_frees_its_image", drives),
-            ("a_first_boots_medium_goes_along_and_is_not_missed", seed),
+            (
+                "a_first_boots_medium_goes_along_and_goes_after_the_boot",
+                seed,
+            ),
             ("a_full_pool_costs_nothing", a_full_pool),
             ("a_recovered_vm_has_all_its_disks", recovered),
         ],
@@ -244,33 +247,79 @@ fn medium(name: &str) -> Vec<u8> {
     bytes
 }
 
-/// What a guest finds at its first boot: in its drive while it runs, on the host where it runs and on no other, and the VM
-/// starts without it.
+/// What a guest finds at its first boot: in its drive while it runs, on the host where it runs and on no other, until the
+/// guest has booted, and a VM starts without it.
 fn seed(fleet: &Fleet) -> Result<()> {
     let key = fleet.directory().join("id.pub");
     let line =
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN1Mkbpxn3+P5aaVoz7Z79ixyeiEMPvVf4Z987ELO/He lab\n";
     std::fs::write(&key, line)?;
-    let create = "vm create first --image lab-guest --memory 512M --host a --start --ssh-key";
-    ok(fleet, &format!("{create} {}", key.display()))?;
-    let path = text(&fleet.vm("first")?["drives"][0], "path")?;
-    let is_on =
-        |host: &str| Ok::<_, anyhow::Error>(fleet.exec(host, &["test", "-s", &path])?.code == 0);
-    ensure!(is_on("a")? && !is_on("b")?, "{path}");
-    ok(fleet, "vm migrate first --to b")?;
-    ensure!(!is_on("a")? && is_on("b")?, "{path} did not go along");
-    let there = fleet.vm("first")?["drives"][0].clone();
-    ensure!(text(&there, "path")? == path, "the drive is {there}");
-
+    let create = format!(
+        "vm create first --image lab-guest --memory 512M --host a --ssh-key {}",
+        key.display()
+    );
     // As after a power cut: it was in memory.
-    ok(fleet, "vm stop first --force")?;
-    fleet.exec("b", &["rm", &path])?.ok()?;
+    ok(fleet, &create)?;
+    let path = text(&drive_of_first(fleet)?, "path")?;
+    fleet.exec("a", &["rm", &path])?.ok()?;
     ok(fleet, "vm start first")?;
-    let empty = fleet.vm("first")?["drives"][0].clone();
+    let empty = drive_of_first(fleet)?;
     ensure!(empty["path"].is_null(), "the drive is {empty}");
     ok(fleet, "vm stop first --force")?;
     ok(fleet, "vm delete first --yes")?;
+
+    ok(fleet, &format!("{create} --start"))?;
+    let path = text(&drive_of_first(fleet)?, "path")?;
+    let is_on =
+        |host: &str| Ok::<_, anyhow::Error>(fleet.exec(host, &["test", "-s", &path])?.code == 0);
+    ensure!(is_on("a")? && !is_on("b")?, "{path}");
+    guest::booted(fleet, "first", 1)?;
+    let edit = "sed -i '1i first_boot_grace = 1' /etc/fleetward/agent.toml";
+    fleet.exec("b", &["sh", "-c", edit])?.ok()?;
+    restart_agent(fleet, "b")?;
+    let point = "agent.seed.ejected";
+    fleet.holds().set(point)?;
+    ok(fleet, "vm migrate first --to b")?;
+    ensure!(!is_on("a")? && is_on("b")?, "{path} did not go along");
+    let there = drive_of_first(fleet)?;
+    ensure!(
+        there["path"] == path.as_str() && there["holds"] == "first_boot",
+        "the drive is {there}"
+    );
+
+    // Its agent answers. The host's is killed between the two things that it does then.
+    wait::until("the medium to be ejected", seconds(90), || {
+        Ok(fleet.holds().is_reached(point).then_some(()))
+    })?;
+    fleet.kill("b/agent")?;
+    fleet.holds().release(point)?;
+    ensure!(is_on("b")?, "it went before the agent was killed");
+    restart_agent(fleet, "b")?;
+    wait::until("the medium to go", seconds(60), || {
+        Ok((!is_on("b")?).then_some(()))
+    })?;
+    wait::until("the drive to be shown as empty", seconds(30), || {
+        let drive = drive_of_first(fleet)?;
+        Ok((drive["path"].is_null() && drive["holds"].is_null()).then_some(()))
+    })?;
+    let shown = ok(fleet, "vm show first")?;
+    ensure!(!shown.contains("first boot"), "{shown}");
+    residue::none_anywhere(fleet, &["a", "b"])?;
+    ok(fleet, "vm stop first --force")?;
+    ok(fleet, "vm delete first --yes")?;
     Ok(())
+}
+
+fn drive_of_first(fleet: &Fleet) -> Result<Value> {
+    Ok(fleet.vm("first")?["drives"][0].clone())
+}
+
+fn restart_agent(fleet: &Fleet, host: &str) -> Result<()> {
+    fleet.kill(&format!("{host}/agent"))?;
+    fleet.start(&format!("{host}/agent"))?;
+    wait::until("the host to be online", seconds(60), || {
+        Ok((fleet.json(&["host", "show", host])?["state"] == "online").then_some(()))
+    })
 }
 
 fn cli(fleet: &Fleet, words: &str) -> Result<fleetward_e2e::fleet::Said> {

@@ -309,11 +309,27 @@ pub struct DriveObserved {
     /// The image in it; none: it is empty, or holds something else.
     #[serde(default)]
     pub image: Option<ImageName>,
+    /// What is in it; none: it is empty, or an older agent does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<DriveContent>,
     /// The file of its medium; none: it is empty.
     #[serde(default)]
     pub path: Option<String>,
     #[serde(default, skip_serializing_if = "Presence::is_here")]
     pub presence: Presence,
+}
+
+/// What is in a drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DriveContent {
+    /// An image of the library.
+    Image,
+    /// What the guest is to find at its first boot.
+    FirstBoot,
+    /// A file that Fleetward did not put there.
+    #[serde(other)]
+    Other,
 }
 
 /// A disk as the host sees it now.

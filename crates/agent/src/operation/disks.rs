@@ -257,7 +257,11 @@ impl Task<'_> {
             return Ok(gone.into_iter().collect());
         };
         let path = match &drive.medium {
-            None => drive.seed.then(|| self.host.seeds.path(self.vm)),
+            // It may have gone meanwhile.
+            None => drive
+                .seed
+                .then(|| self.host.seeds.path(self.vm))
+                .filter(|path| path.exists()),
             Some(medium) => {
                 let image = self
                     .host

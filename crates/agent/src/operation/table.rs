@@ -7,6 +7,7 @@ use crate::host::Host;
 use crate::record::VmRecord;
 use fleetward_api::agent::operation::{self, Operation, OperationResult};
 use fleetward_api::agent::{CancelRequest, OperationLine, OperationRequest};
+use fleetward_model::change::{ChangeStep, Direction};
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,11 +107,12 @@ impl OperationTable {
         Ok(lines)
     }
 
-    /// Begins a start that nobody asked for, of the newest generation that was here; none while an operation is under way.
+    /// Begins what nobody asked for, of the newest generation that was here; none while an operation is under way.
     fn begin_own(
         &self,
         host: &Arc<Host>,
         vm: VmId,
+        operation: Operation,
         why: &'static str,
     ) -> Option<watch::Receiver<OperationLine>> {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,7 +124,7 @@ impl OperationTable {
             job: JobId(uuid::Uuid::new_v4()),
             generation,
             vm,
-            operation: operation::Start {}.into(),
+            operation,
         };
         let (sender, lines) = watch::channel(OperationLine::Progress {
             done: 0,
@@ -194,7 +196,19 @@ pub(crate) fn start_own(
     vm: VmId,
     why: &'static str,
 ) -> Option<watch::Receiver<OperationLine>> {
-    host.operations.begin_own(host, vm, why)
+    let start = operation::Start {}.into();
+    host.operations.begin_own(host, vm, start, why)
+}
+
+/// Takes steps of a change, or takes them back, because the host itself sees a reason; none while something else is done with the VM.
+pub(crate) fn change_own(
+    host: &Arc<Host>,
+    vm: VmId,
+    (steps, direction): (Vec<ChangeStep>, Direction),
+    why: &'static str,
+) -> Option<watch::Receiver<OperationLine>> {
+    let change = operation::ChangeVm { steps, direction }.into();
+    host.operations.begin_own(host, vm, change, why)
 }
 
 /// The last line of an operation.

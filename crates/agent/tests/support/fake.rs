@@ -367,6 +367,11 @@ fn change_storage(id: VmId, d: &mut Domain, change: &StorageChange, held: &[Stri
             }
         }
         StorageChange::SetMedium { target, path } => {
+            let runs = !matches!(d.state, DomainState::Stopped(_));
+            if runs && held.contains(target) {
+                let device = format!("the medium in drive {target}");
+                return Err(Error::DeviceHeld { id, device });
+            }
             for drives in [&mut d.drives, &mut d.next_drives] {
                 for drive in drives.iter_mut().filter(|drive| drive.0 == *target) {
                     drive.1.clone_from(path);

@@ -3,7 +3,7 @@
 use super::*;
 use fleetward_model::boot::{AfterBoot, Crashes};
 use fleetward_model::guest::GuestObserved;
-use fleetward_model::vm::Presence;
+use fleetward_model::vm::{DriveContent, Presence};
 
 pub(crate) fn vms(vms: &[VmView]) -> String {
     let mut table = Rows::new(&[
@@ -207,6 +207,7 @@ pub(crate) fn vm(vm: &VmView) -> String {
     }
     for drive in &vm.drives {
         let held = match (&drive.image, &drive.path) {
+            _ if drive.holds == Some(DriveContent::FirstBoot) => "first boot".to_owned(),
             (Some(image), _) => image.to_string(),
             (None, Some(path)) => path.clone(),
             (None, None) => "empty".to_owned(),

@@ -27,8 +27,8 @@ use fleetward_model::host::{
 };
 use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{
-    DiskObserved, DriveObserved, Presence, Revocation, StoppedBy, TpmObserved, Transit,
-    TransitSide, VmDefined, VmMetadata, VmReport, VmState, protector_sha256,
+    DiskObserved, DriveContent, DriveObserved, Presence, Revocation, StoppedBy, TpmObserved,
+    Transit, TransitSide, VmDefined, VmMetadata, VmReport, VmState, protector_sha256,
 };
 use fleetward_model::{ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, VmId};
 use fleetward_protector::ExpiredAllowed;
@@ -378,6 +378,7 @@ impl Inner {
                     id: Some(drive.id.clone()),
                     target: drive.target.clone(),
                     image: drive.medium.as_ref().map(|medium| medium.image.clone()),
+                    holds: drive.seed.then_some(DriveContent::FirstBoot),
                     path: None,
                     presence: Presence::Here,
                 })

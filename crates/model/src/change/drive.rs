@@ -76,6 +76,27 @@ pub struct DriveStep {
     pub to: Option<Box<DriveSpec>>,
 }
 
+impl DriveStep {
+    /// Empties a drive.
+    pub fn emptied(at: usize, drive: &DriveSpec) -> Self {
+        Self::holding(at, drive, None)
+    }
+
+    fn holding(at: usize, drive: &DriveSpec, medium: Option<Medium>) -> Self {
+        let to = DriveSpec {
+            medium,
+            // Made for the first boot only: what takes its place is no such medium.
+            seed: false,
+            ..drive.clone()
+        };
+        Self {
+            at,
+            from: Some(Box::new(drive.clone())),
+            to: Some(Box::new(to)),
+        }
+    }
+}
+
 /// The steps for what is asked, one after the other.
 ///
 /// # Errors
@@ -160,17 +181,7 @@ fn with_medium(
     medium: Option<Medium>,
 ) -> Result<DriveStep, Failure> {
     let (at, drive) = chosen(vm, drives, choice)?;
-    let to = DriveSpec {
-        medium,
-        // Made for the first boot only: what takes its place is no such medium.
-        seed: false,
-        ..drive.clone()
-    };
-    Ok(DriveStep {
-        at,
-        from: Some(Box::new(drive.clone())),
-        to: Some(Box::new(to)),
-    })
+    Ok(DriveStep::holding(at, drive, medium))
 }
 
 fn chosen<'a>(
