@@ -86,6 +86,49 @@ fn a_stock_tool_reads_every_file_by_its_name() {
 
 type Change<'a> = &'a dyn Fn(&mut Seed);
 
+/// Windows' installer looks for `autounattend.xml` in the root of any medium that can be removed, and reads Joliet names
+/// (Microsoft, "Windows Setup Automation Overview", implicit answer file search order). `isoinfo` is another implementation
+/// than the one that writes.
+#[test]
+fn windows_setup_finds_its_answer_file_by_its_joliet_name() {
+    let medium = medium(&full(), &spec_of("web")).expect("a medium");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("seed.iso");
+    std::fs::write(&file, &medium.0[..]).expect("written");
+    let isoinfo = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("isoinfo");
+        let out = command.arg("-i").arg(&file).args(arguments).output();
+        let out = out.expect("isoinfo is installed");
+        assert!(out.status.success(), "{arguments:?}: {out:?}");
+        String::from_utf8(out.stdout).expect("text")
+    };
+    let volume = isoinfo(&["-d"]);
+    for part in [
+        "CD-ROM is in ISO 9660 format",
+        "Volume id: cidata",
+        "Joliet with UCS level 3 found",
+    ] {
+        assert!(volume.contains(part), "{part:?} is not in {volume}");
+    }
+    let joliet = isoinfo(&["-d", "-J"]);
+    assert!(joliet.contains("Volume id: cidata"), "{joliet}");
+    let mut names: Vec<String> = isoinfo(&["-J", "-f"]).lines().map(str::to_owned).collect();
+    names.sort();
+    let wanted = [
+        "/autounattend.xml",
+        "/meta-data",
+        "/network-config",
+        "/user-data",
+    ];
+    assert_eq!(names, wanted);
+    let answers = isoinfo(&["-J", "-x", "/autounattend.xml"]);
+    let document = roxmltree::Document::parse(&answers).expect("XML");
+    let root = document.root_element();
+    assert!(root.has_tag_name(("urn:schemas-microsoft-com:unattend", "unattend")));
+    let texts: Vec<_> = root.children().filter_map(|child| child.text()).collect();
+    assert_eq!(texts, ["web", "a<b&c"]);
+}
+
 #[test]
 fn what_would_leave_a_guest_unset_is_refused_with_its_place() {
     let with = |change: &dyn Fn(&mut Seed)| {
