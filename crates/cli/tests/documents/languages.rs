@@ -1,5 +1,6 @@
 //! A page in English and in Japanese shows the same commands: who follows one does the same as who follows the other.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The lines of each fenced block of a page, without comments, which are in the page's language.
@@ -23,37 +24,72 @@ fn blocks(text: &str) -> Vec<Vec<String>> {
     blocks
 }
 
-fn pages(directory: &Path) -> Vec<PathBuf> {
+/// The pages in a directory, by their names.
+fn pages(directory: &Path) -> BTreeMap<String, PathBuf> {
     let entries = std::fs::read_dir(directory).expect("a directory of pages");
-    let mut pages: Vec<_> = entries.map(|e| e.expect("an entry").path()).collect();
-    pages.retain(|page| page.extension().is_some_and(|e| e == "md"));
-    pages.sort();
-    pages
+    let paths = entries.map(|e| e.expect("an entry").path());
+    let pages = paths.filter(|page| page.extension().is_some_and(|e| e == "md"));
+    let named = |page: PathBuf| {
+        let name = page.file_name().expect("a name");
+        (name.to_string_lossy().into_owned(), page)
+    };
+    pages.map(named).collect()
+}
+
+fn docs() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).expect("crates/cli").join("docs")
+}
+
+fn read(page: &Path) -> String {
+    std::fs::read_to_string(page).expect("a page")
+}
+
+/// Compares two texts; how many lines were the same.
+fn compare(page: &str, english: &str, japanese: &str) -> usize {
+    let (ours, theirs) = (blocks(english), blocks(japanese));
+    assert_eq!(ours.len(), theirs.len(), "{page}: blocks");
+    let mut compared = 0;
+    for (one, other) in ours.iter().zip(&theirs) {
+        assert_eq!(one, other, "{page}: English left, Japanese right");
+        compared += one.len();
+    }
+    compared
 }
 
 #[test]
 fn both_languages_show_the_same_commands() {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let docs = here.ancestors().nth(2).expect("crates/cli").join("docs");
+    let docs = docs();
     let english = pages(&docs.join("from-scvmm"));
     let japanese = pages(&docs.join("ja/from-scvmm"));
-    let names = |pages: &[PathBuf]| -> Vec<_> {
-        let names = pages.iter().filter_map(|page| page.file_name());
-        names.map(ToOwned::to_owned).collect()
-    };
-    assert_eq!(names(&english), names(&japanese), "pages in one language");
+    assert!(english.keys().eq(japanese.keys()), "pages in one language");
     let mut compared = 0;
-    for (english, japanese) in english.iter().zip(&japanese) {
-        let read = |page| blocks(&std::fs::read_to_string(page).expect("a page"));
-        let (ours, theirs) = (read(english), read(japanese));
-        let page = english.file_name().expect("a name").to_string_lossy();
-        assert_eq!(ours.len(), theirs.len(), "{page}: blocks");
-        for (one, other) in ours.iter().zip(&theirs) {
-            assert_eq!(one, other, "{page}: English left, Japanese right");
-            compared += one.len();
-        }
+    for (page, english) in &english {
+        compared += compare(page, &read(english), &read(&japanese[page]));
     }
     assert!(compared > 50, "only {compared} lines were compared");
+
+    let english = pages(&docs);
+    let mut japanese = pages(&docs.join("ja"));
+    // Of the guide, there are the chapters about VMs.
+    let guide = japanese.remove("user-guide.md").expect("a guide");
+    let english_guide = read(&english["user-guide.md"]);
+    let part = |from: &str, to: &str| {
+        let (_, after) = english_guide.split_once(from).expect(from);
+        after.split_once(to).expect(to).0.to_owned()
+    };
+    let networks = part("\n**Networks.**", "\n### ");
+    let chapters = networks + &part("\n## VMs\n", "\n## ");
+    compared = compare("user-guide.md", &chapters, &read(&guide));
+    assert!(compared > 50, "only {compared} lines were compared");
+
+    assert!(!japanese.is_empty(), "no page beside the guide");
+    for (page, japanese) in &japanese {
+        compare(page, &read(&english[page]), &read(japanese));
+    }
+    for page in english.keys().filter(|page| page.starts_with("first-")) {
+        assert!(japanese.contains_key(page), "{page} is in English only");
+    }
 }
 
 #[test]
