@@ -36,6 +36,7 @@ fuzz: ## every parser of foreign bytes under mutation, an hour each (FLEETWARD_F
 soak: build ## the end-to-end tests with every point of every job walked by kill -9, an upgrade from an earlier version, a whole Debian, known vulnerabilities (hours)
 	scripts/cargo-deny advisories
 	@scripts/labs-of-tests $(LAB) clear
+	FLEETWARD_MUTANTS=200 cargo test --workspace --locked --test conversion
 	FLEETWARD_E2E_SOAK=1 $(E2E)
 	@scripts/labs-of-tests $(LAB) none
 

@@ -75,6 +75,8 @@ pub struct Config {
     pub nvram_dir: PathBuf,
     /// The group that QEMU runs as: it must reach the sockets of a migration.
     pub qemu_group: String,
+    /// The unprivileged user that reads images from elsewhere, in a confinement.
+    pub conversion_user: String,
     #[serde(rename = "pool")]
     pub pools: Vec<PoolConfig>,
     #[serde(rename = "network")]
@@ -181,6 +183,7 @@ impl Default for Config {
             first_boot_grace: 600,
             nvram_dir: "/var/lib/libvirt/qemu/nvram".into(),
             qemu_group: "kvm".into(),
+            conversion_user: "nobody".into(),
             pools: vec![PoolConfig {
                 name: PoolName::default(),
                 path: "/var/lib/fleetward/volumes".into(),

@@ -4,6 +4,7 @@ use crate::arrivals::Arrivals;
 use crate::audit::AuditLog;
 use crate::boot::Boot;
 use crate::config::Config;
+use crate::conversions::Conversions;
 use crate::crash::Restarts;
 use crate::fence::Fence;
 use crate::guest::Guests;
@@ -20,7 +21,7 @@ use crate::screen::Screens;
 use crate::seeds::Seeds;
 use crate::tpm_pool::TpmPool;
 use fleetward_hypervisor::{
-    DomainState, Error as HypervisorError, SharedHypervisor, TpmFactory, Volumes,
+    Converter, DomainState, Error as HypervisorError, SharedHypervisor, TpmFactory, Volumes,
 };
 use fleetward_link::tunnel::TunnelDialer;
 use fleetward_link::{FleetTrust, LiveCredential};
@@ -34,6 +35,7 @@ pub struct Machinery {
     pub hypervisor: SharedHypervisor,
     pub volumes: Arc<dyn Volumes>,
     pub tpms: Arc<dyn TpmFactory>,
+    pub converter: Arc<dyn Converter>,
     /// The kernel's id of the host's present boot.
     pub boot_id: String,
 }
@@ -54,6 +56,7 @@ pub(crate) struct Host {
     pub pools: Pools,
     pub networks: Networks,
     pub images: Images,
+    pub conversions: Conversions,
     pub seeds: Seeds,
     pub tpm_pool: TpmPool,
     pub operations: OperationTable,
@@ -114,6 +117,7 @@ impl Host {
             pools: Pools::new(config.pools.clone()),
             networks: Networks::new(config.networks.clone(), config.default_network.clone()),
             images: Images::new(layout.images(), machinery.volumes.clone()),
+            conversions: Conversions::new(layout.conversions(), machinery.converter),
             seeds: Seeds::new(layout.seeds()),
             tpm_pool: TpmPool::new(layout.tpm_pool(), config.tpm_pool_size),
             operations: OperationTable::default(),

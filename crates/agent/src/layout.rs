@@ -9,6 +9,7 @@
 //!   history/<id>/<time>/    TPM state that was removed but kept
 //!   tpm-pool/<uuid>/ 0711   TPMs made ahead; swtpm works in there
 //!   images/ 0711            image cache
+//!   conversions/<uuid>/ 0700  images that are being converted
 //!   audit.log 0600
 //! run_dir/mig/<id>/ 2770    sockets of a migration, group of QEMU
 //! run_dir/seeds/<id>.iso    media for first boots, 0600
@@ -48,6 +49,7 @@ impl Layout {
             (self.history(), 0o700),
             (self.tpm_pool(), 0o711),
             (self.images(), 0o711),
+            (self.conversions(), 0o700),
             (self.run.clone(), 0o711),
             (self.migrations(), 0o711),
             (self.seeds(), 0o711),
@@ -111,6 +113,10 @@ impl Layout {
 
     pub(crate) fn images(&self) -> PathBuf {
         self.data.join("images")
+    }
+
+    pub(crate) fn conversions(&self) -> PathBuf {
+        self.data.join("conversions")
     }
 
     pub fn audit_log(&self) -> PathBuf {

@@ -12,6 +12,7 @@
 //! | `bundle` | a VM's TPM with its key protector as one document, for the controller's escrow |
 //! | `tpm_watch` | detecting that a guest has changed its TPM |
 //! | `observe`, `questions`, `console`, `server` | what the controller sees and asks |
+//! | `conversions` | conversions of images from elsewhere, for the controller |
 //! | `pools`, `images`, `seeds`, `tpm_pool` | directories of volumes, cached images, media for first boots, TPMs made in advance |
 //! | [`run`], [`hardening`] | the running process |
 //!
@@ -32,6 +33,7 @@ mod boot;
 mod bundle;
 pub mod config;
 mod console;
+mod conversions;
 mod crash;
 pub mod failure;
 mod fence;

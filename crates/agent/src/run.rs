@@ -133,6 +133,12 @@ async fn clean_up(host: &Arc<Host>) {
     host.layout.sweep();
     host.images.clean();
     host.tpm_pool.clean();
+    // Their processes died with the earlier agent.
+    if let Err(error) =
+        durable::remove_tree(&host.layout.conversions()).and_then(|()| host.layout.prepare())
+    {
+        tracing::warn!(%error, "files of earlier conversions stay");
+    }
     if let Err(error) =
         durable::remove_tree(&host.layout.migrations()).and_then(|()| host.layout.prepare())
     {

@@ -57,6 +57,7 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .route(api::VM_SCREENSHOT, get(vm_screenshot))
         .route(api::VM_KEYS, post(vm_keys))
         .route(api::IMAGE, get(image).put(put_image).delete(delete_image))
+        .route(api::CONVERSIONS, get(converter).post(convert))
         .route(api::GUARDIANS, post(guardians))
         .route(api::COPY, get(copied_file))
         .route(api::AUDIT, get(audit))
@@ -349,11 +350,7 @@ async fn put_image(
     Query(query): Query<ImageQuery>,
     request: Request,
 ) -> Answer<StatusCode> {
-    let length = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.parse().ok());
+    let length = content_length(request.headers());
     let content: BodyDataStream = request.into_body().into_data_stream();
     host.images
         .receive(&sha256, &query.format, length, content)
@@ -367,6 +364,28 @@ async fn delete_image(
 ) -> Answer<StatusCode> {
     host.images.remove(&sha256)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn converter(State(host): State<Arc<Host>>) -> Response {
+    Json(host.conversions.state().await).into_response()
+}
+
+async fn convert(
+    State(host): State<Arc<Host>>,
+    Query(query): Query<api::ConversionQuery>,
+    request: Request,
+) -> Answer<Response> {
+    let length = content_length(request.headers());
+    let content: BodyDataStream = request.into_body().into_data_stream();
+    let api::ConversionQuery { format, disk } = query;
+    let conversions = &host.conversions;
+    let answer = conversions.convert(format, disk, length, content).await?;
+    Ok(([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(answer)).into_response())
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    let length = headers.get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
 }
 
 /// Making RSA keys and waiting for disks takes its time, so it is done aside.

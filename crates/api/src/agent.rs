@@ -15,6 +15,8 @@
 //! | `GET /v1/images/{sha256}` | | 204 when present, 404 |
 //! | `PUT /v1/images/{sha256}?format=` | the file | 204 |
 //! | `DELETE /v1/images/{sha256}` | | 204 |
+//! | `GET /v1/conversions` | | [`ConverterState`] |
+//! | `POST /v1/conversions?format=&disk=` | the file | stream of [`ConversionLine`], after `Done` the disk |
 //! | `POST /v1/guardians` | [`GuardianChange`] | [`GuardianFacts`](fleetward_model::guardian::GuardianFacts) |
 //! | `GET /v1/copies/{id}/{item}` | | a file that `CopyVm` made for that id: a disk by its target, or `variables` |
 //! | `GET /v1/audit?after=N` | | list of audit records, oldest first |
@@ -45,6 +47,7 @@ pub const VM_SCREEN: &str = "/v1/vms/{id}/screen";
 pub const VM_SCREENSHOT: &str = "/v1/vms/{id}/screenshot";
 pub const VM_KEYS: &str = "/v1/vms/{id}/keys";
 pub const IMAGE: &str = "/v1/images/{sha256}";
+pub const CONVERSIONS: &str = "/v1/conversions";
 pub const GUARDIANS: &str = "/v1/guardians";
 pub const COPY: &str = "/v1/copies/{id}/{item}";
 pub const AUDIT: &str = "/v1/audit";
@@ -198,6 +201,49 @@ pub enum OperationLine {
         failure: Failure,
         /// Trying the same again later may help without anybody acting.
         transient: bool,
+    },
+}
+
+/// Whether a host converts images now.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConverterState {
+    /// Why it cannot; none: it can.
+    pub unable: Option<String>,
+    /// Bytes that files may take there.
+    pub room: u64,
+    /// Conversions under way; it does one after the other.
+    pub busy: u32,
+}
+
+/// What is asked of a conversion.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ConversionQuery {
+    /// The format that the file must have, one of [`FORMATS`](fleetward_model::foreign::FORMATS).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// The disk of an archive that has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+}
+
+/// A line of a conversion's answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "line", rename_all = "snake_case")]
+pub enum ConversionLine {
+    Progress {
+        /// `wait`, `unpack` or `convert`.
+        step: String,
+        /// 1,000 is the end of the step.
+        permille: u32,
+    },
+    /// The disk follows: so many bytes.
+    Done {
+        size: u64,
+        /// What was found, from outside to inside: `["xz", "vhdx"]`.
+        found: Vec<String>,
+    },
+    Failed {
+        failure: Failure,
     },
 }
 

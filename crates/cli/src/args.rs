@@ -276,13 +276,20 @@ pub enum HostCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Uploads a disk image or an installer medium
+    /// Uploads a disk image or an installer medium; a host converts what comes from other systems
     Import {
         name: ImageName,
+        /// A file here, or an http(s) address, which this computer fetches
         file: PathBuf,
-        /// Default: detected from the file's content
+        /// What the file must be; what it is, is detected from its content
         #[arg(long, value_enum)]
         format: Option<ImageFormat>,
+        /// Which disk of an archive that has several
+        #[arg(long, value_name = "FILE")]
+        disk: Option<String>,
+        /// The SHA-256 that the file must have
+        #[arg(long, value_name = "HEX", value_parser = parse_sha256)]
+        sha256: Option<String>,
     },
     /// Lists images
     List {
@@ -309,6 +316,18 @@ pub enum ImageFormat {
     Qcow2,
     Raw,
     Iso,
+    Vhdx,
+    Vhd,
+    Vmdk,
+    Vdi,
+    Ova,
+}
+
+fn parse_sha256(text: &str) -> Result<String, String> {
+    match text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("a SHA-256 has 64 hex digits".to_owned()),
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -102,17 +102,17 @@ impl Controller {
         Ok(rows)
     }
 
-    /// Asks for `V` and sends what `content` gives, `length` bytes.
+    /// Asks for `V` and sends what `content` gives, `length` bytes where that is known.
     pub(crate) async fn upload<V: Verb>(
         &self,
         path: V::Path<'_>,
         request: &V::Request,
         content: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
-        length: u64,
+        length: Option<u64>,
     ) -> Result<V::Answer, Failure> {
         let sent = self
             .request::<V>(path, request)?
-            .stream(content, Some(length))
+            .stream(content, length)
             .response_timeout(None)
             .send()
             .await;

@@ -22,6 +22,7 @@ mod confirm;
 mod console;
 mod controller;
 mod exit;
+mod fetch;
 mod interrupt;
 mod messages;
 mod output;

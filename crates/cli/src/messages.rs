@@ -3,7 +3,7 @@
 //!
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
-use fleetward_api::controller::{AuditVerdict, JobView};
+use fleetward_api::controller::{AuditVerdict, ImageView, ImportStage, JobView};
 use fleetward_model::change::{ChangeStep, DiskAct, DiskStep, DriveStep, Effect, PlannedStep};
 use fleetward_model::error::Finding;
 use fleetward_model::spec::DriveSpec;
@@ -358,8 +358,32 @@ pub(crate) fn image_deleted(name: &impl Display) -> String {
     format!("{name} deleted")
 }
 
-pub(crate) fn image_imported(name: &impl Display, sha256: &str) -> String {
-    format!("{name} imported, sha256 {sha256}")
+pub(crate) fn image_imported(image: &ImageView) -> String {
+    let ImageView { name, sha256, .. } = image;
+    match &image.source {
+        None => format!("{name} imported, sha256 {sha256}"),
+        Some(source) => format!(
+            "{name} imported: {} converted to {} on host {}, sha256 {sha256}",
+            source.found.join(" with "),
+            image.format,
+            source.host
+        ),
+    }
+}
+
+pub(crate) fn import_stage(stage: ImportStage, host: Option<&HostName>) -> String {
+    let does = match stage {
+        ImportStage::Receiving => "the controller receives it",
+        ImportStage::Sending => "on its way to be converted",
+        ImportStage::Waiting => "waiting for other conversions",
+        ImportStage::Unpacking => "unpacking",
+        ImportStage::Converting => "converting",
+        ImportStage::Fetching => "on its way back",
+    };
+    match host {
+        Some(host) => format!("{does} (host {host})"),
+        None => does.to_owned(),
+    }
 }
 
 pub(crate) fn confirm_give_up(job: &JobView) -> String {

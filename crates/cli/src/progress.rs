@@ -122,6 +122,27 @@ impl Task {
         }
     }
 
+    /// Shows a stage of something, and how far it is.
+    pub(crate) fn stage(&self, text: &str, done: u64, total: u64) {
+        match &self.shown {
+            Shown::Silent => {}
+            Shown::Lines(last) => {
+                let view = ProgressView {
+                    done,
+                    total,
+                    text: String::new(),
+                };
+                self.line(last, &with_percent(text, percent(&view)));
+            }
+            Shown::Bar(bar) => {
+                bar.set_style(percents());
+                bar.set_length(total);
+                bar.set_position(done.min(total));
+                bar.set_message(text.to_owned());
+            }
+        }
+    }
+
     fn line(&self, last: &Mutex<String>, text: &str) {
         let mut last = last.lock().expect("nothing panics while holding it");
         if *last != text {
@@ -193,6 +214,12 @@ fn bytes(bar: &ProgressBar, done: u64, total: u64) {
     );
     bar.set_length(total);
     bar.set_position(done.min(total));
+}
+
+fn percents() -> ProgressStyle {
+    ProgressStyle::with_template("{prefix} [{bar:16}] {percent:>3} % {wide_msg}")
+        .expect("a good template")
+        .progress_chars("=> ")
 }
 
 fn spinner() -> ProgressStyle {

@@ -10,8 +10,9 @@ use crate::presence::Presence;
 use bytes::Bytes;
 use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
 use fleetward_api::agent::{
-    self, AgentEvent, AuditHead, CanOpen, CancelRequest, GuardianChange, IncomingAnswer,
-    KeysRequest, OperationLine, OperationRequest, Question, VmDetail,
+    self, AgentEvent, AuditHead, CanOpen, CancelRequest, ConversionLine, ConversionQuery,
+    ConverterState, GuardianChange, IncomingAnswer, KeysRequest, OperationLine, OperationRequest,
+    Question, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
@@ -24,6 +25,8 @@ use fleetward_model::host::Formats;
 use fleetward_model::keys::Chord;
 use fleetward_model::vm::{Custody, VmObserved};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
 use http::{HeaderName, HeaderValue, Method};
 use std::collections::HashMap;
 use std::path::Path;
@@ -43,6 +46,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const SILENT: Duration = Duration::from_secs(3);
 /// Such a host is given so long to take a request all the same.
 const SILENT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A host that converts says so every ten seconds.
+const CONVERSION_SILENCE: Duration = Duration::from_secs(60);
 
 /// A picture takes a moment under translation, and may wait for others.
 const SCREENSHOT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -462,16 +468,10 @@ impl Agent {
             "{}?format={format}",
             agent::IMAGE.replace("{sha256}", sha256)
         );
-        let mut done = 0;
-        let pieces = tokio_util::io::ReaderStream::with_capacity(file, 256 * 1024);
-        let counted = futures_util::StreamExt::inspect(pieces, move |piece| {
-            done += piece.as_ref().map_or(0, |bytes| bytes.len() as u64);
-            progress(done, total);
-        });
         let request = self
             .client
             .request(Method::PUT, &path)
-            .stream(counted, Some(total));
+            .stream(counted(file, total, progress), Some(total));
         let sent = request.response_timeout(None).send().await;
         sent.map(drop).map_err(|error| self.failed(&error))
     }
@@ -490,6 +490,42 @@ impl Agent {
             .request(Method::GET, &path)
             .idle_timeout(Some(Duration::from_secs(60)));
         request.send().await.map_err(|error| self.failed(&error))
+    }
+
+    /// Whether the host converts images now.
+    pub(crate) async fn converter(&self) -> Result<ConverterState, Failure> {
+        let request = self.client.request(Method::GET, agent::CONVERSIONS);
+        let request = request.response_timeout(Some(QUESTION_TIMEOUT));
+        let response = self.in_time(request.send()).await?;
+        response.json().await.map_err(|error| self.failed(&error))
+    }
+
+    /// Sends a file to be converted; `sent` hears of the bytes as they go. The conversion has begun when this returns.
+    pub(crate) async fn convert(
+        &self,
+        file: &Path,
+        query: &ConversionQuery,
+        sent: impl Fn(u64, u64) + Send + 'static,
+    ) -> Result<Conversion, Failure> {
+        let unreadable = |error: std::io::Error| {
+            Failure::new(ErrorCode::Internal, "cannot read the image").because(error)
+        };
+        let file = tokio::fs::File::open(file).await.map_err(unreadable)?;
+        let total = file.metadata().await.map_err(unreadable)?.len();
+        let query = serde_html_form::to_string(query).expect("two texts");
+        let path = format!("{}?{query}", agent::CONVERSIONS);
+        let request = self
+            .client
+            .request(Method::POST, &path)
+            .stream(counted(file, total, sent), Some(total))
+            .response_timeout(None)
+            .idle_timeout(Some(CONVERSION_SILENCE));
+        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        Ok(Conversion {
+            agent: self.clone(),
+            lines: response.lines(),
+            done: None,
+        })
     }
 
     pub(crate) async fn delete_image(&self, sha256: &str) -> Result<(), Failure> {
@@ -596,6 +632,70 @@ impl Agent {
             .because(crate::chain(error))
             .about(&Names::default().host(host)),
         }
+    }
+}
+
+/// The pieces of a file; `progress` hears of the bytes as they go.
+fn counted(
+    file: tokio::fs::File,
+    total: u64,
+    progress: impl Fn(u64, u64) + Send + 'static,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
+    let mut done = 0;
+    tokio_util::io::ReaderStream::with_capacity(file, 256 * 1024).inspect(move |piece| {
+        done += piece.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        progress(done, total);
+    })
+}
+
+/// A disk that a host has made.
+pub(crate) struct ConvertedDisk {
+    /// Bytes, as the host says.
+    pub(crate) size: u64,
+    /// What was found on the way to it, from outside to inside.
+    pub(crate) found: Vec<String>,
+    pub(crate) content: BoxStream<'static, Result<Bytes, ClientError>>,
+}
+
+/// A conversion on a host. Dropping it ends it there.
+pub(crate) struct Conversion {
+    agent: Agent,
+    lines: Lines,
+    done: Option<(u64, Vec<String>)>,
+}
+
+impl Conversion {
+    /// The next step and how far it is, of 1,000; none when the disk is ready.
+    pub(crate) async fn progress(&mut self) -> Result<Option<(String, u32)>, Failure> {
+        let next = self.lines.next_json().await;
+        match next.map_err(|error| self.agent.failed(&error))? {
+            Some(ConversionLine::Progress { step, permille }) => Ok(Some((step, permille))),
+            Some(ConversionLine::Done { size, found }) => {
+                self.done = Some((size, found));
+                Ok(None)
+            }
+            Some(ConversionLine::Failed { failure }) => Err(failure),
+            None => Err(self.broken()),
+        }
+    }
+
+    /// The disk.
+    pub(crate) fn disk(self) -> Result<ConvertedDisk, Failure> {
+        let (size, found) = self.done.clone().ok_or_else(|| self.broken())?;
+        Ok(ConvertedDisk {
+            size,
+            found,
+            content: self.lines.into_rest().boxed(),
+        })
+    }
+
+    fn broken(&self) -> Failure {
+        let host = &self.agent.host;
+        Failure::new(
+            ErrorCode::HostUnreachable,
+            format!("host {host} broke the conversion off"),
+        )
+        .about(&Names::default().host(host))
     }
 }
 

@@ -1,12 +1,16 @@
-//! Detects the format of a file from its first bytes: a qcow2 disk, a raw disk or an installer medium.
+//! Detects the format of a file from its bytes: a qcow2 disk, a raw disk, an installer medium, or what a host converts.
 //!
 //! Refuses files that refer to other files (qcow2 backing file, external data file), encrypted files, and other
 //! formats. Layout of qcow2: docs/interop/qcow2.txt of QEMU.
 
+use fleetward_model::foreign::{self, Arrived, FORMATS};
 use fleetward_model::image::{self, Content, Standalone};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
+
+/// Largest image, bytes.
+pub(crate) const MAX_IMAGE: u64 = 2 << 40;
 
 /// A file that can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +26,7 @@ pub(crate) struct Looked {
 pub(crate) enum Refusal {
     #[error("it cannot be read: {0}")]
     Read(#[from] io::Error),
-    #[error("unknown format {0:?}; there are qcow2, raw and iso")]
+    #[error("unknown format {0:?}; there are {known}", known = FORMATS.join(", "))]
     UnknownFormat(String),
     #[error("it is empty")]
     Empty,
@@ -41,13 +45,7 @@ pub(crate) enum Refusal {
 
 /// Finds out what `path` is; with `wanted`, whether it is that.
 pub(crate) fn look(path: &Path, wanted: Option<&str>) -> Result<Looked, Refusal> {
-    let wanted = match wanted {
-        None => None,
-        Some("qcow2") => Some("qcow2"),
-        Some("raw") => Some("raw"),
-        Some("iso") => Some("iso"),
-        Some(other) => return Err(Refusal::UnknownFormat(other.chars().take(20).collect())),
-    };
+    let wanted = wanted.map(known_format).transpose()?;
     let mut file = File::open(path)?;
     let size = file.metadata()?.len();
     if size == 0 {
@@ -83,6 +81,24 @@ pub(crate) fn look(path: &Path, wanted: Option<&str>) -> Result<Looked, Refusal>
         format: found,
         virtual_size,
     })
+}
+
+/// The format of that name.
+pub(crate) fn known_format(name: &str) -> Result<&'static str, Refusal> {
+    let known = FORMATS.into_iter().find(|known| *known == name);
+    known.ok_or_else(|| Refusal::UnknownFormat(name.chars().take(20).collect()))
+}
+
+/// Whether a host must convert the file first.
+pub(crate) fn is_foreign(path: &Path, wanted: Option<&str>) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let (mut head, mut tail) = ([0; image::HEAD], [0; foreign::TAIL]);
+    let head_length = read_up_to(&mut file, &mut head)?;
+    file.seek(SeekFrom::Start(size.saturating_sub(foreign::TAIL as u64)))?;
+    let tail_length = read_up_to(&mut file, &mut tail)?;
+    let arrived = foreign::recognize(&head[..head_length], &tail[..tail_length], wanted);
+    Ok(arrived != Arrived::Plain)
 }
 
 fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {

@@ -8,9 +8,9 @@
 //! An image is inspected before it gets a name: a disk that refers to other files would make a host read files of the
 //! image author's choice.
 
-use crate::image_format::{self, Looked};
+use crate::image_format::{self, Looked, MAX_IMAGE};
 use bytes::Bytes;
-use fleetward_api::controller::ImageView;
+use fleetward_api::controller::{ImageSource, ImageView, ImportStage, ImportView};
 use fleetward_durable::{self as durable, Access, Draft};
 use fleetward_model::{ErrorCode, Failure, HostName, ImageName};
 use futures_util::{Stream, StreamExt};
@@ -22,15 +22,36 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt;
 
-/// Largest image, bytes.
-const MAX_IMAGE: u64 = 2 << 40;
-
 /// All images.
 #[derive(Debug)]
 pub(crate) struct Images {
     dir: PathBuf,
     known: RwLock<BTreeMap<ImageName, ImageView>>,
     turns: Mutex<BTreeMap<(HostName, String), Turn>>,
+    imports: Mutex<BTreeMap<ImageName, Arc<Mutex<ImportView>>>>,
+}
+
+/// A file that has arrived and has no name yet. Dropping it removes it.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    draft: Draft,
+    size: u64,
+    sha256: String,
+}
+
+impl Arrived {
+    pub(crate) fn path(&self) -> &Path {
+        self.draft.path()
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Hex.
+    pub(crate) fn sha256(&self) -> &str {
+        &self.sha256
+    }
 }
 
 /// Held while an image is sent to a host.
@@ -61,6 +82,7 @@ impl Images {
             dir,
             known: RwLock::new(known),
             turns: Mutex::default(),
+            imports: Mutex::default(),
         })
     }
 
@@ -91,58 +113,119 @@ impl Images {
         turns.entry(key).or_default().clone()
     }
 
-    /// Takes an image as it arrives. The same content under the same name is no error.
-    pub(crate) async fn import<E: std::fmt::Display>(
+    /// Takes a file as it arrives; `told` hears how many bytes there are.
+    pub(crate) async fn receive<E: std::fmt::Display>(
+        &self,
+        content: impl Stream<Item = Result<Bytes, E>>,
+        told: impl Fn(u64),
+    ) -> Result<Arrived, Failure> {
+        let draft = Draft::within(&self.dir, Access::PRIVATE).map_err(not_stored)?;
+        let (size, sha256) = receive(&draft, content, told).await?;
+        Ok(Arrived {
+            draft,
+            size,
+            sha256,
+        })
+    }
+
+    /// The image of that name where it came of the same file; refused where it is another one.
+    pub(crate) fn same(
         &self,
         name: &ImageName,
-        format: Option<&str>,
-        content: impl Stream<Item = Result<Bytes, E>>,
+        file: &Arrived,
+    ) -> Result<Option<ImageView>, Failure> {
+        let Ok(known) = self.of(name) else {
+            return Ok(None);
+        };
+        let source = known.source.as_ref().map(|source| &source.sha256);
+        if known.sha256 == file.sha256 || source == Some(&file.sha256) {
+            return Ok(Some(known));
+        }
+        let what = format!("there is another image {name}");
+        Err(Failure::new(ErrorCode::NameTaken, what).fix(format!(
+            "choose another name, or first: fleetward image delete {name}"
+        )))
+    }
+
+    /// Whether a host must convert the file first.
+    pub(crate) async fn is_foreign(
+        &self,
+        file: &Arrived,
+        wanted: Option<&'static str>,
+    ) -> Result<bool, Failure> {
+        let path = file.path().to_owned();
+        let found = tokio::task::spawn_blocking(move || image_format::is_foreign(&path, wanted));
+        let found = found.await.expect("looking at an image does not panic");
+        found.map_err(|error| {
+            Failure::new(ErrorCode::Internal, "the image cannot be read").because(error)
+        })
+    }
+
+    /// Makes what arrived an image. The same content under the same name is no error.
+    pub(crate) async fn keep(
+        &self,
+        name: &ImageName,
+        wanted: Option<&'static str>,
+        content: Arrived,
+        source: Option<ImageSource>,
         now: OffsetDateTime,
     ) -> Result<ImageView, Failure> {
-        let draft = Draft::within(&self.dir, Access::PRIVATE).map_err(not_stored)?;
-        let (size, sha256) = receive(&draft, content).await?;
-        let path = draft.path().to_owned();
-        let format = format.map(str::to_owned);
-        let looked =
-            tokio::task::spawn_blocking(move || image_format::look(&path, format.as_deref()))
-                .await
-                .expect("looking at an image does not panic");
+        let path = content.path().to_owned();
+        let looked = tokio::task::spawn_blocking(move || image_format::look(&path, wanted))
+            .await
+            .expect("looking at an image does not panic");
         let Looked {
             format,
             virtual_size,
-        } = looked.map_err(|error| {
-            let code = match error {
-                image_format::Refusal::UnknownFormat(_) => ErrorCode::InvalidArgument,
-                image_format::Refusal::Read(_) => ErrorCode::Internal,
-                _ => ErrorCode::ImageInvalid,
-            };
-            Failure::new(code, format!("image {name} cannot be imported")).because(error)
-        })?;
+        } = looked.map_err(|error| not_an_image(name, error))?;
         let image = ImageView {
             name: name.clone(),
             format: format.to_owned(),
-            size_bytes: size,
+            size_bytes: content.size,
             virtual_size_bytes: virtual_size,
-            sha256,
+            sha256: content.sha256.clone(),
             imported: now,
+            source,
         };
-        if let Ok(known) = self.of(name) {
-            if known.sha256 == image.sha256 {
-                return Ok(known);
-            }
-            let what = format!("there is another image {name}");
-            return Err(Failure::new(ErrorCode::NameTaken, what).fix(format!(
-                "choose another name, or first: fleetward image delete {name}"
-            )));
+        // Another request may have been faster while this one was converted.
+        if let Some(known) = self.same(name, &content)? {
+            return Ok(known);
         }
-        let kept = self.keep(draft, &image).await;
+        let kept = self.put(content.draft, &image).await;
         kept.map_err(|error| write_failure(name, &error))?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.insert(name.clone(), image.clone());
         Ok(image)
     }
 
-    async fn keep(&self, arrived: Draft, image: &ImageView) -> io::Result<()> {
+    /// Begins to tell of an import, until what is returned is dropped.
+    pub(crate) fn begin(&self, name: &ImageName) -> UnderWay<'_> {
+        let told = Arc::new(Mutex::new(ImportView {
+            stage: ImportStage::Receiving,
+            host: None,
+            done: 0,
+            total: 0,
+        }));
+        let mut imports = self.imports.lock().unwrap_or_else(PoisonError::into_inner);
+        imports.insert(name.clone(), told.clone());
+        UnderWay {
+            images: self,
+            name: name.clone(),
+            told,
+        }
+    }
+
+    /// How far an import is.
+    pub(crate) fn under_way(&self, name: &ImageName) -> Result<ImportView, Failure> {
+        let imports = self.imports.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = imports.get(name).ok_or_else(|| {
+            let what = format!("no import of image {name} is under way");
+            Failure::new(ErrorCode::ImageNotFound, what)
+        })?;
+        Ok(told.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    async fn put(&self, arrived: Draft, image: &ImageView) -> io::Result<()> {
         durable::background::put(arrived, &self.file(&image.sha256)).await?;
         let json = serde_json::to_vec_pretty(image)?;
         durable::background::replace(&self.record(&image.name), json, Access::PRIVATE).await
@@ -161,7 +244,7 @@ impl Images {
         content: impl Stream<Item = Result<Bytes, E>>,
     ) -> Result<(u64, String), Failure> {
         let draft = Draft::within(&self.dir, Access::PRIVATE).map_err(not_stored)?;
-        let (size, sha256) = receive(&draft, content).await?;
+        let (size, sha256) = receive(&draft, content, |_| {}).await?;
         let (path, format) = (draft.path().to_owned(), format.to_owned());
         let looked =
             tokio::task::spawn_blocking(move || image_format::look(&path, Some(format.as_str())));
@@ -209,10 +292,69 @@ impl Images {
     }
 }
 
+/// An import that is under way, for those who ask how far it is.
+#[derive(Debug)]
+pub(crate) struct UnderWay<'a> {
+    images: &'a Images,
+    name: ImageName,
+    told: Arc<Mutex<ImportView>>,
+}
+
+impl UnderWay<'_> {
+    pub(crate) fn name(&self) -> &ImageName {
+        &self.name
+    }
+
+    pub(crate) fn tell(&self, stage: ImportStage, host: Option<&HostName>, done: u64, total: u64) {
+        self.teller(stage, host.cloned())(done, total);
+    }
+
+    /// Tells of one stage, from wherever it is called.
+    pub(crate) fn teller(
+        &self,
+        stage: ImportStage,
+        host: Option<HostName>,
+    ) -> impl Fn(u64, u64) + Send + Sync + use<> {
+        let told = self.told.clone();
+        move |done, total| {
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = ImportView {
+                stage,
+                host: host.clone(),
+                done,
+                total,
+            };
+        }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let imports = &self.images.imports;
+        let mut imports = imports.lock().unwrap_or_else(PoisonError::into_inner);
+        // A later import of the same name has taken its place.
+        if imports
+            .get(&self.name)
+            .is_some_and(|told| Arc::ptr_eq(told, &self.told))
+        {
+            imports.remove(&self.name);
+        }
+    }
+}
+
+pub(crate) fn not_an_image(name: &ImageName, error: image_format::Refusal) -> Failure {
+    let code = match error {
+        image_format::Refusal::UnknownFormat(_) => ErrorCode::InvalidArgument,
+        image_format::Refusal::Read(_) => ErrorCode::Internal,
+        _ => ErrorCode::ImageInvalid,
+    };
+    Failure::new(code, format!("image {name} cannot be imported")).because(error)
+}
+
 /// Writes the content; gives its size and SHA-256 in hex.
 async fn receive<E: std::fmt::Display>(
     draft: &Draft,
     content: impl Stream<Item = Result<Bytes, E>>,
+    told: impl Fn(u64),
 ) -> Result<(u64, String), Failure> {
     let file = draft.file().try_clone().map_err(not_stored)?;
     let mut file = tokio::fs::File::from_std(file);
@@ -231,6 +373,7 @@ async fn receive<E: std::fmt::Display>(
         }
         digest.update(&piece);
         file.write_all(&piece).await.map_err(not_stored)?;
+        told(size);
     }
     file.flush().await.map_err(not_stored)?;
     Ok((size, hex::encode(digest.finalize())))

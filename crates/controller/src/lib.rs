@@ -26,6 +26,7 @@ mod audit;
 mod autostart;
 mod bulks;
 mod check;
+mod conversion;
 mod creation;
 mod debts;
 mod escrow;

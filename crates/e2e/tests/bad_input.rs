@@ -8,10 +8,11 @@
 use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::{Fleet, Said, run};
 use fleetward_e2e::wait::{self, seconds};
-use fleetward_e2e::{residue, suite};
+use fleetward_e2e::{guest, residue, suite};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 const HOSTS: &[&str] = &["a"];
@@ -27,6 +28,14 @@ fn main() -> ExitCode {
             ("a_name_is_taken_once", duplicate_name),
             ("a_join_token_works_once_unaltered_and_in_time", tokens),
             ("files_that_are_no_disks_are_not_imported", images),
+            (
+                "a_conversion_whose_host_dies_leaves_nothing",
+                conversion_killed,
+            ),
+            (
+                "a_disk_of_another_system_is_converted_and_boots",
+                converted_boots,
+            ),
             ("bodies_too_large_or_not_json_are_refused", bodies),
             (
                 "nothing_is_served_without_credentials_of_this_fleet",
@@ -300,6 +309,115 @@ fn images(fleet: &Fleet) -> Result<()> {
     });
     fs::remove_dir_all(&directory)?;
     result
+}
+
+/// A directory for files to import, removed at the end.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(name: &str) -> Result<Self> {
+        let id = std::process::id();
+        let directory = std::env::temp_dir().join(format!("fleetward-{name}-{id}"));
+        fs::create_dir_all(&directory)?;
+        Ok(Self(directory))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What conversions have on the host: directories, and processes in a confinement.
+fn conversions(fleet: &Fleet) -> Result<String> {
+    let look = "ls -A /var/lib/fleetward/conversions; pgrep -ax 'bwrap|zstd' || true";
+    let said = fleet.exec("a", &["sh", "-c", look])?.ok()?;
+    Ok(said.stdout)
+}
+
+fn conversion_killed(fleet: &Fleet) -> Result<()> {
+    let files = Files::new("killed")?;
+    let (zeros, packed) = (files.path("zeros"), files.path("packed"));
+    // Takes some ten seconds to unpack.
+    fs::File::create(&zeros)?.set_len(1 << 30)?;
+    run(Command::new("zstd").args(["-q", "-1", &zeros, "-o", &packed]))?.ok()?;
+    // Frames one after the other are one stream.
+    let once = fs::read(&packed)?;
+    fs::write(&packed, once.repeat(64))?;
+    let mut import = fleet.cli_command();
+    import.args(["image", "import", "killed", &packed]);
+    let import = std::thread::spawn(move || run(&mut import));
+    wait::until("zstd to run", seconds(30), || {
+        Ok(conversions(fleet)?.contains("zstd").then_some(()))
+    })?;
+    fleet.kill("a/agent")?;
+    let said = import.join().expect("it does not panic")?;
+    ensure!(said.code == 6 && said.stderr.contains("error["), "{said:?}");
+    wait::until("the processes to be gone", seconds(10), || {
+        Ok((!conversions(fleet)?.contains("zstd")).then_some(()))
+    })?;
+    fleet.start("a/agent")?;
+    wait::until("nothing to be left", seconds(20), || {
+        Ok(conversions(fleet)?.is_empty().then_some(()))
+    })?;
+    let drafts = fleet.directory().join("controller/images");
+    let drafts: Vec<_> = fs::read_dir(&drafts)?
+        .flatten()
+        .map(|f| f.file_name())
+        .collect();
+    ensure!(
+        drafts
+            .iter()
+            .all(|name| !name.to_string_lossy().starts_with('.')),
+        "{drafts:?}"
+    );
+    wait::until("the host to be back", seconds(20), || {
+        let hosts = fleet.json(&["host", "list"])?;
+        Ok((hosts[0]["state"] == "online").then_some(()))
+    })
+}
+
+fn converted_boots(fleet: &Fleet) -> Result<()> {
+    let files = Files::new("converted")?;
+    let (guest, vhdx) = (files.path("guest"), files.path("disk"));
+    let lab = fleet.program("fleetward-lab");
+    run(Command::new(lab).args(["image", "build", "--out", &guest]))?.ok()?;
+    let made = [
+        "convert",
+        "-O",
+        "vhdx",
+        "-o",
+        "subformat=dynamic",
+        &guest,
+        &vhdx,
+    ];
+    run(Command::new("qemu-img").args(made))?.ok()?;
+    fleet
+        .cli(&["image", "import", "hyperv", &vhdx, "--format", "vmdk"])?
+        .refused(4, "IMAGE_INVALID")?;
+    let said = fleet.cli(&["image", "import", "hyperv", &vhdx])?.ok()?;
+    ensure!(
+        said.stdout.contains("vhdx converted to qcow2 on host a"),
+        "{said:?}"
+    );
+    ensure!(conversions(fleet)?.is_empty(), "{}", conversions(fleet)?);
+    let create = [
+        "vm", "create", "other", "--image", "hyperv", "--memory", "512M", "--start",
+    ];
+    fleet.cli(&create)?.ok()?;
+    let tick = guest::booted(fleet, "other", 1)?;
+    ensure!(tick.unseal == "ok", "{tick:?}");
+    fleet.cli(&["vm", "stop", "other", "--force"])?.ok()?;
+    fleet.cli(&["vm", "delete", "other", "--yes"])?.ok()?;
+    fleet
+        .cli(&["image", "delete", "hyperv", "--yes"])?
+        .ok()
+        .map(drop)
 }
 
 /// A raw request over the administrators' socket; status line and body.

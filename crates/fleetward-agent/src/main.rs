@@ -16,8 +16,10 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use fleetward_agent::config::{AcceleratorChoice, Config, DEFAULT_PATH};
 use fleetward_agent::{Agent, Machinery, RunError, hardening, join};
+use fleetward_hypervisor::Converter;
 use fleetward_hypervisor_libvirt::{
-    EK_CERTIFICATE_TOOL, LibvirtConfig, LibvirtHost, ek_certificate_tool_main, probe_accelerator,
+    ConfinedConverter, EK_CERTIFICATE_TOOL, LibvirtConfig, LibvirtHost, ek_certificate_tool_main,
+    probe_accelerator,
 };
 use fleetward_model::Failure;
 use fleetward_model::host::Accelerator;
@@ -162,10 +164,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
         memory_reserve: config.memory_reserve,
         ek_certificate_tool: std::env::current_exe().context("cannot find this program")?,
     })?);
+    let converter = ConfinedConverter::find(&config.conversion_user);
+    if let Err(error) = converter.ready().await {
+        tracing::warn!(%error, "images from elsewhere cannot be converted here");
+    }
     let machinery = Machinery {
         hypervisor: libvirt.clone(),
         volumes: libvirt.clone(),
         tpms: libvirt,
+        converter: Arc::new(converter),
         boot_id: boot_id()?,
     };
     let stop = CancellationToken::new();

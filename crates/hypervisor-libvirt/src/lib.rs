@@ -15,7 +15,9 @@
 
 mod accelerator;
 mod binding;
+mod confined;
 mod connection;
+mod conversion;
 mod copy;
 mod disk_io;
 mod disk_move;
@@ -47,6 +49,7 @@ mod tpm_state;
 mod volumes;
 
 pub use accelerator::probe_accelerator;
+pub use conversion::{ConfinedConverter, ConversionLimits};
 pub use ek_certificate::{EK_CERTIFICATE_TOOL, ek_certificate_tool_main};
 pub use host::{LibvirtConfig, LibvirtHost};
 pub use metadata::{NAMESPACE, PREFIX};

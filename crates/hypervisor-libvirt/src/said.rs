@@ -17,6 +17,16 @@ pub(crate) fn of_locked_tray(message: &str) -> bool {
     message.contains("is locked")
 }
 
+/// Whether a message tells that a file would become larger than its writer may make it (`EFBIG`).
+pub(crate) fn of_too_large_file(message: &str) -> bool {
+    message.contains("File too large")
+}
+
+/// Whether a message tells of a VHDX whose writer was cut off: its log is to be carried out first.
+pub(crate) fn of_unplayed_log(message: &str) -> bool {
+    message.contains("contains a log that needs to be replayed")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,12 @@
 //! The interface to one host's hypervisor: the functions of libvirt, swtpm and the disk tools that the agent needs, as
 //! traits.
 //!
-//! [`Hypervisor`] runs domains, [`Screens`] shows them, [`Volumes`] manages disk files, [`TpmFactory`] makes TPM state. An implementation does
+//! [`Hypervisor`] runs domains, [`Screens`] shows them, [`Volumes`] manages disk files, [`TpmFactory`] makes TPM state,
+//! [`Converter`] converts disks from elsewhere. An implementation does
 //! not know the fleet, jobs or key protectors: it gets key texts and file paths. Every operation is idempotent unless
 //! its documentation says otherwise.
 
+mod conversion;
 mod domain;
 mod error;
 mod guest;
@@ -15,6 +17,7 @@ mod volume;
 
 pub mod conformance;
 
+pub use conversion::{Conversion, ConversionError, ConversionProgress, Converted, Converter};
 pub use domain::{
     CopyState, CpuVerdict, DeviceChange, DomainChange, DomainDefined, DomainDefinition,
     DomainObserved, DomainState, Hypervisor, HypervisorEvent, HypervisorFacts, MigrationDisks,

@@ -415,6 +415,12 @@ impl Lines {
         }
     }
 
+    /// What follows the lines read so far, as a stream of pieces: for bodies that begin with lines only.
+    pub fn into_rest(self) -> impl Stream<Item = Result<Bytes, ClientError>> + Send {
+        let first = futures_util::stream::iter([Ok(self.buffer.freeze())]);
+        futures_util::StreamExt::chain(first, self.response.into_stream())
+    }
+
     /// The next line as a JSON document; skips empty lines.
     pub async fn next_json<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
         while let Some(line) = self.next().await? {

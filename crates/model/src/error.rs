@@ -346,6 +346,21 @@ codes! {
     ImageInvalid = "IMAGE_INVALID", Refused,
         "The file is not a usable disk image: it is no disk image, its format is wrong, or it refers to other files.",
         "convert it first with qemu-img convert -O qcow2";
+    ImageNeedsOtherFiles = "IMAGE_NEEDS_OTHER_FILES", Refused,
+        "The content of the disk image lies in several files, or builds on another one; an image is one file.",
+        "see the reason; qemu-img convert -O qcow2 makes one file where all of them are";
+    ImageSeveralDisks = "IMAGE_SEVERAL_DISKS", Refused,
+        "The archive has several disks, or none of the name that was given; an image is one disk.",
+        "import it once for each disk, with --disk and the disk's name in the reason";
+    ImageOverLimits = "IMAGE_OVER_LIMITS", Refused,
+        "Converting the file takes more memory, time or room than a conversion may use, as files do that are made to do harm.",
+        "if you trust the file, convert it yourself with qemu-img convert -O qcow2 and import that";
+    NoConverter = "NO_CONVERTER", Refused,
+        "No host can convert the file now.",
+        "see the reasons; a host needs the Debian packages bubblewrap and qemu-utils, and room; fleetward host list shows which hosts answer";
+    DigestDiffers = "DIGEST_DIFFERS", Refused,
+        "The file has another SHA-256 than was given with --sha256, so it was not imported.",
+        "compare the number with the publisher's, and fetch the file again";
     SeedInvalid = "SEED_INVALID", Refused,
         "What the guest is to find at its first boot (SSH keys, user data, answer file, address) cannot be used as it is.",
         "see the reason, which names file and line";
@@ -440,6 +455,9 @@ codes! {
     Cancelled = "CANCELLED", Failed,
         "The job was cancelled, and its completed steps were undone.",
         "start it again if you want it";
+    DownloadFailed = "DOWNLOAD_FAILED", Failed,
+        "The image could not be fetched from its address, wholly or at all; nothing was imported.",
+        "see the reason; the address must be reached from the computer on which the command runs";
     HypervisorFailed = "HYPERVISOR_FAILED", Failed,
         "libvirt or QEMU reported an error.",
         "see the message and the libvirt log on that host";

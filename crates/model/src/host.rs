@@ -159,12 +159,14 @@ impl Formats {
 
     /// The version of the operations that added `pause` and `resume`.
     pub const POWER: u32 = 3;
+    /// The version of the operations that added the conversion of images.
+    pub const CONVERSION: u32 = 4;
 
     /// What this program knows.
     pub const KNOWN: Self = Self {
         spec: crate::spec::KNOWN,
         custody: 2,
-        operations: Self::DEVICES,
+        operations: Self::CONVERSION,
     };
 
     /// What a program must know to read that specification.

@@ -61,7 +61,7 @@ pub struct BaseName {
 /// Why a file is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("it is a {0} image; only qcow2, raw and iso are taken")]
+    #[error("it is a {0} image, which is not taken as it is")]
     Foreign(&'static str),
     #[error("it is a damaged qcow2 image: {0}")]
     Damaged(&'static str),

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod error;
 pub mod fit;
 pub mod fix;
+pub mod foreign;
 pub mod guardian;
 pub mod guest;
 pub mod host;

@@ -50,6 +50,8 @@ pub struct State {
     pub away: bool,
     /// Running guests keep their devices as they are.
     pub guests_hold_on: bool,
+    /// This host has no program for conversions.
+    pub cannot_convert: bool,
     /// QEMU hangs: a guest is not suspended before it is cut off.
     pub hangs: bool,
     /// Somebody waits for that.
@@ -790,6 +792,44 @@ impl Screens for Fake {
         self.shown(id)?;
         self.with(|s| s.typed.push(chord.codes().to_vec()));
         Ok(())
+    }
+}
+
+/// Knows one format: `foreign:CONTENT` becomes `CONTENT`; `slow` never ends.
+#[async_trait]
+impl Converter for Fake {
+    async fn ready(&self) -> Result<(), ConversionError> {
+        match self.with(|state| state.cannot_convert) {
+            true => Err(ConversionError::Unable("bwrap is not installed".into())),
+            false => Ok(()),
+        }
+    }
+
+    async fn convert(
+        &self,
+        conversion: Conversion<'_>,
+        progress: &(dyn Fn(ConversionProgress) + Send + Sync),
+    ) -> Result<Converted, ConversionError> {
+        let content = tokio::fs::read(conversion.source).await.unwrap();
+        let step = "convert";
+        progress(ConversionProgress {
+            step,
+            permille: 500,
+        });
+        if content == b"slow" {
+            std::future::pending::<()>().await;
+        }
+        let Some(disk) = content.strip_prefix(b"foreign:") else {
+            return Err(ConversionError::Unusable("it is damaged".into()));
+        };
+        let path = conversion.directory.join("made");
+        tokio::fs::write(&path, disk).await.unwrap();
+        progress(ConversionProgress {
+            step,
+            permille: 1000,
+        });
+        let found = vec!["vhdx"];
+        Ok(Converted { path, found })
     }
 }
 

@@ -198,6 +198,7 @@ impl Node {
             hypervisor: self.fake.clone(),
             volumes: self.fake.clone(),
             tpms: self.fake.clone(),
+            converter: self.fake.clone(),
             boot_id: self.boot_id.clone(),
         };
         let agent = Agent::open(self.config.clone(), machinery).await.unwrap();

@@ -135,6 +135,7 @@ verbs! {
     network_list::NetworkList,
     image_list::ImageList,
     image_import::ImageImport,
+    image_import_show::ImageImportShow,
     image_delete::ImageDelete,
     vm_list::VmList,
     vm_create::VmCreate,

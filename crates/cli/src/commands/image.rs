@@ -4,32 +4,43 @@ use super::Context;
 use crate::args::{ImageCommand, ImageFormat};
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
+use crate::fetch::{Check, Source};
 use crate::progress::Task;
 use crate::{messages, table};
-use fleetward_api::controller::{ImageView, ImportQuery};
+use clap::ValueEnum;
+use fleetward_api::controller::{ImageView, ImportQuery, ImportView};
 use fleetward_api::lists::LibraryQuery;
-use fleetward_api::verbs::{ImageDelete, ImageImport, ImageList};
+use fleetward_api::verbs::{ImageDelete, ImageImport, ImageImportShow, ImageList};
 use fleetward_model::{ErrorCode, Failure, ImageName};
-use futures_util::TryStreamExt;
 use serde_json::json;
-use sha2::{Digest, Sha256};
-use std::io;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
-use tokio_util::io::ReaderStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-const CHUNK: usize = 256 * 1024;
+/// How often progress is shown.
+const PACE: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(context: &Context, command: ImageCommand) -> Result<Exit, Stop> {
     let Context {
         controller, output, ..
     } = context;
     match command {
-        ImageCommand::Import { name, file, format } => {
-            let image = import(context, &name, &file, format).await?;
-            output.success(&image, || {
-                messages::image_imported(&image.name, &image.sha256)
-            })?;
+        ImageCommand::Import {
+            name,
+            file,
+            format,
+            disk,
+            sha256,
+        } => {
+            let import = Import {
+                name,
+                source: file,
+                format,
+                disk,
+                sha256,
+            };
+            let image = self::import(context, import).await?;
+            output.success(&image, || messages::image_imported(&image))?;
         }
         ImageCommand::List { rows } => {
             let query = LibraryQuery {
@@ -50,55 +61,54 @@ pub(super) async fn run(context: &Context, command: ImageCommand) -> Result<Exit
     Ok(Exit::Done)
 }
 
-/// Sends the file as it is read, and compares what arrived with what was sent.
-async fn import(
-    context: &Context,
-    name: &ImageName,
-    path: &Path,
+/// What is to be imported.
+struct Import {
+    name: ImageName,
+    source: PathBuf,
     format: Option<ImageFormat>,
-) -> Result<ImageView, Failure> {
-    let unreadable = |error: io::Error| {
-        Failure::new(
-            ErrorCode::InvalidArgument,
-            format!("cannot read {}", path.display()),
-        )
-        .because(error)
-        .fix("name a readable file")
-    };
-    let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
-    let metadata = file.metadata().await.map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(unreadable(io::Error::other("it is no regular file")));
-    }
-    let length = metadata.len();
-    let sent = Arc::new(Sent::new(context.progress.task(name.as_str()), length));
-    let observer = Arc::clone(&sent);
-    let content =
-        ReaderStream::with_capacity(file, CHUNK).inspect_ok(move |chunk| observer.observe(chunk));
-    let format = format.map(|format| match format {
-        ImageFormat::Qcow2 => "qcow2",
-        ImageFormat::Raw => "raw",
-        ImageFormat::Iso => "iso",
-    });
+    disk: Option<String>,
+    sha256: Option<String>,
+}
 
-    let image = context
-        .controller
-        .upload::<ImageImport>(
-            [name.as_str()],
-            &ImportQuery {
-                format: format.map(str::to_owned),
-            },
-            content,
-            length,
-        )
-        .await?;
-    let sha256 = sent.sha256();
-    if sha256 != image.sha256 {
+/// Sends the file as it is read, shows how far it is, and compares what arrived with what was sent.
+async fn import(context: &Context, import: Import) -> Result<ImageView, Failure> {
+    let Import {
+        name,
+        source,
+        format,
+        disk,
+        sha256,
+    } = import;
+    let task = context.progress.task(name.as_str());
+    let source = Source::open(&source).await?;
+    let length = source.length;
+    let check = Arc::new(Check::new(sha256));
+    let query = ImportQuery {
+        format: format.and_then(|format| Some(format.to_possible_value()?.get_name().to_owned())),
+        disk,
+        // Checked here: an earlier controller would not.
+        sha256: None,
+    };
+    let upload = context.controller.upload::<ImageImport>(
+        [name.as_str()],
+        &query,
+        source.checked(check.clone()),
+        length,
+    );
+    let image = tokio::select! {
+        image = upload => image,
+        () = show(context, &task, &name, &check, length) => unreachable!("it is shown until the end"),
+    };
+    // That the upload broke off is only the consequence.
+    let image = image.map_err(|failure| check.failure().unwrap_or(failure))?;
+    let sent = check.sha256();
+    let source = image.source.as_ref().map(|source| &source.sha256);
+    if image.sha256 != sent && source != Some(&sent) {
         return Err(Failure::new(
             ErrorCode::ImageInvalid,
             format!("image {name} arrived as another file than was sent"),
         )
-        .because(format!("sent sha256 {sha256}, arrived {}", image.sha256))
+        .because(format!("sent sha256 {sent}, arrived {}", image.sha256))
         .fix(format!(
             "fleetward image delete {name}, and import it again"
         )));
@@ -106,31 +116,34 @@ async fn import(
     Ok(image)
 }
 
-/// What has gone out so far.
-struct Sent {
-    task: Task,
-    length: u64,
-    state: Mutex<(u64, Sha256)>,
-}
-
-impl Sent {
-    fn new(task: Task, length: u64) -> Self {
-        Self {
-            task,
-            length,
-            state: Mutex::default(),
+/// Shows how far an import is: what has been sent, then what the controller says of it.
+async fn show(
+    context: &Context,
+    task: &Task,
+    name: &ImageName,
+    check: &Check,
+    length: Option<u64>,
+) {
+    let mut sent = 0;
+    loop {
+        tokio::time::sleep(PACE).await;
+        if !check.has_ended() || sent < check.bytes() {
+            sent = check.bytes();
+            task.upload(sent, length.unwrap_or_default());
+            continue;
         }
-    }
-
-    fn observe(&self, chunk: &[u8]) {
-        let mut state = self.state.lock().expect("nothing panics while holding it");
-        state.0 += chunk.len() as u64;
-        state.1.update(chunk);
-        self.task.upload(state.0, self.length);
-    }
-
-    fn sha256(&self) -> String {
-        let state = self.state.lock().expect("nothing panics while holding it");
-        hex::encode(state.1.clone().finalize())
+        let path = [name.as_str()];
+        // An earlier controller does not tell; one that is done neither.
+        let told = context.controller.call::<ImageImportShow>(path, &()).await;
+        if let Ok(ImportView {
+            stage,
+            host,
+            done,
+            total,
+        }) = told
+        {
+            task.stage(&messages::import_stage(stage, host.as_ref()), done, total);
+        }
+        tokio::time::sleep(PACE).await;
     }
 }

@@ -4,9 +4,14 @@ use super::body::{Asked, Params};
 use super::page::Page;
 use super::{Answer, parsed};
 use crate::app::App;
+use crate::conversion::{self, Converted};
+use crate::image_format;
+use crate::images::not_an_image;
 use axum::Json;
+use axum::body::HttpBody as _;
 use axum::extract::{Path, Request, State};
-use fleetward_api::controller::{ImageView, ImportQuery};
+use fleetward_api::agent::ConversionQuery;
+use fleetward_api::controller::{ImageSource, ImageView, ImportQuery, ImportStage, ImportView};
 use fleetward_api::verbs;
 use fleetward_model::{ErrorCode, Failure, ImageName};
 use http::StatusCode;
@@ -15,6 +20,7 @@ use time::OffsetDateTime;
 serves! {
     ImageList => image_list,
     ImageImport => image_import,
+    ImageImportShow => image_import_show,
     ImageDelete => image_delete,
 }
 
@@ -33,14 +39,73 @@ async fn image_import(
     request: Request,
 ) -> Answer<Json<ImageView>> {
     let name: ImageName = parsed("image's name", &image)?;
+    let ImportQuery {
+        format,
+        disk,
+        sha256,
+    } = query;
+    let wanted = format.as_deref().map(image_format::known_format);
+    let wanted = wanted
+        .transpose()
+        .map_err(|error| not_an_image(&name, error))?;
+    let total = request.body().size_hint().exact().unwrap_or_default();
     let content = request.into_body().into_data_stream();
+    let (world, images) = (&app.world, &app.world.images);
+
+    let under_way = images.begin(&name);
+    let told = under_way.teller(ImportStage::Receiving, None);
+    let upload = images.receive(content, |done| told(done, total)).await?;
+    require_digest(&name, sha256.as_deref(), upload.sha256())?;
+    if let Some(known) = images.same(&name, &upload)? {
+        return Ok(Json(known));
+    }
     let now = OffsetDateTime::now_utc();
-    let image = app
-        .world
-        .images
-        .import(&name, query.format.as_deref(), content, now)
-        .await?;
+    if !images.is_foreign(&upload, wanted).await? {
+        if let Some(disk) = disk {
+            let what = format!("image {name} cannot be imported");
+            return Err(Failure::new(ErrorCode::InvalidArgument, what)
+                .because(format!(
+                    "it is no archive, so there is no choice of a disk {disk:?}"
+                ))
+                .fix(format!("fleetward image import {name} without --disk"))
+                .into());
+        }
+        return Ok(Json(images.keep(&name, wanted, upload, None, now).await?));
+    }
+    let query = ConversionQuery { format, disk };
+    let Converted {
+        content,
+        found,
+        host,
+    } = conversion::convert(world, &upload, &query, &under_way).await?;
+    let source = ImageSource {
+        found,
+        size_bytes: upload.size(),
+        sha256: upload.sha256().to_owned(),
+        host,
+    };
+    // What it was before is checked; now it is a disk or a medium like any other.
+    let image = images.keep(&name, None, content, Some(source), now).await?;
     Ok(Json(image))
+}
+
+fn require_digest(name: &ImageName, wanted: Option<&str>, found: &str) -> Result<(), Failure> {
+    match wanted {
+        Some(wanted) if !wanted.eq_ignore_ascii_case(found) => {
+            let what = format!("the file for image {name} is not the one that is meant");
+            Err(Failure::new(ErrorCode::DigestDiffers, what)
+                .because(format!("its sha256 is {found}, not {wanted}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn image_import_show(
+    State(app): State<App>,
+    Path(image): Path<String>,
+) -> Answer<Json<ImportView>> {
+    let name: ImageName = parsed("image's name", &image)?;
+    Ok(Json(app.world.images.under_way(&name)?))
 }
 
 async fn image_delete(State(app): State<App>, Path(image): Path<String>) -> Answer<StatusCode> {

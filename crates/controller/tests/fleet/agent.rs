@@ -1,6 +1,7 @@
 //! An agent whose hypervisor is a map. Enough of one to hold the controller to the agents' contract: it refuses what the
 //! real one refuses, remembers what was asked, and can be told to fail.
 
+mod conversion;
 mod endpoints;
 
 use axum::body::{Body, Bytes};
@@ -42,6 +43,8 @@ use time::OffsetDateTime;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use conversion::FakeConversion;
+use conversion::{convert, converter};
 use endpoints::{
     audit, copy, delete_image, delete_seed, events, image, operate, put_image, put_seed, question,
     seed, tpm, vm, witness,
@@ -107,6 +110,7 @@ pub(crate) struct Inner {
     pub(crate) volumes: BTreeSet<String>,
     pub(crate) tpms: BTreeMap<VmId, Vec<GuardianId>>,
     pub(crate) images: BTreeSet<String>,
+    pub(crate) conversion: FakeConversion,
     /// Media for first boots.
     pub(crate) seeds: BTreeMap<VmId, Bytes>,
     /// TPMs that are whole and can be copied.
@@ -187,6 +191,7 @@ impl FakeAgent {
             volumes: BTreeSet::new(),
             tpms: BTreeMap::new(),
             images: BTreeSet::new(),
+            conversion: FakeConversion::default(),
             seeds: BTreeMap::new(),
             parts: BTreeMap::new(),
             opens: BTreeSet::new(),
@@ -246,6 +251,7 @@ impl FakeAgent {
                 "/v1/images/{sha256}",
                 get(image).put(put_image).delete(delete_image),
             )
+            .route(api_agent::CONVERSIONS, get(converter).post(convert))
             .route("/v1/copies/{id}/{item}", get(copy))
             .route("/v1/audit", get(audit))
             .route(api_agent::AUDIT_WITNESS, post(witness))

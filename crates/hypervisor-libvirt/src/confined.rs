@@ -1,0 +1,348 @@
+//! Runs a program that reads foreign bytes where it can do no harm.
+//!
+//! ```text
+//!   choom 1000, nice 10      the kernel takes its memory first, VMs keep their processors
+//!     bwrap                  own mount, PID, network, IPC, UTS and cgroup namespaces; dies with the agent
+//!       setpriv              an unprivileged user; no capability, and none to be had again
+//!         prlimit            memory, processor time, size of files, number of processes and files
+//!           PROGRAM          sees /usr, the one input and the one output
+//! ```
+//! This module knows no formats. A wall-clock deadline holds beside the limits of the kernel.
+
+use crate::program::Program;
+use nix::unistd::{Gid, Uid, User};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
+
+/// Bytes kept of what a program says on standard error.
+const SAID_LIMIT: u64 = 64 << 10;
+/// Threads and processes of its user: qemu-img has some sixty threads when it is busy.
+const PROCESSES: u32 = 512;
+/// Open files.
+const FILES: u32 = 64;
+/// Exit status of a shell's child that a signal ended; bwrap does the same.
+const BY_SIGNAL: i32 = 128;
+
+/// What one run may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Bytes of address space.
+    pub(crate) memory: u64,
+    /// Of the processor and of the clock alike.
+    pub(crate) time: Duration,
+    /// Bytes of a file that it writes.
+    pub(crate) output: u64,
+}
+
+/// A file that the program sees.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shown<'a> {
+    pub(crate) path: &'a Path,
+    /// Its name inside.
+    pub(crate) inside: &'static str,
+    pub(crate) writable: bool,
+}
+
+/// The programs that make a confinement, and the user inside.
+#[derive(Debug, Clone)]
+pub(crate) struct Confinement {
+    choom: Program,
+    nice: Program,
+    bwrap: Program,
+    setpriv: Program,
+    prlimit: Program,
+    uid: Uid,
+    gid: Gid,
+}
+
+/// How a run ended that did not end well.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// It refused; its last words.
+    Refused(String),
+    /// It used more than its limits allow: which.
+    OverLimit(&'static str),
+    /// A signal ended it.
+    Crashed(i32),
+    /// The confinement could not be made; nothing ran.
+    NotConfined(String),
+}
+
+impl Confinement {
+    /// Finds the programs and the user.
+    ///
+    /// # Errors
+    /// A sentence that names what is missing.
+    pub(crate) fn find(user: &str) -> Result<Self, String> {
+        let program = |name: &'static str, package: &str| {
+            Program::find(name).ok_or_else(|| {
+                format!("the program {name} is not installed (Debian package {package})")
+            })
+        };
+        let found = User::from_name(user)
+            .ok()
+            .flatten()
+            .ok_or_else(|| format!("there is no user {user:?} (conversion_user)"))?;
+        if found.uid.is_root() || found.gid.as_raw() == 0 {
+            return Err(format!(
+                "the user {user:?} (conversion_user) is root; foreign files are read by an unprivileged user only"
+            ));
+        }
+        Ok(Self {
+            choom: program("choom", "util-linux")?,
+            nice: program("nice", "coreutils")?,
+            bwrap: program("bwrap", "bubblewrap")?,
+            setpriv: program("setpriv", "util-linux")?,
+            prlimit: program("prlimit", "util-linux")?,
+            uid: found.uid,
+            gid: found.gid,
+        })
+    }
+
+    /// Gives a file to the user inside.
+    pub(crate) fn give(&self, file: &File) -> std::io::Result<()> {
+        std::os::unix::fs::fchown(file, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
+    }
+
+    /// Starts `program`. What it writes to standard output is the caller's to read.
+    pub(crate) fn start(
+        &self,
+        program: &Program,
+        arguments: &[impl AsRef<OsStr>],
+        shown: &[Shown<'_>],
+        input: Option<File>,
+        limits: Limits,
+    ) -> std::io::Result<Running> {
+        let mut command = Command::new(self.choom.path());
+        command
+            .args(["-n", "1000", "--"])
+            .arg(self.nice.path())
+            .args(["-n", "10"])
+            .arg(self.bwrap.path())
+            .args(self.namespaces(shown))
+            .arg("--")
+            .arg(self.setpriv.path())
+            .arg(format!("--reuid={}", self.uid))
+            .arg(format!("--regid={}", self.gid))
+            .args([
+                "--clear-groups",
+                "--no-new-privs",
+                "--inh-caps=-all",
+                "--bounding-set=-all",
+                "--",
+            ])
+            .arg(self.prlimit.path())
+            .arg(format!("--as={}", limits.memory))
+            .arg(format!("--cpu={}", limits.time.as_secs().max(1)))
+            .arg(format!("--fsize={}", limits.output))
+            .arg(format!("--nproc={PROCESSES}"))
+            .arg(format!("--nofile={FILES}"))
+            .args(["--core=0", "--memlock=0", "--msgqueue=0", "--"])
+            .arg(program.path())
+            .args(arguments)
+            .env_clear()
+            .current_dir("/")
+            .stdin(input.map_or_else(Stdio::null, Stdio::from))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        let mut child = command.spawn()?;
+        let said = tokio::spawn(read_beginning(child.stderr.take()));
+        Ok(Running {
+            child,
+            said,
+            time: limits.time,
+        })
+    }
+
+    fn namespaces(&self, shown: &[Shown<'_>]) -> Vec<OsString> {
+        let mut all: Vec<OsString> = [
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--unshare-cgroup-try",
+            "--die-with-parent",
+            "--new-session",
+            "--hostname",
+            "confined",
+            // setpriv needs these to give them up.
+            "--cap-drop",
+            "ALL",
+            "--cap-add",
+            "CAP_SETUID",
+            "--cap-add",
+            "CAP_SETGID",
+            "--cap-add",
+            "CAP_SETPCAP",
+            "--clearenv",
+            "--setenv",
+            "LC_ALL",
+            "C",
+            // Each arena of the C library takes address space.
+            "--setenv",
+            "MALLOC_ARENA_MAX",
+            "2",
+            "--dev",
+            "/dev",
+            "--chdir",
+            "/",
+            "--ro-bind-try",
+            "/etc/ld.so.cache",
+            "/etc/ld.so.cache",
+        ]
+        .map(OsString::from)
+        .into();
+        for directory in ["/usr", "/bin", "/lib", "/lib64"] {
+            if Path::new(directory).is_dir() {
+                all.extend(["--ro-bind", directory, directory].map(OsString::from));
+            }
+        }
+        for file in shown {
+            let kind = if file.writable { "--bind" } else { "--ro-bind" };
+            all.extend([kind.into(), file.path.into(), file.inside.into()]);
+        }
+        all
+    }
+}
+
+/// A run that has begun. Dropping it ends all of its processes.
+pub(crate) struct Running {
+    child: Child,
+    said: JoinHandle<String>,
+    time: Duration,
+}
+
+impl Running {
+    /// What the program writes; to be read to its end, or closed.
+    pub(crate) fn output(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("asked for once")
+    }
+
+    /// Does `work` while it runs, and waits for its end, all within its time. A failure of `work` ends it at once.
+    pub(crate) async fn end<T, E>(
+        mut self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<Result<T, Ended>, E> {
+        let run = async {
+            let done = work.await?;
+            Ok::<_, E>((done, self.child.wait().await))
+        };
+        let (done, status) = match tokio::time::timeout(self.time, run).await {
+            Ok(Ok(run)) => run,
+            Ok(Err(failed)) => {
+                let _ = self.child.kill().await;
+                return Err(failed);
+            }
+            Err(_) => {
+                let _ = self.child.kill().await;
+                return Ok(Err(Ended::OverLimit("time")));
+            }
+        };
+        let said = (&mut self.said).await.unwrap_or_default();
+        let failed = match status {
+            Ok(status) => ended(status, &said),
+            Err(error) => Some(Ended::NotConfined(error.to_string())),
+        };
+        Ok(match failed {
+            None => Ok(done),
+            Some(failed) => Err(failed),
+        })
+    }
+}
+
+fn ended(status: ExitStatus, said: &str) -> Option<Ended> {
+    let said_line = in_one_line(said);
+    let own = ["choom:", "nice:", "bwrap:", "setpriv:", "prlimit:"];
+    let refused_memory = ["memory exhausted", "Cannot allocate memory"];
+    Some(match status.code() {
+        Some(0) => return None,
+        Some(code) if (BY_SIGNAL + 1..BY_SIGNAL + 65).contains(&code) => {
+            by_signal(code - BY_SIGNAL, said)
+        }
+        Some(_) if refused_memory.iter().any(|words| said.contains(words)) => {
+            Ended::OverLimit("memory")
+        }
+        Some(_) if own.iter().any(|program| said_line.starts_with(program)) => {
+            Ended::NotConfined(said_line)
+        }
+        Some(code) if said_line.is_empty() => {
+            Ended::Refused(format!("it ended with status {code}"))
+        }
+        Some(_) => Ended::Refused(said_line),
+        None => Ended::Crashed(nix::libc::SIGKILL),
+    })
+}
+
+fn by_signal(signal: i32, said: &str) -> Ended {
+    match signal {
+        nix::libc::SIGXFSZ => Ended::OverLimit("output"),
+        nix::libc::SIGXCPU => Ended::OverLimit("time"),
+        // How glib, and the allocators of other programs, end when memory is refused.
+        _ if said.contains("failed to allocate") || said.contains("out of memory") => {
+            Ended::OverLimit("memory")
+        }
+        signal => Ended::Crashed(signal),
+    }
+}
+
+/// What was said, as one line without control characters, of at most 400: it may quote the file's author.
+fn in_one_line(said: &str) -> String {
+    let lines: Vec<_> = said.split_whitespace().collect();
+    let plain = lines.join(" ");
+    plain
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(400)
+        .collect()
+}
+
+/// Reads to the end, so that the writer never blocks, and keeps the beginning.
+async fn read_beginning(stream: Option<impl AsyncRead + Unpin>) -> String {
+    let Some(mut stream) = stream else {
+        return String::new();
+    };
+    let mut kept = Vec::new();
+    let _ = (&mut stream).take(SAID_LIMIT).read_to_end(&mut kept).await;
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn how_a_run_ended_is_told_by_status_and_last_words() {
+        let status = |code: i32| ExitStatus::from_raw(code << 8);
+        let ended = |code, said| ended(status(code), said);
+        assert!(ended(0, "").is_none());
+        assert!(matches!(ended(153, ""), Some(Ended::OverLimit("output"))));
+        assert!(matches!(ended(152, ""), Some(Ended::OverLimit("time"))));
+        assert!(matches!(ended(139, ""), Some(Ended::Crashed(11))));
+        let glib = "GLib-ERROR **: 13:00:00: ../glib/gmem.c:106: failed to allocate 99 bytes";
+        assert!(matches!(ended(133, glib), Some(Ended::OverLimit("memory"))));
+        assert!(matches!(
+            ended(1, "bwrap: Creating new namespace failed"),
+            Some(Ended::NotConfined(_))
+        ));
+        let Some(Ended::Refused(said)) = ended(1, "qemu-img: \x1b[2Jbad\nsecond\n\n") else {
+            panic!("it refused");
+        };
+        assert_eq!(said, "qemu-img: [2Jbad second");
+    }
+
+    #[test]
+    fn root_and_unknown_users_are_refused() {
+        assert!(Confinement::find("root").is_err());
+        assert!(Confinement::find("no-such-user-here").is_err());
+    }
+}
