@@ -3,7 +3,7 @@
 //!
 //! `FLEETWARD_MUTANTS` says how many damaged files of each kind there are (default 6).
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic here is a failed claim")]
 #![allow(
     clippy::disallowed_methods,
     reason = "tests make and damage files as they like"
@@ -483,6 +483,103 @@ async fn one_disk_of_an_archive_is_taken_and_it_is_named() {
             .await
             .is_err()
     );
+}
+
+#[tokio::test]
+async fn the_file_of_a_zip_is_taken_or_it_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = disk(directory.path());
+    let vhdx = foreign(&disk, "vhdx", "subformat=dynamic");
+    // As an exported VM lies in its archive, with a name that is a pattern.
+    let inside = directory.path().join("vm/Virtual Hard Disks");
+    fs::create_dir_all(&inside).unwrap();
+    fs::copy(&vhdx, inside.join("w[i]n*.vhdx")).unwrap();
+    let zip = |name: &str| {
+        let path = directory.path().join(name);
+        let arguments = ["-m", "zipfile", "-c", text(&path), "vm"];
+        let run = Command::new("python3")
+            .args(arguments)
+            .current_dir(&directory)
+            .status();
+        assert!(run.unwrap().success());
+        path
+    };
+    let one = zip("one");
+    let converter = ConfinedConverter::find(USER);
+    let (found, raw, _) = convert_with(&converter, &one, None, None).await.unwrap();
+    assert_eq!(found, ["zip", "vhdx"]);
+    same(&disk, raw.path(), false);
+    fs::write(directory.path().join("vm/settings.vmcx"), b"settings").unwrap();
+    let both = zip("both");
+    let several = refused(&both).await;
+    assert!(
+        matches!(several, ConversionError::SeveralDisks(_)),
+        "{several}"
+    );
+    let name = "vm/Virtual Hard Disks/w[i]n*.vhdx";
+    assert!(several.to_string().contains(name), "{several}");
+    let (_, raw, _) = convert_with(&converter, &both, None, Some(name))
+        .await
+        .unwrap();
+    same(&disk, raw.path(), false);
+    let no_choice = convert_with(&converter, &vhdx, None, Some(name)).await;
+    assert!(matches!(no_choice, Err(ConversionError::Unusable(_))));
+}
+
+#[tokio::test]
+async fn an_archive_with_long_names_is_read_and_none_is_read_without_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = disk(directory.path());
+    let stream = foreign(&disk, "vmdk", "subformat=streamOptimized");
+    let whole = ova(&[&stream]);
+    let inside = directory.path().join("ova.d");
+    let long = format!("{}.vmdk", "d".repeat(150));
+    fs::rename(inside.join("disk1.vmdk"), inside.join(&long)).unwrap();
+    let descriptor = fs::read_to_string(inside.join("vm.ovf")).unwrap();
+    fs::write(
+        inside.join("vm.ovf"),
+        descriptor.replace("disk1.vmdk", &long),
+    )
+    .unwrap();
+    let converter = ConfinedConverter::find(USER);
+    for format in ["--format=gnu", "--format=pax"] {
+        run(
+            "tar",
+            &[
+                format,
+                "-C",
+                text(&inside),
+                "-cf",
+                text(&whole),
+                "vm.ovf",
+                &long,
+            ],
+        );
+        let converted = convert_with(&converter, &whole, None, None).await;
+        let (_, raw, _) = converted.unwrap_or_else(|error| panic!("{format}: {error}"));
+        same(&disk, raw.path(), false);
+    }
+    // A name of 8 GiB, of which little is there.
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_path("././@LongLink").unwrap();
+    header.set_size(8 << 30);
+    header.set_cksum();
+    let endless = directory.path().join("endless");
+    let file = File::create(&endless).unwrap();
+    file.write_all_at(header.as_bytes(), 0).unwrap();
+    file.set_len(8 << 30).unwrap();
+    let source = directory.path().join("alone");
+    fs::create_dir(&source).unwrap();
+    let moved = source.join("source");
+    fs::rename(&endless, &moved).unwrap();
+    let conversion = Conversion {
+        source: &moved,
+        directory: &source,
+        wanted: None,
+        disk: None,
+    };
+    assert!(converter.convert(conversion, &|_| {}).await.is_err());
 }
 
 #[tokio::test]

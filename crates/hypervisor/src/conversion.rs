@@ -48,7 +48,7 @@ pub enum ConversionError {
     #[error("{0}")]
     NeedsOthers(String),
     /// Which of its disks is meant was not said, or there is none of that name.
-    #[error("its disks are {}", .0.join(", "))]
+    #[error("it holds {}", .0.join(", "))]
     SeveralDisks(Vec<String>),
     /// It would take more memory, time or room than a conversion may.
     #[error("{0}")]

@@ -350,8 +350,8 @@ codes! {
         "The content of the disk image lies in several files, or builds on another one; an image is one file.",
         "see the reason; qemu-img convert -O qcow2 makes one file where all of them are";
     ImageSeveralDisks = "IMAGE_SEVERAL_DISKS", Refused,
-        "The archive has several disks, or none of the name that was given; an image is one disk.",
-        "import it once for each disk, with --disk and the disk's name in the reason";
+        "The archive has several disks or files, or none of the name that was given; an image is one disk.",
+        "import it once for each disk that you need, with --disk and its name from the reason";
     ImageOverLimits = "IMAGE_OVER_LIMITS", Refused,
         "Converting the file takes more memory, time or room than a conversion may use, as files do that are made to do harm.",
         "if you trust the file, convert it yourself with qemu-img convert -O qcow2 and import that";

@@ -22,6 +22,8 @@ pub enum Arrived {
     Packed(Packing),
     /// A tar archive, as an OVA is.
     Tar,
+    /// A ZIP archive.
+    Zip,
     /// The text that describes a VMDK whose content is in other files.
     Descriptor,
 }
@@ -107,6 +109,9 @@ pub fn recognize(head: &[u8], tail: &[u8], wanted: Option<&str>) -> Arrived {
     if head.starts_with(b"# Disk DescriptorFile") {
         return Arrived::Descriptor;
     }
+    if head.starts_with(b"PK\x03\x04") {
+        return Arrived::Zip;
+    }
     if head.get(257..262) == Some(b"ustar") {
         return Arrived::Tar;
     }
@@ -142,6 +147,7 @@ mod tests {
             (0, b"\x28\xb5\x2f\xfd", Arrived::Packed(Packing::Zstd)),
             (0, b"BZh9", Arrived::Packed(Packing::Bzip2)),
             (257, b"ustar", Arrived::Tar),
+            (0, b"PK\x03\x04", Arrived::Zip),
             (0, b"# Disk DescriptorFile\n", Arrived::Descriptor),
             (0, b"QFI\xfb", Arrived::Plain),
             (510, b"\x55\xaa", Arrived::Plain),

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   recognize ──► compressed ──► unpack (confined) ──┐
-//!      ▲     ├──► OVA ─────────► copy its disk out ──┤
+//!      ▲     ├──► OVA, ZIP ────► take its disk out ──┤
 //!      └─────│───────────────────────────────────────┘
 //!            ├──► vhdx, vhd, vmdk, vdi; raw from a compressed file ──► require_whole ──► qemu-img (confined) ──► qcow2
 //!            └──► qcow2, iso from a compressed file ──► as it is
@@ -14,7 +14,7 @@
 mod ova;
 mod rules;
 
-use crate::confined::{Confinement, Ended, Limits, Shown};
+use crate::confined::{Confinement, Ended, Limits, Running, Shown};
 use crate::program::Program;
 use crate::said;
 use async_trait::async_trait;
@@ -39,8 +39,10 @@ const PIECE: usize = 1 << 20;
 const BLOCK: usize = 64 << 10;
 /// Room that stays free where conversions are made: VMs may need it.
 const RESERVE: u64 = 1 << 30;
-/// Largest answer of qemu-img about an image, bytes.
-const MAX_INFO: u64 = 1 << 20;
+/// Largest answer of a program about a file, bytes.
+const MAX_SAID: u64 = 1 << 20;
+/// Names of an archive's files in a message.
+const MAX_NAMES: usize = 20;
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(500);
 
@@ -171,13 +173,15 @@ impl Work<'_> {
         let wanted = self.conversion.wanted;
         let mut path = self.conversion.source.to_owned();
         let mut found = Vec::new();
+        // Whether there was something to choose a disk from.
+        let mut was_choice = false;
         loop {
             let next = self
                 .conversion
                 .directory
                 .join(format!("layer{}", found.len()));
             match recognize(&path, wanted).await? {
-                Arrived::Packed(_) | Arrived::Tar if found.len() >= MAX_LAYERS => {
+                Arrived::Packed(_) | Arrived::Tar | Arrived::Zip if found.len() >= MAX_LAYERS => {
                     return Err(unusable(format!(
                         "it is packed more than {MAX_LAYERS} times over"
                     )));
@@ -189,10 +193,16 @@ impl Work<'_> {
                 Arrived::Tar => {
                     self.copy_out(&path, &next).await?;
                     found.push("ova");
+                    was_choice = true;
+                }
+                Arrived::Zip => {
+                    was_choice |= self.unzip(&path, &next).await?;
+                    found.push("zip");
                 }
                 Arrived::Disk(disk) => {
                     found.push(disk.name());
                     require_wanted(wanted, &found)?;
+                    self.require_chosen(was_choice)?;
                     self.require_whole(disk, &path).await?;
                     self.make_qcow2(Some(disk), &path, &next).await?;
                     return Ok(Converted { path: next, found });
@@ -202,6 +212,7 @@ impl Work<'_> {
                     let format = plain_format(&path, wanted).await?;
                     found.push(format);
                     require_wanted(wanted, &found)?;
+                    self.require_chosen(was_choice)?;
                     if format != "raw" {
                         return Ok(Converted { path, found });
                     }
@@ -222,26 +233,13 @@ impl Work<'_> {
             Packing::Zstd => ("zstd", "zstd", &["-dcq", "--no-progress"]),
             Packing::Bzip2 => ("bzip2", "bzip2", &["-dc"]),
         };
-        let program = Program::find(name).ok_or_else(|| {
-            ConversionError::Unable(format!(
-                "the program {name} is not installed (Debian package {package})"
-            ))
-        })?;
+        let program = find_program(name, package)?;
         let input = File::open(path).map_err(file_error("open", path))?;
         let length = input.metadata().map_err(file_error("look at", path))?.len();
         // Both have one position, so that this one tells how far the program has read.
         let position = input.try_clone().map_err(file_error("open", path))?;
         let output = self.make_file(into)?;
-        let limits = Limits {
-            memory: self.limits.memory,
-            time: self.time_for(length),
-            // It writes into a pipe only.
-            output: 0,
-        };
-        let mut running = self
-            .confinement
-            .start(&program, arguments, &[], Some(input), limits)
-            .map_err(|error| ConversionError::Unable(format!("{name}: {error}")))?;
+        let mut running = self.start(&program, arguments, &[], Some(input), length, 0)?;
         let from = running.output();
         let told = || {
             let at = (&position).stream_position().unwrap_or_default();
@@ -252,6 +250,69 @@ impl Work<'_> {
             Ok(()) => Ok(()),
             Err(ended) => Err(self.ended(packing.name(), ended)),
         }
+    }
+
+    /// Takes the one file out of a ZIP archive, or the one that is asked for. Says whether there was a choice.
+    async fn unzip(&self, path: &Path, into: &Path) -> Result<bool> {
+        let program = find_program("unzip", "unzip")?;
+        let input = self.give(path)?;
+        let shown = [shown(path, INPUT, false)];
+        let length = input.len();
+        let running = self.start(&program, &["-Z1", INPUT], &shown, None, length, 0)?;
+        let names = self.said(running, "zip", path).await?;
+        let names = String::from_utf8_lossy(&names).into_owned();
+        let (name, is_choice) = one_of(&names, self.conversion.disk)?;
+        let output = self.make_file(into)?;
+        let arguments = ["-p", INPUT, &literally(name)];
+        let mut running = self.start(&program, &arguments, &shown, None, length, 0)?;
+        let from = running.output();
+        let written = self.write_sparse(from, output, into, &|| {});
+        match running.end(written).await? {
+            Ok(()) => Ok(is_choice),
+            Err(ended) => Err(self.ended("zip", ended)),
+        }
+    }
+
+    /// Starts a program in the confinement, within the limits for an input of that length.
+    fn start(
+        &self,
+        program: &Program,
+        arguments: &[&str],
+        shown: &[Shown<'_>],
+        input: Option<File>,
+        length: u64,
+        output: u64,
+    ) -> Result<Running> {
+        let limits = Limits {
+            memory: self.limits.memory,
+            time: self.time_for(length),
+            output,
+        };
+        self.confinement
+            .start(program, arguments, shown, input, limits)
+            .map_err(|error| ConversionError::Unable(error.to_string()))
+    }
+
+    /// What a program says, at most [`MAX_SAID`] bytes.
+    async fn said(&self, mut running: Running, format: &str, path: &Path) -> Result<Vec<u8>> {
+        let mut from = running.output();
+        let said = async {
+            let mut said = Vec::new();
+            let read = (&mut from).take(MAX_SAID).read_to_end(&mut said).await;
+            drop(from);
+            read.map(|_| said).map_err(file_error("read", path))
+        };
+        match running.end(said).await? {
+            Ok(said) => Ok(said),
+            Err(ended) => Err(self.ended(format, ended)),
+        }
+    }
+
+    /// Gives a file to the user in the confinement, where it is shown for reading or for writing.
+    fn give(&self, path: &Path) -> Result<std::fs::Metadata> {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        file.and_then(|file| self.confinement.give(&file).and_then(|()| file.metadata()))
+            .map_err(file_error("give away", path))
     }
 
     async fn write_sparse(
@@ -326,6 +387,15 @@ impl Work<'_> {
         }
     }
 
+    fn require_chosen(&self, was_choice: bool) -> Result<()> {
+        match self.conversion.disk {
+            Some(disk) if !was_choice => Err(unusable(format!(
+                "it has one disk only, so there is no choice of a disk {disk:?}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     async fn require_whole(&self, disk: Disk, path: &Path) -> Result<()> {
         let mut file = File::open(path).map_err(file_error("open", path))?;
         blocking(move || rules::require_whole(disk, &mut file)).await
@@ -340,12 +410,7 @@ impl Work<'_> {
             Some(Disk::Vmdk) => "vmdk",
             Some(Disk::Vdi) => "vdi",
         };
-        let input = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .and_then(|file| self.confinement.give(&file).and_then(|()| file.metadata()))
-            .map_err(file_error("give away", path))?;
+        let input = self.give(path)?;
         let info = match self.info(format, path, &input).await {
             Err(ConversionError::Unusable(because)) if said::of_unplayed_log(&because) => {
                 self.replay(path, &input).await?;
@@ -372,16 +437,9 @@ impl Work<'_> {
         }
         let output = self.make_file(into)?;
         let shown = [shown(path, INPUT, false), shown(into, OUTPUT, true)];
-        let limits = Limits {
-            memory: self.limits.memory,
-            time: self.time_for(input.len()),
-            output: self.output_for(disk, &input, info.virtual_size)?,
-        };
         let arguments = ["convert", "-p", "-f", format, "-O", "qcow2", INPUT, OUTPUT];
-        let mut running = self
-            .confinement
-            .start(self.qemu_img, &arguments, &shown, None, limits)
-            .map_err(|error| ConversionError::Unable(error.to_string()))?;
+        let room = self.output_for(disk, &input, info.virtual_size)?;
+        let mut running = self.start(self.qemu_img, &arguments, &shown, None, input.len(), room)?;
         let from = running.output();
         let done = async {
             self.follow(from).await;
@@ -396,65 +454,21 @@ impl Work<'_> {
 
     async fn info(&self, format: &str, path: &Path, input: &std::fs::Metadata) -> Result<Info> {
         let arguments = ["info", "--output=json", "-f", format, INPUT];
-        let limits = Limits {
-            memory: self.limits.memory,
-            time: self.time_for(input.len()),
-            output: 0,
-        };
-        let mut running = self
-            .confinement
-            .start(
-                self.qemu_img,
-                &arguments,
-                &[shown(path, INPUT, false)],
-                None,
-                limits,
-            )
-            .map_err(|error| ConversionError::Unable(error.to_string()))?;
-        let mut from = running.output();
-        let said = async {
-            let mut said = Vec::new();
-            let read = (&mut from).take(MAX_INFO).read_to_end(&mut said).await;
-            read.map(|_| said).map_err(file_error("read", path))
-        };
-        match running.end(said).await? {
-            Ok(said) => serde_json::from_slice(&said)
-                .map_err(|error| unusable(format!("what it is said to be is no answer: {error}"))),
-            Err(ended) => Err(self.ended(format, ended)),
-        }
+        let shown = [shown(path, INPUT, false)];
+        let running = self.start(self.qemu_img, &arguments, &shown, None, input.len(), 0)?;
+        let said = self.said(running, format, path).await?;
+        serde_json::from_slice(&said)
+            .map_err(|error| unusable(format!("what it is said to be is no answer: {error}")))
     }
 
     /// Carries out what a VHDX was about to write when its writer was cut off.
     async fn replay(&self, path: &Path, input: &std::fs::Metadata) -> Result<()> {
         let arguments = ["check", "-q", "-r", "all", "-f", "vhdx", INPUT];
-        let limits = Limits {
-            memory: self.limits.memory,
-            time: self.time_for(input.len()),
-            output: input
-                .len()
-                .saturating_mul(2)
-                .saturating_add(1 << 30)
-                .min(self.room()?),
-        };
-        let mut running = self
-            .confinement
-            .start(
-                self.qemu_img,
-                &arguments,
-                &[shown(path, INPUT, true)],
-                None,
-                limits,
-            )
-            .map_err(|error| ConversionError::Unable(error.to_string()))?;
-        let mut from = running.output();
-        let drained = async {
-            let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
-            Ok::<_, ConversionError>(())
-        };
-        match running.end(drained).await? {
-            Ok(()) => Ok(()),
-            Err(ended) => Err(self.ended("vhdx", ended)),
-        }
+        let shown = [shown(path, INPUT, true)];
+        let grown = input.len().saturating_mul(2).saturating_add(1 << 30);
+        let room = grown.min(self.room()?);
+        let running = self.start(self.qemu_img, &arguments, &shown, None, input.len(), room)?;
+        self.said(running, "vhdx", path).await.map(drop)
     }
 
     /// Tells what `qemu-img convert -p` says: `    (12.34/100%)`, again and again, each with a carriage return.
@@ -651,6 +665,49 @@ fn require_made(mut output: File, size: u64) -> Result<()> {
         Ok(Content::Qcow2(made)) if made.virtual_size >= size => Ok(()),
         other => Err(unusable(format!("no disk came of it: {other:?}"))),
     }
+}
+
+/// The name of the archive's one file, or of the one that is wanted, and whether there are several.
+fn one_of<'a>(names: &'a str, wanted: Option<&str>) -> Result<(&'a str, bool)> {
+    let files: Vec<_> = names.lines().filter(|name| !name.ends_with('/')).collect();
+    match (files.as_slice(), wanted) {
+        ([], _) => Err(unusable("its archive has no file")),
+        ([one], _) => Ok((one, false)),
+        (several, Some(wanted)) if several.contains(&wanted) => {
+            let at = several.iter().position(|name| *name == wanted);
+            Ok((several[at.expect("it is among them")], true))
+        }
+        (several, _) => {
+            let shown = several.iter().take(MAX_NAMES).map(|name| plain(name));
+            Err(ConversionError::SeveralDisks(shown.collect()))
+        }
+    }
+}
+
+/// A name of the archive's author, as it may be shown.
+fn plain(name: &str) -> String {
+    let plain = name.chars().filter(|c| !c.is_control());
+    plain.take(100).collect()
+}
+
+/// A pattern of unzip that only that name matches.
+fn literally(name: &str) -> String {
+    let mut pattern = String::new();
+    for (at, c) in name.chars().enumerate() {
+        if matches!(c, '\\' | '*' | '?' | '[' | ']') || at == 0 && c == '-' {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
+}
+
+fn find_program(name: &'static str, package: &str) -> Result<Program> {
+    Program::find(name).ok_or_else(|| {
+        ConversionError::Unable(format!(
+            "the program {name} is not installed (Debian package {package})"
+        ))
+    })
 }
 
 fn write_piece(file: &File, piece: &[u8], at: u64) -> io::Result<()> {

@@ -3,6 +3,7 @@
 //! Reads the archive's index and the descriptor in safe code; a disk's content is copied, never looked at. Layout of the
 //! descriptor: DMTF DSP0243 (OVF 2.1), sections 7 and 9.
 
+use super::plain;
 use fleetward_hypervisor::ConversionError;
 use roxmltree::{Document, Node, ParsingOptions};
 use std::collections::BTreeMap;
@@ -11,6 +12,8 @@ use std::io::{Read, Seek, SeekFrom};
 
 /// Largest descriptor, bytes.
 const MAX_DESCRIPTOR: u64 = 4 << 20;
+/// Bytes read of a header that gives the next file a longer name.
+const MAX_EXTENSION: u64 = 64 << 10;
 /// Most files in an archive.
 const MAX_MEMBERS: usize = 10_000;
 /// Most elements and attributes of a descriptor.
@@ -74,20 +77,38 @@ fn choose(mut disks: Vec<Disk>, wanted: Option<&str>) -> Result<Disk, Conversion
 }
 
 /// The regular files of the archive, by their names.
+///
+/// Reads each header by itself: the library would read a name that is called long into memory, however long it is.
 fn members(file: &mut File) -> Result<BTreeMap<String, Member>, ConversionError> {
     let damaged = |error: std::io::Error| unusable(format!("its archive is damaged: {error}"));
     let size = file.metadata().map_err(damaged)?.len();
     file.rewind().map_err(damaged)?;
     let mut archive = tar::Archive::new(&mut *file);
     let mut members = BTreeMap::new();
-    for entry in archive.entries_with_seek().map_err(damaged)? {
-        let entry = entry.map_err(damaged)?;
-        if members.len() >= MAX_MEMBERS {
+    let mut long_name = None;
+    let entries = archive.entries_with_seek().map_err(damaged)?.raw(true);
+    for (number, entry) in entries.enumerate() {
+        let mut entry = entry.map_err(damaged)?;
+        if number >= MAX_MEMBERS {
             return Err(unusable(format!(
                 "its archive has more than {MAX_MEMBERS} files"
             )));
         }
-        if !entry.header().entry_type().is_file() {
+        let kind = entry.header().entry_type();
+        if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
+            let mut said = Vec::new();
+            let read = (&mut entry).take(MAX_EXTENSION).read_to_end(&mut said);
+            read.map_err(damaged)?;
+            long_name = match kind.is_gnu_longname() {
+                true => Some(said),
+                false => path_in(&said)?,
+            };
+            continue;
+        }
+        let name = long_name
+            .take()
+            .unwrap_or_else(|| entry.path_bytes().into_owned());
+        if !kind.is_file() {
             continue;
         }
         let member = Member {
@@ -98,11 +119,30 @@ fn members(file: &mut File) -> Result<BTreeMap<String, Member>, ConversionError>
         if end.is_none_or(|end| end > size) {
             return Err(unusable("its archive is cut off"));
         }
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
+        let name = String::from_utf8_lossy(&name);
+        let name = name.trim_end_matches('\0');
+        let name = name.strip_prefix("./").unwrap_or(name).to_owned();
         members.entry(name).or_insert(member);
     }
     Ok(members)
+}
+
+/// The name of the next file that a pax header gives, if any.
+fn path_in(extensions: &[u8]) -> Result<Option<Vec<u8>>, ConversionError> {
+    let mut path = None;
+    for extension in tar::PaxExtensions::new(extensions).flatten() {
+        match extension.key_bytes() {
+            b"path" => path = Some(extension.value_bytes().to_owned()),
+            b"size" => {
+                return Err(unusable(
+                    "its archive gives the size of a file in a pax header, which is not read; tar --format=gnu makes \
+                     archives without them",
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(path)
 }
 
 /// The disks with content, in the descriptor's order.
@@ -148,11 +188,6 @@ fn attribute<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
     let mut all = node.attributes();
     all.find(|attribute| attribute.name() == name)
         .map(|attribute| attribute.value())
-}
-
-/// A name of the archive's author, as it may be shown.
-fn plain(name: &str) -> String {
-    name.chars().filter(|c| !c.is_control()).take(100).collect()
 }
 
 fn unusable(because: impl Into<String>) -> ConversionError {

@@ -189,3 +189,72 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let bytes = bytes[at..at + 8].try_into().expect("eight bytes");
     u64::from_le_bytes(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    /// A VHDX of which only the tables are there.
+    fn vhdx_file() -> Vec<u8> {
+        let mut file = vec![0; 320 << 10];
+        let table = REGION_TABLES[0] as usize;
+        file[table..table + 4].copy_from_slice(b"regi");
+        file[table + 16..table + 32].copy_from_slice(&METADATA_REGION);
+        let region = 300 << 10;
+        file[table + 32..table + 40].copy_from_slice(&(region as u64).to_le_bytes());
+        file[region..region + 8].copy_from_slice(b"metadata");
+        file[region + 32..region + 48].copy_from_slice(&FILE_PARAMETERS);
+        file[region + 48..region + 52].copy_from_slice(&4096_u32.to_le_bytes());
+        file[region + 4100] = HAS_PARENT as u8;
+        file
+    }
+
+    fn needs_others(disk: Disk, file: &[u8]) -> bool {
+        let checked = require_whole(disk, &mut Cursor::new(file));
+        matches!(checked, Err(ConversionError::NeedsOthers(_)))
+    }
+
+    #[test]
+    fn a_parent_is_seen_in_the_header() {
+        let mut file = vhdx_file();
+        assert!(needs_others(Disk::Vhdx, &file));
+        let parameters = (300 << 10) + 4100;
+        file[parameters] = 1;
+        assert!(!needs_others(Disk::Vhdx, &file));
+        let vmdk = |descriptor: &str| {
+            let mut file = vec![0; 1024];
+            file[28] = 1;
+            file[36] = 1;
+            file[512..512 + descriptor.len()].copy_from_slice(descriptor.as_bytes());
+            needs_others(Disk::Vmdk, &file)
+        };
+        assert!(!vmdk("parentCID=ffffffff\nRW 1 SPARSE \"a.vmdk\"\n"));
+        assert!(vmdk("parentCID=0000000a\n"));
+        assert!(vmdk("RW 1 SPARSE \"a\"\nRW 1 SPARSE \"b\"\n"));
+    }
+
+    #[test]
+    fn no_bytes_make_the_check_fail_otherwise_than_by_a_refusal() {
+        let whole = vhdx_file();
+        let mut seed = 1_u64;
+        let mut random = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed as usize
+        };
+        for _ in 0..300 {
+            let mut file = whole.clone();
+            for _ in 0..4 {
+                let places = [0, REGION_TABLES[0] as usize, 300 << 10];
+                let at = places[random() % 3] + random() % 128;
+                file[at..at + 8].copy_from_slice(&(random() as u64).to_le_bytes());
+            }
+            file.truncate(file.len() - random() % 4 * (random() % (310 << 10)) / 4);
+            for disk in [Disk::Vhdx, Disk::Vhd, Disk::Vmdk, Disk::Vdi] {
+                let _ = require_whole(disk, &mut Cursor::new(&file));
+            }
+        }
+    }
+}
