@@ -340,6 +340,91 @@ mod tests {
         assert_eq!(said, "qemu-img: [2Jbad second");
     }
 
+    /// Runs a script of the shell in the confinement; what it prints.
+    async fn script(script: &str, shown: &[Shown<'_>], limits: Limits) -> Result<String, Ended> {
+        let confinement = Confinement::find("nobody").expect("the programs");
+        let shell = Program::find("bash").expect("a shell");
+        let started = confinement.start(&shell, &["-c", script], shown, None, limits);
+        let mut running = started.expect("it starts");
+        let mut from = running.output();
+        let said = async {
+            let mut said = String::new();
+            from.read_to_string(&mut said).await.map(|_| said)
+        };
+        running.end(said).await.expect("text")
+    }
+
+    const LIMITS: Limits = Limits {
+        memory: 256 << 20,
+        time: Duration::from_secs(5),
+        output: 1 << 20,
+    };
+
+    #[tokio::test]
+    async fn what_runs_there_is_nobody_and_sees_two_files() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "content").expect("written");
+        let confinement = Confinement::find("nobody").expect("the programs");
+        confinement.give(file.as_file()).expect("given");
+        let shown = [Shown {
+            path: file.path(),
+            inside: "/in",
+            writable: false,
+        }];
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("a socket");
+        let port = listener.local_addr().expect("an address").port();
+        let tries = format!(
+            "id -u; cat /in; echo; echo /*; ulimit -v -f -c
+             for try in 'echo x > /in' 'touch /new' 'touch /usr/new' 'ls /etc' 'ls /proc' 'ls /root' \
+                        'unshare -m true' 'kill -0 1' ': > /dev/tcp/127.0.0.1/{port}'; do
+                 (eval \"$try\") 2> /dev/null && echo \"it can: $try\"
+             done; true"
+        );
+        let said = script(&tries, &shown, LIMITS).await.expect("it runs");
+        assert!(!said.contains("it can"), "{said}");
+        let mut lines = said.lines();
+        let nobody = confinement.uid.to_string();
+        assert_eq!(lines.next(), Some(nobody.as_str()), "{said}");
+        assert_eq!(lines.next(), Some("content"), "{said}");
+        let seen = lines.next().unwrap_or_default().split(' ');
+        let known = ["/bin", "/dev", "/etc", "/in", "/lib", "/lib64", "/usr"];
+        for name in seen {
+            assert!(known.contains(&name), "{name} is seen there");
+        }
+        for limit in ["-v) 262144", "-f) 1024", "-c) 0"] {
+            assert!(said.contains(limit), "{limit}: {said}");
+        }
+        assert!(listener.accept().is_err(), "it reached the network");
+    }
+
+    #[tokio::test]
+    async fn a_limit_ends_what_goes_beyond_it() {
+        let ended = |limits, script: &'static str| async move {
+            self::script(script, &[], limits)
+                .await
+                .expect_err("it ends")
+        };
+        let short = Limits {
+            time: Duration::from_secs(1),
+            ..LIMITS
+        };
+        let endless = ended(short, "while :; do :; done").await;
+        assert!(matches!(endless, Ended::OverLimit("time")), "{endless:?}");
+        let idle = ended(short, "sleep 100").await;
+        assert!(matches!(idle, Ended::OverLimit("time")), "{idle:?}");
+        let writing = ended(LIMITS, "cat /dev/zero > /dev/shm/file").await;
+        assert!(
+            matches!(writing, Ended::OverLimit("output") | Ended::Refused(_)),
+            "{writing:?}"
+        );
+        let growing = ended(LIMITS, "x=x; while :; do x=$x$x; done").await;
+        assert!(
+            matches!(growing, Ended::OverLimit("memory") | Ended::Refused(_)),
+            "{growing:?}"
+        );
+    }
+
     #[test]
     fn root_and_unknown_users_are_refused() {
         assert!(Confinement::find("root").is_err());

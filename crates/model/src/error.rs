@@ -345,7 +345,7 @@ codes! {
         "stop the VM, and give both one name with fleetward vm rename";
     ImageInvalid = "IMAGE_INVALID", Refused,
         "The file is not a usable disk image: it is no disk image, its format is wrong, or it refers to other files.",
-        "convert it first with qemu-img convert -O qcow2";
+        "see the reason; a whole file of another format is made usable by qemu-img convert -O qcow2";
     ImageNeedsOtherFiles = "IMAGE_NEEDS_OTHER_FILES", Refused,
         "The content of the disk image lies in several files, or builds on another one; an image is one file.",
         "see the reason; qemu-img convert -O qcow2 makes one file where all of them are";

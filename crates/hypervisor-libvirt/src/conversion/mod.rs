@@ -740,9 +740,13 @@ fn unusable(because: impl Into<String>) -> ConversionError {
 }
 
 /// Without what only says which program it was, and under which name it saw the file.
-fn bare(said: &str) -> &str {
-    let said = said.split_once(": ").map_or(said, |(_, rest)| rest);
-    said.strip_prefix("Could not open '/in': ").unwrap_or(said)
+fn bare(said: &str) -> String {
+    let said = said.replace("Could not open '/in': ", "");
+    let mut bare = said.as_str();
+    for program in ["qemu-img: ", "gzip: ", "xz: ", "zstd: ", "bzip2: "] {
+        bare = bare.strip_prefix(program).unwrap_or(bare);
+    }
+    bare.replace("qemu-img: ", "")
 }
 
 fn file_error(
