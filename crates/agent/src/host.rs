@@ -6,6 +6,7 @@ use crate::boot::Boot;
 use crate::config::Config;
 use crate::conversions::Conversions;
 use crate::crash::Restarts;
+use crate::failure::chain;
 use crate::fence::Fence;
 use crate::guest::Guests;
 use crate::images::Images;
@@ -178,7 +179,7 @@ impl Host {
             Err(_) => return,
         };
         if !needed && let Err(error) = self.hypervisor.drop_secret(vm).await {
-            tracing::warn!(%vm, %error, "a secret could not be dropped");
+            tracing::warn!(%vm, error = %chain(&error), "a secret could not be dropped");
         }
     }
 
@@ -187,7 +188,7 @@ impl Host {
         let loaded = match self.hypervisor.loaded_secrets().await {
             Ok(loaded) => loaded,
             Err(error) => {
-                tracing::warn!(%error, "the loaded secrets are not known");
+                tracing::warn!(error = %chain(&error), "the loaded secrets are not known");
                 return;
             }
         };

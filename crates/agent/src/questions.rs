@@ -1,6 +1,7 @@
 //! Answers questions of preflight that facts do not answer: whether this VM could come to this host, and whether its
 //! key protector opens.
 
+use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::Purpose;
@@ -22,7 +23,7 @@ pub(crate) async fn answer(host: &Host, question: &Question) -> Result<IncomingA
         Some(cpu) => match host.hypervisor.check_cpu(cpu).await {
             Ok(CpuVerdict::Compatible) => None,
             Ok(CpuVerdict::Incompatible(missing)) => Some(missing),
-            Err(error) => Some(format!("it could not be found out: {error}")),
+            Err(error) => Some(format!("it could not be found out: {}", chain(&error))),
         },
     };
     Ok(IncomingAnswer {

@@ -12,6 +12,7 @@
 //! `Unavailable`.
 
 use crate::binding::{Connection, DomainEvent, Subscription};
+use crate::said;
 use fleetward_hypervisor::{Error, HypervisorEvent, Result};
 use fleetward_model::VmId;
 use std::sync::{Arc, Weak};
@@ -82,8 +83,8 @@ impl Libvirt {
         self.connection().await?;
         let uri = Arc::clone(&self.uri);
         run(limit, move || {
-            let connection = Connection::open(&uri)
-                .map_err(|error| Error::Unavailable(error.message().to_owned()))?;
+            let connection =
+                Connection::open(&uri).map_err(|error| Error::Unavailable(said::cause(error)))?;
             settle(&connection, work(&connection))
         })
         .await
@@ -96,11 +97,9 @@ impl Libvirt {
             Ok(Ok(connection)) => Ok(Arc::clone(
                 connection.as_ref().expect("waited until there is one"),
             )),
-            Ok(Err(_)) | Err(_) => Err(Error::Unavailable(format!(
-                "no connection to {} for {} s",
-                self.uri,
-                PATIENCE.as_secs()
-            ))),
+            Ok(Err(_)) | Err(_) => Err(Error::Unavailable(
+                format!("no connection to {} for {} s", self.uri, PATIENCE.as_secs()).into(),
+            )),
         }
     }
 }
@@ -108,9 +107,9 @@ impl Libvirt {
 /// A failed call on a connection that broke says nothing about the domain.
 fn settle<T>(connection: &Connection, result: Result<T>) -> Result<T> {
     match result {
-        Err(Error::Libvirt { attempt, message }) if !connection.is_alive().unwrap_or(false) => Err(
-            Error::Unavailable(format!("lost while trying to {attempt}: {message}")),
-        ),
+        Err(error @ Error::Libvirt { .. }) if !connection.is_alive().unwrap_or(false) => {
+            Err(Error::Unavailable(error.into()))
+        }
         other => other,
     }
 }
@@ -122,10 +121,9 @@ async fn run<T: Send + 'static>(
     match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(result)) => result,
         Ok(Err(_)) => Err(Error::Unavailable("the call was abandoned".into())),
-        Err(_) => Err(Error::Unavailable(format!(
-            "no answer within {} s",
-            limit.as_secs()
-        ))),
+        Err(_) => Err(Error::Unavailable(
+            format!("no answer within {} s", limit.as_secs()).into(),
+        )),
     }
 }
 

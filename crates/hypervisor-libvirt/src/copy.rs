@@ -36,7 +36,7 @@ pub(crate) fn begin(domain: &Domain, id: VmId, disks: &[(String, PathBuf)]) -> R
         state => return Err(wrong_state(id, state, "have its disks copied")),
     }
     begin_backup(domain, &BACKUP.xml(disks)).map_err(|error| {
-        if said::of_full_disk(error.message()) {
+        if said::of_full_disk(&error) {
             let path = disks.first().map(|(_, path)| path.clone());
             return Error::NoSpace {
                 path: path.unwrap_or_default(),
@@ -63,7 +63,7 @@ pub(crate) fn state(domain: &Domain) -> Result<CopyState> {
         (false, _) => CopyState::None,
         (true, Some(true) | None) => CopyState::Done,
         (true, Some(false)) => match last.error {
-            Some(because) if said::of_full_disk(&because) => CopyState::Full(because),
+            Some(because) if said::words_of_full_disk(&because) => CopyState::Full(because),
             Some(because) => CopyState::Failed(because),
             None => CopyState::Failed("libvirt does not say why".into()),
         },
@@ -115,7 +115,7 @@ pub(crate) async fn abort(libvirt: &Libvirt, id: VmId) -> Result<()> {
         if Instant::now() > deadline {
             return Err(Error::Libvirt {
                 attempt: "end the copy",
-                message: "it does not end".into(),
+                source: "it does not end".into(),
             });
         }
         tokio::time::sleep(PACE).await;

@@ -32,7 +32,7 @@ pub(crate) fn grow(domain: &Domain, id: VmId, target: &str, size: ByteSize) -> R
     let flags = virt_sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES;
     match domain.block_resize(target, size.bytes(), flags) {
         Ok(_) => Ok(()),
-        Err(error) if said::of_full_disk(error.message()) => Err(Error::NoSpace {
+        Err(error) if said::of_full_disk(&error) => Err(Error::NoSpace {
             path: target.into(),
         }),
         Err(error) => Err(failed("make a disk larger")(error)),
@@ -51,9 +51,7 @@ pub(crate) fn begin(
         virt_sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | virt_sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB;
     match block_copy(domain, target, &mirror_element(path, io), flags) {
         Ok(()) => Ok(()),
-        Err(error) if said::of_full_disk(error.message()) => {
-            Err(Error::NoSpace { path: path.into() })
-        }
+        Err(error) if said::of_full_disk(&error) => Err(Error::NoSpace { path: path.into() }),
         Err(error) => Err(failed("begin to move a disk")(error)),
     }
 }

@@ -8,7 +8,8 @@ use crate::domain_xml::{self, NEWEST_MACHINE};
 use crate::program::Programs;
 use crate::tpm::TpmPlace;
 use crate::{
-    copy, disk_move, domain_edit, facts, guest, live, metadata, migration, overlay, storage_live,
+    copy, disk_move, domain_edit, facts, guest, live, metadata, migration, overlay, said,
+    storage_live,
 };
 use async_trait::async_trait;
 use fleetward_hypervisor::{
@@ -60,7 +61,7 @@ impl LibvirtHost {
     pub fn start(config: LibvirtConfig) -> Result<Self> {
         let programs = Programs::find()?;
         let libvirt =
-            Libvirt::start(&config.uri).map_err(|error| Error::Unavailable(error.to_string()))?;
+            Libvirt::start(&config.uri).map_err(|error| Error::Unavailable(error.into()))?;
         Ok(Self {
             libvirt,
             programs,
@@ -421,7 +422,7 @@ impl Hypervisor for LibvirtHost {
 pub(crate) fn failed(attempt: &'static str) -> impl FnOnce(virt::error::Error) -> Error {
     move |error| Error::Libvirt {
         attempt,
-        message: error.message().to_owned(),
+        source: said::cause(error),
     }
 }
 
@@ -537,9 +538,9 @@ fn refuse_newer(domain: &Domain, id: VmId) -> Result<()> {
 fn refuse_a_new_tpm(domain: &Domain, id: VmId, place: &TpmPlace) -> Result<()> {
     let has_tpm = matches!(read_metadata(domain), Some(Ok(metadata)) if metadata.spec.tpm);
     if has_tpm && !place.has_state(id) {
-        return Err(Error::Tpm(format!(
-            "the TPM state of {id} is missing, and no other is made in its place"
-        )));
+        return Err(Error::Tpm(
+            format!("the TPM state of {id} is missing, and no other is made in its place").into(),
+        ));
     }
     Ok(())
 }

@@ -23,12 +23,14 @@ use crate::binding::{Connection, JobStats, abort_job, job_stats};
 use crate::connection::Libvirt;
 use crate::domain_edit;
 use crate::host::{domain, failed, observe_state, resume, wrong_state};
+use crate::said;
 use crate::storage_edit;
 use fleetward_hypervisor::{
     DomainState, Error, MigrationDisks, MigrationOutcome, MigrationProgress, MigrationRequest,
     Result, StopReason,
 };
 use fleetward_model::VmId;
+use fleetward_model::error::chain;
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -100,7 +102,7 @@ async fn watch_once(
             progress.send_replace(progress_of(&stats));
         }
         Ok(_) => {}
-        Err(error) => tracing::debug!(vm = %id, %error, "no progress to be seen"),
+        Err(error) => tracing::debug!(vm = %id, error = %chain(&error), "no progress to be seen"),
     }
 }
 
@@ -125,7 +127,7 @@ fn perform(
         Ok(()) => Ok(outcome(&domain, started.elapsed())),
         Err(error) => {
             if !connection.is_alive().unwrap_or(false) {
-                return Err(Error::Unavailable(error.message().to_owned()));
+                return Err(Error::Unavailable(said::cause(error)));
             }
             match observe_state(&domain)? {
                 // It went, and only the report of it failed.
@@ -133,11 +135,12 @@ fn perform(
                     Ok(outcome(&domain, started.elapsed()))
                 }
                 DomainState::Running | DomainState::Paused { .. } | DomainState::Stopped(_) => {
-                    let because = error.message().to_owned();
-                    Err(if crate::said::of_full_disk(&because) {
-                        Error::MigrationFull(because)
+                    let full = said::of_full_disk(&error);
+                    let cause = said::cause(error);
+                    Err(if full {
+                        Error::MigrationFull(cause)
                     } else {
-                        Error::Migration(because)
+                        Error::Migration(cause)
                     })
                 }
             }
@@ -154,7 +157,7 @@ fn parameters(domain: &Domain, request: &MigrationRequest) -> Result<(MigratePar
             .and_then(|xml| domain_edit::without_bases(&xml))
             .and_then(|xml| domain_edit::with_nic_places(&xml, &request.nic_places))
             .and_then(|xml| storage_edit::with_io(&xml, &request.disk_io))
-            .map_err(Error::Migration)
+            .map_err(|because| Error::Migration(because.into()))
     };
     let running = definition(virt_sys::VIR_DOMAIN_XML_MIGRATABLE)?;
     // What waits for the next start, and edits by hand, are only in the definition that does not run. Its passwords go along.
@@ -219,7 +222,7 @@ pub(crate) async fn abort_leftover(libvirt: &Libvirt, id: VmId) -> Result<()> {
         }
         if Instant::now() > deadline {
             return Err(Error::Migration(
-                "the migration that was left behind does not end".to_owned(),
+                "the migration that was left behind does not end".into(),
             ));
         }
         tokio::time::sleep(PACE).await;

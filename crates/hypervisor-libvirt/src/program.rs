@@ -2,7 +2,7 @@
 //! left behind.
 
 use command_fds::{CommandFdExt, FdMapping};
-use fleetward_hypervisor::{Error, Result};
+use fleetward_hypervisor::{Cause, Error, Result};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
@@ -49,7 +49,7 @@ impl Programs {
 pub(crate) fn missing(program: &'static str) -> Error {
     Error::Program {
         program,
-        because: "it is not installed".to_owned(),
+        source: "it is not installed".into(),
     }
 }
 
@@ -103,7 +103,7 @@ impl Program {
     pub(crate) fn pipe_with(&self, secret: &[u8]) -> Result<OwnedFd> {
         let failed = |error: std::io::Error| Error::Program {
             program: self.name,
-            because: error.to_string(),
+            source: error.into(),
         };
         let (reader, mut writer) = std::io::pipe().map_err(failed)?;
         // A few bytes fit into any pipe before somebody reads.
@@ -112,15 +112,15 @@ impl Program {
     }
 
     fn spawn(&self, arguments: &[impl AsRef<OsStr>], descriptors: Vec<FdMapping>) -> Result<Child> {
-        let failed = |because: String| Error::Program {
+        let failed = |source: Cause| Error::Program {
             program: self.name,
-            because,
+            source,
         };
         let mut command = Command::new(&self.path);
         if !descriptors.is_empty() {
             command
                 .fd_mappings(descriptors)
-                .map_err(|error| failed(error.to_string()))?;
+                .map_err(|error| failed(error.into()))?;
         }
         // The command holds our ends of the descriptors: it goes before anybody waits for their end.
         command
@@ -136,7 +136,7 @@ impl Program {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| failed(error.to_string()))
+            .map_err(|error| failed(error.into()))
     }
 
     /// Runs it with a secret that it can read from the descriptor [`SECRET_FD`]: a pipe, written once, and nowhere
@@ -148,9 +148,9 @@ impl Program {
         secret: Option<&[u8]>,
         limit: Duration,
     ) -> Result<String> {
-        let failed = |because: String| Error::Program {
+        let failed = |source: Cause| Error::Program {
             program: self.name,
-            because,
+            source,
         };
         let mut descriptors = Vec::new();
         if let Some(secret) = secret {
@@ -169,9 +169,11 @@ impl Program {
             (said, complained, status)
         };
         let Ok((said, complained, status)) = tokio::time::timeout(limit, work).await else {
-            return Err(failed(format!("no end within {} s", limit.as_secs())));
+            return Err(failed(
+                format!("no end within {} s", limit.as_secs()).into(),
+            ));
         };
-        let status = status.map_err(|error| failed(error.to_string()))?;
+        let status = status.map_err(|error| failed(error.into()))?;
         group.ended();
         if status.success() {
             Ok(said)
@@ -179,7 +181,7 @@ impl Program {
             let last = last_words(&complained)
                 .or_else(|| last_words(&said))
                 .unwrap_or_else(|| status.to_string());
-            Err(failed(last))
+            Err(failed(last.into()))
         }
     }
 }
@@ -195,14 +197,14 @@ pub(crate) struct Service {
 impl Service {
     /// Waits for its end, and says how it ended when that was not well.
     pub(crate) async fn end(mut self, limit: Duration) -> Result<()> {
-        let failed = |because: String| Error::Program {
+        let failed = |source: Cause| Error::Program {
             program: self.name,
-            because,
+            source,
         };
         let status = tokio::time::timeout(limit, self.child.wait())
             .await
-            .map_err(|_| failed(format!("no end within {} s", limit.as_secs())))?
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|_| failed(format!("no end within {} s", limit.as_secs()).into()))?
+            .map_err(|error| failed(error.into()))?;
         if let Some(group) = self.group.take() {
             group.ended();
         }
@@ -210,9 +212,8 @@ impl Service {
             return Ok(());
         }
         let complaints = (&mut self.complaints).await.unwrap_or_default();
-        Err(failed(
-            last_words(&complaints).unwrap_or_else(|| status.to_string()),
-        ))
+        let last = last_words(&complaints).unwrap_or_else(|| status.to_string());
+        Err(failed(last.into()))
     }
 }
 
@@ -289,7 +290,7 @@ mod tests {
     async fn the_last_words_of_a_failed_program_are_the_reason() {
         let sh = Program::find("sh").expect("a shell");
         let error = sh.run(&["-c", "echo one >&2; exit 3"]).await.unwrap_err();
-        assert_eq!(error.to_string(), "sh failed: one");
+        assert_eq!(fleetward_model::error::chain(&error), "sh failed: one");
         let echoed = sh
             .run_with(&["-c", "cat <&3"], Some(b"through a pipe"), SHORT)
             .await;

@@ -1,20 +1,55 @@
-//! What QEMU and its tools say only in words.
+//! Causes of errors, and what QEMU and its tools say only in words.
 //!
-//! libvirt passes an error of QEMU's block layer on as text, under a code that fits any error, and qemu-img ends with
-//! status 1 whatever happened. Both use the C library's words for an error number, in English: QEMU never sets a locale,
-//! and programs are started with `LC_ALL=C`. This is the one place that reads such words; everywhere else an error is
-//! told by its number, its code or its kind.
+//! libvirt passes an error of QEMU's block layer on as text, under a code that fits any error
+//! (`VIR_ERR_OPERATION_FAILED`, `VIR_ERR_INTERNAL_ERROR`), and qemu-img ends with status 1 whatever happened. Both use
+//! the C library's words for an error number, in English: QEMU never sets a locale, and programs are started with
+//! `LC_ALL=C`. This is the one place that reads such words; everywhere else an error is told by its number, its code or
+//! its kind.
 
-/// Whether a message tells of a full disk (`ENOSPC`) or a spent quota (`EDQUOT`).
-pub(crate) fn of_full_disk(message: &str) -> bool {
+use fleetward_hypervisor::Cause;
+use std::error::Error;
+use std::fmt;
+
+/// libvirt's error as a cause.
+pub(crate) fn cause(error: virt::error::Error) -> Cause {
+    Box::new(LibvirtSaid(error))
+}
+
+/// An error of libvirt. It shows libvirt's message, without the numbers that the library puts around it.
+#[derive(Debug)]
+struct LibvirtSaid(virt::error::Error);
+
+impl fmt::Display for LibvirtSaid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.message())
+    }
+}
+
+impl Error for LibvirtSaid {}
+
+/// Whether an error tells of a full disk (`ENOSPC`) or a spent quota (`EDQUOT`).
+pub(crate) fn of_full_disk(error: &(dyn Error + 'static)) -> bool {
+    match error.downcast_ref::<std::io::Error>() {
+        Some(error) => fleetward_durable::is_full(error),
+        None => words_of_full_disk(&error.to_string()),
+    }
+}
+
+/// As [`of_full_disk`], of an error that arrives as text only: libvirt's record of a job that ended.
+pub(crate) fn words_of_full_disk(message: &str) -> bool {
     ["No space left on device", "Disk quota exceeded"]
         .iter()
         .any(|words| message.contains(words))
 }
 
-/// Whether a message tells that the guest has locked the tray of a drive.
-pub(crate) fn of_locked_tray(message: &str) -> bool {
-    message.contains("is locked")
+/// Whether an error tells that the guest has locked the tray of a drive.
+pub(crate) fn of_locked_tray(error: &virt::error::Error) -> bool {
+    error.message().contains("is locked")
+}
+
+/// Whether swtpm_ioctl tells of a result of the TPM itself, not of a failed connection.
+pub(crate) fn of_tpm_result(error: &(dyn Error + 'static)) -> bool {
+    error.to_string().contains("TPM result")
 }
 
 /// Whether a message tells that a file would become larger than its writer may make it (`EFBIG`).
@@ -38,10 +73,18 @@ mod tests {
             "internal error: unable to execute QEMU command 'blockdev-backup': No space left on device",
             "qemu-img: error while writing: Disk quota exceeded",
         ] {
-            assert!(of_full_disk(said), "{said}");
+            assert!(of_full_disk(Cause::from(said).as_ref()), "{said}");
         }
-        assert!(!of_full_disk(
-            "qemu-img: Could not open 'x': Permission denied"
-        ));
+        let other = Cause::from("qemu-img: Could not open 'x': Permission denied");
+        assert!(!of_full_disk(other.as_ref()));
+    }
+
+    #[test]
+    fn an_error_of_the_system_is_told_by_its_number() {
+        let full = std::io::Error::from_raw_os_error(nix::errno::Errno::ENOSPC as i32);
+        assert!(of_full_disk(&full));
+        // Its text does not matter.
+        let named = std::io::Error::other("No space left on device, it says");
+        assert!(!of_full_disk(&named));
     }
 }

@@ -150,7 +150,7 @@ fn set_medium(domain: &Domain, id: VmId, target: &str, path: Option<&Path>) -> R
     let element = drive_with_medium(&running[drive.range()], path).map_err(unreadable)?;
     match domain.update_device_flags(&element, LIVE) {
         Ok(_) => Ok(()),
-        Err(error) if said::of_locked_tray(error.message()) => Err(Error::DeviceHeld {
+        Err(error) if said::of_locked_tray(&error) => Err(Error::DeviceHeld {
             id,
             device: format!("the medium in drive {target}"),
         }),
@@ -174,6 +174,6 @@ fn live_xml(domain: &Domain) -> Result<String> {
 fn unreadable(message: String) -> Error {
     Error::Libvirt {
         attempt: "describe the running domain",
-        message,
+        source: message.into(),
     }
 }

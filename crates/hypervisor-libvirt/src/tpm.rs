@@ -260,7 +260,7 @@ impl SetupDirectory {
         loop {
             tokio::select! {
                 done = &mut setup => {
-                    done.map_err(|error| Error::Tpm(error.to_string()))?;
+                    done.map_err(|error| Error::Tpm(error.into()))?;
                     break;
                 }
                 accepted = self.listener.accept() => {
@@ -319,9 +319,9 @@ fn already(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<bool> {
     let file = place.file(vm);
     match read_file(&file) {
         Ok(there) if there == state => Ok(true),
-        Ok(_) => Err(Error::Tpm(format!(
-            "the VM {vm} has TPM state already, and it is another one"
-        ))),
+        Ok(_) => Err(Error::Tpm(
+            format!("the VM {vm} has TPM state already, and it is another one").into(),
+        )),
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
@@ -377,11 +377,14 @@ fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     let bytes = read_at_most(path, MAX_STATE + 1)?;
     if bytes.len() as u64 > MAX_STATE || bytes.is_empty() {
-        return Err(Error::Tpm(format!(
-            "{} is no TPM state: it has {} bytes",
-            path.display(),
-            bytes.len()
-        )));
+        return Err(Error::Tpm(
+            format!(
+                "{} is no TPM state: it has {} bytes",
+                path.display(),
+                bytes.len()
+            )
+            .into(),
+        ));
     }
     Ok(bytes)
 }

@@ -9,6 +9,7 @@
 
 use crate::host::LibvirtHost;
 use crate::program::{Program, SECRET_FD, SHORT, Service, missing};
+use crate::said;
 use crate::tpm::{STATE_FILE, read_file};
 use crate::volumes::{file_error, not_written};
 use command_fds::FdMapping;
@@ -175,8 +176,8 @@ impl Swtpm<'_> {
             .map(drop)
             .map_err(|error| match error {
                 // The TPM itself said no; all else is the machine's trouble.
-                Error::Program { because, .. } if because.contains("TPM result") => {
-                    Error::TpmStateUnreadable(because)
+                Error::Program { source, .. } if said::of_tpm_result(source.as_ref()) => {
+                    Error::TpmStateUnreadable(source)
                 }
                 other => other,
             })

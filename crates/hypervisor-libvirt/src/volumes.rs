@@ -8,10 +8,12 @@ use crate::host::LibvirtHost;
 use crate::layers;
 use crate::owner::Owner;
 use crate::program::{Program, SHORT};
+use crate::said;
 use async_trait::async_trait;
 use fleetward_durable as durable;
 use fleetward_hypervisor::{Error, MAX_BASES, Result, VolumeInfo, Volumes};
 use fleetward_model::ByteSize;
+use fleetward_model::error::chain;
 use fleetward_model::host::DiskIo;
 use fleetward_model::image::{self, Content, Layered, Rules, Standalone};
 use serde::Deserialize;
@@ -295,7 +297,7 @@ async fn image_info(qemu_img: &Program, path: &Path, wanted: &str) -> Result<Ima
     arguments.push(path.into());
     let said = match qemu_img.run_with(&arguments, None, SHORT).await {
         Ok(said) => said,
-        Err(Error::Program { because, .. }) => return Err(bad(path, because)),
+        Err(Error::Program { source, .. }) => return Err(bad(path, chain(source.as_ref()))),
         Err(error) => return Err(error),
     };
     let info: ImageInfo = serde_json::from_str(&said).map_err(|error| {
@@ -467,7 +469,7 @@ pub(crate) fn not_written(what: &'static str, path: &Path) -> impl FnOnce(io::Er
 /// qemu-img's complaint about a full disk has a name of its own.
 fn full(error: Error, path: &Path) -> Error {
     match error {
-        Error::Program { because, .. } if crate::said::of_full_disk(&because) => Error::NoSpace {
+        Error::Program { source, .. } if said::of_full_disk(source.as_ref()) => Error::NoSpace {
             path: path.to_owned(),
         },
         other => other,

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failed operation on the host.
+/// What lies below an error of the hypervisor: an error of its library or of the system, or the words of a program.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// A failed operation on the host. The text leaves out the cause, which is the source:
+/// [`chain`](fleetward_model::error::chain) writes both.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no domain {0} on this host")]
@@ -16,8 +20,8 @@ pub enum Error {
     #[error("a newer program wrote the specification of domain {0}: nothing is changed about it")]
     NewerSpec(VmId, fleetward_model::vm::NewerSpec),
     /// The hypervisor itself does not answer; the operation may be tried again.
-    #[error("libvirt does not answer: {0}")]
-    Unavailable(String),
+    #[error("libvirt does not answer")]
+    Unavailable(#[source] Cause),
     /// The operation is impossible in the domain's state.
     #[error("domain {id} is {state}, so it cannot {attempt}")]
     WrongState {
@@ -42,23 +46,24 @@ pub enum Error {
     /// A file is not what it should be: wrong format, backing file outside, not a disk.
     #[error("{path} cannot be used as a disk: {because}")]
     BadImage { path: PathBuf, because: String },
-    #[error("the TPM could not be made: {0}")]
-    Tpm(String),
+    #[error("the TPM could not be made")]
+    Tpm(#[source] Cause),
     /// No TPM starts on that state with that key: damaged, or another key's.
-    #[error("the TPM state does not open with its key: {0}")]
-    TpmStateUnreadable(String),
+    #[error("the TPM state does not open with its key")]
+    TpmStateUnreadable(#[source] Cause),
     #[error("the migration was cancelled")]
     Cancelled,
-    #[error("the migration failed: {0}")]
-    Migration(String),
+    #[error("the migration failed")]
+    Migration(#[source] Cause),
     /// The destination has no room for the disks.
-    #[error("the migration failed: {0}")]
-    MigrationFull(String),
+    #[error("the migration failed")]
+    MigrationFull(#[source] Cause),
     /// A program ran and failed.
-    #[error("{program} failed: {because}")]
+    #[error("{program} failed")]
     Program {
         program: &'static str,
-        because: String,
+        #[source]
+        source: Cause,
     },
     #[error("{attempt} {path}")]
     File {
@@ -70,10 +75,11 @@ pub enum Error {
     /// No agent in the guest does what it is asked for, in time.
     #[error("the guest agent of domain {id} does not answer: {because}")]
     NoGuestAgent { id: VmId, because: String },
-    /// Any other error of libvirt, in its own words.
-    #[error("libvirt could not {attempt}: {message}")]
+    /// Any other error of libvirt.
+    #[error("libvirt could not {attempt}")]
     Libvirt {
         attempt: &'static str,
-        message: String,
+        #[source]
+        source: Cause,
     },
 }

@@ -24,7 +24,7 @@ pub use domain::{
     MigrationOutcome, MigrationProgress, MigrationRequest, NicDefinition, NicDeviceChange, NicSeen,
     SecretText, SharedHypervisor, StopReason,
 };
-pub use error::{Error, Result};
+pub use error::{Cause, Error, Result};
 pub use guest::{GuestTold, NicAddresses, Shutdown};
 pub use screen::{MAX_PIXELS, Picture, Screens};
 pub use storage::{DiskDevice, DriveDevice, MoveState, StorageChange};

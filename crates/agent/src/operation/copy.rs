@@ -10,6 +10,7 @@
 //! changes the volumes of the source's disks, but nothing that the guest can see: see [`super::link`].
 
 use super::{Task, link};
+use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::parse_protector_der;
@@ -359,7 +360,7 @@ impl Task<'_> {
         match self.host.hypervisor.freeze_guest(self.vm).await {
             Ok(()) => Frozen::Yes,
             Err(error) => {
-                tracing::info!(vm = %self.vm, %error, "the guest is copied without its agent's help");
+                tracing::info!(vm = %self.vm, error = %chain(&error), "the guest is copied without its agent's help");
                 Frozen::Perhaps
             }
         }
@@ -596,7 +597,7 @@ async fn thaw(host: &Host, vm: VmId) {
         match host.hypervisor.thaw_guest(vm).await {
             Ok(()) | Err(HypervisorError::NoDomain(_)) => return,
             Err(error) => {
-                tracing::warn!(%vm, attempt, %error, "the guest's agent does not let it write to its disks again");
+                tracing::warn!(%vm, attempt, error = %chain(&error), "the guest's agent does not let it write to its disks again");
             }
         }
         let runs = host.hypervisor.inspect(vm).await;

@@ -1,6 +1,7 @@
 //! Starting, stopping, pausing.
 
 use super::Task;
+use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::parse_protector;
 use fleetward_api::agent::operation::Stopped;
@@ -254,7 +255,7 @@ impl Task<'_> {
         match asked.await {
             Ok(()) => true,
             Err(error) => {
-                tracing::info!(vm = %self.vm, %error, "the guest's agent does not shut it down");
+                tracing::info!(vm = %self.vm, error = %chain(&error), "the guest's agent does not shut it down");
                 false
             }
         }

@@ -525,7 +525,7 @@ impl Hypervisor for Fake {
             if domain.metadata.as_ref().is_some_and(|m| m.spec.tpm) && !(secret && tpm) {
                 return Err(Error::Libvirt {
                     attempt: "start",
-                    message: "Secret not found".into(),
+                    source: "Secret not found".into(),
                 });
             }
             std::fs::write(&domain.nvram, b"vars").unwrap();
@@ -726,7 +726,7 @@ impl Hypervisor for Fake {
             () = cancel.cancelled() => return Err(Error::Cancelled),
             () = tokio::time::sleep(takes) => {}
         }
-        let failed = |e: std::io::Error| Error::Migration(e.to_string());
+        let failed = |e: std::io::Error| Error::Migration(e.into());
         let stream = UnixStream::connect(&request.libvirt_socket)
             .await
             .map_err(failed)?;
@@ -737,10 +737,9 @@ impl Hypervisor for Fake {
         let mut answer = String::new();
         stream.read_line(&mut answer).await.map_err(failed)?;
         if answer.trim() != "ok" {
-            return Err(Error::Migration(format!(
-                "the destination said {:?}",
-                answer.trim()
-            )));
+            return Err(Error::Migration(
+                format!("the destination said {:?}", answer.trim()).into(),
+            ));
         }
         if lose {
             return Err(Error::Migration("the report was lost".into()));
@@ -958,7 +957,7 @@ impl TpmFactory for Fake {
             .collect();
         let ek_certificate = issuer
             .issue(&EkPublic::Rsa { modulus })
-            .map_err(Error::Tpm)?;
+            .map_err(|because| Error::Tpm(because.into()))?;
         Ok(MadeTpm {
             directory: directory.into(),
             ek_certificate,

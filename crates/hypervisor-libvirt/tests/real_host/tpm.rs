@@ -6,6 +6,7 @@ use fleetward_hypervisor::{
     DomainState, EkIssuer, EkPublic, Error, Hypervisor, SecretText, TpmFactory,
 };
 use fleetward_model::ByteSize;
+use fleetward_model::error::chain;
 use fleetward_model::vm::{DiskBus, DriveSpec, Medium, Profile};
 use std::io::Write;
 use std::path::Path;
@@ -71,6 +72,7 @@ pub(crate) async fn the_ek_certificate_lands_in_the_tpm(host: &Host) {
     let Err(Error::Tpm(reason)) = refused else {
         panic!("{refused:?}");
     };
+    let reason = chain(reason.as_ref());
     assert!(reason.contains("the authority is closed"), "{reason}");
     assert!(!directory.exists(), "half a TPM was left");
 }
