@@ -307,6 +307,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         cpus: domain.cpus,
         memory: domain.memory,
         firmware: domain.firmware,
+        settings: domain.settings,
         machine: domain.machine.clone(),
         accelerator: match domain.accelerator {
             Accelerator::Kvm => "kvm",
@@ -324,6 +325,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         defined: domain.defined.as_ref().map(|defined| VmDefined {
             cpus: defined.cpus,
             memory: defined.memory,
+            settings: defined.settings,
             nics: Some(host.networks.describe(&defined.nics, spec)),
         }),
         domain_name: (domain.domain_name != name.as_str()).then_some(domain.domain_name),

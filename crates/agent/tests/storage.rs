@@ -11,7 +11,7 @@ mod support;
 use fleetward_api::agent::operation::{ChangeVm, DropVolumes, Stop};
 use fleetward_model::change::{ChangeStep, Direction, DiskStep, DriveStep};
 use fleetward_model::disk::DiskMark;
-use fleetward_model::vm::{DiskBus, DiskSpec, DriveSpec, Presence, VmReport};
+use fleetward_model::vm::{DiskBus, DiskSpec, DriveSpec, Presence, Profile, VmReport};
 use fleetward_model::{ByteSize, ErrorCode, VmId};
 use std::path::PathBuf;
 use support::{Fleet, Job, Node, create_running};
@@ -232,7 +232,7 @@ async fn a_move_that_breaks_off_leaves_the_disk_where_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drive_comes_with_the_next_start_and_goes_empty() {
     let (_fleet, node, id) = vm(true).await;
-    let drive = DriveSpec::next(["vda"].into_iter(), None).unwrap();
+    let drive = DriveSpec::next(Profile::Windows11, ["vda"].into_iter(), None).unwrap();
     let come = ChangeStep::Drive(DriveStep {
         at: 0,
         from: None,

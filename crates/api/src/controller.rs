@@ -17,6 +17,7 @@ use fleetward_model::guest::GuestObserved;
 use fleetward_model::host::{HostFacts, HostState};
 pub use fleetward_model::job::JobState;
 use fleetward_model::keys::KeyInput;
+use fleetward_model::machine::{BootFirst, Clock, MachineSettings};
 use fleetward_model::network::{NetworkPlace, NicObserved};
 pub use fleetward_model::role::Role;
 use fleetward_model::spec::Description;
@@ -246,6 +247,13 @@ pub struct VmCreateRequest {
     /// Media of more drives, such as drivers beside the installer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more_isos: Vec<ImageName>,
+    /// Medium with drivers for virtio, for an installer that has none: one more drive, and the disks and cards are virtio
+    /// unless something else is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drivers: Option<ImageName>,
+    /// What its firmware tries first.
+    #[serde(default, skip_serializing_if = "BootFirst::is_default")]
+    pub boot: BootFirst,
     /// Disks beside the system disk, empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more_disks: Vec<change::DiskAsked>,
@@ -315,6 +323,8 @@ pub struct VmView {
     pub cpus: u32,
     pub memory_bytes: ByteSize,
     pub firmware: Option<Firmware>,
+    #[serde(flatten)]
+    pub settings: MachineSettings,
     pub disks: Vec<DiskObserved>,
     #[serde(default)]
     pub nics: Vec<NicObserved>,
@@ -395,6 +405,12 @@ pub struct ChangeRequest {
     /// Whether its host starts it again when its guest crashes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_on_crash: Option<bool>,
+    /// What its firmware tries first; a running VM has it after its next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootFirst>,
+    /// Which time its clock keeps; a running VM has it after its next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Clock>,
     /// On: a new TPM. Off: the TPM goes into the history. Only while the VM is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm: Option<bool>,
@@ -423,6 +439,8 @@ impl ChangeRequest {
             labels: self.labels,
             autostart: self.autostart,
             restart_on_crash: self.restart_on_crash,
+            boot: self.boot,
+            clock: self.clock,
             name: self.name,
             nics: self.nics,
             disks: self.disks,
@@ -601,6 +619,9 @@ pub struct TemplateView {
     pub disks: Vec<TemplateDisk>,
     /// SHA-256 of the kept UEFI variables; none: deployments begin with the firmware's own.
     pub uefi_variables: Option<String>,
+    /// Which time their clocks keep; none: the profile's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Clock>,
     /// Network cards of its deployments, each with an address of its own; none: one in the default network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nics: Option<Vec<NicAsked>>,

@@ -21,6 +21,7 @@ use fleetward_model::change::DiskAsked;
 use fleetward_model::change::NicAsked;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::host::HostState;
+use fleetward_model::machine::BootFirst;
 use fleetward_model::spec::Description;
 use fleetward_model::vm::{Profile, VmState};
 use fleetward_model::{
@@ -560,10 +561,22 @@ pub struct VmCreate {
     /// Installer medium to boot from; may be repeated for more drives, such as drivers beside the installer
     #[arg(long, value_name = "IMAGE")]
     pub iso: Vec<ImageName>,
+    /// Medium with drivers for virtio, such as virtio-win: one more drive, and virtio disks and network cards
+    #[arg(long, value_name = "IMAGE", conflicts_with = "template")]
+    pub drivers: Option<ImageName>,
+    /// What its firmware tries first: disk, iso or network
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        value_parser = parse_word::<BootFirst>,
+        default_value_t,
+        hide_default_value = true
+    )]
+    pub boot: BootFirst,
     /// Another disk, empty, such as 100G,pool=fast,bus=scsi; may be repeated
     #[arg(long, value_name = "SIZE[,pool=POOL][,bus=BUS]", value_parser = parse_disk)]
     pub add_disk: Vec<DiskAsked>,
-    /// Hardware defaults and requirements: windows-11 or linux
+    /// Hardware defaults and requirements: windows-11, windows-server or linux
     #[arg(long, default_value = "linux")]
     pub profile: Profile,
     /// Number of virtual CPUs; default: the profile's

@@ -6,6 +6,7 @@
 use fleetward_api::controller::{AuditVerdict, ImageView, ImportStage, JobView};
 use fleetward_model::change::{ChangeStep, DiskAct, DiskStep, DriveStep, Effect, PlannedStep};
 use fleetward_model::error::Finding;
+use fleetward_model::machine::{BootFirst, Clock};
 use fleetward_model::spec::DriveSpec;
 use fleetward_model::spec::NicSpec;
 use fleetward_model::{ErrorCode, Failure, HostName, JobId, TemplateName, VmName};
@@ -107,6 +108,23 @@ fn step(step: &ChangeStep) -> String {
         },
         ChangeStep::Disk(step) => disk_step(step),
         ChangeStep::Drive(step) => drive_step(step),
+        ChangeStep::Boot { to, .. } => format!(
+            "its firmware tries {} first; a disk that is bound to PCR 1 or 4 of its TPM asks for its recovery key then",
+            boot_word(*to)
+        ),
+        ChangeStep::Clock { to: Clock::Utc, .. } => "its clock keeps UTC".to_owned(),
+        ChangeStep::Clock {
+            to: Clock::Local, ..
+        } => "its clock keeps the host's local time".to_owned(),
+    }
+}
+
+/// The devices of which the first that boots is taken.
+const fn boot_word(first: BootFirst) -> &'static str {
+    match first {
+        BootFirst::Disk => "its disks",
+        BootFirst::Iso => "its drives",
+        BootFirst::Network => "its network cards",
     }
 }
 

@@ -15,10 +15,9 @@ use fleetward_model::fit::{DiskNeed, Needs, NetworkNeed};
 use fleetward_model::host::Formats;
 use fleetward_model::name::MAX_LABEL_VALUE;
 use fleetward_model::placement::Choice;
-use fleetward_model::profile::{Asked, Hardware};
-use fleetward_model::spec::Unknown;
+use fleetward_model::profile::{Asked, Devices, Hardware};
 use fleetward_model::vm::{
-    DiskBus, DiskSpec, DriveSpec, Firmware, FirmwareKind, Medium, NicSpec, Profile, VmSpec,
+    DiskBus, DiskSpec, DriveSpec, Firmware, FirmwareKind, Medium, NicModel, NicSpec, VmSpec,
     VolumeSource,
 };
 use fleetward_model::{
@@ -61,7 +60,12 @@ pub(crate) fn plan(
         .map(|template| templates.of(template))
         .transpose()?;
     if let Some(template) = &template {
-        if request.image.is_some() || request.iso.is_some() || !request.more_isos.is_empty() {
+        let media = request
+            .iso
+            .iter()
+            .chain(&request.more_isos)
+            .chain(&request.drivers);
+        if request.image.is_some() || media.count() > 0 {
             let what = "a VM is made from a template, or from an image or installer medium";
             return Err(Failure::new(ErrorCode::InvalidArgument, what).fix("leave out one of them"));
         }
@@ -76,7 +80,15 @@ pub(crate) fn plan(
         .as_ref()
         .map(|image| disk_image(images, image))
         .transpose()?;
-    let isos: Vec<ImageView> = (request.iso.iter().chain(&request.more_isos))
+    if request.drivers.is_some() && !request.profile.lacks_drivers() {
+        let what = format!(
+            "guests of profile {} have the drivers for virtio",
+            request.profile
+        );
+        return Err(Failure::new(ErrorCode::InvalidArgument, what).fix("leave out --drivers"));
+    }
+    let media = request.iso.iter().chain(&request.more_isos);
+    let isos: Vec<ImageView> = (media.chain(&request.drivers))
         .map(|iso| installer(images, iso))
         .collect::<Result<_, _>>()?;
     check_devices(&request, isos.len())?;
@@ -116,7 +128,7 @@ pub(crate) fn plan(
     let of_template = template.as_ref().and_then(|template| template.nics.clone());
     let nics = request.nics.clone().or(of_template);
     let nics = nics
-        .map(|asked| cards(asked, request.profile))
+        .map(|asked| cards(asked, devices_of(&request).network))
         .transpose()?;
     let default = GroupName::default();
     let has_default = || hosts.all().iter().any(|host| host.group == default);
@@ -184,7 +196,7 @@ impl Wanted {
         now: OffsetDateTime,
     ) -> (VmSpec, Vec<VolumeSource>) {
         let id = Uuid::new_v4();
-        let devices = self.request.profile.devices();
+        let devices = devices_of(&self.request);
         let target = first_target(&self.request);
         let disk = |target: &str, bus, size| {
             let volume = format!("{id}-{target}.qcow2");
@@ -220,7 +232,11 @@ impl Wanted {
         sources.resize(disks.len(), VolumeSource::Empty);
         let mut drives: Vec<DriveSpec> = Vec::new();
         for iso in &self.isos {
-            let drive = DriveSpec::next(targets(&disks, &drives), Some(medium_of(iso)));
+            let drive = DriveSpec::next(
+                self.request.profile,
+                targets(&disks, &drives),
+                Some(medium_of(iso)),
+            );
             drives.extend(drive);
         }
         if self.seed().is_some() {
@@ -229,10 +245,7 @@ impl Wanted {
             drives.push(drive.expect("there are more names than disks and drives"));
         }
         let spec = VmSpec {
-            id: VmId(id),
-            name: self.name.clone(),
             group,
-            profile: self.request.profile,
             cpus: self.hardware.cpus,
             memory: self.hardware.memory,
             firmware: Firmware {
@@ -245,15 +258,16 @@ impl Wanted {
             nics: self.nics.clone().unwrap_or_else(|| {
                 vec![NicSpec {
                     network: network.clone(),
+                    model: devices.network,
                     ..NicSpec::first(self.request.profile, new_mac())
                 }]
             }),
             description: self.request.description.clone(),
             autostart: self.request.autostart,
-            restart_on_crash: false,
-            unknown: Unknown::new(),
+            boot: self.request.boot,
+            clock: self.template.as_ref().and_then(|template| template.clock),
             labels: self.request.labels.clone(),
-            created: now,
+            ..VmSpec::bare(VmId(id), self.name.clone(), self.request.profile, now)
         };
         (spec, sources)
     }
@@ -267,7 +281,7 @@ impl Wanted {
     /// VM with one disk is one that programs of every version know.
     fn add_disks(&self, vm: VmId, disks: &mut Vec<DiskSpec>) {
         for (asked, mark) in self.request.more_disks.iter().zip(&self.marks) {
-            let bus = asked.bus.unwrap_or(self.request.profile.devices().disk_bus);
+            let bus = asked.bus.unwrap_or(devices_of(&self.request).disk_bus);
             let pool = asked.pool.as_ref().unwrap_or(&self.request.pool).clone();
             let taken = disks.iter().map(|disk| disk.target.as_str());
             let target = free_target(bus, taken).expect("there are more names than disks");
@@ -379,12 +393,20 @@ fn check_devices(request: &VmCreateRequest, drives: usize) -> Result<(), Failure
     Ok(())
 }
 
+/// What the profile makes of the devices, with or without drivers for virtio.
+fn devices_of(request: &VmCreateRequest) -> Devices {
+    match request.drivers {
+        Some(_) => request.profile.devices_with_drivers(),
+        None => request.profile.devices(),
+    }
+}
+
 /// The cards that are asked for, each with an address.
-fn cards(mut asked: Vec<NicAsked>, profile: Profile) -> Result<Vec<NicSpec>, Failure> {
+fn cards(mut asked: Vec<NicAsked>, model: NicModel) -> Result<Vec<NicSpec>, Failure> {
     for nic in &mut asked {
         nic.mac.get_or_insert_with(new_mac);
     }
-    change::nic::cards(&asked, profile.devices().network)
+    change::nic::cards(&asked, model)
 }
 
 /// The targets that are taken.
@@ -397,8 +419,8 @@ fn targets<'a>(
 }
 
 /// The name of a VM's first disk.
-const fn first_target(request: &VmCreateRequest) -> &'static str {
-    match request.profile.devices().disk_bus {
+fn first_target(request: &VmCreateRequest) -> &'static str {
+    match devices_of(request).disk_bus {
         DiskBus::Virtio => "vda",
         DiskBus::Sata | DiskBus::Scsi => "sda",
     }

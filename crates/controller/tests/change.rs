@@ -324,3 +324,114 @@ async fn a_change_of_disks_that_fails_leaves_the_disks_as_they_were() {
     assert_eq!(after["disks"], before["disks"]);
     assert_eq!(a.look(|inner| inner.volumes.len()), 1);
 }
+
+/// An ISO 9660 image with nothing on it.
+fn iso(mark: u8) -> Vec<u8> {
+    let mut bytes = vec![0; 36 * 2048];
+    bytes[16 * 2048..16 * 2048 + 6].copy_from_slice(b"\x01CD001");
+    bytes[17 * 2048..17 * 2048 + 6].copy_from_slice(b"\xffCD001");
+    bytes[35 * 2048] = mark;
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drivers_on_a_second_drive_make_a_windows_vm_one_of_virtio_devices() {
+    let controller = Controller::start().await;
+    let _a = controller.join("a", "default").await;
+    for (name, mark) in [("installer", 1), ("virtio-win", 2)] {
+        let path = format!("/v1/images/{name}");
+        let request = controller.local.request(Method::PUT, &path);
+        let put = request.upload(std::io::Cursor::new(iso(mark)), None);
+        put.send().await.expect("imported");
+    }
+    let body = |name: &str, profile: &str| {
+        json!({"name": name, "profile": profile, "iso": "installer", "drivers": "virtio-win",
+               "more_disks": [{"size_bytes": ByteSize::gib(1)}]})
+    };
+    for (name, profile) in [("desk", "windows-11"), ("server", "windows-server")] {
+        controller
+            .done(Method::POST, "/v1/vms", &body(name, profile))
+            .await;
+        let seen: Value = controller.get(&format!("/v1/vms/{name}")).await;
+        let buses: Vec<&Value> = seen["disks"]
+            .as_array()
+            .expect("disks")
+            .iter()
+            .map(|d| &d["bus"])
+            .collect();
+        assert_eq!(buses, ["virtio", "virtio"]);
+        assert_eq!(seen["nics"][0]["model"], "virtio");
+        let media: Vec<&Value> = seen["drives"]
+            .as_array()
+            .expect("drives")
+            .iter()
+            .map(|d| &d["image"])
+            .collect();
+        assert_eq!(media, ["installer", "virtio-win"]);
+        assert_eq!(
+            (&seen["boot"], &seen["clock"]),
+            (&json!("disk"), &json!("local"))
+        );
+        assert_eq!(seen["profile"], profile);
+    }
+    // What comes later is of the kind that is there.
+    let later = json!({"disks": [{"action": "add", "size_bytes": ByteSize::gib(1)}],
+                       "nics": [{"action": "add", "network": "nat"}]});
+    controller.done(Method::PATCH, "/v1/vms/desk", &later).await;
+    let seen: Value = controller.get("/v1/vms/desk").await;
+    assert_eq!(seen["disks"][2]["bus"], "virtio");
+    assert_eq!(seen["nics"][1]["model"], "virtio");
+
+    let refused = controller
+        .refusal(Method::POST, "/v1/vms", &body("web", "linux"))
+        .await;
+    assert_eq!(
+        (refused.code, refused.fix.as_str()),
+        (ErrorCode::InvalidArgument, "leave out --drivers")
+    );
+    let plain = json!({"name": "plain", "profile": "windows-server", "iso": "installer"});
+    controller.done(Method::POST, "/v1/vms", &plain).await;
+    let seen: Value = controller.get("/v1/vms/plain").await;
+    assert_eq!(
+        (&seen["disks"][0]["bus"], &seen["nics"][0]["model"]),
+        (&json!("sata"), &json!("e1000e"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_vm_boots_from_its_drives_after_its_next_start() {
+    let (controller, _a) = with_a_vm(true).await;
+    let missing = refused(&controller, json!({"boot": "iso"})).await;
+    assert_eq!(missing.code, ErrorCode::DeviceMissing);
+    assert_eq!(missing.fix, "fleetward vm media add web");
+    let both = json!({"boot": "iso", "clock": "local", "drives": [{"action": "add"}]});
+    let result = change(&controller, both).await;
+    assert_eq!(result["next_start"], json!(["boot", "clock"]), "{result}");
+    let seen: Value = controller.get(WEB).await;
+    assert_eq!(
+        (&seen["boot"], &seen["clock"]),
+        (&json!("disk"), &json!("utc"))
+    );
+    let waits: Vec<&Value> = seen["pending"]
+        .as_array()
+        .expect("pending")
+        .iter()
+        .map(|p| &p["change"])
+        .collect();
+    assert!(
+        waits.contains(&&json!("boot")) && waits.contains(&&json!("clock")),
+        "{waits:?}"
+    );
+    let stop = json!({"force": true});
+    controller
+        .done(Method::POST, "/v1/vms/web/stop", &stop)
+        .await;
+    controller
+        .done(Method::POST, "/v1/vms/web/start", &json!({}))
+        .await;
+    let seen: Value = controller.get(WEB).await;
+    assert_eq!(
+        (&seen["boot"], &seen["clock"]),
+        (&json!("iso"), &json!("local"))
+    );
+}

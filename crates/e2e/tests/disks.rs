@@ -155,12 +155,25 @@ fn drives(fleet: &Fleet) -> Result<()> {
     let result = fleet.json(&["vm", "media", "insert", VM, "drivers"])?;
     ensure!(result["next_start"] == json!(["drives"]), "{result}");
     cli(fleet, "image delete drivers --yes")?.refused(4, "IMAGE_IN_USE")?;
+    // So does the firmware's order, which waits as well.
+    let result = fleet.json(&["vm", "set", VM, "--boot", "iso"])?;
+    ensure!(result["next_start"] == json!(["boot"]), "{result}");
     ok(fleet, "vm migrate desk --to a")?;
+    let vm = fleet.vm(VM)?;
+    let waits = json!({"change": "boot", "now": "disk", "wanted": "iso"});
+    let pending = vm["pending"].as_array().context("pending")?;
+    ensure!(vm["boot"] == "disk" && pending.contains(&waits), "{vm}");
     ok(fleet, "vm stop desk --force")?;
     ok(fleet, "vm start desk")?;
     let now = guest::booted(fleet, VM, before.boots + 1)?;
     ensure!(now.disks == before.disks, "{before:?} became {now:?}");
-    ensure!(fleet.vm(VM)?["drives"][0]["image"] == "drivers");
+    let vm = fleet.vm(VM)?;
+    ensure!(
+        vm["drives"][0]["image"] == "drivers" && vm["boot"] == "iso",
+        "{vm}"
+    );
+    // The medium does not boot; the disk after it does, and its key opens as before.
+    ensure!(now.unseal == "ok", "{now:?}");
 
     ok(fleet, "vm media insert desk tools")?;
     let vm = fleet.vm(VM)?;

@@ -13,9 +13,10 @@ pub(crate) struct DiskManner {
     pub(crate) io: DiskIo,
     /// Whether the domain has an I/O thread.
     pub(crate) thread: bool,
-    /// Place in the boot order, from 1.
-    pub(crate) boot: Option<usize>,
 }
+
+/// What the names of our devices begin with.
+pub(crate) const OUR_NAMES: &str = "ua-";
 
 /// The number of I/O threads that a new domain has, and the one that its disks use.
 pub(crate) const IO_THREAD: &str = "1";
@@ -42,16 +43,11 @@ pub(crate) fn write_disk(out: &mut Out, disk: &DiskDevice, manner: DiskManner) -
         if let Some(serial) = &spec.serial {
             text(out, "serial", &[], serial.as_str())?;
         }
-        write_boot(out, manner.boot)?;
         write_alias(out, &spec.id)
     })
 }
 
-pub(crate) fn write_drive(
-    out: &mut Out,
-    drive: &DriveDevice,
-    boot: Option<usize>,
-) -> io::Result<()> {
+pub(crate) fn write_drive(out: &mut Out, drive: &DriveDevice) -> io::Result<()> {
     let DriveDevice { spec, path } = drive;
     let device = [("type", "file"), ("device", "cdrom")];
     element(out, "disk", &device, |out| {
@@ -68,7 +64,6 @@ pub(crate) fn write_drive(
         let bus = bus_name(spec.bus);
         empty(out, "target", &[("dev", &spec.target), ("bus", bus)])?;
         empty(out, "readonly", &[])?;
-        write_boot(out, boot)?;
         write_alias(out, &spec.id)
     })
 }
@@ -89,7 +84,7 @@ pub(crate) fn disk_element(disk: &DiskDevice, manner: DiskManner) -> String {
 }
 
 pub(crate) fn drive_element(drive: &DriveDevice) -> String {
-    by_itself(|out| write_drive(out, drive, None))
+    by_itself(|out| write_drive(out, drive))
 }
 
 pub(crate) fn scsi_controller_element(thread: bool) -> String {
@@ -125,14 +120,7 @@ fn cache(io: DiskIo) -> Vec<(&'static str, &'static str)> {
     }
 }
 
-fn write_boot(out: &mut Out, boot: Option<usize>) -> io::Result<()> {
-    match boot {
-        Some(order) => empty(out, "boot", &[("order", &order.to_string())]),
-        None => Ok(()),
-    }
-}
-
 /// libvirt keeps a name that begins so as it is, and QEMU uses it too.
 fn write_alias(out: &mut Out, id: &DeviceId) -> io::Result<()> {
-    empty(out, "alias", &[("name", &format!("ua-{id}"))])
+    empty(out, "alias", &[("name", &format!("{OUR_NAMES}{id}"))])
 }

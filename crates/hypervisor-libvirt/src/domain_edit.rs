@@ -5,6 +5,7 @@
 //! administrator's, so it stays as it is, byte for byte: this module cuts pieces out of the text and puts others in their
 //! place, it never writes a definition anew. [`crate::domain_xml`] does that, for domains that do not exist yet.
 
+use crate::boot_order;
 use crate::disk_io::IoOfVolumes;
 use crate::domain_read;
 use crate::domain_xml::{cpu_element, tpm_element};
@@ -55,7 +56,18 @@ pub(crate) fn changed(
     for device in &change.devices {
         text = with_device(&text, device)?;
     }
-    storage_edit::changed(text, &change.storage, io)
+    let devices_change = !change.devices.is_empty() || !change.storage.is_empty();
+    let ours = boot_order::is_ours(devices, metadata.spec.boot);
+    text = storage_edit::changed(text, &change.storage, io)?;
+    if let Some(clock) = change.clock {
+        text = boot_order::with_clock(&text, clock)?;
+    }
+    match change.boot {
+        Some(first) => boot_order::with_first(&text, first),
+        // What came has its place too.
+        None if devices_change && ours => boot_order::with_first(&text, metadata.spec.boot),
+        None => Ok(text),
+    }
 }
 
 /// The definition with one device changed.
@@ -222,6 +234,7 @@ pub(crate) fn defined(xml: &str) -> Option<DomainDefined> {
     Some(DomainDefined {
         cpus: cpus.trim().parse().ok()?,
         memory: ByteSize(kib.checked_mul(1024)?),
+        settings: boot_order::read(root),
         tpm: child(root, "devices").is_some_and(|d| child(d, "tpm").is_some()),
         nics: child(root, "devices").map(nic_xml::all).unwrap_or_default(),
         disks: child(root, "devices").map_or_else(Vec::new, domain_read::disks),

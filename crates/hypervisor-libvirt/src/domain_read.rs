@@ -2,10 +2,12 @@
 //!
 //! Domains that Fleetward did not make are read as far as possible; unknown content is never an error.
 
+use crate::boot_order;
 use crate::metadata::{self, Found};
 use crate::nic_xml;
 use fleetward_hypervisor::{DomainObserved, DomainState, StopReason};
 use fleetward_model::host::Accelerator;
+use fleetward_model::machine::MachineSettings;
 use fleetward_model::vm::{Firmware, FirmwareKind, NewerSpec, VmMetadata};
 use fleetward_model::{ByteSize, VmId, VmName};
 use roxmltree::{Document, Node};
@@ -138,6 +140,7 @@ pub(crate) fn observed_in_part(
         cpus: basics.cpus,
         memory: basics.memory,
         firmware: None,
+        settings: MachineSettings::default(),
         machine: String::new(),
         accelerator,
         disks: Vec::new(),
@@ -167,6 +170,7 @@ pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
         .and_then(metadata::find)
         .and_then(metadata::read);
     (seen.metadata, seen.newer) = apart(found);
+    seen.settings = boot_order::read(root);
     if let Some(os) = child(root, "os") {
         seen.firmware = firmware(os);
         seen.machine = machine(os).unwrap_or_default().to_owned();

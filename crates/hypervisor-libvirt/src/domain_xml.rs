@@ -5,6 +5,7 @@
 //! and on what starts it (KVM or translation). No display but VNC on a Unix socket that libvirt makes: it needs nothing from
 //! the host and moves with the VM.
 
+use crate::boot_order;
 use crate::disk_io::IoOfVolumes;
 use crate::disk_xml::{DiskManner, IO_THREAD, write_disk, write_drive, write_scsi_controller};
 use crate::{metadata, nic_xml};
@@ -37,7 +38,8 @@ pub(crate) fn domain_xml(
     io: &IoOfVolumes,
 ) -> String {
     let spec = &definition.metadata.spec;
-    by_itself(|out| write_domain(out, definition, spec, (accelerator, machine), io))
+    let xml = by_itself(|out| write_domain(out, definition, spec, (accelerator, machine), io));
+    boot_order::with_first(&xml, spec.boot).expect("written just now")
 }
 
 fn write_domain(
@@ -158,11 +160,7 @@ fn write_cpu(out: &mut Out, cpus: u32, accelerator: Accelerator) -> io::Result<(
 }
 
 fn write_clock(out: &mut Out, spec: &VmSpec, accelerator: Accelerator) -> io::Result<()> {
-    let offset = if spec.profile.devices().clock_local {
-        "localtime"
-    } else {
-        "utc"
-    };
+    let offset = boot_order::offset(spec.clock());
     element(out, "clock", &[("offset", offset)], |out| {
         empty(out, "timer", &[("name", "rtc"), ("tickpolicy", "catchup")])?;
         empty(out, "timer", &[("name", "pit"), ("tickpolicy", "delay")])?;
@@ -185,11 +183,10 @@ fn write_disks(
     } else if spec.drives.iter().any(|drive| drive.bus == DiskBus::Scsi) {
         write_scsi_controller(out, false)?;
     }
-    for (index, (disk, path)) in spec.disks.iter().zip(&definition.disk_paths).enumerate() {
+    for (disk, path) in spec.disks.iter().zip(&definition.disk_paths) {
         let manner = DiskManner {
             io: io.of(path),
             thread: true,
-            boot: Some(index + 1),
         };
         let disk = DiskDevice {
             spec: disk.clone(),
@@ -197,13 +194,12 @@ fn write_disks(
         };
         write_disk(out, &disk, manner)?;
     }
-    for (index, (drive, path)) in spec.drives.iter().zip(&definition.drive_paths).enumerate() {
+    for (drive, path) in spec.drives.iter().zip(&definition.drive_paths) {
         let drive = DriveDevice {
             spec: drive.clone(),
             path: path.clone(),
         };
-        // After the disks: an empty disk does not boot, an installed one should.
-        write_drive(out, &drive, Some(spec.disks.len() + index + 1))?;
+        write_drive(out, &drive)?;
     }
     Ok(())
 }
@@ -334,9 +330,7 @@ pub(crate) mod tests {
     use super::*;
     use fleetward_model::ByteSize;
     use fleetward_model::network::NetworkPlace;
-    use fleetward_model::vm::{
-        DiskSpec, DriveSpec, Firmware, FirmwareKind, Medium, NicSpec, Profile, VmMetadata,
-    };
+    use fleetward_model::vm::{DiskSpec, DriveSpec, Medium, NicSpec, Profile, VmMetadata};
     use std::path::PathBuf;
 
     /// A Windows VM with everything.
@@ -353,29 +347,21 @@ pub(crate) mod tests {
             image: "win11".parse().unwrap(),
             sha256: "ab".repeat(32),
         };
+        let name = "win11-01".parse().unwrap();
         DomainDefinition {
             metadata: VmMetadata {
                 spec: VmSpec {
-                    id,
-                    name: "win11-01".parse().unwrap(),
-                    group: "default".parse().unwrap(),
-                    profile: Profile::Windows11,
                     cpus: 2,
                     memory: ByteSize::gib(4),
-                    firmware: Firmware {
-                        kind: FirmwareKind::Uefi,
-                        secure_boot: true,
-                    },
-                    tpm: true,
                     drives: vec![DriveSpec::first(&disks, Some(medium))],
                     disks,
                     nics: vec![NicSpec::first(Profile::Windows11, "52:54:00:12:34:56")],
-                    description: Default::default(),
-                    autostart: false,
-                    restart_on_crash: false,
-                    unknown: Default::default(),
-                    labels: Default::default(),
-                    created: time::OffsetDateTime::UNIX_EPOCH,
+                    ..VmSpec::bare(
+                        id,
+                        name,
+                        Profile::Windows11,
+                        time::OffsetDateTime::UNIX_EPOCH,
+                    )
                 },
                 generation: 1,
                 key_protector: Some("MIIK".into()),

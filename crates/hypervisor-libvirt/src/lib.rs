@@ -15,6 +15,7 @@
 
 mod accelerator;
 mod binding;
+mod boot_order;
 mod confined;
 mod connection;
 mod conversion;

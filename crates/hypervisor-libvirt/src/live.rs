@@ -8,6 +8,7 @@
 //! What is refused is no error: the definition has it, the domain has it at its next start, and the difference between the
 //! two is what [`fleetward_hypervisor::Hypervisor::inspect`] shows.
 
+use crate::boot_order;
 use crate::host::failed;
 use crate::nic_xml;
 use fleetward_hypervisor::{DeviceChange, Error, NicDeviceChange, Result};
@@ -63,7 +64,8 @@ fn nic_call(running: Node<'_, '_>, next: Node<'_, '_>, change: &NicDeviceChange)
     match (there, &change.to) {
         // With its place in the definition: it is the same card in the same slot after the next start.
         (None, Some(to)) => Some(Call::Attach(match defined {
-            Some(defined) => text(defined),
+            // Places in the boot order are the definition's: in the running domain another device may have this one.
+            Some(defined) => boot_order::without_place(&text(defined)),
             None => nic_xml::element(to),
         })),
         (Some(there), Some(to)) => {

@@ -3,6 +3,7 @@
 //! A card of ours carries its id as a user alias of libvirt (`ua-nic-0`). One that has none, because an older program or an
 //! administrator wrote it, is found by its hardware address.
 
+use crate::disk_xml::OUR_NAMES;
 use crate::domain_xml::{self, Out, by_itself, empty};
 use fleetward_hypervisor::{NicDefinition, NicDeviceChange, NicSeen};
 use fleetward_model::change::NicPart;
@@ -11,9 +12,6 @@ use fleetward_model::vm::NicSpec;
 use fleetward_model::{DeviceId, NicLink};
 use roxmltree::{Document, Node};
 use std::io;
-
-/// What libvirt requires of names that users give to devices.
-const ALIAS_PREFIX: &str = "ua-";
 
 /// Parts of a card that are elements of their own.
 const OWNED: [&str; 7] = [
@@ -29,7 +27,7 @@ const OWNED: [&str; 7] = [
 /// The alias of a device; none where its id has characters that libvirt does not take there.
 pub(crate) fn alias(id: &DeviceId) -> Option<String> {
     let text = id.as_str();
-    (!text.contains('.')).then(|| format!("{ALIAS_PREFIX}{text}"))
+    (!text.contains('.')).then(|| format!("{OUR_NAMES}{text}"))
 }
 
 /// A whole card.
@@ -247,7 +245,7 @@ fn mac_of<'a>(card: Node<'a, '_>) -> Option<&'a str> {
 /// The id that a definition of ours gives a device.
 pub(crate) fn id_of(device: Node<'_, '_>) -> Option<DeviceId> {
     let alias = child(device, "alias")?.attribute("name")?;
-    alias.strip_prefix(ALIAS_PREFIX)?.parse().ok()
+    alias.strip_prefix(OUR_NAMES)?.parse().ok()
 }
 
 fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {

@@ -39,7 +39,6 @@ fn change_one(xml: &str, change: &StorageChange, io: &IoOfVolumes) -> Result<Str
                 let manner = DiskManner {
                     io: io.of(&disk.path),
                     thread,
-                    boot: None,
                 };
                 added.push_str(&disk_element(disk, manner));
                 append_child(&mut splices, devices, &added);
@@ -48,7 +47,14 @@ fn change_one(xml: &str, change: &StorageChange, io: &IoOfVolumes) -> Result<Str
         StorageChange::AddDrive(drive) => match find(devices, &drive.spec.target) {
             Some(known) if known.attribute("device") == Some("cdrom") => {}
             Some(_) => return Err(taken(&drive.spec.target)),
-            None => append_child(&mut splices, devices, &drive_element(drive)),
+            None => {
+                let mut added = String::new();
+                if drive.spec.bus == DiskBus::Scsi && !has_scsi_controller(devices)? {
+                    added.push_str(&scsi_controller_element(has_io_thread(root)));
+                }
+                added.push_str(&drive_element(drive));
+                append_child(&mut splices, devices, &added);
+            }
         },
         StorageChange::RemoveDisk { target } | StorageChange::RemoveDrive { target } => {
             if let Some(known) = find(devices, target) {

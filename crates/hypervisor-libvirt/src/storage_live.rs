@@ -87,7 +87,6 @@ fn add_disk(domain: &Domain, id: VmId, disk: &DiskDevice, io: &IoOfVolumes) -> R
     let manner = DiskManner {
         io: io.of(&disk.path),
         thread,
-        boot: None,
     };
     match attach(&disk_element(disk, manner)) {
         Ok(()) => Ok(()),

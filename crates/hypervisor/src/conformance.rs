@@ -9,6 +9,7 @@ use crate::{
     NicDefinition, NicDeviceChange, SecretText, Shutdown,
 };
 use async_trait::async_trait;
+use fleetward_model::machine::{BootFirst, Clock, MachineSettings};
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::spec::{KNOWN, NewerSpec, NicSpec};
 use fleetward_model::vm::Profile;
@@ -539,9 +540,23 @@ async fn a_running_domain_gets_its_new_size_when_it_starts_next(fixture: &dyn Fi
         now.0 + 1,
         ByteSize(now.1.bytes() + ByteSize::mib(64).bytes()),
     );
+    let before = seen.settings;
+    assert_eq!(before.boot, Some(BootFirst::Disk));
+    let settings = MachineSettings {
+        boot: match metadata.spec.nics.is_empty() {
+            true => before.boot,
+            false => Some(BootFirst::Network),
+        },
+        clock: Some(match metadata.spec.clock() {
+            Clock::Utc => Clock::Local,
+            Clock::Local => Clock::Utc,
+        }),
+    };
     let change = DomainChange {
         cpus: Some(wanted.0),
         memory: Some(wanted.1),
+        boot: settings.boot,
+        clock: settings.clock,
         ..DomainChange::default()
     };
     let changed = hypervisor.redefine(id, &metadata, &change).await;
@@ -549,12 +564,14 @@ async fn a_running_domain_gets_its_new_size_when_it_starts_next(fixture: &dyn Fi
     let seen = hypervisor.inspect(id).await.expect("there");
     let defined = seen.defined.expect("told");
     assert_eq!((seen.cpus, seen.memory), now, "a running one keeps it");
+    assert_eq!((seen.settings, defined.settings), (before, settings));
     assert_eq!((defined.cpus, defined.memory), wanted);
     assert_eq!(seen.metadata.as_ref(), Some(&metadata), "told at once");
     hypervisor.destroy(id).await.expect("destroyed");
     hypervisor.start(id).await.expect("started");
     let seen = hypervisor.inspect(id).await.expect("there");
     assert_eq!((seen.cpus, seen.memory), wanted);
+    assert_eq!(seen.settings, settings);
     removed(fixture, id).await;
 }
 

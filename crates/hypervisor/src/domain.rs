@@ -4,6 +4,7 @@ use crate::{Error, GuestTold, MoveState, NicAddresses, Result, Screens, Shutdown
 use async_trait::async_trait;
 use fleetward_model::change::NicPart;
 use fleetward_model::host::{Accelerator, DiskIo, Version};
+use fleetward_model::machine::{BootFirst, Clock, MachineSettings};
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::{Firmware, NewerSpec, NicSpec, VmMetadata};
 use fleetward_model::{ByteSize, DeviceId, NicLink, VlanId, VmId, VmName};
@@ -61,6 +62,9 @@ pub struct DomainDefinition {
 pub struct DomainChange {
     pub cpus: Option<u32>,
     pub memory: Option<ByteSize>,
+    /// What its firmware tries first: the order of all its disks, drives and cards is made anew.
+    pub boot: Option<BootFirst>,
+    pub clock: Option<Clock>,
     /// Whether it has the TPM device with the VM's secret.
     pub tpm: Option<bool>,
     /// `(target, path)` of the disks that lie in another file now.
@@ -118,6 +122,7 @@ pub struct NicSeen {
 pub struct DomainDefined {
     pub cpus: u32,
     pub memory: ByteSize,
+    pub settings: MachineSettings,
     pub tpm: bool,
     pub nics: Vec<NicSeen>,
     /// `(target, path)` of every disk that is not a CD-ROM.
@@ -173,6 +178,7 @@ pub struct DomainObserved {
     pub cpus: u32,
     pub memory: ByteSize,
     pub firmware: Option<Firmware>,
+    pub settings: MachineSettings,
     pub machine: String,
     pub accelerator: Accelerator,
     /// `(target, path)` of every disk that is not a CD-ROM.

@@ -10,8 +10,10 @@
 //! A step holds the value before and the value after. Back, it touches only what still has the value that it gave: what
 //! somebody else has changed meanwhile stays.
 
+pub mod machine;
 pub mod nic;
 
+pub use machine::{Cpus, MachineChange, Memory, defined_after};
 pub use nic::{NicAsked, NicChange, NicPart, NicRemove, NicSet};
 
 pub mod disk;
@@ -21,10 +23,11 @@ pub use disk::{DiskAct, DiskAsked, DiskChange, DiskMove, DiskRemove, DiskResize,
 pub use drive::{DriveAsked, DriveChange, DriveEject, DriveInsert, DriveRemove, DriveStep};
 
 use crate::error::Finding;
+use crate::machine::{BootFirst, Clock};
 use crate::name::MAX_LABEL_VALUE;
-use crate::profile::{Asked, MAX_CPUS, MEMORY};
+use crate::profile::Asked;
 use crate::spec::{Description, DiskSpec, Medium, NicSpec, VmSpec};
-use crate::vm::{Profile, VmObserved, VmState};
+use crate::vm::{VmObserved, VmState};
 use crate::{ByteSize, DeviceId, ErrorCode, Failure, ImageName, LabelKey, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -49,6 +52,8 @@ pub enum ChangeKind {
     Nics,
     Disks,
     Drives,
+    Boot,
+    Clock,
 }
 
 /// When a change takes effect.
@@ -70,8 +75,8 @@ pub enum Answer {
 pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
     use Answer::{Refuse, Takes};
     use ChangeKind::{
-        Autostart, Cpus, Description, Disks, Drives, Labels, Memory, Name, Nics, RestartOnCrash,
-        Tpm,
+        Autostart, Boot, Clock, Cpus, Description, Disks, Drives, Labels, Memory, Name, Nics,
+        RestartOnCrash, Tpm,
     };
     use VmState::{Failed, Migrating, Paused, Running, Stopped, Unknown};
     match (kind, state) {
@@ -79,8 +84,8 @@ pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
             Description | Labels | Autostart | RestartOnCrash,
             Running | Stopped | Paused | Failed,
         ) => Takes(Effect::Now),
-        (Cpus | Memory, Stopped) => Takes(Effect::Now),
-        (Cpus | Memory, Running | Paused | Failed) => Takes(Effect::NextStart),
+        (Cpus | Memory | Boot | Clock, Stopped) => Takes(Effect::Now),
+        (Cpus | Memory | Boot | Clock, Running | Paused | Failed) => Takes(Effect::NextStart),
         (Name | Tpm, Stopped) => Takes(Effect::Now),
         // What QEMU or the guest refuses meanwhile waits for the next start.
         (Nics, Running | Stopped | Paused | Failed) => Takes(Effect::Now),
@@ -96,67 +101,17 @@ pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
         ),
         (
             Tpm | Cpus | Memory | Description | Labels | Autostart | RestartOnCrash | Name | Nics
-            | Disks | Drives,
+            | Disks | Drives | Boot | Clock,
             Migrating,
         ) => Refuse(ErrorCode::VmBusy, "the VM is migrating"),
         (
             Tpm | Cpus | Memory | Description | Labels | Autostart | RestartOnCrash | Name | Nics
-            | Disks | Drives,
+            | Disks | Drives | Boot | Clock,
             Unknown,
         ) => Refuse(
             ErrorCode::HostUnreachable,
             "its host does not answer, so its state is unknown",
         ),
-    }
-}
-
-/// A number of virtual processors that a VM can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(try_from = "u32", into = "u32")]
-pub struct Cpus(u32);
-
-impl TryFrom<u32> for Cpus {
-    type Error = String;
-    fn try_from(cpus: u32) -> Result<Self, String> {
-        match cpus {
-            1..=MAX_CPUS => Ok(Self(cpus)),
-            _ => Err(format!("a VM has 1 to {MAX_CPUS} CPUs, not {cpus}")),
-        }
-    }
-}
-
-impl From<Cpus> for u32 {
-    fn from(cpus: Cpus) -> u32 {
-        cpus.0
-    }
-}
-
-/// A memory that a VM can have, in bytes: whole MiB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(try_from = "ByteSize", into = "ByteSize")]
-#[schema(value_type = u64)]
-pub struct Memory(ByteSize);
-
-impl TryFrom<ByteSize> for Memory {
-    type Error = String;
-    fn try_from(memory: ByteSize) -> Result<Self, String> {
-        let (low, high) = MEMORY;
-        if memory < low || memory > high {
-            return Err(format!("a VM has {low} to {high} of memory, not {memory}"));
-        }
-        if !memory.bytes().is_multiple_of(1 << 20) {
-            return Err(format!(
-                "a VM's memory is a whole number of MiB, not {} bytes",
-                memory.bytes()
-            ));
-        }
-        Ok(Self(memory))
-    }
-}
-
-impl From<Memory> for ByteSize {
-    fn from(memory: Memory) -> ByteSize {
-        memory.0
     }
 }
 
@@ -200,6 +155,8 @@ pub struct Wanted {
     pub labels: BTreeMap<LabelKey, Option<LabelValue>>,
     pub autostart: Option<bool>,
     pub restart_on_crash: Option<bool>,
+    pub boot: Option<BootFirst>,
+    pub clock: Option<Clock>,
     pub name: Option<VmName>,
     /// Carried out in this order.
     pub nics: Vec<NicChange>,
@@ -272,6 +229,14 @@ pub enum ChangeStep {
     },
     Disk(DiskStep),
     Drive(DriveStep),
+    Boot {
+        from: BootFirst,
+        to: BootFirst,
+    },
+    Clock {
+        from: Clock,
+        to: Clock,
+    },
 }
 
 impl ChangeStep {
@@ -288,6 +253,8 @@ impl ChangeStep {
             Self::Nic { .. } => ChangeKind::Nics,
             Self::Disk(_) => ChangeKind::Disks,
             Self::Drive(_) => ChangeKind::Drives,
+            Self::Boot { .. } => ChangeKind::Boot,
+            Self::Clock { .. } => ChangeKind::Clock,
         }
     }
 }
@@ -295,36 +262,14 @@ impl ChangeStep {
 impl ChangeStep {
     /// The change of a disk.
     pub const fn disk(&self) -> Option<&DiskStep> {
-        match self {
-            Self::Disk(step) => Some(step),
-            Self::Tpm { .. }
-            | Self::Cpus { .. }
-            | Self::Memory { .. }
-            | Self::Description { .. }
-            | Self::Label { .. }
-            | Self::RestartOnCrash { .. }
-            | Self::Autostart { .. }
-            | Self::Name { .. }
-            | Self::Nic { .. }
-            | Self::Drive(_) => None,
-        }
+        let Self::Disk(step) = self else { return None };
+        Some(step)
     }
 
     /// The change of a drive.
     pub const fn drive(&self) -> Option<&DriveStep> {
-        match self {
-            Self::Drive(step) => Some(step),
-            Self::Tpm { .. }
-            | Self::Cpus { .. }
-            | Self::Memory { .. }
-            | Self::Description { .. }
-            | Self::Label { .. }
-            | Self::RestartOnCrash { .. }
-            | Self::Autostart { .. }
-            | Self::Name { .. }
-            | Self::Nic { .. }
-            | Self::Disk(_) => None,
-        }
+        let Self::Drive(step) = self else { return None };
+        Some(step)
     }
 
     /// Whether a machine in that state has it only after its next start, as far as it is known beforehand.
@@ -350,82 +295,58 @@ pub struct Plan {
 }
 
 impl Plan {
+    fn all(&self) -> impl DoubleEndedIterator<Item = &ChangeStep> {
+        self.steps.iter().map(|planned| &planned.step)
+    }
+
     /// Whether the TPM is switched on or off.
     pub fn tpm(&self) -> Option<bool> {
-        self.steps.iter().find_map(|planned| match planned.step {
-            ChangeStep::Tpm { to } => Some(to),
-            ChangeStep::Cpus { .. }
-            | ChangeStep::Memory { .. }
-            | ChangeStep::Description { .. }
-            | ChangeStep::Label { .. }
-            | ChangeStep::Autostart { .. }
-            | ChangeStep::RestartOnCrash { .. }
-            | ChangeStep::Name { .. }
-            | ChangeStep::Nic { .. }
-            | ChangeStep::Disk(_)
-            | ChangeStep::Drive(_) => None,
+        self.all().find_map(|step| {
+            let ChangeStep::Tpm { to } = step else {
+                return None;
+            };
+            Some(*to)
         })
     }
 
     /// The name it gets.
     pub fn name(&self) -> Option<&VmName> {
-        self.steps.iter().find_map(|planned| match &planned.step {
-            ChangeStep::Name { to, .. } => Some(to),
-            ChangeStep::Tpm { .. }
-            | ChangeStep::Cpus { .. }
-            | ChangeStep::Memory { .. }
-            | ChangeStep::Description { .. }
-            | ChangeStep::Label { .. }
-            | ChangeStep::Autostart { .. }
-            | ChangeStep::RestartOnCrash { .. }
-            | ChangeStep::Nic { .. }
-            | ChangeStep::Disk(_)
-            | ChangeStep::Drive(_) => None,
+        self.all().find_map(|step| {
+            let ChangeStep::Name { to, .. } = step else {
+                return None;
+            };
+            Some(to)
         })
     }
 
     /// The network cards that it gets, or that change.
     pub fn nics(&self) -> impl Iterator<Item = &NicSpec> {
-        self.steps.iter().filter_map(|planned| match &planned.step {
-            ChangeStep::Nic { to, .. } => to.as_deref(),
-            ChangeStep::Tpm { .. }
-            | ChangeStep::Cpus { .. }
-            | ChangeStep::Memory { .. }
-            | ChangeStep::Description { .. }
-            | ChangeStep::Label { .. }
-            | ChangeStep::Autostart { .. }
-            | ChangeStep::RestartOnCrash { .. }
-            | ChangeStep::Name { .. }
-            | ChangeStep::Disk(_)
-            | ChangeStep::Drive(_) => None,
+        self.all().filter_map(|step| {
+            let ChangeStep::Nic { to, .. } = step else {
+                return None;
+            };
+            to.as_deref()
         })
     }
 
     /// The memory it gets.
     pub fn memory(&self) -> Option<ByteSize> {
-        self.steps.iter().find_map(|planned| match planned.step {
-            ChangeStep::Memory { to, .. } => Some(to),
-            ChangeStep::Tpm { .. }
-            | ChangeStep::Cpus { .. }
-            | ChangeStep::Description { .. }
-            | ChangeStep::Label { .. }
-            | ChangeStep::Autostart { .. }
-            | ChangeStep::RestartOnCrash { .. }
-            | ChangeStep::Name { .. }
-            | ChangeStep::Nic { .. }
-            | ChangeStep::Disk(_)
-            | ChangeStep::Drive(_) => None,
+        self.all().find_map(|step| {
+            let ChangeStep::Memory { to, .. } = step else {
+                return None;
+            };
+            Some(*to)
         })
     }
 
     /// The steps about disks.
     pub fn disks(&self) -> impl Iterator<Item = &DiskStep> {
-        self.steps.iter().filter_map(|planned| planned.step.disk())
+        self.all().filter_map(ChangeStep::disk)
     }
 
     /// The media that come into drives.
     pub fn media(&self) -> impl Iterator<Item = &Medium> {
-        let drives = self.steps.iter().filter_map(|planned| planned.step.drive());
+        let drives = self.all().filter_map(ChangeStep::drive);
         drives.filter_map(|step| step.to.as_ref()?.medium.as_ref())
     }
 
@@ -439,9 +360,7 @@ impl Plan {
 
     /// What the definition on the host is asked for: everything but the TPM.
     pub fn of_the_definition(&self) -> Vec<ChangeStep> {
-        self.steps
-            .iter()
-            .map(|planned| &planned.step)
+        self.all()
             .filter(|step| step.kind() != ChangeKind::Tpm)
             .cloned()
             .collect()
@@ -465,6 +384,7 @@ pub fn plan(vm: &VmObserved, wanted: &Wanted) -> Result<Plan, Failure> {
     steps.extend(nic::steps(vm, spec, &wanted.nics)?);
     steps.extend(disk::steps(vm, spec, &wanted.disks)?);
     steps.extend(drive::steps(vm, spec, wanted)?);
+    machine::require_bootable(vm, &steps)?;
     let mut findings = Vec::new();
     let mut planned = Vec::with_capacity(steps.len());
     for step in steps {
@@ -509,27 +429,7 @@ fn steps(vm: &VmObserved, spec: &VmSpec, wanted: &Wanted) -> Vec<ChangeStep> {
     {
         steps.push(ChangeStep::Tpm { to });
     }
-    let defined = vm.defined.as_ref();
-    if let Some(Cpus(to)) = wanted.cpus {
-        let had = defined.map_or(spec.cpus, |defined| defined.cpus);
-        if spec.cpus != to || had != to {
-            steps.push(ChangeStep::Cpus {
-                from: spec.cpus,
-                to,
-                defined: (had != spec.cpus).then_some(had),
-            });
-        }
-    }
-    if let Some(Memory(to)) = wanted.memory {
-        let had = defined.map_or(spec.memory, |defined| defined.memory);
-        if spec.memory != to || !same_memory(had, to) {
-            steps.push(ChangeStep::Memory {
-                from: spec.memory,
-                to,
-                defined: (!same_memory(had, spec.memory)).then_some(had),
-            });
-        }
-    }
+    steps.extend(machine::steps(vm, spec, wanted));
     if let Some(to) = &wanted.description
         && spec.description != *to
     {
@@ -585,16 +485,15 @@ fn profile_findings(spec: &VmSpec, wanted: &Wanted) -> Vec<Finding> {
     for finding in &mut findings {
         finding.fix = format!("fleetward vm set {name} {}", finding.fix);
     }
-    match spec.profile {
-        Profile::Windows11 if wanted.tpm == Some(false) => findings.push(Finding::blocking(
+    if wanted.tpm == Some(false) && spec.profile.requires_tpm() {
+        findings.push(Finding::blocking(
             ErrorCode::ProfileRefuses,
             format!(
                 "VM {name} has profile {}, which requires a TPM 2.0",
                 spec.profile
             ),
             format!("to take it away all the same: fleetward tpm disable {name}"),
-        )),
-        Profile::Windows11 | Profile::Linux => {}
+        ));
     }
     findings
 }
@@ -642,6 +541,12 @@ pub fn apply(spec: &VmSpec, steps: &[ChangeStep], direction: Direction) -> VmSpe
             }
             ChangeStep::Disk(step) => disk::apply(&mut after.disks, step, direction),
             ChangeStep::Drive(step) => drive::apply(&mut after.drives, step, direction),
+            ChangeStep::Boot { from, to } => exchange(&mut after.boot, from, to, direction),
+            ChangeStep::Clock { from, to } => {
+                let mut clock = after.clock();
+                exchange(&mut clock, from, to, direction);
+                after.clock = (clock != after.profile.devices().clock).then_some(clock);
+            }
         }
     }
     after
@@ -657,71 +562,19 @@ fn exchange<T: Clone + PartialEq>(value: &mut T, from: &T, to: &T, direction: Di
 
 /// The name that the domain gets; none: it keeps the one it has.
 pub fn domain_name_after(has: &str, steps: &[ChangeStep], direction: Direction) -> Option<String> {
-    let next = steps.iter().find_map(|step| match step {
-        ChangeStep::Name { from, to, domain } => match direction {
+    let next = steps.iter().find_map(|step| {
+        let ChangeStep::Name { from, to, domain } = step else {
+            return None;
+        };
+        match direction {
             Direction::Forward => Some(to.to_string()),
             Direction::Back if has == to.as_str() => {
                 Some(domain.clone().unwrap_or_else(|| from.to_string()))
             }
             Direction::Back => None,
-        },
-        ChangeStep::Tpm { .. }
-        | ChangeStep::Cpus { .. }
-        | ChangeStep::Memory { .. }
-        | ChangeStep::Description { .. }
-        | ChangeStep::Label { .. }
-        | ChangeStep::Autostart { .. }
-        | ChangeStep::RestartOnCrash { .. }
-        | ChangeStep::Nic { .. }
-        | ChangeStep::Disk(_)
-        | ChangeStep::Drive(_) => None,
+        }
     });
     next.filter(|next| next != has)
-}
-
-/// What a definition is given by the steps: none stays as it is. `has` is what it has now.
-pub fn defined_after(
-    has: Option<(u32, ByteSize)>,
-    steps: &[ChangeStep],
-    direction: Direction,
-) -> (Option<u32>, Option<ByteSize>) {
-    fn next<T: Copy + PartialEq>(has: Option<T>, from: T, to: T, way: Direction) -> Option<T> {
-        match way {
-            Direction::Forward => Some(to),
-            Direction::Back => (has == Some(to)).then_some(from),
-        }
-    }
-    let (mut cpus, mut memory) = (None, None);
-    for step in steps {
-        match step {
-            ChangeStep::Cpus { from, to, defined } => {
-                cpus = next(
-                    has.map(|has| has.0),
-                    defined.unwrap_or(*from),
-                    *to,
-                    direction,
-                );
-            }
-            ChangeStep::Memory { from, to, defined } => {
-                memory = next(
-                    has.map(|has| has.1),
-                    defined.unwrap_or(*from),
-                    *to,
-                    direction,
-                );
-            }
-            ChangeStep::Tpm { .. }
-            | ChangeStep::Description { .. }
-            | ChangeStep::Label { .. }
-            | ChangeStep::Autostart { .. }
-            | ChangeStep::RestartOnCrash { .. }
-            | ChangeStep::Name { .. }
-            | ChangeStep::Nic { .. }
-            | ChangeStep::Disk(_)
-            | ChangeStep::Drive(_) => {}
-        }
-    }
-    (cpus, memory)
 }
 
 /// A value of a VM that waits for its next start.
@@ -741,43 +594,19 @@ pub struct Pending {
 
 /// What the running VM has otherwise than its definition.
 pub fn pending(vm: &VmObserved) -> Vec<Pending> {
-    let Some(defined) = &vm.defined else {
-        return Vec::new();
-    };
     let runs = match vm.state {
         VmState::Running | VmState::Paused | VmState::Migrating => true,
         VmState::Stopped | VmState::Failed | VmState::Unknown => false,
     };
-    let one = |change, now: u64, wanted: u64| {
-        (runs && now != wanted).then(|| Pending {
-            change,
-            device: None,
-            now: now.into(),
-            wanted: wanted.into(),
-        })
-    };
-    [
-        one(ChangeKind::Cpus, vm.cpus.into(), defined.cpus.into()),
-        one(
-            ChangeKind::Memory,
-            vm.memory.bytes(),
-            defined.memory.bytes(),
-        )
-        .filter(|_| !same_memory(vm.memory, defined.memory)),
-    ]
-    .into_iter()
-    .flatten()
-    .chain(nic::pending(vm).filter(|_| runs))
-    .chain(disk::pending(vm).filter(|_| runs))
-    .chain(drive::pending(vm).filter(|_| runs))
-    .collect()
+    if !runs || vm.defined.is_none() {
+        return Vec::new();
+    }
+    machine::pending(vm)
+        .chain(nic::pending(vm))
+        .chain(disk::pending(vm))
+        .chain(drive::pending(vm))
+        .collect()
 }
-
-/// Hypervisors give memory in whole MiB.
-fn same_memory(one: ByteSize, other: ByteSize) -> bool {
-    one.bytes().div_ceil(ByteSize::MIB) == other.bytes().div_ceil(ByteSize::MIB)
-}
-
 /// A size as an option takes it: `4G`, `600M`.
 pub(crate) fn argument(size: ByteSize) -> String {
     let bytes = size.bytes();
@@ -808,34 +637,7 @@ pub fn differing(vm: &VmObserved) -> Vec<Finding> {
             )
         });
     }
-    let edited = |what: &str, option: String, there: String, known: String| Finding {
-        blocking: false,
-        ..Finding::blocking(
-            ErrorCode::DefinitionEdited,
-            format!(
-                "the definition of VM {name} has {there} of {what}, and Fleetward gave it {known}"
-            ),
-            format!("fleetward vm set {name} {option}"),
-        )
-    };
-    if let Some(defined) = &vm.defined {
-        if defined.cpus != spec.cpus {
-            findings.push(edited(
-                "CPUs",
-                format!("--cpus {}", spec.cpus),
-                defined.cpus.to_string(),
-                spec.cpus.to_string(),
-            ));
-        }
-        if !same_memory(defined.memory, spec.memory) {
-            findings.push(edited(
-                "memory",
-                format!("--memory {}", argument(spec.memory)),
-                defined.memory.to_string(),
-                spec.memory.to_string(),
-            ));
-        }
-    }
+    findings.extend(machine::differing(vm, spec));
     findings.extend(nic::differing(vm, spec));
     findings
 }

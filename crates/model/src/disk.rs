@@ -105,29 +105,27 @@ impl DiskSpec {
 }
 
 impl DriveSpec {
-    /// One more drive, at the first target that is free.
+    /// One more drive, on the profile's bus, at the first target that is free.
     pub fn next<'a>(
+        profile: Profile,
         taken: impl Iterator<Item = &'a str> + Clone,
         medium: Option<Medium>,
     ) -> Option<Self> {
-        Some(Self::at(free_target(DiskBus::Sata, taken)?, medium))
+        let bus = profile.devices().drive_bus;
+        Some(Self {
+            bus,
+            ..Self::at(free_target(bus, taken)?, medium)
+        })
     }
 
-    /// A drive with the medium for the VM's first boot, at the first target that is free.
-    ///
-    /// Kernels of cloud images have drivers for virtio only, and Windows' installer has one for SATA.
+    /// A drive with the medium for the VM's first boot.
     pub fn with_seed<'a>(
         profile: Profile,
         taken: impl Iterator<Item = &'a str> + Clone,
     ) -> Option<Self> {
-        let bus = match profile.devices().disk_bus {
-            DiskBus::Virtio | DiskBus::Scsi => DiskBus::Scsi,
-            DiskBus::Sata => DiskBus::Sata,
-        };
         Some(Self {
             seed: true,
-            bus,
-            ..Self::next(taken, None)?
+            ..Self::next(profile, taken, None)?
         })
     }
 }

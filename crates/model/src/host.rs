@@ -183,6 +183,8 @@ impl Formats {
             ChangeKind::Nics
             | ChangeKind::Disks
             | ChangeKind::Drives
+            | ChangeKind::Boot
+            | ChangeKind::Clock
             | ChangeKind::RestartOnCrash => true,
             ChangeKind::Tpm
             | ChangeKind::Cpus

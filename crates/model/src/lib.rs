@@ -21,6 +21,7 @@ pub mod id;
 pub mod image;
 pub mod job;
 pub mod keys;
+pub mod machine;
 pub mod name;
 pub mod network;
 pub mod placement;

@@ -1,9 +1,12 @@
 //! Profiles: a guest's default hardware, and the requirements of its installer.
 //!
 //! Windows 11's requirements: 64-bit CPU with two or more cores, 4 GiB of memory, 64 GiB of storage,
-//! UEFI with Secure Boot, TPM 2.0 (Microsoft, "Windows 11 requirements").
+//! UEFI with Secure Boot, TPM 2.0 (Microsoft, "Windows 11 requirements"). Windows Server's, with Desktop Experience: 2 GiB
+//! of memory, 32 GB of storage; TPM and Secure Boot for certain features (Microsoft, "Hardware requirements for Windows
+//! Server").
 
 use crate::error::Finding;
+use crate::machine::Clock;
 use crate::vm::{DiskBus, NicModel, Profile};
 use crate::{ByteSize, ErrorCode};
 
@@ -34,10 +37,13 @@ pub struct Devices {
     pub disk_bus: DiskBus,
     /// Network card model; `e1000e` has a driver on the Windows installer's medium.
     pub network: NicModel,
+    /// The bus of drives. Windows' installer has a driver for SATA and none for virtio; kernels of cloud images have those
+    /// for virtio only.
+    pub drive_bus: DiskBus,
     /// Hyper-V enlightenments: what makes Windows fast under KVM and TCG alike.
     pub hyperv: bool,
     /// Windows keeps the hardware clock in local time.
-    pub clock_local: bool,
+    pub clock: Clock,
 }
 
 /// Largest number of virtual CPUs of one VM.
@@ -50,24 +56,51 @@ pub const DISK: (ByteSize, ByteSize) = (ByteSize::mib(1), ByteSize::gib(65536));
 impl Profile {
     pub const fn devices(self) -> Devices {
         match self {
-            Self::Windows11 => Devices {
+            Self::Windows11 | Self::WindowsServer => Devices {
                 disk_bus: DiskBus::Sata,
                 network: NicModel::E1000e,
+                drive_bus: DiskBus::Sata,
                 hyperv: true,
-                clock_local: true,
+                clock: Clock::Local,
             },
             Self::Linux => Devices {
                 disk_bus: DiskBus::Virtio,
                 network: NicModel::Virtio,
+                drive_bus: DiskBus::Scsi,
                 hyperv: false,
-                clock_local: false,
+                clock: Clock::Utc,
             },
+        }
+    }
+
+    /// The devices of a VM whose installer is given the drivers for virtio on a medium beside its own.
+    pub const fn devices_with_drivers(self) -> Devices {
+        Devices {
+            disk_bus: DiskBus::Virtio,
+            network: NicModel::Virtio,
+            ..self.devices()
+        }
+    }
+
+    /// Whether its installer needs drivers from a medium before it sees virtio devices.
+    pub const fn lacks_drivers(self) -> bool {
+        match self {
+            Self::Windows11 | Self::WindowsServer => true,
+            Self::Linux => false,
+        }
+    }
+
+    /// Whether it requires a TPM.
+    pub const fn requires_tpm(self) -> bool {
+        match self {
+            Self::Windows11 => true,
+            Self::WindowsServer | Self::Linux => false,
         }
     }
 
     const fn defaults(self) -> (u32, ByteSize, ByteSize) {
         match self {
-            Self::Windows11 => (2, ByteSize::gib(4), ByteSize::gib(64)),
+            Self::Windows11 | Self::WindowsServer => (2, ByteSize::gib(4), ByteSize::gib(64)),
             Self::Linux => (1, ByteSize::gib(1), ByteSize::gib(10)),
         }
     }
@@ -88,6 +121,7 @@ impl Profile {
         let mut findings = out_of_range(hardware);
         match self {
             Self::Windows11 => findings.extend(windows_11_requirements(hardware)),
+            Self::WindowsServer => findings.extend(windows_server_requirements(hardware)),
             Self::Linux => {}
         }
         if findings.is_empty() {
@@ -122,16 +156,35 @@ fn out_of_range(hardware: Hardware) -> Vec<Finding> {
     findings
 }
 
+fn windows_server_requirements(hardware: Hardware) -> Vec<Finding> {
+    let (memory, disk) = (ByteSize::gib(2), ByteSize::gib(32));
+    let refuse = |missing, requirement, fix| refuse("Windows Server", missing, requirement, fix);
+    [
+        refuse(
+            hardware.memory < memory,
+            format!("at least 2 GiB of memory, not {}", hardware.memory),
+            "--memory 2G",
+        ),
+        refuse(
+            hardware.disk < disk,
+            format!("a disk of at least 32 GiB, not {}", hardware.disk),
+            "--disk 32G",
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn refuse(system: &str, missing: bool, requirement: String, fix: &str) -> Option<Finding> {
+    missing.then(|| {
+        let what = format!("{system} requires {requirement}");
+        Finding::blocking(ErrorCode::ProfileRefuses, what, fix)
+    })
+}
+
 fn windows_11_requirements(hardware: Hardware) -> Vec<Finding> {
-    let refuse = |missing: bool, requirement: String, fix: &str| {
-        missing.then(|| {
-            Finding::blocking(
-                ErrorCode::ProfileRefuses,
-                format!("Windows 11 requires {requirement}"),
-                fix,
-            )
-        })
-    };
+    let refuse = |missing, requirement, fix| refuse("Windows 11", missing, requirement, fix);
     [
         refuse(!hardware.tpm, "a TPM 2.0".into(), "leave out --no-tpm"),
         refuse(
@@ -195,6 +248,42 @@ mod tests {
         assert_eq!(findings.len(), 5);
         assert!(findings.iter().all(|f| f.code == ErrorCode::ProfileRefuses));
         assert!(Profile::Linux.resolve(asked).is_ok());
+    }
+
+    #[test]
+    fn windows_server_needs_less_and_no_tpm() {
+        let asked = Asked {
+            cpus: Some(1),
+            memory: Some(ByteSize::gib(2)),
+            disk: Some(ByteSize::gib(32)),
+            tpm: false,
+            secure_boot: false,
+        };
+        assert!(Profile::WindowsServer.resolve(asked).is_ok());
+        let smaller = Asked {
+            memory: Some(ByteSize::gib(1)),
+            disk: Some(ByteSize::gib(31)),
+            ..asked
+        };
+        let findings = Profile::WindowsServer
+            .resolve(smaller)
+            .expect_err("refused");
+        assert_eq!(findings.len(), 2);
+        assert!(findings.iter().all(|f| f.what.contains("Windows Server")));
+    }
+
+    /// A system disk that no installer sees cannot be installed on.
+    #[test]
+    fn drivers_are_for_those_whose_installer_lacks_them() {
+        for &profile in Profile::VARIANTS {
+            let (own, given) = (profile.devices(), profile.devices_with_drivers());
+            assert_eq!(profile.lacks_drivers(), own.disk_bus == DiskBus::Sata);
+            assert_eq!(given.disk_bus, DiskBus::Virtio);
+            assert_eq!(
+                given.drive_bus, own.drive_bus,
+                "the drivers are read from it"
+            );
+        }
     }
 
     #[test]

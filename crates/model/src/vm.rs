@@ -4,6 +4,7 @@ use crate::boot::{AfterBoot, Crashes};
 use crate::disk::DiskSerial;
 use crate::guest::GuestObserved;
 use crate::host::Formats;
+use crate::machine::MachineSettings;
 use crate::network::NicObserved;
 use crate::spec::{self, Unknown};
 pub use crate::spec::{
@@ -28,6 +29,8 @@ pub enum Profile {
     #[serde(rename = "windows-11")]
     #[strum(serialize = "windows-11")]
     Windows11,
+    /// Windows Server 2022 and later.
+    WindowsServer,
     #[default]
     Linux,
 }
@@ -39,7 +42,10 @@ impl std::str::FromStr for Profile {
             .iter()
             .copied()
             .find(|p| p.into_str() == text)
-            .ok_or_else(|| format!("unknown profile {text:?}; there are windows-11 and linux"))
+            .ok_or_else(|| {
+                let known: Vec<&str> = Self::VARIANTS.iter().map(|p| p.into_str()).collect();
+                format!("unknown profile {text:?}; there are {}", known.join(", "))
+            })
     }
 }
 
@@ -421,6 +427,8 @@ pub struct VmDefined {
     /// None: its host's agent is older than networks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nics: Option<Vec<NicObserved>>,
+    #[serde(flatten)]
+    pub settings: MachineSettings,
 }
 
 /// A VM on a host, observed: as the controller keeps it, or with `VmMetadata` as its host reports it.
@@ -448,6 +456,9 @@ pub struct VmObserved<M = VmSummary> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defined: Option<VmDefined>,
     pub firmware: Option<Firmware>,
+    /// What it has now.
+    #[serde(flatten)]
+    pub settings: MachineSettings,
     /// Canonical machine type, `pc-q35-10.0`.
     pub machine: String,
     /// `kvm` or `qemu` (TCG).
@@ -508,6 +519,7 @@ impl VmReport {
             memory: self.memory,
             defined: self.defined,
             firmware: self.firmware,
+            settings: self.settings,
             machine: self.machine,
             accelerator: self.accelerator,
             disks: self.disks,

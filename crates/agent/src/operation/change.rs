@@ -12,6 +12,7 @@ use super::create::serial_log;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use fleetward_hypervisor::{DeviceChange, DomainChange, NicDefinition, NicDeviceChange};
 use fleetward_model::ErrorCode;
+use fleetward_model::change::machine::MachineDefined;
 use fleetward_model::change::{self, ChangeKind, ChangeStep, Direction};
 use fleetward_model::vm::{NicSpec, VmSpec};
 
@@ -38,12 +39,18 @@ impl Task<'_> {
             after.spec = change::apply(&after.spec, std::slice::from_ref(*step), *way);
         }
         after.generation = self.generation;
-        let has = domain.defined.map(|defined| (defined.cpus, defined.memory));
-        let (cpus, memory) = change::defined_after(has, steps, direction);
+        let has = domain.defined.map(|defined| MachineDefined {
+            cpus: defined.cpus,
+            memory: defined.memory,
+            settings: defined.settings,
+        });
+        let machine = change::defined_after(has, steps, direction);
         let renamed = after.spec.name != metadata.spec.name;
         let mut definition = DomainChange {
-            cpus,
-            memory,
+            cpus: machine.cpus,
+            memory: machine.memory,
+            boot: machine.boot,
+            clock: machine.clock,
             serial_log: match renamed {
                 true => serial_log(self.host, &after.spec.name),
                 false => None,
@@ -66,41 +73,30 @@ impl Task<'_> {
     ) -> Result<Vec<DeviceChange>> {
         let mut changes = Vec::new();
         for step in steps {
-            match step {
-                ChangeStep::Nic {
-                    nic,
-                    from,
-                    to,
-                    parts,
-                } => {
-                    let (from, to) = (from.as_deref(), to.as_deref());
-                    let has = spec.nics.iter().find(|has| has.id == *nic);
-                    let next = match direction {
-                        Direction::Forward => to,
-                        Direction::Back if has == to || has == from => from,
-                        Direction::Back => continue,
-                    };
-                    let macs = [from, to].into_iter().flatten();
-                    let change = NicDeviceChange {
-                        id: nic.clone(),
-                        macs: macs.map(|nic| nic.mac.clone()).collect(),
-                        to: next.map(|next| self.nic_definition(next)).transpose()?,
-                        parts: parts.clone(),
-                    };
-                    changes.push(DeviceChange::Nic(change));
-                }
-                ChangeStep::Tpm { .. }
-                | ChangeStep::Cpus { .. }
-                | ChangeStep::Memory { .. }
-                | ChangeStep::Description { .. }
-                | ChangeStep::Label { .. }
-                | ChangeStep::Autostart { .. }
-                | ChangeStep::RestartOnCrash { .. }
-                | ChangeStep::Name { .. }
-                // See `disks`.
-                | ChangeStep::Disk(_)
-                | ChangeStep::Drive(_) => {}
-            }
+            let ChangeStep::Nic {
+                nic,
+                from,
+                to,
+                parts,
+            } = step
+            else {
+                continue;
+            };
+            let (from, to) = (from.as_deref(), to.as_deref());
+            let has = spec.nics.iter().find(|has| has.id == *nic);
+            let next = match direction {
+                Direction::Forward => to,
+                Direction::Back if has == to || has == from => from,
+                Direction::Back => continue,
+            };
+            let macs = [from, to].into_iter().flatten();
+            let change = NicDeviceChange {
+                id: nic.clone(),
+                macs: macs.map(|nic| nic.mac.clone()).collect(),
+                to: next.map(|next| self.nic_definition(next)).transpose()?,
+                parts: parts.clone(),
+            };
+            changes.push(DeviceChange::Nic(change));
         }
         Ok(changes)
     }

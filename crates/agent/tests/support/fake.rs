@@ -6,6 +6,7 @@
 use async_trait::async_trait;
 use fleetward_hypervisor::*;
 use fleetward_model::host::{Accelerator, DiskIo, Version};
+use fleetward_model::machine::MachineSettings;
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::{NewerSpec, NicSpec, VmMetadata};
 use fleetward_model::{ByteSize, VmId};
@@ -34,6 +35,7 @@ pub struct Domain {
     pub tpm: bool,
     pub cpus: u32,
     pub memory: ByteSize,
+    pub settings: MachineSettings,
     /// What somebody wrote into the definition by hand.
     pub foreign: String,
     /// As they are now, and as they are defined.
@@ -175,6 +177,10 @@ impl Fake {
             tpm: metadata.spec.tpm,
             cpus: metadata.spec.cpus,
             memory: metadata.spec.memory,
+            settings: MachineSettings {
+                boot: Some(metadata.spec.boot),
+                clock: Some(metadata.spec.clock()),
+            },
             foreign: String::new(),
             nics: Vec::new(),
             next_nics: Vec::new(),
@@ -277,12 +283,14 @@ impl Fake {
             defined: Some(DomainDefined {
                 cpus: d.cpus,
                 memory: d.memory,
+                settings: d.settings,
                 tpm: d.tpm,
                 nics: d.next_nics.clone(),
                 disks: d.next_disks.clone(),
                 drives: d.next_drives.clone(),
             }),
             firmware: None,
+            settings: d.settings,
             machine: "pc-q35-10.0".into(),
             accelerator: Accelerator::Tcg,
             disks: d.disks.clone(),
@@ -461,6 +469,8 @@ impl Hypervisor for Fake {
             d.metadata = Some(metadata.clone());
             d.cpus = change.cpus.unwrap_or(d.cpus);
             d.memory = change.memory.unwrap_or(d.memory);
+            d.settings.boot = change.boot.or(d.settings.boot);
+            d.settings.clock = change.clock.or(d.settings.clock);
             d.tpm = change.tpm.unwrap_or(d.tpm);
             for (target, path) in &change.disks {
                 for disks in [&mut d.disks, &mut d.next_disks] {

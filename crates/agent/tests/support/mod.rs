@@ -324,17 +324,7 @@ impl Job {
 pub fn spec(name: &str) -> VmSpec {
     let id = VmId(uuid::Uuid::new_v4());
     VmSpec {
-        id,
-        name: name.parse().unwrap(),
-        group: GroupName::default(),
-        profile: Profile::Linux,
-        cpus: 1,
         memory: ByteSize::mib(512),
-        firmware: Firmware {
-            kind: FirmwareKind::Uefi,
-            secure_boot: true,
-        },
-        tpm: true,
         disks: vec![DiskSpec::new(
             "vda",
             DiskBus::Virtio,
@@ -342,14 +332,7 @@ pub fn spec(name: &str) -> VmSpec {
             format!("{id}-vda.qcow2"),
             ByteSize::mib(64),
         )],
-        nics: Vec::new(),
-        drives: Vec::new(),
-        description: Default::default(),
-        autostart: false,
-        restart_on_crash: false,
-        unknown: Default::default(),
-        labels: Labels::new(),
-        created: now(),
+        ..VmSpec::bare(id, name.parse().unwrap(), Profile::Linux, now())
     }
 }
 

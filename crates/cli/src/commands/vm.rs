@@ -252,6 +252,8 @@ fn request_of(args: VmCreate) -> Result<VmCreateRequest, Failure> {
         disk_bytes: args.disk,
         iso,
         more_isos: isos.collect(),
+        drivers: args.drivers,
+        boot: args.boot,
         more_disks: args.add_disk,
         cpus: args.cpus,
         memory_bytes: args.memory,

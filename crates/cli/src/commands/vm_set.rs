@@ -1,7 +1,7 @@
 //! `fleetward vm set`, with its options, and `fleetward vm rename`: one request, one job.
 
 use super::Context;
-use crate::args::parse::parse_label;
+use crate::args::parse::{parse_label, parse_word};
 use crate::args::{Switch, Wait};
 use crate::exit::{Exit, Stop};
 use crate::{interrupt, messages, wait};
@@ -9,6 +9,7 @@ use clap::Args;
 use fleetward_api::controller::ChangeRequest;
 use fleetward_api::verbs::VmChange;
 use fleetward_model::change::{Cpus, LabelValue, Memory};
+use fleetward_model::machine::{BootFirst, Clock};
 use fleetward_model::spec::Description;
 use fleetward_model::{ByteSize, LabelKey, VmName};
 
@@ -33,6 +34,12 @@ pub struct VmSet {
     /// Whether its host starts it again when its guest crashes; not more often than five times in an hour
     #[arg(long, value_enum)]
     pub restart_on_crash: Option<Switch>,
+    /// What its firmware tries first: disk, iso or network; a running VM has it after its next start
+    #[arg(long, value_name = "DEVICE", value_parser = parse_word::<BootFirst>)]
+    pub boot: Option<BootFirst>,
+    /// Which time its clock keeps: utc, or the host's local time; a running VM has it after its next start
+    #[arg(long, value_name = "utc|local", value_parser = parse_word::<Clock>)]
+    pub clock: Option<Clock>,
     /// Makes a new TPM, or puts the TPM into the history
     #[arg(long, value_enum)]
     pub tpm: Option<Switch>,
@@ -52,8 +59,9 @@ pub(super) async fn set(context: &Context, args: VmSet) -> Result<Exit, Stop> {
         labels: args.labels.into_iter().collect(),
         autostart: args.autostart.map(on),
         restart_on_crash: args.restart_on_crash.map(on),
+        boot: args.boot,
+        clock: args.clock,
         tpm: args.tpm.map(on),
-        nics: Vec::new(),
         dry_run: args.dry_run,
         ..ChangeRequest::default()
     };

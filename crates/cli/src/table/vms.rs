@@ -164,6 +164,16 @@ pub(crate) fn vm(vm: &VmView) -> String {
             None => NONE,
         },
     );
+    let waits = |kind, now: &str| match next(kind).and_then(|pending| pending.wanted.as_str()) {
+        Some(wanted) => format!("{now} ({wanted} at its next start)"),
+        None => now.to_owned(),
+    };
+    if let Some(boot) = vm.settings.boot {
+        sheet.add("Boots first", waits(ChangeKind::Boot, boot.into()));
+    }
+    if let Some(clock) = vm.settings.clock {
+        sheet.add("Clock", waits(ChangeKind::Clock, clock.into()));
+    }
     for disk in &vm.disks {
         sheet.add(
             &format!("Disk {}", disk.target),

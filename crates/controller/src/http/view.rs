@@ -57,6 +57,7 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         cpus: vm.cpus,
         memory_bytes: vm.memory,
         firmware: vm.firmware,
+        settings: vm.settings,
         disks: vm.disks.clone(),
         nics: nics(vm),
         drives: vm.drives.clone(),

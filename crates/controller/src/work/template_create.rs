@@ -228,6 +228,7 @@ impl Step<TemplateInput> for Collect {
             source_had_tpm: input.source_had_tpm,
             disks,
             uefi_variables,
+            clock: input.spec.clock,
             nics: Some(input.spec.nics.iter().map(NicAsked::from).collect()),
             created: OffsetDateTime::now_utc(),
         };

@@ -21,11 +21,13 @@ use fleetward_link::{
     ServerTls, TlsServer,
 };
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
+use fleetward_model::change::machine::MachineDefined;
 use fleetward_model::change::{self, ChangeStep, Direction, DiskAct};
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::host::{
     Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts, Version,
 };
+use fleetward_model::machine::MachineSettings;
 use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{
     DiskObserved, DriveContent, DriveObserved, Presence, Revocation, StoppedBy, TpmObserved,
@@ -56,9 +58,9 @@ pub(crate) struct FakeVm {
     pub(crate) metadata: VmMetadata,
     pub(crate) state: VmState,
     /// CPUs and memory of the definition, where a running VM has others.
-    pub(crate) defined: Option<(u32, ByteSize)>,
+    pub(crate) defined: Option<MachineDefined>,
     /// CPUs and memory that it runs with, where its definition has others.
-    pub(crate) runs_with: Option<(u32, ByteSize)>,
+    pub(crate) runs_with: Option<MachineDefined>,
     /// The domain's own name, where somebody renamed it.
     pub(crate) domain: Option<String>,
 }
@@ -74,9 +76,16 @@ impl FakeVm {
         }
     }
 
-    fn size(&self) -> (u32, ByteSize) {
+    fn size(&self) -> MachineDefined {
         let spec = &self.metadata.spec;
-        self.defined.unwrap_or((spec.cpus, spec.memory))
+        self.defined.unwrap_or(MachineDefined {
+            cpus: spec.cpus,
+            memory: spec.memory,
+            settings: MachineSettings {
+                boot: Some(spec.boot),
+                clock: Some(spec.clock()),
+            },
+        })
     }
 
     fn change(&mut self, steps: &[ChangeStep], direction: Direction) -> Result<(), ErrorCode> {
@@ -90,11 +99,18 @@ impl FakeVm {
             self.domain = Some(name);
         }
         self.metadata.spec = change::apply(&self.metadata.spec, steps, direction);
-        let (cpus, memory) = change::defined_after(Some(has), steps, direction);
+        let next = change::defined_after(Some(has), steps, direction);
         if self.state == VmState::Running {
             self.runs_with.get_or_insert(has);
         }
-        self.defined = Some((cpus.unwrap_or(has.0), memory.unwrap_or(has.1)));
+        self.defined = Some(MachineDefined {
+            cpus: next.cpus.unwrap_or(has.cpus),
+            memory: next.memory.unwrap_or(has.memory),
+            settings: MachineSettings {
+                boot: next.boot.or(has.settings.boot),
+                clock: next.clock.or(has.settings.clock),
+            },
+        });
         if self.domain.as_deref() == Some(self.metadata.spec.name.as_str()) {
             self.domain = None;
         }
@@ -337,8 +353,9 @@ impl Inner {
         Some(VmReport {
             domain_name: vm.domain.clone(),
             defined: Some(VmDefined {
-                cpus: vm.size().0,
-                memory: vm.size().1,
+                cpus: vm.size().cpus,
+                memory: vm.size().memory,
+                settings: vm.size().settings,
                 nics: Some(spec.nics.iter().map(NicObserved::from).collect()),
             }),
             newer: None,
@@ -348,8 +365,9 @@ impl Inner {
             host: self.host.clone(),
             state: vm.state,
             reason: "fake".into(),
-            cpus: vm.runs_with.unwrap_or(vm.size()).0,
-            memory: vm.runs_with.unwrap_or(vm.size()).1,
+            cpus: vm.runs_with.unwrap_or(vm.size()).cpus,
+            memory: vm.runs_with.unwrap_or(vm.size()).memory,
+            settings: vm.runs_with.unwrap_or(vm.size()).settings,
             firmware: Some(spec.firmware),
             machine: "pc-q35-10.0".into(),
             accelerator: "qemu".into(),

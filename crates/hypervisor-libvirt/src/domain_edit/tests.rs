@@ -3,6 +3,7 @@ use crate::domain_xml::tests::sample;
 use crate::domain_xml::{NEWEST_MACHINE, domain_xml};
 use fleetward_hypervisor::{NicDefinition, NicDeviceChange};
 use fleetward_model::change::NicPart;
+use fleetward_model::machine::{BootFirst, Clock, MachineSettings};
 use fleetward_model::vm::{NicSpec, Profile};
 use fleetward_model::{DeviceId, NicLink};
 use std::path::PathBuf;
@@ -127,6 +128,20 @@ fn changes() -> Vec<(&'static str, DomainChange)> {
             }),
         ),
         ("no card", with_nic(nic(0, None))),
+        (
+            "its drives first",
+            DomainChange {
+                boot: Some(BootFirst::Iso),
+                ..nothing.clone()
+            },
+        ),
+        (
+            "another clock",
+            DomainChange {
+                clock: Some(Clock::Utc),
+                ..nothing.clone()
+            },
+        ),
     ]
 }
 
@@ -247,6 +262,11 @@ fn each_change_does_what_it_says() {
             "{kind}"
         );
         assert_eq!(seen.tpm, change.tpm.unwrap_or(true), "{kind}");
+        let settings = MachineSettings {
+            boot: change.boot.or(Some(BootFirst::Disk)),
+            clock: change.clock.or(Some(Clock::Local)),
+        };
+        assert_eq!(seen.settings, settings, "{kind}");
         for (target, path) in &change.disks {
             let place = format!("<source file='{}'/>", path.display());
             assert!(

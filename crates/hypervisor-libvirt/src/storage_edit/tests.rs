@@ -5,7 +5,7 @@ use crate::domain_xml::{NEWEST_MACHINE, domain_xml};
 use fleetward_hypervisor::DriveDevice;
 use fleetward_model::disk::DiskMark;
 use fleetward_model::host::Accelerator;
-use fleetward_model::vm::{DiskSpec, DriveSpec};
+use fleetward_model::vm::{DiskSpec, DriveSpec, Profile};
 use fleetward_model::{ByteSize, PoolName};
 use roxmltree::Document;
 use std::path::PathBuf;
@@ -46,7 +46,8 @@ fn targets(xml: &str) -> Vec<String> {
 fn what_comes_and_goes_again_leaves_the_definition_as_it_was() {
     let xml = definition();
     let drive = StorageChange::AddDrive(DriveDevice {
-        spec: DriveSpec::next(["sda", "sdb"].into_iter(), None).expect("a name"),
+        spec: DriveSpec::next(Profile::Windows11, ["sda", "sdb"].into_iter(), None)
+            .expect("a name"),
         path: None,
     });
     let gone = |target: &str| StorageChange::RemoveDisk {
@@ -119,7 +120,7 @@ fn a_name_that_somebody_else_uses_is_not_taken() {
     for change in [
         StorageChange::AddDisk(another),
         StorageChange::AddDrive(DriveDevice {
-            spec: DriveSpec::next(std::iter::empty(), None).expect("a name"),
+            spec: DriveSpec::next(Profile::Windows11, std::iter::empty(), None).expect("a name"),
             path: None,
         }),
     ] {

@@ -272,14 +272,10 @@ impl Fixture for LocalHost {
             .create_empty(&path, size)
             .await
             .expect("a volume");
+        let name = name.parse().expect("a name");
         DomainDefinition {
             metadata: VmMetadata {
                 spec: VmSpec {
-                    id,
-                    name: name.parse().expect("a name"),
-                    group: Default::default(),
-                    profile: Profile::Linux,
-                    cpus: 1,
                     memory: ByteSize::mib(128),
                     firmware: Firmware {
                         kind: FirmwareKind::Uefi,
@@ -294,13 +290,7 @@ impl Fixture for LocalHost {
                         size,
                     )],
                     nics: vec![NicSpec::first(Profile::Linux, "52:54:00:12:34:56")],
-                    drives: Vec::new(),
-                    description: Default::default(),
-                    autostart: false,
-                    restart_on_crash: false,
-                    unknown: Default::default(),
-                    labels: Default::default(),
-                    created: time::OffsetDateTime::UNIX_EPOCH,
+                    ..VmSpec::bare(id, name, Profile::Linux, time::OffsetDateTime::UNIX_EPOCH)
                 },
                 generation: 1,
                 key_protector: None,

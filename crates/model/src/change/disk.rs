@@ -31,7 +31,7 @@ pub struct DiskAsked {
     /// None: the one of the VM's first disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolName>,
-    /// None: the profile's.
+    /// None: as the VM's first disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<DiskBus>,
     /// Chosen by the controller.
@@ -159,7 +159,10 @@ fn added(vm: &VmObserved, spec: &VmSpec, asked: &DiskAsked) -> Result<DiskStep, 
         let what = format!("VM {name} has {MAX_DISKS} disks, and a VM has no more");
         return Err(Failure::new(ErrorCode::InvalidArgument, what).fix("remove a disk first"));
     }
-    let bus = asked.bus.unwrap_or(spec.profile.devices().disk_bus);
+    // Its guest has the driver of the disk that it runs from.
+    let system = spec.disks.first().map(|disk| disk.bus);
+    let usual = system.unwrap_or(spec.profile.devices().disk_bus);
+    let bus = asked.bus.unwrap_or(usual);
     // A device that somebody else gave the domain, or that goes at its next start, has its target.
     let seen = vm.disks.iter().map(|disk| disk.target.as_str());
     let drives = vm.drives.iter().map(|drive| drive.target.as_str());

@@ -160,7 +160,7 @@ fn added(vm: &VmObserved, spec: &VmSpec, medium: Option<Medium>) -> Result<Drive
     let seen = vm.disks.iter().map(|disk| disk.target.as_str());
     let drives = vm.drives.iter().map(|drive| drive.target.as_str());
     let taken = spec.targets().chain(seen).chain(drives);
-    let drive = DriveSpec::next(taken, medium).ok_or_else(|| {
+    let drive = DriveSpec::next(spec.profile, taken, medium).ok_or_else(|| {
         let what = format!("there is no name left for another drive of VM {name}");
         Failure::new(ErrorCode::InvalidArgument, what)
     })?;

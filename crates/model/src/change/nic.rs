@@ -23,7 +23,7 @@ pub const MAX_NICS: usize = 16;
 #[serde(deny_unknown_fields)]
 pub struct NicAsked {
     pub network: NetworkName,
-    /// None: the profile's.
+    /// None: as the VM's first card, and of the first the profile's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<NicModel>,
     /// None: a new one, `52:54:00:xx:xx:xx`.
@@ -280,7 +280,9 @@ fn added(
         .map(|number| DeviceId::numbered("nic", number))
         .find(|id| !taken.contains(&id))
         .expect("there are more numbers than cards");
-    let made = card(id.clone(), asked, spec.profile.devices().network);
+    let first = cards.first().map(|card| card.model);
+    let usual = first.unwrap_or(spec.profile.devices().network);
+    let made = card(id.clone(), asked, usual);
     let made = made
         .ok_or_else(|| Failure::new(ErrorCode::InvalidArgument, "a network card has no address"))?;
     require_possible(&made)?;

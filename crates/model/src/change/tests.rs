@@ -1,10 +1,13 @@
+use super::machine::MachineDefined;
 use super::*;
 use crate::disk::DiskMark;
+use crate::machine::{BootFirst, Clock, MachineSettings};
 use crate::network::{NicFilter, NicLink, NicObserved};
 use crate::preflight::samples;
+use crate::profile::MAX_CPUS;
 use crate::spec::NicModel;
-use crate::vm::VmDefined;
 use crate::vm::{DiskBus, Presence};
+use crate::vm::{Profile, VmDefined};
 use strum::VariantArray;
 
 const STATES: [VmState; 6] = [
@@ -24,6 +27,7 @@ fn vm(state: VmState) -> VmObserved {
         cpus: vm.cpus,
         memory: vm.memory,
         nics: None,
+        settings: MachineSettings::default(),
     });
     let metadata = vm.metadata.as_mut().expect("ours");
     metadata
@@ -124,6 +128,14 @@ fn one_of_each() -> Vec<(ChangeKind, Wanted)> {
         },
         ChangeKind::Disks => disks(vec![add_disk(1, None)]),
         ChangeKind::Drives => drives(vec![DriveChange::Add(DriveAsked { image: None })]),
+        ChangeKind::Boot => Wanted {
+            boot: Some(BootFirst::Disk),
+            ..Wanted::default()
+        },
+        ChangeKind::Clock => Wanted {
+            clock: Some(Clock::Local),
+            ..Wanted::default()
+        },
     };
     ChangeKind::VARIANTS
         .iter()
@@ -137,15 +149,19 @@ fn the_table_says_when_each_change_takes_effect() {
     use Effect::{NextStart, Now};
     for (kind, wanted) in one_of_each() {
         for state in STATES {
-            let planned = plan(&vm(state), &wanted);
+            let mut vm = vm(state);
+            // Somebody let it boot from the network, so that there is something to change.
+            vm.defined.as_mut().expect("defined").settings.boot = Some(BootFirst::Network);
+            let planned = plan(&vm, &wanted);
             let expected = match (kind, state) {
                 (_, VmState::Migrating) => Err(ErrorCode::VmBusy),
                 (_, VmState::Unknown) => Err(ErrorCode::HostUnreachable),
-                (ChangeKind::Cpus | ChangeKind::Memory, VmState::Stopped) => Ok(Now),
-                (ChangeKind::Cpus | ChangeKind::Memory, _) => Ok(NextStart),
-                (ChangeKind::Drives, VmState::Stopped) => Ok(Now),
+                (_, VmState::Stopped) => Ok(Now),
+                (
+                    ChangeKind::Cpus | ChangeKind::Memory | ChangeKind::Boot | ChangeKind::Clock,
+                    _,
+                ) => Ok(NextStart),
                 (ChangeKind::Drives, _) => Ok(NextStart),
-                (ChangeKind::Tpm | ChangeKind::Name, VmState::Stopped) => Ok(Now),
                 (ChangeKind::Tpm | ChangeKind::Name, _) => Err(ErrorCode::VmRunning),
                 _ => Ok(Now),
             };
@@ -199,7 +215,8 @@ fn a_vm_that_is_as_wanted_has_nothing_to_do() {
 
 #[test]
 fn steps_taken_and_taken_back_leave_what_was_there() {
-    let before = vm(VmState::Stopped);
+    let mut before = vm(VmState::Stopped);
+    before.metadata.as_mut().expect("ours").spec.boot = BootFirst::Network;
     for (kind, wanted) in one_of_each() {
         let steps: Vec<_> = plan(&before, &wanted)
             .expect("planned")
@@ -239,13 +256,18 @@ fn what_somebody_else_changed_meanwhile_is_not_taken_back() {
         .insert("new".parse().expect("a key"), "2".into());
     let back = apply(&after, &steps, Direction::Back);
     assert_eq!((back.cpus, back.labels.len()), (8, 2));
-    let edited = Some((8, ByteSize::gib(1)));
-    assert_eq!(defined_after(edited, &steps, Direction::Back), (None, None));
-    let ours = Some((4, ByteSize::gib(1)));
-    assert_eq!(
-        defined_after(ours, &steps, Direction::Back),
-        (Some(1), None)
-    );
+    let defined = |cpus| MachineDefined {
+        cpus,
+        memory: ByteSize::gib(1),
+        settings: MachineSettings::default(),
+    };
+    let back = |has| defined_after(Some(defined(has)), &steps, Direction::Back);
+    assert_eq!(back(8), MachineChange::default());
+    let ours = MachineChange {
+        cpus: Some(1),
+        ..MachineChange::default()
+    };
+    assert_eq!(back(4), ours);
 }
 
 #[test]
@@ -255,6 +277,7 @@ fn a_definition_that_was_edited_is_named_and_brought_in_line_when_asked() {
         cpus: 1,
         memory: ByteSize::mib(600),
         nics: None,
+        settings: MachineSettings::default(),
     });
     edited.domain_name = Some("evil".into());
     let codes: Vec<_> = differing(&edited).iter().map(|f| f.code).collect();
@@ -268,12 +291,17 @@ fn a_definition_that_was_edited_is_named_and_brought_in_line_when_asked() {
     };
     let steps = plan(&edited, &wanted).expect("planned").of_the_definition();
     assert_eq!(steps.len(), 2, "{steps:?}");
-    let has = Some((1, ByteSize::gib(1)));
-    assert_eq!(
-        defined_after(has, &steps, Direction::Back),
-        (None, Some(ByteSize::mib(600))),
-        "the edit comes back"
-    );
+    let has = Some(MachineDefined {
+        cpus: 1,
+        memory: ByteSize::gib(1),
+        settings: MachineSettings::default(),
+    });
+    let edit = MachineChange {
+        memory: Some(ByteSize::mib(600)),
+        ..MachineChange::default()
+    };
+    let back = defined_after(has, &steps, Direction::Back);
+    assert_eq!(back, edit, "the edit comes back");
     assert!(differing(&vm(VmState::Running)).is_empty());
 }
 
@@ -285,6 +313,7 @@ fn a_running_vm_shows_what_waits() {
         cpus: 2,
         memory: ByteSize::gib(1),
         nics: None,
+        settings: MachineSettings::default(),
     });
     let waits = pending(&running);
     assert_eq!(waits.len(), 1);
@@ -674,4 +703,87 @@ fn a_drive_is_chosen_where_only_one_can_be_meant() {
     assert!(held(&none).is_empty());
     let nothing = plan(&none, &drives(vec![eject(Some("sdb"))]));
     assert_eq!(nothing, Ok(Plan::default()));
+}
+
+#[test]
+fn a_machine_boots_first_from_what_it_has_and_a_running_one_after_its_next_start() {
+    let boot = |first| Wanted {
+        boot: Some(first),
+        ..Wanted::default()
+    };
+    let mut running = vm(VmState::Running);
+    let settings = |first| MachineSettings {
+        boot: Some(first),
+        clock: Some(Clock::Utc),
+    };
+    running.settings = settings(BootFirst::Disk);
+    running.defined.as_mut().expect("defined").settings = running.settings;
+    let refused = plan(&running, &boot(BootFirst::Iso)).expect_err("no drive");
+    assert_eq!(refused.code, ErrorCode::DeviceMissing);
+    assert_eq!(refused.fix, "fleetward vm media add web");
+    // The drive may come in the same request.
+    let wanted = Wanted {
+        drives: vec![DriveChange::Add(DriveAsked { image: None })],
+        ..boot(BootFirst::Iso)
+    };
+    let planned = plan(&running, &wanted).expect("planned");
+    assert!(
+        planned
+            .steps
+            .iter()
+            .all(|step| step.effect == Effect::NextStart)
+    );
+    let after = apply(
+        spec(&running),
+        &planned.of_the_definition(),
+        Direction::Forward,
+    );
+    assert_eq!(after.boot, BootFirst::Iso);
+    let back = apply(&after, &planned.of_the_definition(), Direction::Back);
+    assert_eq!(&back, spec(&running));
+    assert!(
+        plan(&running, &boot(BootFirst::Disk))
+            .expect("is so")
+            .steps
+            .is_empty()
+    );
+
+    running.defined.as_mut().expect("defined").settings = settings(BootFirst::Network);
+    let waits = pending(&running);
+    assert_eq!(waits.len(), 1);
+    assert_eq!(
+        (&waits[0].now, &waits[0].wanted),
+        (&"disk".into(), &"network".into())
+    );
+    let edited = differing(&running);
+    assert_eq!(edited[0].fix, "fleetward vm set web --boot disk");
+    assert_eq!(
+        plan(&running, &boot(BootFirst::Disk))
+            .expect("repaired")
+            .steps
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn a_clock_that_is_the_profiles_is_not_written_down() {
+    let stopped = vm(VmState::Stopped);
+    let clock = |to| Wanted {
+        clock: Some(to),
+        ..Wanted::default()
+    };
+    let planned = plan(&stopped, &clock(Clock::Local)).expect("planned");
+    let after = apply(
+        spec(&stopped),
+        &planned.of_the_definition(),
+        Direction::Forward,
+    );
+    assert_eq!(after.clock, Some(Clock::Local));
+    let back = apply(&after, &planned.of_the_definition(), Direction::Back);
+    assert_eq!(
+        &back,
+        spec(&stopped),
+        "programs of every version know it again"
+    );
 }

@@ -83,15 +83,9 @@ pub(crate) fn vm(host: &str) -> VmObserved {
         kind: FirmwareKind::Uefi,
         secure_boot: true,
     };
+    let name = "web".parse().expect("name");
     let spec = VmSpec {
-        id,
-        name: "web".parse().expect("name"),
-        group: GroupName::default(),
-        profile: Profile::Linux,
-        cpus: 1,
-        memory: ByteSize::gib(1),
         firmware,
-        tpm: true,
         disks: vec![DiskSpec::new(
             "vda",
             DiskBus::Virtio,
@@ -99,14 +93,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
             format!("{id}-vda.qcow2"),
             ByteSize::gib(10),
         )],
-        nics: Vec::new(),
-        drives: Vec::new(),
-        description: Default::default(),
-        autostart: false,
-        restart_on_crash: false,
-        unknown: Default::default(),
-        labels: Default::default(),
-        created: NOW,
+        ..VmSpec::bare(id, name, Profile::Linux, NOW)
     };
     VmObserved {
         domain_name: None,
@@ -119,6 +106,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
         cpus: spec.cpus,
         memory: spec.memory,
         firmware: Some(firmware),
+        settings: Default::default(),
         machine: "pc-q35-10.0".into(),
         accelerator: "qemu".into(),
         nics: None,

@@ -1,5 +1,6 @@
 use super::*;
-use crate::vm::{DiskBus, Firmware, FirmwareKind, Profile, VmMetadata};
+use crate::machine::{BootFirst, Clock};
+use crate::vm::{DiskBus, Profile, VmMetadata};
 use crate::{ByteSize, NicFilter, NicLink, VmId};
 use serde_json::json;
 use time::OffsetDateTime;
@@ -26,27 +27,15 @@ fn windows() -> VmSpec {
         image: "win11".parse().expect("name"),
         sha256: "00ab".into(),
     };
+    let name = "win11-01".parse().expect("name");
     VmSpec {
-        id,
-        name: "win11-01".parse().expect("name"),
-        group: Default::default(),
-        profile: Profile::Windows11,
         cpus: 2,
         memory: ByteSize::gib(4),
-        firmware: Firmware {
-            kind: FirmwareKind::Uefi,
-            secure_boot: true,
-        },
-        tpm: true,
         nics: vec![NicSpec::first(Profile::Windows11, "52:54:00:12:34:56")],
         drives: vec![DriveSpec::first(&disks, Some(medium))],
         disks,
-        description: Description::default(),
-        autostart: false,
-        restart_on_crash: false,
         labels: [("owner".parse().expect("name"), "ops".to_owned())].into(),
-        created: OffsetDateTime::UNIX_EPOCH,
-        unknown: Unknown::new(),
+        ..VmSpec::bare(id, name, Profile::Windows11, OffsetDateTime::UNIX_EPOCH)
     }
 }
 
@@ -106,9 +95,12 @@ fn every_part_that_version_1_lacks_makes_it_version_2() {
 /// Whatever programs of version 2 would not carry out makes it version 3.
 #[test]
 fn every_part_that_version_2_lacks_makes_it_version_3() {
-    let changes: [fn(&mut VmSpec); 7] = [
+    let changes: [fn(&mut VmSpec); 10] = [
         |s| s.drives[0].bus = DiskBus::Scsi,
         |s| s.restart_on_crash = true,
+        |s| s.boot = BootFirst::Iso,
+        |s| s.clock = Some(Clock::Utc),
+        |s| s.profile = Profile::WindowsServer,
         |s| s.drives[0].seed = true,
         |s| s.nics[0].network = "office".parse().expect("name"),
         |s| s.nics[0].vlan = Some("7".parse().expect("number")),
@@ -128,7 +120,7 @@ fn every_part_that_version_2_lacks_makes_it_version_3() {
 fn what_is_not_known_is_written_again() {
     let mut text: Value = serde_json::from_str(V2).expect("JSON");
     let v2 = &mut text["v2"];
-    v2["boot"] = json!(["disk", "network"]);
+    v2["watchdog"] = json!(["reset", "pause"]);
     v2["disks"][0]["cache"] = json!("none");
     v2["nics"][0]["queues"] = json!(7);
     v2["drives"][0]["locked"] = json!(true);

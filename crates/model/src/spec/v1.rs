@@ -75,12 +75,16 @@ impl VmSpec {
             drives,
             description,
             autostart,
-            restart_on_crash,
+            restart_on_crash: _,
+            boot: _,
+            clock: _,
             labels,
             created,
             unknown,
         } = spec;
-        if !description.is_empty() || *autostart || *restart_on_crash || !unknown.is_empty() {
+        // What version 2 lacks, this one lacks too.
+        let said = super::v2::says_all_of(spec);
+        if !said || !description.is_empty() || *autostart || !unknown.is_empty() {
             return None;
         }
         let disks: Vec<Disk> = disks
@@ -167,6 +171,8 @@ impl From<VmSpec> for v3::VmSpec {
             description: super::Description::default(),
             autostart: false,
             restart_on_crash: false,
+            boot: crate::machine::BootFirst::default(),
+            clock: None,
             labels,
             created,
             unknown,

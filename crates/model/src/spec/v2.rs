@@ -1,7 +1,7 @@
 //! Version 2 of a specification, frozen: what it can say of the type in [`super::v3`], which has its form.
 
 use super::v3::{DiskSpec, DriveSpec, NicSpec, VmSpec};
-use crate::vm::DiskBus;
+use crate::vm::{DiskBus, Profile};
 
 /// Whether programs that know version 2 can carry all of it out. A field that they may ignore is named and left out of the
 /// condition; one that they would lose the meaning of must be at its default.
@@ -10,7 +10,7 @@ pub(super) fn says_all_of(spec: &VmSpec) -> bool {
         id: _,
         name: _,
         group: _,
-        profile: _,
+        profile,
         cpus: _,
         memory: _,
         firmware: _,
@@ -21,11 +21,20 @@ pub(super) fn says_all_of(spec: &VmSpec) -> bool {
         description: _,
         autostart: _,
         restart_on_crash,
+        boot,
+        clock,
         labels: _,
         created: _,
         unknown: _,
     } = spec;
-    !restart_on_crash
+    let profile_is_known = match profile {
+        Profile::Windows11 | Profile::Linux => true,
+        Profile::WindowsServer => false,
+    };
+    profile_is_known
+        && !restart_on_crash
+        && boot.is_default()
+        && clock.is_none()
         && disks.iter().all(says_disk)
         && nics.iter().all(says_nic)
         && drives.iter().all(says_drive)

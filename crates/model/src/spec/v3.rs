@@ -6,8 +6,9 @@
 
 use super::Unknown;
 use crate::disk::DiskSerial;
+use crate::machine::{BootFirst, Clock};
 use crate::network::{NicFilter, NicLink, VlanId};
-use crate::vm::{DiskBus, Firmware, Profile};
+use crate::vm::{DiskBus, Firmware, FirmwareKind, Profile};
 use crate::{
     ByteSize, DeviceId, GroupName, ImageName, Labels, NetworkName, PoolName, VmId, VmName,
 };
@@ -44,6 +45,12 @@ pub struct VmSpec {
     /// Whether its host starts it again when its guest crashes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub restart_on_crash: bool,
+    /// What its firmware tries first.
+    #[serde(default, skip_serializing_if = "BootFirst::is_default")]
+    pub boot: BootFirst,
+    /// Which time its clock keeps; none: the profile's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Clock>,
     #[serde(default)]
     pub labels: Labels,
     #[serde(with = "time::serde::rfc3339")]
@@ -163,6 +170,39 @@ pub(super) fn from_json(content: &Value) -> Result<VmSpec, serde_json::Error> {
 }
 
 impl VmSpec {
+    /// A VM without devices, with all else at its default: what a specification begins as.
+    pub fn bare(id: VmId, name: VmName, profile: Profile, created: OffsetDateTime) -> Self {
+        Self {
+            id,
+            name,
+            group: GroupName::default(),
+            profile,
+            cpus: 1,
+            memory: ByteSize::gib(1),
+            firmware: Firmware {
+                kind: FirmwareKind::Uefi,
+                secure_boot: true,
+            },
+            tpm: true,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            drives: Vec::new(),
+            description: Description::default(),
+            autostart: false,
+            restart_on_crash: false,
+            boot: BootFirst::default(),
+            clock: None,
+            labels: Labels::new(),
+            created,
+            unknown: Unknown::new(),
+        }
+    }
+
+    /// Which time its clock keeps.
+    pub fn clock(&self) -> Clock {
+        self.clock.unwrap_or(self.profile.devices().clock)
+    }
+
     /// The images in its drives.
     pub fn media(&self) -> impl Iterator<Item = &Medium> {
         self.drives.iter().filter_map(|drive| drive.medium.as_ref())
