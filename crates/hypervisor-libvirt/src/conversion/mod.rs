@@ -563,7 +563,7 @@ impl Work<'_> {
             other => other,
         };
         match ended {
-            Ended::Refused(said) if said::of_full_disk(&said) => self.no_space(),
+            Ended::Refused(said) if said::words_of_full_disk(&said) => self.no_space(),
             Ended::Refused(said) => {
                 unusable(format!("it cannot be read as {format}: {}", bare(&said)))
             }
