@@ -23,6 +23,7 @@ pub use disk::{DiskAct, DiskAsked, DiskChange, DiskMove, DiskRemove, DiskResize,
 pub use drive::{DriveAsked, DriveChange, DriveEject, DriveInsert, DriveRemove, DriveStep};
 
 use crate::error::Finding;
+use crate::host::Formats;
 use crate::machine::{BootFirst, Clock};
 use crate::name::MAX_LABEL_VALUE;
 use crate::profile::Asked;
@@ -54,6 +55,27 @@ pub enum ChangeKind {
     Drives,
     Boot,
     Clock,
+}
+
+impl ChangeKind {
+    /// The version of a host's operations that added it.
+    pub const fn operations(self) -> u32 {
+        match self {
+            Self::Tpm
+            | Self::Cpus
+            | Self::Memory
+            | Self::Description
+            | Self::Labels
+            | Self::Autostart
+            | Self::Name => Formats::CHANGE_VM,
+            Self::RestartOnCrash
+            | Self::Nics
+            | Self::Disks
+            | Self::Drives
+            | Self::Boot
+            | Self::Clock => Formats::DEVICES,
+        }
+    }
 }
 
 /// When a change takes effect.

@@ -1,7 +1,7 @@
 //! The facts that a host reports, for placement, preflight and lists.
 
 use crate::boot::BootFacts;
-use crate::change::{ChangeKind, ChangeStep};
+use crate::change::ChangeStep;
 use crate::guardian::GuardianFacts;
 use crate::network::NetworkFacts;
 use crate::spec::VmSpec;
@@ -179,26 +179,9 @@ impl Formats {
 
     /// What an agent must know to carry out those changes.
     pub fn of_steps(steps: &[ChangeStep]) -> Self {
-        let device = steps.iter().any(|step| match step.kind() {
-            ChangeKind::Nics
-            | ChangeKind::Disks
-            | ChangeKind::Drives
-            | ChangeKind::Boot
-            | ChangeKind::Clock
-            | ChangeKind::RestartOnCrash => true,
-            ChangeKind::Tpm
-            | ChangeKind::Cpus
-            | ChangeKind::Memory
-            | ChangeKind::Description
-            | ChangeKind::Labels
-            | ChangeKind::Autostart
-            | ChangeKind::Name => false,
-        });
+        let newest = steps.iter().map(|step| step.kind().operations()).max();
         Self {
-            operations: match device {
-                true => Self::DEVICES,
-                false => Self::CHANGE_VM,
-            },
+            operations: newest.unwrap_or(Self::CHANGE_VM),
             ..Self::default()
         }
     }

@@ -61,43 +61,23 @@ pub struct Cdrom {
 impl VmSpec {
     /// The specification in version 1, none when version 1 cannot say all of it.
     pub fn of(spec: &v3::VmSpec) -> Option<Self> {
-        let v3::VmSpec {
-            id,
-            name,
-            group,
-            profile,
-            cpus,
-            memory,
-            firmware,
-            tpm,
-            disks,
-            nics,
-            drives,
-            description,
-            autostart,
-            restart_on_crash: _,
-            boot: _,
-            clock: _,
-            labels,
-            created,
-            unknown,
-        } = spec;
         // What version 2 lacks, this one lacks too.
         let said = super::v2::says_all_of(spec);
-        if !said || !description.is_empty() || *autostart || !unknown.is_empty() {
+        if !said || !spec.description.is_empty() || spec.autostart || !spec.unknown.is_empty() {
             return None;
         }
-        let disks: Vec<Disk> = disks
+        let disks: Vec<Disk> = spec
+            .disks
             .iter()
             .enumerate()
             .map(|(at, disk)| Disk::of(at, disk))
             .collect::<Option<_>>()?;
-        let mac = match nics.as_slice() {
+        let mac = match spec.nics.as_slice() {
             [] => None,
-            [nic] if *nic == card(*profile, nic.mac.clone()) => Some(nic.mac.clone()),
+            [nic] if *nic == card(spec.profile, nic.mac.clone()) => Some(nic.mac.clone()),
             _ => return None,
         };
-        let cdrom = match drives.as_slice() {
+        let cdrom = match spec.drives.as_slice() {
             [] => None,
             [drive] => {
                 let medium = drive.medium.clone()?;
@@ -112,19 +92,19 @@ impl VmSpec {
             _ => return None,
         };
         Some(Self {
-            id: *id,
-            name: name.clone(),
-            group: group.clone(),
-            profile: *profile,
-            cpus: *cpus,
-            memory: *memory,
-            firmware: *firmware,
-            tpm: *tpm,
+            id: spec.id,
+            name: spec.name.clone(),
+            group: spec.group.clone(),
+            profile: spec.profile,
+            cpus: spec.cpus,
+            memory: spec.memory,
+            firmware: spec.firmware,
+            tpm: spec.tpm,
             disks,
             cdrom,
             mac,
-            labels: labels.clone(),
-            created: *created,
+            labels: spec.labels.clone(),
+            created: spec.created,
             unknown: super::Unknown::new(),
         })
     }
@@ -150,10 +130,7 @@ impl From<VmSpec> for v3::VmSpec {
         } = old;
         let medium = cdrom.map(|Cdrom { image, sha256 }| Medium { image, sha256 });
         Self {
-            id,
-            name,
             group,
-            profile,
             cpus,
             memory,
             firmware,
@@ -168,14 +145,9 @@ impl From<VmSpec> for v3::VmSpec {
                 .enumerate()
                 .map(|(at, disk)| disk.upgraded(at))
                 .collect(),
-            description: super::Description::default(),
-            autostart: false,
-            restart_on_crash: false,
-            boot: crate::machine::BootFirst::default(),
-            clock: None,
             labels,
-            created,
             unknown,
+            ..Self::bare(id, name, profile, created)
         }
     }
 }
