@@ -6,9 +6,9 @@
 //!  network:  network cards, disks, drives
 //! ```
 //! OVMF tries only devices that have a place in the order, so each disk and drive of ours gets one. An order that is none of these
-//! is somebody's own: a device that comes stands outside it, and it stays until [`DomainChange::boot`] asks for another.
+//! is somebody's own: a device that comes stands outside it, and it stays until [`MachineChange::boot`] asks for another.
 //!
-//! [`DomainChange::boot`]: fleetward_hypervisor::DomainChange::boot
+//! [`MachineChange::boot`]: fleetward_model::change::MachineChange::boot
 
 use crate::disk_xml::OUR_NAMES;
 use crate::domain_edit::{Splices, append_child, child, devices, parse};

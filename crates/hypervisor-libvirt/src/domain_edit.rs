@@ -34,10 +34,10 @@ pub(crate) fn changed(
     let devices = devices(root)?;
     let mut splices = Splices::of(xml);
     put_metadata(&mut splices, root, metadata)?;
-    if let Some(cpus) = change.cpus {
+    if let Some(cpus) = change.machine.cpus {
         set_cpus(&mut splices, root, cpus)?;
     }
-    if let Some(memory) = change.memory {
+    if let Some(memory) = change.machine.memory {
         set_memory(&mut splices, root, memory)?;
     }
     match change.tpm {
@@ -59,10 +59,10 @@ pub(crate) fn changed(
     let devices_change = !change.devices.is_empty() || !change.storage.is_empty();
     let ours = boot_order::is_ours(devices, metadata.spec.boot);
     text = storage_edit::changed(text, &change.storage, io)?;
-    if let Some(clock) = change.clock {
+    if let Some(clock) = change.machine.clock {
         text = boot_order::with_clock(&text, clock)?;
     }
-    match change.boot {
+    match change.machine.boot {
         Some(first) => boot_order::with_first(&text, first),
         // What came has its place too.
         None if devices_change && ours => boot_order::with_first(&text, metadata.spec.boot),

@@ -9,6 +9,7 @@ use crate::{
     NicDefinition, NicDeviceChange, SecretText, Shutdown,
 };
 use async_trait::async_trait;
+use fleetward_model::change::MachineChange;
 use fleetward_model::machine::{BootFirst, Clock, MachineSettings};
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::spec::{KNOWN, NewerSpec, NicSpec};
@@ -474,7 +475,10 @@ async fn an_edit_by_hand_survives_whatever_is_redefined(fixture: &dyn Fixture) {
         (
             "processors",
             DomainChange {
-                cpus: Some(2),
+                machine: MachineChange {
+                    cpus: Some(2),
+                    ..MachineChange::default()
+                },
                 ..nothing()
             },
         ),
@@ -498,7 +502,10 @@ async fn an_edit_by_hand_survives_whatever_is_redefined(fixture: &dyn Fixture) {
     hypervisor.define(&definition).await.expect("defined again");
     assert!(fixture.lost_of_the_edit(id).await.is_empty());
     let memory = DomainChange {
-        memory: Some(ByteSize::mib(256)),
+        machine: MachineChange {
+            memory: Some(ByteSize::mib(256)),
+            ..MachineChange::default()
+        },
         ..nothing()
     };
     let asked = hypervisor.redefine(id, &metadata, &memory).await;
@@ -553,10 +560,13 @@ async fn a_running_domain_gets_its_new_size_when_it_starts_next(fixture: &dyn Fi
         }),
     };
     let change = DomainChange {
-        cpus: Some(wanted.0),
-        memory: Some(wanted.1),
-        boot: settings.boot,
-        clock: settings.clock,
+        machine: MachineChange {
+            cpus: Some(wanted.0),
+            memory: Some(wanted.1),
+            boot: settings.boot,
+            clock: settings.clock,
+            ..MachineChange::default()
+        },
         ..DomainChange::default()
     };
     let changed = hypervisor.redefine(id, &metadata, &change).await;

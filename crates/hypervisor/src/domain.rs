@@ -2,9 +2,9 @@
 
 use crate::{Error, GuestTold, MoveState, NicAddresses, Result, Screens, Shutdown, StorageChange};
 use async_trait::async_trait;
-use fleetward_model::change::NicPart;
+use fleetward_model::change::{MachineChange, NicPart};
 use fleetward_model::host::{Accelerator, DiskIo, Version};
-use fleetward_model::machine::{BootFirst, Clock, MachineSettings};
+use fleetward_model::machine::MachineSettings;
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::{Firmware, NewerSpec, NicSpec, VmMetadata};
 use fleetward_model::{ByteSize, DeviceId, NicLink, VlanId, VmId, VmName};
@@ -60,11 +60,8 @@ pub struct DomainDefinition {
 /// not named stays as it is in the definition, whoever put it there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DomainChange {
-    pub cpus: Option<u32>,
-    pub memory: Option<ByteSize>,
-    /// What its firmware tries first: the order of all its disks, drives and cards is made anew.
-    pub boot: Option<BootFirst>,
-    pub clock: Option<Clock>,
+    /// The machine itself. For what its firmware tries first, the order of all its disks, drives and cards is made anew.
+    pub machine: MachineChange,
     /// Whether it has the TPM device with the VM's secret.
     pub tpm: Option<bool>,
     /// `(target, path)` of the disks that lie in another file now.

@@ -47,10 +47,7 @@ impl Task<'_> {
         let machine = change::defined_after(has, steps, direction);
         let renamed = after.spec.name != metadata.spec.name;
         let mut definition = DomainChange {
-            cpus: machine.cpus,
-            memory: machine.memory,
-            boot: machine.boot,
-            clock: machine.clock,
+            machine,
             serial_log: match renamed {
                 true => serial_log(self.host, &after.spec.name),
                 false => None,

@@ -467,10 +467,10 @@ impl Hypervisor for Fake {
         self.change(id, |d| {
             refuse_newer(id, d)?;
             d.metadata = Some(metadata.clone());
-            d.cpus = change.cpus.unwrap_or(d.cpus);
-            d.memory = change.memory.unwrap_or(d.memory);
-            d.settings.boot = change.boot.or(d.settings.boot);
-            d.settings.clock = change.clock.or(d.settings.clock);
+            d.cpus = change.machine.cpus.unwrap_or(d.cpus);
+            d.memory = change.machine.memory.unwrap_or(d.memory);
+            d.settings.boot = change.machine.boot.or(d.settings.boot);
+            d.settings.clock = change.machine.clock.or(d.settings.clock);
             d.tpm = change.tpm.unwrap_or(d.tpm);
             for (target, path) in &change.disks {
                 for disks in [&mut d.disks, &mut d.next_disks] {

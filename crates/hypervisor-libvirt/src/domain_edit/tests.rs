@@ -2,6 +2,7 @@ use super::*;
 use crate::domain_xml::tests::sample;
 use crate::domain_xml::{NEWEST_MACHINE, domain_xml};
 use fleetward_hypervisor::{NicDefinition, NicDeviceChange};
+use fleetward_model::change::MachineChange;
 use fleetward_model::change::NicPart;
 use fleetward_model::machine::{BootFirst, Clock, MachineSettings};
 use fleetward_model::vm::{NicSpec, Profile};
@@ -80,14 +81,20 @@ fn changes() -> Vec<(&'static str, DomainChange)> {
         (
             "processors",
             DomainChange {
-                cpus: Some(6),
+                machine: MachineChange {
+                    cpus: Some(6),
+                    ..MachineChange::default()
+                },
                 ..nothing.clone()
             },
         ),
         (
             "memory",
             DomainChange {
-                memory: Some(ByteSize::gib(8)),
+                machine: MachineChange {
+                    memory: Some(ByteSize::gib(8)),
+                    ..MachineChange::default()
+                },
                 ..nothing.clone()
             },
         ),
@@ -131,14 +138,20 @@ fn changes() -> Vec<(&'static str, DomainChange)> {
         (
             "its drives first",
             DomainChange {
-                boot: Some(BootFirst::Iso),
+                machine: MachineChange {
+                    boot: Some(BootFirst::Iso),
+                    ..MachineChange::default()
+                },
                 ..nothing.clone()
             },
         ),
         (
             "another clock",
             DomainChange {
-                clock: Some(Clock::Utc),
+                machine: MachineChange {
+                    clock: Some(Clock::Utc),
+                    ..MachineChange::default()
+                },
                 ..nothing.clone()
             },
         ),
@@ -234,7 +247,7 @@ fn a_memory_that_somebody_set_stays_until_it_is_asked_for() {
     let xml = before().replace(">4194304<", ">614400<");
     for (kind, change) in changes() {
         let after = changed(&xml, &next_metadata(), &change).expect("changed");
-        let wanted = change.memory.unwrap_or(ByteSize::mib(600));
+        let wanted = change.machine.memory.unwrap_or(ByteSize::mib(600));
         assert_eq!(defined(&after).expect("read").memory, wanted, "{kind}");
     }
 }
@@ -255,16 +268,16 @@ fn each_change_does_what_it_says() {
     for (kind, change) in changes() {
         let after = changed(&xml, &next_metadata(), &change).expect("changed");
         let seen = defined(&after).expect("read");
-        assert_eq!(seen.cpus, change.cpus.unwrap_or(2), "{kind}");
+        assert_eq!(seen.cpus, change.machine.cpus.unwrap_or(2), "{kind}");
         assert_eq!(
             seen.memory,
-            change.memory.unwrap_or(ByteSize::gib(4)),
+            change.machine.memory.unwrap_or(ByteSize::gib(4)),
             "{kind}"
         );
         assert_eq!(seen.tpm, change.tpm.unwrap_or(true), "{kind}");
         let settings = MachineSettings {
-            boot: change.boot.or(Some(BootFirst::Disk)),
-            clock: change.clock.or(Some(Clock::Local)),
+            boot: change.machine.boot.or(Some(BootFirst::Disk)),
+            clock: change.machine.clock.or(Some(Clock::Local)),
         };
         assert_eq!(seen.settings, settings, "{kind}");
         for (target, path) in &change.disks {
@@ -280,7 +293,9 @@ fn each_change_does_what_it_says() {
             after
         );
     }
-    let cores = changes().into_iter().find_map(|(_, c)| c.cpus.map(|_| c));
+    let cores = changes()
+        .into_iter()
+        .find_map(|(_, c)| c.machine.cpus.map(|_| c));
     let after = changed(&xml, &next_metadata(), &cores.expect("one")).expect("changed");
     assert!(after.contains(r#"cores="6""#), "{after}");
 }
@@ -334,11 +349,17 @@ fn what_stands_against_a_change_is_named() {
         format!("{}{numa}{}", &xml[..start], &xml[end..])
     };
     let cpus = |cpus| DomainChange {
-        cpus: Some(cpus),
+        machine: MachineChange {
+            cpus: Some(cpus),
+            ..MachineChange::default()
+        },
         ..DomainChange::default()
     };
     let memory = DomainChange {
-        memory: Some(ByteSize::gib(8)),
+        machine: MachineChange {
+            memory: Some(ByteSize::gib(8)),
+            ..MachineChange::default()
+        },
         ..DomainChange::default()
     };
     for change in [cpus(4), memory] {
@@ -359,7 +380,10 @@ fn a_guest_that_begins_with_less_memory_goes_on_to_do_so() {
     );
     let ballooned = ballooned.replace("<memory unit=\"KiB\">", "<memory unit='KiB'>");
     let to = |memory| DomainChange {
-        memory: Some(memory),
+        machine: MachineChange {
+            memory: Some(memory),
+            ..MachineChange::default()
+        },
         ..DomainChange::default()
     };
     let more = changed(&ballooned, &next_metadata(), &to(ByteSize::gib(8))).expect("changed");
