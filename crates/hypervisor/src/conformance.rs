@@ -565,7 +565,6 @@ async fn a_running_domain_gets_its_new_size_when_it_starts_next(fixture: &dyn Fi
             memory: Some(wanted.1),
             boot: settings.boot,
             clock: settings.clock,
-            ..MachineChange::default()
         },
         ..DomainChange::default()
     };
