@@ -3,6 +3,7 @@
 //! ```text
 //!   choom 1000, nice 10      the kernel takes its memory first, VMs keep their processors
 //!     bwrap                  own mount, PID, network, IPC, UTS and cgroup namespaces; dies with the agent
+//!                            a filter of system calls holds from here on
 //!       setpriv              an unprivileged user; no capability, and none to be had again
 //!         prlimit            memory, processor time, size of files, number of processes and files
 //!           PROGRAM          sees /usr, the one input and the one output
@@ -10,9 +11,12 @@
 //! This module knows no formats. A wall-clock deadline holds beside the limits of the kernel.
 
 use crate::program::Program;
+use crate::syscalls;
+use command_fds::{CommandFdExt, FdMapping};
 use nix::unistd::{Gid, Uid, User};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -26,6 +30,8 @@ const SAID_LIMIT: u64 = 64 << 10;
 const PROCESSES: u32 = 512;
 /// Open files.
 const FILES: u32 = 64;
+/// Where bwrap finds the filters of system calls; its arguments name the same numbers.
+const FILTERS: [i32; 2] = [3, 4];
 /// Exit status of a shell's child that a signal ended; bwrap does the same.
 const BY_SIGNAL: i32 = 128;
 
@@ -59,6 +65,7 @@ pub(crate) struct Confinement {
     prlimit: Program,
     uid: Uid,
     gid: Gid,
+    filters: [Vec<u8>; 2],
 }
 
 /// How a run ended that did not end well.
@@ -102,6 +109,7 @@ impl Confinement {
             prlimit: program("prlimit", "util-linux")?,
             uid: found.uid,
             gid: found.gid,
+            filters: syscalls::filters()?,
         })
     }
 
@@ -153,13 +161,32 @@ impl Confinement {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        command
+            .fd_mappings(self.filters()?)
+            .map_err(std::io::Error::other)?;
         let mut child = command.spawn()?;
+        // It holds our ends of the pipes.
+        drop(command);
         let said = tokio::spawn(read_beginning(child.stderr.take()));
         Ok(Running {
             child,
             said,
             time: limits.time,
         })
+    }
+
+    /// The filters of system calls, each in a pipe: a few hundred bytes, which fit before somebody reads.
+    fn filters(&self) -> std::io::Result<Vec<FdMapping>> {
+        let filters = FILTERS.into_iter().zip(&self.filters);
+        let pipes = filters.map(|(child_fd, filter)| {
+            let (reader, mut writer) = std::io::pipe()?;
+            writer.write_all(filter)?;
+            Ok(FdMapping {
+                parent_fd: reader.into(),
+                child_fd,
+            })
+        });
+        pipes.collect()
     }
 
     fn namespaces(&self, shown: &[Shown<'_>]) -> Vec<OsString> {
@@ -190,6 +217,10 @@ impl Confinement {
             "--setenv",
             "MALLOC_ARENA_MAX",
             "2",
+            "--add-seccomp-fd",
+            "3",
+            "--add-seccomp-fd",
+            "4",
             "--dev",
             "/dev",
             "--chdir",
@@ -377,7 +408,7 @@ mod tests {
         let tries = format!(
             "id -u; cat /in; echo; echo /*; ulimit -v -f -c
              for try in 'echo x > /in' 'touch /new' 'touch /usr/new' 'ls /etc' 'ls /proc' 'ls /root' \
-                        'unshare -m true' 'kill -0 1' ': > /dev/tcp/127.0.0.1/{port}'; do
+                        'unshare -m true' 'unshare -U true' 'unshare -rn true' 'kill -0 1' ': > /dev/tcp/127.0.0.1/{port}'; do
                  (eval \"$try\") 2> /dev/null && echo \"it can: $try\"
              done; true"
         );

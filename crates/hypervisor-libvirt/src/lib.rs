@@ -45,6 +45,7 @@ mod said;
 mod screen;
 mod storage_edit;
 mod storage_live;
+mod syscalls;
 mod tpm;
 mod tpm_state;
 mod volumes;
