@@ -19,7 +19,8 @@ use fleetward_model::vm::{
 };
 use fleetward_model::{ErrorCode, VmId};
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 use support::{Fleet, Job, Node, create_running, record_of};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -437,11 +438,7 @@ async fn a_first_boots_medium_goes_when_the_guests_agent_has_answered_for_a_whil
     });
     let before = state(&node, heard).await.drives[0].clone();
     assert_eq!(before.holds, Some(DriveContent::FirstBoot));
-    let deadline = Instant::now() + 3 * LIMIT;
-    while gone.exists() {
-        assert!(Instant::now() < deadline, "the medium is still there");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    has_gone(&gone).await;
     let vm = state(&node, heard).await;
     assert_eq!((vm.drives[0].holds, &vm.drives[0].path), (None, &None));
     assert_eq!(vm.state, VmState::Running);
@@ -454,7 +451,26 @@ async fn a_first_boots_medium_goes_when_the_guests_agent_has_answered_for_a_whil
         assert!(file.exists(), "it has gone too early");
     }
     // Off and without its file, as after a power cut, it is shown as what it is.
-    node.fake.stop_by_itself(silent);
-    std::fs::remove_file(stays).unwrap();
-    assert_eq!(state(&node, silent).await.drives[0].holds, None);
+    node.fake.stop_by_itself(holds);
+    std::fs::remove_file(held).unwrap();
+    assert_eq!(state(&node, holds).await.drives[0].holds, None);
+    // After a day it goes in any case.
+    let a_day_ago = SystemTime::now() - Duration::from_secs(25 * 3600);
+    let file = std::fs::File::options().write(true).open(&stays);
+    file.unwrap().set_modified(a_day_ago).unwrap();
+    has_gone(&stays).await;
+    until("an empty drive", async || {
+        let drives = node.fake.with(|s| s.domains[&silent].drives.clone());
+        drives[0].1.is_none().then_some(())
+    })
+    .await;
+}
+
+/// Hosts look at their guests and at the media every ten seconds.
+async fn has_gone(file: &Path) {
+    let deadline = Instant::now() + 3 * LIMIT;
+    while file.exists() {
+        assert!(Instant::now() < deadline, "{} stays", file.display());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
