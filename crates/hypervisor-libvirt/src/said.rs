@@ -42,9 +42,15 @@ pub(crate) fn words_of_full_disk(message: &str) -> bool {
         .any(|words| message.contains(words))
 }
 
-/// Whether an error tells that the guest has locked the tray of a drive.
+/// Whether an error tells that the guest has locked the tray of a drive, or does not open it although it was asked.
 pub(crate) fn of_locked_tray(error: &virt::error::Error) -> bool {
-    error.message().contains("is locked")
+    words_of_locked_tray(error.message())
+}
+
+fn words_of_locked_tray(message: &str) -> bool {
+    ["is locked", "timed out waiting to open tray"]
+        .iter()
+        .any(|words| message.contains(words))
 }
 
 /// Whether swtpm_ioctl tells of a result of the TPM itself, not of a failed connection.
@@ -65,6 +71,18 @@ pub(crate) fn of_unplayed_log(message: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libvirts_words_for_a_tray_that_stays_closed_are_known() {
+        // libvirt 11.3, a guest whose kernel holds the medium and whose udev does not run.
+        assert!(words_of_locked_tray(
+            "operation failed: timed out waiting to open tray of 'sda'"
+        ));
+        assert!(words_of_locked_tray(
+            "internal error: Device 'sda' is locked"
+        ));
+        assert!(!words_of_locked_tray("operation failed: no such device"));
+    }
 
     #[test]
     fn the_systems_words_for_a_full_disk_are_known() {

@@ -61,31 +61,47 @@ fn change_one(xml: &str, change: &StorageChange, io: &IoOfVolumes) -> Result<Str
                 splices.cut(known.range());
             }
         }
-        StorageChange::SetMedium { target, path } => {
+        StorageChange::SetMedium {
+            target,
+            path,
+            optional,
+        } => {
             let drive = find(devices, target)
                 .filter(|known| known.attribute("device") == Some("cdrom"))
                 .ok_or_else(|| format!("its definition has no drive {target} any more"))?;
-            set_medium(&mut splices, drive, path.as_deref());
+            set_medium(&mut splices, drive, (path.as_deref(), *optional));
         }
     }
     Ok(splices.done())
 }
 
-/// The element of a drive with that medium.
-pub(crate) fn drive_with_medium(element: &str, path: Option<&Path>) -> Result<String, String> {
+/// The element of a drive with that medium, and whether the domain starts without it.
+pub(crate) fn drive_with_medium(
+    element: &str,
+    medium: (Option<&Path>, bool),
+) -> Result<String, String> {
     let document = parse(element)?;
     let mut splices = Splices::of(element);
-    set_medium(&mut splices, document.root_element(), path);
+    set_medium(&mut splices, document.root_element(), medium);
     Ok(splices.done())
 }
 
-fn set_medium(splices: &mut Splices<'_>, drive: Node<'_, '_>, path: Option<&Path>) {
+fn set_medium(
+    splices: &mut Splices<'_>,
+    drive: Node<'_, '_>,
+    (path, optional): (Option<&Path>, bool),
+) {
     let source = child(drive, "source");
     match (source, path) {
         (Some(source), None) => splices.cut(source.range()),
         (None, None) => {}
         (source, Some(path)) => {
-            let file = format!("<source file='{}'/>", escape(path.to_string_lossy()));
+            let policy = match optional {
+                true => " startupPolicy='optional'",
+                false => "",
+            };
+            let file = escape(path.to_string_lossy());
+            let file = format!("<source file='{file}'{policy}/>");
             match (source, child(drive, "target")) {
                 (Some(source), _) => splices.put(source.range(), file),
                 (None, Some(target)) => splices.insert(target.range().start, file),

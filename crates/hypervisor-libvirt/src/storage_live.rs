@@ -43,10 +43,14 @@ pub(crate) fn apply(
             StorageChange::RemoveDisk { target } => remove_disk(domain, id, target)?,
             // QEMU plugs no SATA device into a running machine.
             StorageChange::AddDrive(_) => {}
-            StorageChange::RemoveDrive { target } => set_medium(domain, id, target, None)?,
-            StorageChange::SetMedium { target, path } => {
-                set_medium(domain, id, target, path.as_deref())?;
+            StorageChange::RemoveDrive { target } => {
+                set_medium(domain, id, target, (None, false))?;
             }
+            StorageChange::SetMedium {
+                target,
+                path,
+                optional,
+            } => set_medium(domain, id, target, (path.as_deref(), *optional))?,
         }
     }
     Ok(())
@@ -134,7 +138,12 @@ fn remove_disk(domain: &Domain, id: VmId, target: &str) -> Result<()> {
     }
 }
 
-fn set_medium(domain: &Domain, id: VmId, target: &str, path: Option<&Path>) -> Result<()> {
+fn set_medium(
+    domain: &Domain,
+    id: VmId,
+    target: &str,
+    (path, optional): (Option<&Path>, bool),
+) -> Result<()> {
     let running = live_xml(domain)?;
     let document = parse(&running).map_err(unreadable)?;
     let devices = devices(document.root_element()).map_err(unreadable)?;
@@ -146,7 +155,8 @@ fn set_medium(domain: &Domain, id: VmId, target: &str, path: Option<&Path>) -> R
     if has.map(Path::new) == path {
         return Ok(());
     }
-    let element = drive_with_medium(&running[drive.range()], path).map_err(unreadable)?;
+    let element =
+        drive_with_medium(&running[drive.range()], (path, optional)).map_err(unreadable)?;
     match domain.update_device_flags(&element, LIVE) {
         Ok(_) => Ok(()),
         Err(error) if said::of_locked_tray(&error) => Err(Error::DeviceHeld {

@@ -36,6 +36,8 @@ pub enum StorageChange {
     SetMedium {
         target: String,
         path: Option<PathBuf>,
+        /// The domain starts without it where the file is missing.
+        optional: bool,
     },
 }
 

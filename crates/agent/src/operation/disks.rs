@@ -277,7 +277,11 @@ impl Task<'_> {
             })
         });
         let target = drive.target.clone();
-        let medium = StorageChange::SetMedium { target, path };
+        let medium = StorageChange::SetMedium {
+            target,
+            path,
+            optional: drive.seed,
+        };
         Ok(added.into_iter().chain([medium]).collect())
     }
 

@@ -376,7 +376,7 @@ fn change_storage(id: VmId, d: &mut Domain, change: &StorageChange, held: &[Stri
                 drive.1 = None;
             }
         }
-        StorageChange::SetMedium { target, path } => {
+        StorageChange::SetMedium { target, path, .. } => {
             let runs = !matches!(d.state, DomainState::Stopped(_));
             if runs && held.contains(target) {
                 let device = format!("the medium in drive {target}");

@@ -95,8 +95,12 @@ fn a_medium_comes_and_goes_and_nothing_else_of_the_drive_changes() {
     let xml = definition();
     let medium = |path: Option<&str>| {
         let path = path.map(PathBuf::from);
-        let target = "sdb".to_owned();
-        [StorageChange::SetMedium { target, path }]
+        let (target, optional) = ("sdb".to_owned(), false);
+        [StorageChange::SetMedium {
+            target,
+            path,
+            optional,
+        }]
     };
     let empty = after(&xml, &medium(None));
     assert!(!empty.contains("win11.iso"));
@@ -105,9 +109,19 @@ fn a_medium_comes_and_goes_and_nothing_else_of_the_drive_changes() {
     let drives = domain_read::drives(devices(document.root_element()).expect("devices"));
     let held = Some(PathBuf::from("/srv/it's.iso"));
     assert_eq!(drives, [("sdb".to_owned(), held)]);
+    assert!(!again.contains("startupPolicy"));
+    // One for a first boot comes back as it was: a power cut takes its file, and the domain starts.
+    let optional = StorageChange::SetMedium {
+        target: "sdb".to_owned(),
+        path: Some("/run/seed.iso".into()),
+        optional: true,
+    };
+    let optional = after(&again, &[optional]);
+    assert!(optional.contains("<source file='/run/seed.iso' startupPolicy='optional'/>"));
     let missing = StorageChange::SetMedium {
         target: "sdz".to_owned(),
         path: None,
+        optional: false,
     };
     assert!(super::changed(xml, &[missing], &IoOfVolumes::default()).is_err());
 }
