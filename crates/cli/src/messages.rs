@@ -109,7 +109,7 @@ fn step(step: &ChangeStep) -> String {
         ChangeStep::Disk(step) => disk_step(step),
         ChangeStep::Drive(step) => drive_step(step),
         ChangeStep::Boot { to, .. } => format!(
-            "its firmware tries {} first; a disk that is bound to PCR 1 or 4 of its TPM asks for its recovery key then",
+            "its firmware tries {} first (a disk that is bound to PCR 1 or 4 of its TPM asks for its recovery key)",
             boot_word(*to)
         ),
         ChangeStep::Clock { to: Clock::Utc, .. } => "its clock keeps UTC".to_owned(),
