@@ -23,7 +23,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 use support::{Fleet, Job, Node, create_running, record_of};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Asks until it is so.
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {

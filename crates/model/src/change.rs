@@ -71,9 +71,8 @@ impl ChangeKind {
             Self::RestartOnCrash
             | Self::Nics
             | Self::Disks
-            | Self::Drives
-            | Self::Boot
-            | Self::Clock => Formats::DEVICES,
+            | Self::Drives => Formats::DEVICES,
+            Self::Boot | Self::Clock => Formats::MACHINE,
         }
     }
 }

@@ -161,6 +161,8 @@ impl Formats {
     pub const POWER: u32 = 3;
     /// The version of the operations that added the conversion of images.
     pub const CONVERSION: u32 = 4;
+    /// The version of the operations that added the boot order and the clock to `change-vm`.
+    pub const MACHINE: u32 = 4;
 
     /// What this program knows.
     pub const KNOWN: Self = Self {

@@ -1,6 +1,10 @@
 //! Guardians, and who can open the keys of VMs.
 
-use super::*;
+use fleetward_model::guardian::CertificateRole;
+use fleetward_model::{ErrorCode, GuardianId, HostName, JobId, VmName};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
 
 /// One certificate of a guardian: a row of `guardian list`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

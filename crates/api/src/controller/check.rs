@@ -1,0 +1,75 @@
+//! Checks and audit.
+
+use fleetward_model::error::Finding;
+use fleetward_model::{ErrorCode, HostName, VmName};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// Query of `GET /v1/check`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct CheckQuery {
+    #[param(value_type = Option<String>)]
+    pub vm: Option<VmName>,
+    #[param(value_type = Option<String>)]
+    pub to: Option<HostName>,
+    /// check a move of the stopped VM
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[param(value_type = Option<bool>)]
+    pub offline: bool,
+}
+
+/// Whether one VM can move to (or, on its own host, start on) one host.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct CheckView {
+    pub vm: VmName,
+    pub from: HostName,
+    pub to: HostName,
+    pub possible: bool,
+    /// The first blocking finding's code.
+    pub code: Option<ErrorCode>,
+    pub findings: Vec<Finding>,
+}
+
+/// Query of `GET /v1/audit`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct AuditQuery {
+    /// name or id, also of a VM that is gone
+    #[param(value_type = Option<String>)]
+    pub vm: Option<VmName>,
+    /// RFC 3339
+    pub since: Option<String>,
+    /// at most so many rows, 1 to 1,000; without it all
+    pub limit: Option<u32>,
+    /// only what follows: HOST/SEQ of a record
+    pub after: Option<String>,
+}
+
+/// Answer of `GET /v1/audit/verify`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AuditVerdict {
+    /// Every chain holds, and every host's own log was compared.
+    pub intact: bool,
+    pub records: u64,
+    /// The first record that does not fit, and why.
+    pub broken: Option<String>,
+    /// Everything that does not fit, the first of each chain.
+    #[serde(default)]
+    pub breaks: Vec<AuditBreakView>,
+    /// Hosts whose own log could not be compared with the copy here, because they did not answer.
+    #[serde(default)]
+    pub not_compared: Vec<HostName>,
+}
+
+/// A place where an audit chain does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditBreakView {
+    /// Whose records: a host's name, or `controller`.
+    pub chain: String,
+    /// Where the records lie that do not fit: `controller` for the copy in its store, else the host.
+    pub kept_by: String,
+    /// Number of the record that was changed, is missing or is out of place.
+    pub seq: Option<u64>,
+    pub what: String,
+}
