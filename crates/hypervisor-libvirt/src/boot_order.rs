@@ -21,15 +21,11 @@ pub(crate) fn read(root: Node<'_, '_>) -> MachineSettings {
         let ordered = ordered(devices);
         ordered.first().map(|(_, kind)| *kind)
     });
-    // An order by kinds is libvirt's older form, which excludes the other one.
-    let of_kind = || {
-        let boot = child(child(root, "os")?, "boot")?;
-        match boot.attribute("dev")? {
-            "hd" => Some(BootFirst::Disk),
-            "cdrom" => Some(BootFirst::Iso),
-            "network" => Some(BootFirst::Network),
-            _ => None,
-        }
+    let of_kind = || match kinds(root).next()?.attribute("dev")? {
+        "hd" => Some(BootFirst::Disk),
+        "cdrom" => Some(BootFirst::Iso),
+        "network" => Some(BootFirst::Network),
+        _ => None,
     };
     let clock = child(root, "clock").and_then(|clock| match clock.attribute("offset")? {
         "utc" => Some(Clock::Utc),
@@ -43,7 +39,13 @@ pub(crate) fn read(root: Node<'_, '_>) -> MachineSettings {
 }
 
 /// Whether the order is the one that Fleetward gives, though devices may be missing from it.
-pub(crate) fn is_ours(devices: Node<'_, '_>, first: BootFirst) -> bool {
+pub(crate) fn is_ours(root: Node<'_, '_>, first: BootFirst) -> bool {
+    let Some(devices) = child(root, "devices") else {
+        return false;
+    };
+    if kinds(root).next().is_some() {
+        return false;
+    }
     let ranks: Option<Vec<u8>> = ordered(devices)
         .into_iter()
         .map(|(_, kind)| first.rank(kind))
@@ -56,11 +58,7 @@ pub(crate) fn with_first(xml: &str, first: BootFirst) -> Result<String, String> 
     let document = parse(xml)?;
     let root = document.root_element();
     let mut splices = Splices::of(xml);
-    let kinds: Vec<Node<'_, '_>> = child(root, "os")
-        .into_iter()
-        .flat_map(|os| os.children())
-        .filter(|node| node.has_tag_name("boot"))
-        .collect();
+    let kinds: Vec<Node<'_, '_>> = kinds(root).collect();
     for kind in &kinds {
         splices.cut(kind.range());
     }
@@ -137,6 +135,12 @@ pub(crate) const fn offset(clock: Clock) -> &'static str {
     }
 }
 
+/// The entries of an order by kinds of devices: libvirt's older form, which excludes the other one.
+fn kinds<'a, 'i>(root: Node<'a, 'i>) -> impl Iterator<Item = Node<'a, 'i>> {
+    let of_os = child(root, "os").into_iter().flat_map(|os| os.children());
+    of_os.filter(|node| node.has_tag_name("boot"))
+}
+
 fn element(order: usize) -> String {
     format!("<boot order='{order}'/>")
 }
@@ -211,12 +215,12 @@ mod tests {
             assert_eq!(order(&now), wanted);
             assert_eq!(seen(&now).boot, Some(first));
             let document = parse(&now).expect("XML");
-            let devices = child(document.root_element(), "devices").expect("there");
+            let root = document.root_element();
             for other in [BootFirst::Disk, BootFirst::Iso, BootFirst::Network] {
                 // Without a card that has a place, both are the same order.
                 let alike = (first, other) == (BootFirst::Disk, BootFirst::Network);
                 assert_eq!(
-                    is_ours(devices, other),
+                    is_ours(root, other),
                     other == first || alike,
                     "{first} {other}"
                 );
@@ -235,8 +239,7 @@ mod tests {
     fn an_order_of_somebodys_own_is_told_apart_and_given_up_when_asked() {
         let own = DOMAIN.replace("<alias name='ua-nic-0'/>", "<boot order='3'/>");
         let document = parse(&own).expect("XML");
-        let devices = child(document.root_element(), "devices").expect("there");
-        assert!(!is_ours(devices, BootFirst::Disk));
+        assert!(!is_ours(document.root_element(), BootFirst::Disk));
         assert_eq!(
             order(&with_first(&own, BootFirst::Disk).expect("changed")),
             ["vda", "vdb", "sda"]
@@ -249,6 +252,8 @@ mod tests {
                 "hvm</type><boot dev='cdrom'/><boot dev='hd'/>",
             );
         assert_eq!(seen(&kinds).boot, Some(BootFirst::Iso));
+        let by_kinds = parse(&kinds).expect("XML");
+        assert!(!is_ours(by_kinds.root_element(), BootFirst::Disk));
         let now = with_first(&kinds, BootFirst::Iso).expect("changed");
         assert!(!now.contains("dev='hd'") && seen(&now).boot == Some(BootFirst::Iso));
     }

@@ -57,7 +57,7 @@ pub(crate) fn changed(
         text = with_device(&text, device)?;
     }
     let devices_change = !change.devices.is_empty() || !change.storage.is_empty();
-    let ours = boot_order::is_ours(devices, metadata.spec.boot);
+    let ours = boot_order::is_ours(root, metadata.spec.boot);
     text = storage_edit::changed(text, &change.storage, io)?;
     if let Some(clock) = change.machine.clock {
         text = boot_order::with_clock(&text, clock)?;

@@ -68,10 +68,7 @@ impl ChangeKind {
             | Self::Labels
             | Self::Autostart
             | Self::Name => Formats::CHANGE_VM,
-            Self::RestartOnCrash
-            | Self::Nics
-            | Self::Disks
-            | Self::Drives => Formats::DEVICES,
+            Self::RestartOnCrash | Self::Nics | Self::Disks | Self::Drives => Formats::DEVICES,
             Self::Boot | Self::Clock => Formats::MACHINE,
         }
     }
