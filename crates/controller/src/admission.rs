@@ -14,6 +14,8 @@ pub(crate) async fn admit(
     request: Request,
 ) -> Result<Admission, Failure> {
     let world = &app.world;
+    // First: it forgets a job that has ended, by which the VM would still be shown as migrating.
+    let holder = app.holder_of(vm.id).await;
     let state = shown_state(world, vm);
     let refuge = (state == VmState::Unknown)
         .then(|| refuge(world, vm))
@@ -21,7 +23,7 @@ pub(crate) async fn admit(
     // A VM whose host answers is not lost, whatever job works on it.
     let holder = match (request, state) {
         (Request::Recover, state) if state != VmState::Unknown => None,
-        _ => app.holder_of(vm.id).await,
+        _ => holder,
     };
     let subject = Subject {
         name: &vm.name,

@@ -10,12 +10,13 @@ mod fleet;
 
 use fleet::Controller;
 use fleet::agent::FakeAgent;
-use fleetward_api::controller::{CheckView, JobState, JobView, VmView};
+use fleetward_api::controller::{Accepted, CheckView, JobState, JobView, VmView};
 use fleetward_model::host::Formats;
 use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, Failure, VmId};
 use http::Method;
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 async fn create(controller: &Controller, body: Value) -> VmView {
     let name = body["name"].as_str().expect("name").to_owned();
@@ -251,6 +252,27 @@ async fn a_running_vm_moves_and_reports_what_it_took() {
         assert!(from.is_clean());
         let moved: VmView = controller.get("/v1/vms/web").await;
         assert_eq!((&moved.host, moved.state), (&to.host, VmState::Running));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_seen_a_move_end_finds_the_vm_free() {
+    let (controller, a, b, _) = two_hosts().await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for to in [&b, &a].into_iter().cycle().take(10) {
+        let wanted = json!({"to": to.host});
+        let accepted: Accepted = controller.post("/v1/vms/web/migrate", &wanted).await;
+        let path = format!("/v1/jobs/{}", accepted.job.expect("a job"));
+        // Without a pause between the questions, as a script may ask.
+        while !controller.get::<JobView>(&path).await.state.has_ended() {
+            assert!(Instant::now() < deadline, "the VM does not move");
+        }
+        let shown: VmView = controller.get("/v1/vms/web").await;
+        assert_eq!(shown.state, VmState::Running, "{:?}", shown.job);
+        let copy = json!({"name": "copy", "dry_run": true});
+        controller
+            .post::<serde_json::Value>("/v1/vms/web/clone", &copy)
+            .await;
     }
 }
 

@@ -20,6 +20,7 @@ use fleetward_model::audit::AuditAction;
 use fleetward_model::{ErrorCode, Failure, JobId};
 use futures_util::{StreamExt, stream};
 use http::StatusCode;
+use std::sync::Arc;
 
 serves! {
     JobList => job_list,
@@ -43,7 +44,8 @@ async fn job_list(
         ..JobFilter::default()
     };
     let jobs = app.engine.list(&filter).await?;
-    let jobs = jobs.into_iter().map(view::job).collect();
+    let jobs = jobs.into_iter().map(|job| view::job(&app.world, job));
+    let jobs = jobs.collect();
     Ok(Json(page.of_listed(jobs)?))
 }
 
@@ -62,15 +64,16 @@ async fn job_kinds(State(app): State<App>) -> Json<Vec<JobKindView>> {
 
 async fn job_show(State(app): State<App>, Path(job): Path<String>) -> Answer<Json<JobView>> {
     let id: JobId = parsed("job's id", &job)?;
-    Ok(Json(view::job(app.engine.get(id).await?)))
+    Ok(Json(view::job(&app.world, app.engine.get(id).await?)))
 }
 
 async fn job_events(State(app): State<App>, Path(job): Path<String>) -> Answer<Response> {
     let id: JobId = parsed("job's id", &job)?;
     let updates = app.engine.watch(id).await?;
-    let views = stream::unfold(updates, |mut updates| async move {
+    let world = Arc::clone(&app.world);
+    let views = stream::unfold((updates, world), |(mut updates, world)| async move {
         match updates.next().await? {
-            Ok(job) => Some((view::job(job), updates)),
+            Ok(job) => Some((view::job(&world, job), (updates, world))),
             Err(error) => {
                 tracing::warn!(%error, "the job can no longer be followed");
                 None
@@ -134,8 +137,7 @@ async fn job_give_up(
     // Written before it is done: nobody gives up a job without a trace.
     app.record(act).await?;
     let ended = app.engine.give_up(id, &by).await?;
-    app.world.holders.remove(id);
     app.world.stop_operations(&ended).await;
     app.world.inventory.touch();
-    Ok(Json(view::job(ended)))
+    Ok(Json(view::job(&app.world, ended)))
 }

@@ -237,8 +237,12 @@ pub(super) fn invited(token: TokenRecord) -> HostView {
     }
 }
 
-/// A job.
-pub(super) fn job(job: Job) -> JobView {
+/// A job. Whoever is told that it has ended finds its VM free: the memory of holders follows the store a moment later, so it
+/// is told here, before anybody else is.
+pub(super) fn job(world: &World, job: Job) -> JobView {
+    if job.state.has_ended() {
+        world.holders.remove(job.id);
+    }
     let failure = job.failure.as_ref().map(|failure| named(&job, failure));
     let warnings = work::warnings_of(&job);
     JobView {

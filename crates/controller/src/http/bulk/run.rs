@@ -158,7 +158,7 @@ impl<E: Each> Run<E> {
                 () = self.events.closed() => return BulkEntry::left(target, job),
             };
             let view = match next {
-                Some(Ok(job)) => view::job(job),
+                Some(Ok(job)) => view::job(&self.app.world, job),
                 Some(Err(error)) => return self.failed(target, &error.to_failure(), Some(job)),
                 None => return BulkEntry::left(target, job),
             };
