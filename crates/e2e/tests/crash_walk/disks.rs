@@ -53,12 +53,68 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             let number = if ended == Ended::Done { 1 } else { 2 };
             has(fleet, before, number, "default")
         },
+        finally: None,
+    },
+    Scenario {
+        claim: "a_medium_that_comes_survives_kill_9_everywhere",
+        kind: "vm-change",
+        victims: &["controller", "a/agent"],
+        prepare: empty_drive,
+        command: |_| Ok(strings(&["vm", "media", "insert", VM, MEDIUM])),
+        fault: None,
+        check: has_medium,
         finally: Some(|fleet, _| {
             fleet.cli(&["vm", "stop", VM, "--force"])?.ok()?;
-            fleet.cli(&["vm", "delete", VM, "--yes"])?.ok().map(drop)
+            fleet.cli(&["vm", "delete", VM, "--yes"])?.ok()?;
+            let delete = ["image", "delete", MEDIUM, "--yes"];
+            fleet.cli(&delete)?.ok().map(drop)
         }),
     },
 ];
+
+/// An image that is put into a drive.
+const MEDIUM: &str = "medium";
+
+/// Runs on host a, with one drive that is empty.
+fn empty_drive(fleet: &Fleet) -> Result<Before> {
+    let images = fleet.json(&["image", "list"])?;
+    let mut images = images.as_array().into_iter().flatten();
+    if !images.any(|image| image["name"] == MEDIUM) {
+        let mut content = vec![0; 20 * 2048];
+        content[16 * 2048 + 1..16 * 2048 + 6].copy_from_slice(b"CD001");
+        let path = fleet.directory().join("medium.iso");
+        std::fs::write(&path, content)?;
+        let path = path.display().to_string();
+        fleet
+            .cli(&["image", "import", MEDIUM, &path, "--format", "iso"])?
+            .ok()?;
+    }
+    let before = runs_with(fleet, 1)?;
+    if fleet.vm(VM)?["drives"] != json!([]) {
+        fleet.cli(&["vm", "media", "eject", VM])?.ok()?;
+        return Ok(before);
+    }
+    // A machine that runs has its first drive after its next start.
+    fleet.cli(&["vm", "media", "add", VM])?.ok()?;
+    fleet.cli(&["vm", "stop", VM, "--force"])?.ok()?;
+    fleet.cli(&["vm", "start", VM])?.ok()?;
+    let boots = before.guest.as_ref().context("it ran")?.boots;
+    Ok(Before {
+        guest: Some(guest::booted(fleet, VM, boots + 1)?),
+        ..before
+    })
+}
+
+/// The medium is in the drive, in the specification, the definition and the machine, or in none of them.
+fn has_medium(fleet: &Fleet, before: &Before, ended: Ended) -> Result<()> {
+    let vm = fleet.vm(VM)?;
+    let image = match ended {
+        Ended::Done => json!(MEDIUM),
+        Ended::Undone => Value::Null,
+    };
+    ensure!(vm["drives"][0]["image"] == image, "{ended:?}: {vm}");
+    has(fleet, before, 1, "default")
+}
 
 /// Runs on host a with so many disks in that host's own pool.
 fn runs_with(fleet: &Fleet, number: usize) -> Result<Before> {
