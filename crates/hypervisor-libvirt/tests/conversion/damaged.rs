@@ -1,8 +1,8 @@
 //! Damaged files of each kind.
 
-use crate::support::{Random, USER, disk, foreign, nothing_runs, ova, packed};
+use crate::support::{LIMITS, Random, USER, disk, foreign, nothing_runs, ova, packed};
 use fleetward_hypervisor::{Conversion, ConversionError, Converter};
-use fleetward_hypervisor_libvirt::{ConfinedConverter, ConversionLimits};
+use fleetward_hypervisor_libvirt::ConfinedConverter;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -29,13 +29,7 @@ async fn damaged_files_of_each_kind_end_in_an_error_or_a_disk() {
         packed(&disk, "bzip2", &["-1c"]),
         stream,
     ];
-    let limits = ConversionLimits {
-        memory: 1 << 30,
-        time: Duration::from_secs(15),
-        disk: 1 << 36,
-        unpacked: 64 << 20,
-    };
-    let converter = ConfinedConverter::find(USER).with_limits(limits);
+    let converter = ConfinedConverter::find(USER).with_limits(LIMITS);
     for path in kinds {
         let whole = fs::read(&path).unwrap();
         let mut random = Random(whole.len() as u64 | 1);

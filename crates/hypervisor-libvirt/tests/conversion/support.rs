@@ -1,7 +1,7 @@
 //! Makes disks with real programs, and converts them.
 
 use fleetward_hypervisor::{Conversion, ConversionError, ConversionProgress, Converted, Converter};
-use fleetward_hypervisor_libvirt::ConfinedConverter;
+use fleetward_hypervisor_libvirt::{ConfinedConverter, ConversionLimits};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -12,6 +12,14 @@ use std::time::{Duration, Instant};
 
 pub(crate) const USER: &str = "nobody";
 pub(crate) const MIB: u64 = 1 << 20;
+
+/// Small enough for a test to meet them.
+pub(crate) const LIMITS: ConversionLimits = ConversionLimits {
+    memory: 1 << 30,
+    time: Duration::from_secs(20),
+    disk: 1 << 36,
+    unpacked: 64 << 20,
+};
 
 /// A disk of 24 MiB with a boot sector, some content and holes.
 pub(crate) fn disk(directory: &Path) -> PathBuf {
