@@ -215,7 +215,12 @@ impl Wanted {
                     } else {
                         known.size
                     };
-                    let spec = disk(&known.target, known.bus, size);
+                    let made = disk(&known.target, known.bus, size);
+                    let spec = DiskSpec {
+                        id: known.id.clone().unwrap_or(made.id),
+                        serial: known.serial.clone(),
+                        ..made
+                    };
                     (spec, from_image(&name, &known.sha256))
                 });
                 made.unzip()

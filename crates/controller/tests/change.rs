@@ -313,6 +313,35 @@ async fn disks_and_drives_change_by_one_job_and_leave_nothing_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_from_a_template_has_the_disks_by_the_same_names() {
+    let (controller, _a) = with_a_vm(false).await;
+    for size in [ByteSize::gib(1), ByteSize::gib(2)] {
+        let body = json!({"disks": [{"action": "add", "size_bytes": size}]});
+        change(&controller, body).await;
+    }
+    // The names of the others stay, and leave a gap.
+    change(
+        &controller,
+        json!({"disks": [{"action": "remove", "disk": "vdb"}]}),
+    )
+    .await;
+    let body = json!({"name": "office", "from": "web"});
+    controller.done(Method::POST, "/v1/templates", &body).await;
+    let body = json!({"name": "made", "template": "office"});
+    controller.done(Method::POST, "/v1/vms", &body).await;
+    let names = async |vm: &str| {
+        let shown: Value = controller.get(&format!("/v1/vms/{vm}")).await;
+        let disks = shown["disks"].as_array().expect("disks").iter();
+        let of = |disk: &Value| ["id", "target", "serial", "size"].map(|key| disk[key].clone());
+        disks.map(of).collect::<Vec<_>>()
+    };
+    let (web, made) = (names("web").await, names("made").await);
+    assert_eq!(made, web);
+    assert_eq!(web[1][1], "vdc");
+    assert!(web[1][2].is_string(), "{web:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_disks_that_fails_leaves_the_disks_as_they_were() {
     let (controller, a) = with_a_vm(false).await;
     let before: Value = controller.get(WEB).await;

@@ -32,6 +32,10 @@ fn main() -> ExitCode {
                 "disks_go_along_and_what_waits_waits_elsewhere_too",
                 along_with_the_vm,
             ),
+            (
+                "a_template_has_all_disks_and_so_has_a_vm_made_from_it",
+                template,
+            ),
             ("an_ejected_drive_frees_its_image", drives),
             (
                 "a_first_boots_medium_goes_along_and_goes_after_the_boot",
@@ -116,22 +120,11 @@ fn along_with_the_vm(fleet: &Fleet) -> Result<()> {
     ok(fleet, "vm migrate desk --to b --offline")?;
     same_disks(&shown, &disks(fleet)?)?;
     residue::none_anywhere(fleet, &["a", "b"])?;
+    marks(fleet, "write", "b", &shown)?;
 
     for clone in ["vm clone desk twin", "vm clone desk twin --full --host a"] {
         ok(fleet, clone)?;
-        let twin = fleet.vm("twin")?;
-        let of = |disk: &Value| {
-            (
-                disk["id"].clone(),
-                disk["serial"].clone(),
-                disk["size"].clone(),
-            )
-        };
-        let twins = twin["disks"].as_array().context("disks")?;
-        ensure!(
-            twins.iter().map(of).eq(shown.iter().map(of)),
-            "{twin}, not {shown:?}"
-        );
+        copied_disks(fleet, "twin", &shown)?;
         ok(fleet, "vm delete twin --yes")?;
     }
     ok(fleet, "vm start desk")?;
@@ -139,6 +132,24 @@ fn along_with_the_vm(fleet: &Fleet) -> Result<()> {
     ensure!(now.disks == "vda:80M,vdb:56M,vdc:12M", "{now:?}");
     ensure!(now.unseal == "ok" && now.ek == before.ek, "{now:?}");
     residue::none_anywhere(fleet, &["a", "b"])
+}
+
+/// Of the VM as it runs; what is made from it lies on the other host.
+fn template(fleet: &Fleet) -> Result<()> {
+    let before = newest(fleet)?;
+    let shown = disks(fleet)?;
+    ok(fleet, "template create office --from desk")?;
+    ok(fleet, "vm create made --template office --host a")?;
+    ok(fleet, "template delete office --yes")?;
+    copied_disks(fleet, "made", &shown)?;
+    ok(fleet, "vm start made")?;
+    let made = guest::booted(fleet, "made", before.boots + 1)?;
+    ensure!(made.disks == before.disks, "{before:?} became {made:?}");
+    guest::goes_on(fleet, VM, &before)?;
+    residue::none_anywhere(fleet, &["a", "b"])?;
+    ok(fleet, "vm stop made --force")?;
+    ok(fleet, "vm delete made --yes")?;
+    Ok(())
 }
 
 fn drives(fleet: &Fleet) -> Result<()> {
@@ -370,6 +381,29 @@ fn disk(fleet: &Fleet, target: &str) -> Result<Value> {
     let found = disks(fleet)?;
     let found = found.into_iter().find(|disk| disk["target"] == target);
     found.with_context(|| format!("no disk {target}"))
+}
+
+/// The VM, which is off, has disks like those: with the same names, in the same order, with the same bytes.
+fn copied_disks(fleet: &Fleet, vm: &str, source: &[Value]) -> Result<()> {
+    let vm = fleet.vm(vm)?;
+    let copies = vm["disks"].as_array().context("disks")?;
+    let of = |disk: &Value| ["id", "target", "serial", "bus", "size"].map(|key| disk[key].clone());
+    ensure!(
+        copies.iter().map(of).eq(source.iter().map(of)),
+        "{source:?} became {copies:?}"
+    );
+    marks(fleet, "read", &text(&vm, "host")?, copies)
+}
+
+/// Writes, into the disks of a VM that is off, bytes of which each disk has its own; or reads that they are there. The first
+/// disk is the guest's.
+fn marks(fleet: &Fleet, write_or_read: &str, host: &str, disks: &[Value]) -> Result<()> {
+    for (byte, disk) in (0x51..).zip(disks).skip(1) {
+        let path = text(disk, "path")?;
+        let mark = format!("{write_or_read} -P {byte} 4M 64k");
+        fleet.exec(host, &["qemu-io", "-c", &mark, &path])?.ok()?;
+    }
+    Ok(())
 }
 
 /// The same disks, wherever they lie now.

@@ -1,9 +1,10 @@
 //! Templates.
 
 use fleetward_model::change::NicAsked;
+use fleetward_model::disk::DiskSerial;
 use fleetward_model::machine::Clock;
 use fleetward_model::vm::{DiskBus, Profile};
-use fleetward_model::{ByteSize, TemplateName, VmName};
+use fleetward_model::{ByteSize, DeviceId, TemplateName, VmName};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -51,7 +52,13 @@ pub struct TemplateView {
 /// A disk of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateDisk {
+    /// None: the template was made before templates kept it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<DeviceId>,
     pub target: String,
+    /// What guests know it by, in the source and in every deployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<DiskSerial>,
     pub bus: DiskBus,
     /// Virtual size.
     pub size: ByteSize,

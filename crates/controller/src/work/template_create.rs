@@ -206,7 +206,9 @@ impl Step<TemplateInput> for Collect {
         for disk in &input.spec.disks {
             let (file_bytes, sha256) = self.fetch(cx, &disk.target, "qcow2").await?;
             disks.push(TemplateDisk {
+                id: Some(disk.id.clone()),
                 target: disk.target.clone(),
+                serial: disk.serial.clone(),
                 bus: disk.bus,
                 size: disk.size,
                 file_bytes,
