@@ -9,7 +9,7 @@ use fleetward_model::error::Finding;
 use fleetward_model::machine::{BootFirst, Clock};
 use fleetward_model::spec::DriveSpec;
 use fleetward_model::spec::NicSpec;
-use fleetward_model::{ErrorCode, Failure, HostName, JobId, TemplateName, VmName};
+use fleetward_model::{ByteSize, ErrorCode, Failure, HostName, JobId, TemplateName, VmName};
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
@@ -386,6 +386,14 @@ pub(crate) fn image_imported(image: &ImageView) -> String {
             image.format,
             source.host
         ),
+    }
+}
+
+/// Of a file with so many bytes, where that is known.
+pub(crate) fn sending(bytes: Option<u64>) -> String {
+    match bytes {
+        Some(bytes) => format!("sending {}", ByteSize(bytes)),
+        None => "sending".to_owned(),
     }
 }
 

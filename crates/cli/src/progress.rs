@@ -1,8 +1,7 @@
 //! Progress on stderr: bars on a terminal, plain lines elsewhere, nothing when it should be quiet.
 
 use crate::exit::say;
-use fleetward_api::controller::{JobState, JobView, ProgressView};
-use fleetward_model::ByteSize;
+use fleetward_api::controller::{JobState, JobView};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal};
 use std::sync::Mutex;
@@ -81,6 +80,14 @@ enum Shown {
     Bar(ProgressBar),
 }
 
+/// What is counted of something that is partly done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counted {
+    Bytes,
+    /// Parts of the whole, of which only the percentage says something.
+    Shares,
+}
+
 impl Task {
     /// Shows a job's step and how far it is.
     pub(crate) fn job(&self, job: &JobView) {
@@ -90,12 +97,13 @@ impl Task {
             Shown::Silent => {}
             Shown::Lines(last) => {
                 let going = job.state != JobState::Undoing;
-                let percent = job.progress.as_ref().filter(|_| going).and_then(percent);
+                let progress = job.progress.as_ref().filter(|_| going);
+                let percent = progress.and_then(|p| percent(p.done, p.total));
                 self.line(last, &with_percent(&step, percent));
             }
             Shown::Bar(bar) => {
                 match job.progress.as_ref().filter(|p| p.total > 0) {
-                    Some(progress) => bytes(bar, progress.done, progress.total),
+                    Some(progress) => fill(bar, Counted::Bytes, progress.done, progress.total),
                     None => bar.set_style(spinner()),
                 }
                 bar.set_message(step);
@@ -103,41 +111,13 @@ impl Task {
         }
     }
 
-    /// Shows an upload.
-    pub(crate) fn upload(&self, done: u64, total: u64) {
+    /// Shows what is done of something, and how much of it.
+    pub(crate) fn part(&self, text: &str, counted: Counted, done: u64, total: u64) {
         match &self.shown {
             Shown::Silent => {}
-            Shown::Lines(last) => {
-                let view = ProgressView {
-                    done,
-                    total,
-                    text: String::new(),
-                };
-                self.line(
-                    last,
-                    &with_percent(&format!("{} to send", ByteSize(total)), percent(&view)),
-                );
-            }
-            Shown::Bar(bar) => bytes(bar, done, total),
-        }
-    }
-
-    /// Shows a stage of something, and how far it is.
-    pub(crate) fn stage(&self, text: &str, done: u64, total: u64) {
-        match &self.shown {
-            Shown::Silent => {}
-            Shown::Lines(last) => {
-                let view = ProgressView {
-                    done,
-                    total,
-                    text: String::new(),
-                };
-                self.line(last, &with_percent(text, percent(&view)));
-            }
+            Shown::Lines(last) => self.line(last, &with_percent(text, percent(done, total))),
             Shown::Bar(bar) => {
-                bar.set_style(percents());
-                bar.set_length(total);
-                bar.set_position(done.min(total));
+                fill(bar, counted, done, total);
                 bar.set_message(text.to_owned());
             }
         }
@@ -189,11 +169,8 @@ fn describe(job: &JobView) -> Option<String> {
 }
 
 /// In the coarse steps of plain lines.
-fn percent(progress: &ProgressView) -> Option<u64> {
-    let exact = progress
-        .done
-        .saturating_mul(100)
-        .checked_div(progress.total)?;
+fn percent(done: u64, total: u64) -> Option<u64> {
+    let exact = done.saturating_mul(100).checked_div(total)?;
     Some(exact.min(100) / LINE_EVERY_PERCENT * LINE_EVERY_PERCENT)
 }
 
@@ -204,22 +181,17 @@ fn with_percent(text: &str, percent: Option<u64>) -> String {
     }
 }
 
-fn bytes(bar: &ProgressBar, done: u64, total: u64) {
-    bar.set_style(
-        ProgressStyle::with_template(
-            "{prefix} [{bar:16}] {percent:>3} % {binary_bytes}/{binary_total_bytes} {wide_msg}",
-        )
-        .expect("a good template")
-        .progress_chars("=> "),
-    );
+fn fill(bar: &ProgressBar, counted: Counted, done: u64, total: u64) {
+    let template = match counted {
+        Counted::Bytes => {
+            "{prefix} [{bar:16}] {percent:>3} % {binary_bytes}/{binary_total_bytes} {wide_msg}"
+        }
+        Counted::Shares => "{prefix} [{bar:16}] {percent:>3} % {wide_msg}",
+    };
+    let style = ProgressStyle::with_template(template).expect("a good template");
+    bar.set_style(style.progress_chars("=> "));
     bar.set_length(total);
     bar.set_position(done.min(total));
-}
-
-fn percents() -> ProgressStyle {
-    ProgressStyle::with_template("{prefix} [{bar:16}] {percent:>3} % {wide_msg}")
-        .expect("a good template")
-        .progress_chars("=> ")
 }
 
 fn spinner() -> ProgressStyle {
@@ -249,14 +221,9 @@ mod tests {
 
     #[test]
     fn a_total_of_nothing_has_no_percentage() {
-        let view = |done, total| ProgressView {
-            done,
-            total,
-            text: String::new(),
-        };
-        assert_eq!(percent(&view(0, 0)), None);
-        assert_eq!(percent(&view(74, 100)), Some(50));
-        assert_eq!(percent(&view(120, 100)), Some(100));
-        assert!(percent(&view(u64::MAX, u64::MAX)).is_some(), "no overflow");
+        assert_eq!(percent(0, 0), None);
+        assert_eq!(percent(74, 100), Some(50));
+        assert_eq!(percent(120, 100), Some(100));
+        assert!(percent(u64::MAX, u64::MAX).is_some(), "no overflow");
     }
 }

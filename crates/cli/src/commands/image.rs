@@ -5,7 +5,7 @@ use crate::args::{ImageCommand, ImageFormat};
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::fetch::{Check, Source};
-use crate::progress::Task;
+use crate::progress::{Counted, Task};
 use crate::{messages, table};
 use clap::ValueEnum;
 use fleetward_api::controller::{ImageView, ImportQuery, ImportView};
@@ -129,7 +129,8 @@ async fn show(
         tokio::time::sleep(PACE).await;
         if !check.has_ended() || sent < check.bytes() {
             sent = check.bytes();
-            task.upload(sent, length.unwrap_or_default());
+            let text = messages::sending(length);
+            task.part(&text, Counted::Bytes, sent, length.unwrap_or_default());
             continue;
         }
         let path = [name.as_str()];
@@ -142,7 +143,8 @@ async fn show(
             total,
         }) = told
         {
-            task.stage(&messages::import_stage(stage, host.as_ref()), done, total);
+            let text = messages::import_stage(stage, host.as_ref());
+            task.part(&text, Counted::Shares, done, total);
         }
         tokio::time::sleep(PACE).await;
     }
