@@ -1,9 +1,11 @@
 //! Guests on networks: they are reached, they stay reached when they move, and they send nothing under another's address.
 //!
-//! The lab's network `lan` is a Linux bridge that spans the hosts, `vs` one of Open vSwitch. Tests talk to guests from 10.0.0.1.
+//! The lab's networks `lan` and `back` are Linux bridges that span the hosts, `vs` is one of Open vSwitch. Tests talk to the
+//! guests of `lan` from 10.0.0.1.
 
 use anyhow::{Context, Result, bail, ensure};
 use fleetward_e2e::fleet::Fleet;
+use fleetward_e2e::lan::{address_of, beside_guests, peers, reached};
 use fleetward_e2e::wait::{self, seconds};
 use fleetward_e2e::{guest, suite};
 use serde_json::{Value, json};
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
             "lan",
             "--network",
             "vs:openvswitch",
+            "--network",
+            "back",
         ],
         &[
             (
@@ -41,6 +45,10 @@ fn main() -> ExitCode {
             (
                 "a_connection_goes_on_while_its_guest_moves_from_host_to_host",
                 moving,
+            ),
+            (
+                "a_card_goes_to_another_bridge_while_its_guest_runs",
+                other_bridge,
             ),
             (
                 "a_guest_is_reached_from_another_host_and_only_in_its_vlan",
@@ -63,7 +71,7 @@ fn offered(fleet: &Fleet) -> Result<()> {
     let names: Vec<&str> = each(&networks)
         .filter_map(|network| network["name"].as_str())
         .collect();
-    ensure!(names == ["lan", "nat", "vs"], "{networks}");
+    ensure!(names == ["back", "lan", "nat", "vs"], "{networks}");
     for network in each(&networks) {
         let hosts: Vec<&Value> = each(&network["hosts"]).collect();
         ensure!(hosts.len() == 3, "{network}");
@@ -75,7 +83,7 @@ fn offered(fleet: &Fleet) -> Result<()> {
         ensure!(
             hosts
                 .iter()
-                .all(|host| host["vlans"] == vlans || network["name"] == "lan"),
+                .all(|host| host["vlans"] == vlans || network["name"] != "nat"),
             "{network}"
         );
     }
@@ -145,11 +153,31 @@ fn moving(fleet: &Fleet) -> Result<()> {
     Ok(())
 }
 
-/// Two guests on different hosts, on a Linux bridge, and in the VLANs of an Open vSwitch.
-fn vlans(fleet: &Fleet) -> Result<()> {
+/// Two guests on different hosts go from one Linux bridge to another, one after the other.
+fn other_bridge(fleet: &Fleet) -> Result<()> {
     made(fleet, WEB, "a", &["--nic", "lan"])?;
     made(fleet, DB, "b", &["--nic", "lan"])?;
-    sees(fleet, WEB, DB, true).context("without a VLAN, on a Linux bridge")?;
+    sees(fleet, WEB, DB, true).context("both on lan")?;
+    let to = |name, network| {
+        let set = ["vm", "nic", "set", name, "nic-0", "--network", network];
+        fleet.cli(&set)?.ok()?;
+        nothing_waits(fleet, name)?;
+        let vm = fleet.vm(name)?;
+        ensure!(vm["nics"][0]["network"] == network, "{vm}");
+        Ok(())
+    };
+    to(DB, "back")?;
+    sees(fleet, WEB, DB, false).context("on lan, where the other is no more")?;
+    reached(fleet, &address_of(fleet, DB)?, false)?;
+    to(WEB, "back")?;
+    sees(fleet, WEB, DB, true).context("both on back")?;
+    to(WEB, "lan")?;
+    sees(fleet, WEB, DB, false).context("on lan again")?;
+    reached(fleet, &address_of(fleet, WEB)?, true)
+}
+
+/// Two guests on different hosts in the VLANs of an Open vSwitch.
+fn vlans(fleet: &Fleet) -> Result<()> {
     fleet.cli(&["vm", "stop", DB, "--force"])?.ok()?;
     // Names of their own: the serial line of a VM that was deleted stays in the lab.
     let (one, other) = ("web-7", "db-7");
@@ -353,29 +381,6 @@ fn made(fleet: &Fleet, name: &str, host: &str, nics: &[&str]) -> Result<()> {
     guest::booted(fleet, name, 1).map(drop)
 }
 
-/// The newest complete line of the guest.
-fn line(fleet: &Fleet, name: &str) -> Result<String> {
-    let said = fleet.lab("serial", &[name])?.ok()?.stdout;
-    let complete = said.rsplit_once('\n').map_or("", |(lines, _)| lines);
-    let newest = complete
-        .lines()
-        .rfind(|line| line.contains("FLEETWARD-GUEST "));
-    Ok(newest.unwrap_or_default().to_owned())
-}
-
-fn field(line: &str, name: &str) -> Option<String> {
-    let value = line
-        .split_whitespace()
-        .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))?;
-    (value != "none").then(|| value.to_owned())
-}
-
-fn address_of(fleet: &Fleet, name: &str) -> Result<String> {
-    wait::until(&format!("an address of {name}"), seconds(60), || {
-        Ok(field(&line(fleet, name)?, "address"))
-    })
-}
-
 /// Whether one guest reaches the other, through an echo.
 fn sees(fleet: &Fleet, one: &str, other: &str, expected: bool) -> Result<()> {
     let address = address_of(fleet, other)?;
@@ -384,8 +389,7 @@ fn sees(fleet: &Fleet, one: &str, other: &str, expected: bool) -> Result<()> {
         if expected { "reach" } else { "lose" }
     );
     wait::until(&what, seconds(60), || {
-        let peers = field(&line(fleet, one)?, "peers").unwrap_or_default();
-        let reached = peers.split(',').any(|peer| peer == address);
+        let reached = peers(fleet, one)?.contains(&address);
         Ok((reached == expected).then_some(()))
     })
 }
@@ -414,42 +418,6 @@ fn each(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 // ---- from 10.0.0.1 -------------------------------------------------------------------------------------------
-
-fn beside_guests(fleet: &Fleet, command: &[&str]) -> Command {
-    let mut run = Command::new(fleet.program("fleetward-lab"));
-    run.args(["exec", "--name", fleet.name(), "guests", "--"])
-        .args(command);
-    run
-}
-
-/// Whether its echo answers, within a while.
-fn reached(fleet: &Fleet, address: &str, expected: bool) -> Result<()> {
-    let what = format!(
-        "{address} to be {}",
-        if expected { "reached" } else { "silent" }
-    );
-    let target = format!("TCP:{address}:7,connect-timeout=2");
-    wait::until(&what, seconds(90), || {
-        let mut child = beside_guests(fleet, &["socat", "-T", "2", "-", &target])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let mut input = child.stdin.take().context("piped")?;
-        let _ = input.write_all(b"?\n");
-        let mut answer = [0; 2];
-        let answered = child
-            .stdout
-            .take()
-            .context("piped")?
-            .read_exact(&mut answer)
-            .is_ok();
-        drop(input);
-        let _ = child.kill();
-        child.wait()?;
-        Ok((answered == expected).then_some(()))
-    })
-}
 
 /// Asks the guest to send under another hardware address for three seconds.
 fn forge(fleet: &Fleet, address: &str, mac: &str) -> Result<()> {

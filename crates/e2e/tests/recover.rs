@@ -4,7 +4,8 @@ use anyhow::{Context, Result, ensure};
 use fleetward_e2e::fleet::{Fleet, text};
 use fleetward_e2e::guest::{self, Tick};
 use fleetward_e2e::wait::{self, seconds};
-use fleetward_e2e::{residue, suite};
+use fleetward_e2e::{lan, residue, suite};
+use serde_json::{Value, json};
 use std::process::ExitCode;
 
 const HOSTS: &[&str] = &["a", "b"];
@@ -36,7 +37,15 @@ fn main() -> ExitCode {
     )
 }
 
-fn create(fleet: &Fleet, name: &str, pool: &str) -> Result<()> {
+/// The cards of the VM that is rebuilt: one that is reached, one whose cable is out.
+const CARDS: &[&str] = &[
+    "--nic",
+    "lan,mac=52:54:00:0a:0b:0c,filter=clean-traffic",
+    "--nic",
+    "lan,model=e1000e,link=down",
+];
+
+fn create(fleet: &Fleet, name: &str, pool: &str, more: &[&str]) -> Result<()> {
     let words = [
         "vm",
         "create",
@@ -50,7 +59,21 @@ fn create(fleet: &Fleet, name: &str, pool: &str) -> Result<()> {
         "--pool",
         pool,
     ];
-    fleet.cli(&words)?.ok().map(drop)
+    fleet.cli(&[&words[..], more].concat())?.ok().map(drop)
+}
+
+/// What `vm show` says of the VM's cards, but for what its guest says of them.
+fn cards(fleet: &Fleet, vm: &str) -> Result<Vec<Value>> {
+    let vm = fleet.vm(vm)?;
+    ensure!(
+        vm["pending"] == json!([]) && vm["findings"] == json!([]),
+        "{vm}"
+    );
+    let mut nics = vm["nics"].as_array().context("cards")?.clone();
+    for nic in nics.iter_mut().filter_map(Value::as_object_mut) {
+        nic.remove("addresses");
+    }
+    Ok(nics)
 }
 
 fn host_is(fleet: &Fleet, host: &str, state: &str) -> Result<()> {
@@ -74,7 +97,7 @@ fn started(fleet: &Fleet, vm: &str, boots: u64) -> Result<Tick> {
 
 /// The agent is gone, the VM is not: its disk, which the other host shares, says so.
 fn silent_but_running(fleet: &Fleet) -> Result<()> {
-    create(fleet, "web", "shared")?;
+    create(fleet, "web", "shared", CARDS)?;
     let before = started(fleet, "web", 1)?;
     escrow_is_current(fleet, "web")?;
     fleet
@@ -93,6 +116,8 @@ fn silent_but_running(fleet: &Fleet) -> Result<()> {
 
 fn lost_and_rebuilt(fleet: &Fleet) -> Result<()> {
     let before = guest::booted(fleet, "web", 1)?;
+    let (nics, address) = (cards(fleet, "web")?, lan::address_of(fleet, "web")?);
+    lan::reached(fleet, &address, true)?;
     escrow_is_current(fleet, "web")?;
     fleet.kill("a")?;
     host_is(fleet, "a", "unreachable")?;
@@ -109,7 +134,12 @@ fn lost_and_rebuilt(fleet: &Fleet) -> Result<()> {
         after.unseal == "ok" && after.ek == before.ek,
         "{before:?} then {after:?}"
     );
-    Ok(())
+    let rebuilt = cards(fleet, "web")?;
+    ensure!(
+        rebuilt == nics && nics.len() == 2,
+        "{nics:?} became {rebuilt:?}"
+    );
+    lan::reached(fleet, &address, true)
 }
 
 /// Killed in the middle of it, too.
@@ -161,12 +191,13 @@ fn back_again(fleet: &Fleet) -> Result<()> {
     guest::goes_on(fleet, "web", &before)?;
     fleet.cli(&["vm", "migrate", "web", "--to", "a"])?.ok()?;
     guest::goes_on(fleet, "web", &before)?;
+    lan::reached(fleet, &lan::address_of(fleet, "web")?, true)?;
     fleet.cli(&["vm", "stop", "web", "--force"])?.ok()?;
     fleet.cli(&["vm", "delete", "web", "--yes"])?.ok().map(drop)
 }
 
 fn from_a_copied_disk(fleet: &Fleet) -> Result<()> {
-    create(fleet, "local", "default")?;
+    create(fleet, "local", "default", &[])?;
     let before = started(fleet, "local", 1)?;
     fleet.cli(&["vm", "stop", "local", "--force"])?.ok()?;
     escrow_is_current(fleet, "local")?;
@@ -237,7 +268,7 @@ fn refused(fleet: &Fleet) -> Result<()> {
 
 /// Guardian, definitions, TPM states: all gone, and only the shared disk is left.
 fn installed_anew(fleet: &Fleet) -> Result<()> {
-    create(fleet, "home", "shared")?;
+    create(fleet, "home", "shared", &[])?;
     let before = started(fleet, "home", 1)?;
     fleet.cli(&["vm", "stop", "home", "--force"])?.ok()?;
     escrow_is_current(fleet, "home")?;
