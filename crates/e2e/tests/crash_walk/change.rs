@@ -1,9 +1,10 @@
 //! What is changed of a VM that stays where it is.
 
 use crate::scenario::{Before, Ended, Fault, Scenario};
-use crate::subject::{CREATE, VM, clean, exists, gone, stopped, strings};
-use anyhow::{Result, ensure};
+use crate::subject::{CREATE, VM, clean, exists, gone, running, stopped, strings};
+use anyhow::{Context, Result, ensure};
 use fleetward_e2e::fleet::Fleet;
+use fleetward_e2e::guest;
 use serde_json::{Value, json};
 
 /// Its other name.
@@ -97,6 +98,95 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
+/// Walked by `make soak` alone.
+pub(crate) const IN_SOAK: &[Scenario] = &[
+    Scenario {
+        claim: "a_boot_order_and_a_clock_survive_kill_9_everywhere",
+        kind: "vm-change",
+        victims: &["controller", "a/agent"],
+        prepare: |fleet| {
+            let before = plain(fleet)?;
+            machine_as_made(fleet)?;
+            Ok(before)
+        },
+        command: |_| Ok(strings(MACHINE)),
+        fault: None,
+        check: |fleet, _, ended| {
+            let vm = fleet.vm(VM)?;
+            let wanted = match ended {
+                Ended::Done => ("network", "local"),
+                Ended::Undone => ("disk", "utc"),
+            };
+            has_machine(&vm, wanted)?;
+            in_line(&vm)?;
+            clean(fleet)
+        },
+        finally: Some(it_starts),
+    },
+    Scenario {
+        claim: "a_boot_order_and_a_clock_that_wait_survive_kill_9_everywhere",
+        kind: "vm-change",
+        victims: &["controller", "a/agent"],
+        prepare: runs_as_made,
+        command: |_| Ok(strings(MACHINE)),
+        fault: None,
+        check: |fleet, before, ended| {
+            let vm = fleet.vm(VM)?;
+            // The machine that runs keeps what it has.
+            has_machine(&vm, ("disk", "utc"))?;
+            let waits = match ended {
+                Ended::Done => json!([
+                    {"change": "boot", "now": "disk", "wanted": "network"},
+                    {"change": "clock", "now": "utc", "wanted": "local"},
+                ]),
+                Ended::Undone => json!([]),
+            };
+            ensure!(
+                vm["pending"] == waits && vm["findings"] == json!([]),
+                "{ended:?}: {vm}"
+            );
+            let before = before.guest.as_ref().context("it ran")?;
+            guest::goes_on(fleet, VM, before)?;
+            clean(fleet)
+        },
+        finally: None,
+    },
+];
+
+const MACHINE: &[&str] = &["vm", "set", VM, "--boot", "network", "--clock", "local"];
+
+fn machine_as_made(fleet: &Fleet) -> Result<()> {
+    let back = ["vm", "set", VM, "--boot", "disk", "--clock", "utc"];
+    fleet.cli(&back)?.ok().map(drop)
+}
+
+/// Runs on host a, with nothing that waits.
+fn runs_as_made(fleet: &Fleet) -> Result<Before> {
+    if is_elsewhere(fleet)? {
+        gone(fleet)?;
+    }
+    let runs = exists(fleet)? && fleet.place(VM)?.0 == "running";
+    if !runs {
+        plain(fleet)?;
+        running(fleet)?;
+    }
+    machine_as_made(fleet)?;
+    in_line(&fleet.vm(VM)?)?;
+    Ok(Before {
+        guest: guest::last(fleet, VM)?,
+        ..Before::default()
+    })
+}
+
+fn is_elsewhere(fleet: &Fleet) -> Result<bool> {
+    Ok(exists(fleet)? && fleet.place(VM)?.1 != "a")
+}
+
+fn has_machine(vm: &Value, (boot, clock): (&str, &str)) -> Result<()> {
+    ensure!(vm["boot"] == boot && vm["clock"] == clock, "{vm}");
+    Ok(())
+}
+
 /// Stopped on host a, under its name, as it was made.
 fn plain(fleet: &Fleet) -> Result<Before> {
     let list = fleet.json(&["vm", "list"])?;
@@ -109,7 +199,7 @@ fn plain(fleet: &Fleet) -> Result<Before> {
     if named(OTHER) {
         fleet.cli(&["vm", "rename", OTHER, VM])?.ok()?;
     }
-    if exists(fleet)? && fleet.place(VM)?.1 != "a" {
+    if is_elsewhere(fleet)? {
         gone(fleet)?;
     }
     if !exists(fleet)? {

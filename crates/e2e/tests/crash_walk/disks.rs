@@ -1,9 +1,9 @@
 //! Disks of a VM that runs: they come, move and go, and a crash leaves the disk before or the disk after, whole.
 
 use crate::scenario::{Before, Ended, Scenario};
-use crate::subject::{VM, clean, exists, gone, running, strings};
+use crate::subject::{VM, clean, exists, gone, running, stopped, strings};
 use anyhow::{Context, Result, ensure};
-use fleetward_e2e::fleet::Fleet;
+use fleetward_e2e::fleet::{Fleet, text};
 use fleetward_e2e::guest;
 use serde_json::{Value, json};
 
@@ -71,6 +71,88 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         }),
     },
 ];
+
+/// Walked by `make soak` alone.
+pub(crate) const IN_SOAK: &[Scenario] = &[
+    Scenario {
+        claim: "a_disk_that_grows_survives_kill_9_everywhere",
+        kind: "vm-change",
+        victims: &["controller", "a/agent"],
+        prepare: |fleet| {
+            runs_with(fleet, 1)?;
+            runs_with(fleet, 2)
+        },
+        command: |_| Ok(strings(GROW)),
+        fault: None,
+        check: |fleet, before, ended| {
+            has_grown(fleet, ended)?;
+            let names = match ended {
+                Ended::Done => "vda:64M,vdb:16M",
+                Ended::Undone => "vda:64M,vdb:8M",
+            };
+            goes_on_with(fleet, before, names)
+        },
+        finally: None,
+    },
+    Scenario {
+        claim: "a_disk_that_grows_while_its_vm_is_off_survives_kill_9_everywhere",
+        kind: "vm-change",
+        victims: &["controller", "a/agent"],
+        prepare: off_with_a_new_disk,
+        command: |_| Ok(strings(GROW)),
+        fault: None,
+        check: |fleet, _, ended| {
+            has_grown(fleet, ended)?;
+            clean(fleet)
+        },
+        finally: Some(|fleet, _| {
+            fleet.cli(GROW)?.ok()?;
+            let now = running(fleet)?;
+            ensure!(now.disks == "vda:64M,vdb:16M", "{now:?}");
+            gone(fleet)
+        }),
+    },
+];
+
+const GROW: &[&str] = &["vm", "disk", "resize", VM, "vdb", "16M"];
+
+/// Off on host a, with a second disk of 8 MiB.
+fn off_with_a_new_disk(fleet: &Fleet) -> Result<Before> {
+    if exists(fleet)? && fleet.place(VM)?.1 != "a" {
+        gone(fleet)?;
+    }
+    stopped(fleet)?;
+    if disks(fleet)?.len() > 1 {
+        let remove = ["vm", "disk", "remove", VM, "vdb", "--yes"];
+        fleet.cli(&remove)?.ok()?;
+    }
+    fleet.cli(&["vm", "disk", "add", VM, "8M"])?.ok()?;
+    Ok(Before::default())
+}
+
+/// The second disk is as long in the specification, in its volume and in the machine.
+fn has_grown(fleet: &Fleet, ended: Ended) -> Result<()> {
+    let mib = match ended {
+        Ended::Done => 16,
+        Ended::Undone => 8,
+    };
+    let vm = fleet.vm(VM)?;
+    ensure!(
+        vm["pending"] == json!([]) && vm["findings"] == json!([]),
+        "{vm}"
+    );
+    let disk = &vm["disks"][1];
+    ensure!(disk["size"] == json!(mib << 20), "{ended:?}: {vm}");
+    let path = text(disk, "path")?;
+    // A machine that runs has the lock of its volume.
+    let info = ["qemu-img", "info", "-U", "--output", "json", &path];
+    let volume = fleet.exec("a", &info)?.ok()?.json()?;
+    ensure!(
+        volume["virtual-size"] == json!(mib << 20),
+        "{ended:?}: {volume}"
+    );
+    Ok(())
+}
 
 /// An image that is put into a drive.
 const MEDIUM: &str = "medium";
@@ -152,12 +234,17 @@ fn has(fleet: &Fleet, before: &Before, number: usize, pool: &str) -> Result<()> 
         vm["pending"] == json!([]) && vm["findings"] == json!([]),
         "{vm}"
     );
-    let before = before.guest.as_ref().context("it ran")?;
     let names = if number == 2 {
         "vda:64M,vdb:8M"
     } else {
         "vda:64M"
     };
+    goes_on_with(fleet, before, names)
+}
+
+/// The guest sees these disks, in the boot that it was in, and nothing else lies on any host.
+fn goes_on_with(fleet: &Fleet, before: &Before, names: &str) -> Result<()> {
+    let before = before.guest.as_ref().context("it ran")?;
     let now = guest::goes_on(fleet, VM, before)?;
     let now = fleetward_e2e::wait::until(
         "the guest's disks",

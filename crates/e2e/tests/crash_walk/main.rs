@@ -29,6 +29,7 @@ use anyhow::{Result, ensure};
 use chain::Chain;
 use fleetward_e2e::fleet::Fleet;
 use fleetward_e2e::suite::{self, Proof};
+use points::Depth;
 use scenario::Scenario;
 use std::process::ExitCode;
 
@@ -44,6 +45,9 @@ const TABLES: &[&[Scenario]] = &[
     recover::SCENARIOS,
 ];
 
+/// Walked after those, and by `make soak` alone: steps and operations are those of scenarios that `make test` walks.
+const IN_SOAK: &[&[Scenario]] = &[change::IN_SOAK, disks::IN_SOAK];
+
 /// Jobs that the fleet starts by itself, and one that stops and starts the guest.
 const CHAINS: &[&[Chain]] = &[keys::CHAINS, tpm::CHAINS, recover::CHAINS];
 
@@ -54,8 +58,13 @@ const EXEMPT: &[(&str, &str)] = &[(
 )];
 
 fn main() -> ExitCode {
+    let in_soak = match Depth::of_environment() {
+        Depth::Test => &[][..],
+        Depth::Soak => IN_SOAK,
+    };
     let mut cases: Vec<(&'static str, Proof)> = TABLES
         .iter()
+        .chain(in_soak)
         .copied()
         .flatten()
         .map(|scenario| {
