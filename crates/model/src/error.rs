@@ -296,7 +296,7 @@ codes! {
         "use another version; fleetward tpm history lists them";
     TpmIdentityChanges = "TPM_IDENTITY_CHANGES", Refused,
         "A warning: the VM gets another TPM than the one that its disk is sealed to.",
-        "have the recovery keys ready, or copy the TPM too with --tpm copy";
+        "have the recovery keys ready; a clone made with --tpm copy has the same TPM, a VM made from a template never has";
     TpmIdentityTwice = "TPM_IDENTITY_TWICE", Refused,
         "A warning: two VMs have the same TPM identity.",
         "delete one of the two, or clone with --tpm new";
