@@ -198,6 +198,16 @@ fn vlans(fleet: &Fleet) -> Result<()> {
     sees(fleet, one, other, false).context("in another VLAN")?;
     to_vlan("7")?;
     sees(fleet, one, other, true).context("in the same VLAN again")?;
+    // A card leaves an Open vSwitch when its VM starts anew, and until then is in it as it was.
+    let set = ["vm", "nic", "set", other, "nic-0"];
+    let away = [&set[..], &["--network", "lan", "--vlan", "none"]].concat();
+    let result = fleet.json(&away)?;
+    ensure!(result["next_start"] == json!(["nics"]), "{result}");
+    sees(fleet, one, other, true).context("which waits to leave")?;
+    fleet
+        .cli(&[&set[..], &["--network", "vs", "--vlan", "7"]].concat())?
+        .ok()?;
+    nothing_waits(fleet, other)?;
     fleet.cli(&["vm", "migrate", other, "--to", "c"])?.ok()?;
     sees(fleet, one, other, true).context("in the same VLAN, on a third host")?;
     fleet.cli(&["vm", "stop", one, other, "--force"])?.ok()?;

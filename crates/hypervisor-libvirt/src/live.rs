@@ -14,6 +14,7 @@ use crate::nic_xml;
 use fleetward_hypervisor::{DeviceChange, Error, NicDeviceChange, Result};
 use fleetward_model::VmId;
 use fleetward_model::change::NicPart;
+use fleetward_model::network::NetworkPlace;
 use roxmltree::{Document, Node};
 use virt::domain::Domain;
 use virt::error::ErrorNumber;
@@ -69,9 +70,16 @@ fn nic_call(running: Node<'_, '_>, next: Node<'_, '_>, change: &NicDeviceChange)
             None => nic_xml::element(to),
         })),
         (Some(there), Some(to)) => {
+            let place = nic_xml::seen(there).and_then(|card| card.place);
+            let stays = place.as_ref() == Some(&to.place);
+            // libvirt 11.3 leaves the port in an Open vSwitch that works in user space: the guest would be in both networks.
+            let cannot_leave = matches!(place, Some(NetworkPlace::Openvswitch { .. }));
+            let goes = change.parts.contains(&NicPart::Network) && !cannot_leave;
             let cannot = |part: &NicPart| match part {
                 NicPart::Model | NicPart::Mac => true,
-                NicPart::Network | NicPart::Vlan | NicPart::Link | NicPart::Filter => false,
+                // A VLAN is one of the network that the card will be in.
+                NicPart::Network | NicPart::Vlan => !(stays || goes),
+                NicPart::Link | NicPart::Filter => false,
             };
             let parts: Vec<NicPart> = change
                 .parts
@@ -107,4 +115,64 @@ fn parse(xml: &str, id: VmId) -> Result<Document<'_>> {
 fn devices<'a, 'i>(document: &'a Document<'i>) -> Option<Node<'a, 'i>> {
     let mut children = document.root_element().children();
     children.find(|child| child.has_tag_name("devices"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fleetward_hypervisor::NicDefinition;
+    use fleetward_model::spec::NicSpec;
+    use fleetward_model::vm::Profile;
+
+    const MAC: &str = "52:54:00:00:00:01";
+
+    fn card(place: &NetworkPlace, vlan: Option<u16>) -> NicDefinition {
+        NicDefinition {
+            spec: NicSpec {
+                vlan: vlan.map(|vlan| vlan.try_into().expect("a VLAN")),
+                ..NicSpec::first(Profile::Linux, MAC)
+            },
+            place: place.clone(),
+        }
+    }
+
+    /// The XML with which a running card becomes another in these parts; none: it waits.
+    fn update(now: &NicDefinition, to: &NicDefinition, parts: &[NicPart]) -> Option<String> {
+        let devices = |nic| format!("<devices>{}</devices>", nic_xml::element(nic));
+        let (now, next) = (devices(now), devices(to));
+        let (now, next) = [&now, &next]
+            .map(|xml| Document::parse(xml).expect("XML"))
+            .into();
+        let change = NicDeviceChange {
+            id: to.spec.id.clone(),
+            macs: vec![MAC.to_owned()],
+            to: Some(to.clone()),
+            parts: parts.to_vec(),
+        };
+        match nic_call(now.root_element(), next.root_element(), &change)? {
+            Call::Update(xml) => Some(xml),
+            Call::Attach(xml) | Call::Detach(xml) => panic!("{xml}"),
+        }
+    }
+
+    #[test]
+    fn a_card_leaves_a_linux_bridge_at_once_and_an_open_vswitch_at_the_next_start() {
+        let bridge = |name: &str| NetworkPlace::Bridge {
+            bridge: name.to_owned(),
+        };
+        let (lan, back) = (bridge("br-lan"), bridge("br-back"));
+        let vs = NetworkPlace::Openvswitch {
+            bridge: "br-vs".to_owned(),
+        };
+        let both = &[NicPart::Network, NicPart::Vlan];
+        for (to, vlan) in [(&back, None), (&vs, Some(7))] {
+            let xml = update(&card(&lan, None), &card(to, vlan), both).expect("at once");
+            assert!(xml.contains(to.bridge().expect("a bridge")), "{xml}");
+        }
+        // Neither the network nor, in the network that it stays in, another's VLAN.
+        let now = card(&vs, Some(7));
+        assert_eq!(update(&now, &card(&lan, None), both), None);
+        assert_eq!(update(&now, &card(&lan, Some(8)), &[NicPart::Vlan]), None);
+        assert!(update(&now, &card(&vs, Some(8)), &[NicPart::Vlan]).is_some());
+    }
 }
