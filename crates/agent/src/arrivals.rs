@@ -160,6 +160,7 @@ async fn carry(
 ) -> Result<(), TunnelError> {
     let socket = |name: &str| host.layout.migration(vm).join(name);
     let traffic = Traffic::default();
+    let (qemu, _) = host.volumes.owner();
     match channel {
         ChannelUse::Ping => answer(tunnel, Ok(())).await,
         ChannelUse::Arm => {
@@ -167,16 +168,18 @@ async fn carry(
             answer(tunnel, armed).await
         }
         ChannelUse::Libvirt => {
-            tunnel
-                .forward_to_unix(&libvirt_socket(&host.config), &traffic)
-                .await
+            let owner = nix::unistd::geteuid().as_raw();
+            let socket = libvirt_socket(&host.config);
+            tunnel.forward_to_unix((&socket, owner), &traffic).await
         }
         ChannelUse::Memory => {
-            tunnel
-                .forward_to_unix(&socket("memory.sock"), &traffic)
-                .await
+            let socket = socket("memory.sock");
+            tunnel.forward_to_unix((&socket, qemu), &traffic).await
         }
-        ChannelUse::Disk => tunnel.forward_to_unix(&socket("disk.sock"), &traffic).await,
+        ChannelUse::Disk => {
+            let socket = socket("disk.sock");
+            tunnel.forward_to_unix((&socket, qemu), &traffic).await
+        }
         ChannelUse::File { item } => transfer::receive(host, vm, item, &incoming, tunnel).await,
         ChannelUse::Complete { definition } => {
             let completed = complete(&host.record(vm), incoming, definition.clone());

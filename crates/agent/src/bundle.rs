@@ -9,10 +9,10 @@ use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::parse_protector;
 use crate::questions::not_here;
+use crate::variables;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::tpm::{BundleParts, TpmBundle};
-use fleetward_durable as durable;
 use fleetward_hypervisor::Error as HypervisorError;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, VmId};
@@ -77,7 +77,7 @@ async fn attempt(host: &Host, vm: VmId) -> Result<Option<TpmBundle>> {
                 metadata.spec.name
             ))
     })?;
-    let Some(uefi_variables) = variables(host, vm).await? else {
+    let Some(uefi_variables) = settled_variables(host, vm).await? else {
         return Ok(None);
     };
     let still = host
@@ -125,13 +125,10 @@ async fn whole(host: &Host, vm: VmId) -> Result<VmMetadata> {
 }
 
 /// The UEFI variables, `Some(None)` where there are none yet; none when two reads differ.
-async fn variables(host: &Host, vm: VmId) -> Result<Option<Option<Vec<u8>>>> {
-    let path = host.layout.nvram(vm);
-    let read =
-        || durable::read(&path).map_err(|error| Trouble::file("UEFI variables", &path, &error));
-    let first = read()?;
+async fn settled_variables(host: &Host, vm: VmId) -> Result<Option<Option<Vec<u8>>>> {
+    let first = variables::read(host, vm)?;
     if first.is_some() {
         tokio::time::sleep(PAUSE).await;
     }
-    Ok((read()? == first).then_some(first))
+    Ok((variables::read(host, vm)? == first).then_some(first))
 }

@@ -5,13 +5,13 @@
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use axum::extract::ws::{Message, WebSocket};
+use fleetward_durable as durable;
 use fleetward_model::{ErrorCode, Failure, Names, VmId};
 use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -37,17 +37,15 @@ pub(crate) async fn open(host: &Host, vm: VmId) -> Result<Pty> {
         .because("the VM does not run, or has no serial console")
         .about(&Names::default().vm(&domain.name))
     })?;
-    Pty::open(&path)
+    let (uid, _) = host.volumes.owner();
+    Pty::open(&path, uid)
         .map_err(|error| Trouble::file(format!("the console of VM {}", domain.name), path, &error))
 }
 
 impl Pty {
-    fn open(path: &Path) -> io::Result<Self> {
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
-            .open(path)?;
+    /// The path is QEMU's word: a terminal of its own user is opened, and nothing else that it may name.
+    fn open(path: &Path, owner: u32) -> io::Result<Self> {
+        let file = durable::open_terminal(path, owner)?;
         // What is typed is the guest's to echo and interpret.
         let mut settings = tcgetattr(&file)?;
         cfmakeraw(&mut settings);

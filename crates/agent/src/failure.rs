@@ -1,5 +1,6 @@
 //! Converts errors on a host to a [`Failure`], and says whether a retry may help.
 
+use fleetward_durable::Unexpected;
 use fleetward_hypervisor::Error as HypervisorError;
 use fleetward_model::{ErrorCode, Failure};
 use std::path::PathBuf;
@@ -47,6 +48,9 @@ impl Trouble {
         error: &std::io::Error,
     ) -> Self {
         let path: PathBuf = path.into();
+        if let Some(unexpected) = Unexpected::of(error) {
+            return Self::lasting(not_expected(what, unexpected));
+        }
         let code = if fleetward_durable::is_full(error) {
             ErrorCode::NoSpace
         } else {
@@ -57,6 +61,11 @@ impl Trouble {
 
     /// The hypervisor's error, said of the attempt `what`.
     pub(crate) fn hypervisor(what: impl Into<String>, error: &HypervisorError) -> Self {
+        if let HypervisorError::File { source, .. } = error
+            && let Some(unexpected) = Unexpected::of(source)
+        {
+            return Self::lasting(not_expected(what, unexpected));
+        }
         let code = match error {
             HypervisorError::NoDomain(_) => ErrorCode::VmNotFound,
             HypervisorError::NameTaken { .. } => ErrorCode::NameTaken,
@@ -88,6 +97,16 @@ impl Trouble {
             transient: error.is_transient(),
         }
     }
+}
+
+/// Something lies where a file should be that whoever runs QEMU or swtpm may have put there.
+fn not_expected(what: impl Into<String>, unexpected: &Unexpected) -> Failure {
+    let path = unexpected.path.display();
+    Failure::new(ErrorCode::FileUnexpected, what)
+        .because(unexpected.to_string())
+        .fix(format!(
+            "on that host, look at it and move it away: ls -ld '{path}'; mv '{path}' '{path}.unexpected'"
+        ))
 }
 
 impl From<Failure> for Trouble {

@@ -16,7 +16,7 @@ use crate::membership::{EkCertifier, Member, Membership};
 use crate::networks::Networks;
 use crate::observe::Observer;
 use crate::operation::table::OperationTable;
-use crate::pools::Pools;
+use crate::pools::{Pools, exposure};
 use crate::record::VmRecord;
 use crate::screen::Screens;
 use crate::seeds::Seeds;
@@ -110,6 +110,15 @@ impl Host {
                 None
             }
         };
+        for (what, path) in [("data_dir", &config.data_dir), ("run_dir", &config.run_dir)] {
+            warnings.extend(exposure(what, path));
+        }
+        // Pools are looked at with each report; here for the log.
+        for pool in &config.pools {
+            if let Some(warning) = exposure(&format!("pool {}", pool.name), &pool.path) {
+                tracing::warn!("{warning}");
+            }
+        }
         for warning in &warnings {
             tracing::warn!("{warning}");
         }

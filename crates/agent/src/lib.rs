@@ -59,6 +59,7 @@ mod server;
 mod tpm_pool;
 mod tpm_watch;
 mod transfer;
+mod variables;
 
 pub use config::Config;
 pub use host::Machinery;

@@ -37,7 +37,11 @@ impl Pools {
         let mut warnings = Vec::new();
         for pool in &self.pools {
             match facts_of(pool) {
-                Ok(found) => facts.push(found),
+                Ok(found) => {
+                    facts.push(found);
+                    let what = format!("pool {}", pool.name);
+                    warnings.extend(exposure(&what, &pool.path));
+                }
                 Err(error) => warnings.push(format!(
                     "pool {} at {} cannot be used: {error}",
                     pool.name,
@@ -104,6 +108,29 @@ impl Pools {
                     .because("this host's configuration has no pool of that name")
                     .into()
             })
+    }
+}
+
+/// A warning where somebody else than root may change names in a directory, or on the way to it: the files in it are opened
+/// by name, by programs that run as root.
+pub(crate) fn exposure(what: &str, path: &Path) -> Option<String> {
+    let code = ErrorCode::DirectoryExposed.as_str();
+    match durable::exposed(path) {
+        Ok(None) => None,
+        // It is made, as root's, with the first report.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Ok(Some((at, because))) => {
+            let at = at.display();
+            Some(format!(
+                "{code}: {what} at {}: {because}, so others than root can put files there that root will open; \
+                 on this host: chown root:root '{at}' && chmod go-w '{at}'",
+                path.display(),
+            ))
+        }
+        Err(error) => Some(format!(
+            "{code}: {what} at {}: who may write there cannot be told: {error}",
+            path.display()
+        )),
     }
 }
 
@@ -183,6 +210,29 @@ mod tests {
         let (second, _) = pools(dir.path()).facts();
         assert!(warnings.is_empty());
         assert_eq!(first[0].id, second[0].id);
+    }
+
+    #[test]
+    fn a_pool_that_others_may_write_is_named_with_the_cure_and_no_longer_after_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("pool");
+        assert_eq!(pools(dir.path()).facts().1, Vec::<String>::new());
+        let mode = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode));
+        mode(0o777).expect("opened to all");
+        let (facts, warnings) = pools(dir.path()).facts();
+        assert_eq!(facts.len(), 1, "its VMs go on");
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}");
+        };
+        let cure = format!("chmod go-w '{}'", path.display());
+        assert!(
+            warning.starts_with("DIRECTORY_EXPOSED: pool default at "),
+            "{warning}"
+        );
+        assert!(warning.contains(&cure), "{warning}");
+        mode(0o755).expect("closed");
+        assert_eq!(pools(dir.path()).facts().1, Vec::<String>::new());
     }
 
     #[test]

@@ -14,13 +14,12 @@ use crate::failure::{Result, Trouble};
 use crate::host::Host;
 use crate::operation::table;
 use fleetward_api::agent::OperationLine;
-use fleetward_durable::{self as durable, Access};
+use fleetward_durable::{self as durable, Access, Expected};
 use fleetward_hypervisor::DomainObserved;
 use fleetward_model::change::{ChangeStep, Direction, DriveStep};
 use fleetward_model::vm::DriveSpec;
 use fleetward_model::{ErrorCode, VmId};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -72,7 +71,7 @@ impl Seeds {
     /// The file is QEMU's while the VM runs, so it is read with a limit.
     pub(crate) fn get(&self, vm: VmId) -> Result<Option<Vec<u8>>> {
         let read = || {
-            let file = match File::open(self.path(vm)) {
+            let file = match durable::open_expected(&self.path(vm), &Expected::any()) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error),

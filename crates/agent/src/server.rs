@@ -442,10 +442,10 @@ async fn copied_file(
     State(host): State<Arc<Host>>,
     Path((id, item)): Path<(String, String)>,
 ) -> Answer<Response> {
-    let path = copy::copied_file(&host, vm_id(&id)?, &item)?;
-    let unreadable = |error: std::io::Error| Refusal::from(Trouble::file("a copy", &path, &error));
-    let file = tokio::fs::File::open(&path).await.map_err(unreadable)?;
-    let length = file.metadata().await.map_err(unreadable)?.len();
+    let file = copy::copied_file(&host, vm_id(&id)?, &item)?;
+    let length = file.metadata();
+    let length = length.map_err(|error| Refusal::from(Trouble::file("a copy", &item, &error)))?;
+    let (file, length) = (tokio::fs::File::from_std(file), length.len());
     let content = tokio_util::io::ReaderStream::with_capacity(file, 256 * 1024);
     Ok((
         [(header::CONTENT_LENGTH, length.to_string())],

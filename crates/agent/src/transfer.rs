@@ -14,8 +14,9 @@ use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::operation::incoming::partial;
 use crate::record::{Incoming, TransitRecord};
+use crate::variables;
 use fleetward_api::agent::Peer;
-use fleetward_durable as durable;
+use fleetward_durable::{self as durable, Expected};
 use fleetward_link::Identity;
 use fleetward_link::tunnel::{IncomingTunnel, Tunnel, TunnelError};
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
@@ -74,7 +75,8 @@ enum Answer {
 
 /// Where a file's content comes from.
 pub(crate) enum Source {
-    File(PathBuf),
+    /// A file, open, and where it lies, for messages.
+    File(File, PathBuf),
     Bytes(Vec<u8>),
 }
 
@@ -103,8 +105,9 @@ pub(crate) async fn send(
             progress(length);
             sent.map(|()| length)
         }
-        Source::File(path) => {
-            send_file(&mut tunnel, &mut digest, &path, item, &mut progress).await?
+        Source::File(file, path) => {
+            let from = (file, path.as_path());
+            send_file(&mut tunnel, &mut digest, from, item, &mut progress).await?
         }
     };
     let ended = match sent {
@@ -126,12 +129,11 @@ pub(crate) async fn send(
 async fn send_file(
     tunnel: &mut Tunnel,
     digest: &mut Sha256,
-    path: &Path,
+    (file, path): (File, &Path),
     item: &Item,
     progress: &mut impl FnMut(u64),
 ) -> Result<std::io::Result<u64>> {
     let unreadable = |error: &std::io::Error| Trouble::file(item.name(), path, error);
-    let file = File::open(path).map_err(|error| unreadable(&error))?;
     let length = file.metadata().map_err(|error| unreadable(&error))?.len();
     let file = Arc::new(file);
     let mut offset = 0;
@@ -275,7 +277,7 @@ fn place_of(host: &Host, vm: VmId, item: &Item, incoming: &Incoming) -> Result<P
         return Err(not_expected());
     }
     match item {
-        Item::Variables => Ok(host.layout.nvram(vm)),
+        Item::Variables => Ok(host.layout.vm(vm).join("variables")),
         Item::Tpm if incoming.metadata.spec.tpm => Ok(host.layout.vm(vm).join("tpm-state")),
         Item::Tpm => Err(not_expected()),
         Item::Disk { target } => {
@@ -297,14 +299,11 @@ fn place_of(host: &Host, vm: VmId, item: &Item, incoming: &Incoming) -> Result<P
 /// Writes the pieces to a file and answers the checked SHA-256. The file is on the disk then.
 async fn receive_into(tunnel: &mut Tunnel, path: &Path, item: &Item) -> Result<String> {
     let unwritable = |error: &std::io::Error| Trouble::file(item.name(), path, error);
-    if let Some(directory) = path.parent() {
-        durable::ensure_directory(directory, 0o755).map_err(|error| unwritable(&error))?;
-    }
     let limit = match item {
         Item::Disk { .. } => u64::MAX,
         Item::Variables | Item::Tpm => MAX_SMALL,
     };
-    let file = Arc::new(create_private(path).map_err(|error| unwritable(&error))?);
+    let file = Arc::new(durable::create_fresh(path).map_err(|error| unwritable(&error))?);
     let mut digest = Sha256::new();
     loop {
         let mut head = [0; 12];
@@ -364,15 +363,20 @@ async fn put_in_place(
 ) -> Result<()> {
     let unwritable = |error: &std::io::Error| Trouble::file(item.name(), place, error);
     match item {
-        Item::Disk { .. } | Item::Variables => {
+        Item::Disk { .. } => {
             host.volumes
                 .adopt(temporary)
                 .await
                 .attempt(|| item.name())?;
             durable::rename(temporary, place).map_err(|error| unwritable(&error))?;
         }
+        Item::Variables => {
+            let content = small(temporary).map_err(|error| unwritable(&error))?;
+            variables::write(host, vm, &content)?;
+            durable::remove(temporary).map_err(|error| unwritable(&error))?;
+        }
         Item::Tpm => {
-            let state = std::fs::read(temporary).map_err(|error| unwritable(&error))?;
+            let state = small(temporary).map_err(|error| unwritable(&error))?;
             // Only state that an earlier attempt of this very arrival brought can lie there: preparing it refused any other.
             host.tpms.remove(vm).await.attempt(|| item.name())?;
             host.tpms
@@ -397,19 +401,10 @@ async fn put_in_place(
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "pieces arrive at any offset, under a name that the next attempt overwrites"
-)]
-fn create_private(path: &Path) -> std::io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
+/// What was received into a file of ours.
+fn small(temporary: &Path) -> std::io::Result<Vec<u8>> {
+    durable::read_expected(temporary, &Expected::at_most(MAX_SMALL))?
+        .ok_or_else(|| std::io::ErrorKind::NotFound.into())
 }
 
 async fn in_time(io: impl Future<Output = std::io::Result<()>>) -> std::io::Result<()> {

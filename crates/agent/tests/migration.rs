@@ -11,6 +11,7 @@ mod support;
 use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::*;
 use fleetward_hypervisor::DomainState;
+use fleetward_link::Identity;
 use fleetward_model::vm::{VmMetadata, VmSpec, VmState};
 use fleetward_model::{ErrorCode, VmId};
 use std::time::Duration;
@@ -462,4 +463,116 @@ async fn a_stopped_vm_moves_with_disk_variables_and_tpm_state() {
         .await
         .unwrap();
     assert_eq!(pair.running(), ["b"]);
+}
+
+/// What a QEMU that was taken over may put in the place of its UEFI variables.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_qemu_plants_among_the_variables_is_neither_copied_nor_sent() {
+    let pair = Pair::prepared(false).await;
+    let (a, b, vm) = (&pair.a, &pair.b, pair.spec.id);
+    let variables = a.fake.with(|s| s.domains[&vm].nvram.clone());
+    // Encrypted, as its header says, and whole.
+    std::fs::write(a.fake.tpm(vm), [2, 1, 0, 10, 0, 1, 0, 0, 0, 10]).unwrap();
+    let secret = a.config.data_dir.join("identity/host.key");
+    std::fs::write(&secret, b"a guardian's key").unwrap();
+    let plants: [(&str, &dyn Fn()); 5] = [
+        ("a link", &|| {
+            std::os::unix::fs::symlink(&secret, &variables).unwrap()
+        }),
+        ("a second name", &|| {
+            std::fs::hard_link(&secret, &variables).unwrap()
+        }),
+        ("a pipe", &|| {
+            nix::unistd::mkfifo(&variables, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        }),
+        ("a directory", &|| std::fs::create_dir(&variables).unwrap()),
+        ("a file without end", &|| {
+            let file = std::fs::File::create(&variables).unwrap();
+            file.set_len(1 << 40).unwrap();
+        }),
+    ];
+    let mut to = support::spec("clone");
+    to.disks[0].size = pair.spec.disks[0].size;
+    let copy = || operation::CopyVm {
+        to: Box::new(to.clone()),
+        variables: true,
+        tpm_state: false,
+        linked: false,
+    };
+    let send = || operation::SendStopped {
+        to: b.peer(),
+        disks: disks(true),
+    };
+    let bundle = || async {
+        let answer = a
+            .client
+            .request(http::Method::GET, &format!("/v1/vms/{vm}/tpm"));
+        let answer = answer.send().await;
+        answer.map(drop).map_err(support::refusal)
+    };
+    for (what, plant) in plants {
+        std::fs::remove_file(&variables).unwrap();
+        plant();
+        // Whoever waits for a pipe's other end waits for ever.
+        let limit = Duration::from_secs(20);
+        let tried = tokio::time::timeout(limit, async {
+            let kept = bundle().await.unwrap_err();
+            let copied = Job::new(vm, 5).on(a, copy()).await.unwrap_err();
+            let sent = pair.job.on(a, send()).await.unwrap_err();
+            [kept, copied, sent]
+        });
+        for failure in tried.await.expect(what) {
+            assert_eq!(
+                failure.code,
+                ErrorCode::FileUnexpected,
+                "{what}: {failure:?}"
+            );
+            let fix = failure.fix;
+            assert!(fix.contains(&variables.display().to_string()), "{fix}");
+        }
+        let taken = a.fake.root.join("nvram").join(format!("{}_VARS.fd", to.id));
+        assert!(!taken.exists(), "{what} was copied");
+        assert_eq!(
+            std::fs::read(&secret).unwrap(),
+            b"a guardian's key",
+            "{what}"
+        );
+        let _ = std::fs::remove_file(&variables).or_else(|_| std::fs::remove_dir(&variables));
+        std::fs::write(&variables, b"vars").unwrap();
+    }
+    // With the variables back in their place all of it works.
+    bundle().await.unwrap();
+    assert!(Job::new(vm, 5).on(a, copy()).await.unwrap().variables);
+    pair.job.on(a, send()).await.unwrap();
+    pair.job.on(a, operation::Depart {}).await.unwrap();
+    // The destination writes past whatever lies in the way there.
+    let commit = operation::CommitIncoming { live: false };
+    pair.job.on(b, commit).await.unwrap();
+    let arrived = b.fake.root.join("nvram").join(format!("{vm}_VARS.fd"));
+    assert_eq!(std::fs::read(arrived).unwrap(), b"vars");
+}
+
+/// A link in the place of the socket that memory arrives at leads the tunnel nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_qemu_plants_is_not_connected_to() {
+    let pair = Pair::prepared(true).await;
+    let directory = pair
+        .b
+        .config
+        .run_dir
+        .join("mig")
+        .join(pair.spec.id.to_string());
+    std::fs::create_dir_all(&directory).unwrap();
+    let theirs = pair.b.fake.root.join("roots-own.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&theirs).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    std::os::unix::fs::symlink(&theirs, directory.join("memory.sock")).unwrap();
+    let dialer = pair.fleet.dialer_of("a");
+    let header = fleetward_link::tunnel::TunnelHeader::new("migration", pair.spec.id.to_string())
+        .with_params(serde_json::json!({"job": pair.job.id, "channel": {"use": "memory"}}));
+    let to = Identity::Host("b".parse().unwrap());
+    let dialled = dialer.dial(&pair.b.address, &to, &header).await;
+    assert!(dialled.is_err(), "no tunnel to it");
+    let nobody = listener.accept().unwrap_err();
+    assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock);
 }

@@ -4,6 +4,7 @@ use crate::point::{self, Point};
 use crate::{Access, parent, rename, sync_parent};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
@@ -33,8 +34,7 @@ impl Draft {
     }
 
     fn named(directory: &Path, name: &str, access: Access) -> io::Result<Self> {
-        let id = uuid::Uuid::new_v4().simple();
-        let path = directory.join(format!(".{name}.{id}{ENDING}"));
+        let path = directory.join(name_for(name.as_ref()));
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -58,13 +58,13 @@ impl Draft {
 
     /// Puts the file in its place, replacing what is there. It is on the disk when this returns.
     pub fn put(self, place: &Path) -> io::Result<()> {
-        self.finish()?;
+        finish(&self.file, self.access)?;
         rename(&self.path, place)
     }
 
     /// Puts the file in its place unless something has that name; returns whether it did.
     pub fn put_new(self, place: &Path) -> io::Result<bool> {
-        self.finish()?;
+        finish(&self.file, self.access)?;
         let moved = renameat2(
             AT_FDCWD,
             &self.path,
@@ -83,17 +83,22 @@ impl Draft {
             Err(error) => Err(error),
         }
     }
+}
 
-    /// Owner, mode, then everything to the disk.
-    fn finish(&self) -> io::Result<()> {
-        if let Some((uid, gid)) = self.access.owner {
-            fchown(&self.file, Some(uid), Some(gid))?;
-        }
-        self.file
-            .set_permissions(Permissions::from_mode(self.access.mode))?;
-        self.file.sync_all()?;
-        point::pass(Point::Synced)
+/// What a draft of that file is called.
+pub(crate) fn name_for(name: &OsStr) -> OsString {
+    let id = uuid::Uuid::new_v4().simple();
+    format!(".{}.{id}{ENDING}", name.to_string_lossy()).into()
+}
+
+/// Owner, mode, then everything to the disk.
+pub(crate) fn finish(file: &File, access: Access) -> io::Result<()> {
+    if let Some((uid, gid)) = access.owner {
+        fchown(file, Some(uid), Some(gid))?;
     }
+    file.set_permissions(Permissions::from_mode(access.mode))?;
+    file.sync_all()?;
+    point::pass(Point::Synced)
 }
 
 impl Drop for Draft {

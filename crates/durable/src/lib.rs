@@ -27,10 +27,16 @@
 pub mod background;
 mod draft;
 mod point;
+mod shared;
 mod sweep;
+mod walk;
 
 pub use draft::Draft;
+pub use shared::{
+    Expected, Is, SharedDirectory, Socket, Unexpected, open_expected, open_terminal, read_expected,
+};
 pub use sweep::{sweep, sweep_file, sweep_tree};
+pub use walk::exposed;
 
 use point::Point;
 use serde::Serialize;
@@ -121,14 +127,14 @@ pub fn remove(path: &Path) -> io::Result<()> {
 pub fn wipe(path: &Path) -> io::Result<()> {
     let mut file = match OpenOptions::new()
         .write(true)
-        .custom_flags(nix::libc::O_NOFOLLOW)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
         .open(path)
     {
         Ok(file) => file,
         Err(error) => return missing_is_fine(error),
     };
     let found = file.metadata()?;
-    if found.nlink() == 1 {
+    if found.is_file() && found.nlink() == 1 {
         io::copy(&mut io::repeat(0).take(found.len()), &mut file)?;
         file.sync_all()?;
     }
@@ -216,6 +222,17 @@ pub fn sync(path: &Path) -> io::Result<()> {
 pub fn sync_parent(path: &Path) -> io::Result<()> {
     point::pass(Point::ParentSynced)?;
     sync(&parent(path))
+}
+
+/// Makes a file of mode 0600 for reading and writing, in the place of one that an earlier attempt left.
+pub fn create_fresh(path: &Path) -> io::Result<File> {
+    remove(path)?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Opens a file that is there to be locked: mode 0600, made when it is missing, never through a symbolic link.

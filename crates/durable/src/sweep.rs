@@ -65,7 +65,7 @@ fn sweep_where(directory: &Path, ours: impl Fn(&str) -> bool) -> io::Result<usiz
 }
 
 /// Whether a name ends with a UUID, in either of its two forms, and `.new`.
-fn is_draft(name: &str) -> bool {
+pub(crate) fn is_draft(name: &str) -> bool {
     let Some(rest) = name.strip_suffix(ENDING) else {
         return false;
     };

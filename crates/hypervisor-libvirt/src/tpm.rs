@@ -13,17 +13,20 @@ use crate::program::{SECRET_FD, SHORT, missing};
 use crate::tpm_state;
 use crate::volumes::{blocking, file_error, not_written};
 use async_trait::async_trait;
-use fleetward_durable::{self as durable, Access};
+use fleetward_durable::{self as durable, Access, Expected, SharedDirectory};
 use fleetward_hypervisor::{EkIssuer, EkPublic, Error, MadeTpm, Result, SecretText, TpmFactory};
 use fleetward_model::VmId;
-use std::fs::{File, Permissions};
+use std::fs::Permissions;
 use std::io::{self, Read};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
 /// swtpm's name for the permanent state of a TPM 2.0.
 pub(crate) const STATE_FILE: &str = "tpm2-00.permall";
+/// libvirt's name for swtpm's directory, and ours for one that is to become it.
+const TPM2: &str = "tpm2";
+const STAGING: &str = ".tpm2.new";
 /// Largest state file read; they have 6 to 20 KiB.
 const MAX_STATE: u64 = 1 << 20;
 
@@ -43,8 +46,31 @@ impl TpmPlace {
         }
     }
 
+    /// Whether anything lies where the state should be. In doubt, nothing does.
     pub(crate) fn has_state(&self, vm: VmId) -> bool {
-        self.file(vm).exists()
+        self.find_state(vm).unwrap_or(false)
+    }
+
+    fn find_state(&self, vm: VmId) -> io::Result<bool> {
+        match self.open_tpm2(vm) {
+            Ok(directory) => directory.has(STATE_FILE),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// swtpm's own directory: it may put anything there.
+    fn open_tpm2(&self, vm: VmId) -> io::Result<SharedDirectory> {
+        SharedDirectory::open(&self.vm(vm))?.below(TPM2)
+    }
+
+    /// What a file of swtpm's must be.
+    fn expected(&self, at_most: u64) -> Expected {
+        Expected::at_most(at_most).or_of(self.owner.uid.as_raw())
+    }
+
+    fn access(&self) -> Access {
+        Access::PRIVATE.owned_by(self.owner.uid.as_raw(), self.owner.gid.as_raw())
     }
 
     fn vm(&self, vm: VmId) -> PathBuf {
@@ -52,15 +78,28 @@ impl TpmPlace {
     }
 
     fn directory(&self, vm: VmId) -> PathBuf {
-        self.vm(vm).join("tpm2")
+        self.vm(vm).join(TPM2)
     }
 
     fn file(&self, vm: VmId) -> PathBuf {
         self.directory(vm).join(STATE_FILE)
     }
 
-    fn staging(&self, vm: VmId) -> PathBuf {
-        self.vm(vm).join(".tpm2.new")
+    /// Reads state; `NotFound` where there is none.
+    fn read(&self, vm: VmId, at_most: u64) -> Result<Vec<u8>> {
+        let read = || {
+            let file = self
+                .open_tpm2(vm)?
+                .file(STATE_FILE, &self.expected(u64::MAX))?;
+            let mut bytes = Vec::new();
+            file.take(at_most).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        read().map_err(file_error("read", &self.file(vm)))
+    }
+
+    fn read_state(&self, vm: VmId) -> Result<Vec<u8>> {
+        plausible(self.read(vm, MAX_STATE + 1)?, &self.file(vm))
     }
 }
 
@@ -76,13 +115,16 @@ impl TpmFactory for LibvirtHost {
         let setup = SetupDirectory::open(self)?;
         let ek_certificate = setup.make(self, directory, key, issuer).await?;
         let made = directory.to_owned();
+        let expected = self.tpm_place.expected(MAX_STATE);
         blocking(move || {
-            // swtpm leaves its lock file; nobody holds it any more.
-            durable::discard(&made.join(".lock"));
-            let state = made.join(STATE_FILE);
-            durable::sync(&state)
-                .and_then(|()| durable::sync(&made))
-                .map_err(file_error("write", &state))
+            let finish = || {
+                let directory = SharedDirectory::open(&made)?;
+                // swtpm leaves its lock file; nobody holds it any more.
+                directory.remove(".lock")?;
+                directory.file(STATE_FILE, &expected)?.sync_all()?;
+                directory.sync()
+            };
+            finish().map_err(file_error("write", &made.join(STATE_FILE)))
         })
         .await?;
         fresh.keep();
@@ -103,10 +145,13 @@ impl TpmFactory for LibvirtHost {
     }
 
     async fn state(&self, vm: VmId) -> Result<Option<PathBuf>> {
-        let file = self.tpm_place.file(vm);
+        let place = self.tpm_place.clone();
         blocking(move || {
-            let there = file.try_exists().map_err(file_error("look for", &file))?;
-            Ok(there.then_some(file))
+            let file = place.file(vm);
+            let there = place.find_state(vm);
+            Ok(there
+                .map_err(file_error("look for", &file))?
+                .then_some(file))
         })
         .await
     }
@@ -118,9 +163,7 @@ impl TpmFactory for LibvirtHost {
             if already(&place, vm, &state)? {
                 return Ok(());
             }
-            let staging = prepare_staging(&place, vm)?;
-            write_file(&place, &staging.join(STATE_FILE), &state)?;
-            put_in_place(&place, vm, &staging)
+            put_in_place(&place, vm, &state)
         })
         .await
     }
@@ -145,20 +188,22 @@ impl TpmFactory for LibvirtHost {
     }
 
     async fn read_state(&self, vm: VmId) -> Result<Vec<u8>> {
-        let file = self.tpm_place.file(vm);
-        blocking(move || read_file(&file)).await
+        let place = self.tpm_place.clone();
+        blocking(move || place.read_state(vm)).await
     }
 
     async fn read_damaged_state(&self, vm: VmId) -> Result<Vec<u8>> {
-        let file = self.tpm_place.file(vm);
-        blocking(move || read_at_most(&file, MAX_DAMAGED)).await
+        let place = self.tpm_place.clone();
+        blocking(move || place.read(vm, MAX_DAMAGED)).await
     }
 
     async fn remove(&self, vm: VmId) -> Result<()> {
         let place = self.tpm_place.clone();
         blocking(move || {
-            let directory = place.vm(vm);
-            durable::remove_tree(&directory).map_err(file_error("remove", &directory))
+            let removed = SharedDirectory::open_if_there(&place.root);
+            removed
+                .and_then(|root| root.map_or(Ok(()), |root| root.remove_tree(vm.to_string())))
+                .map_err(file_error("remove", &place.vm(vm)))
         })
         .await
     }
@@ -283,41 +328,37 @@ impl SetupDirectory {
 }
 
 fn install(place: &TpmPlace, vm: VmId, made: &Path) -> Result<()> {
-    let source = made.join(STATE_FILE);
-    let state = match read_file(&source) {
+    let state = match read_file(&made.join(STATE_FILE), place.owner) {
         Ok(state) => state,
         // Moved by an earlier call.
-        Err(_) if !made.exists() && place.file(vm).exists() => return Ok(()),
+        Err(_) if !made.exists() && place.has_state(vm) => return Ok(()),
         Err(error) => return Err(error),
     };
     if !already(place, vm, &state)? {
-        let staging = prepare_staging(place, vm)?;
         // A copy rather than a move: the two directories may lie on different file systems.
-        write_file(place, &staging.join(STATE_FILE), &state)?;
-        put_in_place(place, vm, &staging)?;
+        put_in_place(place, vm, &state)?;
     }
     durable::remove_tree(made).map_err(file_error("remove", made))
 }
 
 /// The new state beside the old one, then in its place.
 fn replace(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<()> {
-    let target = place.file(vm);
-    if !target.exists() {
-        let staging = prepare_staging(place, vm)?;
-        write_file(place, &staging.join(STATE_FILE), state)?;
-        return put_in_place(place, vm, &staging);
+    if !place.has_state(vm) {
+        return put_in_place(place, vm, state);
     }
-    // What a crash left, of this version and of earlier ones.
-    durable::sweep(&place.directory(vm))
-        .and_then(|_| durable::remove(&place.directory(vm).join(".tpm2-00.permall.new")))
-        .map_err(file_error("tidy up beside", &target))?;
-    write_file(place, &target, state)
+    let write = || {
+        let directory = place.open_tpm2(vm)?;
+        // What a crash left, of this version and of earlier ones.
+        directory.sweep()?;
+        directory.remove_tree(".tpm2-00.permall.new")?;
+        directory.replace(STATE_FILE, state, place.access())
+    };
+    write().map_err(not_written("write", &place.file(vm)))
 }
 
 /// Whether this very state is in place; another one is an error.
 fn already(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<bool> {
-    let file = place.file(vm);
-    match read_file(&file) {
+    match place.read_state(vm) {
         Ok(there) if there == state => Ok(true),
         Ok(_) => Err(Error::Tpm(
             format!("the VM {vm} has TPM state already, and it is another one").into(),
@@ -327,55 +368,43 @@ fn already(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<bool> {
     }
 }
 
-/// An empty directory on the right file system, with libvirt's owner and modes all the way down.
-fn prepare_staging(place: &TpmPlace, vm: VmId) -> Result<PathBuf> {
-    for directory in [&place.root, &place.vm(vm)] {
-        match durable::make_new_directory(directory, 0o711) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(file_error("make", directory)(error));
-            }
-            _ => {}
+/// Writes state where libvirt looks, durably, with libvirt's owner and modes all the way down: as a directory of its own, put
+/// in place of one without state.
+fn put_in_place(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<()> {
+    let put = || {
+        let at = SharedDirectory::open_or_make(&place.vm(vm), 0o711)?;
+        at.remove_tree(STAGING)?;
+        let staging = at.make(STAGING, 0o700)?;
+        staging.replace(STATE_FILE, state, place.access())?;
+        staging.give(
+            Some(place.owner.uid.as_raw()),
+            Some(place.owner.gid.as_raw()),
+        )?;
+        staging.sync()?;
+        match at.below(TPM2) {
+            // A directory without state may stand there, with swtpm's lock file at most.
+            Ok(target) => target.remove_tree(".lock")?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
-    }
-    let staging = place.staging(vm);
-    durable::remove_tree(&staging).map_err(file_error("remove", &staging))?;
-    durable::make_new_directory(&staging, 0o700).map_err(file_error("make", &staging))?;
-    Ok(staging)
-}
-
-/// Gives the staged state to swtpm and moves it where libvirt looks, durably.
-fn put_in_place(place: &TpmPlace, vm: VmId, staging: &Path) -> Result<()> {
-    let target = place.directory(vm);
-    let (uid, gid) = (place.owner.uid.as_raw(), place.owner.gid.as_raw());
-    chown(staging, Some(uid), Some(gid)).map_err(file_error("give to swtpm", staging))?;
-    durable::sync(staging).map_err(file_error("write", staging))?;
-    // A directory without state may stand there, with swtpm's lock file at most.
-    durable::discard(&target.join(".lock"));
-    durable::rename(staging, &target)
-        .and_then(|()| durable::sync_parent(&place.vm(vm)))
-        .map_err(file_error("put in place", &target))
-}
-
-/// Writes state that belongs to swtpm, durably.
-fn write_file(place: &TpmPlace, path: &Path, state: &[u8]) -> Result<()> {
-    let access = Access::PRIVATE.owned_by(place.owner.uid.as_raw(), place.owner.gid.as_raw());
-    durable::replace(path, state, access).map_err(not_written("write", path))
+        at.rename(STAGING, &at, TPM2)
+    };
+    put().map_err(not_written("put in place", &place.directory(vm)))
 }
 
 /// Of what is no state, so much is kept.
 const MAX_DAMAGED: u64 = 16 * 1024 * 1024;
 
-fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(file_error("open", path))?;
-    file.take(most)
-        .read_to_end(&mut bytes)
+/// Reads state that lies somewhere else, in a directory that a swtpm worked in.
+pub(crate) fn read_file(path: &Path, swtpm: Owner) -> Result<Vec<u8>> {
+    let expected = Expected::at_most(MAX_STATE).or_of(swtpm.uid.as_raw());
+    let bytes = durable::read_expected(path, &expected)
+        .and_then(|bytes| bytes.ok_or_else(|| io::ErrorKind::NotFound.into()))
         .map_err(file_error("read", path))?;
-    Ok(bytes)
+    plausible(bytes, path)
 }
 
-pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
-    let bytes = read_at_most(path, MAX_STATE + 1)?;
+fn plausible(bytes: Vec<u8>, path: &Path) -> Result<Vec<u8>> {
     if bytes.len() as u64 > MAX_STATE || bytes.is_empty() {
         return Err(Error::Tpm(
             format!(
@@ -419,8 +448,8 @@ mod tests {
         let made = made(root.path(), b"state");
         install(&place, vm, &made).unwrap();
         install(&place, vm, &made).unwrap();
-        assert_eq!(read_file(&place.file(vm)).unwrap(), b"state");
-        assert!(!made.exists() && !place.staging(vm).exists());
+        assert_eq!(place.read_state(vm).unwrap(), b"state");
+        assert!(!made.exists() && !place.vm(vm).join(STAGING).exists());
     }
 
     #[test]
@@ -430,7 +459,7 @@ mod tests {
         install(&place, vm, &made(root.path(), b"state")).unwrap();
         let other = made(root.path(), b"another");
         assert!(matches!(install(&place, vm, &other), Err(Error::Tpm(_))));
-        assert_eq!(read_file(&place.file(vm)).unwrap(), b"state");
+        assert_eq!(place.read_state(vm).unwrap(), b"state");
         assert!(other.exists(), "what was refused is kept");
     }
 
@@ -442,7 +471,7 @@ mod tests {
         // A crash left this behind.
         fs::write(place.directory(vm).join(".tpm2-00.permall.new"), b"ha").unwrap();
         replace(&place, vm, b"second").unwrap();
-        assert_eq!(read_file(&place.file(vm)).unwrap(), b"second");
+        assert_eq!(place.read_state(vm).unwrap(), b"second");
         assert_eq!(fs::read_dir(place.directory(vm)).unwrap().count(), 1);
         let mode = fs::metadata(place.file(vm)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
@@ -452,15 +481,102 @@ mod tests {
     fn a_crash_before_the_rename_leaves_nothing_in_the_way() {
         let root = tempfile::tempdir().unwrap();
         let (place, vm) = (place(root.path()), VmId(uuid::Uuid::new_v4()));
-        let staging = prepare_staging(&place, vm).unwrap();
+        let staging = place.vm(vm).join(STAGING);
+        fs::create_dir_all(&staging).unwrap();
         fs::write(staging.join(STATE_FILE), b"half").unwrap();
         fs::create_dir(place.directory(vm)).unwrap();
         fs::write(place.directory(vm).join(".lock"), b"").unwrap();
         install(&place, vm, &made(root.path(), b"state")).unwrap();
-        assert_eq!(read_file(&place.file(vm)).unwrap(), b"state");
+        assert_eq!(place.read_state(vm).unwrap(), b"state");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&place.vm(vm)), 0o711);
         assert_eq!(mode(&place.directory(vm)), 0o700);
         assert_eq!(mode(&place.file(vm)), 0o600);
+    }
+
+    /// What a swtpm that was taken over may put in the place of its state.
+    #[test]
+    fn what_swtpm_plants_is_neither_read_nor_written() {
+        let root = tempfile::tempdir().unwrap();
+        let (place, vm) = (place(root.path()), VmId(uuid::Uuid::new_v4()));
+        replace(&place, vm, b"state").unwrap();
+        let (file, secret) = (place.file(vm), root.path().join("guardian-key"));
+        let plants: [(&str, &dyn Fn(&Path)); 4] = [
+            ("link", &|at| {
+                std::os::unix::fs::symlink(&secret, at).unwrap()
+            }),
+            ("name", &|at| fs::hard_link(&secret, at).unwrap()),
+            ("pipe", &|at| {
+                nix::unistd::mkfifo(at, nix::sys::stat::Mode::S_IRUSR).unwrap();
+            }),
+            ("directory", &|at| fs::create_dir(at).unwrap()),
+        ];
+        for (what, plant) in plants {
+            fs::write(&secret, b"a key").unwrap();
+            fs::remove_file(&file).unwrap();
+            plant(&file);
+            let (sent, done) = std::sync::mpsc::channel();
+            let reading = place.clone();
+            std::thread::spawn(move || {
+                let damaged = reading.read(vm, MAX_DAMAGED);
+                let _ = sent.send((
+                    reading.read_state(vm),
+                    damaged,
+                    already(&reading, vm, b"state"),
+                ));
+            });
+            let (read, damaged, there) = done
+                .recv_timeout(std::time::Duration::from_secs(10))
+                .unwrap_or_else(|_| panic!("{what}: reading hangs"));
+            for refused in [read.map(drop), damaged.map(drop), there.map(drop)] {
+                let Err(Error::File { source, .. }) = refused else {
+                    panic!("{what}: {refused:?}");
+                };
+                assert!(
+                    durable::Unexpected::of(&source).is_some(),
+                    "{what}: {source}"
+                );
+            }
+            assert!(
+                place.has_state(vm),
+                "{what}: no other TPM is made in its place"
+            );
+            // Writing cures it; only a directory, which nobody can replace in one step, is for a person to remove.
+            if what == "directory" {
+                assert!(replace(&place, vm, b"state").is_err());
+                fs::remove_dir(&file).unwrap();
+            }
+            replace(&place, vm, b"state").unwrap();
+            assert_eq!(place.read_state(vm).unwrap(), b"state", "{what}");
+            assert_eq!(fs::read(&secret).unwrap(), b"a key", "{what}");
+            assert_eq!(
+                fs::metadata(&secret).unwrap().permissions().mode() & 0o777,
+                0o644
+            );
+        }
+    }
+
+    #[test]
+    fn a_directory_that_swtpm_leads_elsewhere_is_not_entered() {
+        let root = tempfile::tempdir().unwrap();
+        let (place, vm) = (place(root.path()), VmId(uuid::Uuid::new_v4()));
+        let elsewhere = root.path().join("elsewhere");
+        fs::create_dir_all(&elsewhere).unwrap();
+        fs::write(elsewhere.join(STATE_FILE), b"another's").unwrap();
+        fs::create_dir_all(place.vm(vm)).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, place.directory(vm)).unwrap();
+        for refused in [
+            place.read_state(vm).map(drop),
+            put_in_place(&place, vm, b"state"),
+        ] {
+            assert!(
+                matches!(refused, Err(Error::File { source, .. }) if durable::Unexpected::of(&source).is_some())
+            );
+        }
+        let root = SharedDirectory::open(&place.root).unwrap();
+        root.remove_tree(vm.to_string()).unwrap();
+        assert_eq!(fs::read(elsewhere.join(STATE_FILE)).unwrap(), b"another's");
+        replace(&place, vm, b"state").unwrap();
+        assert_eq!(place.read_state(vm).unwrap(), b"state");
     }
 }

@@ -8,6 +8,7 @@
 //! appear.
 
 use crate::host::LibvirtHost;
+use crate::owner::Owner;
 use crate::program::{Program, SECRET_FD, SHORT, Service, missing};
 use crate::said;
 use crate::tpm::{STATE_FILE, read_file};
@@ -45,7 +46,7 @@ pub(crate) async fn reencrypt(
     swtpm.ioctl(&["--load", "permanent", &text(&blob)]).await?;
     swtpm.power_on().await?;
     swtpm.shut_down().await?;
-    let state = read_file(&after.join(STATE_FILE))?;
+    let state = read_file(&after.join(STATE_FILE), Owner::swtpm())?;
 
     work.prove(&state, new).await?;
     match work.prove(&state, old).await {

@@ -10,7 +10,7 @@ use crate::owner::Owner;
 use crate::program::{Program, SHORT};
 use crate::said;
 use async_trait::async_trait;
-use fleetward_durable as durable;
+use fleetward_durable::{self as durable, Expected, Unexpected};
 use fleetward_hypervisor::{Error, MAX_BASES, Result, VolumeInfo, Volumes};
 use fleetward_model::ByteSize;
 use fleetward_model::error::chain;
@@ -18,9 +18,9 @@ use fleetward_model::host::DiskIo;
 use fleetward_model::image::{self, Content, Layered, Rules, Standalone};
 use serde::Deserialize;
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -158,10 +158,15 @@ impl Volumes for LibvirtHost {
         blocking(move || layers::is_frozen(&path)).await
     }
 
+    fn owner(&self) -> (u32, u32) {
+        let owner = Owner::qemu();
+        (owner.uid.as_raw(), owner.gid.as_raw())
+    }
+
     async fn adopt(&self, path: &Path) -> Result<()> {
         let path = path.to_owned();
         blocking(move || {
-            let file = open_plain(&path)?;
+            let file = open_own(&path)?;
             give(&file, Owner::qemu()).map_err(file_error("give to QEMU", &path))
         })
         .await
@@ -357,20 +362,16 @@ pub(crate) fn open_plain(path: &Path) -> Result<File> {
     if !path.is_absolute() {
         return Err(bad(path, "its path is not absolute"));
     }
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|error| match error.raw_os_error() {
-            Some(nix::libc::ELOOP) => bad(path, "it is a symbolic link"),
-            _ => file_error("open", path)(error),
-        })?;
-    let kind = file.metadata().map_err(file_error("look at", path))?;
-    if kind.is_file() {
-        Ok(file)
-    } else {
-        Err(bad(path, "it is not a regular file"))
-    }
+    durable::open_expected(path, &Expected::any()).map_err(|error| match Unexpected::of(&error) {
+        Some(Unexpected { is, .. }) => bad(path, format!("it is {is}")),
+        None => file_error("open", path)(error),
+    })
+}
+
+/// Opens a file that was just made here, to be given to QEMU: never one that has another name elsewhere.
+fn open_own(path: &Path) -> Result<File> {
+    let own = Expected::at_most(u64::MAX).or_of(Owner::qemu().uid.as_raw());
+    durable::open_expected(path, &own).map_err(file_error("open", path))
 }
 
 /// What the header of a file says, and the bytes that the file takes.
@@ -427,7 +428,7 @@ impl Part {
     async fn finish(self, path: &Path) -> Result<()> {
         let path = path.to_owned();
         blocking(move || {
-            let file = open_plain(&self.0)?;
+            let file = open_own(&self.0)?;
             give(&file, Owner::qemu()).map_err(file_error("give to QEMU", &self.0))?;
             durable::put(&self.0, &path).map_err(not_written("put in place", &path))
         })

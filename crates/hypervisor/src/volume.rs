@@ -84,6 +84,9 @@ pub trait Volumes: Send + Sync + 'static {
     /// Whether it is frozen.
     async fn is_frozen(&self, path: &Path) -> Result<bool>;
 
+    /// The user and the group that the hypervisor's processes run as: files of VMs belong to them.
+    fn owner(&self) -> (u32, u32);
+
     /// Sets owner and mode of a received file for QEMU.
     async fn adopt(&self, path: &Path) -> Result<()>;
 

@@ -32,7 +32,10 @@ struct ToSocket(PathBuf);
 #[async_trait]
 impl TunnelService for ToSocket {
     async fn serve(&self, incoming: IncomingTunnel) {
-        if let Err(error) = incoming.forward_to_unix(&self.0, &Traffic::default()).await {
+        let own = nix::unistd::geteuid().as_raw();
+        let traffic = Traffic::default();
+        let carried = incoming.forward_to_unix((&self.0, own), &traffic);
+        if let Err(error) = carried.await {
             eprintln!("the tunnel failed: {error}");
         }
     }

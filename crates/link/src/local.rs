@@ -1,11 +1,10 @@
 //! Unix sockets that have the right permissions from the first moment, and are removed with their owner.
 
-use nix::unistd::{Gid, chown};
-use std::fs;
+use fleetward_durable::{SharedDirectory, Socket};
+use nix::unistd::geteuid;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use tokio::net::{UnixListener, UnixSocket};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 
 const BACKLOG: u32 = 128;
 
@@ -43,10 +42,6 @@ impl SocketSpec {
     }
 
     /// Listens at the path. Replaces a socket that a dead process left; fails if a process answers there.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a socket, which no restart keeps"
-    )]
     pub(crate) fn listen(&self) -> io::Result<(UnixListener, SocketFile)> {
         remove_dead_socket(&self.path)?;
         let socket = UnixSocket::new_stream()?;
@@ -54,11 +49,9 @@ impl SocketSpec {
         let file = SocketFile {
             path: self.path.clone(),
         };
-        // Nobody can connect before `listen`, so the file is never open to more than it should be.
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(self.mode))?;
-        if let Some(group) = self.group {
-            chown(&self.path, None, Some(Gid::from_raw(group)))?;
-        }
+        // Nobody can connect before `listen`, so the file is never open to more than it should be. Somebody else may write the
+        // directory: what is opened to others is the socket that was made, not what lies in its place by now.
+        Socket::open(&self.path, geteuid().as_raw())?.give(self.mode, self.group)?;
         Ok((socket.listen(BACKLOG)?, file))
     }
 }
@@ -70,34 +63,37 @@ pub(crate) struct SocketFile {
 }
 
 impl Drop for SocketFile {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a socket, which no restart keeps"
-    )]
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = remove(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a socket");
         }
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a socket, which no restart keeps"
-)]
 fn remove_dead_socket(path: &Path) -> io::Result<()> {
-    let metadata = match fs::symlink_metadata(path) {
+    let socket = match Socket::open(path, geteuid().as_raw()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
-    if !metadata.file_type().is_socket() {
-        return Err(io::ErrorKind::AlreadyExists.into());
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+    match std::os::unix::net::UnixStream::connect(socket.path()) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => remove(path),
         Err(error) => Err(error),
         Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
     }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    match SharedDirectory::open_if_there(directory)? {
+        Some(directory) => directory.remove(name),
+        None => Ok(()),
+    }
+}
+
+/// Connects to a socket of that user, in a directory that somebody else may write.
+pub(crate) async fn connect(path: &Path, owner: u32) -> io::Result<UnixStream> {
+    let socket = Socket::open(path, owner)?;
+    UnixStream::connect(socket.path()).await
 }

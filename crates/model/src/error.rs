@@ -464,6 +464,12 @@ codes! {
     TpmFailed = "TPM_FAILED", Failed,
         "swtpm could not make or use a TPM.",
         "see the message and /var/log/swtpm on that host";
+    DirectoryExposed = "DIRECTORY_EXPOSED", Refused,
+        "Somebody else than root may make, rename or remove files in a directory that only root needs to write, such as a pool.",
+        "give the directory that the message names to root, and take the others' permission to write: chown root:root and chmod go-w";
+    FileUnexpected = "FILE_UNEXPECTED", Failed,
+        "Where a file of the VM should be, in a directory that QEMU or swtpm may write, lies something else: a link, a pipe, a device, a directory, or a file of another user or size. It was not used.",
+        "see the reason, which names it; look at who put it there, and move it away on that host";
     MigrationFailed = "MIGRATION_FAILED", Failed,
         "The migration failed. The VM is still on its source host.",
         "see the reason; this checks again: fleetward vm migrate {vm} --to {host} --check",

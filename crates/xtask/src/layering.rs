@@ -170,6 +170,7 @@ pub(crate) fn check() -> Result<()> {
     let graph = Graph::from_metadata(&metadata).context("cargo metadata has another shape")?;
     let mut violations = violations(&graph);
     violations.extend(impure_code()?);
+    violations.extend(crate::names::violations()?);
     if violations.is_empty() {
         println!(
             "{} crates of ours, {} in all: every arrow is allowed",

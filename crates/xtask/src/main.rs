@@ -6,6 +6,7 @@ mod dependencies;
 mod fixes;
 mod generate;
 mod layering;
+mod names;
 mod step;
 
 use anyhow::{Result, bail};

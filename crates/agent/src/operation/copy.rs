@@ -16,10 +16,11 @@ use crate::host::Host;
 use crate::keyring::parse_protector_der;
 use crate::record::{CopiedRecord, CopiedTpm, Copying, VmRecord};
 use crate::tpm_pool::ReadyTpm;
+use crate::variables::{self, MAX_VARIABLES};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::operation::{Copied, TpmMade};
-use fleetward_durable::{self as durable, Access};
+use fleetward_durable::{self as durable, Expected};
 use fleetward_hypervisor::{
     CopyState, DomainObserved, DomainState, Error as HypervisorError, SecretText,
 };
@@ -36,9 +37,6 @@ const PACE: Duration = Duration::from_millis(200);
 /// An agent that does not thaw its guest is asked again after this, and each time after twice as long.
 const THAW_AGAIN: Duration = Duration::from_secs(1);
 const THAW_ATTEMPTS: u32 = 4;
-
-/// Largest UEFI variables taken, in bytes.
-const MAX_VARIABLES: u64 = 16 * 1024 * 1024;
 
 /// Which parts are copied beside the disks.
 #[derive(Debug, Clone, Copy)]
@@ -142,7 +140,7 @@ impl Task<'_> {
             from: self.vm,
             to: to.clone(),
             paused_ms: paused.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-            variables: self.host.layout.nvram(to.id).exists(),
+            variables: variables::are_there(self.host, to.id)?,
             linked: matches!(way, Way::Linked),
             frozen,
         };
@@ -422,12 +420,10 @@ impl Task<'_> {
         new: &VmRecord,
         parts: Parts,
     ) -> Result<()> {
-        let variables = self.host.layout.nvram(self.vm);
         if parts.variables
-            && let Some(content) = durable::read(&variables)
-                .map_err(|error| Trouble::file("the UEFI variables", &variables, &error))?
+            && let Some(content) = variables::read(self.host, self.vm)?
         {
-            self.write_variables(to.id, &content).await?;
+            variables::write(self.host, to.id, &content)?;
         }
         if parts.tpm_state {
             let missing = |what: &str| {
@@ -458,33 +454,12 @@ impl Task<'_> {
         Ok(())
     }
 
-    pub(super) async fn write_variables(&self, vm: VmId, content: &[u8]) -> Result<()> {
-        let place = self.host.layout.nvram(vm);
-        let trouble = |error: &std::io::Error| Trouble::file("the UEFI variables", &place, error);
-        if content.len() as u64 > MAX_VARIABLES {
-            return Err(Trouble::refuse(
-                ErrorCode::TooLarge,
-                "the UEFI variables",
-                format!("they have {} bytes", content.len()),
-            ));
-        }
-        if let Some(directory) = place.parent() {
-            durable::ensure_directory(directory, 0o755).map_err(|error| trouble(&error))?;
-        }
-        durable::replace(&place, content, Access::PRIVATE).map_err(|error| trouble(&error))?;
-        self.host
-            .volumes
-            .adopt(&place)
-            .await
-            .attempt(|| "giving the UEFI variables to QEMU".to_owned())
-    }
-
     /// Removes what was made for a copy that is not defined.
     async fn discard(&self, to: &VmSpec, new: &VmRecord) -> Result<()> {
         for disk in &to.disks {
             self.delete_file(&self.host.pools.volume(disk)?).await?;
         }
-        self.delete_file(&self.host.layout.nvram(to.id)).await?;
+        variables::remove(self.host, to.id)?;
         new.forget_copied()?;
         new.tidy();
         Ok(())
@@ -534,9 +509,10 @@ impl Task<'_> {
         self.require_whole()?;
         if self.look().await?.is_none() {
             let image = self.host.images.require("UEFI variables", sha256)?;
-            let content = std::fs::read(&image.path)
+            let content = durable::read_expected(&image.path, &Expected::at_most(MAX_VARIABLES))
+                .and_then(|content| content.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
                 .map_err(|error| Trouble::file("the UEFI variables", &image.path, &error))?;
-            self.write_variables(self.vm, &content).await?;
+            variables::write(self.host, self.vm, &content)?;
         }
         Ok(())
     }
@@ -626,8 +602,9 @@ pub(crate) async fn settle_all(host: &Host) {
     }
 }
 
-/// The file of a finished copy, for the controller to fetch.
-pub(crate) fn copied_file(host: &Host, id: VmId, item: &str) -> Result<PathBuf> {
+/// The file of a finished copy, open, for the controller to fetch. Whoever has taken over a QEMU of this host may have written
+/// to it, or to its directory.
+pub(crate) fn copied_file(host: &Host, id: VmId, item: &str) -> Result<std::fs::File> {
     let missing = || {
         Trouble::refuse(
             ErrorCode::NotFound,
@@ -636,12 +613,13 @@ pub(crate) fn copied_file(host: &Host, id: VmId, item: &str) -> Result<PathBuf> 
         )
     };
     let copied = host.record(id).copied()?.ok_or_else(missing)?;
-    if item == "variables" {
-        return copied
-            .variables
-            .then(|| host.layout.nvram(id))
-            .ok_or_else(missing);
-    }
-    let disk = copied.to.disks.iter().find(|disk| disk.target == item);
-    host.pools.volume(disk.ok_or_else(missing)?)
+    let (path, expected) = if item == "variables" {
+        let place = copied.variables.then(|| host.layout.nvram(id));
+        (place.ok_or_else(missing)?, variables::expected(host))
+    } else {
+        let disk = copied.to.disks.iter().find(|disk| disk.target == item);
+        let place = host.pools.volume(disk.ok_or_else(missing)?)?;
+        (place, Expected::any())
+    };
+    durable::open_expected(&path, &expected).map_err(|error| Trouble::file("a copy", &path, &error))
 }

@@ -3,6 +3,8 @@
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
+use crate::variables;
+use fleetward_durable::{self as durable, Expected};
 use fleetward_hypervisor::{DomainChange, DomainDefinition, Error as HypervisorError};
 use fleetward_model::vm::{VmMetadata, VmSpec, VolumeSource};
 use fleetward_model::{ErrorCode, Failure, VmId, VmName};
@@ -42,7 +44,8 @@ impl Task<'_> {
                 }
                 VolumeSource::Image { image, sha256 } => {
                     let image = self.host.images.require(image.as_str(), sha256)?;
-                    let size = std::fs::metadata(&image.path)
+                    let size = durable::open_expected(&image.path, &Expected::any())
+                        .and_then(|file| file.metadata())
                         .map_err(|error| Trouble::file(what(), &image.path, &error))?
                         .len();
                     if !path.exists() {
@@ -202,7 +205,7 @@ impl Task<'_> {
                 ));
             }
         }
-        self.delete_file(&self.host.layout.nvram(self.vm)).await?;
+        variables::remove(self.host, self.vm)?;
         self.drop_secret().await
     }
 

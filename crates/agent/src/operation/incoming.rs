@@ -15,9 +15,10 @@ use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::record::{Incoming, TransitRecord};
+use crate::variables;
 use fleetward_api::agent::operation::Committed;
 use fleetward_api::agent::{IncomingDisk, Peer};
-use fleetward_durable as durable;
+use fleetward_durable::{self as durable, SharedDirectory};
 use fleetward_hypervisor::{DomainChange, DomainState, Error as HypervisorError};
 use fleetward_model::vm::{VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, Failure, VmId};
@@ -186,8 +187,6 @@ impl Task<'_> {
             self.delete_file(path).await?;
             self.delete_file(&partial(path)).await?;
         }
-        self.delete_file(&partial(&self.host.layout.nvram(self.vm)))
-            .await?;
         self.remove_socket_directory()?;
         // Last: until here a repeat finds what is still to be removed.
         self.record.forget()?;
@@ -275,13 +274,13 @@ impl Task<'_> {
 pub(crate) fn make_socket_directory(host: &Host, vm: VmId) -> Result<PathBuf> {
     let directory = host.layout.migration(vm);
     let made = durable::remove_tree(&directory)
-        .and_then(|()| durable::make_directory(&directory, 0o770))
-        .and_then(|()| {
-            let group = host.qemu_group.map(nix::unistd::Gid::from_raw);
-            nix::unistd::chown(&directory, None, group).map_err(std::io::Error::from)
-        })
-        // Changing the group clears the set-group-id bit, so the mode comes last.
-        .and_then(|()| durable::make_directory(&directory, 0o2770));
+        .and_then(|()| durable::make_new_directory(&directory, 0o700))
+        .and_then(|()| SharedDirectory::open(&directory))
+        .and_then(|open| {
+            open.give(None, host.qemu_group)?;
+            // Changing the group clears the set-group-id bit, so the mode comes last.
+            open.set_mode(0o2770)
+        });
     made.map_err(|error| Trouble::file("the sockets of a migration", &directory, &error))?;
     Ok(directory)
 }
@@ -297,10 +296,7 @@ pub(crate) async fn remove_arrived(host: &Host, vm: VmId) -> Result<()> {
         Ok(()) | Err(HypervisorError::NoDomain(_)) => {}
         Err(error) => return Err(Trouble::hypervisor(what(), &error)),
     }
-    host.volumes
-        .delete(&host.layout.nvram(vm))
-        .await
-        .attempt(what)?;
+    variables::remove(host, vm)?;
     host.tpms.remove(vm).await.attempt(what)
 }
 

@@ -18,6 +18,7 @@ use super::create::redefine;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::record::{Copying, Overlay};
+use fleetward_durable::{self as durable, Expected};
 use fleetward_hypervisor::{DomainChange, DomainObserved, DomainState, MAX_BASES};
 use fleetward_model::vm::{DiskSpec, VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, VmId};
@@ -168,7 +169,8 @@ impl Task<'_> {
             .map(PathBuf::as_path)
             .chain([volume])
         {
-            let found = std::fs::metadata(layer)
+            let found = durable::open_expected(layer, &Expected::any())
+                .and_then(|file| file.metadata())
                 .map_err(|error| Trouble::file(format!("VM {}", self.vm), layer, &error))?;
             taken += found.blocks() * 512;
         }

@@ -13,6 +13,7 @@ use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::parse_protector;
 use crate::record::TransitRecord;
+use crate::variables;
 use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_api::tpm::{BundleParts, TpmBundle};
 use fleetward_hypervisor::DomainState;
@@ -145,7 +146,7 @@ impl Task<'_> {
 
     async fn put_in_place(&self, metadata: &VmMetadata, parts: &BundleParts) -> Result<()> {
         if let Some(variables) = &parts.uefi_variables {
-            self.write_variables(self.vm, variables).await?;
+            variables::write(self.host, self.vm, variables)?;
         }
         if let Some(text) = &metadata.key_protector {
             let protector = parse_protector(text, self.vm)?;

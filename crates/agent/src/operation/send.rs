@@ -6,8 +6,10 @@ use super::Task;
 use crate::arrivals::{Channel, ChannelUse};
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::transfer::{self, Item, Source};
+use crate::variables;
 use fleetward_api::agent::operation::Migrated;
 use fleetward_api::agent::{IncomingDisk, Peer};
+use fleetward_durable::{self as durable, Expected};
 use fleetward_hypervisor::MigrationOutcome;
 use fleetward_link::Identity;
 use fleetward_model::vm::{DiskSpec, VmSpec};
@@ -110,19 +112,19 @@ impl Task<'_> {
                         .because(format!("VM {} has no such disk", spec.name))
                 })?;
             let path = self.in_one_piece(volume).await?;
-            let size = std::fs::metadata(&path)
-                .map_err(|error| Trouble::file(format!("disk {}", disk.target), &path, &error))?
-                .blocks()
-                * 512;
+            let (file, found) = durable::open_expected(&path, &Expected::any())
+                .and_then(|file| file.metadata().map(|found| (file, found)))
+                .map_err(|error| Trouble::file(format!("disk {}", disk.target), &path, &error))?;
+            let size = found.blocks() * 512;
             let item = Item::Disk {
                 target: disk.target.clone(),
             };
-            files.push((item, Source::File(path), size));
+            files.push((item, Source::File(file, path), size));
         }
-        let variables = self.host.layout.nvram(self.vm);
         // A VM that has never started has no variables yet.
-        if let Ok(metadata) = std::fs::metadata(&variables) {
-            files.push((Item::Variables, Source::File(variables), metadata.len()));
+        if let Some(content) = variables::read(self.host, self.vm)? {
+            let size = content.len() as u64;
+            files.push((Item::Variables, Source::Bytes(content), size));
         }
         if spec.tpm {
             let state = self

@@ -931,6 +931,10 @@ impl Volumes for Fake {
         std::fs::copy(source, path).unwrap();
         Ok(())
     }
+    fn owner(&self) -> (u32, u32) {
+        let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        (user.as_raw(), group.as_raw())
+    }
     async fn adopt(&self, _path: &Path) -> Result<()> {
         Ok(())
     }

@@ -110,14 +110,24 @@ impl Fleet {
         Client::tls(address, tls)
     }
 
-    /// A client with the certificate of somebody else of the fleet.
-    pub fn client_as(&self, identity: &Identity, host: &str, address: &str) -> Client {
+    /// Opens tunnels as that host does.
+    pub fn dialer_of(&self, host: &str) -> tunnel::TunnelDialer {
+        let credential = self.credential_of(&Identity::Host(host.parse().unwrap()));
+        tunnel::TunnelDialer::new(credential, self.authority.trust().clone())
+    }
+
+    fn credential_of(&self, identity: &Identity) -> LiveCredential {
         let request = KeyRequest::generate().unwrap();
         let chain = self
             .authority
             .issue(request.csr_pem(), identity, validity())
             .unwrap();
-        let credential = LiveCredential::new(request.into_credential(&chain).unwrap());
+        LiveCredential::new(request.into_credential(&chain).unwrap())
+    }
+
+    /// A client with the certificate of somebody else of the fleet.
+    pub fn client_as(&self, identity: &Identity, host: &str, address: &str) -> Client {
+        let credential = self.credential_of(identity);
         let expected = Identity::Host(host.parse().unwrap());
         Client::tls(
             address,

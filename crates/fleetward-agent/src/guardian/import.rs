@@ -7,9 +7,9 @@ use anyhow::Context;
 use fleetward_agent::failure::chain;
 use fleetward_agent::keyring::pfx::{self, Found, PairError, PfxReadError};
 use fleetward_agent::keyring::{HalfImported, Imported, Keyring, Purpose};
+use fleetward_durable::{self as durable, Expected};
 use fleetward_model::guardian::{CertificateFacts, CertificateRole};
 use fleetward_model::{ErrorCode, Failure};
-use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
@@ -120,7 +120,9 @@ fn describe(certificate: &CertificateFacts) {
 
 /// A PFX file, never more of it than a PFX file has.
 fn read_pfx(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
-    let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // The path may lead into a user's directory.
+    let file = durable::open_expected(path, &Expected::any())
+        .with_context(|| format!("cannot read {}", path.display()))?;
     let size = file.metadata()?.len();
     let limit = u64::try_from(pfx::MAX_PFX).expect("a small number");
     if size > limit {

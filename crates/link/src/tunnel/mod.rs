@@ -21,6 +21,7 @@ pub use relay::{TunnelTarget, UnixRelay};
 
 use crate::dial::{DialError, MemberStream};
 use crate::identity::Identity;
+use crate::local;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,6 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::UnixStream;
 
 /// Longest header or answer, in bytes.
 pub const MAX_HEADER: usize = 64 * 1024;
@@ -116,11 +116,16 @@ impl IncomingTunnel {
         self.stream.shutdown().await
     }
 
-    /// Connects the tunnel to the Unix socket at `path` and carries bytes until both directions have ended.
+    /// Connects the tunnel to the Unix socket at `path`, which belongs to that user, and carries bytes until both directions
+    /// have ended. Nothing else under that name is connected to, through no link: others may write its directory.
     ///
     /// Accepts only once that socket has answered; otherwise refuses with [`CODE_NO_SOCKET`].
-    pub async fn forward_to_unix(self, path: &Path, traffic: &Traffic) -> Result<(), TunnelError> {
-        let local = match UnixStream::connect(path).await {
+    pub async fn forward_to_unix(
+        self,
+        (path, owner): (&Path, u32),
+        traffic: &Traffic,
+    ) -> Result<(), TunnelError> {
+        let local = match local::connect(path, owner).await {
             Ok(local) => local,
             Err(source) => {
                 let message = format!("cannot connect to {}: {source}", path.display());
