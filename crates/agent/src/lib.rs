@@ -9,6 +9,7 @@
 //! | `operation` | operations on VMs, one file per family |
 //! | `fence`, `record` | what this host stores of a VM besides libvirt's definition |
 //! | `arrivals`, `transfer` | tunnels from other hosts |
+//! | `variables` | UEFI variables, in a directory that QEMU may write |
 //! | `bundle` | a VM's TPM with its key protector as one document, for the controller's escrow |
 //! | `tpm_watch` | detecting that a guest has changed its TPM |
 //! | `observe`, `questions`, `console`, `server` | what the controller sees and asks |

@@ -7,6 +7,8 @@
 //! This crate owns every write to a file that must last. The linter forbids `std::fs` and `tokio::fs` functions that write
 //! in the other crates (`clippy.toml`). It knows nothing of what the files hold.
 //!
+//! Nobody else writes the directories of these files. For those that others may write there is [`SharedDirectory`].
+//!
 //! Functions here block; [`background`] has those that async code needs.
 
 #![cfg_attr(

@@ -1,5 +1,6 @@
 //! What somebody else may put into a directory that they may write: nothing of it is read, written, waited for or followed.
 
+#![allow(clippy::unwrap_used)]
 #![allow(
     clippy::disallowed_methods,
     reason = "tests make and damage files as they like"

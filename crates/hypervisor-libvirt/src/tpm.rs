@@ -482,7 +482,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (place, vm) = (place(root.path()), VmId(uuid::Uuid::new_v4()));
         let staging = place.vm(vm).join(STAGING);
-        fs::create_dir_all(&staging).unwrap();
+        SharedDirectory::open_or_make(&place.vm(vm), 0o711).unwrap();
+        fs::create_dir(&staging).unwrap();
         fs::write(staging.join(STATE_FILE), b"half").unwrap();
         fs::create_dir(place.directory(vm)).unwrap();
         fs::write(place.directory(vm).join(".lock"), b"").unwrap();
@@ -501,7 +502,8 @@ mod tests {
         let (place, vm) = (place(root.path()), VmId(uuid::Uuid::new_v4()));
         replace(&place, vm, b"state").unwrap();
         let (file, secret) = (place.file(vm), root.path().join("guardian-key"));
-        let plants: [(&str, &dyn Fn(&Path)); 4] = [
+        type Plant<'a> = (&'static str, &'a dyn Fn(&Path));
+        let plants: [Plant<'_>; 4] = [
             ("link", &|at| {
                 std::os::unix::fs::symlink(&secret, at).unwrap()
             }),
