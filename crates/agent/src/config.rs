@@ -71,8 +71,12 @@ pub struct Config {
     pub crash_pause: u32,
     /// Seconds for which a guest's agent answers without a break before the medium for its first boot goes, at most a day.
     pub first_boot_grace: u32,
-    /// Where libvirt keeps UEFI variables. Must be the same on all hosts of a group.
+    /// Where UEFI variables of new VMs lie. Must be the same on all hosts of a group. libvirt gives its own directory, the
+    /// default, to QEMU's user; any other one, such as `/var/lib/fleetward/uefi`, is made as root's, and no QEMU can put names
+    /// there.
     pub nvram_dir: PathBuf,
+    /// Where those of VMs lie that were made before `nvram_dir` was set: they stay there until they move while stopped.
+    pub former_nvram_dir: PathBuf,
     /// The group that QEMU runs as: it must reach the sockets of a migration.
     pub qemu_group: String,
     /// The unprivileged user that reads images from elsewhere, in a confinement.
@@ -88,6 +92,9 @@ pub struct Config {
     #[serde(skip)]
     pub credential_file: Option<PathBuf>,
 }
+
+/// Where libvirt puts UEFI variables of which nothing else is said.
+const LIBVIRTS_NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
 
 /// A directory of volumes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -181,7 +188,8 @@ impl Default for Config {
             autostart_patience: 60,
             crash_pause: 10,
             first_boot_grace: 600,
-            nvram_dir: "/var/lib/libvirt/qemu/nvram".into(),
+            nvram_dir: LIBVIRTS_NVRAM.into(),
+            former_nvram_dir: LIBVIRTS_NVRAM.into(),
             qemu_group: "kvm".into(),
             conversion_user: "nobody".into(),
             pools: vec![PoolConfig {
@@ -262,6 +270,7 @@ impl Config {
             ("data_dir", Some(&config.data_dir)),
             ("run_dir", Some(&config.run_dir)),
             ("nvram_dir", Some(&config.nvram_dir)),
+            ("former_nvram_dir", Some(&config.former_nvram_dir)),
             ("serial_log_dir", config.serial_log_dir.as_ref()),
             ("libvirt_socket", config.libvirt_socket.as_ref()),
         ] {

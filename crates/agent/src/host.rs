@@ -113,6 +113,9 @@ impl Host {
         for (what, path) in [("data_dir", &config.data_dir), ("run_dir", &config.run_dir)] {
             warnings.extend(exposure(what, path));
         }
+        if let Some(directory) = layout.own_nvram() {
+            warnings.extend(exposure("nvram_dir", directory));
+        }
         // Pools are looked at with each report; here for the log.
         for pool in &config.pools {
             if let Some(warning) = exposure(&format!("pool {}", pool.name), &pool.path) {

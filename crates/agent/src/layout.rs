@@ -27,6 +27,7 @@ pub struct Layout {
     data: PathBuf,
     run: PathBuf,
     nvram: PathBuf,
+    former_nvram: PathBuf,
 }
 
 impl Layout {
@@ -35,6 +36,7 @@ impl Layout {
             data: config.data_dir.clone(),
             run: config.run_dir.clone(),
             nvram: config.nvram_dir.clone(),
+            former_nvram: config.former_nvram_dir.clone(),
         }
     }
 
@@ -56,7 +58,10 @@ impl Layout {
         ] {
             durable::make_directory(&path, mode)?;
         }
-        Ok(())
+        match self.own_nvram() {
+            Some(directory) => durable::make_directory(directory, 0o711),
+            None => Ok(()),
+        }
     }
 
     /// Removes what a crash left of files under construction.
@@ -140,9 +145,14 @@ impl Layout {
         self.migrations().join(vm.to_string())
     }
 
-    /// UEFI variables, by id: two VMs may have had the same name, never the same id.
-    pub(crate) fn nvram(&self, vm: VmId) -> PathBuf {
-        self.nvram.join(format!("{vm}_VARS.fd"))
+    /// Where UEFI variables may lie, new ones in the first place. By id: two VMs may have had the same name, never the same id.
+    pub(crate) fn nvram(&self, vm: VmId) -> [PathBuf; 2] {
+        [&self.nvram, &self.former_nvram].map(|at| at.join(format!("{vm}_VARS.fd")))
+    }
+
+    /// The directory of UEFI variables where it is ours, not libvirt's.
+    pub(crate) fn own_nvram(&self) -> Option<&Path> {
+        (self.nvram != self.former_nvram).then_some(self.nvram.as_path())
     }
 
     pub fn data(&self) -> &Path {

@@ -1,6 +1,6 @@
 //! UEFI variables of VMs: the one place that reads, writes and removes their files.
 //!
-//! QEMU has the file open and may write the directory that libvirt keeps it in, so whoever has taken over a QEMU can put
+//! QEMU has the file open, and may write the directory that libvirt keeps it in unless the configuration names another one, so whoever has taken over a QEMU can put
 //! anything there: a link to a guardian's key, a pipe, a file without end. All is done through
 //! [`SharedDirectory`](durable::SharedDirectory), which reads nothing but a file of QEMU's or root's, with one name and of a
 //! size that variables can have. Writing and removing replace what is there, so they cure what reading refuses.
@@ -15,9 +15,16 @@ use std::path::{Path, PathBuf};
 /// Largest variables taken, in bytes.
 pub(crate) const MAX_VARIABLES: u64 = 16 * 1024 * 1024;
 
+/// Where the variables of a VM lie, or are to lie where there are none.
+pub(crate) fn place(host: &Host, vm: VmId) -> Result<PathBuf> {
+    let [own, former] = host.layout.nvram(vm);
+    let there = !is_there(&own)? && is_there(&former)?;
+    Ok(if there { former } else { own })
+}
+
 /// The variables of a VM; none before its first start.
 pub(crate) fn read(host: &Host, vm: VmId) -> Result<Option<Vec<u8>>> {
-    let place = host.layout.nvram(vm);
+    let place = place(host, vm)?;
     durable::read_expected(&place, &expected(host)).map_err(|error| trouble(&place, &error))
 }
 
@@ -29,8 +36,12 @@ pub(crate) fn expected(host: &Host) -> Expected {
 
 /// Whether there are any.
 pub(crate) fn are_there(host: &Host, vm: VmId) -> Result<bool> {
-    let place = host.layout.nvram(vm);
-    within(&place, |directory, name| directory.has(name)).map(|there| there.unwrap_or(false))
+    is_there(&place(host, vm)?)
+}
+
+fn is_there(place: &Path) -> Result<bool> {
+    let found = within(place, |directory, name| directory.has(name))?;
+    Ok(found.unwrap_or(false))
 }
 
 /// Writes the variables of a VM that does not run, and gives them to QEMU.
@@ -42,7 +53,7 @@ pub(crate) fn write(host: &Host, vm: VmId, content: &[u8]) -> Result<()> {
             format!("they have {} bytes", content.len()),
         ));
     }
-    let place = host.layout.nvram(vm);
+    let place = place(host, vm)?;
     let (uid, gid) = host.volumes.owner();
     let access = Access::PRIVATE.owned_by(uid, gid);
     let (directory, name) = split(&place)?;
@@ -53,14 +64,15 @@ pub(crate) fn write(host: &Host, vm: VmId, content: &[u8]) -> Result<()> {
 
 /// Removes the variables of a VM that is gone, with what an arrival or a crash left of them.
 pub(crate) fn remove(host: &Host, vm: VmId) -> Result<()> {
-    let place = host.layout.nvram(vm);
-    within(&place, |directory, name| {
-        let mut half = name.to_owned();
-        half.push(".part");
-        directory.remove_tree(half)?;
-        directory.remove_tree(name)
-    })
-    .map(|_| ())
+    for place in host.layout.nvram(vm) {
+        within(&place, |directory, name| {
+            let mut half = name.to_owned();
+            half.push(".part");
+            directory.remove_tree(half)?;
+            directory.remove_tree(name)
+        })?;
+    }
+    Ok(())
 }
 
 /// Does something in the directory of a path; none where there is no such directory.

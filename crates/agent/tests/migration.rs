@@ -576,3 +576,43 @@ async fn a_socket_that_qemu_plants_is_not_connected_to() {
     let nobody = listener.accept().unwrap_err();
     assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock);
 }
+
+/// A host whose configuration names a directory of ours has VMs from before, with variables in libvirt's.
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_from_before_stay_in_libvirts_directory_until_the_vm_moves() {
+    let pair = Pair::prepared(false).await;
+    let (a, b, vm) = (&pair.a, &pair.b, pair.spec.id);
+    let name = format!("{vm}_VARS.fd");
+    let former = a.config.former_nvram_dir.join(&name);
+    std::fs::create_dir(&a.config.former_nvram_dir).unwrap();
+    a.fake.with(|s| {
+        let domain = s.domains.get_mut(&vm).unwrap();
+        std::fs::rename(&domain.nvram, &former).unwrap();
+        domain.nvram.clone_from(&former);
+    });
+    std::fs::write(&former, b"from before").unwrap();
+    let mut to = support::spec("clone");
+    to.disks[0].size = pair.spec.disks[0].size;
+    let copy = operation::CopyVm {
+        to: Box::new(to.clone()),
+        variables: true,
+        tpm_state: false,
+        linked: false,
+    };
+    assert!(Job::new(vm, 5).on(a, copy).await.unwrap().variables);
+    let copied = a.config.nvram_dir.join(format!("{}_VARS.fd", to.id));
+    assert_eq!(std::fs::read(copied).unwrap(), b"from before");
+    let send = operation::SendStopped {
+        to: b.peer(),
+        disks: disks(true),
+    };
+    pair.job.on(a, send).await.unwrap();
+    pair.job.on(a, operation::Depart {}).await.unwrap();
+    let commit = operation::CommitIncoming { live: false };
+    pair.job.on(b, commit).await.unwrap();
+    let arrived = b.config.nvram_dir.join(&name);
+    assert_eq!(std::fs::read(&arrived).unwrap(), b"from before");
+    assert_eq!(b.fake.with(|s| s.domains[&vm].nvram.clone()), arrived);
+    pair.job.on(a, pair.clean_up()).await.unwrap();
+    assert!(!former.exists(), "nothing stays behind");
+}

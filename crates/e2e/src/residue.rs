@@ -30,7 +30,7 @@ virsh -q list --all | awk '{state=$3; for (i=4;i<=NF;i++) state=state"-"$i; prin
 virsh -q secret-list | awk '$1 ~ /-/ {print "secret", $1}'
 for f in /var/lib/fleetward/volumes/* /var/lib/fleetward-shared/*; do [ -e "$f" ] && echo "volume ${f##*/}"; done
 for f in /var/lib/libvirt/swtpm/*/tpm2/tpm2-00.permall; do [ -e "$f" ] && { d=${f%/tpm2/*}; echo "tpm ${d##*/}"; }; done
-for f in /var/lib/libvirt/qemu/nvram/*; do [ -e "$f" ] && echo "nvram ${f##*/}"; done
+for f in /var/lib/libvirt/qemu/nvram/* /var/lib/fleetward/uefi/*; do [ -e "$f" ] && echo "nvram ${f##*/}"; done
 find /run/fleetward/mig -mindepth 1 2>/dev/null | sed 's/^/socket /'
 true
 "#;

@@ -614,8 +614,8 @@ pub(crate) fn copied_file(host: &Host, id: VmId, item: &str) -> Result<std::fs::
     };
     let copied = host.record(id).copied()?.ok_or_else(missing)?;
     let (path, expected) = if item == "variables" {
-        let place = copied.variables.then(|| host.layout.nvram(id));
-        (place.ok_or_else(missing)?, variables::expected(host))
+        let place = copied.variables.then(|| variables::place(host, id));
+        (place.ok_or_else(missing)??, variables::expected(host))
     } else {
         let disk = copied.to.disks.iter().find(|disk| disk.target == item);
         let place = host.pools.volume(disk.ok_or_else(missing)?)?;

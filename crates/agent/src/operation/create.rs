@@ -254,7 +254,7 @@ fn definition_of(host: &Host, vm: VmId, metadata: VmMetadata) -> Result<DomainDe
         drive_paths,
         nic_places: host.networks.places(spec, &host.member.host)?,
         serial_log: serial_log(host, &spec.name),
-        nvram_path: host.layout.nvram(vm),
+        nvram_path: variables::place(host, vm)?,
         carried: None,
         metadata,
     })
