@@ -7,7 +7,7 @@ LAB := $(BIN)/fleetward-lab
 # Every suite that there is, so that none can be forgotten here.
 SUITES := $(sort $(basename $(notdir $(wildcard crates/e2e/tests/*.rs))) \
 	$(notdir $(patsubst %/main.rs,%,$(wildcard crates/e2e/tests/*/main.rs))))
-E2E := scripts/e2e $(SUITES)
+LANES := scripts/test-lanes
 FUZZ := cargo test --workspace --locked --test fuzz -- --nocapture
 
 .PHONY: help packages build demo test fuzz soak bench down clean
@@ -26,8 +26,8 @@ demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves t
 
 test: build ## everything that must hold before a change lands (goal: 50 minutes on two cores); needs root
 	@scripts/labs-of-tests $(LAB) clear
-	FLEETWARD_FUZZ_SECONDS=20 cargo xtask check
-	$(E2E)
+	cargo xtask lints
+	FLEETWARD_FUZZ_SECONDS=20 $(LANES) crates $(SUITES)
 	@scripts/labs-of-tests $(LAB) none
 
 fuzz: ## every parser of foreign bytes under mutation, an hour each (FLEETWARD_FUZZ_SECONDS says otherwise)
@@ -37,7 +37,7 @@ soak: build ## the end-to-end tests with every point of every job walked by kill
 	scripts/cargo-deny advisories
 	@scripts/labs-of-tests $(LAB) clear
 	FLEETWARD_MUTANTS=200 cargo test --workspace --locked --test conversion
-	FLEETWARD_E2E_SOAK=1 $(E2E)
+	FLEETWARD_E2E_SOAK=1 $(LANES) $(SUITES)
 	@scripts/labs-of-tests $(LAB) none
 
 bench: packages ## ratios against virt-install and virsh migrate, and the size of the idle services

@@ -16,7 +16,8 @@ use step::{Steps, cargo};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  check      layering, dependencies, formatting, clippy with warnings denied, tests, generated files
+  check      what `lints` does, and the tests of all crates but the end-to-end ones
+  lints      layering, dependencies, messages, formatting, clippy with warnings denied
   layering   only: which crate may depend on which
   dependencies
              only: nothing unused, banned, in two versions or under an unknown licence
@@ -27,7 +28,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words[..] {
-        ["check"] => check(),
+        ["check"] => check(Tests::Run),
+        ["lints"] => check(Tests::Leave),
         ["layering"] => layering::check(),
         ["dependencies"] => dependencies::check(),
         ["messages"] => fixes::check(),
@@ -50,11 +52,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Whether the tests belong to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tests {
+    Run,
+    /// `make test` runs them beside the end-to-end tests.
+    Leave,
+}
+
 /// What has to hold before a change lands, the quick things first. All of it runs, also after a failure.
 ///
 /// The end-to-end tests need root and a lab; `make test` runs them. Whether generated files are up to date is among
 /// the tests, see [`generate`].
-fn check() -> Result<()> {
+fn check(tests: Tests) -> Result<()> {
     let mut steps = Steps::default();
     steps.run("layering", layering::check);
     steps.run("dependencies", dependencies::check);
@@ -74,19 +84,21 @@ fn check() -> Result<()> {
             &[],
         )
     });
-    steps.run("tests", || {
-        cargo(
-            &[
-                "test",
-                "--workspace",
-                "--exclude=fleetward-e2e",
-                "--no-fail-fast",
-                "--locked",
-                "--quiet",
-            ],
-            &[],
-        )
-    });
+    if tests == Tests::Run {
+        steps.run("tests", || {
+            cargo(
+                &[
+                    "test",
+                    "--workspace",
+                    "--exclude=fleetward-e2e",
+                    "--no-fail-fast",
+                    "--locked",
+                    "--quiet",
+                ],
+                &[],
+            )
+        });
+    }
     if steps.report() {
         Ok(())
     } else {
