@@ -72,6 +72,7 @@ pub(crate) fn plan(
         request.profile = template.profile;
         request.cpus = request.cpus.or(Some(template.cpus));
         request.memory_bytes = request.memory_bytes.or(Some(template.memory_bytes));
+        check_variables(template, &request)?;
         request.secure_boot &= template.secure_boot;
     }
     check_labels(&request)?;
@@ -379,6 +380,21 @@ pub(crate) fn medium_of(iso: &ImageView) -> Medium {
         image: iso.name.clone(),
         sha256: iso.sha256.clone(),
     }
+}
+
+/// Kept UEFI variables hold the keys of Secure Boot, so they say whether it is on, whatever is asked for.
+fn check_variables(template: &TemplateView, request: &VmCreateRequest) -> Result<(), Failure> {
+    if request.secure_boot || !template.secure_boot || template.uefi_variables.is_none() {
+        return Ok(());
+    }
+    let name = &template.name;
+    let what = format!("template {name} switches Secure Boot on");
+    Err(Failure::new(ErrorCode::InvalidArgument, what)
+        .because("it keeps the UEFI variables of its VM, in which Secure Boot is on")
+        .fix(format!(
+            "fleetward vm create {} --template {name}",
+            request.name
+        )))
 }
 
 fn check_devices(request: &VmCreateRequest, drives: usize) -> Result<(), Failure> {

@@ -490,3 +490,23 @@ async fn a_vm_on_a_silent_host_is_unknown_and_every_refusal_says_what_helps() {
     let web: VmView = controller.get("/v1/vms/web").await;
     assert_eq!((web.state, web.last_seen), (VmState::Running, None));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_without_secure_boot_is_not_made_from_variables_that_switch_it_on() {
+    let (controller, _a, _b) = fleet().await;
+    let keeps = json!({"name": "keeps", "from": "idle", "uefi_variables": true});
+    controller.done(Method::POST, "/v1/templates", &keeps).await;
+    let vm = |template: &str, secure_boot: bool| json!({"name": "new", "host": "b", "template": template, "tpm": true, "secure_boot": secure_boot});
+    let refusal = controller
+        .refusal(Method::POST, "/v1/vms", &vm("keeps", false))
+        .await;
+    assert_eq!(refusal.code, ErrorCode::InvalidArgument, "{refusal}");
+    assert!(refusal.what.contains("Secure Boot"), "{refusal}");
+    let made = controller
+        .done(Method::POST, "/v1/vms", &vm("golden", false))
+        .await;
+    let made: Value = serde_json::to_value(&made).expect("json");
+    assert!(!made.is_null());
+    let shown: Value = controller.get("/v1/vms/new").await;
+    assert_eq!(shown["firmware"]["secure_boot"], false, "{shown}");
+}

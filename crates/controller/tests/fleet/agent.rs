@@ -156,6 +156,8 @@ pub(crate) struct Inner {
     pub(crate) audit: Vec<AuditRecord>,
     /// Why no copy of any TPM is given.
     pub(crate) no_copy: Option<Failure>,
+    /// It answers with the TPM of this VM, whichever is asked for.
+    pub(crate) answers_with: Option<VmId>,
     /// Its log cannot be read.
     pub(crate) audit_spoilt: bool,
     /// The longest end of the controller's own records that was shown.
@@ -223,6 +225,7 @@ impl FakeAgent {
             generations: BTreeMap::new(),
             audit: Vec::new(),
             no_copy: None,
+            answers_with: None,
             audit_spoilt: false,
             witnessed: None,
             peers: BTreeMap::new(),

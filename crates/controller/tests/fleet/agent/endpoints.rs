@@ -178,13 +178,14 @@ pub(super) async fn vm(
 }
 
 /// A bundle as it has to be, with a key protector for just this VM.
-pub(super) async fn tpm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Response {
+pub(super) async fn tpm(State(inner): State<Shared>, Path(asked): Path<VmId>) -> Response {
     static OWNER: LazyLock<LocalGuardian> = LazyLock::new(|| {
         let host = "fake".parse().expect("name");
         LocalGuardian::generate(&host, OffsetDateTime::now_utc()).expect("guardian")
     });
-    let metadata = {
+    let (id, metadata) = {
         let inner = inner.lock().expect("lock");
+        let id = inner.answers_with.unwrap_or(asked);
         if let Some(failure) = &inner.no_copy {
             return refusal(failure.clone());
         }
@@ -193,7 +194,7 @@ pub(super) async fn tpm(State(inner): State<Shared>, Path(id): Path<VmId>) -> Re
                 return Json(TpmBundle::new(vm.metadata.clone(), &inner.parts[&id]))
                     .into_response();
             }
-            Some(vm) if vm.metadata.spec.tpm => vm.metadata.clone(),
+            Some(vm) if vm.metadata.spec.tpm => (id, vm.metadata.clone()),
             _ => return refusal(Failure::new(ErrorCode::TpmStateMissing, "no TPM")),
         }
     };
@@ -220,8 +221,11 @@ fn refusal(failure: Failure) -> Response {
     (status, Json(failure)).into_response()
 }
 
-/// The header of an empty qcow2 file of 1 MiB, and room for its tables.
-pub(super) async fn copy() -> Vec<u8> {
+/// What a copy left: UEFI variables of no content, or the header of an empty qcow2 file of 1 MiB and room for its tables.
+pub(super) async fn copy(Path((_, item)): Path<(VmId, String)>) -> Vec<u8> {
+    if item == "variables" {
+        return vec![0xff; 4096];
+    }
     let mut file = vec![0; 4 * 65536];
     file[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
     file[20..24].copy_from_slice(&16_u32.to_be_bytes());
