@@ -200,7 +200,7 @@ impl Inventory {
             AgentEvent::Snapshot { facts, vms } => {
                 let new: BTreeMap<_, _> = vms
                     .into_iter()
-                    .map(|vm| (vm.id, Arc::new(vm.digested())))
+                    .map(|vm| (vm.id, Arc::new(own_word(host, vm.digested(), now))))
                     .collect();
                 for id in seen.vms.keys().chain(new.keys()) {
                     if seen.vms.get(id) != new.get(id) {
@@ -209,19 +209,19 @@ impl Inventory {
                 }
                 seen.since = new.iter().map(|(id, vm)| (*id, seen.since(vm))).collect();
                 seen.vms = new;
-                seen.facts = Some(Arc::new(*facts));
+                seen.facts = Some(Arc::new(own_facts(host, *facts)));
                 seen.reported = Some(now);
                 seen.online = true;
                 seen.tried = true;
                 seen.snapshots += 1;
             }
             AgentEvent::Facts { facts } => {
-                seen.facts = Some(Arc::new(*facts));
+                seen.facts = Some(Arc::new(own_facts(host, *facts)));
                 seen.reported = Some(now);
             }
             AgentEvent::VmChanged { vm } => {
                 dirty.insert((host.clone(), vm.id));
-                seen.put(vm.digested());
+                seen.put(own_word(host, vm.digested(), now));
             }
             AgentEvent::VmRemoved { id } => {
                 dirty.insert((host.clone(), id));
@@ -237,7 +237,10 @@ impl Inventory {
         let mut state = self.write();
         let seen = state.hosts.entry(host.clone()).or_default();
         match vm {
+            // An answer about another VM is none.
+            Some(vm) if vm.id != id => return,
             Some(vm) => {
+                let vm = own_word(host, vm, OffsetDateTime::now_utc());
                 let newer = seen
                     .vms
                     .get(&id)
@@ -619,6 +622,23 @@ impl State {
 
     fn online(&self, host: &HostName) -> bool {
         self.hosts.get(host).is_some_and(|seen| seen.online)
+    }
+}
+
+/// A host speaks only for itself, and of what it has seen until now: what it reports is its copy, under its name.
+fn own_word(host: &HostName, vm: VmObserved, now: OffsetDateTime) -> VmObserved {
+    VmObserved {
+        host: host.clone(),
+        observed: vm.observed.min(now),
+        ..vm
+    }
+}
+
+/// The same of what it says of itself.
+fn own_facts(host: &HostName, facts: HostFacts) -> HostFacts {
+    HostFacts {
+        host: host.clone(),
+        ..facts
     }
 }
 

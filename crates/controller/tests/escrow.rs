@@ -211,3 +211,62 @@ async fn a_host_that_cannot_open_a_lost_vm_s_key_is_told_what_works() {
     };
     controller.wait("host c to be offered", named).await;
 }
+
+/// A host answers with the TPM of another VM, whose copies are its best only as long as nothing worse is newer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_adds_no_version_to_a_vm_that_was_not_asked_for() {
+    let (controller, a, _b, id) = with_a_copy().await;
+    let body = json!({ "name": "other", "host": "a", "disk_bytes": 1 << 30, "tpm": true });
+    controller.done(Method::POST, "/v1/vms", &body).await;
+    let other: Value = controller.get("/v1/vms/other").await;
+    let other: VmId = serde_json::from_value(other["id"].clone()).expect("id");
+    has_state(&a, other, 1);
+    let history = async || -> Vec<TpmVersion> { controller.get("/v1/vms/other/tpm/history").await };
+    let kept = async || history().await.last().is_some_and(|v| v.key_id == KEY);
+    controller.wait("a copy of the other", kept).await;
+    let before = history().await;
+    // Another state of the other VM, handed out for the first.
+    a.look(|inner| {
+        inner.answers_with = Some(other);
+        inner.parts.get_mut(&other).expect("its TPM").state[10] = 9;
+    });
+    has_state(&a, id, 2);
+    let missed = async || {
+        let vm: Value = controller.get("/v1/vms/web").await;
+        vm["escrow"]["failure"]["code"] == "ESCROW_CORRUPT"
+    };
+    controller.wait("the refusal to show", missed).await;
+    assert_eq!(history().await, before);
+}
+
+/// What a host says of a VM is about its own copy, whatever name and time it writes into it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_speaks_only_for_itself() {
+    let (controller, a, b, id) = with_a_copy().await;
+    let far = OffsetDateTime::now_utc() + time::Duration::days(900);
+    let mut lie = a.look(|inner| inner.observed(id).expect("the VM"));
+    lie.id = VmId(Uuid::from_u128(77));
+    lie.name = "elsewhere".parse().expect("name");
+    lie.observed = far;
+    if let Some(metadata) = &mut lie.metadata {
+        metadata.spec.id = lie.id;
+        metadata.spec.name = lie.name.clone();
+    }
+    b.look(|inner| inner.tell_of(lie));
+    let shown = async || {
+        let vms: Value = controller.get("/v1/vms").await;
+        let vms = vms.as_array().expect("a list").clone();
+        vms.into_iter().find(|vm| vm["name"] == "elsewhere")
+    };
+    controller
+        .wait("the VM to show", async || shown().await.is_some())
+        .await;
+    let vm = shown().await.expect("the VM");
+    assert_eq!(vm["host"], "b", "{vm}");
+    let observed: OffsetDateTime = {
+        let text = vm["observed"].as_str().unwrap_or("2000-01-01T00:00:00Z");
+        let format = &time::format_description::well_known::Rfc3339;
+        OffsetDateTime::parse(text, format).expect("a time")
+    };
+    assert!(observed < far, "{vm}");
+}

@@ -14,6 +14,11 @@ pub(crate) async fn take(
 ) -> Result<TpmVersion, Failure> {
     let taken = async {
         let bundle = world.agents.of(host)?.tpm(vm).await?;
+        if bundle.vm != vm {
+            let what = format!("the copy of the TPM of VM {vm} that host {host} sent");
+            let because = format!("it is of VM {}, which was not asked for", bundle.vm);
+            return Err(Failure::new(ErrorCode::EscrowCorrupt, what).because(because));
+        }
         world.escrow.keep(&bundle, host, why, by).await
     };
     let taken = taken.await;
