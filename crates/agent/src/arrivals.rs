@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::{Purpose, parse_protector};
-use crate::operation::incoming::{make_socket_directory, remove_arrived};
+use crate::operation::incoming::{make_arrival_directory, remove_arrived};
 use crate::record::{Incoming, TransitRecord, VmRecord};
 use crate::transfer;
 use async_trait::async_trait;
@@ -52,6 +52,18 @@ pub(crate) enum ChannelUse {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         definition: Option<String>,
     },
+}
+
+impl ChannelUse {
+    /// Whether an arrival of a running VM, or of a stopped one, needs it. What is not needed is not open: the channel to
+    /// libvirt least of all.
+    fn is_for(&self, live: bool) -> bool {
+        match self {
+            Self::Ping => true,
+            Self::Arm | Self::Libvirt | Self::Memory | Self::Disk => live,
+            Self::File { .. } | Self::Complete { .. } => !live,
+        }
+    }
 }
 
 /// A tunnel's parameters.
@@ -143,6 +155,12 @@ fn admit(host: &Host, tunnel: &IncomingTunnel) -> Result<(VmId, ChannelUse, Box<
         .map_err(|_| no("its parameters cannot be read"))?;
     match host.record(vm).incoming()? {
         Some(incoming) if incoming.job == channel.job && incoming.from.host == *from => {
+            if !channel.channel.is_for(incoming.live) {
+                return Err(no(match incoming.live {
+                    true => "the VM runs, and comes as memory",
+                    false => "the VM is stopped, and comes as files",
+                }));
+            }
             Ok((vm, channel.channel, Box::new(incoming)))
         }
         Some(_) | None => Err(no(
@@ -220,7 +238,7 @@ async fn arm(host: &Host, vm: VmId, incoming: &Incoming) -> Result<()> {
             .into());
     }
     remove_arrived(host, vm).await?;
-    make_socket_directory(host, vm)?;
+    make_arrival_directory(host, vm)?;
     load_secret(host, vm, &incoming.metadata, Some(incoming.job)).await
 }
 

@@ -7,8 +7,9 @@
 
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
-use crate::keyring::parse_protector;
+use crate::keyring::{Purpose, parse_protector};
 use crate::questions::not_here;
+use crate::tpm_judge;
 use crate::variables;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -56,27 +57,8 @@ async fn attempt(host: &Host, vm: VmId) -> Result<Option<TpmBundle>> {
         )
     })?;
     let protector = parse_protector(protector, vm)?;
-    let state = match host.tpms.read_state(vm).await {
-        Ok(state) => state,
-        Err(HypervisorError::File { source, .. })
-            if source.kind() == std::io::ErrorKind::NotFound =>
-        {
-            return Err(Trouble::refuse(
-                ErrorCode::TpmStateMissing,
-                what(),
-                format!("there is no TPM state on host {}", host.member.host),
-            ));
-        }
-        Err(error) => return Err(Trouble::hypervisor(what(), &error)),
-    };
-    fleetward_model::tpm_state::check(&state).map_err(|problem| {
-        Failure::new(ErrorCode::TpmFailed, what())
-            .because(format!("its state on the disk is not whole: {problem}"))
-            .fix(format!(
-                "restore another version; this lists them: fleetward tpm history {}",
-                metadata.spec.name
-            ))
-    })?;
+    let state = tpm_judge::whole(host, vm, &metadata.spec.name).await?;
+    require_opens(host, vm, &metadata, &state).await?;
     let Some(uefi_variables) = settled_variables(host, vm).await? else {
         return Ok(None);
     };
@@ -99,6 +81,20 @@ async fn attempt(host: &Host, vm: VmId) -> Result<Option<TpmBundle>> {
         uefi_variables,
     };
     Ok(Some(TpmBundle::new(metadata, &parts)))
+}
+
+/// A copy is tried before it counts, as it may be the one that a good one makes room for. Where this host cannot open the
+/// key, which a running VM may outlive, it is taken as it is.
+async fn require_opens(host: &Host, vm: VmId, metadata: &VmMetadata, state: &[u8]) -> Result<()> {
+    let purpose = Purpose {
+        actor: "agent".into(),
+        reason: "a copy of the TPM is tried before it is kept".into(),
+        job: None,
+    };
+    match tpm_judge::opens(host, vm, metadata, state, &purpose).await {
+        Err(trouble) if trouble.failure.code == ErrorCode::KeyNotGranted => Ok(()),
+        tried => tried,
+    }
 }
 
 /// The metadata of a copy that is the VM.

@@ -77,8 +77,6 @@ pub struct Config {
     pub nvram_dir: PathBuf,
     /// Where those of VMs lie that were made before `nvram_dir` was set: they stay there until they move while stopped.
     pub former_nvram_dir: PathBuf,
-    /// The group that QEMU runs as: it must reach the sockets of a migration.
-    pub qemu_group: String,
     /// The unprivileged user that reads images from elsewhere, in a confinement.
     pub conversion_user: String,
     #[serde(rename = "pool")]
@@ -190,7 +188,6 @@ impl Default for Config {
             first_boot_grace: 600,
             nvram_dir: LIBVIRTS_NVRAM.into(),
             former_nvram_dir: LIBVIRTS_NVRAM.into(),
-            qemu_group: "kvm".into(),
             conversion_user: "nobody".into(),
             pools: vec![PoolConfig {
                 name: PoolName::default(),

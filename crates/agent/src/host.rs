@@ -20,6 +20,7 @@ use crate::pools::{Pools, exposure};
 use crate::record::VmRecord;
 use crate::screen::Screens;
 use crate::seeds::Seeds;
+use crate::tpm_judge::Proofs;
 use crate::tpm_pool::TpmPool;
 use fleetward_hypervisor::{
     Converter, DomainState, Error as HypervisorError, SharedHypervisor, TpmFactory, Volumes,
@@ -60,6 +61,7 @@ pub(crate) struct Host {
     pub conversions: Conversions,
     pub seeds: Seeds,
     pub tpm_pool: TpmPool,
+    pub proofs: Proofs,
     pub operations: OperationTable,
     pub observer: Observer,
     pub arrivals: Arrivals,
@@ -70,8 +72,6 @@ pub(crate) struct Host {
     pub credential: LiveCredential,
     pub trust: FleetTrust,
     pub dialer: TunnelDialer,
-    /// Group id that QEMU runs with; none where the configured group does not exist.
-    pub qemu_group: Option<u32>,
     /// What an administrator should know.
     pub warnings: Vec<String>,
 }
@@ -100,16 +100,6 @@ impl Host {
                 in_clear.join(", ")
             ));
         }
-        let qemu_group = match nix::unistd::Group::from_name(&config.qemu_group) {
-            Ok(Some(group)) => Some(group.gid.as_raw()),
-            Ok(None) | Err(_) => {
-                warnings.push(format!(
-                    "there is no group {:?} (qemu_group): running VMs cannot migrate",
-                    config.qemu_group
-                ));
-                None
-            }
-        };
         for (what, path) in [("data_dir", &config.data_dir), ("run_dir", &config.run_dir)] {
             warnings.extend(exposure(what, path));
         }
@@ -132,6 +122,7 @@ impl Host {
             images: Images::new(layout.images(), machinery.volumes.clone()),
             conversions: Conversions::new(layout.conversions(), machinery.converter),
             seeds: Seeds::new(layout.seeds()),
+            proofs: Proofs::default(),
             tpm_pool: TpmPool::new(layout.tpm_pool(), config.tpm_pool_size),
             operations: OperationTable::default(),
             observer: Observer::new(),
@@ -158,7 +149,6 @@ impl Host {
             keyring,
             audit,
             credential,
-            qemu_group,
             warnings,
         })
     }

@@ -323,6 +323,11 @@ impl Keyring {
         self.seal_as(AuditAction::MakeTpm, vm, key, recipients, purpose)
     }
 
+    /// The guardian that this host makes key protectors with.
+    pub(crate) fn own_id(&self) -> GuardianId {
+        self.loaded().own().id().clone()
+    }
+
     /// The same for a new key of the TPM that the VM has.
     pub(crate) fn seal_rolled(
         &self,

@@ -57,6 +57,7 @@ pub mod run;
 mod screen;
 mod seeds;
 mod server;
+mod tpm_judge;
 mod tpm_pool;
 mod tpm_watch;
 mod transfer;

@@ -351,7 +351,7 @@ fn known_nics(
     (!domain.machine.is_empty()).then(|| host.networks.describe(&domain.nics, spec))
 }
 
-/// A stopped VM has one state; the reason says why it stopped.
+/// Of why it stopped, only whether its memory is saved makes another state.
 fn state_of(state: DomainState) -> VmState {
     match state {
         DomainState::Running => VmState::Running,
@@ -359,6 +359,7 @@ fn state_of(state: DomainState) -> VmState {
         DomainState::Stopped(
             StopReason::Ordinary | StopReason::Crashed | StopReason::Migrated | StopReason::Failed,
         ) => VmState::Stopped,
+        DomainState::Stopped(StopReason::Saved) => VmState::Saved,
     }
 }
 

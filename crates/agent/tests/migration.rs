@@ -14,6 +14,7 @@ use fleetward_hypervisor::DomainState;
 use fleetward_link::Identity;
 use fleetward_model::vm::{VmMetadata, VmSpec, VmState};
 use fleetward_model::{ErrorCode, VmId};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 use support::{Fleet, Job, Node, create_running, disks, record_of};
 
@@ -333,6 +334,32 @@ async fn nothing_arrives_that_was_not_announced() {
     let refused = pair.job.on(&pair.a, pair.migrate()).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::CredentialsRefused, "{refused}");
     assert_eq!(pair.running(), ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_arrival_of_a_stopped_vm_opens_no_channel_to_libvirt() {
+    let pair = Pair::prepared(false).await;
+    // The source asks for more than the controller announced.
+    pair.job.on(&pair.a, operation::Start {}).await.unwrap();
+    let refused = pair.job.on(&pair.a, pair.migrate()).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::CredentialsRefused, "{refused}");
+    assert!(refused.because.contains("comes as files"), "{refused}");
+    assert_eq!(pair.running(), ["a"]);
+    pair.job.on(&pair.b, pair.abandon()).await.unwrap();
+    assert_eq!(pair.b.fake.rests(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sockets_of_a_migration_are_for_nobody_else() {
+    let pair = Pair::prepared(true).await;
+    let run = pair.b.fake.root.join("run/mig");
+    let arrival = run.join(pair.spec.id.to_string());
+    let mode = std::fs::metadata(arrival).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode, 0o700, "what QEMU listens on");
+    pair.job.on(&pair.a, pair.migrate()).await.unwrap();
+    let modes = pair.a.fake.with(|s| s.socket_modes);
+    // The one that QEMU itself connects to is QEMU's.
+    assert_eq!(modes, Some((0o711, [0o600; 3])));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ mod support;
 
 use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::*;
+use fleetward_hypervisor::StopReason;
 use fleetward_link::Identity;
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::Formats;
@@ -510,6 +511,95 @@ async fn a_forced_stop_gets_past_an_operation_that_hangs() {
     stopped.expect("in time").unwrap();
     let state = node.detail(source.id).await.unwrap().vm.state;
     assert_eq!(state, VmState::Stopped);
+}
+
+/// What the controller asks rests on what hosts report, and a host may lie about a VM of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_roll_and_a_rotation_give_the_key_to_nobody_new() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let _b = Node::start(&fleet, "b").await;
+    let (spec, metadata) = create_running(&fleet, &node, "vm1").await;
+    let (own, stranger) = (
+        fleet.endorsed("a", "default"),
+        fleet.endorsed("b", "default"),
+    );
+    let rotation = |drop: Vec<_>| operation::Rewrap {
+        change: KeyRewrap {
+            add: vec![stranger.clone()],
+            drop,
+            expired: Vec::new(),
+            former: Vec::new(),
+            why: RewrapReason::Rotated,
+        },
+    };
+    let job = Job::new(spec.id, 2);
+    for drop in [vec![], vec![stranger.guardian.id.clone()]] {
+        let refused = code(job.on(&node, rotation(drop)).await);
+        assert_eq!(refused, ErrorCode::KeyNotGranted);
+    }
+    let stop = operation::Stop {
+        force: true,
+        deadline_seconds: 1,
+        tell: false,
+    };
+    job.on(&node, stop).await.unwrap();
+    let roll = operation::PrepareRoll {
+        to: vec![own, stranger.clone()],
+    };
+    assert_eq!(code(job.on(&node, roll).await), ErrorCode::KeyNotGranted);
+    let after = node.detail(spec.id).await.unwrap().vm.metadata.unwrap();
+    assert_eq!(after.key_protector, metadata.key_protector);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn saved_memory_is_gone_on_with_or_given_up_and_nothing_changes_under_it() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (source, _) = create_running(&fleet, &node, "vm1").await;
+    let job = Job::new(source.id, 2);
+    let mut to = spec("vm2");
+    to.disks[0].size = source.disks[0].size;
+    let copy = operation::CopyVm {
+        to: Box::new(to),
+        variables: false,
+        tpm_state: false,
+        linked: false,
+    };
+    let own = vec![fleet.endorsed("a", "default")];
+    let stop = |force| operation::Stop {
+        force,
+        deadline_seconds: 1,
+        tell: false,
+    };
+    let start = || operation::Start {};
+    for resumed in [true, false] {
+        node.fake.stop_because(source.id, StopReason::Saved);
+        let under_it = [
+            Operation::from(copy.clone()),
+            operation::PrepareRoll { to: own.clone() }.into(),
+            operation::DetachTpm {}.into(),
+            stop(false).into(),
+        ];
+        for operation in under_it {
+            let refused = code(job.any(&node, operation.clone()).await);
+            assert_eq!(refused, ErrorCode::VmStateWrong, "{}", operation.name());
+            let state = node.detail(source.id).await.unwrap().vm.state;
+            assert_eq!(state, VmState::Saved, "{}", operation.name());
+        }
+        if resumed {
+            job.on(&node, start()).await.unwrap();
+            let state = node.detail(source.id).await.unwrap().vm.state;
+            assert_eq!(state, VmState::Running);
+        } else {
+            job.on(&node, stop(true)).await.unwrap();
+            let state = node.detail(source.id).await.unwrap().vm.state;
+            assert_eq!(state, VmState::Stopped);
+            job.on(&node, operation::PrepareRoll { to: own.clone() })
+                .await
+                .unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

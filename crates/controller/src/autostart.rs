@@ -14,7 +14,7 @@ use crate::work::{StartInput, VmStart};
 use crate::world::World;
 use fleetward_jobs::JobError;
 use fleetward_model::admission::{Answer, Request, answer};
-use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::vm::VmObserved;
 use fleetward_model::{HostName, VmId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,7 +68,7 @@ fn to_start(world: &World, host: &HostName, id: VmId) -> Option<Arc<VmObserved>>
     let wanted = vm.metadata.as_ref().is_some_and(|m| m.spec.autostart);
     let only_here = world.inventory.hosts_with(id).iter().all(|one| one == host);
     let starts = answer(shown_state(world, &vm), Request::Start) == Answer::Accept;
-    let is_it = vm.host == *host && vm.is_the_vm() && vm.state == VmState::Stopped;
+    let is_it = vm.host == *host && vm.is_the_vm() && vm.state.stands_still();
     (wanted && only_here && is_it && starts).then_some(vm)
 }
 

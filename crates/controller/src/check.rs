@@ -8,7 +8,7 @@ use fleetward_api::controller::CheckView;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::preflight::{Facts, Incoming, Mode, Opening, check};
-use fleetward_model::vm::{Custody, VmObserved, VmState};
+use fleetward_model::vm::{Custody, VmObserved};
 use fleetward_model::{Failure, HostName};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
@@ -166,7 +166,7 @@ pub(crate) async fn matrix(
     let homes: Vec<_> = stream::iter(asked).buffered(CHECKS_AT_ONCE).collect().await;
     let mut checks = Vec::new();
     for home in homes {
-        let offline = offline || as_it_is && home.vm.state == VmState::Stopped;
+        let offline = offline || as_it_is && home.vm.state.stands_still();
         for host in &hosts {
             let (world, home, host) = (Arc::clone(world), Arc::clone(&home), host.clone());
             checks.push(async move { against(&world, &home, &host, offline).await });

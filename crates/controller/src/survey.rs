@@ -9,7 +9,7 @@ use crate::world::{HostFactsNow, World};
 use fleetward_api::controller::CheckView;
 use fleetward_model::host::HostFacts;
 use fleetward_model::preflight::{Incoming, Mode, Opening};
-use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::vm::VmObserved;
 use fleetward_model::{Failure, HostName};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::HashMap;
@@ -40,7 +40,7 @@ pub(crate) async fn survey(
         .flat_map(|vm| hosts.iter().map(move |to| (vm, to)));
     let checks = pairs.map(|(vm, to)| {
         let (source, destination) = (&facts[&vm.host], &facts[to]);
-        let offline = offline || vm.state == VmState::Stopped;
+        let offline = offline || vm.state.stands_still();
         let there = &copies[to];
         async move {
             let mode = match (offline, vm.host == *to) {

@@ -439,10 +439,11 @@ impl Socket {
         by_descriptor(&self.0)
     }
 
-    /// Sets its mode, and its group where one is said.
-    pub fn give(&self, mode: u32, group: Option<u32>) -> io::Result<()> {
+    /// Sets its mode, and its user and group where they are said.
+    pub fn give(&self, mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
         fs::set_permissions(self.path(), Permissions::from_mode(mode))?;
-        std::os::unix::fs::chown(self.path(), None, group)
+        let (uid, gid) = owner.unzip();
+        std::os::unix::fs::chown(self.path(), uid, gid)
     }
 }
 

@@ -15,7 +15,8 @@ use async_trait::async_trait;
 use fleetward_hypervisor::{
     CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainObserved, DomainState, Error,
     GuestTold, Hypervisor, HypervisorEvent, HypervisorFacts, MigrationOutcome, MigrationProgress,
-    MigrationRequest, MoveState, NicAddresses, Result, SecretText, Shutdown, StorageChange,
+    MigrationRequest, MoveState, NicAddresses, Result, SecretText, Shutdown, StopReason,
+    StorageChange,
 };
 use fleetward_model::host::Accelerator;
 use fleetward_model::vm::VmMetadata;
@@ -328,6 +329,21 @@ impl Hypervisor for LibvirtHost {
             .await
     }
 
+    async fn discard_saved(&self, id: VmId) -> Result<()> {
+        self.with_domain(id, |domain| {
+            let saved = domain
+                .has_managed_save(0)
+                .map_err(failed("look for saved memory"))?;
+            if saved {
+                domain
+                    .managed_save_remove(0)
+                    .map_err(failed("give up the saved memory"))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn undefine(&self, id: VmId) -> Result<()> {
         self.libvirt
             .call_alone(LONG, move |connection| {
@@ -342,7 +358,6 @@ impl Hypervisor for LibvirtHost {
                 }
                 let flags = virt_sys::VIR_DOMAIN_UNDEFINE_NVRAM
                     | virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM
-                    | virt_sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
                     | virt_sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
                     | virt_sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
                 match domain.undefine_flags(flags) {
@@ -464,7 +479,17 @@ fn quick_state(domain: &Domain) -> Result<QuickState> {
     let arriving = paused_for(virt_sys::VIR_DOMAIN_PAUSED_MIGRATION) && migration::arrives(domain);
     // What starts here without being defined here comes from elsewhere.
     let incoming = arriving || (starting && !persistent);
-    let (state, reason) = domain_read::domain_state(state, reason, incoming);
+    let (state, reason) = match domain_read::domain_state(state, reason, incoming) {
+        // The reason does not tell: a restart of libvirtd forgets it, and `virsh save` leaves it behind, too.
+        (DomainState::Stopped(_), _)
+            if domain
+                .has_managed_save(0)
+                .map_err(gone_or(id, "look for saved memory"))? =>
+        {
+            (DomainState::Stopped(StopReason::Saved), "saved")
+        }
+        seen => seen,
+    };
     Ok(QuickState {
         id,
         state,

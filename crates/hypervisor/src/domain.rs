@@ -147,6 +147,8 @@ pub enum StopReason {
     /// Never started, shut down by the guest, destroyed, or not known.
     Ordinary,
     Crashed,
+    /// Its memory is saved on the disk, and the next start goes on with it.
+    Saved,
     /// Its memory has completely moved to another host. libvirtd reports `Ordinary` instead after a restart.
     Migrated,
     /// It could not start or its incoming memory was lost.
@@ -379,6 +381,10 @@ pub trait Hypervisor: Screens {
 
     /// Cuts the power; does nothing if the domain is stopped.
     async fn destroy(&self, id: VmId) -> Result<()>;
+
+    /// Gives up the memory that a stopped domain has saved ([`StopReason::Saved`]); its next start is a boot. Nothing
+    /// saved is success.
+    async fn discard_saved(&self, id: VmId) -> Result<()>;
 
     /// Resumes a paused domain; does nothing if it runs.
     async fn resume(&self, id: VmId) -> Result<()>;

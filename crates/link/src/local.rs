@@ -13,25 +13,25 @@ const BACKLOG: u32 = 128;
 pub struct SocketSpec {
     /// The path; at most 107 bytes.
     pub path: PathBuf,
-    /// The file's mode, for example 0o660.
+    /// The file's mode, for example 0o600.
     pub mode: u32,
-    /// The file's group, where it is not the process's own.
-    pub group: Option<u32>,
+    /// The account that the file is given to (numeric user and group), where it is not the process's own.
+    pub owner: Option<(u32, u32)>,
 }
 
 impl SocketSpec {
-    /// A socket for the owner and the process's group, mode 0660.
+    /// A socket for its owner alone, mode 0600. Others must not be able to write to its directory.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            mode: 0o660,
-            group: None,
+            mode: 0o600,
+            owner: None,
         }
     }
 
-    /// Gives the socket to a group (numeric id).
-    pub fn with_group(mut self, group: u32) -> Self {
-        self.group = Some(group);
+    /// Gives the socket to an account (numeric user and group).
+    pub fn with_owner(mut self, uid: u32, gid: u32) -> Self {
+        self.owner = Some((uid, gid));
         self
     }
 
@@ -51,7 +51,7 @@ impl SocketSpec {
         };
         // Nobody can connect before `listen`, so the file is never open to more than it should be. Somebody else may write the
         // directory: what is opened to others is the socket that was made, not what lies in its place by now.
-        Socket::open(&self.path, geteuid().as_raw())?.give(self.mode, self.group)?;
+        Socket::open(&self.path, geteuid().as_raw())?.give(self.mode, self.owner)?;
         Ok((socket.listen(BACKLOG)?, file))
     }
 }

@@ -9,6 +9,7 @@
 //!     +--- delete       v
 //!    (gone)         migrating ---> running (elsewhere, or here again)
 //!
+//!  saved (by the hypervisor, when its host is shut down) --start--> running; --stop --force--> stopped
 //!  any of them, on a host that does not answer: unknown
 //! ```
 //! [`admit`] decides for a request of a person; [`answer`] is the table alone, which a job's step asks again once nobody
@@ -184,7 +185,7 @@ const fn refuse(code: ErrorCode, because: &'static str, fix: &'static str) -> An
 pub const fn answer(state: VmState, request: Request) -> Answer {
     use Answer::{Accept, Done};
     use ErrorCode::{HostUnreachable, VmBusy, VmNotLost, VmNotRunning, VmRunning, VmStateWrong};
-    use VmState::{Failed, Migrating, Paused, Running, Stopped, Unknown};
+    use VmState::{Failed, Migrating, Paused, Running, Saved, Stopped, Unknown};
     const START: &str = "fleetward vm start {vm}";
     const STOP: &str = "fleetward vm stop {vm}";
     const SHOW: &str = "fleetward vm show {vm}";
@@ -192,8 +193,12 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
     const AWAY: &str = "host {host} does not answer, so its state is unknown";
     const CALL: &str =
         "check that its agent runs and that its port is reachable: fleetward host show {host}";
+    const SAVED: &str =
+        "its memory is saved on the disk, and its disks, its TPM and its place belong to it";
+    const GO_ON: &str = "let it go on: fleetward vm start {vm}; or give its memory up, as if its power were cut: \
+                         fleetward vm stop {vm} --force";
     match (request, state) {
-        (Request::Start, Stopped | Paused) => Accept,
+        (Request::Start, Stopped | Saved | Paused) => Accept,
         (Request::Start, Running) => Done,
         (Request::Start, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
         (Request::Start, Failed) => refuse(VmStateWrong, "the VM has failed; stop it first", STOP),
@@ -201,6 +206,7 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
 
         (Request::Stop | Request::ForceStop, Running | Paused | Failed) => Accept,
         (Request::Stop | Request::ForceStop, Stopped) => Done,
+        (Request::ForceStop, Saved) => Accept,
         (Request::Stop, Migrating) => {
             refuse(VmBusy, "the VM is migrating; cancel that job first", WAIT)
         }
@@ -208,7 +214,7 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
         (Request::Stop | Request::ForceStop, Unknown) => refuse(HostUnreachable, AWAY, CALL),
 
         (Request::Restart { .. }, Running) => Accept,
-        (Request::Restart { force: true }, Paused | Failed) => Accept,
+        (Request::Restart { force: true }, Saved | Paused | Failed) => Accept,
         (Request::Restart { force: false }, Paused) => refuse(
             VmStateWrong,
             "a paused guest does not hear that it is to shut down",
@@ -226,6 +232,9 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
         (Request::Pause, Running) => Accept,
         (Request::Pause, Paused) => Done,
         (Request::Pause, Stopped) => refuse(VmNotRunning, "the VM is stopped", START),
+        (Request::Pause | Request::Resume, Saved) => {
+            refuse(VmNotRunning, "its memory is saved on the disk", START)
+        }
         (Request::Pause, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
         (Request::Pause, Failed) => refuse(VmStateWrong, "the VM has failed; stop it first", STOP),
         (Request::Pause, Unknown) => refuse(HostUnreachable, AWAY, CALL),
@@ -236,6 +245,20 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
         (Request::Resume, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
         (Request::Resume, Failed) => refuse(VmStateWrong, "the VM has failed; stop it first", STOP),
         (Request::Resume, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+
+        (
+            Request::Stop
+            | Request::Restart { force: false }
+            | Request::Delete
+            | Request::Clone
+            | Request::Template
+            | Request::MigrateLive
+            | Request::MigrateOffline
+            | Request::Change
+            | Request::Tpm { .. }
+            | Request::Revoke,
+            Saved,
+        ) => refuse(VmStateWrong, SAVED, GO_ON),
 
         (Request::Delete, Stopped) => Accept,
         (Request::Delete, Running | Paused | Failed) => {
@@ -294,13 +317,15 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
         (Request::Tpm { .. }, Unknown) => refuse(HostUnreachable, AWAY, CALL),
 
         (Request::Grant | Request::Revoke, Running | Stopped | Paused | Failed) => Accept,
+        // The saved memory is of the same key; what it brings back of an older protector is granted again.
+        (Request::Grant, Saved) => Accept,
         // Waits for the move to end, as for any other job.
         (Request::Grant, Migrating) => Accept,
         (Request::Revoke, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
         (Request::Grant | Request::Revoke, Unknown) => refuse(HostUnreachable, AWAY, CALL),
 
         (Request::Recover, Unknown) => Accept,
-        (Request::Recover, Running | Stopped | Paused | Failed) => refuse(
+        (Request::Recover, Running | Stopped | Saved | Paused | Failed) => refuse(
             VmNotLost,
             "host {host} answers",
             "to move it, choose a host: fleetward check {vm}",
@@ -308,7 +333,7 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
         (Request::Recover, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
 
         (Request::Console, Running | Paused | Failed | Migrating) => Accept,
-        (Request::Console, Stopped) => refuse(
+        (Request::Console, Stopped | Saved) => refuse(
             VmNotRunning,
             "a stopped VM has no console",
             "fleetward vm start {vm}",
@@ -316,7 +341,7 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
         (Request::Console, Unknown) => refuse(HostUnreachable, AWAY, CALL),
 
         (Request::Screen, Running | Paused | Failed | Migrating) => Accept,
-        (Request::Screen, Stopped) => refuse(
+        (Request::Screen, Stopped | Saved) => refuse(
             VmNotRunning,
             "a stopped VM has no screen",
             "fleetward vm start {vm}",

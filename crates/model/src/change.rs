@@ -96,7 +96,7 @@ pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
         Autostart, Boot, Clock, Cpus, Description, Disks, Drives, Labels, Memory, Name, Nics,
         RestartOnCrash, Tpm,
     };
-    use VmState::{Failed, Migrating, Paused, Running, Stopped, Unknown};
+    use VmState::{Failed, Migrating, Paused, Running, Saved, Stopped, Unknown};
     match (kind, state) {
         (
             Description | Labels | Autostart | RestartOnCrash,
@@ -116,6 +116,14 @@ pub const fn answer(kind: ChangeKind, state: VmState) -> Answer {
         (Tpm, Running | Paused | Failed) => Refuse(
             ErrorCode::VmRunning,
             "a TPM is changed only while the VM is stopped",
+        ),
+        (
+            Tpm | Cpus | Memory | Description | Labels | Autostart | RestartOnCrash | Name | Nics
+            | Disks | Drives | Boot | Clock,
+            Saved,
+        ) => Refuse(
+            ErrorCode::VmStateWrong,
+            "its memory is saved on the disk, and goes on with what it had",
         ),
         (
             Tpm | Cpus | Memory | Description | Labels | Autostart | RestartOnCrash | Name | Nics
@@ -614,7 +622,7 @@ pub struct Pending {
 pub fn pending(vm: &VmObserved) -> Vec<Pending> {
     let runs = match vm.state {
         VmState::Running | VmState::Paused | VmState::Migrating => true,
-        VmState::Stopped | VmState::Failed | VmState::Unknown => false,
+        VmState::Stopped | VmState::Saved | VmState::Failed | VmState::Unknown => false,
     };
     if !runs || vm.defined.is_none() {
         return Vec::new();

@@ -285,7 +285,12 @@ codes! {
         "see the job: fleetward job list --active";
     TpmStateMissing = "TPM_STATE_MISSING", Refused,
         "The VM has a key protector, but its TPM state file is missing. Fleetward never makes a new TPM in its place.",
-        "restore the file from a backup; see docs/emergency-recovery.md";
+        "restore another version; this lists them: fleetward tpm history {vm}",
+        "restore another version; fleetward tpm history lists them";
+    TpmStateDamaged = "TPM_STATE_DAMAGED", Refused,
+        "The VM's TPM state file is not whole: it is empty, cut short, or no TPM state, as after a power cut.",
+        "restore another version; this lists them: fleetward tpm history {vm}",
+        "restore another version; fleetward tpm history lists them";
     TpmStateUnreadable = "TPM_STATE_UNREADABLE", Refused,
         "The TPM state does not open with the key in its key protector: the state is damaged, or is encrypted with another key.",
         "restore another version; this lists them: fleetward tpm history {vm}",

@@ -6,7 +6,7 @@
 
 use crate::error::Finding;
 use crate::host::{Accelerator, Formats, HostFacts, HostState, Version};
-use crate::vm::{NicSpec, VmObserved, VmSpec, VmState};
+use crate::vm::{NicSpec, VmObserved, VmSpec};
 use crate::{ByteSize, ErrorCode, GroupName, HostName, Names, NetworkName, PoolName, VmId, VmName};
 use std::collections::BTreeMap;
 
@@ -181,7 +181,7 @@ impl Needs {
 
     /// The same for a VM as it is: live where it does not stand still.
     pub fn as_it_is(vm: &VmObserved, from: Option<&HostFacts>) -> Self {
-        Self::of(vm, vm.state != VmState::Stopped, from)
+        Self::of(vm, !vm.state.stands_still(), from)
     }
 }
 

@@ -163,12 +163,14 @@ impl Formats {
     pub const CONVERSION: u32 = 4;
     /// The version of the operations that added the boot order and the clock to `change-vm`.
     pub const MACHINE: u32 = 4;
+    /// The version of the operations that added the state `saved`.
+    pub const SAVED: u32 = 5;
 
     /// What this program knows.
     pub const KNOWN: Self = Self {
         spec: crate::spec::KNOWN,
         custody: 2,
-        operations: Self::CONVERSION,
+        operations: Self::SAVED,
     };
 
     /// What a program must know to read that specification.

@@ -9,7 +9,7 @@ use crate::error::Finding;
 use crate::fit::{self, HostOffer, Needs, Reserved};
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{HostFacts, HostState, Version};
-use crate::vm::{VmObserved, VmState};
+use crate::vm::VmObserved;
 use crate::{ErrorCode, Failure, GroupName, GuardianId, HostName, Names, VmName};
 use time::{Duration, OffsetDateTime};
 
@@ -502,7 +502,7 @@ fn state(facts: &Facts<'_>) -> Findings {
 fn tpm_state(facts: &Facts<'_>) -> Findings {
     let tpm = &facts.vm.tpm;
     // swtpm writes the file when it likes while the VM runs
-    let expected = tpm.enabled && facts.vm.state == VmState::Stopped;
+    let expected = tpm.enabled && facts.vm.state.stands_still();
     only(expected && !tpm.state_present, || {
         let what = format!(
             "the TPM state of VM {} is gone from host {}",

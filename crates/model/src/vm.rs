@@ -60,6 +60,9 @@ impl std::str::FromStr for Profile {
 pub enum VmState {
     Running,
     Stopped,
+    /// Its memory lies on the disk, and the next start goes on with it (libvirt's *managed save*; libvirt-guests makes it
+    /// when a host is shut down). Disks, TPM and place belong to that memory until then.
+    Saved,
     Paused,
     Migrating,
     Failed,
@@ -67,6 +70,15 @@ pub enum VmState {
 }
 
 impl VmState {
+    /// Whether it has no process: it takes no memory, and moves as files.
+    #[must_use]
+    pub const fn stands_still(self) -> bool {
+        match self {
+            Self::Stopped | Self::Saved => true,
+            Self::Running | Self::Paused | Self::Migrating | Self::Failed | Self::Unknown => false,
+        }
+    }
+
     /// How a VM that was last seen in `self` is shown: what its host said counts for as long as that host answers.
     #[must_use]
     pub const fn shown(self, host_answers: bool, migrating: bool) -> Self {
@@ -489,6 +501,9 @@ impl VmReport {
         if let Some(version) = version.filter(|version| *version > formats.spec) {
             self.metadata = None;
             self.newer = Some(NewerSpec { version });
+        }
+        if formats.operations < Formats::SAVED && self.state == VmState::Saved {
+            self.state = VmState::Stopped;
         }
         if formats.custody > 1
             && let Some(metadata) = &mut self.metadata

@@ -21,6 +21,7 @@ impl Task<'_> {
     pub(super) async fn change_vm(&self, steps: &[ChangeStep], direction: Direction) -> Result<()> {
         self.require_whole()?;
         let (domain, metadata) = self.managed().await?;
+        self.require_not_saved(&domain)?;
         if steps.iter().any(|step| step.kind() == ChangeKind::Tpm) {
             return Err(Trouble::refuse(
                 ErrorCode::InvalidRequest,

@@ -15,6 +15,7 @@ use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::parse_protector_der;
 use crate::record::{CopiedRecord, CopiedTpm, Copying, VmRecord};
+use crate::tpm_judge;
 use crate::tpm_pool::ReadyTpm;
 use crate::variables::{self, MAX_VARIABLES};
 use base64::Engine;
@@ -93,6 +94,7 @@ impl Task<'_> {
         self.require_whole()?;
         settle(self.host, self.vm).await?;
         let (domain, metadata) = self.managed().await?;
+        self.require_not_saved(&domain)?;
         self.require_undefined(to).await?;
         let disks = self.pairs(&metadata.spec, to)?;
         self.discard(to, &new).await?;
@@ -439,12 +441,7 @@ impl Task<'_> {
                     .and_then(|text| STANDARD.decode(text).ok())
                     .ok_or_else(|| missing(what))
             };
-            let state = self
-                .host
-                .tpms
-                .read_state(self.vm)
-                .await
-                .attempt(|| format!("reading the TPM state of VM {}", metadata.spec.name))?;
+            let state = tpm_judge::whole(self.host, self.vm, &metadata.spec.name).await?;
             new.keep_copied_tpm(&CopiedTpm {
                 state,
                 protector: text(&metadata.key_protector, "key protector")?,

@@ -7,7 +7,7 @@ use fleetward_api::agent::operation::Protector;
 use fleetward_api::agent::{KeyRewrap, RewrapReason};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::{Revocation, VmMetadata};
-use fleetward_model::{ErrorCode, Failure};
+use fleetward_model::{ErrorCode, Failure, GuardianId};
 use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector};
 
 impl Task<'_> {
@@ -35,6 +35,9 @@ impl Task<'_> {
             add.retain(|guardian| !metadata.is_revoked(guardian.id()));
         }
         let current = self.current_protector(&metadata)?;
+        if change.why == RewrapReason::Rotated {
+            self.require_successors(&metadata, &current, &add, &change.drop)?;
+        }
         let reason = match change.why {
             RewrapReason::Automatic => {
                 format!("endorsed by the fleet's authority for group {group}")
@@ -65,6 +68,40 @@ impl Task<'_> {
         Ok(Protector {
             key_protector: new.to_base64(),
         })
+    }
+
+    /// Refuses new recipients of a roll: it keeps those who could open the key, and adds nobody, whoever asks. What the
+    /// controller asks rests on what hosts report, and a host may lie about a VM of another.
+    pub(super) fn require_known(
+        &self,
+        metadata: &VmMetadata,
+        current: &KeyProtector,
+        recipients: &[Guardian],
+    ) -> Result<()> {
+        let own = self.host.keyring.own_id();
+        let known =
+            |guardian: &GuardianId| current.inspect().is_granted(guardian) || *guardian == own;
+        match recipients.iter().find(|guardian| !known(guardian.id())) {
+            None => Ok(()),
+            Some(stranger) => Err(added_by(metadata, stranger, "a roll")),
+        }
+    }
+
+    /// Refuses new recipients of a rotation that do not come in the place of one who could open the key.
+    fn require_successors(
+        &self,
+        metadata: &VmMetadata,
+        current: &KeyProtector,
+        add: &[Guardian],
+        drop: &[GuardianId],
+    ) -> Result<()> {
+        let before = current.inspect();
+        let new: Vec<_> = add.iter().filter(|g| !before.is_granted(g.id())).collect();
+        let places = drop.iter().filter(|g| before.is_granted(g)).count();
+        match new.first() {
+            Some(stranger) if new.len() > places => Err(added_by(metadata, stranger, "a rotation")),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// The VM's key protector with this host's own guardian in it, where only an imported or retired one of the host opens
@@ -175,6 +212,20 @@ impl Task<'_> {
             .attempt(|| format!("writing the key protector of VM {}", metadata.spec.name))?;
         self.record.keep_protector(new.der())
     }
+}
+
+fn added_by(metadata: &VmMetadata, stranger: &Guardian, what: &str) -> Trouble {
+    let name = &metadata.spec.name;
+    Failure::new(
+        ErrorCode::KeyNotGranted,
+        format!("the TPM key of VM {name}"),
+    )
+    .because(format!(
+        "guardian {} could not open it, and {what} gives it to nobody new",
+        stranger.id()
+    ))
+    .fix(format!("who can open it: fleetward vm show {name}"))
+    .into()
 }
 
 /// Whom the key counts as taken away from, after a change.

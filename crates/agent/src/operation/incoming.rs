@@ -65,7 +65,7 @@ impl Task<'_> {
                     .await
                     .attempt(|| format!("disk {} of VM {}", spec.disks[*disk].target, spec.name))?;
             }
-            self.make_socket_directory()?;
+            make_arrival_directory(self.host, self.vm)?;
         }
         Ok(())
     }
@@ -153,11 +153,6 @@ impl Task<'_> {
                 complete: false,
                 definition: None,
             })))
-    }
-
-    /// A directory that QEMU, as its own user, can make sockets in and connect to ours.
-    pub(super) fn make_socket_directory(&self) -> Result<PathBuf> {
-        make_socket_directory(self.host, self.vm)
     }
 
     pub(super) fn remove_socket_directory(&self) -> Result<()> {
@@ -270,18 +265,16 @@ impl Task<'_> {
     }
 }
 
-/// See [`Task::make_socket_directory`].
-pub(crate) fn make_socket_directory(host: &Host, vm: VmId) -> Result<PathBuf> {
+/// The directory in which QEMU, as its own user, makes the sockets that the memory and the disks arrive at. Nobody else
+/// reaches them (rule 19 of the security rules); and as QEMU may put anything there, [`crate::arrivals`] asks who listens.
+pub(crate) fn make_arrival_directory(host: &Host, vm: VmId) -> Result<PathBuf> {
     let directory = host.layout.migration(vm);
-    let made = durable::remove_tree(&directory)
+    let (uid, gid) = host.volumes.owner();
+    durable::remove_tree(&directory)
         .and_then(|()| durable::make_new_directory(&directory, 0o700))
         .and_then(|()| SharedDirectory::open(&directory))
-        .and_then(|open| {
-            open.give(None, host.qemu_group)?;
-            // Changing the group clears the set-group-id bit, so the mode comes last.
-            open.set_mode(0o2770)
-        });
-    made.map_err(|error| Trouble::file("the sockets of a migration", &directory, &error))?;
+        .and_then(|open| open.give(Some(uid), Some(gid)))
+        .map_err(|error| Trouble::file("the sockets of a migration", &directory, &error))?;
     Ok(directory)
 }
 

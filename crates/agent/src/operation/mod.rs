@@ -34,7 +34,7 @@ use crate::keyring::Purpose;
 use crate::record::{TransitRecord, VmRecord};
 use fleetward_api::agent::OperationLine;
 use fleetward_api::agent::operation::{HostOperation, Operation, OperationResult, Stopped};
-use fleetward_hypervisor::{DomainObserved, DomainState, Error as HypervisorError};
+use fleetward_hypervisor::{DomainObserved, DomainState, Error as HypervisorError, StopReason};
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
 use tokio::sync::watch;
@@ -190,6 +190,9 @@ impl Task<'_> {
     /// Refuses unless the domain is stopped, or absent.
     async fn require_stopped(&self) -> Result<Option<DomainObserved>> {
         let domain = self.look().await?;
+        if let Some(domain) = &domain {
+            self.require_not_saved(domain)?;
+        }
         match domain.as_ref().map(|domain| domain.state) {
             None | Some(DomainState::Stopped(_)) => Ok(domain),
             Some(DomainState::Running | DomainState::Paused { .. }) => Err(Trouble::refuse(
@@ -197,6 +200,25 @@ impl Task<'_> {
                 format!("VM {}", self.vm),
                 "it runs on this host",
             )),
+        }
+    }
+
+    fn saved(&self) -> Trouble {
+        self.wrong_state("its memory is saved on the disk, and its next start goes on with it")
+    }
+
+    /// What a saved memory belongs to does not change under it.
+    fn require_not_saved(&self, domain: &DomainObserved) -> Result<()> {
+        match domain.state {
+            DomainState::Stopped(StopReason::Saved) => Err(self.saved()),
+            DomainState::Stopped(
+                StopReason::Ordinary
+                | StopReason::Crashed
+                | StopReason::Migrated
+                | StopReason::Failed,
+            )
+            | DomainState::Running
+            | DomainState::Paused { .. } => Ok(()),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::failure::{HypervisorResult, Result, Trouble, chain};
 use crate::record::{Outgoing, TransitRecord};
 use fleetward_api::agent::operation::{Migrated, SourceState};
 use fleetward_api::agent::{IncomingDisk, Peer};
+use fleetward_durable as durable;
 use fleetward_hypervisor::{
     DomainObserved, DomainState, Error as HypervisorError, MigrationDisks, MigrationOutcome,
     MigrationProgress, MigrationRequest, StopReason,
@@ -25,7 +26,7 @@ use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::{NicSpec, Transit, TransitSide, VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, Failure, NetworkName, VmName};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -39,6 +40,10 @@ const REACH: Duration = Duration::from_secs(5);
 
 /// A destination that has not answered for so long is lost.
 const PATIENCE: Duration = Duration::from_secs(8);
+
+/// At the switch-over the guest is paused, for less than a second as a rule. One that stands still for so long waits for
+/// something that does not answer: its TPM's process at either end, or QEMU at the destination.
+const STANDSTILL: Duration = Duration::from_secs(20);
 
 /// How long an abort may take before the sockets are closed under it.
 const ABORT: Duration = Duration::from_secs(2);
@@ -128,14 +133,16 @@ impl Task<'_> {
         (domain, metadata): (&DomainObserved, &VmMetadata),
         nic_places: Vec<(String, NetworkPlace)>,
     ) -> Result<MigrationOutcome> {
-        let directory = self.make_socket_directory()?;
+        let directory = self.make_departure_directory()?;
+        // libvirt opens the connection for the memory and hands it to QEMU; to the disks' QEMU connects itself.
+        let machine = self.host.volumes.owner();
         let relays = [
-            ("libvirt.sock", ChannelUse::Libvirt),
-            ("memory.sock", ChannelUse::Memory),
-            ("disk.sock", ChannelUse::Disk),
+            ("libvirt.sock", ChannelUse::Libvirt, None),
+            ("memory.sock", ChannelUse::Memory, None),
+            ("disk.sock", ChannelUse::Disk, Some(machine)),
         ]
         .into_iter()
-        .map(|(name, channel)| self.relay(&directory.join(name), to, channel))
+        .map(|(name, channel, owner)| self.relay(&directory.join(name), to, channel, owner))
         .collect::<Result<Vec<_>>>()?;
 
         // A disk that the machine does not have yet is empty, and so is the one that the destination has made for it.
@@ -177,14 +184,18 @@ impl Task<'_> {
         let mut relays = Some(relays);
         let lost = self.destination_lost(to);
         tokio::pin!(lost);
+        let stands_still = self.stands_still();
+        tokio::pin!(stands_still);
         let reason = tokio::select! {
             outcome = &mut migration => {
                 return self.judge(&metadata.spec.name, outcome, relays, None).await;
             }
             () = self.follow(progress) => unreachable!("progress is followed for ever"),
             () = self.cancel.cancelled() => None,
-            because = &mut lost => Some(because),
+            because = &mut lost => Some((ErrorCode::LinkLost, because)),
+            because = &mut stands_still => Some((ErrorCode::MigrationFailed, because)),
         };
+        self.progress(0, 0, "taking the migration back");
         abort.cancel();
         let outcome = tokio::select! {
             outcome = &mut migration => outcome,
@@ -203,7 +214,7 @@ impl Task<'_> {
         name: &VmName,
         outcome: fleetward_hypervisor::Result<MigrationOutcome>,
         relays: Option<Vec<UnixRelay>>,
-        lost: Option<String>,
+        ended_for: Option<(ErrorCode, String)>,
     ) -> Result<MigrationOutcome> {
         let broken = relays.as_ref().and_then(|relays| {
             relays
@@ -217,10 +228,8 @@ impl Task<'_> {
             Err(error) => error,
         };
         let what = || format!("migrating VM {name}");
-        if let Some(because) = lost {
-            return Err(Failure::new(ErrorCode::LinkLost, what())
-                .because(because)
-                .into());
+        if let Some((code, because)) = ended_for {
+            return Err(Failure::new(code, what()).because(because).into());
         }
         if self.cancel.is_cancelled() {
             return Err(self.cancelled());
@@ -270,10 +279,26 @@ impl Task<'_> {
             .filter(|outgoing| outgoing.job == self.job))
     }
 
-    fn relay(&self, path: &Path, to: &Peer, channel: ChannelUse) -> Result<UnixRelay> {
-        let mut socket = SocketSpec::new(path).with_mode(0o660);
-        if let Some(group) = self.host.qemu_group {
-            socket = socket.with_group(group);
+    /// Our own directory: others may pass, and only we make sockets in it.
+    fn make_departure_directory(&self) -> Result<PathBuf> {
+        let directory = self.host.layout.migration(self.vm);
+        durable::remove_tree(&directory)
+            .and_then(|()| durable::make_directory(&directory, 0o711))
+            .map_err(|error| Trouble::file("the sockets of a migration", &directory, &error))?;
+        Ok(directory)
+    }
+
+    /// A socket for this process's own user, or for the one who has to connect to it.
+    fn relay(
+        &self,
+        path: &Path,
+        to: &Peer,
+        channel: ChannelUse,
+        owner: Option<(u32, u32)>,
+    ) -> Result<UnixRelay> {
+        let mut socket = SocketSpec::new(path);
+        if let Some((uid, gid)) = owner {
+            socket = socket.with_owner(uid, gid);
         }
         let target = TunnelTarget {
             address: to.address.clone(),
@@ -316,6 +341,33 @@ impl Task<'_> {
                     );
                 }
                 Err(_) => {}
+            }
+        }
+    }
+
+    /// Returns when the guest has stood still for too long, and says so.
+    async fn stands_still(&self) -> String {
+        let mut since = None;
+        loop {
+            tokio::time::sleep(CALL).await;
+            let Ok(Ok(Some(domain))) = tokio::time::timeout(CALL, self.look()).await else {
+                // libvirt waits for QEMU, or is away: what was seen before counts.
+                continue;
+            };
+            match domain.state {
+                DomainState::Paused { incoming: false } => {
+                    let since = *since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= STANDSTILL {
+                        return format!(
+                            "its guest stood still at the switch-over for {} s: the process of its TPM (swtpm) or QEMU does \
+                             not answer, on this host or at the destination",
+                            STANDSTILL.as_secs()
+                        );
+                    }
+                }
+                DomainState::Running
+                | DomainState::Paused { incoming: true }
+                | DomainState::Stopped(_) => since = None,
             }
         }
     }

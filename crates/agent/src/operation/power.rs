@@ -4,8 +4,9 @@ use super::Task;
 use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::parse_protector;
+use crate::tpm_judge;
 use fleetward_api::agent::operation::Stopped;
-use fleetward_hypervisor::{DomainState, Shutdown};
+use fleetward_hypervisor::{DomainState, Shutdown, StopReason};
 use fleetward_model::vm::{StoppedBy, VmMetadata};
 use fleetward_model::{ErrorCode, Failure};
 use std::time::Duration;
@@ -47,7 +48,7 @@ impl Task<'_> {
     /// Starts a stopped domain, its secret loaded for as long as it runs.
     pub(super) async fn boot(&self, metadata: &VmMetadata, has_tpm: bool) -> Result<()> {
         if has_tpm {
-            self.require_tpm_state().await?;
+            tpm_judge::whole(self.host, self.vm, &metadata.spec.name).await?;
             self.load_secret(metadata, "the VM starts").await?;
             self.put_own_beside(metadata).await?;
         }
@@ -56,6 +57,11 @@ impl Task<'_> {
         if has_tpm && started.is_err() {
             // The start's error is the one to tell; a secret that stays is dropped when the operation has ended.
             let _ = self.drop_secret().await;
+            // swtpm says of a TPM that it refuses only a number; why is found out here.
+            let name = &metadata.spec.name;
+            let state = tpm_judge::whole(self.host, self.vm, name).await?;
+            let purpose = self.purpose("the VM did not start: its TPM is tried");
+            tpm_judge::opens(self.host, self.vm, metadata, &state, &purpose).await?;
         }
         started.attempt(|| format!("starting VM {}", metadata.spec.name))
     }
@@ -84,24 +90,6 @@ impl Task<'_> {
             self.record.keep_protector(protector.der())?;
         }
         Ok(())
-    }
-
-    /// Refuses when the TPM's state is gone: a new one is never made in its place.
-    async fn require_tpm_state(&self) -> Result<()> {
-        let state = self
-            .host
-            .tpms
-            .state(self.vm)
-            .await
-            .attempt(|| format!("looking for the TPM state of VM {}", self.vm))?;
-        if state.is_some() {
-            return Ok(());
-        }
-        Err(
-            Failure::new(ErrorCode::TpmStateMissing, format!("VM {}", self.vm))
-                .because("there is no TPM state on this host")
-                .into(),
-        )
     }
 
     pub(super) async fn resume(&self) -> Result<()> {
@@ -158,9 +146,16 @@ impl Task<'_> {
         let Some(domain) = self.look().await? else {
             return Ok(Stopped::default());
         };
-        if let DomainState::Stopped(_) = domain.state {
-            self.drop_secret_unless_arriving().await?;
-            return Ok(Stopped::default());
+        let saved = match domain.state {
+            DomainState::Stopped(StopReason::Saved) => true,
+            DomainState::Stopped(_) => {
+                self.drop_secret_unless_arriving().await?;
+                return Ok(Stopped::default());
+            }
+            DomainState::Running | DomainState::Paused { .. } => false,
+        };
+        if saved && !force {
+            return Err(self.saved());
         }
         if domain.metadata.is_none() {
             return Err(
@@ -168,7 +163,14 @@ impl Task<'_> {
             );
         }
         self.require_whole()?;
-        let by = if force {
+        let by = if saved {
+            self.host
+                .hypervisor
+                .discard_saved(self.vm)
+                .await
+                .attempt(|| format!("giving up the saved memory of VM {}", self.vm))?;
+            StoppedBy::PowerOff
+        } else if force {
             self.destroy().await?;
             StoppedBy::PowerOff
         } else {

@@ -5,6 +5,7 @@
 use super::Task;
 use crate::arrivals::{Channel, ChannelUse};
 use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::tpm_judge;
 use crate::transfer::{self, Item, Source};
 use crate::variables;
 use fleetward_api::agent::operation::Migrated;
@@ -34,6 +35,11 @@ impl Task<'_> {
         self.require_whole()?;
         let (_, metadata) = self.managed().await?;
         self.require_stopped().await?;
+        if metadata.spec.tpm {
+            let state = tpm_judge::whole(self.host, self.vm, &metadata.spec.name).await?;
+            let purpose = self.purpose("its TPM is tried before it moves");
+            tpm_judge::opens(self.host, self.vm, &metadata, &state, &purpose).await?;
+        }
         let definition = self.definition_to_send(&metadata.spec).await?;
         let sent = self.send_files(to, &metadata.spec, disks).await;
         // Also after a failure, and after an earlier attempt.
@@ -127,12 +133,7 @@ impl Task<'_> {
             files.push((Item::Variables, Source::Bytes(content), size));
         }
         if spec.tpm {
-            let state = self
-                .host
-                .tpms
-                .read_state(self.vm)
-                .await
-                .attempt(|| format!("reading the TPM state of VM {}", spec.name))?;
+            let state = tpm_judge::whole(self.host, self.vm, &spec.name).await?;
             let size = state.len() as u64;
             files.push((Item::Tpm, Source::Bytes(state), size));
         }

@@ -12,6 +12,7 @@
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::{admit, parse_protector_der};
+use crate::tpm_judge;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::operation::Protector;
@@ -133,6 +134,7 @@ impl Task<'_> {
             &ExpiredAllowed::none(),
         )?;
         let current = self.current_protector(&metadata)?;
+        self.require_known(&metadata, &current, &recipients)?;
         let purpose = self.purpose("the TPM key is replaced");
         let old = self.host.keyring.open_secret(&current, self.vm, &purpose)?;
         let key = TpmKey::generate()
@@ -142,7 +144,7 @@ impl Task<'_> {
             .keyring
             .seal_rolled(self.vm, &key, &recipients, &purpose)?;
         let new = SecretText::new(key.expose_base64());
-        let before = self.read_tpm_state().await?;
+        let before = tpm_judge::whole(self.host, self.vm, &metadata.spec.name).await?;
         self.progress(0, 0, "encrypting the TPM under its new key");
         let state = self.reencrypt(&before, &old, &new).await?;
         self.keep_next(&NextTpm {
@@ -325,14 +327,6 @@ impl Task<'_> {
                 InPlace::Damaged
             }
         })
-    }
-
-    async fn read_tpm_state(&self) -> Result<Vec<u8>> {
-        self.host
-            .tpms
-            .read_state(self.vm)
-            .await
-            .attempt(|| format!("reading the TPM state of VM {}", self.vm))
     }
 
     fn next_directory(&self) -> PathBuf {

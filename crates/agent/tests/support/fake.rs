@@ -11,6 +11,7 @@ use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::{NewerSpec, NicSpec, VmMetadata};
 use fleetward_model::{ByteSize, VmId};
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -60,6 +61,8 @@ pub struct State {
     pub waits: bool,
     /// A migration takes this long before it ends.
     pub migration_takes: std::time::Duration,
+    /// Modes of the directory of the latest migration and of its sockets: for libvirt, memory and disks.
+    pub socket_modes: Option<(u32, [u32; 3])>,
     /// The migration arrives, and its report is lost on the way back.
     pub lose_report: bool,
     /// Volumes that have grown.
@@ -138,7 +141,7 @@ impl Fake {
                         "Secret not found\n"
                     } else {
                         if metadata.spec.tpm {
-                            std::fs::write(fake.tpm(id), b"arrived").unwrap();
+                            std::fs::write(fake.tpm(id), tpm_state("arrived")).unwrap();
                         }
                         let domain = fake.domain(metadata, DomainState::Paused { incoming: false });
                         state.domains.insert(id, domain);
@@ -392,6 +395,13 @@ fn change_storage(id: VmId, d: &mut Domain, change: &StorageChange, held: &[Stri
     Ok(())
 }
 
+/// What has the header of whole, encrypted TPM state (see `fleetward_model::tpm_state`).
+pub fn tpm_state(content: &str) -> Vec<u8> {
+    let length = 10 + u32::try_from(content.len()).unwrap();
+    let header = [&[2, 1, 0, 10, 0, 1][..], &length.to_be_bytes()].concat();
+    [&header, content.as_bytes()].concat()
+}
+
 fn refuse_newer(id: VmId, domain: &Domain) -> Result<()> {
     match &domain.newer {
         Some(newer) => Err(Error::NewerSpec(id, newer.clone())),
@@ -584,6 +594,14 @@ impl Hypervisor for Fake {
             Ok(())
         })
     }
+    async fn discard_saved(&self, id: VmId) -> Result<()> {
+        self.change(id, |d| {
+            if d.state == DomainState::Stopped(StopReason::Saved) {
+                d.state = DomainState::Stopped(StopReason::Ordinary);
+            }
+            Ok(())
+        })
+    }
     async fn destroy(&self, id: VmId) -> Result<()> {
         self.change(id, |d| {
             if !matches!(d.state, DomainState::Stopped(_)) {
@@ -737,6 +755,14 @@ impl Hypervisor for Fake {
             () = tokio::time::sleep(takes) => {}
         }
         let failed = |e: std::io::Error| Error::Migration(e.into());
+        let sockets = [
+            &request.libvirt_socket,
+            &request.memory_socket,
+            &request.disk_socket,
+        ];
+        let of = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let directory = of(request.libvirt_socket.parent().unwrap());
+        self.with(|s| s.socket_modes = Some((directory, sockets.map(|path| of(path)))));
         let stream = UnixStream::connect(&request.libvirt_socket)
             .await
             .map_err(failed)?;
@@ -965,7 +991,7 @@ impl TpmFactory for Fake {
             key.expose().len(),
             directory.display()
         );
-        std::fs::write(directory.join("tpm2-00.permall"), state).unwrap();
+        std::fs::write(directory.join("tpm2-00.permall"), tpm_state(&state)).unwrap();
         let modulus: Vec<u8> = std::iter::once(0xc1)
             .chain((1..256).map(|n| n as u8 | 1))
             .collect();
@@ -997,7 +1023,8 @@ impl TpmFactory for Fake {
         new: &SecretText,
     ) -> Result<Vec<u8>> {
         self.prove_state(state, old).await?;
-        Ok([state, b", rolled to ", new.expose().as_bytes()].concat())
+        let content = String::from_utf8_lossy(&state[10..]);
+        Ok(tpm_state(&format!("{content}, rolled to {}", new.expose())))
     }
     async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<()> {
         // The last key it was encrypted under; what was only made here opens with any.
@@ -1014,7 +1041,12 @@ impl TpmFactory for Fake {
         Ok(())
     }
     async fn read_state(&self, vm: VmId) -> Result<Vec<u8>> {
-        let state = std::fs::read(self.tpm(vm)).unwrap();
+        let path = self.tpm(vm);
+        let state = std::fs::read(&path).map_err(|source| Error::File {
+            attempt: "read",
+            path,
+            source,
+        })?;
         if state.is_empty() {
             return Err(Error::Tpm(
                 "the file is no TPM state: it has 0 bytes".into(),

@@ -10,7 +10,7 @@
 use super::{Lacking, pull};
 use crate::world::World;
 use fleetward_api::tpm::VersionReason;
-use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, VmId};
 use futures_util::{StreamExt, stream};
 use std::collections::HashMap;
@@ -124,7 +124,7 @@ async fn catch_up(world: &World, vm: VmId) -> bool {
         Lacking::Everything => VersionReason::Found,
         Lacking::Protector => VersionReason::Granted,
         Lacking::Specification => VersionReason::Redefined,
-        Lacking::State if vm.state == VmState::Stopped => VersionReason::Stopped,
+        Lacking::State if vm.state.stands_still() => VersionReason::Stopped,
         Lacking::State => VersionReason::Written,
     };
     match pull::take(world, &vm.host, vm.id, why, crate::audit::CONTROLLER).await {

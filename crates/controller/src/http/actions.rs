@@ -23,7 +23,7 @@ use fleetward_api::controller::{Accepted, MigrateRequest, TpmRequest};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request};
 use fleetward_model::fit::Needs;
-use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, HostName, Names};
 
 /// Answers the verb of one VM.
@@ -54,7 +54,7 @@ pub(super) async fn begin(
                 vm: id,
                 name,
                 host,
-                was_stopped: vm.state == VmState::Stopped,
+                was_stopped: vm.state.stands_still(),
             };
             submit::<VmStart>(app, vm, by, &input).await
         }
@@ -266,7 +266,7 @@ fn tpm(vm: &VmObserved, request: &TpmRequest, version: Option<u64>) -> Result<Tp
         name: vm.name.clone(),
         host: vm.host.clone(),
         group: vm.require_metadata()?.spec.group.clone(),
-        runs: vm.state != VmState::Stopped,
+        runs: !vm.state.stands_still(),
         deadline_seconds: request.deadline_seconds,
         version,
         guardians: vm.tpm.guardians.clone(),
@@ -285,7 +285,7 @@ fn refused(failure: &Failure) -> String {
 fn change(world: &World, vm: &VmObserved, action: &VmAction) -> String {
     let host = &vm.host;
     let restarts = match (action.request(), vm.state) {
-        (Request::Tpm { .. }, state) if state != VmState::Stopped => {
+        (Request::Tpm { .. }, state) if !state.stands_still() => {
             ", after an orderly shutdown, and start it again"
         }
         _ => "",

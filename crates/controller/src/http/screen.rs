@@ -293,7 +293,9 @@ async fn became_of(app: &App, vm: &VmObserved) -> (u16, String) {
         let stopped = |reason| (screen_end::STOPPED, reason);
         match (now, state) {
             (None, _) | (_, None) => return stopped(format!("VM {name} is gone")),
-            (_, Some(VmState::Stopped)) => return stopped(format!("VM {name} has stopped")),
+            (_, Some(VmState::Stopped | VmState::Saved)) => {
+                return stopped(format!("VM {name} has stopped"));
+            }
             (_, Some(VmState::Failed)) => return stopped(format!("VM {name} has failed")),
             (_, Some(VmState::Migrating)) => return interrupted(format!("VM {name} moves")),
             (_, Some(VmState::Unknown)) => {

@@ -13,12 +13,12 @@ use fleetward_api::controller::{
 };
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Debt, Job, Owed, StepState};
-use fleetward_model::HostName;
 use fleetward_model::change;
 use fleetward_model::guardian::{EXPIRY_WARNING, crowded};
 use fleetward_model::host::HostState;
 use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::{ErrorCode, HostName, VmId};
 use fleetward_model::{Failure, Names};
 use time::OffsetDateTime;
 
@@ -47,6 +47,7 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
             VmState::Unknown => silent_since,
             VmState::Running
             | VmState::Stopped
+            | VmState::Saved
             | VmState::Paused
             | VmState::Migrating
             | VmState::Failed => world.inventory.state_since(vm),
@@ -243,7 +244,10 @@ pub(super) fn job(world: &World, job: Job) -> JobView {
     if job.state.has_ended() {
         world.holders.remove(job.id);
     }
-    let failure = job.failure.as_ref().map(|failure| named(&job, failure));
+    let failure = job
+        .failure
+        .as_ref()
+        .map(|failure| named(world, &job, failure));
     let warnings = work::warnings_of(&job);
     JobView {
         id: job.id,
@@ -287,7 +291,7 @@ pub(super) fn job(world: &World, job: Job) -> JobView {
 }
 
 /// The failure of a job with the names that the job knows: agents know a VM by its id.
-fn named(job: &Job, failure: &Failure) -> Failure {
+fn named(world: &World, job: &Job, failure: &Failure) -> Failure {
     let about = work::about_job(job);
     let mut names = Names::default().job(job.id);
     if let Some(host) = about.host {
@@ -297,10 +301,26 @@ fn named(job: &Job, failure: &Failure) -> Failure {
         return failure.clone().about(&names);
     };
     let mut failure = failure.clone().about(&names.vm(&about.target));
+    if let Some(restore) = restore(world, vm, &about.target, failure.code) {
+        failure.fix = restore;
+    }
     for text in [&mut failure.what, &mut failure.because, &mut failure.fix] {
         *text = text.replace(&vm.to_string(), &about.target);
     }
     failure
+}
+
+/// What brings the TPM of a VM back whose state is gone or does not open, where the controller has a copy.
+fn restore(world: &World, vm: VmId, name: &str, code: ErrorCode) -> Option<String> {
+    let cured = matches!(
+        code,
+        ErrorCode::TpmStateMissing | ErrorCode::TpmStateDamaged | ErrorCode::TpmStateUnreadable
+    );
+    let newest = world.escrow.newest(vm).filter(|_| cured)?;
+    Some(format!(
+        "fleetward tpm restore {name} --version {}",
+        newest.version
+    ))
 }
 
 /// Longer than a host's agent takes to start again, and shorter than people wait for a command.

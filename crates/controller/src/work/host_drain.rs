@@ -9,7 +9,6 @@ use fleetward_jobs::{Job, JobKind, JobState, Step, StepContext, StepError, Steps
 use fleetward_model::error::Finding;
 use fleetward_model::fit::Needs;
 use fleetward_model::placement::Choice;
-use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId, VmName};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -109,7 +108,7 @@ pub(crate) fn plan(world: &World, host: &HostName) -> Vec<Planned> {
         plan.push(Planned {
             vm: vm.id,
             name: vm.name.clone(),
-            live: vm.state != VmState::Stopped,
+            live: !vm.state.stands_still(),
             to,
             reservation,
         });

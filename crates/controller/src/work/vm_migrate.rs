@@ -522,7 +522,11 @@ impl UndoStep<MigrateInput> for MigrateLive {
                     ))),
                     // the guest ended by itself; its disks and its TPM are where they were
                     Some(
-                        VmState::Stopped | VmState::Migrating | VmState::Failed | VmState::Unknown,
+                        VmState::Stopped
+                        | VmState::Saved
+                        | VmState::Migrating
+                        | VmState::Failed
+                        | VmState::Unknown,
                     )
                     | None => Ok(()),
                 }

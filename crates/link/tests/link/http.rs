@@ -97,7 +97,7 @@ async fn the_unix_socket_gives_a_local_administrator_with_all_rights() {
     let peer = fleetward_link::Peer::Local { uid, pid: 1 };
     assert_eq!(peer.role(), Some(fleetward_model::role::Role::Admin));
     let metadata = std::fs::metadata(&local.path).expect("socket");
-    assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
 }
 
 #[tokio::test]

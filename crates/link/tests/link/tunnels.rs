@@ -248,7 +248,7 @@ async fn a_relayed_socket_behaves_like_the_socket_behind_it() {
     let mode = std::fs::metadata(relay.path())
         .expect("socket")
         .permissions();
-    assert_eq!(mode.mode() & 0o777, 0o660);
+    assert_eq!(mode.mode() & 0o777, 0o600);
     for word in ["one", "two"] {
         let mut stream = UnixStream::connect(relay.path()).await.expect("connect");
         stream.write_all(word.as_bytes()).await.expect("write");

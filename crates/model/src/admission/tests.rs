@@ -29,7 +29,8 @@ fn code(vm: &Subject<'_>, request: Request) -> Option<ErrorCode> {
     admit(vm, request).err().map(|failure| failure.code)
 }
 
-/// One letter for each state, in the order of `VmState::VARIANTS`: running, stopped, paused, migrating, failed, unknown.
+/// One letter for each state, in the order of `VmState::VARIANTS`: running, stopped, saved,
+/// paused, migrating, failed, unknown.
 fn row(request: Request) -> String {
     let letter = |state| match answer(state, request) {
         Answer::Accept => 'y',
@@ -54,26 +55,26 @@ fn every_request_has_an_answer_in_every_state() {
         restart,
     };
     let rows = [
-        (Request::Start, "=yybwu"),
-        (Request::Stop, "y=ybyu"),
-        (Request::ForceStop, "y=yyyu"),
-        (Request::Restart { force: false }, "ynwbwu"),
-        (Request::Restart { force: true }, "ynybyu"),
-        (Request::Pause, "yn=bwu"),
-        (Request::Resume, "=nybwu"),
-        (Request::Delete, "ryrbru"),
-        (Request::Clone, "yywbwu"),
-        (Request::Template, "yywbwu"),
-        (Request::MigrateLive, "ynwbwu"),
-        (Request::MigrateOffline, "ryrbru"),
-        (Request::Change, "yyybwu"),
-        (tpm(false), "ryrbru"),
-        (tpm(true), "yyrbru"),
-        (Request::Grant, "yyyyyu"),
-        (Request::Revoke, "yyybyu"),
-        (Request::Recover, "lllbly"),
-        (Request::Console, "ynyyyu"),
-        (Request::Screen, "ynyyyu"),
+        (Request::Start, "=yyybwu"),
+        (Request::Stop, "y=wybyu"),
+        (Request::ForceStop, "y=yyyyu"),
+        (Request::Restart { force: false }, "ynwwbwu"),
+        (Request::Restart { force: true }, "ynyybyu"),
+        (Request::Pause, "ynn=bwu"),
+        (Request::Resume, "=nnybwu"),
+        (Request::Delete, "rywrbru"),
+        (Request::Clone, "yywwbwu"),
+        (Request::Template, "yywwbwu"),
+        (Request::MigrateLive, "ynwwbwu"),
+        (Request::MigrateOffline, "rywrbru"),
+        (Request::Change, "yywybwu"),
+        (tpm(false), "rywrbru"),
+        (tpm(true), "yywrbru"),
+        (Request::Grant, "yyyyyyu"),
+        (Request::Revoke, "yywybyu"),
+        (Request::Recover, "llllbly"),
+        (Request::Console, "ynnyyyu"),
+        (Request::Screen, "ynnyyyu"),
     ];
     for (request, expected) in rows {
         assert_eq!(row(request), expected, "{request:?}");

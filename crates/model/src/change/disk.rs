@@ -249,7 +249,7 @@ fn holds_on(vm: &VmObserved, disk: &DiskSpec) -> Option<&'static str> {
         }
         (VmState::Paused, _) => has.then_some("a guest that is paused cannot let go of a disk"),
         // Refused for what they are.
-        (VmState::Migrating | VmState::Unknown, _) => None,
+        (VmState::Saved | VmState::Migrating | VmState::Unknown, _) => None,
     }
 }
 
@@ -345,7 +345,7 @@ pub(super) fn apply(disks: &mut Vec<DiskSpec>, step: &DiskStep, direction: Direc
 pub(super) fn waits(step: &DiskStep, state: VmState) -> bool {
     let runs = match state {
         VmState::Running | VmState::Paused | VmState::Failed => true,
-        VmState::Stopped | VmState::Migrating | VmState::Unknown => false,
+        VmState::Stopped | VmState::Saved | VmState::Migrating | VmState::Unknown => false,
     };
     match step.act() {
         Some(DiskAct::Come(disk)) => runs && disk.bus == DiskBus::Sata,

@@ -247,7 +247,7 @@ pub(super) fn apply(drives: &mut Vec<DriveSpec>, step: &DriveStep, direction: Di
 pub(super) fn waits(step: &DriveStep, state: VmState) -> bool {
     let runs = match state {
         VmState::Running | VmState::Paused | VmState::Failed => true,
-        VmState::Stopped | VmState::Migrating | VmState::Unknown => false,
+        VmState::Stopped | VmState::Saved | VmState::Migrating | VmState::Unknown => false,
     };
     runs && (step.from.is_none() || step.to.is_none())
 }

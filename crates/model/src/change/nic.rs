@@ -396,7 +396,7 @@ pub(super) fn waits(step: &ChangeStep, state: VmState) -> bool {
     };
     let runs = match state {
         VmState::Running | VmState::Paused | VmState::Failed => true,
-        VmState::Stopped | VmState::Migrating | VmState::Unknown => false,
+        VmState::Stopped | VmState::Saved | VmState::Migrating | VmState::Unknown => false,
     };
     runs && parts.iter().any(|part| match part {
         NicPart::Model | NicPart::Mac => true,

@@ -2,6 +2,7 @@ use super::samples::{self, NOW};
 use super::*;
 use crate::ByteSize;
 use crate::host::Accelerator;
+use crate::vm::VmState;
 
 /// The facts of a move that fits, in pieces a test can spoil.
 struct Case {

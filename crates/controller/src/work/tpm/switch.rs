@@ -164,7 +164,10 @@ pub(in crate::work) async fn keep_before<I: OnVm>(
     };
     let Failure { what, because, .. } = &failure;
     match failure.code {
-        ErrorCode::TpmStateMissing | ErrorCode::TpmFailed => Ok(Some(format!(
+        ErrorCode::TpmStateMissing
+        | ErrorCode::TpmStateDamaged
+        | ErrorCode::TpmStateUnreadable
+        | ErrorCode::TpmFailed => Ok(Some(format!(
             "VM {name} had no whole TPM to keep: {what}: {because}; host {host} keeps what there was"
         ))),
         // what comes in its place opens, and that this does not is why it is brought back
