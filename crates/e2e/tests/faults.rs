@@ -37,7 +37,18 @@ fn main() -> ExitCode {
                 "a_disk_that_fills_up_during_the_copy_undoes_the_migration",
                 disk_fills_up,
             ),
-            ("a_cancelled_migration_leaves_the_vm_where_it_was", cancel),
+            (
+                "a_cancelled_migration_leaves_the_vm_where_it_was_and_its_sockets_were_for_nobody_else",
+                cancel,
+            ),
+            (
+                "a_guest_that_stands_still_at_the_switch_over_goes_on_by_itself",
+                stands_still,
+            ),
+            (
+                "saved_memory_is_gone_on_with_and_nothing_changes_under_it",
+                saved,
+            ),
             ("a_dead_host_shows_as_unreachable_and_comes_back", dead_host),
             (
                 "a_destination_that_dies_in_a_live_migration_holds_nothing_up_and_owes_its_remains_a_month_later",
@@ -225,10 +236,113 @@ fn disk_full(fleet: &Fleet) -> Result<()> {
 fn cancel(fleet: &Fleet) -> Result<()> {
     let before = running(fleet)?;
     let job = during_migration(fleet, "b", |job| {
+        for host in ["a", "b"] {
+            closed_to_group_kvm(fleet, host)?;
+        }
         fleet.cli(&["job", "cancel", job])?.ok().map(drop)
     })?;
     undone(fleet, &job, "CANCELLED")?;
     unharmed(fleet, &before)
+}
+
+/// A process of group kvm, which whoever uses virtual machines may have, can write to no socket of a migration.
+fn closed_to_group_kvm(fleet: &Fleet, host: &str) -> Result<()> {
+    // At the destination QEMU makes them, one after the other.
+    let sockets = wait::until("the sockets of the migration", seconds(30), || {
+        let find = "find /run/fleetward/mig -type s 2>/dev/null";
+        let found = fleet.exec(host, &["sh", "-c", find])?.stdout;
+        let both = found.contains("/memory.sock") && found.contains("/disk.sock");
+        Ok(both.then_some(found))
+    })?;
+    ensure!(
+        host == "b" || sockets.contains("/libvirt.sock"),
+        "no way to the other libvirt: {sockets}"
+    );
+    for socket in sockets.lines() {
+        let as_member = ["setpriv", "--reuid=65534", "--regid=kvm", "--clear-groups"];
+        let writes = ["test", "-w", socket];
+        let can = |who: &[&str]| {
+            Ok::<_, anyhow::Error>(fleet.exec(host, &[who, &writes].concat())?.code == 0)
+        };
+        ensure!(can(&[])?, "root cannot write to {socket}");
+        ensure!(
+            !can(&as_member)?,
+            "a process of group kvm can write to {socket} on host {host}"
+        );
+    }
+    Ok(())
+}
+
+/// The TPM's process hangs where the guest is to arrive: the guest pauses for the switch-over, and waits.
+fn stands_still(fleet: &Fleet) -> Result<()> {
+    let before = running(fleet)?;
+    let swtpm = |signal: &str| {
+        let kill = format!("kill -{signal} $(cat /run/libvirt/qemu/swtpm/*storm*.pid)");
+        fleet.exec("b", &["sh", "-c", &kill])
+    };
+    limit_speed(fleet, "8")?;
+    let job = fleet.start_job(&["vm", "migrate", "storm", "--to", "b"])?;
+    // Not before bytes flow: QEMU at the destination would not even begin to listen.
+    wait::until("bytes to flow", seconds(30), || {
+        let job = fleet.json(&["job", "show", &job])?;
+        let done = job["progress"]["done"].as_u64().unwrap_or_default();
+        Ok((done > 0).then_some(()))
+    })?;
+    swtpm("STOP")?.ok()?;
+    let source =
+        || Ok::<_, anyhow::Error>(fleet.exec("a", &["virsh", "domstate", "storm"])?.stdout);
+    wait::until("the guest to pause", seconds(60), || {
+        Ok(source()?.starts_with("paused").then_some(()))
+    })?;
+    wait::until("the guest to go on", seconds(60), || {
+        Ok(source()?.starts_with("running").then_some(()))
+    })?;
+    // Not needed, as libvirt ends what does not answer after half a minute. It may be gone already.
+    let _ = swtpm("CONT");
+    let _ = limit_speed(fleet, FAST);
+    let job = ended(fleet, &job)?;
+    undone(fleet, &job, "MIGRATION_FAILED")?;
+    let because = text(&job["failure"], "because")?;
+    ensure!(because.contains("stood still"), "{because}");
+    unharmed(fleet, &before)
+}
+
+/// What libvirt-guests does to a VM when its host is shut down.
+fn save(fleet: &Fleet) -> Result<()> {
+    fleet.exec("a", &["virsh", "managedsave", "storm"])?.ok()?;
+    wait::until("storm to show as saved", seconds(20), || {
+        Ok((fleet.place("storm")?.0 == "saved").then_some(()))
+    })
+}
+
+fn saved(fleet: &Fleet) -> Result<()> {
+    let before = running(fleet)?;
+    save(fleet)?;
+    let under_it: [&[&str]; 7] = [
+        &["tpm", "roll", "storm"],
+        &["tpm", "disable", "storm", "--yes"],
+        &["vm", "clone", "storm", "copy"],
+        &["vm", "migrate", "storm", "--to", "b", "--offline"],
+        &["vm", "set", "storm", "--memory", "768M"],
+        &["vm", "delete", "storm", "--yes"],
+        &["vm", "stop", "storm"],
+    ];
+    for command in under_it {
+        let said = fleet.cli(command)?.refused(4, "VM_STATE_WRONG")?;
+        ensure!(
+            said.stderr.contains("saved") && said.stderr.contains("fleetward vm start storm"),
+            "{}",
+            said.stderr
+        );
+    }
+    fleet.cli(&["vm", "start", "storm"])?.ok()?;
+    unharmed(fleet, &before)?;
+    // Given up, as if its power were cut; then it boots.
+    save(fleet)?;
+    fleet.cli(&["vm", "stop", "storm", "--force"])?.ok()?;
+    ensure!(fleet.place("storm")?.0 == "stopped");
+    fleet.cli(&["vm", "start", "storm"])?.ok()?;
+    guest::booted(fleet, "storm", before.boots + 1).map(drop)
 }
 
 /// From the host's death to the end of the command.

@@ -1,7 +1,7 @@
 //! TPMs of existing VMs: enable, disable, restore and roll, for one VM and for many, on real hosts.
 
 use anyhow::{Result, ensure};
-use fleetward_e2e::fleet::Fleet;
+use fleetward_e2e::fleet::{Fleet, text};
 use fleetward_e2e::guest::{self, Tick};
 use fleetward_e2e::wait::{self, seconds};
 use fleetward_e2e::{residue, suite};
@@ -30,6 +30,10 @@ fn main() -> ExitCode {
             (
                 "a_running_vm_is_refused_and_stays_as_it_is",
                 running_refused,
+            ),
+            (
+                "a_damaged_tpm_is_named_never_kept_and_brought_back_by_the_fix_that_is_shown",
+                damaged,
             ),
             (
                 "a_new_tpm_in_place_of_an_old_one_is_told_to_lose_its_secrets",
@@ -126,6 +130,60 @@ fn running_refused(fleet: &Fleet) -> Result<()> {
     }
     let before = guest::last(fleet, VM)?.expect("it runs");
     guest::goes_on(fleet, VM, &before).map(drop)
+}
+
+/// What a power cut, a full disk or a bad sector makes of the state: empty, cut, other bytes.
+fn damaged(fleet: &Fleet) -> Result<()> {
+    stop(fleet)?;
+    let versions = || {
+        let history = fleet.json(&["tpm", "history", VM])?;
+        let numbers = history.as_array().into_iter().flatten();
+        Ok::<_, anyhow::Error>(
+            numbers
+                .filter_map(|v| v["version"].as_u64())
+                .collect::<Vec<_>>(),
+        )
+    };
+    wait::until("the last state to be kept", seconds(30), || {
+        Ok((fleet.vm(VM)?["escrow"]["current"] == true).then_some(()))
+    })?;
+    let kept = versions()?;
+    let newest = kept.iter().max().copied().unwrap_or_default().to_string();
+    let id = text(&fleet.vm(VM)?, "id")?;
+    let state = format!("/var/lib/libvirt/swtpm/{id}/tpm2/tpm2-00.permall");
+    let on_a = |script: &str| fleet.exec("a", &["sh", "-ec", script])?.ok();
+    on_a(&format!("cp -p {state} /var/lib/fleetward/whole"))?;
+    for (damage, code) in [
+        (": > $s.x", "TPM_STATE_DAMAGED"),
+        ("truncate -s 3000 $s.x", "TPM_STATE_DAMAGED"),
+        (
+            "printf '\\377\\377' | dd of=$s.x bs=1 seek=3000 conv=notrunc 2>&1",
+            "TPM_STATE_UNREADABLE",
+        ),
+    ] {
+        on_a(&format!(
+            "s={state}; cp -p /var/lib/fleetward/whole $s.x; {damage}; mv $s.x $s"
+        ))?;
+        for command in [
+            &["vm", "start", VM][..],
+            &["vm", "migrate", VM, "--to", "b", "--offline"],
+        ] {
+            let said = fleet.cli(command)?.refused(4, code)?;
+            let fix = format!("fix: fleetward tpm restore {VM} --version {newest}");
+            ensure!(said.stderr.contains(&fix), "{}", said.stderr);
+        }
+    }
+    // Of the last one the host has told the controller, which asked for a copy.
+    wait::until("why there is no copy to show", seconds(30), || {
+        let failure = &fleet.vm(VM)?["escrow"]["failure"];
+        Ok((failure["code"] == "TPM_STATE_UNREADABLE").then_some(()))
+    })?;
+    ensure!(versions()? == kept, "a damaged state was kept");
+    let restore = ["tpm", "restore", VM, "--version", &newest, "--yes"];
+    fleet.cli(&restore)?.ok()?;
+    let tick = start(fleet)?;
+    ensure!(tick.unseal == "ok", "{tick:?}");
+    residue::none_anywhere(fleet, HOSTS)
 }
 
 fn enabled_anew(fleet: &Fleet) -> Result<()> {

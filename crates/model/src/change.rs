@@ -440,6 +440,7 @@ fn refusal_fix(code: ErrorCode, vm: &VmObserved) -> String {
     let name = &vm.name;
     match code {
         ErrorCode::VmRunning => format!("fleetward vm stop {name}, and try again"),
+        ErrorCode::VmStateWrong => format!("let it go on: fleetward vm start {name}"),
         ErrorCode::HostUnreachable => {
             format!("see that its agent runs: fleetward host show {}", vm.host)
         }
