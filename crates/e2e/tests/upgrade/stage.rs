@@ -155,34 +155,52 @@ fn names_the_agents_that_are_too_old(world: &World) -> Result<()> {
         return Ok(());
     }
     let new = |host| world.is_upgraded(Program::Agent(host));
+    let refuses = |words: &[&str], too_old: &str| -> Result<()> {
+        let said = world.cli(words)?;
+        ensure!(
+            said.code == 4
+                && said.stderr.contains("error[AGENT_TOO_OLD]")
+                && said.stderr.contains(&format!("on host {too_old} ")),
+            "host {too_old} has an old agent: {said:?}"
+        );
+        Ok(())
+    };
     for host in HOSTS.iter().copied() {
-        let refuses = |words: &[&str], too_old: &str| -> Result<()> {
-            let said = world.cli(words)?;
-            ensure!(
-                said.code == 4
-                    && said.stderr.contains("error[AGENT_TOO_OLD]")
-                    && said.stderr.contains(&format!("on host {too_old} ")),
-                "host {too_old} has an old agent: {said:?}"
-            );
-            Ok(())
-        };
-        let described = ["--description", "B\u{fc}ro"];
-        let create = create_words("office", host);
-        let create = [&create[..], &described].concat();
+        // What versions 2 and 3 of a specification can say.
+        for more in [["--description", "B\u{fc}ro"], ["--add-disk", "8M"]] {
+            let create = [&create_words("office", host)[..], &more].concat();
+            if !new(host) {
+                refuses(&create, host)?;
+                continue;
+            }
+            ok(world, &create)?;
+            let made = world.vm("office")?;
+            let to = other(host);
+            let migrate = ["vm", "migrate", "office", "--to", to, "--offline"];
+            if new(to) {
+                ok(world, &migrate)?;
+                let moved = world.vm("office")?;
+                let serials = |vm: &Value| [0, 1].map(|at| vm["disks"][at]["serial"].clone());
+                ensure!(
+                    moved["description"] == made["description"]
+                        && serials(&moved) == serials(&made),
+                    "{made} became {moved}"
+                );
+            } else {
+                refuses(&migrate, to)?;
+            }
+            ok(world, &["vm", "delete", "office", "--yes"])?;
+        }
+    }
+    // Operations that came later, on VMs of the former version.
+    for (vm, words) in [
+        ("bare", &["vm", "disk", "resize", "bare", "vda", "80M"][..]),
+        ("desk", &["vm", "pause", "desk"]),
+    ] {
+        let host = other(other(&world.place(vm)?.1));
         if !new(host) {
-            refuses(&create, host)?;
-            continue;
+            refuses(words, host)?;
         }
-        ok(world, &create)?;
-        let to = other(host);
-        let migrate = ["vm", "migrate", "office", "--to", to, "--offline"];
-        if new(to) {
-            ok(world, &migrate)?;
-            ensure!(world.vm("office")?["description"] == described[1]);
-        } else {
-            refuses(&migrate, to)?;
-        }
-        ok(world, &["vm", "delete", "office", "--yes"])?;
     }
     Ok(())
 }
