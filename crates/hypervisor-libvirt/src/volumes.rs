@@ -505,3 +505,37 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Err(_) => Err(Error::Unavailable("file work was abandoned".into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::Mode;
+
+    /// What lies in a pool by mistake, or because the pool is not root's alone, neither blocks nor is given away.
+    #[test]
+    fn what_is_no_plain_file_is_not_opened_and_what_has_a_second_name_not_given_to_qemu() {
+        let pool = tempfile::tempdir().unwrap();
+        let (volume, secret) = (pool.path().join("v.qcow2"), pool.path().join("secret"));
+        fs::write(&secret, b"a key").unwrap();
+        let plants: [&dyn Fn() -> io::Result<()>; 3] = [
+            &|| std::os::unix::fs::symlink(&secret, &volume),
+            &|| Ok(nix::unistd::mkfifo(&volume, Mode::S_IRUSR)?),
+            &|| fs::create_dir(&volume),
+        ];
+        for plant in plants {
+            plant().unwrap();
+            assert!(matches!(open_plain(&volume), Err(Error::BadImage { .. })));
+            assert!(open_own(&volume).is_err());
+            fs::remove_file(&volume)
+                .or_else(|_| fs::remove_dir(&volume))
+                .unwrap();
+        }
+        // A backup may be a second name of a volume; nothing that was just made has one.
+        fs::hard_link(&secret, &volume).unwrap();
+        assert!(open_plain(&volume).is_ok());
+        let refused = open_own(&volume).unwrap_err();
+        assert!(matches!(refused, Error::File { source, .. } if Unexpected::of(&source).is_some()));
+        fs::remove_file(&secret).unwrap();
+        assert!(open_own(&volume).is_ok());
+    }
+}

@@ -278,3 +278,27 @@ async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     assert!(UnixServer::bind(SocketSpec::new(&path)).is_err());
     assert!(path.exists());
 }
+
+/// What somebody who may write the directory puts where the socket is to be: not connected to, removed, or opened to others.
+#[tokio::test]
+async fn what_is_planted_in_the_place_of_a_socket_is_left_alone() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (path, secret) = (dir.path().join("api.sock"), dir.path().join("secret"));
+    std::fs::write(&secret, "a key").expect("write");
+    std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).expect("mode");
+    let theirs = dir.path().join("theirs.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&theirs).expect("bind");
+    listener.set_nonblocking(true).expect("set");
+    for target in [&secret, &theirs] {
+        symlink(target, &path).expect("link");
+        assert!(UnixServer::bind(SocketSpec::new(&path).with_mode(0o666)).is_err());
+        std::fs::remove_file(&path).expect("still there");
+    }
+    let called = listener.accept().expect_err("nobody called");
+    assert_eq!(called.kind(), std::io::ErrorKind::WouldBlock);
+    let mode = |path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(&secret), 0o600);
+    let _live = UnixServer::bind(SocketSpec::new(&path).with_mode(0o660)).expect("without it");
+    assert_eq!(mode(&path), 0o660);
+}
