@@ -56,7 +56,8 @@ pub async fn join(config: &Config, token: &str) -> Result<Joined, Failure> {
         )));
     }
     let token_text = token;
-    let token = JoinToken::parse(token, OffsetDateTime::now_utc()).map_err(bad_token)?;
+    // Whether it has expired is for the controller's clock to say: this host's may be wrong, which is then told.
+    let token = JoinToken::parse(token, OffsetDateTime::UNIX_EPOCH).map_err(bad_token)?;
     let address = config.advertise.clone().ok_or_else(|| {
         Failure::new(ErrorCode::InvalidArgument, "joining without an address")
             .because("the configuration does not say where other machines reach this host")
@@ -106,12 +107,20 @@ pub async fn join(config: &Config, token: &str) -> Result<Joined, Failure> {
         ek_csr,
         guardian,
         address: address.clone(),
+        clock: Some(OffsetDateTime::now_utc()),
     };
     let client = Client::tls(token.controller.clone(), ClientTls::join(token.authority));
-    let reply: JoinReply = client
-        .post("/v1/join", &body)
-        .await
-        .map_err(|error| refused(&token.controller, error))?;
+    let reply: JoinReply = match client.post("/v1/join", &body).await {
+        Err(error) if knows_no_clock(&error) => {
+            let body = JoinRequest {
+                clock: None,
+                ..body
+            };
+            client.post("/v1/join", &body).await
+        }
+        answered => answered,
+    }
+    .map_err(|error| refused(&token.controller, error))?;
 
     let trust = FleetTrust::from_pem(&reply.authority_certificate)
         .map_err(|error| strange(&token.controller, &chain(&error)))?;
@@ -189,6 +198,14 @@ fn strange(controller: &str, because: &str) -> Failure {
         format!("joining through {controller}"),
     )
     .because(because)
+}
+
+/// A controller from before the field refuses it by its name, before it looks at anything else.
+fn knows_no_clock(error: &ClientError) -> bool {
+    let ClientError::Status { body, .. } = error else {
+        return false;
+    };
+    String::from_utf8_lossy(body).contains("unknown field `clock`")
 }
 
 fn refused(controller: &str, error: ClientError) -> Failure {

@@ -10,7 +10,8 @@ use fleetward_link::{FleetTrust, JoinSecret, JoinToken, SecretHash};
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName, Names};
 use fleetward_store::{Guard, Revision, Store, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
-use time::{Duration, OffsetDateTime};
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime, UtcOffset};
 
 /// Longest life of a token, seconds.
 const MAX_TTL: u32 = 7 * 24 * 3600;
@@ -102,6 +103,12 @@ impl Usable {
     }
 }
 
+/// A time for people: RFC 3339, to the second, in UTC.
+pub(crate) fn utc(at: OffsetDateTime) -> String {
+    let at = at.to_offset(UtcOffset::UTC).truncate_to_second();
+    at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
+}
+
 /// Finds out whether `text` is a token that may be used now.
 pub(crate) async fn look_up(
     store: &dyn Store,
@@ -114,7 +121,7 @@ pub(crate) async fn look_up(
     };
     let expired = |at: OffsetDateTime, names: &Names| {
         Failure::new(ErrorCode::TokenExpired, "the join token is not accepted")
-            .because(format!("it expired at {at}"))
+            .because(format!("it expired at {}", utc(at)))
             .about(names)
     };
     let token = match JoinToken::parse(text, now) {

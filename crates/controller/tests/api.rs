@@ -201,6 +201,32 @@ async fn bad_bodies_and_names_are_refused_clearly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_with_a_wrong_clock_does_not_join_and_its_token_stays_good() {
+    let controller = Controller::start().await;
+    let token = controller.token("a", "default").await.token;
+    let request = Joining::new("a");
+    let mut body = request.body(&token, "127.0.0.1:1");
+    for hours in [-2, 2] {
+        let clock = time::OffsetDateTime::now_utc() + time::Duration::hours(hours);
+        body.clock = Some(clock);
+        let client = controller.anonymous();
+        let (_, refused) = failure(&client, Method::POST, "/v1/join", &body).await;
+        assert_eq!(refused.code, ErrorCode::ClocksApart, "{refused}");
+        let (there, here) = (clock, time::OffsetDateTime::now_utc());
+        for hour in [there, here] {
+            let said = format!("T{:02}:", hour.hour());
+            assert!(refused.because.contains(&said), "{hour}: {refused}");
+        }
+    }
+    body.clock = Some(time::OffsetDateTime::now_utc());
+    let _: JoinReply = controller
+        .anonymous()
+        .post("/v1/join", &body)
+        .await
+        .expect("join");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_join_token_is_good_once_and_unaltered() {
     let controller = Controller::start().await;
     let join = async |request: &Joining, token: &str| {

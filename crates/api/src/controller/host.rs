@@ -104,6 +104,13 @@ pub struct JoinRequest {
     pub guardian: GuardianFacts,
     /// `address:port` on which the controller and other agents reach this one.
     pub address: String,
+    /// What the host's clock says. A controller of before November 2026 refuses the field by its name.
+    #[serde(
+        default,
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub clock: Option<OffsetDateTime>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

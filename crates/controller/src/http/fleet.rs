@@ -5,7 +5,7 @@ use super::{Answer, view};
 use crate::app::App;
 use crate::audit::{Act, CONTROLLER};
 use crate::hosts::HostRecord;
-use crate::tokens;
+use crate::tokens::{self, utc};
 use crate::world::World;
 use axum::Json;
 use axum::extract::State;
@@ -14,7 +14,8 @@ use fleetward_api::verbs;
 use fleetward_link::{AdminName, Identity, Peer};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::GuardianFacts;
-use fleetward_model::{ErrorCode, Failure, GroupName, Names};
+use fleetward_model::preflight::CLOCK_LIMIT;
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName, Names};
 use std::time::Duration;
 use time::OffsetDateTime;
 
@@ -72,6 +73,22 @@ async fn host_token(
     Ok(Json(made))
 }
 
+/// Certificates, tokens and grants have a beginning and an end, and each machine judges them by its own clock.
+fn check_clock(host: &HostName, clock: OffsetDateTime, now: OffsetDateTime) -> Result<(), Failure> {
+    let apart = (clock - now).abs();
+    if apart <= CLOCK_LIMIT {
+        return Ok(());
+    }
+    let what = format!("host {host} cannot join with its clock");
+    Err(Failure::new(ErrorCode::ClocksApart, what).because(format!(
+        "it says {}, and the controller's {}: they are {} s apart, at most {} s are allowed",
+        utc(clock),
+        utc(now),
+        apart.whole_seconds(),
+        CLOCK_LIMIT.whole_seconds()
+    )))
+}
+
 async fn join(
     State(app): State<App>,
     Asked(request): Asked<verbs::HostJoin>,
@@ -80,6 +97,9 @@ async fn join(
     let now = OffsetDateTime::now_utc();
     let usable = tokens::look_up(&*world.store, world.fleet.trust(), &request.token, now).await?;
     let (host, group) = (usable.record.host.clone(), usable.record.group.clone());
+    if let Some(clock) = request.clock {
+        check_clock(&host, clock, now)?;
+    }
     if !is_address(&request.address) {
         let what = format!(
             "host {host} cannot be reached at {:?}",

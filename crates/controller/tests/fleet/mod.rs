@@ -375,6 +375,7 @@ impl Joining {
             ek_csr: self.ek.csr_pem().to_owned(),
             guardian: self.guardian.clone(),
             address: address.to_owned(),
+            clock: None,
         }
     }
 }
