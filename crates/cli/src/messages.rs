@@ -3,13 +3,15 @@
 //!
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
-use fleetward_api::controller::{AuditVerdict, ImageView, ImportStage, JobView};
+use fleetward_api::controller::{AuditVerdict, ImageView, ImportStage, JobView, VmView};
 use fleetward_model::change::{ChangeStep, DiskAct, DiskStep, DriveStep, Effect, PlannedStep};
 use fleetward_model::error::Finding;
 use fleetward_model::machine::{BootFirst, Clock};
 use fleetward_model::spec::DriveSpec;
 use fleetward_model::spec::NicSpec;
-use fleetward_model::{ByteSize, ErrorCode, Failure, HostName, JobId, TemplateName, VmName};
+use fleetward_model::{
+    ByteSize, ErrorCode, Failure, GuardianId, HostName, JobId, TemplateName, VmName,
+};
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
@@ -356,8 +358,19 @@ pub(crate) fn confirm_delete_image(name: &impl Display) -> String {
     format!("Delete image {name}?")
 }
 
-pub(crate) fn host_drained(name: &impl Display) -> String {
-    format!("{name} is empty and accepts no new VMs")
+/// `foreign`: domains that Fleetward did not make, and so has not moved.
+pub(crate) fn host_drained(name: &impl Display, foreign: &[&VmView]) -> String {
+    if foreign.is_empty() {
+        return format!("{name} is empty and accepts no new VMs");
+    }
+    let left = foreign.iter().map(|vm| {
+        let own = vm.domain_name.as_deref().unwrap_or(vm.name.as_str());
+        format!("'{}' ({})", own.escape_debug(), vm.state)
+    });
+    format!(
+        "{name} accepts no new VMs, and none of Fleetward's is left on it; still there, as Fleetward did not make them: {}",
+        left.collect::<Vec<_>>().join(", ")
+    )
 }
 
 pub(crate) fn host_resumed(name: &impl Display) -> String {
@@ -366,6 +379,20 @@ pub(crate) fn host_resumed(name: &impl Display) -> String {
 
 pub(crate) fn host_removed(name: &impl Display) -> String {
     format!("{name} removed from the fleet")
+}
+
+/// A host that has left the fleet, and whose guardian opens keys of VMs: one command for each takes them away.
+pub(crate) fn keys_still_open(host: &HostName, guardian: &GuardianId, vms: &[&VmName]) -> String {
+    let id = guardian.short();
+    let revoke = vms
+        .iter()
+        .map(|vm| format!("fleetward guardian revoke {vm} --from {id}"));
+    let revoke: Vec<_> = revoke.collect();
+    format!(
+        "warning: the guardian {id} of {host} still opens the keys of {} VMs\n  fix: {}",
+        vms.len(),
+        revoke.join("; ")
+    )
 }
 
 pub(crate) fn join_hint(token: &str) -> String {

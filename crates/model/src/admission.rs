@@ -393,7 +393,7 @@ pub enum Admission {
 /// The refusal, with the names of what it is about.
 pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
     let (name, host) = (vm.name, vm.host);
-    if !vm.managed && !request.is_at_the_guest() {
+    if !vm.managed {
         let what = format!("domain {name} was not made by Fleetward");
         return Err(Failure::new(ErrorCode::VmNotManaged, what)
             .fix(format!("manage it with virsh on host {host}")));

@@ -6,11 +6,17 @@ use crate::bulk;
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{interrupt, messages, table, wait};
-use fleetward_api::controller::{Accepted, DrainAnswer, DrainQuery, HostView, TokenRequest};
+use fleetward_api::controller::{
+    Accepted, DrainAnswer, DrainQuery, HostView, TokenRequest, VmQuery, VmView,
+};
 use fleetward_api::lists::HostQuery;
-use fleetward_api::verbs::{HostDrain, HostInvite, HostList, HostRemove, HostResume, HostShow};
-use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
+use fleetward_api::verbs::{
+    HostDrain, HostInvite, HostList, HostRemove, HostResume, HostShow, VmList,
+};
+use fleetward_model::guardian::GuardianStanding;
+use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmName};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit, Stop> {
@@ -56,13 +62,41 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
         }
         HostCommand::Remove { name } => {
             confirm(context.yes, &messages::confirm_remove_host(&name))?;
-            controller.call::<HostRemove>([name.as_str()], &()).await?;
-            output.success(&json!({ "removed": name }), || {
-                messages::host_removed(&name)
-            })?;
+            remove(context, &name).await?;
         }
     }
     Ok(Exit::Done)
+}
+
+/// Removes a host, and tells which keys its guardians still open: that it is gone does not take them away.
+async fn remove(context: &Context, name: &HostName) -> Result<(), Stop> {
+    let Context {
+        controller, output, ..
+    } = context;
+    let host = controller.call::<HostShow>([name.as_str()], &()).await?;
+    controller.call::<HostRemove>([name.as_str()], &()).await?;
+    let facts = host.facts.into_iter();
+    let guardians: Vec<GuardianId> = facts
+        .flat_map(|facts| facts.guardians)
+        .filter(|guardian| guardian.standing != GuardianStanding::Imported)
+        .map(|guardian| guardian.id)
+        .collect();
+    let vms: Vec<VmView> = controller
+        .list::<VmList, _>(VmQuery::default(), None)
+        .await?;
+    let open = guardians.iter().map(|guardian| {
+        let opens = |vm: &&VmView| vm.tpm.guardians.contains(guardian);
+        let names: Vec<&VmName> = vms.iter().filter(opens).map(|vm| &vm.name).collect();
+        (guardian, names)
+    });
+    let open: Vec<_> = open.filter(|(_, names)| !names.is_empty()).collect();
+    let still_open: BTreeMap<_, _> = open.iter().cloned().collect();
+    let document = json!({ "removed": name, "still_open": still_open });
+    output.success(&document, || messages::host_removed(name))?;
+    for (guardian, names) in &open {
+        say(&messages::keys_still_open(name, guardian, names));
+    }
+    Ok(())
 }
 
 async fn drain(context: &Context, name: &HostName, wait: Wait) -> Result<(), Stop> {
@@ -86,7 +120,14 @@ async fn drain(context: &Context, name: &HostName, wait: Wait) -> Result<(), Sto
         wait::for_job(controller, progress, &interrupt, name.as_str(), job).await?;
     }
     let host = controller.call::<HostShow>([name.as_str()], &()).await?;
-    output.success(&host, || messages::host_drained(name))?;
+    // What Fleetward did not make it does not move either: whoever is about to switch the host off must know of it.
+    let query = VmQuery {
+        host: Some(name.clone()),
+        ..VmQuery::default()
+    };
+    let left = controller.list::<VmList, VmView>(query, None).await?;
+    let foreign: Vec<&VmView> = left.iter().filter(|vm| !vm.managed).collect();
+    output.success(&host, || messages::host_drained(name, &foreign))?;
     Ok(())
 }
 

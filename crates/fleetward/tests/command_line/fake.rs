@@ -234,7 +234,7 @@ fn granting() -> Value {
 }
 
 /// `a` and `down` end soon, `b` does not, `mute` has never reported, `new` has not joined.
-fn hosts() -> Value {
+pub(crate) fn hosts() -> Value {
     let host = |name: &str, state: &str, days: Option<i64>, warnings: &[&str]| {
         let facts = days.map(|days| {
             let end = time::OffsetDateTime::now_utc() + time::Duration::days(days);

@@ -14,6 +14,7 @@ mod contract;
 mod fake;
 mod guardians;
 mod help;
+mod hosts;
 mod jobs;
 mod lists;
 mod tpm;

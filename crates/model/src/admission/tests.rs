@@ -229,16 +229,13 @@ fn what_has_no_tpm_has_no_key_to_roll_or_to_take_away() {
 }
 
 #[test]
-fn a_domain_that_fleetward_did_not_make_has_only_its_console() {
+fn a_domain_that_fleetward_did_not_make_is_never_touched() {
     let vm = Subject {
         managed: false,
         ..subject(VmState::Running)
     };
-    for request in Request::all().filter(|request| !request.is_at_the_guest()) {
+    for request in Request::all() {
         assert_eq!(code(&vm, request), Some(ErrorCode::VmNotManaged));
-    }
-    for request in [Request::Console, Request::Screen] {
-        assert_eq!(code(&vm, request), None);
     }
 }
 
