@@ -395,9 +395,8 @@ pub(crate) fn keys_still_open(host: &HostName, guardian: &GuardianId, vms: &[&Vm
     )
 }
 
-pub(crate) fn join_hint(token: &str) -> String {
-    format!("On that machine, as root: fleetward-agent join {token}")
-}
+pub(crate) const JOIN_HINT: &str =
+    "On that machine, as root: fleetward-agent join, which asks for the token";
 
 pub(crate) fn image_deleted(name: &impl Display) -> String {
     format!("{name} deleted")

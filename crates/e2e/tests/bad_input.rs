@@ -203,17 +203,15 @@ fn tokens(fleet: &Fleet) -> Result<()> {
     };
     // A second agent's worth of state in a directory of its own, on host a.
     fleet.exec("a", &["sh", "-c", "mkdir -p /run/spare && printf 'data_dir = \"/run/spare/data\"\\nrun_dir = \"/run/spare/run\"\\nlisten = \"0.0.0.0:7999\"\\nadvertise = \"127.0.0.1:7999\"\\n' > /run/spare/agent.toml"])?.ok()?;
+    let agent = "fleetward-agent --config /run/spare/agent.toml join";
+    let as_argument = format!("{agent} fwj1.something");
+    fleet
+        .exec("a", &["sh", "-c", &as_argument])?
+        .refused(2, "INVALID_ARGUMENT")?;
     let join = |token: &str| {
-        fleet.exec(
-            "a",
-            &[
-                "fleetward-agent",
-                "--config",
-                "/run/spare/agent.toml",
-                "join",
-                token,
-            ],
-        )
+        // Only the shell of this test has it as an argument.
+        let script = format!("printf %s \"$0\" | {agent}");
+        fleet.exec("a", &["sh", "-c", &script, token])
     };
 
     let expired = token("spare", "1s")?;

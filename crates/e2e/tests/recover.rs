@@ -287,7 +287,15 @@ fn installed_anew(fleet: &Fleet) -> Result<()> {
     let agent = fleet.program("fleetward-agent");
     let agent = agent.to_str().context("a path")?;
     fleet
-        .exec("a", &[agent, "join", &text(&token, "token")?])?
+        .exec(
+            "a",
+            &[
+                "sh",
+                "-c",
+                &format!("printf %s \"$0\" | {agent} join"),
+                &text(&token, "token")?,
+            ],
+        )?
         .ok()?;
     fleet.start("a/agent")?;
     host_is(fleet, "a", "online")?;

@@ -3,7 +3,6 @@
 mod export;
 mod import;
 mod list;
-mod password;
 
 pub(crate) use self::list::Output;
 use anyhow::bail;

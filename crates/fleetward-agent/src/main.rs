@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod documents;
 mod guardian;
+mod typed_secret;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -21,8 +22,8 @@ use fleetward_hypervisor_libvirt::{
     ConfinedConverter, EK_CERTIFICATE_TOOL, LibvirtConfig, LibvirtHost, ek_certificate_tool_main,
     probe_accelerator,
 };
-use fleetward_model::Failure;
 use fleetward_model::host::Accelerator;
+use fleetward_model::{ErrorCode, Failure};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use typed_secret::Secret;
+use zeroize::Zeroizing;
 
 /// The agent of a Fleetward host.
 #[derive(Debug, Parser)]
@@ -49,10 +52,15 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Join a fleet, once, with a token made by `fleetward host token NAME`.
+    /// Join a fleet, once, with a token made by `fleetward host token NAME`: typed, from a file, or from standard input. Not as
+    /// an argument, which every user of this machine could read.
     Join {
-        /// The token; `-` reads it from standard input.
-        token: String,
+        /// The file with the token in its first line.
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// `-`, for standard input. It is read in any case where there is no terminal to type on.
+        #[arg(hide = true, conflicts_with = "token_file")]
+        token: Option<String>,
     },
     /// Run in the foreground until SIGTERM or SIGINT.
     Run,
@@ -117,19 +125,31 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     match arguments.command {
-        Command::Join { token } => runtime.block_on(join_fleet(&config, token)),
+        Command::Join { token_file, token } => {
+            let token = join_token(token_file.as_deref(), token.as_deref())?;
+            runtime.block_on(join_fleet(&config, &token))
+        }
         Command::Run => runtime.block_on(run(config)),
         Command::Guardian { command } => runtime.block_on(guardian::carry_out(&config, command)),
     }
 }
 
-async fn join_fleet(config: &Config, token: String) -> anyhow::Result<()> {
-    let token = if token == "-" {
-        std::io::read_to_string(std::io::stdin()).context("cannot read the token")?
-    } else {
-        token
-    };
-    let joined = join::join(config, &token).await?;
+fn join_token(file: Option<&Path>, argument: Option<&str>) -> anyhow::Result<Zeroizing<String>> {
+    match (file, argument) {
+        (Some(file), _) => typed_secret::read(file, Secret::Token),
+        (None, None | Some("-")) => typed_secret::token(),
+        (None, Some(_)) => Err(Failure::new(
+            ErrorCode::InvalidArgument,
+            "the join token is an argument",
+        )
+        .because("every user of this machine can read the arguments of a command while it runs")
+        .fix("type or paste it when this asks for it: fleetward-agent join")
+        .into()),
+    }
+}
+
+async fn join_fleet(config: &Config, token: &str) -> anyhow::Result<()> {
+    let joined = join::join(config, token).await?;
     let member = joined.member;
     println!(
         "joined fleet {} as host {} of group {}",

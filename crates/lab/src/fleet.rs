@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::clock;
+use crate::disk::run_with_input;
 use crate::files::{LabFiles, inside};
 use crate::guest::GuestImage;
 use crate::node;
@@ -180,12 +181,12 @@ pub(crate) fn join(
     let text = String::from_utf8_lossy(&output.stdout);
     let token = token_in(&text)
         .with_context(|| format!("no join token in the answer for host {}", host.name))?;
-    run(node::enter(init_of(host)?)?
-        .arg(programs.agent(host))
-        .arg("join")
-        .arg(token))
-    .with_context(|| format!("host {} does not join", host.name))
-    .map(drop)
+    // `-` is for agents from before tokens were refused as arguments.
+    let mut agent = node::enter(init_of(host)?)?;
+    agent.arg(programs.agent(host)).args(["join", "-"]);
+    run_with_input(&mut agent, token.as_bytes())
+        .with_context(|| format!("host {} does not join", host.name))
+        .map(drop)
 }
 
 pub(crate) fn wait_online(programs: &Programs, files: &LabFiles, names: &[&str]) -> Result<()> {

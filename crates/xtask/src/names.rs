@@ -47,8 +47,8 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ),
     ("agent/src/tpm_pool.rs", OWN),
     (
-        "fleetward-agent/src/guardian/password.rs",
-        "a password may come through a pipe",
+        "fleetward-agent/src/typed_secret.rs",
+        "a password or a token may come through a pipe",
     ),
     ("fleetward-agent/src/main.rs", KERNEL),
     (

@@ -155,7 +155,7 @@ async fn token(
     let made = context.controller.call::<HostInvite>([], &request).await?;
     context.output.document(&made, || made.token.clone())?;
     if context.output.is_table() && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-        say(&messages::join_hint("TOKEN"));
+        say(messages::JOIN_HINT);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `fleetward-agent guardian export-pfx`: writes a guardian's private keys to two files, both or none.
 
-use super::{find, password, require_root};
+use super::{find, require_root};
+use crate::typed_secret::{self, Secret};
 use fleetward_agent::keyring::pfx::{Protection, file_name};
 use fleetward_agent::keyring::{Keyring, PfxFile, Purpose};
 use fleetward_durable::{self as durable, Access, Draft};
@@ -34,8 +35,8 @@ pub(super) fn export(
     let roles = [CertificateRole::Signing, CertificateRole::Encryption];
     require_free(out, roles.map(file_name))?;
     let password = match password_file {
-        Some(path) => password::read(path)?,
-        None => password::ask_new()?,
+        Some(path) => typed_secret::read(path, Secret::Password)?,
+        None => typed_secret::ask_new()?,
     };
     if password.chars().count() < MIN_PASSWORD {
         return Err(Failure::new(ErrorCode::InvalidArgument, "the password")

@@ -1,8 +1,8 @@
 //! `fleetward-agent guardian import-pfx`: reads files into a guardian or one half of it. Nothing is stored before
 //! every file has been opened.
 
-use super::password;
 use super::require_root;
+use crate::typed_secret::{self, Secret};
 use anyhow::Context;
 use fleetward_agent::failure::chain;
 use fleetward_agent::keyring::pfx::{self, Found, PairError, PfxReadError};
@@ -26,8 +26,8 @@ pub(super) fn import(
         contents.push(read_pfx(path)?);
     }
     let password = match password_file {
-        Some(path) => password::read(path)?,
-        None => password::ask("Password of the PFX files: ")?,
+        Some(path) => typed_secret::read(path, Secret::Password)?,
+        None => typed_secret::ask("Password of the PFX files: ", Secret::Password)?,
     };
     // All files are opened before anything is kept.
     let mut keys = Vec::new();

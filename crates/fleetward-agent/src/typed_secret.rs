@@ -1,4 +1,5 @@
-//! Passwords of PFX files: from a file, or from a terminal without echo. Never from the command line.
+//! Passwords of PFX files and join tokens: from a file, from standard input, or from a terminal without echo. Never from the
+//! command line, which every user of the machine can read while the command runs.
 
 use anyhow::Context;
 use fleetward_model::{ErrorCode, Failure};
@@ -8,33 +9,50 @@ use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::Path;
 use zeroize::Zeroizing;
 
-/// Longest password file read, in bytes.
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Secret {
+    Password,
+    Token,
+}
+
+impl Secret {
+    /// Its name, and the option that names a file with it.
+    const fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Password => ("password", "--password-file"),
+            Self::Token => ("join token", "--token-file"),
+        }
+    }
+}
+
+/// Longest file read, in bytes.
 const MAX_FILE: u64 = 4096;
 
 /// What Windows' editors put before UTF-8 text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// The password in a file: its first line, without its line end and a byte order mark.
-pub(super) fn read(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+/// The secret in a file: its first line, without its line end and a byte order mark.
+pub(crate) fn read(path: &Path, secret: Secret) -> anyhow::Result<Zeroizing<String>> {
+    let (name, _) = secret.words();
+    let from = || format!("the {name} in {}", path.display());
     // Room for all of it at once: a vector that grows leaves its bytes behind.
     let mut content = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize + 2));
     File::open(path)
         .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut content))
         .with_context(|| format!("cannot read {}", path.display()))?;
     if content.len() as u64 > MAX_FILE {
-        let what = format!("the password file {}", path.display());
-        return Err(Failure::new(ErrorCode::InvalidArgument, what)
-            .because(format!("it has more than {MAX_FILE} bytes"))
-            .fix("name the file that holds the password and nothing else")
+        return Err(Failure::new(ErrorCode::InvalidArgument, from())
+            .because(format!("the file has more than {MAX_FILE} bytes"))
+            .fix(format!(
+                "name the file that holds the {name} and nothing else"
+            ))
             .into());
     }
     let text = std::str::from_utf8(&content).map_err(|_| {
-        Failure::new(
-            ErrorCode::InvalidArgument,
-            format!("the password file {}", path.display()),
-        )
-        .because("it is not UTF-8 text; Windows PowerShell's > writes UTF-16")
-        .fix("save it as UTF-8")
+        Failure::new(ErrorCode::InvalidArgument, from())
+            .because("the file is not UTF-8 text; Windows PowerShell's > writes UTF-16")
+            .fix("save it as UTF-8")
     })?;
     Ok(Zeroizing::new(first_line(text).to_owned()))
 }
@@ -46,9 +64,9 @@ fn first_line(text: &str) -> &str {
 }
 
 /// A new password, asked for twice.
-pub(super) fn ask_new() -> anyhow::Result<Zeroizing<String>> {
-    let first = ask("Password for the PFX files: ")?;
-    let second = ask("Once more: ")?;
+pub(crate) fn ask_new() -> anyhow::Result<Zeroizing<String>> {
+    let first = ask("Password for the PFX files: ", Secret::Password)?;
+    let second = ask("Once more: ", Secret::Password)?;
     if *first != *second {
         return Err(Failure::new(ErrorCode::InvalidArgument, "the password")
             .because("the two that were typed differ")
@@ -58,13 +76,30 @@ pub(super) fn ask_new() -> anyhow::Result<Zeroizing<String>> {
     Ok(first)
 }
 
+/// The join token: typed where there is a terminal, else the first line of standard input.
+pub(crate) fn token() -> anyhow::Result<Zeroizing<String>> {
+    if io::stdin().is_terminal() {
+        return ask("Join token (it is not shown): ", Secret::Token);
+    }
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 2));
+    io::stdin()
+        .lock()
+        .take(MAX_FILE)
+        .read_to_string(&mut text)
+        .context("cannot read the join token from standard input")?;
+    Ok(Zeroizing::new(first_line(&text).to_owned()))
+}
+
 /// Reads a line that is not shown.
-pub(super) fn ask(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
+pub(crate) fn ask(prompt: &str, secret: Secret) -> anyhow::Result<Zeroizing<String>> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::new(ErrorCode::InvalidArgument, "the password")
-            .because("there is no terminal to ask on")
-            .fix("give it in a file, with --password-file")
-            .into());
+        let (name, option) = secret.words();
+        return Err(
+            Failure::new(ErrorCode::InvalidArgument, format!("the {name}"))
+                .because("there is no terminal to ask on")
+                .fix(format!("give it in a file, with {option}"))
+                .into(),
+        );
     }
     let _quiet = Quiet::new()?;
     eprint!("{prompt}");
@@ -102,7 +137,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("password");
         std::fs::write(&path, content).expect("write");
-        read(&path).map(|password| password.to_string())
+        read(&path, Secret::Password).map(|password| password.to_string())
     }
 
     #[test]
