@@ -1,9 +1,10 @@
 //! UEFI variables of VMs: the one place that reads, writes and removes their files.
 //!
-//! QEMU has the file open, and may write the directory that libvirt keeps it in unless the configuration names another one, so whoever has taken over a QEMU can put
-//! anything there: a link to a guardian's key, a pipe, a file without end. All is done through
-//! [`SharedDirectory`](durable::SharedDirectory), which reads nothing but a file of QEMU's or root's, with one name and of a
-//! size that variables can have. Writing and removing replace what is there, so they cure what reading refuses.
+//! QEMU has the file open, and may write the directory that libvirt keeps it in, unless the configuration names another
+//! one. So whoever has taken over a QEMU can put anything there: a link to a guardian's key, a pipe, a file without end.
+//! All is done through [`SharedDirectory`](durable::SharedDirectory), which reads nothing but a file of QEMU's or root's,
+//! with one name and of a size that variables can have. Writing and removing replace what is there, so they cure what
+//! reading refuses.
 
 use crate::failure::{Result, Trouble};
 use crate::host::Host;
