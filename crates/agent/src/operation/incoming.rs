@@ -266,7 +266,8 @@ impl Task<'_> {
 }
 
 /// The directory in which QEMU, as its own user, makes the sockets that the memory and the disks arrive at. Nobody else
-/// reaches them (rule 19 of the security rules); and as QEMU may put anything there, [`crate::arrivals`] asks who listens.
+/// reaches them; and as QEMU may put anything there, [`crate::arrivals`] connects only to a socket of QEMU's user
+/// (decision 0046).
 pub(crate) fn make_arrival_directory(host: &Host, vm: VmId) -> Result<PathBuf> {
     let directory = host.layout.migration(vm);
     let (uid, gid) = host.volumes.owner();

@@ -74,6 +74,10 @@ async fn remove(context: &Context, name: &HostName) -> Result<(), Stop> {
         controller, output, ..
     } = context;
     let host = controller.call::<HostShow>([name.as_str()], &()).await?;
+    // All is asked before: what fails afterwards would look as if the host were still there.
+    let vms: Vec<VmView> = controller
+        .list::<VmList, _>(VmQuery::default(), None)
+        .await?;
     controller.call::<HostRemove>([name.as_str()], &()).await?;
     let facts = host.facts.into_iter();
     let guardians: Vec<GuardianId> = facts
@@ -81,9 +85,6 @@ async fn remove(context: &Context, name: &HostName) -> Result<(), Stop> {
         .filter(|guardian| guardian.standing != GuardianStanding::Imported)
         .map(|guardian| guardian.id)
         .collect();
-    let vms: Vec<VmView> = controller
-        .list::<VmList, _>(VmQuery::default(), None)
-        .await?;
     let open = guardians.iter().map(|guardian| {
         let opens = |vm: &&VmView| vm.tpm.guardians.contains(guardian);
         let names: Vec<&VmName> = vms.iter().filter(opens).map(|vm| &vm.name).collect();
