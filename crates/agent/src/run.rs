@@ -42,7 +42,7 @@ pub struct Agent {
     server: TlsServer,
     host: Arc<Host>,
     /// Held as long as the agent lives: two agents on one data directory would undo each other.
-    _lock: nix::fcntl::Flock<std::fs::File>,
+    _lock: durable::Lock,
 }
 
 impl Agent {
@@ -148,12 +148,11 @@ async fn clean_up(host: &Arc<Host>) {
     host.drop_unneeded_secrets().await;
 }
 
-fn lock(layout: &Layout) -> Result<nix::fcntl::Flock<std::fs::File>, RunError> {
+fn lock(layout: &Layout) -> Result<durable::Lock, RunError> {
     let path = layout.data().join("agent.lock");
-    let file = durable::open_lock(&path).map_err(|source| RunError::Prepare {
-        path: path.clone(),
-        source,
-    })?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
-        .map_err(|_| RunError::InUse { path })
+    match durable::try_lock(&path) {
+        Ok(Ok(lock)) => Ok(lock),
+        Ok(Err(_)) => Err(RunError::InUse { path }),
+        Err(source) => Err(RunError::Prepare { path, source }),
+    }
 }

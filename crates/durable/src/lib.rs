@@ -40,6 +40,8 @@ pub use shared::{
 pub use sweep::{sweep, sweep_file, sweep_tree};
 pub use walk::exposed;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use point::Point;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -237,8 +239,29 @@ pub fn create_fresh(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Opens a file that is there to be locked: mode 0600, made when it is missing, never through a symbolic link.
-pub fn open_lock(path: &Path) -> io::Result<File> {
+/// A lock that one process at a time holds. It ends with the process, or when this is dropped.
+///
+/// Dropping it unlocks the open file itself. Closing would not be enough: a child that another thread is starting has
+/// the same open file from its fork until its exec, and would hold the lock for that long.
+pub type Lock = Flock<File>;
+
+/// Takes the lock of the file at `path`, if nobody has it; gives back the file otherwise.
+///
+/// The file is made (mode 0600) when it is missing, and never opened through a symbolic link.
+pub fn try_lock(path: &Path) -> io::Result<Result<Lock, File>> {
+    match Flock::lock(open_lock(path)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Ok(lock)),
+        Err((file, Errno::EWOULDBLOCK)) => Ok(Err(file)),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+/// As [`try_lock`], but waits until the lock is free.
+pub fn lock(path: &Path) -> io::Result<Lock> {
+    Flock::lock(open_lock(path)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)

@@ -45,6 +45,19 @@ fn a_replaced_file_has_the_mode_asked_for_and_stands_alone() {
 }
 
 #[test]
+fn a_lock_ends_although_a_child_being_started_has_its_file_too() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("lock");
+    let held = try_lock(&path).expect("open").expect("free");
+    assert!(try_lock(&path).expect("open").is_err());
+    // what a child has between its fork and its exec
+    let child = held.try_clone().expect("duplicate");
+    drop(held);
+    drop(try_lock(&path).expect("open").expect("free again"));
+    drop(child);
+}
+
+#[test]
 fn a_file_gets_its_owner_before_its_name() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("NOT TESTED: giving a file to another user needs root");

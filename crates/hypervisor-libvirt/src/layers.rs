@@ -13,7 +13,6 @@ use crate::volumes::{bad, blocking, file_error, open_plain, read_head};
 use fleetward_durable as durable;
 use fleetward_hypervisor::{Error, MAX_BASES, Result};
 use fleetward_model::image::{self, BaseName, Content, NamesOnly};
-use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
@@ -70,7 +69,7 @@ fn base_name(file: &mut File, path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// Held while overlays of a directory are made or removed.
 pub(crate) struct LinksLock(
-    #[expect(dead_code, reason = "held, and let go when dropped")] Flock<File>,
+    #[expect(dead_code, reason = "held, and let go when dropped")] durable::Lock,
 );
 
 /// Waits for the lock of the directory that holds `path`.
@@ -81,10 +80,9 @@ pub(crate) async fn lock_links(path: &Path) -> Result<LinksLock> {
 
 fn lock_now(path: &Path) -> Result<LinksLock> {
     let place = path.with_file_name(LOCK);
-    let file = durable::open_lock(&place).map_err(file_error("open", &place))?;
-    let lock = Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, error)| file_error("lock", &place)(error.into()))?;
-    Ok(LinksLock(lock))
+    durable::lock(&place)
+        .map(LinksLock)
+        .map_err(file_error("lock", &place))
 }
 
 /// Takes every permission to write away, durably.

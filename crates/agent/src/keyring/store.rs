@@ -24,7 +24,6 @@ use fleetward_protector::GuardianCertificate;
 use fleetward_protector_open::pfx::PairError;
 use fleetward_protector_open::{GuardianHalf, LocalGuardian, StorageError, StorageKey};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -527,18 +526,9 @@ impl Store {
         self.read_file(&path).map(drop)
     }
 
-    pub(super) fn lock(&self) -> Result<nix::fcntl::Flock<File>, KeyringError> {
+    pub(super) fn lock(&self) -> Result<durable::Lock, KeyringError> {
         let path = self.path("keyring.lock");
-        let file = durable::open_lock(&path).map_err(|source| KeyringError::File {
-            path: path.clone(),
-            source,
-        })?;
-        nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, errno)| {
-            KeyringError::File {
-                path,
-                source: errno.into(),
-            }
-        })
+        durable::lock(&path).map_err(|source| KeyringError::File { path, source })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

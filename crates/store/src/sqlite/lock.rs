@@ -4,24 +4,16 @@
 
 use super::io_failed;
 use crate::StoreError;
-use std::fs::{File, TryLockError};
+use fleetward_durable::{self as durable, Lock};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-
-/// Held while the file is open.
-#[derive(Debug)]
-pub(super) struct Lock {
-    _file: File,
-}
 
 /// Takes the lock beside `database`, or tells who has it.
 pub(super) fn take(database: &Path) -> Result<Lock, StoreError> {
     let path = beside(database);
-    let failed = |e| io_failed("lock", database, e);
-    let mut file = fleetward_durable::open_lock(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
+    let mut lock = match durable::try_lock(&path).map_err(|e| io_failed("lock", database, e))? {
+        Ok(lock) => lock,
+        Err(mut file) => {
             let mut text = String::new();
             let holder = file
                 .read_to_string(&mut text)
@@ -32,16 +24,15 @@ pub(super) fn take(database: &Path) -> Result<Lock, StoreError> {
                 holder,
             });
         }
-        Err(TryLockError::Error(e)) => return Err(failed(e)),
-    }
+    };
     // the name only helps a person who finds the lock; a full disk must not prevent opening the store
-    if let Err(error) = file
+    if let Err(error) = lock
         .set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
     {
         tracing::warn!(path = %path.display(), %error, "cannot write the lock holder's pid");
     }
-    Ok(Lock { _file: file })
+    Ok(lock)
 }
 
 fn beside(database: &Path) -> PathBuf {
