@@ -1,5 +1,7 @@
-//! Keeps keys in memory out of files: no core dumps, no debugger of another user.
+//! What is set for the whole process: no core dumps and no debugger of another user, so that keys in memory stay out of
+//! files; and room for connections.
 
+pub use fleetward_link::serve::allow_many_connections;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 

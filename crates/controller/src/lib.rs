@@ -55,6 +55,7 @@ pub use http::openapi_json;
 
 use anyhow::Context;
 use app::App;
+use fleetward_link::serve::allow_many_connections;
 use fleetward_link::{ClientCertificates, ServerTls, SocketSpec, TlsServer, UnixServer};
 use fleetward_model::ErrorCode;
 use fleetward_model::error::chain;
@@ -87,6 +88,7 @@ pub struct Options {
 
 /// Runs a controller until SIGTERM or SIGINT.
 pub async fn run(options: Options) -> anyhow::Result<()> {
+    allow_many_connections().context("cannot have more files open")?;
     let stop = CancellationToken::new();
     let (mut term, mut int) = (
         signal(SignalKind::terminate())?,

@@ -172,6 +172,7 @@ fn boot_id() -> anyhow::Result<String> {
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
+    hardening::allow_many_connections().context("cannot have more files open")?;
     let accelerator = match config.accelerator {
         AcceleratorChoice::Auto => probe_accelerator().await,
         AcceleratorChoice::Kvm => Accelerator::Kvm,

@@ -11,6 +11,7 @@
 //! | [`token`] | join tokens |
 //! | [`tls`] | which peers must show a certificate, and which peers are accepted |
 //! | [`serve`], [`peer`] | the server: one router behind TLS and a Unix socket |
+//! | `strangers` | who may connect without a certificate, and how many at once |
 //! | [`client`], [`dial`] | the HTTP client, over either |
 //! | [`tunnel`] | byte tunnels and relays |
 //! | [`local`] | Unix sockets |
@@ -33,6 +34,7 @@ pub mod identity;
 pub mod local;
 pub mod peer;
 pub mod serve;
+mod strangers;
 pub mod tls;
 pub mod token;
 pub mod trust;
@@ -47,6 +49,7 @@ pub use identity::{AdminName, FleetId, FleetIdentity, Identity, IdentityError};
 pub use local::SocketSpec;
 pub use peer::Peer;
 pub use serve::{Limits, TlsServer, UnixServer};
+pub use strangers::StrangerLimits;
 pub use tls::{ClientCertificates, ClientTls, ServerTls};
 pub use token::{JoinSecret, JoinToken, SecretHash, TokenError};
 pub use trust::{Fingerprint, FleetTrust, TrustError};

@@ -2,19 +2,21 @@
 //!
 //! ```text
 //!              accept (never waits for a peer)
-//!                 │ one task each, limited in number
+//!                 │ one task each, limited in number: in all, and per address until a certificate is shown
 //!   TCP ──► handshake ── http/1.1 ───────────► router, with Peer::Member or Peer::Anonymous
 //!              │  └───── fleetward-tunnel/1 ──► TunnelService, after its header has been read
 //!              └ refused, too slow: closed
 //!   Unix ─► credentials of the peer ──────────► router, with Peer::Local
 //! ```
 //!
-//! A slow peer does not delay others: handshakes and headers have time limits.
+//! A slow peer does not delay others: handshakes, headers and bodies have time limits, and everything that a peer without a
+//! certificate does has one together. [`crate::strangers`] says who gets in where many ask.
 
 use crate::dial::{self, MemberStream};
 use crate::identity::Identity;
 use crate::local::{SocketFile, SocketSpec};
 use crate::peer::Peer;
+use crate::strangers::{Crowded, Place, StrangerLimits, Strangers};
 use crate::tls::{ALPN_HTTP, ALPN_TUNNEL, ServerTls};
 use crate::tunnel::{IncomingTunnel, TunnelService};
 use axum::Router;
@@ -22,11 +24,13 @@ use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{Backlog, listen};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -34,20 +38,31 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
+use tower_http::timeout::TimeoutBody;
+
+/// Shortest time between two messages about connections that were closed because there are too many.
+const COMPLAINTS: Duration = Duration::from_secs(10);
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Limits of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Concurrent handshakes.
-    pub handshakes: usize,
-    /// Concurrent connections.
+    /// Concurrent connections of peers that have shown no certificate, handshakes included.
+    pub strangers: StrangerLimits,
+    /// Time that such a peer has in all, from the first byte to the end of the answer.
+    pub stranger_time: Duration,
+    /// Concurrent connections of members.
     pub connections: usize,
     /// Time for a handshake, and for the header of a tunnel.
     pub handshake_timeout: Duration,
     /// Time for the header of a request; also the idle timeout of a connection.
     pub header_timeout: Duration,
+    /// Longest silence within the body of a request.
+    pub body_timeout: Duration,
     /// Time for running requests to end when the server stops.
     pub shutdown_grace: Duration,
 }
@@ -55,10 +70,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            handshakes: 256,
+            strangers: StrangerLimits::default(),
+            stranger_time: Duration::from_secs(30),
             connections: 4096,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(120),
             shutdown_grace: Duration::from_secs(5),
         }
     }
@@ -75,8 +92,11 @@ pub struct TlsServer {
 impl TlsServer {
     /// Listens on `address`.
     pub async fn bind(address: impl ToSocketAddrs, tls: ServerTls) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        // Where the queue is full the kernel drops a member's first packet like a stranger's, which costs it a second.
+        listen(&listener, Backlog::new(BACKLOG)?)?;
         Ok(Self {
-            listener: TcpListener::bind(address).await?,
+            listener,
             tls,
             tunnels: None,
             limits: Limits::default(),
@@ -114,27 +134,26 @@ impl TlsServer {
             tls: self.tls,
             tunnels: self.tunnels,
             limits: self.limits,
-            handshakes: Arc::new(Semaphore::new(self.limits.handshakes)),
             router,
             tracker: ConnectionTracker::new(self.limits, stop),
         });
+        let strangers = Strangers::new(self.limits.strangers);
+        let mut complaints = Complaints::default();
         while let Some(accepted) = shared.tracker.next(self.listener.accept()).await {
             let Ok((tcp, address)) = accepted else {
                 continue;
             };
-            let Some(permit) = shared.tracker.admit() else {
-                tracing::warn!(%address, "too many connections, closing the newest");
-                continue;
-            };
-            let Ok(handshake) = shared.handshakes.clone().try_acquire_owned() else {
-                tracing::warn!(%address, "too many handshakes at once, closing the newest");
-                continue;
+            let place = match strangers.admit(address.ip(), Instant::now()) {
+                Ok(place) => place,
+                Err(crowded) => {
+                    complaints.about(address, crowded);
+                    continue;
+                }
             };
             let visitor = shared.clone();
-            shared.tracker.spawn(async move {
-                visitor.receive(tcp, address, handshake).await;
-                drop(permit);
-            });
+            shared
+                .tracker
+                .spawn(async move { visitor.receive(tcp, address, place).await });
         }
         drop(self.listener);
         shared.tracker.close().await;
@@ -212,32 +231,61 @@ struct TlsConnections {
     tls: ServerTls,
     tunnels: Option<Arc<dyn TunnelService>>,
     limits: Limits,
-    handshakes: Arc<Semaphore>,
     router: Router,
     tracker: ConnectionTracker,
 }
 
 impl TlsConnections {
-    async fn receive(&self, tcp: TcpStream, address: SocketAddr, handshake: OwnedSemaphorePermit) {
-        let Some((stream, client)) = self.handshake(tcp, address).await else {
+    async fn receive(&self, tcp: TcpStream, address: SocketAddr, place: Place) {
+        let end = tokio::time::Instant::now() + self.limits.stranger_time;
+        let shaken = tokio::select! {
+            () = place.given_up() => {
+                tracing::info!(%address, "a handshake gave way to another address");
+                return;
+            }
+            shaken = self.handshake(tcp, address) => shaken,
+        };
+        let Some((stream, client)) = shaken else {
             return;
         };
-        drop(handshake);
-        let protocol = stream.get_ref().1.alpn_protocol();
-        match (&self.tunnels, client) {
-            (Some(service), Some(client)) if protocol == Some(ALPN_TUNNEL) => {
+        let Some(client) = client else {
+            tokio::select! {
+                () = place.given_up() => {
+                    tracing::info!(%address, "a connection without a certificate gave way to another address");
+                }
+                () = tokio::time::sleep_until(end) => {
+                    tracing::info!(%address, "a connection without a certificate took too long");
+                }
+                () = self.serve_stranger(stream, address) => {}
+            }
+            return;
+        };
+        place.known(Instant::now());
+        let Some(_permit) = self.tracker.admit() else {
+            tracing::warn!(%address, peer = %client, "too many connections, closing the newest");
+            return;
+        };
+        match &self.tunnels {
+            Some(service) if stream.get_ref().1.alpn_protocol() == Some(ALPN_TUNNEL) => {
                 self.receive_tunnel(service.as_ref(), stream, client).await;
             }
-            (_, None) if protocol == Some(ALPN_TUNNEL) => {
-                tracing::warn!(%address, "a tunnel without a client certificate, closing it");
-            }
-            (_, client) => {
-                let peer = client.map_or(Peer::Anonymous, Peer::Member);
+            _ => {
+                let peer = Peer::Member(client);
                 self.tracker
                     .serve_http(stream, peer, Some(address), self.router.clone())
                     .await;
             }
         }
+    }
+
+    async fn serve_stranger(&self, stream: MemberStream, address: SocketAddr) {
+        if stream.get_ref().1.alpn_protocol() == Some(ALPN_TUNNEL) {
+            tracing::warn!(%address, "a tunnel without a client certificate, closing it");
+            return;
+        }
+        self.tracker
+            .serve_http(stream, Peer::Anonymous, Some(address), self.router.clone())
+            .await;
     }
 
     async fn handshake(
@@ -292,6 +340,32 @@ impl TlsConnections {
             },
             Ok(Err(error)) => tracing::info!(peer = %client, %error, "no tunnel header"),
             Err(_) => tracing::info!(peer = %client, "tunnel header too slow"),
+        }
+    }
+}
+
+/// What is said of connections that are closed because there are too many: an attacker does not fill the log.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Complaints {
+    fn about(&mut self, address: SocketAddr, crowded: Crowded) {
+        self.unsaid += 1;
+        if self.last.is_some_and(|last| last.elapsed() < COMPLAINTS) {
+            return;
+        }
+        let closed = std::mem::take(&mut self.unsaid);
+        self.last = Some(Instant::now());
+        match crowded {
+            Crowded::Address => tracing::warn!(
+                %address, closed, "too many connections without a certificate from one address, closing the newest"
+            ),
+            Crowded::Server => tracing::warn!(
+                %address, closed, "too many connections without a certificate, closing the newest"
+            ),
         }
     }
 }
@@ -381,7 +455,9 @@ impl ConnectionTracker {
         address: Option<SocketAddr>,
         router: Router,
     ) {
-        let service = service_fn(move |mut request: http::Request<Incoming>| {
+        let body_timeout = self.limits.body_timeout;
+        let service = service_fn(move |request: http::Request<Incoming>| {
+            let mut request = request.map(|body| TimeoutBody::new(body_timeout, body));
             request.extensions_mut().insert(peer.clone());
             if let Some(address) = address {
                 request.extensions_mut().insert(ConnectInfo(address));
@@ -405,4 +481,18 @@ impl ConnectionTracker {
             tracing::debug!(%error, "an HTTP connection ended badly");
         }
     }
+}
+
+/// Lets this process have as many files open as the limits of a server need, as far as its hard limit goes. systemd starts
+/// services with a soft limit of 1,024.
+///
+/// # Errors
+/// The kernel refused.
+pub fn allow_many_connections() -> io::Result<()> {
+    const FILES: u64 = 16_384;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < FILES {
+        setrlimit(Resource::RLIMIT_NOFILE, FILES.min(hard), hard)?;
+    }
+    Ok(())
 }

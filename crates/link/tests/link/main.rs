@@ -6,6 +6,7 @@
 )]
 
 mod http;
+mod strangers;
 mod support;
 mod trust;
 mod tunnels;

@@ -248,31 +248,6 @@ async fn slow_handshakes_hold_up_nobody_and_are_cut_off() {
 }
 
 #[tokio::test]
-async fn too_many_handshakes_are_turned_away_and_places_come_free_again() {
-    let fleet = Fleet::new();
-    let mut server = fleet.server(&host("a"));
-    server.limits = Limits {
-        handshakes: 2,
-        ..Limits::default()
-    };
-    let server = server.start().await;
-    let first = TcpStream::connect(server.address).await.expect("connect");
-    let second = TcpStream::connect(server.address).await.expect("connect");
-    let mut third = TcpStream::connect(server.address).await.expect("connect");
-    let mut byte = [0];
-    let end = soon(third.read(&mut byte)).await;
-    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
-    drop((first, second));
-    let client = fleet.client(&Identity::Controller, server.address, &host("a"));
-    soon(async {
-        while whoami_text(&client).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn a_server_that_offers_no_tunnels_refuses_them() {
     let fleet = Fleet::new();
     let server = fleet.server(&host("a")).start().await;
