@@ -169,7 +169,10 @@ async fn announce_snapshot(host: &Host) {
 /// The events of one reader, in the versions that it knows: a snapshot, then everything that changes.
 pub(crate) fn events(host: Arc<Host>, formats: Formats) -> impl Stream<Item = AgentEvent> {
     use futures_util::StreamExt;
-    all_events(host).map(move |event| AgentEvent::clone(&event).readable_with(formats))
+    all_events(host).flat_map(move |event| {
+        let event = AgentEvent::clone(&event).readable_with(formats);
+        futures_util::stream::iter(event.in_parts(formats))
+    })
 }
 
 fn all_events(host: Arc<Host>) -> impl Stream<Item = Arc<AgentEvent>> {
@@ -209,6 +212,7 @@ async fn snapshot(host: &Host) -> Result<AgentEvent> {
     Ok(AgentEvent::Snapshot {
         facts: Box::new(facts),
         vms,
+        more: false,
     })
 }
 

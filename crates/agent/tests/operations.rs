@@ -650,7 +650,7 @@ async fn events_begin_with_a_snapshot_and_tell_of_changes() {
         .unwrap();
     let mut lines = response.lines();
     let first: AgentEvent = lines.next_json().await.unwrap().unwrap();
-    let AgentEvent::Snapshot { facts, vms } = first else {
+    let AgentEvent::Snapshot { facts, vms, .. } = first else {
         panic!("{first:?}")
     };
     assert_eq!(facts.host.as_str(), "a");
@@ -722,7 +722,7 @@ async fn a_controller_gets_what_it_knows_and_key_protectors_only_where_it_asks()
         );
         let mut lines = request.send().await.unwrap().lines();
         let line: AgentEvent = lines.next_json().await.unwrap().unwrap();
-        let AgentEvent::Snapshot { facts, vms } = line else {
+        let AgentEvent::Snapshot { facts, vms, .. } = line else {
             panic!("{line:?}")
         };
         assert_eq!(facts.formats, Formats::KNOWN);

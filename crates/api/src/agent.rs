@@ -68,6 +68,16 @@ pub const MAX_PICTURE: usize = 64 << 20;
 /// Keystrokes of one [`KeysRequest`]: under translation these take some ten seconds.
 pub const MAX_STROKES: usize = 64;
 
+/// Largest report of one VM, or of a host itself, that is taken, bytes of JSON. A report of a VM has a few thousand. The
+/// store takes values of a mebibyte.
+pub const MAX_REPORT: usize = 768 << 10;
+
+/// Size of a part of a snapshot, bytes of JSON; one VM can be more.
+pub const PART: usize = 1 << 20;
+
+/// Domains of one host that are taken.
+pub const MAX_DOMAINS: usize = 10_000;
+
 /// Header of a request: what its sender knows, as [`Formats`](fleetward_model::host::Formats) writes it. `GET /v1/events`
 /// and `GET /v1/vms/{id}` answer in those versions; without it, as agents answered before there were versions.
 pub const FORMATS: &str = "fleetward-formats";
@@ -87,6 +97,15 @@ pub enum AgentEvent {
     Snapshot {
         facts: Box<HostFacts>,
         vms: Vec<VmReport>,
+        /// A [`AgentEvent::SnapshotPart`] follows.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
+    },
+    /// Further VMs of the snapshot before it, for readers that know [`Formats::PARTS`].
+    SnapshotPart {
+        vms: Vec<VmReport>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
     },
     /// The host's facts, every few seconds: also the sign of life.
     Facts {
@@ -291,12 +310,14 @@ impl AgentEvent {
     #[must_use]
     pub fn readable_with(self, formats: Formats) -> Self {
         match self {
-            Self::Snapshot { facts, vms } => Self::Snapshot {
+            Self::Snapshot { facts, vms, more } => Self::Snapshot {
                 facts,
-                vms: vms
-                    .into_iter()
-                    .map(|vm| vm.readable_with(formats))
-                    .collect(),
+                vms: readable(vms, formats),
+                more,
+            },
+            Self::SnapshotPart { vms, more } => Self::SnapshotPart {
+                vms: readable(vms, formats),
+                more,
             },
             Self::VmChanged { vm } => Self::VmChanged {
                 vm: Box::new(vm.readable_with(formats)),
@@ -304,6 +325,47 @@ impl AgentEvent {
             Self::Facts { .. } | Self::VmRemoved { .. } => self,
         }
     }
+
+    /// The event as lines for a reader that knows `formats`: a snapshot of many VMs in parts of about [`PART`] bytes.
+    #[must_use]
+    pub fn in_parts(self, formats: Formats) -> Vec<Self> {
+        let (facts, vms) = match self {
+            Self::Snapshot { facts, vms, .. } if formats.events >= Formats::PARTS => (facts, vms),
+            other => return vec![other],
+        };
+        let mut parts: Vec<Vec<VmReport>> = vec![Vec::new()];
+        let mut size = 0;
+        for vm in vms {
+            let length = size_of(&vm);
+            if size > 0 && size + length > PART {
+                parts.push(Vec::new());
+                size = 0;
+            }
+            size += length;
+            parts.last_mut().expect("one at least").push(vm);
+        }
+        let count = parts.len();
+        let mut facts = Some(facts);
+        let parts = parts.into_iter().enumerate().map(|(at, vms)| {
+            let more = at + 1 < count;
+            match facts.take() {
+                Some(facts) => Self::Snapshot { facts, vms, more },
+                None => Self::SnapshotPart { vms, more },
+            }
+        });
+        parts.collect()
+    }
+}
+
+fn readable(vms: Vec<VmReport>, formats: Formats) -> Vec<VmReport> {
+    vms.into_iter()
+        .map(|vm| vm.readable_with(formats))
+        .collect()
+}
+
+/// Bytes of a report, as JSON.
+pub fn size_of(report: &impl Serialize) -> usize {
+    serde_json::to_vec(report).map_or(usize::MAX, |text| text.len())
 }
 
 /// One VM with what only its host knows.

@@ -66,7 +66,7 @@ fn all_survive<T: DeserializeOwned + Serialize>(name: &str) -> Vec<T> {
 #[test]
 fn what_an_earlier_agent_reports_is_read_whole() {
     let events: Vec<AgentEvent> = all_survive("events.jsonl");
-    let Some(AgentEvent::Snapshot { facts, vms }) = events.first() else {
+    let Some(AgentEvent::Snapshot { facts, vms, .. }) = events.first() else {
         panic!("a snapshot comes first");
     };
     let own = facts.own_guardian().expect("the host has a guardian");
@@ -88,7 +88,7 @@ fn reported() -> Vec<VmReport> {
     let vms =
         events.flat_map(
             |line| match serde_json::from_str(line.as_str()).expect("an event") {
-                AgentEvent::Snapshot { vms, .. } => vms,
+                AgentEvent::Snapshot { vms, .. } | AgentEvent::SnapshotPart { vms, .. } => vms,
                 AgentEvent::VmChanged { vm } => vec![*vm],
                 AgentEvent::Facts { .. } | AgentEvent::VmRemoved { .. } => Vec::new(),
             },
@@ -225,4 +225,43 @@ fn the_comparison_finds_what_is_lost() {
         1
     );
     assert_eq!(lost("", &old, &json(r#"{"b": {"c": [1, 2]}}"#)), ["/a"]);
+}
+
+#[test]
+fn a_large_snapshot_comes_in_parts_and_in_one_piece_to_an_earlier_controller() {
+    let Some(AgentEvent::Snapshot { facts, .. }) = lines("events.jsonl")
+        .into_iter()
+        .map(|line| serde_json::from_str(line.as_str()).expect("an event"))
+        .find(|event| matches!(event, AgentEvent::Snapshot { .. }))
+    else {
+        panic!("a snapshot");
+    };
+    let vm = reported().into_iter().next().expect("a VM");
+    let vms: Vec<VmReport> = (0..100)
+        .map(|n| VmReport {
+            reason: format!("{n} {}", "x".repeat(50_000)),
+            ..vm.clone()
+        })
+        .collect();
+    let snapshot = AgentEvent::Snapshot {
+        facts,
+        vms: vms.clone(),
+        more: false,
+    };
+    assert_eq!(snapshot.clone().in_parts(Formats::default()).len(), 1);
+    let parts = snapshot.in_parts(Formats::KNOWN);
+    let mut seen = Vec::new();
+    assert!(parts.len() > 1);
+    for (at, part) in parts.iter().enumerate() {
+        assert!(size_of(part) < PART + 100_000, "one line");
+        let (some, more) = match (at, part) {
+            (0, AgentEvent::Snapshot { vms, more, .. })
+            | (1.., AgentEvent::SnapshotPart { vms, more }) => (vms, more),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(*more, at + 1 < parts.len());
+        seen.extend(some.iter().map(|vm| vm.reason.clone()));
+    }
+    let all: Vec<_> = vms.into_iter().map(|vm| vm.reason).collect();
+    assert_eq!(seen, all);
 }

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
 use fleetward_api::agent::{
     self, AgentEvent, AuditHead, CanOpen, CancelRequest, ConversionLine, ConversionQuery,
-    ConverterState, GuardianChange, IncomingAnswer, KeysRequest, OperationLine, OperationRequest,
-    Question, VmDetail,
+    ConverterState, GuardianChange, IncomingAnswer, KeysRequest, MAX_DOMAINS, OperationLine,
+    OperationRequest, Question, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
@@ -21,9 +21,9 @@ use fleetward_link::{Client, ClientError, ClientTls, Identity};
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::fit;
 use fleetward_model::guardian::GuardianFacts;
-use fleetward_model::host::Formats;
+use fleetward_model::host::{Formats, HostFacts};
 use fleetward_model::keys::Chord;
-use fleetward_model::vm::{Custody, VmObserved};
+use fleetward_model::vm::{Custody, VmObserved, VmReport};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
@@ -33,6 +33,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use zeroize::Zeroizing;
+
+/// Longest line of a host's events, bytes. libvirt gives no definition of more than four mebibytes away, so an honest host
+/// stays below, whatever its VMs are; what is in it is judged afterwards.
+const MAX_EVENT: usize = 16 << 20;
+/// Largest snapshot of a host, all of its parts, bytes.
+const MAX_SNAPSHOT: usize = 64 << 20;
+/// Longest text of a failure that is taken from a host, characters: it becomes part of a job's record.
+const MAX_TEXT: usize = 8 << 10;
 
 /// A question is answered within this, or the check counts as failed.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
@@ -158,7 +166,8 @@ impl Agent {
         let response = request.send().await.map_err(|error| self.failed(&error))?;
         Ok(Events {
             agent: self.clone(),
-            lines: response.lines(),
+            lines: response.lines_of(MAX_EVENT),
+            begun: None,
         })
     }
 
@@ -219,6 +228,7 @@ impl Agent {
                         .map_err(|other| self.answered_another::<O>(&other));
                 }
                 Some(OperationLine::Failed { failure, transient }) => {
+                    let failure = bounded(failure);
                     return Err(if transient {
                         StepError::retryable(failure)
                     } else {
@@ -609,7 +619,8 @@ impl Agent {
         let host = &self.host;
         match error {
             ClientError::Status { code, body } => {
-                let failure = serde_json::from_slice(body).unwrap_or_else(|_| {
+                let failure = serde_json::from_slice(body).map(bounded);
+                let failure = failure.unwrap_or_else(|_| {
                     Failure::new(
                         ErrorCode::Internal,
                         format!("host {host} refused, and did not say why"),
@@ -618,13 +629,16 @@ impl Agent {
                 });
                 failure.about(&Names::default().host(host))
             }
-            ClientError::Decode(_) | ClientError::NotText | ClientError::TooLong { .. } => {
-                Failure::new(
-                    ErrorCode::Internal,
-                    format!("the answer of host {host} cannot be understood"),
-                )
-                .because(crate::chain(error))
-            }
+            ClientError::TooLong { limit } => Failure::new(
+                ErrorCode::ReportTooLarge,
+                format!("host {host} answers with more than is taken"),
+            )
+            .because(format!("at most {limit} bytes are taken")),
+            ClientError::Decode(_) | ClientError::NotText => Failure::new(
+                ErrorCode::Internal,
+                format!("the answer of host {host} cannot be understood"),
+            )
+            .because(crate::chain(error)),
             _ => Failure::new(
                 ErrorCode::HostUnreachable,
                 format!("host {host} does not answer"),
@@ -633,6 +647,19 @@ impl Agent {
             .about(&Names::default().host(host)),
         }
     }
+}
+
+/// What a host says of a failure, cut to what a job's record takes.
+fn bounded(mut failure: Failure) -> Failure {
+    failure.findings.truncate(1000);
+    let findings = failure.findings.iter_mut();
+    let texts = findings.flat_map(|finding| [&mut finding.what, &mut finding.fix]);
+    for text in texts.chain([&mut failure.what, &mut failure.because, &mut failure.fix]) {
+        if let Some((end, _)) = text.char_indices().nth(MAX_TEXT) {
+            text.truncate(end);
+        }
+    }
+    failure
 }
 
 /// The pieces of a file; `progress` hears of the bytes as they go.
@@ -726,12 +753,67 @@ impl From<VmDetail> for Detail {
 pub(crate) struct Events {
     agent: Agent,
     lines: Lines,
+    begun: Option<BegunSnapshot>,
+}
+
+/// A snapshot of which further parts are to come.
+#[derive(Debug)]
+struct BegunSnapshot {
+    facts: Box<HostFacts>,
+    vms: Vec<VmReport>,
+    /// Bytes so far.
+    size: usize,
 }
 
 impl Events {
-    /// The next event; none when the agent ended the stream.
+    /// The next event, a snapshot in one piece; none when the agent ended the stream. Nothing is lost when this is dropped.
     pub(crate) async fn next(&mut self) -> Result<Option<AgentEvent>, Failure> {
-        let next = self.lines.next_json().await;
-        next.map_err(|error| self.agent.failed(&error))
+        loop {
+            let line = self.lines.next().await;
+            let Some(line) = line.map_err(|error| self.agent.failed(&error))? else {
+                return Ok(None);
+            };
+            if line.is_empty() {
+                continue;
+            }
+            let event = serde_json::from_str(&line).map_err(ClientError::Decode);
+            let event = event.map_err(|error| self.agent.failed(&error))?;
+            if let Some(event) = self.assembled(event, line.len())? {
+                return Ok(Some(event));
+            }
+        }
+    }
+
+    /// The event, or none where it is a part of one.
+    fn assembled(&mut self, event: AgentEvent, size: usize) -> Result<Option<AgentEvent>, Failure> {
+        let (snapshot, more) = match event {
+            AgentEvent::Snapshot { facts, vms, more } => (BegunSnapshot { facts, vms, size }, more),
+            AgentEvent::SnapshotPart { vms, more } => {
+                let Some(mut begun) = self.begun.take() else {
+                    return Err(self.agent.failed(&ClientError::NotText));
+                };
+                begun.vms.extend(vms);
+                begun.size += size;
+                (begun, more)
+            }
+            other => return Ok(Some(other)),
+        };
+        if snapshot.vms.len() > MAX_DOMAINS || snapshot.size > MAX_SNAPSHOT {
+            let host = &self.agent.host;
+            let what = format!("host {host} reports more than is taken");
+            let because = format!(
+                "{} domains in {} bytes so far; at most {MAX_DOMAINS} in {MAX_SNAPSHOT} bytes are taken",
+                snapshot.vms.len(),
+                snapshot.size
+            );
+            return Err(Failure::new(ErrorCode::ReportTooLarge, what).because(because));
+        }
+        if more {
+            self.begun = Some(snapshot);
+            return Ok(None);
+        }
+        let BegunSnapshot { facts, vms, .. } = snapshot;
+        let more = false;
+        Ok(Some(AgentEvent::Snapshot { facts, vms, more }))
     }
 }

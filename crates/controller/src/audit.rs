@@ -12,7 +12,7 @@ use fleetward_api::agent::AuditHead;
 use fleetward_api::controller::{AuditBreakView, AuditVerdict};
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord, verify};
 use fleetward_model::{Failure, HostName, JobId, VmId};
-use fleetward_store::{Guard, Store, StoreError, StoreExt, Txn};
+use fleetward_store::{Guard, MAX_VALUE, Store, StoreError, StoreExt, Txn};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use time::OffsetDateTime;
@@ -111,7 +111,10 @@ impl Audit {
         }
         for record in records {
             let before = last.get(host);
-            let follows = if record.host == *host {
+            let size = serde_json::to_vec(&record).map_or(usize::MAX, |text| text.len());
+            let follows = if size > MAX_VALUE {
+                Err(format!("record {} has {size} bytes", record.seq))
+            } else if record.host == *host {
                 verify(before, [&record]).map_err(|found| found.to_string())
             } else {
                 Err(format!("host {host} sent a record of host {}", record.host))

@@ -12,11 +12,12 @@
 
 use crate::debts::subject;
 use crate::presence::Presence;
-use fleetward_api::agent::AgentEvent;
+use crate::refused_reports::RefusedReports;
+use fleetward_api::agent::{AgentEvent, size_of};
 use fleetward_jobs::DebtBook;
 use fleetward_model::guardian::{GuardianFacts, GuardianStanding};
 use fleetward_model::host::HostFacts;
-use fleetward_model::vm::{TransitSide, VmObserved, VmSpec, VmState};
+use fleetward_model::vm::{TransitSide, VmObserved, VmReport, VmSpec, VmState};
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use fleetward_store::{MAX_OPERATIONS, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,8 @@ pub(crate) struct Seen {
     vms: BTreeMap<VmId, Arc<VmObserved>>,
     /// Since when each VM has been in the state it is in.
     since: BTreeMap<VmId, OffsetDateTime>,
+    /// What it said that was more than is taken.
+    refused: RefusedReports,
 }
 
 impl Seen {
@@ -62,14 +65,28 @@ impl Seen {
         }
     }
 
-    fn put(&mut self, vm: VmObserved) {
-        self.since.insert(vm.id, self.since(&vm));
-        self.vms.insert(vm.id, Arc::new(vm));
+    /// Takes a report of so many bytes, or leaves the VM as it was last seen.
+    fn put(&mut self, vm: VmObserved, size: usize) {
+        let known = self.vms.contains_key(&vm.id);
+        if self.refused.judge(&vm, size, known, self.vms.len()) {
+            self.since.insert(vm.id, self.since(&vm));
+            self.vms.insert(vm.id, Arc::new(vm));
+        }
     }
 
     fn remove(&mut self, id: VmId) {
         self.since.remove(&id);
         self.vms.remove(&id);
+        self.refused.forget(id);
+    }
+
+    /// Takes facts of so many bytes, or keeps those of before. Whether there are any then.
+    fn learn(&mut self, facts: HostFacts, size: usize, now: OffsetDateTime) -> bool {
+        if self.refused.judge_facts(size) {
+            self.facts = Some(Arc::new(facts));
+            self.reported = Some(now);
+        }
+        self.facts.is_some()
     }
 }
 
@@ -191,17 +208,25 @@ impl Inventory {
 
     /// Takes an event of `host`.
     pub(crate) fn apply(&self, host: &HostName, event: AgentEvent, now: OffsetDateTime) {
+        // Before the lock: it takes a moment.
+        let heard = Heard::of(host, event, now);
         let mut state = self.write();
         let State { hosts, dirty, .. } = &mut *state;
         let seen = hosts.entry(host.clone()).or_default();
         seen.last_seen = Some(now);
         self.presence.heard(host);
-        match event {
-            AgentEvent::Snapshot { facts, vms } => {
-                let new: BTreeMap<_, _> = vms
-                    .into_iter()
-                    .map(|vm| (vm.id, Arc::new(own_word(host, vm.digested(), now))))
-                    .collect();
+        match heard {
+            Heard::Snapshot { facts, vms } => {
+                seen.refused = RefusedReports::default();
+                let mut new = BTreeMap::new();
+                for (vm, size) in vms {
+                    let former = seen.vms.get(&vm.id).cloned();
+                    let known = former.is_some() || new.contains_key(&vm.id);
+                    match seen.refused.judge(&vm, size, known, new.len()) {
+                        true => new.insert(vm.id, Arc::new(vm)),
+                        false => former.and_then(|former| new.insert(vm.id, former)),
+                    };
+                }
                 for id in seen.vms.keys().chain(new.keys()) {
                     if seen.vms.get(id) != new.get(id) {
                         dirty.insert((host.clone(), *id));
@@ -209,24 +234,22 @@ impl Inventory {
                 }
                 seen.since = new.iter().map(|(id, vm)| (*id, seen.since(vm))).collect();
                 seen.vms = new;
-                seen.facts = Some(Arc::new(own_facts(host, *facts)));
-                seen.reported = Some(now);
-                seen.online = true;
+                seen.online = seen.learn(facts.0, facts.1, now);
                 seen.tried = true;
                 seen.snapshots += 1;
             }
-            AgentEvent::Facts { facts } => {
-                seen.facts = Some(Arc::new(own_facts(host, *facts)));
-                seen.reported = Some(now);
+            Heard::Facts(facts, size) => {
+                seen.learn(facts, size, now);
             }
-            AgentEvent::VmChanged { vm } => {
+            Heard::Changed(vm, size) => {
                 dirty.insert((host.clone(), vm.id));
-                seen.put(own_word(host, vm.digested(), now));
+                seen.put(*vm, size);
             }
-            AgentEvent::VmRemoved { id } => {
+            Heard::Removed(id) => {
                 dirty.insert((host.clone(), id));
                 seen.remove(id);
             }
+            Heard::Nothing => {}
         }
         drop(state);
         self.changed.send_modify(|n| *n += 1);
@@ -241,12 +264,13 @@ impl Inventory {
             Some(vm) if vm.id != id => return,
             Some(vm) => {
                 let vm = own_word(host, vm, OffsetDateTime::now_utc());
+                let size = size_of(&vm);
                 let newer = seen
                     .vms
                     .get(&id)
                     .is_none_or(|known| known.observed <= vm.observed);
                 if newer {
-                    seen.put(vm);
+                    seen.put(vm, size);
                 }
             }
             None => seen.remove(id),
@@ -506,6 +530,20 @@ impl Inventory {
         warnings
     }
 
+    /// Takes note that a host's events were given up because of their size.
+    pub(crate) fn refused_events(&self, host: &HostName, failure: &Failure) {
+        let mut state = self.write();
+        let seen = state.hosts.entry(host.clone()).or_default();
+        seen.refused.events(failure);
+    }
+
+    /// What a host says that is more than is taken, as warnings.
+    pub(crate) fn refused_reports(&self, host: &HostName) -> Vec<String> {
+        let state = self.read();
+        let seen = state.hosts.get(host);
+        seen.map(|seen| seen.refused.warnings()).unwrap_or_default()
+    }
+
     /// Writes what changed to the store; on its return everything seen before the call is there.
     pub(crate) async fn flush(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         let _turn = self.writing.lock().await;
@@ -622,6 +660,50 @@ impl State {
 
     fn online(&self, host: &HostName) -> bool {
         self.hosts.get(host).is_some_and(|seen| seen.online)
+    }
+}
+
+/// An event, measured, with what a host may say under its own name.
+enum Heard {
+    Snapshot {
+        facts: (HostFacts, usize),
+        vms: Vec<(VmObserved, usize)>,
+    },
+    Facts(HostFacts, usize),
+    Changed(Box<VmObserved>, usize),
+    Removed(VmId),
+    /// A part of a snapshot: who reads the events puts them together.
+    Nothing,
+}
+
+impl Heard {
+    fn of(host: &HostName, event: AgentEvent, now: OffsetDateTime) -> Self {
+        let measured = |vm: VmReport| {
+            let vm = own_word(host, vm.digested(), now);
+            let size = size_of(&vm);
+            (vm, size)
+        };
+        let measured_facts = |facts: HostFacts| {
+            let facts = own_facts(host, facts);
+            let size = size_of(&facts);
+            (facts, size)
+        };
+        match event {
+            AgentEvent::Snapshot { facts, vms, .. } => Self::Snapshot {
+                facts: measured_facts(*facts),
+                vms: vms.into_iter().map(measured).collect(),
+            },
+            AgentEvent::Facts { facts } => {
+                let (facts, size) = measured_facts(*facts);
+                Self::Facts(facts, size)
+            }
+            AgentEvent::VmChanged { vm } => {
+                let (vm, size) = measured(*vm);
+                Self::Changed(Box::new(vm), size)
+            }
+            AgentEvent::VmRemoved { id } => Self::Removed(id),
+            AgentEvent::SnapshotPart { .. } => Self::Nothing,
+        }
     }
 }
 

@@ -41,6 +41,7 @@ mod keeper;
 mod layout;
 mod networks;
 mod presence;
+mod refused_reports;
 mod seed;
 mod survey;
 mod templates;

@@ -66,6 +66,9 @@ async fn follow(world: &Arc<World>, host: &HostName) {
         let before = world.inventory.seen(host).snapshots;
         let ended = listen(world, host).await;
         world.inventory.lost(host);
+        if let Err(failure) = &ended {
+            world.inventory.refused_events(host, failure);
+        }
         if world.inventory.seen(host).snapshots > before {
             pause = FIRST_PAUSE;
             tracing::warn!(%host, reason = %reason(ended), "lost the host");

@@ -17,6 +17,7 @@ use fleet::Controller;
 use fleet::agent::FakeAgent;
 use fleetward_api::controller::JobState;
 use fleetward_api::tpm::{BundleParts, TpmVersion, VersionReason};
+use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, HostName, KeyId, VmId};
 use fleetward_protector::ExpiredAllowed;
 use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
@@ -269,4 +270,93 @@ async fn a_host_speaks_only_for_itself() {
         OffsetDateTime::parse(text, format).expect("a time")
     };
     assert!(observed < far, "{vm}");
+}
+
+/// One that reports more than is taken, of a VM or of itself, is named and holds up nobody else; its VM stays as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_over_large_report_harms_nobody_but_its_host() {
+    let (controller, a, b, id) = with_a_copy().await;
+    let warned = async |of: &str| {
+        let host: Value = controller.get("/v1/hosts/b").await;
+        let warnings = host["warnings"].as_array().expect("a list").clone();
+        let large = |text: &str| text.starts_with("REPORT_TOO_LARGE") && text.contains(of);
+        warnings.iter().filter_map(Value::as_str).any(large)
+    };
+    let mut large = a.look(|inner| inner.observed(id).expect("the VM"));
+    large.id = VmId(Uuid::from_u128(78));
+    large.name = "large".parse().expect("name");
+    if let Some(metadata) = &mut large.metadata {
+        metadata.spec.id = large.id;
+        metadata.spec.name = large.name.clone();
+    }
+    b.look(|inner| inner.tell_of(large.clone()));
+    let shown = async || {
+        let vms: Value = controller.get("/v1/vms").await;
+        let vms = vms.as_array().expect("a list").clone();
+        vms.into_iter().find(|vm| vm["name"] == "large")
+    };
+    let there = async || shown().await.is_some();
+    controller.wait("the VM", there).await;
+    let before = shown().await.expect("the VM")["state"].clone();
+    large.reason = "x".repeat(2 << 20);
+    large.state = VmState::Paused;
+    b.look(|inner| inner.tell_of(large.clone()));
+    let named = async || warned("large").await;
+    controller.wait("the VM to be named", named).await;
+    assert_eq!(shown().await.expect("as it was")["state"], before);
+    let facts = b.look(|inner| {
+        let facts = inner.facts.clone();
+        inner.facts.warnings = vec!["x".repeat(1000); 2000];
+        inner.tell_facts();
+        facts
+    });
+    let named = async || warned("of itself").await;
+    controller.wait("the facts to be named", named).await;
+
+    // The store takes what other hosts say, and a delete on one of them ends.
+    controller
+        .done(Method::DELETE, "/v1/vms/web", &json!({}))
+        .await;
+    let vms: Value = controller.get("/v1/vms").await;
+    let web = |vm: &Value| vm["name"] == "web";
+    assert!(!vms.as_array().expect("a list").iter().any(web), "{vms}");
+
+    // And all is well again when the host says less.
+    b.look(|inner| {
+        inner.facts = facts;
+        inner.tell_facts();
+        large.reason = String::new();
+        inner.tell_of(large);
+    });
+    let well = async || !warned("").await;
+    controller.wait("no warning", well).await;
+    let shown = shown().await.expect("the VM");
+    assert_ne!(shown["state"], before, "{shown}");
+}
+
+/// As much as fits into no line of its events, and no VM of it is large.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_has_much_to_report_is_online() {
+    const VMS: u128 = 40;
+    let (controller, a, _, id) = with_a_copy().await;
+    a.look(|inner| {
+        let vm = inner.observed(id).expect("the VM");
+        let all = (0..VMS).map(|n| {
+            let mut vm = vm.clone();
+            if let (1.., Some(metadata)) = (n, &mut vm.metadata) {
+                vm.id = VmId(Uuid::from_u128(1_000_000 + n));
+                vm.name = format!("many-{n}").parse().expect("name");
+                metadata.spec.id = vm.id;
+                metadata.spec.name = vm.name.clone();
+            }
+            vm.reason = "x".repeat(500_000);
+            vm
+        });
+        inner.tell_all(all.collect());
+    });
+    let all = async || {
+        let host: Value = controller.get("/v1/hosts/a").await;
+        host["state"] == "online" && host["vms"] == u64::try_from(VMS).expect("few")
+    };
+    controller.wait("all of its VMs", all).await;
 }

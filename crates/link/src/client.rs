@@ -371,10 +371,15 @@ impl Response {
 
     /// The body line by line, as its lines come.
     pub fn lines(self) -> Lines {
+        self.lines_of(MAX_LINE)
+    }
+
+    /// The same, with lines of at most `limit` bytes.
+    pub fn lines_of(self, limit: usize) -> Lines {
         Lines {
             response: self,
             buffer: BytesMut::new(),
-            codec: LinesCodec::new_with_max_length(MAX_LINE),
+            codec: LinesCodec::new_with_max_length(limit),
         }
     }
 
@@ -405,6 +410,8 @@ impl Lines {
     /// The next line without its end, `None` after the last.
     pub async fn next(&mut self) -> Result<Option<String>, ClientError> {
         loop {
+            let limit = self.codec.max_length();
+            let unreadable = |error| unreadable(&error, limit);
             if let Some(line) = self.codec.decode(&mut self.buffer).map_err(unreadable)? {
                 return Ok(Some(line));
             }
@@ -434,9 +441,9 @@ impl Lines {
     }
 }
 
-fn unreadable(error: LinesCodecError) -> ClientError {
+fn unreadable(error: &LinesCodecError, limit: usize) -> ClientError {
     match error {
-        LinesCodecError::MaxLineLengthExceeded => ClientError::TooLong { limit: MAX_LINE },
+        LinesCodecError::MaxLineLengthExceeded => ClientError::TooLong { limit },
         LinesCodecError::Io(_) => ClientError::NotText,
     }
 }

@@ -472,6 +472,9 @@ codes! {
     DirectoryExposed = "DIRECTORY_EXPOSED", Refused,
         "Somebody else than root may make, rename or remove files in a directory that only root needs to write, such as a pool.",
         "give the directory that the message names to root, and take the others' permission to write: chown root:root and chmod go-w";
+    ReportTooLarge = "REPORT_TOO_LARGE", Failed,
+        "A host reports more of itself, or of one VM, than is taken. Its VM is shown as it was last seen, and other hosts are not concerned.",
+        "see what makes it so large on that host: virsh dumpxml of the VM that the message names";
     FileUnexpected = "FILE_UNEXPECTED", Failed,
         "Where a file of the VM should be, in a directory that QEMU or swtpm may write, lies something else: a link, a pipe, a device, a directory, or a file of another user or size. It was not used.",
         "see the reason, which names it; look at who put it there, and move it away on that host";

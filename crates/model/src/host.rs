@@ -149,6 +149,8 @@ pub struct Formats {
     pub custody: u32,
     /// Newest version of the operations of a host; [`Formats::CHANGE_VM`] is the second, [`Formats::DEVICES`] the third.
     pub operations: u32,
+    /// 1: a snapshot is one event; 2: it may come in parts.
+    pub events: u32,
 }
 
 impl Formats {
@@ -166,11 +168,15 @@ impl Formats {
     /// The version of the operations that added the state `saved`.
     pub const SAVED: u32 = 5;
 
+    /// The version of the events that has snapshots in parts.
+    pub const PARTS: u32 = 2;
+
     /// What this program knows.
     pub const KNOWN: Self = Self {
         spec: crate::spec::KNOWN,
         custody: 2,
         operations: Self::SAVED,
+        events: Self::PARTS,
     };
 
     /// What a program must know to read that specification.
@@ -200,6 +206,7 @@ impl Formats {
                 "spec" => formats.spec = version,
                 "custody" => formats.custody = version,
                 "operations" => formats.operations = version,
+                "events" => formats.events = version,
                 _ => {} // of a newer program
             }
         }
@@ -214,19 +221,24 @@ impl Default for Formats {
             spec: 1,
             custody: 1,
             operations: 1,
+            events: 1,
         }
     }
 }
 
-/// `spec=3,custody=2,operations=3`, as in the header of a request.
+/// `spec=3,custody=2,operations=3,events=2`, as in the header of a request.
 impl fmt::Display for Formats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             spec,
             custody,
             operations,
+            events,
         } = self;
-        write!(f, "spec={spec},custody={custody},operations={operations}")
+        write!(
+            f,
+            "spec={spec},custody={custody},operations={operations},events={events}"
+        )
     }
 }
 

@@ -142,6 +142,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         .map(|facts| facts.warnings.clone())
         .unwrap_or_default();
     warnings.extend(world.inventory.contradictions(&record.name));
+    warnings.extend(world.inventory.refused_reports(&record.name));
     warnings.extend(expiry_warning(record));
     warnings.extend(crowded(&record.group, world.members_of(&record.group)));
     warnings.extend(lost_vms(world, record));

@@ -446,6 +446,12 @@ impl Inner {
         let _ = self.events.send(AgentEvent::Facts { facts });
     }
 
+    pub(crate) fn tell_all(&self, vms: Vec<VmReport>) {
+        let facts = Box::new(self.facts.clone());
+        let more = false;
+        let _ = self.events.send(AgentEvent::Snapshot { facts, vms, more });
+    }
+
     pub(crate) fn tell_of(&self, vm: VmReport) {
         let vm = Box::new(vm);
         let _ = self.events.send(AgentEvent::VmChanged { vm });

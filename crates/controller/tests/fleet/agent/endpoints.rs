@@ -13,7 +13,11 @@ pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> R
         let facts = facts_now(&inner);
         (
             inner.answers_in(&headers),
-            AgentEvent::Snapshot { facts, vms },
+            AgentEvent::Snapshot {
+                facts,
+                vms,
+                more: false,
+            },
             inner.events.subscribe(),
         )
     };
@@ -33,11 +37,13 @@ pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> R
                     }
                 }
             };
-            let event = match formats {
-                Some(formats) => event.readable_with(formats),
-                None => event,
+            let parts = match formats {
+                Some(formats) => event.readable_with(formats).in_parts(formats),
+                None => vec![event],
             };
-            Some((line(&event), (None, receiver, inner)))
+            let lines: Vec<u8> = parts.iter().flat_map(line_of).collect();
+            let lines = Ok::<_, std::convert::Infallible>(Bytes::from(lines));
+            Some((lines, (None, receiver, inner)))
         },
     );
     Body::from_stream(lines).into_response()
@@ -51,9 +57,13 @@ fn facts_now(inner: &Inner) -> Box<HostFacts> {
 }
 
 fn line(value: &impl serde::Serialize) -> Result<Bytes, std::convert::Infallible> {
+    Ok(line_of(value).into())
+}
+
+fn line_of(value: &impl serde::Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(value).expect("json");
     line.push(b'\n');
-    Ok(line.into())
+    line
 }
 
 pub(super) async fn operate(
