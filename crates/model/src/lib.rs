@@ -29,6 +29,7 @@ pub mod preflight;
 pub mod profile;
 pub mod retention;
 pub mod role;
+pub mod secure_boot;
 pub mod size;
 pub mod spec;
 pub mod tpm_state;

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fleetward-durable", &[]),
     ("fleetward-failpoint", &[]),
     ("fleetward-rfb", &[]),
+    ("fleetward-uefi", &["fleetward-model"]),
     ("fleetward-store", &["fleetward-durable"]),
     ("fleetward-protector", &["fleetward-model"]),
     (
@@ -51,6 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "fleetward-durable",
             "fleetward-protector",
             "fleetward-protector-open",
+            "fleetward-uefi",
             "fleetward-failpoint",
             "fleetward-api",
             "fleetward-link",
@@ -63,6 +65,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "fleetward-model",
             "fleetward-durable",
             "fleetward-protector",
+            "fleetward-uefi",
             "fleetward-failpoint",
             "fleetward-api",
             "fleetward-link",
@@ -109,6 +112,7 @@ const HOMES: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &[
     "fleetward-model",
     "fleetward-rfb",
+    "fleetward-uefi",
     "fleetward-protector",
     "fleetward-protector-open",
 ];
