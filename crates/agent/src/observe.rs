@@ -5,7 +5,7 @@
 
 use crate::failure::{HypervisorResult, Result};
 use crate::host::Host;
-use crate::{arrivals, crash};
+use crate::{arrivals, crash, variables};
 use fleetward_api::agent::AgentEvent;
 use fleetward_hypervisor::{
     DomainDefined, DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent,
@@ -13,6 +13,7 @@ use fleetward_hypervisor::{
 };
 use fleetward_model::host::{Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts};
 use fleetward_model::network::NicObserved;
+use fleetward_model::secure_boot::SecureBootObserved;
 use fleetward_model::vm::{
     DiskBus, DiskObserved, DriveContent, DriveObserved, Noted, Presence, TpmObserved, VmDefined,
     VmMetadata, VmReport, VmState, protector_sha256,
@@ -297,6 +298,15 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         DomainState::Running | DomainState::Paused { .. }
     );
     let crashes = crash::of(host, &domain);
+    let former = metadata
+        .as_ref()
+        .and_then(|metadata| metadata.former_certificates.as_ref());
+    let secure_boot = variables::secure_boot(host, domain.id)
+        .filter(|_| metadata.is_some())
+        .map(|found| SecureBootObserved {
+            former_kept: former.is_some(),
+            ..found
+        });
     // A domain that somebody renamed is still the VM that Fleetward knows.
     let name = match &metadata {
         Some(metadata) => metadata.spec.name.clone(),
@@ -337,6 +347,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
             guest: host.guests.of(domain.id).filter(|_| runs),
             after_boot: host.boot.of(domain.id).filter(|_| !runs),
             crashes,
+            secure_boot,
         },
         name,
         metadata,

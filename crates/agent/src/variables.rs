@@ -9,6 +9,7 @@
 use crate::failure::{Result, Trouble};
 use crate::host::Host;
 use fleetward_durable::{self as durable, Access, Expected, SharedDirectory};
+use fleetward_model::secure_boot::{CertificateState, SecureBootObserved};
 use fleetward_model::{ErrorCode, VmId};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,25 @@ pub(crate) fn place(host: &Host, vm: VmId) -> Result<PathBuf> {
 pub(crate) fn read(host: &Host, vm: VmId) -> Result<Option<Vec<u8>>> {
     let place = place(host, vm)?;
     durable::read_expected(&place, &expected(host)).map_err(|error| trouble(&place, &error))
+}
+
+/// What the variables of a VM say of Secure Boot; none where there are none.
+pub(crate) fn secure_boot(host: &Host, vm: VmId) -> Option<SecureBootObserved> {
+    match read(host, vm) {
+        Ok(file) => file.map(|file| fleetward_uefi::assess(&file)),
+        Err(trouble) => Some(SecureBootObserved {
+            because: Some(trouble.failure.because),
+            ..SecureBootObserved::of(CertificateState::Unreadable)
+        }),
+    }
+}
+
+/// The file that the hypervisor makes variables of; none where there is none. It comes from a package, and only root writes it.
+pub(crate) fn read_template(template: &Path) -> Result<Option<Vec<u8>>> {
+    // The administrator, or a package, may have put a link there.
+    let place = template.canonicalize().unwrap_or_else(|_| template.into());
+    durable::read_expected(&place, &Expected::at_most(MAX_VARIABLES))
+        .map_err(|error| trouble(&place, &error))
 }
 
 /// What a file of variables is.

@@ -217,6 +217,8 @@ pub enum Question {
     NewTpmOpensNothing,
     /// A kept version takes the place of the TPM that the VM has.
     TpmIsReplaced,
+    /// PCR 7 of the TPM changes, and what is sealed to it stays closed once.
+    Pcr7Changes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

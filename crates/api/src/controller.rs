@@ -7,6 +7,7 @@ mod host;
 mod image;
 mod job;
 mod keys;
+mod secure_boot;
 mod template;
 mod vm;
 
@@ -18,5 +19,6 @@ pub use host::*;
 pub use image::*;
 pub use job::*;
 pub use keys::*;
+pub use secure_boot::*;
 pub use template::*;
 pub use vm::*;

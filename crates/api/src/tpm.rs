@@ -5,6 +5,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use fleetward_model::secure_boot::CertificateState;
 use fleetward_model::tpm_state::{self, StateProblem};
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{HostName, KeyId, VmId, VmName};
@@ -170,7 +171,7 @@ pub enum VersionReason {
     Granted,
     /// The key was taken away from a guardian, and not replaced yet.
     Revoked,
-    /// The VM's specification changed: another disk, more memory.
+    /// The VM's specification changed: another disk, more memory; or the certificates in its UEFI variables.
     Redefined,
     /// First seen: it was made without a copy, or the copies were lost.
     Found,
@@ -201,6 +202,9 @@ pub struct TpmVersion {
     pub sha256: String,
     /// SHA-256 of the encrypted TPM state alone, hex: what a host reports of the state it has.
     pub state_sha256: String,
+    /// What its UEFI variables say of Secure Boot's certificates; none: it has none, or was kept before this was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<CertificateState>,
 }
 
 #[cfg(test)]

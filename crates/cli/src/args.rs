@@ -6,11 +6,13 @@
 mod guardian;
 mod network;
 pub(crate) mod parse;
+mod secure_boot;
 pub(crate) mod seed;
 mod tpm;
 
 pub use guardian::{GrantArgs, GuardianCommand, RotateArgs};
 pub use network::{NetworkCommand, NicCommand, NicHow};
+pub use secure_boot::{SecureBootChange, SecureBootCommand};
 pub use tpm::{TpmChange, TpmCommand, TpmHow, Which};
 
 use crate::commands::vm_disk::parse_disk;
@@ -168,6 +170,9 @@ pub enum Command {
     /// TPMs of VMs: enable, disable, restore, roll
     #[command(subcommand)]
     Tpm(TpmCommand),
+    /// Secure Boot of VMs: which of Microsoft's certificates they trust
+    #[command(subcommand)]
+    SecureBoot(SecureBootCommand),
     /// Checks whether VMs can move to hosts, and shows what prevents it
     ///
     /// Without arguments: all VMs and all hosts. With a VM: that VM and all hosts. With a VM and --to: every finding,

@@ -330,6 +330,14 @@ pub(crate) fn tpm_is_lost_to(names: &[VmName]) -> String {
     )
 }
 
+pub(crate) fn pcr_7_changes(names: &[VmName]) -> String {
+    format!(
+        "PCR 7 of the TPM changes for {}: what is sealed to it does not open at the next start. BitLocker asks for its recovery \
+         key once, unless it was suspended in the guest before: manage-bde -protectors -disable C: -RebootCount 1",
+        some_vms(names)
+    )
+}
+
 pub(crate) fn new_tpm_opens_nothing(names: &[VmName]) -> String {
     format!(
         "{} had a TPM before. A new TPM cannot open what the former one sealed: BitLocker will ask for its recovery \

@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
-pub(crate) use vms::{tpm_versions, tpms, vm, vms};
+pub(crate) use vms::{secure_boot, tpm_versions, tpms, vm, vms};
 
 /// What stands where there is nothing.
 const NONE: &str = "-";

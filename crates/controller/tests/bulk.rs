@@ -11,8 +11,11 @@ mod fleet;
 use fleet::agent::FakeAgent;
 use fleet::{Controller, failure};
 use fleetward_api::bulk::{BulkEntry, BulkEvent, BulkSummary, Plan, Question, Would};
-use fleetward_api::controller::{JobView, Outcome, Role, VmView};
+use fleetward_api::controller::{
+    CheckView, HostView, JobView, Outcome, Role, SecureBootView, VmView,
+};
 use fleetward_link::client::{Client, Lines};
+use fleetward_model::secure_boot::{CertificateState, SecureBootObserved};
 use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, JobId, VmId};
 use http::Method;
@@ -227,6 +230,121 @@ async fn a_roll_skips_chosen_vms_without_a_tpm_and_refuses_those_that_were_named
     let (ends, summary) = bulk(&controller, request).await;
     assert_eq!(ends["bare"].code, Some(ErrorCode::VmStateWrong));
     assert_eq!((summary.succeeded, summary.failed), (1, 1), "{ends:?}");
+}
+
+/// Lets the host say what a VM's variables hold.
+async fn variables(controller: &Controller, host: &FakeAgent, vm: VmId, state: CertificateState) {
+    host.look(|inner| {
+        let found = inner.vms.get_mut(&vm).expect("there");
+        found.secure_boot = Some(SecureBootObserved::of(state));
+        inner.tell(vm);
+    });
+    controller
+        .wait("the variables are told of", async || {
+            let view: VmView = controller.get(&format!("/v1/vms/{vm}")).await;
+            view.secure_boot.is_some_and(|found| found.state == state)
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_vms_get_their_certificates_by_one_request_that_said_before_what_it_costs() {
+    use CertificateState::{Custom, Off, Ok as UpToDate, UpdateAvailable};
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    let states = [UpdateAvailable, UpToDate, Custom, Off, UpdateAvailable];
+    for n in 0..20 {
+        let (name, tpm) = (format!("vm{n:02}"), n % 5 == 0);
+        let body = json!({"name": name, "host": "a", "tpm": tpm});
+        controller.done(Method::POST, "/v1/vms", &body).await;
+        let vm: VmView = controller.get(&format!("/v1/vms/{name}")).await;
+        variables(&controller, &a, vm.id, states[n % 5]).await;
+    }
+    start(&controller, "vm00").await;
+    start(&controller, "vm01").await;
+    let planned = plans(&controller, verb("secure_boot_enroll"), json!("all")).await;
+    let count = |would| planned.iter().filter(|plan| plan.would == would).count();
+    assert_eq!(planned.len(), 20);
+    // vm00 runs, and is the only one that somebody has to stop
+    let refused = said(&planned, "vm00");
+    assert_eq!(
+        (refused.0, refused.1),
+        (Would::Fail, Some(ErrorCode::VmRunning))
+    );
+    assert_eq!((count(Would::Change), count(Would::Nothing)), (7, 12));
+    for left_alone in ["vm01", "vm02", "vm03"] {
+        assert_eq!(said(&planned, left_alone).0, Would::Nothing, "{left_alone}");
+    }
+    let (would, _, message) = said(&planned, "vm05");
+    assert_eq!(would, Would::Change);
+    for told in [
+        "PCR 7",
+        "recovery key",
+        "manage-bde -protectors -disable C: -RebootCount 1",
+    ] {
+        assert!(message.contains(told), "{message}");
+    }
+    let asked_about = asked(&planned);
+    assert!(
+        asked_about.contains(&("vm05", Question::Pcr7Changes)),
+        "{asked_about:?}"
+    );
+    assert!(
+        !asked_about.iter().any(|(vm, _)| *vm == "vm04"),
+        "it has no TPM"
+    );
+    let host: HostView = controller.get("/v1/hosts/a").await;
+    assert!(
+        host.warnings
+            .iter()
+            .any(|told| told.starts_with("8 VMs trust only")),
+        "{:?}",
+        host.warnings
+    );
+    let found: Vec<CheckView> = controller.get("/v1/check?vm=vm05&to=a").await;
+    let codes: Vec<_> = found[0]
+        .findings
+        .iter()
+        .map(|f| (f.code, f.blocking))
+        .collect();
+    assert!(
+        codes.contains(&(ErrorCode::SecureBootOutdated, false)),
+        "{codes:?}"
+    );
+
+    let named_custom = plans(&controller, verb("secure_boot_enroll"), named(&["vm02"])).await;
+    assert_eq!(
+        said(&named_custom, "vm02").1,
+        Some(ErrorCode::SecureBootCustom)
+    );
+    let nothing_kept = plans(&controller, verb("secure_boot_restore"), named(&["vm05"])).await;
+    assert_eq!(
+        said(&nothing_kept, "vm05").1,
+        Some(ErrorCode::SecureBootNothingKept)
+    );
+
+    let restart = json!({ "verb": "secure_boot_enroll", "stop_and_restart": true });
+    let (ends, summary) = bulk(&controller, json!({ "action": restart, "vms": "all" })).await;
+    assert_eq!((summary.succeeded, summary.failed), (8, 0), "{ends:?}");
+    assert_eq!(state_of(&controller, "vm00").await, VmState::Running);
+    let status: Vec<SecureBootView> = controller.get("/v1/secure-boot").await;
+    let outdated = status
+        .iter()
+        .filter(|view| view.state == Some(UpdateAvailable));
+    assert_eq!((status.len(), outdated.count()), (20, 0));
+
+    // Back again, where something was kept.
+    let restart = json!({ "verb": "secure_boot_restore", "stop_and_restart": true });
+    let (ends, summary) = bulk(&controller, json!({ "action": restart, "vms": "all" })).await;
+    assert_eq!((summary.succeeded, summary.failed), (8, 0), "{ends:?}");
+    let host: HostView = controller.get("/v1/hosts/a").await;
+    assert!(
+        host.warnings
+            .iter()
+            .any(|told| told.starts_with("8 VMs trust only")),
+        "{:?}",
+        host.warnings
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -196,6 +196,20 @@ fn case(kind: &str, step: &str) -> Case {
             running,
             Some(("a", "prepare-roll")),
         ),
+        "secure-boot-enroll" => post(
+            "/v1/vms/web/secure-boot/enroll",
+            json!({"stop_and_restart": true}),
+            running,
+            running,
+            Some(("a", "enroll-certificates")),
+        ),
+        "secure-boot-restore" => post(
+            "/v1/vms/web/secure-boot/restore",
+            json!({"stop_and_restart": true}),
+            running,
+            running,
+            Some(("a", "restore-certificates")),
+        ),
         other => panic!("say here how a job of kind {other} is made"),
     }
 }

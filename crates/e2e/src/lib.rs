@@ -9,5 +9,6 @@ pub mod former;
 pub mod guest;
 pub mod lan;
 pub mod residue;
+pub mod secure_boot;
 pub mod suite;
 pub mod wait;

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::{Fleet, text};
 use fleetward_e2e::guest::{self, Tick};
 use fleetward_e2e::wait::{self, seconds};
-use fleetward_e2e::{residue, suite};
+use fleetward_e2e::{residue, secure_boot, suite};
 use serde_json::Value;
 use std::process::{ExitCode, Stdio};
 
@@ -21,6 +21,10 @@ fn main() -> ExitCode {
             (
                 "a_vm_made_without_a_tpm_gets_one_before_its_first_power_on",
                 enabled_before_first_start,
+            ),
+            (
+                "enrolled_certificates_close_what_pcr_7_sealed_and_the_former_ones_open_it",
+                enrolled,
             ),
             (
                 "a_disabled_tpm_is_brought_back_and_unseals",
@@ -69,6 +73,10 @@ fn enabled_before_first_start(fleet: &Fleet) -> Result<()> {
         "--no-tpm",
     ];
     fleet.cli(&create)?.ok()?;
+    let new = secure_boot::found(fleet, VM)?;
+    let trusted = new["certificates"].as_array().map_or(0, Vec::len);
+    ensure!(new["state"] == "ok" && trusted == 7, "a new VM: {new}");
+    secure_boot::make_old(fleet, "a", VM)?;
     let would = fleet.cli(&["tpm", "enable", VM, "--dry-run"])?.ok()?;
     ensure!(would.stdout.contains("would get a TPM"), "{}", would.stdout);
     ensure!(tpm(fleet)?["enabled"] == false, "a dry run did something");
@@ -88,6 +96,52 @@ fn enabled_before_first_start(fleet: &Fleet) -> Result<()> {
         "no version was kept: {history}"
     );
     Ok(())
+}
+
+/// The guest has sealed its secret to PCR 7 as certificates of 2011 make it. Restored, the VM is left stopped: the next case
+/// starts it, and sees that the secret opens.
+fn enrolled(fleet: &Fleet) -> Result<()> {
+    let before = guest::booted(fleet, VM, 1)?;
+    let warned = fleet.json(&["host", "show", "a"])?["warnings"].to_string();
+    ensure!(warned.contains("secure-boot enroll"), "{warned}");
+    let enroll = ["secure-boot", "enroll", VM];
+    fleet
+        .cli(&[&enroll[..], &["--yes"]].concat())?
+        .refused(4, "VM_RUNNING")?;
+    let restart = [&enroll[..], &["--stop-and-restart"]].concat();
+    let told = "manage-bde -protectors -disable C: -RebootCount 1";
+    let would = fleet.cli(&[&restart[..], &["--dry-run"]].concat())?.ok()?;
+    ensure!(would.stdout.contains(told), "{}", would.stdout);
+    let asked = fleet.cli(&restart)?;
+    ensure!(
+        asked.code == 2 && asked.stderr.contains(told),
+        "not asked: {asked:?}"
+    );
+    fleet.cli(&[&restart[..], &["--yes"]].concat())?.ok()?;
+    let tick = guest::booted(fleet, VM, before.boots + 1)?;
+    ensure!(
+        tick.unseal == "failed" && tick.pcr7 != before.pcr7 && tick.ek == before.ek,
+        "{before:?} then {tick:?}"
+    );
+    let found = secure_boot::found(fleet, VM)?;
+    ensure!(
+        found["state"] == "ok" && found["former_kept"] == true,
+        "{found}"
+    );
+    // What it trusted before moves with it.
+    stop(fleet)?;
+    let soak = std::env::var_os("FLEETWARD_E2E_SOAK").is_some();
+    for host in ["b", "a"].into_iter().filter(|_| soak) {
+        let migrate = ["vm", "migrate", VM, "--to", host, "--offline"];
+        fleet.cli(&migrate)?.ok()?;
+    }
+    fleet.cli(&["secure-boot", "restore", VM, "--yes"])?.ok()?;
+    let found = secure_boot::found(fleet, VM)?;
+    ensure!(found["state"] == "update_available", "{found}");
+    fleet
+        .cli(&["secure-boot", "restore", VM, "--yes"])?
+        .refused(4, "SECURE_BOOT_NOTHING_KEPT")
+        .map(drop)
 }
 
 fn disabled_and_restored(fleet: &Fleet) -> Result<()> {

@@ -147,6 +147,7 @@ pub(crate) fn observed_in_part(
         nics: Vec::new(),
         drives: Vec::new(),
         nvram_path: None,
+        nvram_template: None,
         tpm: false,
         cpu_xml: None,
         guest_agent: false,
@@ -174,7 +175,11 @@ pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
     if let Some(os) = child(root, "os") {
         seen.firmware = firmware(os);
         seen.machine = machine(os).unwrap_or_default().to_owned();
-        seen.nvram_path = child(os, "nvram").and_then(|n| n.text()).map(PathBuf::from);
+        let nvram = child(os, "nvram");
+        seen.nvram_path = nvram.and_then(|n| n.text()).map(PathBuf::from);
+        seen.nvram_template = nvram
+            .and_then(|n| n.attribute("template"))
+            .map(PathBuf::from);
     }
     seen.cpu_xml = child(root, "cpu").map(|cpu| xml[cpu.range()].to_owned());
     if let Some(devices) = child(root, "devices") {

@@ -368,6 +368,7 @@ pub(crate) mod tests {
                 ek_certificate: None,
                 transit: None,
                 revoked: Vec::new(),
+                former_certificates: None,
                 unknown: Default::default(),
             },
             disk_paths: vec![PathBuf::from("/srv/a & b/sda.qcow2")],

@@ -161,6 +161,8 @@ pub enum StopReason {
 /// return the definition: then `firmware`, `machine`, `disks`, `nics`, `nvram_path`, `tpm`, `cpu_xml` and `console` are empty.
 #[derive(Debug, Clone)]
 pub struct DomainObserved {
+    /// The file that libvirt makes its UEFI variables of; none where it tells none.
+    pub nvram_template: Option<PathBuf>,
     pub id: VmId,
     pub name: VmName,
     /// The domain's own name, which need not be one of ours.

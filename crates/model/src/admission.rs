@@ -46,6 +46,11 @@ pub enum Request {
         change: TpmChange,
         restart: bool,
     },
+    /// The certificates in its UEFI variables; `restart` as for its TPM.
+    Certificates {
+        change: CertificateChange,
+        restart: bool,
+    },
     /// Its TPM key is wrapped for one more guardian.
     Grant,
     /// A guardian loses its TPM key.
@@ -65,6 +70,13 @@ pub enum TpmChange {
     Disable,
     Restore,
     Roll,
+}
+
+/// What can be done to the certificates of Secure Boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::VariantArray)]
+pub enum CertificateChange {
+    Enroll,
+    Restore,
 }
 
 impl Request {
@@ -94,7 +106,10 @@ impl Request {
             .iter()
             .copied()
             .flat_map(|change| [false, true].map(|restart| Self::Tpm { change, restart }));
-        plain.into_iter().chain(tpm)
+        let certificates = CertificateChange::VARIANTS.iter().copied();
+        let certificates = certificates
+            .flat_map(|change| [false, true].map(|restart| Self::Certificates { change, restart }));
+        plain.into_iter().chain(tpm).chain(certificates)
     }
 
     /// Whether somebody only looks at the guest and types into it, which needs nothing of what the VM is.
@@ -114,6 +129,7 @@ impl Request {
             | Self::MigrateOffline
             | Self::Change
             | Self::Tpm { .. }
+            | Self::Certificates { .. }
             | Self::Grant
             | Self::Revoke
             | Self::Recover => false,
@@ -137,6 +153,7 @@ impl Request {
             | Self::MigrateOffline
             | Self::Change
             | Self::Tpm { .. }
+            | Self::Certificates { .. }
             | Self::Revoke
             | Self::Recover => true,
         }
@@ -256,6 +273,7 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
             | Request::MigrateOffline
             | Request::Change
             | Request::Tpm { .. }
+            | Request::Certificates { .. }
             | Request::Revoke,
             Saved,
         ) => refuse(VmStateWrong, SAVED, GO_ON),
@@ -313,8 +331,20 @@ pub const fn answer(state: VmState, request: Request) -> Answer {
                 "fleetward vm stop {vm}; or add --stop-and-restart",
             )
         }
-        (Request::Tpm { .. }, Migrating) => refuse(VmBusy, "the VM is migrating", WAIT),
-        (Request::Tpm { .. }, Unknown) => refuse(HostUnreachable, AWAY, CALL),
+        (Request::Certificates { .. }, Stopped) => Accept,
+        (Request::Certificates { restart: true, .. }, Running) => Accept,
+        (Request::Certificates { restart: false, .. }, Running)
+        | (Request::Certificates { .. }, Paused | Failed) => refuse(
+            VmRunning,
+            "its firmware has the certificates in use until it stops",
+            "fleetward vm stop {vm}; or add --stop-and-restart",
+        ),
+        (Request::Tpm { .. } | Request::Certificates { .. }, Migrating) => {
+            refuse(VmBusy, "the VM is migrating", WAIT)
+        }
+        (Request::Tpm { .. } | Request::Certificates { .. }, Unknown) => {
+            refuse(HostUnreachable, AWAY, CALL)
+        }
 
         (Request::Grant | Request::Revoke, Running | Stopped | Paused | Failed) => Accept,
         // The saved memory is of the same key; what it brings back of an older protector is granted again.
@@ -414,6 +444,12 @@ pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
             None => {}
         }
     }
+    if let (Request::Certificates { change, .. }, Some(holder)) = (request, vm.holder)
+        && let Some(Request::Certificates { change: other, .. }) = holder.request
+        && change == other
+    {
+        return Ok(Admission::UnderWay(holder.job));
+    }
     if let Some(holder) = vm.holder
         && request.needs_the_vm_alone()
     {
@@ -452,6 +488,7 @@ pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
         | Request::MigrateOffline
         | Request::Change
         | Request::Tpm { .. }
+        | Request::Certificates { .. }
         | Request::Grant
         | Request::Revoke
         | Request::Recover

@@ -211,6 +211,22 @@ codes! {
     SecureBootMissing = "SECURE_BOOT_MISSING", Refused,
         "The host has no UEFI firmware with Secure Boot and enrolled keys.",
         "on that host: apt-get install ovmf";
+    SecureBootOutdated = "SECURE_BOOT_OUTDATED", Refused,
+        "The VM's firmware trusts Microsoft's certificates of 2011, which have run out, and not those of 2023. What boots today goes on booting; media and loaders that only the new ones sign do not boot, and updates of the lists are refused.",
+        "see what it costs, then add them while the VM is stopped: fleetward secure-boot enroll {vm} --dry-run",
+        "see which VMs it concerns: fleetward secure-boot status";
+    SecureBootCustom = "SECURE_BOOT_CUSTOM", Refused,
+        "None of the key exchange keys of the VM's firmware is Microsoft's: somebody enrolled keys of their own, and nothing is added to them.",
+        "add the certificates with the tools that manage those keys; to see what the VM trusts: fleetward secure-boot status {vm}",
+        "add the certificates with the tools that manage those keys";
+    SecureBootNothingKept = "SECURE_BOOT_NOTHING_KEPT", Refused,
+        "No certificates were enrolled in the VM's firmware, or its former ones are back, so there is nothing to bring back.",
+        "see what the VM trusts: fleetward secure-boot status {vm}",
+        "see what the VM trusts with secure-boot status";
+    UefiVariablesUnreadable = "UEFI_VARIABLES_UNREADABLE", Refused,
+        "The VM's UEFI variables are not of the form that edk2 writes, so nothing in them is changed.",
+        "see why: fleetward secure-boot status {vm}",
+        "see why with secure-boot status";
     PoolMissing = "POOL_MISSING", Refused,
         "The host has no pool of that name.",
         "add the pool to /etc/fleetward/agent.toml on that host and restart its agent";

@@ -170,12 +170,14 @@ impl Formats {
 
     /// The version of the events that has snapshots in parts.
     pub const PARTS: u32 = 2;
+    /// The version of the operations that added the certificates of Secure Boot.
+    pub const SECURE_BOOT: u32 = 6;
 
     /// What this program knows.
     pub const KNOWN: Self = Self {
         spec: crate::spec::KNOWN,
         custody: 2,
-        operations: Self::SAVED,
+        operations: Self::SECURE_BOOT,
         events: Self::PARTS,
     };
 

@@ -9,6 +9,7 @@ use crate::error::Finding;
 use crate::fit::{self, HostOffer, Needs, Reserved};
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{HostFacts, HostState, Version};
+use crate::secure_boot::CertificateState;
 use crate::vm::VmObserved;
 use crate::{ErrorCode, Failure, GroupName, GuardianId, HostName, Names, VmName};
 use time::{Duration, OffsetDateTime};
@@ -127,7 +128,14 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
     match facts.mode {
         Mode::Start => {
             let names = Names::default().vm(&facts.vm.name).host(facts.source.name);
-            let rules = [keys_at_home, reachable, state, tpm_state, programs];
+            let rules = [
+                keys_at_home,
+                reachable,
+                state,
+                tpm_state,
+                programs,
+                certificates,
+            ];
             let found = rules.iter().flat_map(|rule| rule(facts));
             found.map(|finding| finding.about(&names)).collect()
         }
@@ -140,8 +148,18 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 return vec![Finding::usual(ErrorCode::SameHost, what)];
             }
             let rules = [
-                agent, keys, reachable, presence, state, tpm_state, equipment, not_older, cpu,
-                taken, clocks,
+                agent,
+                keys,
+                reachable,
+                presence,
+                state,
+                tpm_state,
+                equipment,
+                not_older,
+                cpu,
+                taken,
+                clocks,
+                certificates,
             ];
             let names = Names::default()
                 .vm(&facts.vm.name)
@@ -442,6 +460,23 @@ fn keys_at_home(facts: &Facts<'_>) -> Findings {
         (None, _) => unavailable(host, "whether it can open the VM's key protector"),
     };
     vec![finding]
+}
+
+/// Which of Microsoft's certificates its firmware trusts: it starts and moves all the same.
+fn certificates(facts: &Facts<'_>) -> Findings {
+    let vm = facts.vm;
+    let state = vm.noted.secure_boot.as_ref().map(|found| found.state);
+    if state != Some(CertificateState::UpdateAvailable) {
+        return Vec::new();
+    }
+    let what = format!(
+        "the firmware of VM {} trusts Microsoft's certificates of 2011 and not all of their successors of 2023",
+        vm.name
+    );
+    vec![Finding {
+        blocking: false,
+        ..Finding::usual(ErrorCode::SecureBootOutdated, what)
+    }]
 }
 
 /// The VM's own host.

@@ -6,6 +6,7 @@ use crate::guest::GuestObserved;
 use crate::host::Formats;
 use crate::machine::MachineSettings;
 use crate::network::NicObserved;
+use crate::secure_boot::{CertificateState, FormerCertificates, SecureBootObserved};
 use crate::spec::{self, Unknown};
 pub use crate::spec::{
     Description, DiskSpec, DriveSpec, Medium, NewerSpec, NicModel, NicSpec, VmSpec,
@@ -162,6 +163,9 @@ pub struct VmMetadata {
     /// Whom the key was taken away from by name: nothing grants it to them again by itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked: Vec<Revocation>,
+    /// What Secure Boot trusted before certificates were enrolled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_certificates: Option<FormerCertificates>,
     /// Fields that this program does not know: written again as they were read.
     #[serde(flatten)]
     #[schema(ignore)]
@@ -217,6 +221,7 @@ impl VmSummary {
             ek_certificate: custody.ek_certificate,
             transit: self.transit,
             revoked: self.revoked,
+            former_certificates: custody.former_certificates,
             unknown: self.unknown,
         }
     }
@@ -246,6 +251,8 @@ pub struct Custody {
     pub key_protector: Option<String>,
     /// Base64 of the EK certificate's DER.
     pub ek_certificate: Option<String>,
+    /// Some kB that no job needs.
+    pub former_certificates: Option<FormerCertificates>,
 }
 
 impl From<&VmMetadata> for Custody {
@@ -253,6 +260,7 @@ impl From<&VmMetadata> for Custody {
         Self {
             key_protector: metadata.key_protector.clone(),
             ek_certificate: metadata.ek_certificate.clone(),
+            former_certificates: metadata.former_certificates.clone(),
         }
     }
 }
@@ -423,6 +431,10 @@ pub struct Noted {
     /// Of one that is started again when it crashes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crashes: Option<Crashes>,
+    /// What its UEFI variables say; none before its first start, of a VM without Secure Boot that never had any, and from an
+    /// agent that does not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_boot: Option<SecureBootObserved>,
 }
 
 impl Noted {
@@ -510,6 +522,7 @@ impl VmReport {
         {
             metadata.key_protector = None;
             metadata.ek_certificate = None;
+            metadata.former_certificates = None;
         }
         self
     }
@@ -566,6 +579,12 @@ impl VmObserved {
                 tpm.enabled && (Some(r.key_id) == tpm.key_id || tpm.guardians.contains(&r.guardian))
             })
             .map(|r| &r.guardian)
+    }
+
+    /// Whether its firmware trusts certificates that have run out, and not their successors.
+    pub fn has_old_certificates(&self) -> bool {
+        let found = self.noted.secure_boot.as_ref();
+        self.is_managed() && found.is_some_and(|f| f.state == CertificateState::UpdateAvailable)
     }
 
     /// Under the name that Fleetward gave it: agents that are older tell the domain's.

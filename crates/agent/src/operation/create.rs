@@ -115,6 +115,9 @@ impl Task<'_> {
             self.complete_tpm_metadata(&mut metadata)?;
         }
         self.define_domain(metadata, None).await?;
+        if let Some(domain) = self.look().await? {
+            self.make_variables(&domain)?;
+        }
         self.record.forget_copied()?;
         Ok(())
     }

@@ -11,7 +11,7 @@
 //! does not rely on a record of its progress. [`table`] orders the operations of a VM. The other modules carry them
 //! out: [`create`] volumes and definitions, [`change`] changes of them and [`disks`] of their volumes, [`copy`] the copies for clones and templates, [`tpm`] and [`tpm_change`]
 //! TPMs, [`power`] start and stop, [`grant`] key protectors, [`incoming`] and [`outgoing`] the two sides of a
-//! migration, [`send`] the files of a stopped VM, [`rebuild`] a VM whose host is lost.
+//! migration, [`send`] the files of a stopped VM, [`secure_boot`] certificates in UEFI variables, [`rebuild`] a VM whose host is lost.
 
 mod change;
 pub(crate) mod copy;
@@ -23,6 +23,7 @@ mod link;
 mod outgoing;
 mod power;
 mod rebuild;
+mod secure_boot;
 mod send;
 pub(crate) mod table;
 mod tpm;
@@ -95,6 +96,10 @@ impl Task<'_> {
             Operation::Grant(o) => answer(o, self.grant(&o.to).await),
             Operation::Rewrap(o) => answer(o, self.rewrap(&o.change).await),
             Operation::PutProtector(o) => answer(o, self.put_protector(&o.key_protector).await),
+            Operation::EnrollCertificates(o) => answer(o, self.enroll_certificates().await),
+            Operation::RestoreCertificates(o) => {
+                answer(o, self.restore_certificates(o.of_this_job).await)
+            }
             Operation::PrepareIncoming(o) => answer(
                 o,
                 self.prepare_incoming(&o.metadata, &o.disks, o.live, &o.from)

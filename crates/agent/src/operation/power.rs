@@ -37,6 +37,7 @@ impl Task<'_> {
             }
             DomainState::Stopped(_) => {}
         }
+        self.make_variables(&domain)?;
         let metadata = match domain.tpm {
             true => self.settle_tpm(metadata).await?,
             false => metadata,

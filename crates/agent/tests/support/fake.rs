@@ -292,7 +292,7 @@ impl Fake {
                 disks: d.next_disks.clone(),
                 drives: d.next_drives.clone(),
             }),
-            firmware: None,
+            firmware: d.metadata.as_ref().map(|metadata| metadata.spec.firmware),
             settings: d.settings,
             machine: "pc-q35-10.0".into(),
             accelerator: Accelerator::Tcg,
@@ -300,6 +300,11 @@ impl Fake {
             nics: d.nics.clone(),
             drives: d.drives.clone(),
             nvram_path: Some(d.nvram.clone()),
+            nvram_template: self
+                .root
+                .join("template_VARS.fd")
+                .exists()
+                .then(|| self.root.join("template_VARS.fd")),
             tpm: d.tpm,
             guest_agent: self.with(|s| s.agents.contains(&id)) && d.state == DomainState::Running,
             cpu_xml: None,

@@ -375,6 +375,7 @@ pub async fn create_running(fleet: &Fleet, node: &Node, name: &str) -> (VmSpec, 
         ek_certificate: Some(made.ek_certificate),
         transit: None,
         revoked: Vec::new(),
+        former_certificates: None,
         unknown: Default::default(),
     };
     let define = operation::Define {

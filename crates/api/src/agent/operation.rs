@@ -77,6 +77,7 @@ impl Operation {
                 Self::Pause(_) | Self::Resume(_) => Formats::POWER,
                 Self::ChangeVm(ChangeVm { steps, .. }) => Formats::of_steps(steps).operations,
                 Self::DropVolumes(_) => Formats::DEVICES,
+                Self::EnrollCertificates(_) | Self::RestoreCertificates(_) => Formats::SECURE_BOOT,
                 _ => 1,
             },
             ..Formats::default()
@@ -118,6 +119,8 @@ impl Operation {
             | Self::Grant(_)
             | Self::Rewrap(_)
             | Self::PutProtector(_)
+            | Self::EnrollCertificates(_)
+            | Self::RestoreCertificates(_)
             | Self::Supersede(_)
             | Self::MigrateLive(_)
             | Self::SendStopped(_)
@@ -156,6 +159,8 @@ operations! {
     Grant, "grant" => Protector;
     Rewrap, "rewrap" => Protector;
     PutProtector, "put-protector" => ();
+    EnrollCertificates, "enroll-certificates" => ();
+    RestoreCertificates, "restore-certificates" => ();
     PrepareIncoming, "prepare-incoming" => ();
     AbandonIncoming, "abandon-incoming" => ();
     RebuildIncoming, "rebuild-incoming" => ();
@@ -324,6 +329,19 @@ pub struct Grant {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Rewrap {
     pub change: KeyRewrap,
+}
+
+/// Adds Microsoft's certificates of 2023 to the UEFI variables of a stopped VM, and keeps those it trusted before with its
+/// definition. Nothing where none is missing. Undone by `RestoreCertificates` of the same job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnrollCertificates {}
+
+/// Puts the certificates from before an enrolment back; nothing where none are kept. With `of_this_job` only what this very job
+/// enrolled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RestoreCertificates {
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_this_job: bool,
 }
 
 /// Puts back a key protector for the same key.

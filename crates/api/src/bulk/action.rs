@@ -2,8 +2,10 @@
 //! went well for.
 
 use super::Question;
-use crate::controller::{DeleteQuery, JobView, MigrateRequest, StopRequest, TpmRequest};
-use fleetward_model::admission::{Request, TpmChange};
+use crate::controller::{
+    DeleteQuery, JobView, MigrateRequest, SecureBootRequest, StopRequest, TpmRequest,
+};
+use fleetward_model::admission::{CertificateChange, Request, TpmChange};
 use fleetward_model::vm::StoppedBy;
 use fleetward_model::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
@@ -22,6 +24,8 @@ pub enum VmAction {
     TpmDisable(TpmRequest),
     TpmRestore(TpmRequest),
     TpmRoll(TpmRequest),
+    SecureBootEnroll(SecureBootRequest),
+    SecureBootRestore(SecureBootRequest),
 }
 
 impl VmAction {
@@ -39,6 +43,8 @@ impl VmAction {
             Self::TpmDisable(request) => tpm(TpmChange::Disable, request),
             Self::TpmRestore(request) => tpm(TpmChange::Restore, request),
             Self::TpmRoll(request) => tpm(TpmChange::Roll, request),
+            Self::SecureBootEnroll(request) => certificates(CertificateChange::Enroll, request),
+            Self::SecureBootRestore(request) => certificates(CertificateChange::Restore, request),
         }
     }
 
@@ -54,6 +60,9 @@ impl VmAction {
             | Self::TpmDisable(request)
             | Self::TpmRestore(request)
             | Self::TpmRoll(request) => request.deadline_seconds,
+            Self::SecureBootEnroll(request) | Self::SecureBootRestore(request) => {
+                request.deadline_seconds
+            }
         };
         if (1..=3600).contains(&seconds) {
             return Ok(());
@@ -67,6 +76,7 @@ impl VmAction {
         match self {
             Self::TpmDisable(_) => Some(Question::TpmIsLost),
             Self::TpmEnable(_) => Some(Question::NewTpmOpensNothing),
+            Self::SecureBootEnroll(_) | Self::SecureBootRestore(_) => Some(Question::Pcr7Changes),
             Self::TpmRestore(TpmRequest {
                 version: Some(_), ..
             }) => Some(Question::TpmIsReplaced),
@@ -100,6 +110,8 @@ impl VmAction {
                 None => "TPM brought back".to_owned(),
             },
             Self::TpmRoll(_) => "TPM key replaced".to_owned(),
+            Self::SecureBootEnroll(_) => "certificates of 2023 added".to_owned(),
+            Self::SecureBootRestore(_) => "former certificates brought back".to_owned(),
         };
         if self.tells_warnings() {
             for warning in &job.warnings {
@@ -120,6 +132,8 @@ impl VmAction {
             Self::Migrate(_) => "is there already",
             Self::TpmEnable(_) => "has a TPM already",
             Self::TpmDisable(_) | Self::TpmRestore(_) | Self::TpmRoll(_) => "has no TPM",
+            Self::SecureBootEnroll(_) => "lacks no certificate",
+            Self::SecureBootRestore(_) => "has no former certificates",
         }
     }
 
@@ -128,9 +142,12 @@ impl VmAction {
             Self::Start | Self::Stop(_) | Self::Restart(_) | Self::Delete(_) | Self::Migrate(_) => {
                 false
             }
-            Self::TpmEnable(_) | Self::TpmDisable(_) | Self::TpmRestore(_) | Self::TpmRoll(_) => {
-                true
-            }
+            Self::TpmEnable(_)
+            | Self::TpmDisable(_)
+            | Self::TpmRestore(_)
+            | Self::TpmRoll(_)
+            | Self::SecureBootEnroll(_)
+            | Self::SecureBootRestore(_) => true,
         }
     }
 }
@@ -148,6 +165,13 @@ fn stopped(job: &JobView, done: &str) -> String {
 
 const fn tpm(change: TpmChange, request: &TpmRequest) -> Request {
     Request::Tpm {
+        change,
+        restart: request.stop_and_restart,
+    }
+}
+
+const fn certificates(change: CertificateChange, request: &SecureBootRequest) -> Request {
+    Request::Certificates {
         change,
         restart: request.stop_and_restart,
     }

@@ -134,6 +134,18 @@ pub struct TpmRequest {
     pub version: Option<u64>,
 }
 
+/// `POST /v1/vms/{vm}/secure-boot/enroll` and `restore`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecureBootRequest {
+    /// A running VM is asked to shut down, and started again afterwards. Its power is never cut.
+    #[serde(default)]
+    pub stop_and_restart: bool,
+    /// Seconds the guest gets for that, 1 to 3,600.
+    #[serde(default = "two_minutes")]
+    pub deadline_seconds: u32,
+}
+
 /// `POST /v1/vms/{vm}/migrate`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

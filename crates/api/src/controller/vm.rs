@@ -8,6 +8,7 @@ use fleetward_model::guest::GuestObserved;
 use fleetward_model::host::HostState;
 use fleetward_model::machine::{BootFirst, MachineSettings};
 use fleetward_model::network::NicObserved;
+use fleetward_model::secure_boot::SecureBootObserved;
 use fleetward_model::spec::Description;
 use fleetward_model::vm::{
     DiskObserved, DriveObserved, Firmware, NewerSpec, Profile, TpmObserved, VmState,
@@ -146,6 +147,9 @@ pub struct VmView {
     /// Its crashes of the last hour, where it is started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crashes: Option<Crashes>,
+    /// What its UEFI variables say of Secure Boot; none before its first start, and from an older agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_boot: Option<SecureBootObserved>,
     /// Its guest, by the guest's own word; none while it does not run, and before it was asked.
     #[serde(default)]
     pub guest: Option<GuestObserved>,

@@ -11,6 +11,7 @@ mod image;
 mod job;
 mod local;
 mod network;
+mod secure_boot;
 mod seed;
 mod template;
 mod tpm;
@@ -61,6 +62,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit, Sto
         Command::Template(command) => template::run(context, command).await,
         Command::Vm(command) => vm::run(context, command).await,
         Command::Tpm(command) => tpm::run(context, command).await,
+        Command::SecureBoot(command) => secure_boot::run(context, command).await,
         Command::Check(args) => check::run(context, args).await,
         Command::Job(command) => job::run(context, command).await,
         Command::Audit(args) => audit::run(context, args).await,

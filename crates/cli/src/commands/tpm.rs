@@ -74,7 +74,7 @@ async fn change(
 }
 
 /// Asks what the plans say must be asked, and sends the request for the VMs that they name.
-async fn carry_out(
+pub(super) async fn carry_out(
     context: &Context,
     mut request: BulkRequest,
     plans: &[Plan],
@@ -103,6 +103,7 @@ fn warning(action: &VmAction, plans: &[Plan]) -> Option<String> {
         (Question::TpmIsReplaced, VmAction::TpmRestore(request), [vm, ..]) => {
             messages::tpm_is_replaced(vm, request.version)
         }
+        (Question::Pcr7Changes, _, vms) => messages::pcr_7_changes(vms),
         (Question::NewTpmOpensNothing, _, vms) => messages::new_tpm_opens_nothing(vms),
         (Question::TpmIsLost | Question::TpmIsReplaced, _, vms) => messages::tpm_is_lost_to(vms),
     })
@@ -115,7 +116,7 @@ fn vm_of(plan: &Plan) -> Option<VmName> {
     }
 }
 
-fn selection(which: Which) -> Selection {
+pub(super) fn selection(which: Which) -> Selection {
     if !which.names.is_empty() {
         return Selection::Named(which.names);
     }

@@ -1,8 +1,10 @@
 //! VMs and their TPMs.
 
 use super::*;
+use fleetward_api::controller::SecureBootView;
 use fleetward_model::boot::{AfterBoot, Crashes};
 use fleetward_model::guest::GuestObserved;
+use fleetward_model::secure_boot::{CertificateState, SecureBootObserved};
 use fleetward_model::vm::{DriveContent, Presence};
 
 pub(crate) fn vms(vms: &[VmView]) -> String {
@@ -64,6 +66,52 @@ pub(crate) fn tpms(vms: &[VmView]) -> String {
         ]);
     }
     table.text()
+}
+
+pub(crate) fn secure_boot(found: &[SecureBootView]) -> String {
+    let mut table = Rows::new(&[
+        "NAME",
+        "KIND",
+        "HOST",
+        "STATE",
+        ">OF 2011",
+        ">OF 2023",
+        ">OTHERS",
+        ">DBX",
+        "DBX WRITTEN",
+        "FORMER",
+    ]);
+    for view in found {
+        let fact = |of: &dyn Fn(&SecureBootObserved) -> String| {
+            view.found.as_ref().map_or_else(|| NONE.to_owned(), of)
+        };
+        let kind = match view.version {
+            Some(version) => format!("version {version}"),
+            None => view.kind.to_string(),
+        };
+        table.add([
+            view.name.clone(),
+            kind,
+            or_none(view.host.as_ref()),
+            or_none(view.state),
+            fact(&|found| found.count_of("2011").to_string()),
+            fact(&|found| found.count_of("2023").to_string()),
+            fact(&|found| found.others.to_string()),
+            fact(&|found| found.dbx_entries.to_string()),
+            fact(&|found| or_none(found.dbx_written.as_ref())),
+            fact(&|found| if found.former_kept { "kept" } else { NONE }.to_owned()),
+        ]);
+    }
+    let mut text = table.text();
+    let unread = found.iter().filter_map(|view| {
+        let because = view.found.as_ref()?.because.as_ref()?;
+        Some(format!("{}: {}", view.name, visible(because)))
+    });
+    for (n, line) in unread.enumerate() {
+        text.push_str(if n == 0 { "\n\n" } else { "\n" });
+        text.push_str(&line);
+    }
+    text
 }
 
 pub(crate) fn tpm_versions(versions: &[TpmVersion]) -> String {
@@ -164,6 +212,9 @@ pub(crate) fn vm(vm: &VmView) -> String {
             None => NONE,
         },
     );
+    if let Some(found) = &vm.secure_boot {
+        sheet.add("Certificates", certificates_word(found));
+    }
     let waits = |kind, now: &str| match next(kind).and_then(|pending| pending.wanted.as_str()) {
         Some(wanted) => format!("{now} ({wanted} at its next start)"),
         None => now.to_owned(),
@@ -284,6 +335,25 @@ pub(crate) fn vm(vm: &VmView) -> String {
         ));
     }
     text
+}
+
+/// Which certificates its firmware trusts, and what to do about it.
+fn certificates_word(found: &SecureBootObserved) -> String {
+    let (old, new) = (found.count_of("2011"), found.count_of("2023"));
+    match found.state {
+        CertificateState::Ok => format!("Microsoft's, {old} of 2011 and {new} of 2023"),
+        CertificateState::UpdateAvailable => {
+            format!(
+                "Microsoft's, {old} of 2011 and {new} of 2023; see fleetward secure-boot enroll --help"
+            )
+        }
+        CertificateState::Custom => format!("of its owner's ({})", found.others),
+        CertificateState::Off => "not enforced".to_owned(),
+        CertificateState::Unreadable => match &found.because {
+            Some(because) => format!("unreadable: {}", visible(because)),
+            None => "unreadable".to_owned(),
+        },
+    }
 }
 
 fn card(nic: &NicObserved) -> String {

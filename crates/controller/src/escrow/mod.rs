@@ -218,6 +218,10 @@ impl Escrow {
             host: host.clone(),
             sha256: bundle.sha256.clone(),
             state_sha256: sha256(&parts.state),
+            certificates: parts
+                .uefi_variables
+                .as_deref()
+                .map(|variables| fleetward_uefi::assess(variables).state),
         };
         let kept = Kept {
             version: version.clone(),

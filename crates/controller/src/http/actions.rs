@@ -12,17 +12,18 @@ use crate::admission::admit;
 use crate::app::App;
 use crate::check::{AtHome, against};
 use crate::work::{
-    DeleteInput, MigrateInput, Reservation, RestartInput, StartInput, StopInput, TpmDisable,
-    TpmEnable, TpmInput, TpmRestore, TpmRoll, VmDelete, VmMigrate, VmMigrateStopped, VmRestart,
-    VmStart, VmStop,
+    DeleteInput, MigrateInput, Reservation, RestartInput, SecureBootEnroll, SecureBootRestore,
+    StartInput, StopInput, TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll, VmDelete,
+    VmMigrate, VmMigrateStopped, VmRestart, VmStart, VmStop,
 };
 use crate::world::World;
 use axum::response::Response;
 use fleetward_api::bulk::{Plan, Question, Target, VmAction, Would, short};
-use fleetward_api::controller::{Accepted, MigrateRequest, TpmRequest};
+use fleetward_api::controller::{Accepted, MigrateRequest, SecureBootRequest, TpmRequest};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request};
 use fleetward_model::fit::Needs;
+use fleetward_model::secure_boot::CertificateState;
 use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, HostName, Names};
 
@@ -103,6 +104,12 @@ pub(super) async fn begin(
         VmAction::TpmRoll(request) => {
             submit::<TpmRoll>(app, vm, by, &tpm(vm, request, None)?).await
         }
+        VmAction::SecureBootEnroll(request) => {
+            submit::<SecureBootEnroll>(app, vm, by, &certificates(vm, request)?).await
+        }
+        VmAction::SecureBootRestore(request) => {
+            submit::<SecureBootRestore>(app, vm, by, &certificates(vm, request)?).await
+        }
     }
 }
 
@@ -138,7 +145,80 @@ pub(super) async fn plan(app: &App, vm: &VmObserved, action: &VmAction, spared: 
 /// Whether a VM that is chosen with others is left alone: choosing VMs by what they have in common does not say that each
 /// has a TPM to roll.
 pub(super) fn is_spared(vm: &VmObserved, action: &VmAction, chosen: bool) -> bool {
-    chosen && matches!(action, VmAction::TpmRoll(_)) && !vm.tpm.enabled
+    let found = vm.noted.secure_boot.as_ref();
+    chosen
+        && match action {
+            VmAction::TpmRoll(_) => !vm.tpm.enabled,
+            VmAction::SecureBootEnroll(_) => {
+                found.is_none_or(|found| found.state == CertificateState::Custom)
+            }
+            VmAction::SecureBootRestore(_) => found.is_none_or(|found| !found.former_kept),
+            VmAction::Start
+            | VmAction::Stop(_)
+            | VmAction::Restart(_)
+            | VmAction::Delete(_)
+            | VmAction::Migrate(_)
+            | VmAction::TpmEnable(_)
+            | VmAction::TpmDisable(_)
+            | VmAction::TpmRestore(_) => false,
+        }
+}
+
+/// What the VM's variables say to a change of its certificates; an agent that does not tell decides itself.
+fn certificates_so(
+    vm: &VmObserved,
+    action: &VmAction,
+    admission: Result<Admission, Failure>,
+) -> Result<Admission, Failure> {
+    let held = |code| matches!(code, ErrorCode::VmBusy | ErrorCode::HostUnreachable);
+    let found = match (&admission, &vm.noted.secure_boot) {
+        (Ok(Admission::Accepted | Admission::Done), Some(found)) => found,
+        // A VM that runs, and lacks nothing, need not be stopped for it.
+        (Err(failure), Some(found)) if vm.is_managed() && !held(failure.code) => found,
+        (Ok(_) | Err(_), _) => return admission,
+    };
+    let name = &vm.name;
+    let refuse = |code, what: String| {
+        let names = Names::default().vm(name).host(&vm.host);
+        Err(Failure::new(code, what).about(&names))
+    };
+    if let VmAction::SecureBootRestore(_) = action {
+        return match found.former_kept {
+            true => admission,
+            false => refuse(
+                ErrorCode::SecureBootNothingKept,
+                format!("no former certificates of VM {name} are kept"),
+            ),
+        };
+    }
+    match found.state {
+        CertificateState::Ok | CertificateState::Off => Ok(Admission::Done),
+        CertificateState::UpdateAvailable => admission,
+        CertificateState::Custom => refuse(
+            ErrorCode::SecureBootCustom,
+            format!("the firmware of VM {name} has keys of its owner's"),
+        ),
+        CertificateState::Unreadable => {
+            let what = format!("the UEFI variables of VM {name} cannot be read");
+            let because = found.because.clone().unwrap_or_default();
+            let names = Names::default().vm(name).host(&vm.host);
+            let failure = Failure::new(ErrorCode::UefiVariablesUnreadable, what);
+            Err(failure.because(because).about(&names))
+        }
+    }
+}
+
+fn certificates(vm: &VmObserved, request: &SecureBootRequest) -> Result<TpmInput, Failure> {
+    let SecureBootRequest {
+        stop_and_restart,
+        deadline_seconds,
+    } = *request;
+    let request = TpmRequest {
+        stop_and_restart,
+        deadline_seconds,
+        version: None,
+    };
+    tpm(vm, &request, None)
 }
 
 /// Whether the action can be begun now.
@@ -161,6 +241,9 @@ async fn admitted(app: &App, vm: &VmObserved, action: &VmAction) -> Result<Admis
                 version(&app.world, vm, request)?;
             }
             Ok(admission)
+        }
+        VmAction::SecureBootEnroll(_) | VmAction::SecureBootRestore(_) => {
+            certificates_so(vm, action, admission)
         }
         VmAction::Start
         | VmAction::Stop(_)
@@ -285,7 +368,7 @@ fn refused(failure: &Failure) -> String {
 fn change(world: &World, vm: &VmObserved, action: &VmAction) -> String {
     let host = &vm.host;
     let restarts = match (action.request(), vm.state) {
-        (Request::Tpm { .. }, state) if !state.stands_still() => {
+        (Request::Tpm { .. } | Request::Certificates { .. }, state) if !state.stands_still() => {
             ", after an orderly shutdown, and start it again"
         }
         _ => "",
@@ -314,8 +397,18 @@ fn change(world: &World, vm: &VmObserved, action: &VmAction) -> String {
         }
         VmAction::TpmRestore(_) => format!("would get a former TPM back on host {host}{restarts}"),
         VmAction::TpmRoll(_) => format!("would get a new TPM key on host {host}{restarts}"),
+        VmAction::SecureBootEnroll(_) => {
+            format!("would get Microsoft's certificates of 2023 on host {host}{restarts}{PCR_7}")
+        }
+        VmAction::SecureBootRestore(_) => {
+            format!("would get its former certificates back on host {host}{restarts}{PCR_7}")
+        }
     }
 }
+
+/// What a change of the certificates costs.
+const PCR_7: &str = "; PCR 7 of its TPM changes: BitLocker asks for its recovery key once, unless it is suspended in the \
+                     guest before: manage-bde -protectors -disable C: -RebootCount 1";
 
 /// Whether a TPM is kept that the VM had.
 fn had_one(world: &World, vm: &VmObserved) -> bool {
@@ -325,7 +418,7 @@ fn had_one(world: &World, vm: &VmObserved) -> bool {
 /// Whether the guest of this VM has something to lose.
 fn asks(world: &World, vm: &VmObserved, question: Question) -> bool {
     match question {
-        Question::TpmIsLost | Question::TpmIsReplaced => vm.tpm.enabled,
+        Question::TpmIsLost | Question::TpmIsReplaced | Question::Pcr7Changes => vm.tpm.enabled,
         Question::NewTpmOpensNothing => !vm.tpm.enabled && had_one(world, vm),
     }
 }

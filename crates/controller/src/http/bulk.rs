@@ -100,7 +100,10 @@ fn selected(world: &World, vms: &Selection, action: &VmAction) -> Result<Vec<VmN
     match vms {
         Selection::Named(names) if names.is_empty() => Err(wrong("no VM is named")),
         Selection::Named(names) => {
-            if matches!(action.request(), Request::Tpm { .. }) {
+            if matches!(
+                action.request(),
+                Request::Tpm { .. } | Request::Certificates { .. }
+            ) {
                 for name in names {
                     world.inventory.find(name.as_str())?;
                 }

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use fleetward_model::guardian::EXPIRY_WARNING;
 use fleetward_model::host::HostState;
+use fleetward_model::secure_boot::CertificateState;
 use fleetward_model::vm::VmState;
 use http::header;
 use prometheus_client::encoding::text::encode;
@@ -144,6 +145,17 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
         "fleetward_tpm_rolls_due",
         "VMs whose TPM key a revoked guardian still knows",
         due,
+    );
+    let by_certificates = CertificateState::VARIANTS.iter().map(|state| {
+        let noted = ours.iter().filter_map(|vm| vm.noted.secure_boot.as_ref());
+        let count = noted.filter(|found| found.state == *state).count();
+        (vec![("state", state.into_str().to_owned())], count as i64)
+    });
+    family(
+        &mut registry,
+        "fleetward_vms_by_secure_boot_certificates",
+        "VMs by the state of their Secure Boot certificates",
+        by_certificates,
     );
     family(
         &mut registry,

@@ -37,6 +37,7 @@ mod recover;
 mod refusal;
 mod rotations;
 mod screen;
+mod secure_boot;
 mod tpm;
 mod view;
 mod vm_change;

@@ -70,6 +70,7 @@ async fn vm_recover(
             let custody = Custody {
                 key_protector: Some(world.escrow.protector(&found, reported).await?),
                 ek_certificate: bundle.ek_certificate,
+                former_certificates: bundle.metadata.former_certificates.clone(),
             };
             let metadata = metadata.unwrap_or_else(|| bundle.metadata.into());
             version = Some(found);

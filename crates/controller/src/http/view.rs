@@ -72,6 +72,7 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         after_boot: vm.noted.after_boot.clone(),
         restart_on_crash: spec.is_some_and(|spec| spec.restart_on_crash),
         crashes: vm.noted.crashes.clone(),
+        secure_boot: vm.noted.secure_boot.clone(),
         guest: (state != VmState::Unknown)
             .then(|| vm.noted.guest.clone())
             .flatten(),
@@ -146,6 +147,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
     warnings.extend(expiry_warning(record));
     warnings.extend(crowded(&record.group, world.members_of(&record.group)));
     warnings.extend(lost_vms(world, record));
+    warnings.extend(old_certificates(world, record));
     let owed = world.debts.of(record.name.as_str());
     warnings.extend(unpaid_warnings(&record.name, seen.answers, &owed));
     warnings.extend(
@@ -207,6 +209,20 @@ fn lost_vms(world: &World, host: &HostRecord) -> Vec<String> {
         format!("VM {name} was on this host and is on no host now; fleetward vm recover {name} rebuilds it on a host")
     })
     .collect()
+}
+
+/// How many VMs of the host trust only certificates that have run out.
+fn old_certificates(world: &World, host: &HostRecord) -> Option<String> {
+    let vms = world.inventory.vms_on(&host.name);
+    let old = vms.iter().filter(|vm| vm.has_old_certificates()).count();
+    (old > 0).then(|| {
+        let vms = if old == 1 { "VM trusts" } else { "VMs trust" };
+        format!(
+            "{old} {vms} only Microsoft's Secure Boot certificates of 2011, which have run out; what adding the new ones costs: \
+             fleetward secure-boot enroll --host {} --dry-run",
+            host.name
+        )
+    })
 }
 
 /// Said from 180 days before the end of the host's own guardian.

@@ -9,6 +9,7 @@ mod guardian_rotate;
 mod host_drain;
 mod kind;
 mod place_images;
+mod secure_boot;
 mod take_escrow;
 mod template_create;
 mod tpm;
@@ -31,6 +32,7 @@ pub(crate) use host_drain::{DrainInput, HostDrain, Planned as PlannedMove, plan 
 pub(crate) use kind::{
     About, FleetJob, NoReport, ReportSchema, about_job, report_of, report_schemas, warnings_of,
 };
+pub(crate) use secure_boot::{SecureBootEnroll, SecureBootRestore};
 pub(crate) use take_escrow::TakeEscrow;
 pub(crate) use template_create::{TemplateCreate, TemplateInput};
 pub(crate) use tpm::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
@@ -86,6 +88,8 @@ kinds! {
     TpmDisable,
     TpmRestore,
     TpmRoll,
+    SecureBootEnroll,
+    SecureBootRestore,
     VmChange,
     VmClone,
     TemplateCreate,

@@ -35,7 +35,7 @@ use switch::{
 };
 use time::OffsetDateTime;
 
-/// Input of all four.
+/// Input of all four, and of the jobs on certificates.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TpmInput {
     pub(crate) vm: VmId,
@@ -290,7 +290,7 @@ fn stays_stopped(cx: &StepContext<TpmInput>) -> Absence {
 }
 
 /// An orderly end of a VM that runs.
-struct ShutDown(Arc<World>);
+pub(super) struct ShutDown(pub(super) Arc<World>);
 
 #[async_trait]
 impl Step<TpmInput> for ShutDown {
@@ -326,11 +326,11 @@ impl UndoStep<TpmInput> for ShutDown {
 }
 
 /// The VM ran before, so it runs again.
-struct StartAgain(Arc<World>);
+pub(super) struct StartAgain(pub(super) Arc<World>);
 
 /// What came of it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Started {
+pub(super) struct Started {
     warning: Option<String>,
 }
 

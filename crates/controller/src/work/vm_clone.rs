@@ -260,6 +260,7 @@ impl Step<CloneInput> for Define {
             ek_certificate: None,
             transit: None,
             revoked: input.revoked.clone(),
+            former_certificates: None,
             unknown: Default::default(),
         };
         let operation = operation::Define {

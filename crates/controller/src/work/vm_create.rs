@@ -235,6 +235,7 @@ impl Step<CreateInput> for Define {
             ek_certificate: None,
             transit: None,
             revoked: Vec::new(),
+            former_certificates: None,
             unknown: Default::default(),
         };
         if let Some(sha256) = &input.variables {

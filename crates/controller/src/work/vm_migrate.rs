@@ -27,7 +27,7 @@ use fleetward_jobs::{
 use fleetward_model::admission::Request;
 use fleetward_model::error::Class;
 use fleetward_model::guardian::TrustMode;
-use fleetward_model::vm::{Custody, Transit, TransitSide, VmMetadata, VmState, VmSummary};
+use fleetward_model::vm::{Transit, TransitSide, VmMetadata, VmState, VmSummary};
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -333,7 +333,12 @@ impl Step<MigrateInput> for PrepareIncoming {
         let granted = cx.output::<Grant>()?;
         let metadata = match granted.protector {
             Some(digest) => digest.ask(&self.0, &input.from, before.metadata).await?,
-            None => before.metadata.with_custody(Custody::default()),
+            // Without a TPM there may still be certificates from before an enrolment.
+            None => {
+                let asked = self.0.agents.of(&input.from)?.custody(input.vm).await?;
+                let custody = asked.and_then(|(_, custody)| custody).unwrap_or_default();
+                before.metadata.with_custody(custody)
+            }
         };
         let metadata = VmMetadata {
             generation: cx.generation(),

@@ -168,6 +168,7 @@ impl Step<RecoverInput> for Rebuild {
                 let custody = Custody {
                     key_protector: Some(world.escrow.protector(version, wanted).await?),
                     ek_certificate: bundle.ek_certificate.clone(),
+                    former_certificates: bundle.metadata.former_certificates.take(),
                 };
                 (custody, Some(Box::new(bundle)))
             }

@@ -29,8 +29,9 @@ use fleetward_model::host::{
 };
 use fleetward_model::machine::MachineSettings;
 use fleetward_model::network::NicObserved;
+use fleetward_model::secure_boot::{CertificateState, SecureBootObserved};
 use fleetward_model::vm::{
-    DiskObserved, DriveContent, DriveObserved, Presence, Revocation, StoppedBy, TpmObserved,
+    DiskObserved, DriveContent, DriveObserved, Noted, Presence, Revocation, StoppedBy, TpmObserved,
     Transit, TransitSide, VmDefined, VmMetadata, VmReport, VmState, protector_sha256,
 };
 use fleetward_model::{ByteSize, ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, VmId};
@@ -63,6 +64,8 @@ pub(crate) struct FakeVm {
     pub(crate) runs_with: Option<MachineDefined>,
     /// The domain's own name, where somebody renamed it.
     pub(crate) domain: Option<String>,
+    /// What its UEFI variables say; none: as from an agent that does not look.
+    pub(crate) secure_boot: Option<SecureBootObserved>,
 }
 
 impl FakeVm {
@@ -73,6 +76,7 @@ impl FakeVm {
             defined: None,
             runs_with: None,
             domain: None,
+            secure_boot: None,
         }
     }
 
@@ -349,6 +353,15 @@ impl FakeAgent {
 }
 
 impl Inner {
+    /// Of a VM whose variables are looked at.
+    fn certificates(&mut self, vm: VmId, state: CertificateState) {
+        let found = self.vms.get_mut(&vm);
+        if let Some(found) = found.and_then(|vm| vm.secure_boot.as_mut()) {
+            found.state = state;
+            found.former_kept = state == CertificateState::Ok;
+        }
+    }
+
     pub(crate) fn observed(&self, id: VmId) -> Option<VmReport> {
         let vm = self.vms.get(&id)?;
         let spec = &vm.metadata.spec;
@@ -362,7 +375,10 @@ impl Inner {
                 nics: Some(spec.nics.iter().map(NicObserved::from).collect()),
             }),
             newer: None,
-            noted: Default::default(),
+            noted: Noted {
+                secure_boot: vm.secure_boot.clone(),
+                ..Noted::default()
+            },
             id,
             name: spec.name.clone(),
             host: self.host.clone(),
@@ -531,6 +547,10 @@ impl Inner {
                 }
             }
             Operation::PlaceVariables(_) => {}
+            Operation::EnrollCertificates(_) => self.certificates(vm, CertificateState::Ok),
+            Operation::RestoreCertificates(_) => {
+                self.certificates(vm, CertificateState::UpdateAvailable);
+            }
             Operation::MakeTpm(operation::MakeTpm { recipients })
             | Operation::CopyTpm(operation::CopyTpm { recipients }) => {
                 let mut guardians = vec![self.own()];

@@ -22,6 +22,7 @@ mod migration;
 mod points;
 mod recover;
 mod scenario;
+mod secure_boot;
 mod subject;
 mod tpm;
 
@@ -41,6 +42,7 @@ const TABLES: &[&[Scenario]] = &[
     migration::SCENARIOS,
     keys::SCENARIOS,
     tpm::SCENARIOS,
+    secure_boot::SCENARIOS,
     copies::SCENARIOS,
     recover::SCENARIOS,
 ];

@@ -297,6 +297,7 @@ impl Fixture for LocalHost {
                 ek_certificate: None,
                 transit: None,
                 revoked: Vec::new(),
+                former_certificates: None,
                 unknown: Default::default(),
             },
             disk_paths: vec![path],

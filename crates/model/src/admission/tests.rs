@@ -54,6 +54,10 @@ fn every_request_has_an_answer_in_every_state() {
         change: TpmChange::Roll,
         restart,
     };
+    let certificates = |restart| Request::Certificates {
+        change: CertificateChange::Enroll,
+        restart,
+    };
     let rows = [
         (Request::Start, "=yyybwu"),
         (Request::Stop, "y=wybyu"),
@@ -70,6 +74,8 @@ fn every_request_has_an_answer_in_every_state() {
         (Request::Change, "yywybwu"),
         (tpm(false), "rywrbru"),
         (tpm(true), "yywrbru"),
+        (certificates(false), "rywrbru"),
+        (certificates(true), "yywrbru"),
         (Request::Grant, "yyyyyyu"),
         (Request::Revoke, "yywybyu"),
         (Request::Recover, "llllbly"),
@@ -85,6 +91,10 @@ fn every_request_has_an_answer_in_every_state() {
             (Request::Tpm { restart, .. }, Request::Tpm { restart: asked, .. }) => {
                 *restart == asked
             }
+            (
+                Request::Certificates { restart, .. },
+                Request::Certificates { restart: asked, .. },
+            ) => *restart == asked,
             (one, request) => *one == request,
         });
         assert!(listed, "{request:?}");

@@ -1,0 +1,11 @@
+use crate::controller::{SecureBootQuery, SecureBootView};
+use crate::verbs::verb;
+
+verb! {
+    /// Which of Microsoft's certificates VMs, templates and kept versions trust.
+    SecureBootStatus = get "/v1/secure-boot" (),
+    operation: "secure_boot_status" in "secure boot",
+    access: Viewer,
+    request: query(SecureBootQuery),
+    answer: list(SecureBootView) { 200 },
+}
