@@ -26,12 +26,12 @@ use tokio::task::JoinHandle;
 
 /// Bytes kept of what a program says on standard error.
 const SAID_LIMIT: u64 = 64 << 10;
-/// Threads and processes of its user: qemu-img has some sixty threads when it is busy.
-const PROCESSES: u32 = 512;
 /// Open files.
 const FILES: u32 = 64;
 /// Where bwrap finds the filters of system calls; its arguments name the same numbers.
 const FILTERS: [i32; 2] = [3, 4];
+/// The first descriptor that a program can be given.
+pub(crate) const FIRST_FD: i32 = 5;
 /// Exit status of a shell's child that a signal ended; bwrap does the same.
 const BY_SIGNAL: i32 = 128;
 
@@ -44,9 +44,11 @@ pub(crate) struct Limits {
     pub(crate) time: Duration,
     /// Bytes of a file that it writes.
     pub(crate) output: u64,
+    /// Threads and processes of its user on the whole host.
+    pub(crate) processes: u32,
 }
 
-/// A file that the program sees.
+/// A file or directory that the program sees.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shown<'a> {
     pub(crate) path: &'a Path,
@@ -81,17 +83,23 @@ pub(crate) enum Ended {
     NotConfined(String),
 }
 
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(said) => f.write_str(said),
+            Self::OverLimit(what) => write!(f, "it used more than its limit of {what}"),
+            Self::Crashed(signal) => write!(f, "signal {signal} ended it"),
+            Self::NotConfined(said) => write!(f, "it cannot be confined: {said}"),
+        }
+    }
+}
+
 impl Confinement {
     /// Finds the programs and the user.
     ///
     /// # Errors
     /// A sentence that names what is missing.
     pub(crate) fn find(user: &str) -> Result<Self, String> {
-        let program = |name: &'static str, package: &str| {
-            Program::find(name).ok_or_else(|| {
-                format!("the program {name} is not installed (Debian package {package})")
-            })
-        };
         let found = User::from_name(user)
             .ok()
             .flatten()
@@ -101,14 +109,27 @@ impl Confinement {
                 "the user {user:?} (conversion_user) is root; foreign files are read by an unprivileged user only"
             ));
         }
+        Self::of(found.uid, found.gid)
+    }
+
+    /// Of a user that is known not to be root.
+    ///
+    /// # Errors
+    /// A sentence that names what is missing.
+    pub(crate) fn of(uid: Uid, gid: Gid) -> Result<Self, String> {
+        let program = |name: &'static str, package: &str| {
+            Program::find(name).ok_or_else(|| {
+                format!("the program {name} is not installed (Debian package {package})")
+            })
+        };
         Ok(Self {
             choom: program("choom", "util-linux")?,
             nice: program("nice", "coreutils")?,
             bwrap: program("bwrap", "bubblewrap")?,
             setpriv: program("setpriv", "util-linux")?,
             prlimit: program("prlimit", "util-linux")?,
-            uid: found.uid,
-            gid: found.gid,
+            uid,
+            gid,
             filters: syscalls::filters()?,
         })
     }
@@ -118,13 +139,15 @@ impl Confinement {
         std::os::unix::fs::fchown(file, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
     }
 
-    /// Starts `program`. What it writes to standard output is the caller's to read.
+    /// Starts `program`. What it writes to standard output is the caller's to read. It gets `descriptors` beside standard
+    /// input, output and error; their numbers are [`FIRST_FD`] and above.
     pub(crate) fn start(
         &self,
         program: &Program,
         arguments: &[impl AsRef<OsStr>],
         shown: &[Shown<'_>],
         input: Option<File>,
+        descriptors: Vec<FdMapping>,
         limits: Limits,
     ) -> std::io::Result<Running> {
         let mut command = Command::new(self.choom.path());
@@ -149,7 +172,7 @@ impl Confinement {
             .arg(format!("--as={}", limits.memory))
             .arg(format!("--cpu={}", limits.time.as_secs().max(1)))
             .arg(format!("--fsize={}", limits.output))
-            .arg(format!("--nproc={PROCESSES}"))
+            .arg(format!("--nproc={}", limits.processes))
             .arg(format!("--nofile={FILES}"))
             .args(["--core=0", "--memlock=0", "--msgqueue=0", "--"])
             .arg(program.path())
@@ -161,8 +184,10 @@ impl Confinement {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        let mut mappings = self.filters()?;
+        mappings.extend(descriptors);
         command
-            .fd_mappings(self.filters()?)
+            .fd_mappings(mappings)
             .map_err(std::io::Error::other)?;
         let mut child = command.spawn()?;
         // It holds our ends of the pipes.
@@ -255,6 +280,13 @@ impl Running {
     /// What the program writes; to be read to its end, or closed.
     pub(crate) fn output(&mut self) -> ChildStdout {
         self.child.stdout.take().expect("asked for once")
+    }
+
+    /// Its last words, where it has ended already.
+    pub(crate) async fn ended_early(&mut self) -> Option<Ended> {
+        let status = self.child.try_wait().ok().flatten()?;
+        let said = (&mut self.said).await.unwrap_or_default();
+        ended(status, &said)
     }
 
     /// Does `work` while it runs, and waits for its end, all within its time. A failure of `work` ends it at once.
@@ -375,7 +407,7 @@ mod tests {
     async fn script(script: &str, shown: &[Shown<'_>], limits: Limits) -> Result<String, Ended> {
         let confinement = Confinement::find("nobody").expect("the programs");
         let shell = Program::find("bash").expect("a shell");
-        let started = confinement.start(&shell, &["-c", script], shown, None, limits);
+        let started = confinement.start(&shell, &["-c", script], shown, None, Vec::new(), limits);
         let mut running = started.expect("it starts");
         let mut from = running.output();
         let said = async {
@@ -389,6 +421,7 @@ mod tests {
         memory: 256 << 20,
         time: Duration::from_secs(5),
         output: 1 << 20,
+        processes: 512,
     };
 
     #[tokio::test]

@@ -25,6 +25,12 @@ impl Owner {
         Self::read("swtpm_user", "swtpm_group", &["tss", "swtpm"])
     }
 
+    /// Of programs that have no account of their own; none where that user is missing.
+    pub(crate) fn nobody() -> Option<Self> {
+        let User { uid, gid, .. } = user_named("nobody")?;
+        Some(Self { uid, gid })
+    }
+
     fn read(user_key: &str, group_key: &str, usual: &[&str]) -> Self {
         let configuration = std::fs::read_to_string(Path::new(QEMU_CONF)).unwrap_or_default();
         let user = setting(&configuration, user_key)

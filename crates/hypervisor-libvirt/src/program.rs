@@ -13,7 +13,6 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
-use tokio::task::JoinHandle;
 
 /// Where programs are looked for; nothing that a user can write to.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -79,24 +78,6 @@ impl Program {
     /// `Program` with its last words on standard error.
     pub(crate) async fn run(&self, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
         self.run_with(arguments, None, SHORT).await
-    }
-
-    /// Starts it and lets it run; `descriptors` are what it gets beside standard input, output and error.
-    pub(crate) fn serve(
-        &self,
-        arguments: &[impl AsRef<OsStr>],
-        descriptors: Vec<FdMapping>,
-    ) -> Result<Service> {
-        let mut child = self.spawn(arguments, descriptors)?;
-        let group = Group(child.id());
-        drop(child.stdout.take());
-        let stderr = child.stderr.take();
-        Ok(Service {
-            name: self.name,
-            child,
-            group: Some(group),
-            complaints: tokio::spawn(read_up_to(stderr)),
-        })
     }
 
     /// A pipe that holds a few secret bytes and nothing after them: its reading end.
@@ -183,37 +164,6 @@ impl Program {
                 .unwrap_or_else(|| status.to_string());
             Err(failed(last.into()))
         }
-    }
-}
-
-/// A program that serves until it is told to end. It is killed when this is dropped.
-pub(crate) struct Service {
-    name: &'static str,
-    child: Child,
-    group: Option<Group>,
-    complaints: JoinHandle<String>,
-}
-
-impl Service {
-    /// Waits for its end, and says how it ended when that was not well.
-    pub(crate) async fn end(mut self, limit: Duration) -> Result<()> {
-        let failed = |source: Cause| Error::Program {
-            program: self.name,
-            source,
-        };
-        let status = tokio::time::timeout(limit, self.child.wait())
-            .await
-            .map_err(|_| failed(format!("no end within {} s", limit.as_secs()).into()))?
-            .map_err(|error| failed(error.into()))?;
-        if let Some(group) = self.group.take() {
-            group.ended();
-        }
-        if status.success() {
-            return Ok(());
-        }
-        let complaints = (&mut self.complaints).await.unwrap_or_default();
-        let last = last_words(&complaints).unwrap_or_else(|| status.to_string());
-        Err(failed(last.into()))
     }
 }
 

@@ -6,24 +6,44 @@
 //! All files are in a private directory on a file system in memory. State is never there in clear text, and no files
 //! of a VM are touched. The agent makes swtpm's control socket and passes it on, so it need not wait for the socket to
 //! appear.
+//!
+//! The state may be anybody's who could write it, and swtpm is a program in C: it runs in a
+//! [confinement](crate::confined), as the user that swtpm runs as for libvirt, and sees one directory of its own.
 
+use crate::confined::{Confinement, FIRST_FD, Limits, Running, Shown};
 use crate::host::LibvirtHost;
 use crate::owner::Owner;
-use crate::program::{Program, SECRET_FD, SHORT, Service, missing};
+use crate::program::{Program, Programs, SHORT, missing};
 use crate::said;
 use crate::tpm::{STATE_FILE, read_file};
 use crate::volumes::{file_error, not_written};
 use command_fds::FdMapping;
-use fleetward_durable::{self as durable, Access};
+use fleetward_durable::{self as durable, Access, SharedDirectory};
 use fleetward_hypervisor::{Error, Result, SecretText};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-/// Where swtpm finds the key of its migration blobs, and its control socket.
-const MIGRATION_FD: i32 = SECRET_FD + 1;
-const CONTROL_FD: i32 = SECRET_FD + 2;
+/// Where swtpm finds its key, the key of its migration blobs, and its control socket.
+const KEY_FD: i32 = FIRST_FD;
+const MIGRATION_FD: i32 = FIRST_FD + 1;
+const CONTROL_FD: i32 = FIRST_FD + 2;
+
+/// swtpm's directory, as it sees it.
+const STATE: &str = "/state";
+
+/// What one run may use. Its user's other processes count, too: one for each VM with a TPM, with a few threads.
+const LIMITS: Limits = Limits {
+    memory: 1 << 30,
+    time: SHORT,
+    output: 4 << 20,
+    processes: 16_384,
+};
+
+/// How long a swtpm that ended early is waited for, to hear why.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The same TPM under another key.
 pub(crate) async fn reencrypt(
@@ -35,13 +55,13 @@ pub(crate) async fn reencrypt(
     let work = SwtpmDirectory::open(host)?;
     let blob = work.path("blob");
     let before = work.place("before", Some(state))?;
-    let swtpm = work.start(&before, old, Some(new))?;
+    let mut swtpm = work.start(&before, old, Some(new))?;
     swtpm.power_on().await?;
     swtpm.ioctl(&["--save", "permanent", &text(&blob)]).await?;
     swtpm.shut_down().await?;
 
     let after = work.place("after", None)?;
-    let swtpm = work.start(&after, new, Some(new))?;
+    let mut swtpm = work.start(&after, new, Some(new))?;
     // Without this it would make a new TPM when it is powered on.
     swtpm.ioctl(&["--load", "permanent", &text(&blob)]).await?;
     swtpm.power_on().await?;
@@ -66,21 +86,35 @@ pub(crate) async fn prove(host: &LibvirtHost, state: &[u8], key: &SecretText) ->
 /// A private directory for runs of swtpm, and the programs that run there.
 struct SwtpmDirectory<'a> {
     directory: tempfile::TempDir,
+    confinement: Confinement,
+    owner: Owner,
     swtpm: &'a Program,
     ioctl: &'a Program,
 }
 
 impl<'a> SwtpmDirectory<'a> {
     fn open(host: &'a LibvirtHost) -> Result<Self> {
-        let run_dir = &host.config.run_dir;
+        Self::open_in(&host.config.run_dir, &host.programs)
+    }
+
+    fn open_in(run_dir: &Path, programs: &'a Programs) -> Result<Self> {
+        let unconfined = |because: String| Error::Program {
+            program: "swtpm",
+            source: format!("it cannot be confined: {because}").into(),
+        };
+        let mut owner = Owner::swtpm();
+        if owner.uid.is_root() {
+            owner = Owner::nobody().ok_or_else(|| unconfined("there is no user nobody".into()))?;
+        }
         let directory = tempfile::Builder::new()
             .prefix("tpm-state-")
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(run_dir)
             .map_err(file_error("make a directory in", run_dir))?;
-        let programs = &host.programs;
         Ok(Self {
             directory,
+            confinement: Confinement::of(owner.uid, owner.gid).map_err(unconfined)?,
+            owner,
             swtpm: programs.swtpm.as_ref().ok_or_else(|| missing("swtpm"))?,
             ioctl: programs
                 .swtpm_ioctl
@@ -93,21 +127,26 @@ impl<'a> SwtpmDirectory<'a> {
         self.directory.path().join(name)
     }
 
-    /// An empty directory for one swtpm, with that state in it.
+    /// A directory for one swtpm, empty or with that state in it, which is swtpm's user's.
     fn place(&self, name: &str, state: Option<&[u8]>) -> Result<PathBuf> {
         let place = self.path(name);
         let _ = durable::remove_tree(&place);
         durable::make_new_directory(&place, 0o700).map_err(file_error("make", &place))?;
+        let (uid, gid) = (self.owner.uid.as_raw(), self.owner.gid.as_raw());
         if let Some(state) = state {
             let file = place.join(STATE_FILE);
-            durable::replace(&file, state, Access::PRIVATE).map_err(not_written("write", &file))?;
+            let access = Access::PRIVATE.owned_by(uid, gid);
+            durable::replace(&file, state, access).map_err(not_written("write", &file))?;
         }
+        SharedDirectory::open(&place)
+            .and_then(|directory| directory.give(Some(uid), Some(gid)))
+            .map_err(file_error("give away", &place))?;
         Ok(place)
     }
 
     async fn prove(&self, state: &[u8], key: &SecretText) -> Result<()> {
         let place = self.place("proof", Some(state))?;
-        let swtpm = self.start(&place, key, None)?;
+        let mut swtpm = self.start(&place, key, None)?;
         swtpm.power_on().await?;
         swtpm.shut_down().await
     }
@@ -119,17 +158,19 @@ impl<'a> SwtpmDirectory<'a> {
         key: &SecretText,
         migration_key: Option<&SecretText>,
     ) -> Result<Swtpm<'_>> {
-        let socket = place.join("ctrl");
+        // Beside swtpm's directory, where it puts nothing.
+        let socket = place.with_extension("ctrl");
+        durable::remove(&socket).map_err(file_error("remove", &socket))?;
         let listener = UnixListener::bind(&socket).map_err(file_error("listen on", &socket))?;
         let mut arguments = vec![
             "socket".to_owned(),
             "--tpm2".to_owned(),
             "--tpmstate".to_owned(),
-            format!("dir={},mode=0600", place.display()),
+            format!("dir={STATE},mode=0600"),
             "--ctrl".to_owned(),
             format!("type=unixio,fd={CONTROL_FD}"),
             "--key".to_owned(),
-            format!("pwdfd={SECRET_FD},mode=aes-256-cbc"),
+            format!("pwdfd={KEY_FD},mode=aes-256-cbc"),
         ];
         let mut descriptors = vec![
             FdMapping {
@@ -138,7 +179,7 @@ impl<'a> SwtpmDirectory<'a> {
             },
             FdMapping {
                 parent_fd: self.swtpm.pipe_with(key.expose().as_bytes())?,
-                child_fd: SECRET_FD,
+                child_fd: KEY_FD,
             },
         ];
         if let Some(key) = migration_key {
@@ -149,8 +190,21 @@ impl<'a> SwtpmDirectory<'a> {
                 child_fd: MIGRATION_FD,
             });
         }
+        let shown = [Shown {
+            path: place,
+            inside: STATE,
+            writable: true,
+        }];
+        let started =
+            self.confinement
+                .start(self.swtpm, &arguments, &shown, None, descriptors, LIMITS);
+        let mut running = started.map_err(|error| Error::Program {
+            program: "swtpm",
+            source: error.into(),
+        })?;
+        drop(running.output());
         Ok(Swtpm {
-            service: self.swtpm.serve(&arguments, descriptors)?,
+            running,
             ioctl: self.ioctl,
             socket,
         })
@@ -159,42 +213,143 @@ impl<'a> SwtpmDirectory<'a> {
 
 /// One swtpm and its control socket.
 struct Swtpm<'a> {
-    service: Service,
+    running: Running,
     ioctl: &'a Program,
     socket: PathBuf,
 }
 
 impl Swtpm<'_> {
-    async fn ioctl(&self, command: &[&str]) -> Result<()> {
+    async fn ioctl(&mut self, command: &[&str]) -> Result<()> {
         let socket = text(&self.socket);
         let arguments: Vec<&str> = ["--unix", &socket]
             .into_iter()
             .chain(command.iter().copied())
             .collect();
-        self.ioctl
-            .run(&arguments)
-            .await
-            .map(drop)
-            .map_err(|error| match error {
-                // The TPM itself said no; all else is the machine's trouble.
-                Error::Program { source, .. } if said::of_tpm_result(source.as_ref()) => {
-                    Error::TpmStateUnreadable(source)
-                }
-                other => other,
-            })
+        let Err(error) = self.ioctl.run(&arguments).await else {
+            return Ok(());
+        };
+        match error {
+            // The TPM itself said no; all else is the machine's trouble.
+            Error::Program { source, .. } if said::of_tpm_result(source.as_ref()) => {
+                Err(Error::TpmStateUnreadable(source))
+            }
+            other => Err(self.last_words().await.unwrap_or(other)),
+        }
+    }
+
+    /// Why swtpm is not there any more, where it is not: the failed connection tells nothing.
+    async fn last_words(&mut self) -> Option<Error> {
+        let ended = tokio::time::timeout(LAST_WORDS, self.running.ended_early()).await;
+        let ended = ended.ok().flatten()?;
+        Some(Error::Program {
+            program: "swtpm",
+            source: ended.to_string().into(),
+        })
     }
 
     /// Lets the TPM read its state: where a wrong key shows.
-    async fn power_on(&self) -> Result<()> {
+    async fn power_on(&mut self) -> Result<()> {
         self.ioctl(&["-i"]).await
     }
 
-    async fn shut_down(self) -> Result<()> {
+    async fn shut_down(mut self) -> Result<()> {
         self.ioctl(&["-s"]).await?;
-        self.service.end(SHORT).await
+        let nothing = async { Ok::<_, Error>(()) };
+        self.running
+            .end(nothing)
+            .await?
+            .map_err(|ended| Error::Program {
+                program: "swtpm",
+                source: ended.to_string().into(),
+            })
     }
 }
 
 fn text(path: &Path) -> String {
     path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zeroize::Zeroizing;
+
+    fn key() -> SecretText {
+        SecretText::new(Zeroizing::new(
+            "a key of a test, which opens nothing".to_owned(),
+        ))
+    }
+
+    /// The processes below this one, as the kernel tells of them.
+    fn below(parent: u32) -> Vec<u32> {
+        let threads = std::fs::read_dir(format!("/proc/{parent}/task"));
+        let threads = threads.into_iter().flatten().flatten();
+        let children = threads.flat_map(|thread| {
+            let children = std::fs::read_to_string(thread.path().join("children"));
+            let children = children.unwrap_or_default();
+            let children: Vec<u32> = children.split_whitespace().flat_map(str::parse).collect();
+            children
+        });
+        children
+            .flat_map(|child| [vec![child], below(child)].concat())
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn swtpm_is_its_own_user_without_rights_network_or_other_files() {
+        let programs = Programs::find().expect("the programs");
+        if !nix::unistd::geteuid().is_root() || programs.swtpm.is_none() {
+            println!("skipped: needs root and swtpm");
+            return;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let work = SwtpmDirectory::open_in(directory.path(), &programs).expect("confined");
+        let place = work.place("one", None).expect("a place");
+        let mut swtpm = work.start(&place, &key(), None).expect("started");
+        swtpm.power_on().await.expect("it makes a TPM");
+        let found = below(std::process::id()).into_iter().find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "swtpm")
+        });
+        let pid = found.expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            let words = line.expect("the field").split_whitespace().skip(1);
+            words.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let uid = work.owner.uid.to_string();
+        assert!(!work.owner.uid.is_root());
+        assert!(field("Uid:").iter().all(|id| *id == uid), "{status}");
+        assert_eq!(field("NoNewPrivs:"), ["1"]);
+        assert_eq!(field("Seccomp:"), ["2"]);
+        for set in ["CapEff:", "CapPrm:", "CapBnd:"] {
+            assert_eq!(field(set), ["0000000000000000"], "{set}");
+        }
+        let namespace =
+            |pid: &str, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+        for kind in ["net", "mnt", "pid", "ipc"] {
+            let (its, ours) = (namespace(&pid.to_string(), kind), namespace("self", kind));
+            assert_ne!(its.expect("its"), ours.expect("ours"), "{kind}");
+        }
+        let root = std::fs::read_dir(format!("/proc/{pid}/root")).expect("its root");
+        let seen: Vec<_> = root.map(|e| e.expect("an entry").file_name()).collect();
+        assert!(seen.iter().any(|name| name == "state"), "{seen:?}");
+        for name in ["root", "home", "var", "run", "tmp"] {
+            assert!(!seen.iter().any(|seen| seen == name), "{seen:?}");
+        }
+        swtpm.shut_down().await.expect("it ends");
+        let state = read_file(&place.join(STATE_FILE), work.owner).expect("its state");
+        work.prove(&state, &key()).await.expect("the key opens it");
+        let other = SecretText::new(Zeroizing::new("another key of the same test".to_owned()));
+        let refused = work.prove(&state, &other).await;
+        assert!(
+            matches!(refused, Err(Error::TpmStateUnreadable(_))),
+            "{refused:?}"
+        );
+        let refused = work.prove(b"no state at all", &key()).await;
+        assert!(
+            matches!(refused, Err(Error::TpmStateUnreadable(_))),
+            "{refused:?}"
+        );
+    }
 }

@@ -27,6 +27,9 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use work::Work;
 
+/// Threads and processes of the user inside: qemu-img has some sixty threads when it is busy.
+const PROCESSES: u32 = 512;
+
 type Result<T, E = ConversionError> = std::result::Result<T, E>;
 type Tell<'a> = &'a (dyn Fn(ConversionProgress) + Send + Sync);
 
@@ -108,9 +111,10 @@ impl Converter for ConfinedConverter {
             memory: self.limits.memory,
             time: Duration::from_secs(10),
             output: 0,
+            processes: PROCESSES,
         };
         let running = confinement
-            .start(&nothing, &[] as &[&str], &[], None, limits)
+            .start(&nothing, &[] as &[&str], &[], None, Vec::new(), limits)
             .map_err(|error| ConversionError::Unable(error.to_string()))?;
         match running.end(async { Ok::<_, ConversionError>(()) }).await? {
             Ok(()) => Ok(()),

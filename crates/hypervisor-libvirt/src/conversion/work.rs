@@ -1,7 +1,7 @@
 //! One conversion: from layer to layer, and from a foreign disk to qcow2. Owns the limits of each run.
 
 use super::look::{descriptor_only, plain_format, recognize, require_made, require_wanted};
-use super::{ConversionLimits, Result, Tell, blocking, file_error, rules, unusable};
+use super::{ConversionLimits, PROCESSES, Result, Tell, blocking, file_error, rules, unusable};
 use crate::confined::{Confinement, Ended, Limits, Running, Shown};
 use crate::program::Program;
 use crate::said;
@@ -210,9 +210,10 @@ impl Work<'_> {
             memory: self.limits.memory,
             time: self.time_for(length),
             output,
+            processes: PROCESSES,
         };
         self.confinement
-            .start(program, arguments, shown, input, limits)
+            .start(program, arguments, shown, input, Vec::new(), limits)
             .map_err(|error| ConversionError::Unable(error.to_string()))
     }
 
