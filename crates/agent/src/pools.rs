@@ -9,7 +9,7 @@ use fleetward_durable::{self as durable, Access};
 use fleetward_model::host::{DiskIo, PoolFacts};
 use fleetward_model::image::is_volume_name;
 use fleetward_model::vm::{DiskSpec, VmSpec};
-use fleetward_model::{ByteSize, ErrorCode, Failure, PoolName};
+use fleetward_model::{ByteSize, ErrorCode, Failure, PoolName, VmId};
 use nix::sys::statvfs::statvfs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -58,27 +58,29 @@ impl Pools {
         facts.iter().find(|pool| Path::new(&pool.path) == directory)
     }
 
-    /// Where a disk's file lies on this host.
-    pub(crate) fn volume(&self, disk: &DiskSpec) -> Result<PathBuf> {
+    /// Where the file of a disk of `vm` lies on this host. Volumes belong to their VM, whoever asks: one that is not called
+    /// after it is refused.
+    pub(crate) fn volume(&self, vm: VmId, disk: &DiskSpec) -> Result<PathBuf> {
         let directory = self.directory(&disk.pool)?;
+        let refuse = |because: &str| {
+            let shown: String = disk.volume.chars().take(80).collect();
+            let what = format!("disk {} of VM {vm}: volume {shown:?}", disk.target);
+            Trouble::refuse(ErrorCode::InvalidArgument, what, because)
+        };
         // The name comes from outside and must stay one inside the pool.
         if !is_volume_name(&disk.volume) {
-            return Err(Failure::new(
-                ErrorCode::InvalidArgument,
-                format!(
-                    "volume name {:?}",
-                    disk.volume.chars().take(80).collect::<String>()
-                ),
-            )
-            .because("it is not a plain file name")
-            .into());
+            return Err(refuse("it is not a plain file name"));
+        }
+        if !disk.volume.starts_with(&format!("{vm}-")) {
+            return Err(refuse("it is no volume of this VM"));
         }
         Ok(directory.join(&disk.volume))
     }
 
     /// The files of all of a VM's disks, in the specification's order.
     pub(crate) fn volumes(&self, spec: &VmSpec) -> Result<Vec<PathBuf>> {
-        spec.disks.iter().map(|disk| self.volume(disk)).collect()
+        let disks = spec.disks.iter();
+        disks.map(|disk| self.volume(spec.id, disk)).collect()
     }
 
     /// Refuses when the pool's file system has not `needed` bytes to spare.
@@ -236,12 +238,30 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_name_cannot_leave_its_pool() {
+    fn a_volume_name_leaves_neither_its_pool_nor_its_vm() {
         let dir = tempfile::tempdir().expect("directory");
-        for name in ["", ".", "..", "../x", "a/b", ".fleetward-pool"] {
+        let (vm, other) = (
+            VmId(uuid::Uuid::from_u128(1)),
+            VmId(uuid::Uuid::from_u128(2)),
+        );
+        let volume = |name: &str| {
             let (bus, pool) = (DiskBus::Virtio, PoolName::default());
             let disk = DiskSpec::new("vda", bus, pool, name, ByteSize::mib(1));
-            assert!(pools(dir.path()).volume(&disk).is_err(), "{name:?}");
+            pools(dir.path()).volume(vm, &disk)
+        };
+        for name in ["", ".", "..", "../x", "a/b", ".fleetward-pool"] {
+            assert!(volume(name).is_err(), "{name:?}");
+            assert!(volume(&format!("{vm}-/{name}")).is_err(), "{name:?}");
+        }
+        for name in [
+            format!("{other}-vda.qcow2"),
+            vm.to_string(),
+            format!("x{vm}-vda.qcow2"),
+        ] {
+            assert!(volume(&name).is_err(), "{name:?}");
+        }
+        for name in [format!("{vm}-vda.qcow2"), format!("{vm}-vda-2.qcow2")] {
+            assert!(volume(&name).is_ok(), "{name:?}");
         }
     }
 }

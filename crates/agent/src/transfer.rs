@@ -289,7 +289,7 @@ fn place_of(host: &Host, vm: VmId, item: &Item, incoming: &Incoming) -> Result<P
                 .iter()
                 .find(|d| d.target == *target);
             match disk {
-                Some(disk) if copied => host.pools.volume(disk),
+                Some(disk) if copied => host.pools.volume(vm, disk),
                 Some(_) | None => Err(not_expected()),
             }
         }
@@ -364,6 +364,10 @@ async fn put_in_place(
     let unwritable = |error: &std::io::Error| Trouble::file(item.name(), place, error);
     match item {
         Item::Disk { .. } => {
+            // It comes in one piece. A header that names another file, such as another VM's volume, is its sender's word for
+            // what QEMU opens here.
+            let looked = host.volumes.inspect(temporary, Some("qcow2")).await;
+            looked.attempt(|| item.name())?;
             host.volumes
                 .adopt(temporary)
                 .await

@@ -492,6 +492,77 @@ async fn a_stopped_vm_moves_with_disk_variables_and_tpm_state() {
     assert_eq!(pair.running(), ["b"]);
 }
 
+/// A source that lies about what a file is: QEMU here would open what its header names.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrives_as_a_disk_and_is_none_is_not_taken() {
+    let pair = Pair::prepared(false).await;
+    let (a, b, job) = (&pair.a, &pair.b, &pair.job);
+    let disk = a.fake.root.join("pool").join(&pair.spec.disks[0].volume);
+    std::fs::write(&disk, "something else").unwrap();
+    let send = operation::SendStopped {
+        to: b.peer(),
+        disks: disks(true),
+    };
+    job.on(a, send).await.unwrap_err();
+    let arrived = b.fake.root.join("pool").join(&pair.spec.disks[0].volume);
+    assert!(!arrived.exists());
+    job.on(b, pair.abandon()).await.unwrap();
+    assert_eq!(b.fake.rests(), Vec::<String>::new());
+}
+
+/// Another VM's volume, named in a specification: neither opened, written nor removed, whoever asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_of_another_vm_is_refused_on_every_way() {
+    let fleet = Fleet::start().await;
+    let a = Node::start(&fleet, "a").await;
+    let (victim, mut metadata) = create_running(&fleet, &a, "victim").await;
+    let volume = a.fake.root.join("pool").join(&victim.disks[0].volume);
+    let content = std::fs::read(&volume).unwrap();
+    let mut spec = victim.clone();
+    spec.id = VmId(uuid::Uuid::from_u128(99));
+    spec.name = "thief".parse().unwrap();
+    spec.tpm = false;
+    metadata.spec = spec.clone();
+    metadata.key_protector = None;
+    metadata.ek_certificate = None;
+    let job = Job::new(spec.id, 9);
+    let from = a.peer();
+    let incoming = operation::PrepareIncoming {
+        metadata: Box::new(metadata.clone()),
+        disks: disks(true),
+        live: false,
+        from,
+    };
+    let asked: [fleetward_api::agent::operation::Operation; 5] = [
+        operation::CreateVolumes {
+            spec: spec.clone(),
+            sources: Vec::new(),
+        }
+        .into(),
+        operation::Define {
+            metadata: Box::new(metadata),
+        }
+        .into(),
+        incoming.into(),
+        operation::DeleteVolumes { spec: spec.clone() }.into(),
+        operation::DropVolumes {
+            disks: spec.disks.clone(),
+        }
+        .into(),
+    ];
+    for operation in asked {
+        let name = operation.name();
+        let refused = job.any(&a, operation).await.unwrap_err();
+        assert_eq!(
+            refused.code,
+            ErrorCode::InvalidArgument,
+            "{name}: {refused}"
+        );
+        assert!(refused.because.contains("no volume of this VM"), "{name}");
+    }
+    assert_eq!(std::fs::read(&volume).unwrap(), content);
+}
+
 /// What a QEMU that was taken over may put in the place of its UEFI variables.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_qemu_plants_among_the_variables_is_neither_copied_nor_sent() {

@@ -163,7 +163,7 @@ async fn a_disk_that_a_guest_holds_stays_and_so_does_its_volume() {
     };
     let disks = vec![foreign];
     let refused = job.on(&node, DropVolumes { disks }).await.unwrap_err();
-    assert_eq!(refused.code, ErrorCode::InvalidRequest);
+    assert_eq!(refused.code, ErrorCode::InvalidArgument);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -207,8 +207,8 @@ impl Task<'_> {
                 Ok(Pair {
                     target: a.target.clone(),
                     pool: b.pool.clone(),
-                    source: self.host.pools.volume(a)?,
-                    copy: self.host.pools.volume(b)?,
+                    source: self.host.pools.volume(from.id, a)?,
+                    copy: self.host.pools.volume(to.id, b)?,
                 })
             })
             .collect()
@@ -454,7 +454,8 @@ impl Task<'_> {
     /// Removes what was made for a copy that is not defined.
     async fn discard(&self, to: &VmSpec, new: &VmRecord) -> Result<()> {
         for disk in &to.disks {
-            self.delete_file(&self.host.pools.volume(disk)?).await?;
+            self.delete_file(&self.host.pools.volume(to.id, disk)?)
+                .await?;
         }
         variables::remove(self.host, to.id)?;
         new.forget_copied()?;
@@ -615,7 +616,7 @@ pub(crate) fn copied_file(host: &Host, id: VmId, item: &str) -> Result<std::fs::
         (place.ok_or_else(missing)??, variables::expected(host))
     } else {
         let disk = copied.to.disks.iter().find(|disk| disk.target == item);
-        let place = host.pools.volume(disk.ok_or_else(missing)?)?;
+        let place = host.pools.volume(id, disk.ok_or_else(missing)?)?;
         (place, Expected::any())
     };
     durable::open_expected(&path, &expected).map_err(|error| Trouble::file("a copy", &path, &error))

@@ -34,7 +34,7 @@ impl Task<'_> {
             if self.cancel.is_cancelled() {
                 return Err(self.cancelled());
             }
-            let path = self.host.pools.volume(disk)?;
+            let path = self.host.pools.volume(self.vm, disk)?;
             self.progress(0, 0, &format!("making disk {}", disk.target));
             let what = || format!("disk {} of VM {}", disk.target, spec.name);
             match sources.get(at).unwrap_or(&VolumeSource::Empty) {
@@ -75,7 +75,7 @@ impl Task<'_> {
     async fn remove_volume_files(&self, spec: &VmSpec) -> Result<()> {
         for disk in &spec.disks {
             // A pool that is not configured any more holds nothing that could be removed.
-            match self.host.pools.volume(disk) {
+            match self.host.pools.volume(self.vm, disk) {
                 Ok(path) => self.delete_file(&path).await?,
                 Err(Trouble { failure, .. }) if failure.code == ErrorCode::PoolMissing => {}
                 Err(trouble) => return Err(trouble),

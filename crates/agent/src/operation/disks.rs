@@ -58,7 +58,7 @@ impl Task<'_> {
     async fn prepare_volume(&self, domain: &DomainObserved, act: DiskAct<'_>) -> Result<()> {
         match act {
             DiskAct::Come(disk) => {
-                let path = self.host.pools.volume(disk)?;
+                let path = self.host.pools.volume(self.vm, disk)?;
                 self.host.pools.require_space(&disk.pool, 0)?;
                 let made = self.host.volumes.create_empty(&path, disk.size).await;
                 made.attempt(|| format!("making disk {} of VM {}", disk.target, domain.name))?;
@@ -80,7 +80,7 @@ impl Task<'_> {
     }
 
     async fn grow(&self, domain: &DomainObserved, disk: &DiskSpec) -> Result<()> {
-        let path = self.host.pools.volume(disk)?;
+        let path = self.host.pools.volume(self.vm, disk)?;
         self.host.pools.require_space(&disk.pool, 0)?;
         let what = || format!("making disk {} of VM {} larger", disk.target, domain.name);
         match has_process(domain) && is_at(domain, &disk.target, &path) {
@@ -99,8 +99,8 @@ impl Task<'_> {
         from: &DiskSpec,
         to: &DiskSpec,
     ) -> Result<()> {
-        let source = self.host.pools.volume(from)?;
-        let path = self.host.pools.volume(to)?;
+        let source = self.host.pools.volume(self.vm, from)?;
+        let path = self.host.pools.volume(self.vm, to)?;
         if has_moved(domain, &to.target, &path) {
             return Ok(());
         }
@@ -191,13 +191,13 @@ impl Task<'_> {
     async fn stands(&self, domain: &DomainObserved, act: DiskAct<'_>) -> Result<bool> {
         match act {
             DiskAct::Grow { to, .. } => {
-                let path = self.host.pools.volume(to)?;
+                let path = self.host.pools.volume(self.vm, to)?;
                 let what = || format!("looking at disk {} of VM {}", to.target, domain.name);
                 let found = self.host.volumes.inspect_volume(&path).await;
                 Ok(found.attempt(what)?.virtual_size >= to.size)
             }
             DiskAct::Move { to, .. } => {
-                let path = self.host.pools.volume(to)?;
+                let path = self.host.pools.volume(self.vm, to)?;
                 if has_process(domain) {
                     let hypervisor = &self.host.hypervisor;
                     let aborted = hypervisor.abort_move(self.vm, &to.target).await;
@@ -222,7 +222,7 @@ impl Task<'_> {
                     (DiskAct::Come(disk), Direction::Forward)
                     | (DiskAct::Go(disk), Direction::Back) => {
                         change.storage.push(StorageChange::AddDisk(DiskDevice {
-                            path: self.host.pools.volume(disk)?,
+                            path: self.host.pools.volume(self.vm, disk)?,
                             spec: disk.clone(),
                         }));
                     }
@@ -232,7 +232,7 @@ impl Task<'_> {
                         change.storage.push(StorageChange::RemoveDisk { target });
                     }
                     (DiskAct::Move { to, .. }, Direction::Forward) => {
-                        let path = self.host.pools.volume(to)?;
+                        let path = self.host.pools.volume(self.vm, to)?;
                         change.disks.push((to.target.clone(), path));
                     }
                     (DiskAct::Move { .. }, Direction::Back) | (DiskAct::Grow { .. }, _) => {}
@@ -296,7 +296,7 @@ impl Task<'_> {
                 | (Some(DiskAct::Go(_) | DiskAct::Grow { .. }), Direction::Back)
                 | (None, _) => continue,
             };
-            match self.host.pools.volume(made) {
+            match self.host.pools.volume(self.vm, made) {
                 Ok(path) => self.delete_file(&path).await?,
                 // Nothing was made in a pool that this host does not have.
                 Err(trouble) if trouble.failure.code == ErrorCode::PoolMissing => {}
@@ -311,11 +311,7 @@ impl Task<'_> {
         let domain = self.look().await?;
         for disk in disks {
             let what = || format!("removing volume {} of VM {}", disk.volume, self.vm);
-            if !disk.volume.starts_with(&format!("{}-", self.vm)) {
-                let because = "it is no volume of this VM";
-                return Err(Trouble::refuse(ErrorCode::InvalidRequest, what(), because));
-            }
-            let path = match self.host.pools.volume(disk) {
+            let path = match self.host.pools.volume(self.vm, disk) {
                 Ok(path) => path,
                 Err(trouble) if trouble.failure.code == ErrorCode::PoolMissing => continue,
                 Err(trouble) => return Err(trouble),

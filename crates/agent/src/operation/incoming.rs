@@ -309,7 +309,7 @@ fn copied_paths(
                 format!("VM {} has no such disk", spec.name),
             ));
         };
-        let path = task.host.pools.volume(&spec.disks[at])?;
+        let path = task.host.pools.volume(task.vm, &spec.disks[at])?;
         if disk.copy {
             copied.push((at, path));
         }

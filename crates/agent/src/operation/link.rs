@@ -137,7 +137,7 @@ impl Task<'_> {
         for overlay in overlays {
             let disk = disk_of(&metadata.spec, &overlay.target)?;
             self.host.pools.require_space(&disk.pool, 0)?;
-            let base = self.host.pools.volume(disk)?;
+            let base = self.host.pools.volume(self.vm, disk)?;
             let path = place(self.host, &metadata.spec, overlay)?;
             self.make_overlay(&base, &path).await?;
         }
@@ -212,7 +212,7 @@ impl Task<'_> {
                 volume: volume.clone(),
                 ..disk.clone()
             };
-            if std::fs::symlink_metadata(self.host.pools.volume(&named)?).is_err() {
+            if std::fs::symlink_metadata(self.host.pools.volume(self.vm, &named)?).is_err() {
                 let target = disk.target.clone();
                 return Ok(Overlay { target, volume });
             }
@@ -318,7 +318,7 @@ fn place(host: &Host, spec: &VmSpec, overlay: &Overlay) -> Result<PathBuf> {
         volume: overlay.volume.clone(),
         ..disk_of(spec, &overlay.target)?.clone()
     };
-    host.pools.volume(&named)
+    host.pools.volume(spec.id, &named)
 }
 
 fn disk_of<'a>(spec: &'a VmSpec, target: &str) -> Result<&'a DiskSpec> {

@@ -100,7 +100,7 @@ impl Task<'_> {
     /// that died at the wrong moment of a linked copy believes in the volumes below.
     fn require_known_disks(&self, domain: &DomainObserved, metadata: &VmMetadata) -> Result<()> {
         for disk in &metadata.spec.disks {
-            let path = self.host.pools.volume(disk)?;
+            let path = self.host.pools.volume(self.vm, disk)?;
             // A disk that waits for the next start is in the definition only.
             let next = domain.defined.iter().flat_map(|defined| &defined.disks);
             let mut known = domain.disks.iter().chain(next);
@@ -494,7 +494,8 @@ impl Task<'_> {
                 .iter()
                 .any(|copied| copied.copy && copied.target == disk.target)
         }) {
-            self.delete_file(&self.host.pools.volume(disk)?).await?;
+            self.delete_file(&self.host.pools.volume(self.vm, disk)?)
+                .await?;
         }
         self.host
             .tpms

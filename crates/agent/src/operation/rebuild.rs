@@ -109,7 +109,7 @@ impl Task<'_> {
     /// Each disk is here, is nothing but a disk, and nobody uses it.
     async fn require_disks(&self, metadata: &VmMetadata) -> Result<()> {
         for disk in &metadata.spec.disks {
-            let place = self.host.pools.volume(disk)?;
+            let place = self.host.pools.volume(self.vm, disk)?;
             let what = || format!("disk {} of VM {}", disk.target, metadata.spec.name);
             let shown = place.display();
             if !place.exists() {

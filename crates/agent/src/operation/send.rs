@@ -143,7 +143,7 @@ impl Task<'_> {
     /// The disk's file, or a full copy of it where it builds on others.
     async fn in_one_piece(&self, disk: &DiskSpec) -> Result<PathBuf> {
         let what = || format!("disk {} of VM {}", disk.target, self.vm);
-        let path = self.host.pools.volume(disk)?;
+        let path = self.host.pools.volume(self.vm, disk)?;
         if self.below(&path).await?.is_empty() {
             return Ok(path);
         }
@@ -169,7 +169,7 @@ impl Task<'_> {
     /// Removes the copies that were made to be sent.
     pub(super) async fn remove_pieces(&self, spec: &VmSpec) -> Result<()> {
         for disk in &spec.disks {
-            if let Ok(path) = self.host.pools.volume(disk) {
+            if let Ok(path) = self.host.pools.volume(self.vm, disk) {
                 self.delete_file(&piece_of(&path)).await?;
             }
         }
