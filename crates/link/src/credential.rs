@@ -7,10 +7,13 @@
 //! ```
 
 use crate::identity::{FleetIdentity, IdentityError};
+use crate::refused::MemberCertificate;
 use crate::tls;
+use crate::trust::FleetTrust;
 use arc_swap::ArcSwap;
 use base64::Engine;
 use fleetward_durable::{self as durable, Access};
+use fleetward_model::certificate::CertificateFacts;
 use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -21,7 +24,6 @@ use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 /// A new key pair and the request to certify it. The authority chooses the identity, so the request contains none.
@@ -79,8 +81,7 @@ impl fmt::Debug for KeyRequest {
 pub struct Credential {
     certified: Arc<CertifiedKey>,
     key_pem: Zeroizing<String>,
-    identity: FleetIdentity,
-    not_after: OffsetDateTime,
+    certificate: MemberCertificate,
 }
 
 impl Credential {
@@ -90,9 +91,7 @@ impl Credential {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| CredentialError::Chain)?;
         let own = chain.first().ok_or(CredentialError::Chain)?;
-        let identity = FleetIdentity::from_certificate(own)?;
-        let (_, parsed) = X509Certificate::from_der(own).map_err(|_| CredentialError::Chain)?;
-        let not_after = parsed.validity().not_after.to_datetime();
+        let certificate = MemberCertificate::from_der(own)?;
 
         let key =
             PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| CredentialError::Key)?;
@@ -107,8 +106,7 @@ impl Credential {
         Ok(Self {
             certified: Arc::new(certified),
             key_pem: Zeroizing::new(key_pem.to_owned()),
-            identity,
-            not_after,
+            certificate,
         })
     }
 
@@ -141,20 +139,30 @@ impl Credential {
 
     /// The identity in the certificate.
     pub fn identity(&self) -> &FleetIdentity {
-        &self.identity
+        &self.certificate.identity
     }
 
     /// When the certificate expires.
     pub fn not_after(&self) -> OffsetDateTime {
-        self.not_after
+        self.certificate.facts.not_after
+    }
+
+    /// Its serial number, beginning and end.
+    pub fn facts(&self) -> &CertificateFacts {
+        &self.certificate.facts
+    }
+
+    /// Whether `trust` vouches for it now, so that a member accepts it in a handshake; of hosts and the controller.
+    pub fn is_of(&self, trust: &FleetTrust, now: OffsetDateTime) -> bool {
+        tls::is_issued_by(trust, &self.certified.cert, now)
     }
 }
 
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credential")
-            .field("identity", &self.identity)
-            .field("not_after", &self.not_after)
+            .field("identity", &self.certificate.identity)
+            .field("not_after", &self.certificate.facts.not_after)
             .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,7 @@
 //! Connects to a member of the fleet: TCP, then TLS, within one deadline.
 
 use crate::identity::Identity;
+use crate::refused::Wire;
 use crate::tls::{self, ClientTls, PeerError};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::error::Error;
@@ -17,7 +18,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection to a verified member.
 ///
 /// TLS reads a few kilobytes at a time; the buffer saves a system call for each of them.
-pub(crate) type MemberStream = TlsStream<BufReader<TcpStream>>;
+pub(crate) type MemberStream = TlsStream<BufReader<Wire>>;
 
 const READ_BUFFER: usize = 256 * 1024;
 
@@ -47,7 +48,10 @@ pub(crate) async fn dial(
             .connect(tls::unused_server_name(), buffered(tcp))
             .await
             .map_err(|error| DialError::from_handshake(address, error))?;
-        Ok(TlsStream::from(stream))
+        let mut stream = TlsStream::from(stream);
+        tls.admit(&mut stream)
+            .map_err(|error| DialError::from_tls(address, &error.into()))?;
+        Ok(stream)
     };
     match tokio::time::timeout(timeout, attempt).await {
         Ok(result) => result,
@@ -69,8 +73,8 @@ pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-pub(crate) fn buffered(tcp: TcpStream) -> BufReader<TcpStream> {
-    BufReader::with_capacity(READ_BUFFER, tcp)
+pub(crate) fn buffered(tcp: TcpStream) -> BufReader<Wire> {
+    BufReader::with_capacity(READ_BUFFER, Wire::new(tcp))
 }
 
 /// Why the connection failed.
@@ -116,6 +120,20 @@ pub enum DialError {
         /// Which of the checks failed.
         reason: String,
     },
+    /// The certificate of the other side is of the fleet, and its time is over.
+    #[error("the certificate of {address} has ended")]
+    CertificateEnded {
+        /// Where.
+        address: String,
+    },
+    /// The certificate of the other side is of the fleet, and is refused before its end.
+    #[error("{address}: {reason}")]
+    CertificateRefused {
+        /// Where.
+        address: String,
+        /// Whose, and why.
+        reason: String,
+    },
     /// The connection broke during the handshake.
     #[error("the connection to {address} broke during the handshake")]
     Broken {
@@ -146,10 +164,15 @@ impl DialError {
                 expected: Box::new(expected.clone()),
                 found: Box::new(found.clone()),
             },
+            Some(refused @ PeerError::Refused { .. }) => Self::CertificateRefused {
+                address,
+                reason: refused.to_string(),
+            },
             Some(other) => Self::TlsRefused {
                 address,
                 reason: other.to_string(),
             },
+            None if tls::has_ended(error) => Self::CertificateEnded { address },
             None => Self::TlsRefused {
                 address,
                 reason: error.to_string(),

@@ -9,6 +9,7 @@
 //! | [`trust`] | the pinned certificate of the authority |
 //! | [`credential`] | a program's own certificate and key, replaceable at run time |
 //! | [`token`] | join tokens |
+//! | [`refused`] | certificates that are refused before their end, and connections under them |
 //! | [`tls`] | which peers must show a certificate, and which peers are accepted |
 //! | [`serve`], [`peer`] | the server: one router behind TLS and a Unix socket |
 //! | `strangers` | who may connect without a certificate, and how many at once |
@@ -33,6 +34,7 @@ pub mod ek_root;
 pub mod identity;
 pub mod local;
 pub mod peer;
+pub mod refused;
 pub mod serve;
 mod strangers;
 pub mod tls;
@@ -48,6 +50,7 @@ pub use ek_root::EkRoot;
 pub use identity::{AdminName, FleetId, FleetIdentity, Identity, IdentityError};
 pub use local::SocketSpec;
 pub use peer::Peer;
+pub use refused::{MemberCertificate, Refusals, member_name};
 pub use serve::{Limits, TlsServer, UnixServer};
 pub use strangers::StrangerLimits;
 pub use tls::{ClientCertificates, ClientTls, ServerTls};

@@ -299,7 +299,7 @@ impl TlsConnections {
         }
         let accepting = self.acceptor.accept(dial::buffered(tcp)).into_fallible();
         let handshake = tokio::time::timeout(self.limits.handshake_timeout, accepting);
-        let stream = tokio::select! {
+        let mut stream = tokio::select! {
             () = self.tracker.stop.cancelled() => return None,
             result = handshake => match result {
                 Ok(Ok(stream)) => TlsStream::from(stream),
@@ -314,10 +314,7 @@ impl TlsConnections {
                 }
             },
         };
-        match self
-            .tls
-            .client_identity(stream.get_ref().1.peer_certificates())
-        {
+        match self.tls.client_identity(&mut stream) {
             Ok(client) => Some((stream, client)),
             Err(error) => {
                 tracing::info!(%address, %error, "handshake refused");

@@ -4,8 +4,11 @@
 //! resumed, so every connection verifies certificates. Versions below TLS 1.3 are not offered.
 
 use crate::credential::LiveCredential;
+use crate::dial::MemberStream;
 use crate::identity::{FleetIdentity, Identity, IdentityError};
+use crate::refused::{MemberCertificate, Refusals};
 use crate::trust::{Fingerprint, FleetTrust, TrustError};
+use fleetward_model::certificate::WhyRefused;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
@@ -18,6 +21,8 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::fmt;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+use time::OffsetDateTime;
 
 /// The protocol of the HTTP APIs.
 pub(crate) const ALPN_HTTP: &[u8] = b"http/1.1";
@@ -47,6 +52,7 @@ pub struct ServerTls {
     credential: LiveCredential,
     trust: FleetTrust,
     clients: ClientCertificates,
+    refusals: Refusals,
 }
 
 impl ServerTls {
@@ -56,12 +62,19 @@ impl ServerTls {
             credential,
             trust,
             clients,
+            refusals: Refusals::default(),
         }
+    }
+
+    /// Also refuses clients whose certificates are on this list, from the moment on at which they are.
+    pub fn with_refusals(mut self, refusals: Refusals) -> Self {
+        self.refusals = refusals;
+        self
     }
 
     /// The configuration for `protocols`; a client that offers only others is refused.
     pub(crate) fn config(&self, protocols: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
-        let verifier = FleetClientVerifier::new(&self.trust, self.clients)?;
+        let verifier = FleetClientVerifier::new(&self.trust, self.clients, &self.refusals)?;
         let mut config = ServerConfig::builder_with_provider(provider().clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
@@ -72,15 +85,13 @@ impl ServerTls {
         Ok(Arc::new(config))
     }
 
-    /// The client of a finished handshake, `None` if it showed no certificate.
+    /// The client of a finished handshake, `None` if it showed no certificate. The connection ends when the certificate is
+    /// refused.
     pub(crate) fn client_identity(
         &self,
-        certificates: Option<&[CertificateDer<'_>]>,
+        stream: &mut MemberStream,
     ) -> Result<Option<Identity>, PeerError> {
-        match certificates.and_then(<[_]>::first) {
-            None => Ok(None),
-            Some(own) => member_of(&self.trust, own).map(Some),
-        }
+        admit(&self.trust, &self.refusals, stream)
     }
 }
 
@@ -91,6 +102,31 @@ pub struct ClientTls {
     credential: Option<LiveCredential>,
 }
 
+/// Whose the certificate of the other side is; the connection ends when it is refused.
+fn admit(
+    trust: &FleetTrust,
+    refusals: &Refusals,
+    stream: &mut MemberStream,
+) -> Result<Option<Identity>, PeerError> {
+    let own = (stream.get_ref().1.peer_certificates()).and_then(<[_]>::first);
+    let Some(own) = own else {
+        return Ok(None);
+    };
+    let certificate = member_of(trust, own)?;
+    let identity = certificate.identity.identity.clone();
+    let why = refusals.judge(&certificate);
+    match refusals.admit(certificate) {
+        Some(admitted) => stream.get_mut().0.get_mut().bind(admitted),
+        None => {
+            return Err(PeerError::Refused {
+                peer: identity,
+                why: why.unwrap_or(WhyRefused::Revoked),
+            });
+        }
+    }
+    Ok(Some(identity))
+}
+
 impl ClientTls {
     /// A member of the fleet that connects only to `expected`.
     pub fn member(credential: LiveCredential, trust: FleetTrust, expected: Identity) -> Self {
@@ -98,9 +134,23 @@ impl ClientTls {
             verifier: Arc::new(ServerVerifier {
                 anchor: Anchor::Pinned(trust),
                 expected,
+                refusals: Refusals::default(),
             }),
             credential: Some(credential),
         }
+    }
+
+    /// Also refuses a server whose certificate is on this list, from the moment on at which it is.
+    pub fn with_refusals(mut self, refusals: Refusals) -> Self {
+        let ServerVerifier {
+            anchor, expected, ..
+        } = &*self.verifier;
+        self.verifier = Arc::new(ServerVerifier {
+            anchor: anchor.clone(),
+            expected: expected.clone(),
+            refusals,
+        });
+        self
     }
 
     /// A joining host: it has no certificate, and knows only the authority's fingerprint.
@@ -111,6 +161,7 @@ impl ClientTls {
             verifier: Arc::new(ServerVerifier {
                 anchor: Anchor::Fingerprint(authority),
                 expected: Identity::Controller,
+                refusals: Refusals::default(),
             }),
             credential: None,
         }
@@ -119,6 +170,15 @@ impl ClientTls {
     /// The expected server.
     pub fn expected(&self) -> &Identity {
         &self.verifier.expected
+    }
+
+    /// Binds a finished handshake to the server's certificate.
+    pub(crate) fn admit(&self, stream: &mut MemberStream) -> Result<(), PeerError> {
+        match &self.verifier.anchor {
+            Anchor::Pinned(trust) => admit(trust, &self.verifier.refusals, stream).map(drop),
+            // It knows no list.
+            Anchor::Fingerprint(_) => Ok(()),
+        }
     }
 
     pub(crate) fn config(&self, protocol: &[u8]) -> Result<Arc<ClientConfig>, Error> {
@@ -154,6 +214,14 @@ pub enum PeerError {
         /// Who answered.
         found: Identity,
     },
+    /// A certificate that is refused before its end.
+    #[error("the certificate of {peer} is not good any more: {why}")]
+    Refused {
+        /// Whose it is.
+        peer: Identity,
+        /// Why.
+        why: WhyRefused,
+    },
     /// A certificate that names another fleet than its authority's.
     #[error("the certificate names another fleet")]
     ForeignFleet,
@@ -181,15 +249,48 @@ pub(crate) fn peer_error(error: &Error) -> Option<&PeerError> {
     }
 }
 
-fn member_of(trust: &FleetTrust, certificate: &[u8]) -> Result<Identity, PeerError> {
-    let FleetIdentity { fleet, identity } = FleetIdentity::from_certificate(certificate)?;
+/// Whether the first certificate of a chain is good now, under `trust`.
+pub(crate) fn is_issued_by(
+    trust: &FleetTrust,
+    chain: &[CertificateDer<'_>],
+    now: OffsetDateTime,
+) -> bool {
+    let Some((own, intermediates)) = chain.split_first() else {
+        return false;
+    };
+    let seconds = u64::try_from(now.unix_timestamp()).unwrap_or(0);
+    let verified = ParsedCertificate::try_from(own).and_then(|own| {
+        verify_server_cert_signed_by_trust_anchor(
+            &own,
+            trust.roots(),
+            intermediates,
+            UnixTime::since_unix_epoch(Duration::from_secs(seconds)),
+            provider().signature_verification_algorithms.all,
+        )
+    });
+    verified.is_ok()
+}
+
+/// Whether we refused the other side's certificate because its time is over.
+pub(crate) fn has_ended(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. }
+        )
+    )
+}
+
+fn member_of(trust: &FleetTrust, certificate: &[u8]) -> Result<MemberCertificate, PeerError> {
+    let certificate = MemberCertificate::from_der(certificate)?;
+    let FleetIdentity { fleet, .. } = certificate.identity;
     if fleet != trust.fleet() {
         return Err(PeerError::ForeignFleet);
     }
-    Ok(identity)
+    Ok(certificate)
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Anchor {
     Pinned(FleetTrust),
     Fingerprint(Fingerprint),
@@ -199,6 +300,7 @@ enum Anchor {
 struct ServerVerifier {
     anchor: Anchor,
     expected: Identity,
+    refusals: Refusals,
 }
 
 impl ServerVerifier {
@@ -236,13 +338,18 @@ impl ServerCertVerifier for ServerVerifier {
             now,
             provider().signature_verification_algorithms.all,
         )?;
-        let found = member_of(&trust, end_entity)?;
+        let certificate = member_of(&trust, end_entity)?;
+        let refused = self.refusals.judge(&certificate);
+        let found = certificate.identity.identity;
         if found != self.expected {
             return Err(PeerError::Mismatch {
                 expected: self.expected.clone(),
                 found,
             }
             .into());
+        }
+        if let Some(why) = refused {
+            return Err(PeerError::Refused { peer: found, why }.into());
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -277,10 +384,15 @@ impl ServerCertVerifier for ServerVerifier {
 struct FleetClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     trust: FleetTrust,
+    refusals: Refusals,
 }
 
 impl FleetClientVerifier {
-    fn new(trust: &FleetTrust, clients: ClientCertificates) -> Result<Self, Error> {
+    fn new(
+        trust: &FleetTrust,
+        clients: ClientCertificates,
+        refusals: &Refusals,
+    ) -> Result<Self, Error> {
         let builder =
             WebPkiClientVerifier::builder_with_provider(trust.roots().clone(), provider().clone());
         let builder = match clients {
@@ -293,6 +405,7 @@ impl FleetClientVerifier {
         Ok(Self {
             chain,
             trust: trust.clone(),
+            refusals: refusals.clone(),
         })
     }
 }
@@ -323,7 +436,13 @@ impl ClientCertVerifier for FleetClientVerifier {
         let verified = self
             .chain
             .verify_client_cert(end_entity, intermediates, now)?;
-        member_of(&self.trust, end_entity)?;
+        let certificate = member_of(&self.trust, end_entity)?;
+        if let Some(why) = self.refusals.judge(&certificate) {
+            let peer = certificate.identity.identity;
+            tracing::warn!(%peer, serial = %certificate.facts.serial, %why, "refused a certificate");
+            // By this name the other side learns of it, and can say what to do.
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
+        }
         Ok(verified)
     }
 

@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod audit;
 pub mod boot;
+pub mod certificate;
 pub mod certutil;
 pub mod change;
 pub mod clone;

@@ -4,6 +4,7 @@ use super::{Answer, Tunnel, TunnelError, TunnelHeader, read_frame, write_frame};
 use crate::credential::LiveCredential;
 use crate::dial::{self, DialError, MemberStream};
 use crate::identity::Identity;
+use crate::refused::Refusals;
 use crate::tls::{ALPN_TUNNEL, ClientTls};
 use crate::trust::FleetTrust;
 use std::io;
@@ -14,6 +15,7 @@ use std::time::Duration;
 pub struct TunnelDialer {
     credential: LiveCredential,
     trust: FleetTrust,
+    refusals: Refusals,
     timeout: Duration,
 }
 
@@ -23,8 +25,15 @@ impl TunnelDialer {
         Self {
             credential,
             trust,
+            refusals: Refusals::default(),
             timeout: dial::CONNECT_TIMEOUT,
         }
+    }
+
+    /// Also refuses peers whose certificates are on this list.
+    pub fn with_refusals(mut self, refusals: Refusals) -> Self {
+        self.refusals = refusals;
+        self
     }
 
     /// Sets the time for reaching the peer, and again for its answer.
@@ -44,7 +53,8 @@ impl TunnelDialer {
             self.credential.clone(),
             self.trust.clone(),
             expected.clone(),
-        );
+        )
+        .with_refusals(self.refusals.clone());
         let mut stream = dial::dial(address, &tls, ALPN_TUNNEL, self.timeout).await?;
         let answer = tokio::time::timeout(self.timeout, ask(&mut stream, header))
             .await
