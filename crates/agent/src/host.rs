@@ -3,6 +3,7 @@
 use crate::arrivals::Arrivals;
 use crate::audit::AuditLog;
 use crate::boot::Boot;
+use crate::certificate::Certificates;
 use crate::config::Config;
 use crate::conversions::Conversions;
 use crate::crash::Restarts;
@@ -26,7 +27,7 @@ use fleetward_hypervisor::{
     Converter, DomainState, Error as HypervisorError, SharedHypervisor, TpmFactory, Volumes,
 };
 use fleetward_link::tunnel::TunnelDialer;
-use fleetward_link::{FleetTrust, LiveCredential};
+use fleetward_link::{FleetTrust, LiveCredential, Refusals};
 use fleetward_model::VmId;
 use fleetward_protector::AuthorityKey;
 use std::sync::Arc;
@@ -71,6 +72,8 @@ pub(crate) struct Host {
     pub screens: Screens,
     pub credential: LiveCredential,
     pub trust: FleetTrust,
+    pub refusals: Refusals,
+    pub certificates: Certificates,
     pub dialer: TunnelDialer,
     /// What an administrator should know.
     pub warnings: Vec<String>,
@@ -82,6 +85,7 @@ impl Host {
         membership: Membership,
         keyring: Keyring,
         audit: Arc<AuditLog>,
+        refusals: Refusals,
         machinery: Machinery,
     ) -> Arc<Self> {
         let layout = Layout::new(&config);
@@ -136,6 +140,7 @@ impl Host {
             restarts: Restarts::default(),
             screens: Screens::default(),
             dialer: TunnelDialer::new(credential.clone(), membership.trust.clone())
+                .with_refusals(refusals.clone())
                 .with_timeout(std::time::Duration::from_secs(5)),
             member: membership.member,
             trust: membership.trust,
@@ -149,6 +154,8 @@ impl Host {
             keyring,
             audit,
             credential,
+            refusals,
+            certificates: Certificates::default(),
             warnings,
         })
     }

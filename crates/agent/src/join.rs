@@ -180,11 +180,11 @@ pub fn local_actor() -> String {
     format!("local:{}", nix::unistd::getuid())
 }
 
-fn membership(error: MembershipError) -> Failure {
+pub(crate) fn membership(error: MembershipError) -> Failure {
     Failure::new(ErrorCode::Internal, "the host's membership").because(chain(&error))
 }
 
-fn bad_token(error: TokenError) -> Failure {
+pub(crate) fn bad_token(error: TokenError) -> Failure {
     let code = match error {
         TokenError::Expired { .. } => ErrorCode::TokenExpired,
         _ => ErrorCode::TokenInvalid,
@@ -192,7 +192,7 @@ fn bad_token(error: TokenError) -> Failure {
     Failure::new(code, "joining with that token").because(error)
 }
 
-fn strange(controller: &str, because: &str) -> Failure {
+pub(crate) fn strange(controller: &str, because: &str) -> Failure {
     Failure::new(
         ErrorCode::TokenInvalid,
         format!("joining through {controller}"),
@@ -208,7 +208,7 @@ fn knows_no_clock(error: &ClientError) -> bool {
     String::from_utf8_lossy(body).contains("unknown field `clock`")
 }
 
-fn refused(controller: &str, error: ClientError) -> Failure {
+pub(crate) fn refused(controller: &str, error: ClientError) -> Failure {
     if let ClientError::Status { body, .. } = &error
         && let Ok(failure) = serde_json::from_slice::<Failure>(body)
     {

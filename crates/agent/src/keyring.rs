@@ -29,6 +29,7 @@ use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts, GuardianStanding};
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, KeyId, VmId};
+use fleetward_protector::possession::RejoinProof;
 use fleetward_protector::{
     AuthorityKey, ExpiredAllowed, Guardian, Inspection, KeyProtector, KeyProtectorError, rules,
 };
@@ -321,6 +322,22 @@ impl Keyring {
         purpose: &Purpose,
     ) -> Result<KeyProtector> {
         self.seal_as(AuditAction::MakeTpm, vm, key, recipients, purpose)
+    }
+
+    /// Signs, with this host's own guardian, the proof that it is here.
+    pub(crate) fn prove(
+        &self,
+        proof: &RejoinProof,
+        purpose: &Purpose,
+    ) -> Result<(GuardianId, Vec<u8>)> {
+        let loaded = self.loaded();
+        let own = loaded.own();
+        self.record(AuditAction::Join, None, own.id(), purpose)?;
+        let signature = own.prove(proof).map_err(|error| {
+            let what = "the proof of the host's guardian";
+            Trouble::refuse(ErrorCode::Internal, what, error.to_string())
+        })?;
+        Ok((own.id().clone(), signature))
     }
 
     /// The guardian that this host makes key protectors with.

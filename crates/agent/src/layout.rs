@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! data_dir/ 0711            pools may lie below it, and QEMU must pass through
-//!   identity/ 0700          certificate, pinned authority, EK authority, membership
+//!   identity/ 0700          certificate, pinned authority, EK authority, membership, refused certificates
 //!   guardians/ 0700         private keys of guardians
 //!   vms/<id>/ 0700          key protector (last good one), EK certificate, halves of migrations
 //!   generations/<id>        fencing; outlives the VM
@@ -94,6 +94,11 @@ impl Layout {
 
     pub fn guardians(&self) -> PathBuf {
         self.data.join("guardians")
+    }
+
+    /// Certificates of others that are refused before their end.
+    pub(crate) fn refused_certificates(&self) -> PathBuf {
+        self.identity().join("refused-certificates.json")
     }
 
     pub(crate) fn vms(&self) -> PathBuf {

@@ -4,7 +4,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`config`], [`layout`] | `agent.toml`; paths |
-//! | [`join`], [`membership`] | joining a fleet; the stored membership |
+//! | [`join`], [`rejoin`], [`membership`] | joining a fleet, and coming back to it; the stored membership |
+//! | `certificate` | renewing the host's certificate; certificates that are refused |
 //! | [`keyring`], [`audit`] | guardians and every use of their keys |
 //! | `operation` | operations on VMs, one file per family |
 //! | `fence`, `record` | what this host stores of a VM besides libvirt's definition |
@@ -32,6 +33,7 @@ mod arrivals;
 pub mod audit;
 mod boot;
 mod bundle;
+mod certificate;
 pub mod config;
 mod console;
 mod conversions;
@@ -53,6 +55,7 @@ mod operation;
 mod pools;
 mod questions;
 mod record;
+pub mod rejoin;
 pub mod run;
 mod screen;
 mod seeds;

@@ -70,6 +70,26 @@ impl MembershipFiles {
         }
     }
 
+    /// The host's certificate and its key.
+    pub(crate) fn credential(&self) -> PathBuf {
+        self.directory.join("host.pem")
+    }
+
+    /// The authority that was pinned at the join.
+    pub(crate) fn trust(&self) -> Result<FleetTrust, MembershipError> {
+        Ok(FleetTrust::load(&self.directory.join("authority.pem"))?)
+    }
+
+    /// Puts another certificate in the place of the host's, then what else is new.
+    pub(crate) fn renew(
+        &self,
+        member: &Member,
+        credential: &Credential,
+    ) -> Result<(), MembershipError> {
+        credential.store(&self.credential())?;
+        self.write_member(member)
+    }
+
     /// Whether this host has joined.
     pub fn member(&self) -> Result<Option<Member>, MembershipError> {
         let path = self.directory.join("member.json");
@@ -79,10 +99,10 @@ impl MembershipFiles {
     /// Loads everything.
     pub fn load(&self) -> Result<Membership, MembershipError> {
         let member = self.member()?.ok_or(MembershipError::NotJoined)?;
-        let trust = FleetTrust::load(&self.directory.join("authority.pem"))?;
+        let trust = self.trust()?;
         let authority = AuthorityKey::from_certificate(trust.certificate())?;
         Ok(Membership {
-            credential: Credential::load(&self.directory.join("host.pem"))?,
+            credential: Credential::load(&self.credential())?,
             ek: EkCertifier::from_pem(
                 &self.read_text("ek-authority.pem")?,
                 &self.read_text("ek-authority.key")?,
@@ -104,13 +124,17 @@ impl MembershipFiles {
     ) -> Result<(), MembershipError> {
         // Proves that what came back fits together before any of it is believed.
         EkCertifier::from_pem(ek_chain_pem, ek_key_pem)?;
-        credential.store(&self.directory.join("host.pem"))?;
+        credential.store(&self.credential())?;
         let path = self.directory.join("authority.pem");
         trust
             .store(&path)
             .map_err(|source| MembershipError::File { path, source })?;
         self.write("ek-authority.pem", ek_chain_pem.as_bytes())?;
         self.write("ek-authority.key", ek_key_pem.as_bytes())?;
+        self.write_member(member)
+    }
+
+    fn write_member(&self, member: &Member) -> Result<(), MembershipError> {
         let json = serde_json::to_vec_pretty(member).expect("plain fields are JSON");
         self.write("member.json", &json)
     }

@@ -5,7 +5,7 @@
 
 use crate::failure::{HypervisorResult, Result};
 use crate::host::Host;
-use crate::{arrivals, crash, variables};
+use crate::{arrivals, certificate, crash, variables};
 use fleetward_api::agent::AgentEvent;
 use fleetward_hypervisor::{
     DomainDefined, DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent,
@@ -259,6 +259,7 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
             .iter()
             .cloned()
             .chain(pool_warnings)
+            .chain(certificate::warning(host, OffsetDateTime::now_utc()))
             .chain(network_warnings)
             .collect(),
     })

@@ -9,7 +9,7 @@ use crate::keyring::{Keyring, KeyringError};
 use crate::layout::Layout;
 use crate::membership::{MembershipError, MembershipFiles};
 use crate::operation::copy;
-use crate::{boot, guest, observe, seeds, server, tpm_watch};
+use crate::{boot, certificate, guest, observe, seeds, server, tpm_watch};
 use fleetward_durable as durable;
 use fleetward_link::{ClientCertificates, ServerTls, TlsServer};
 use std::io;
@@ -77,12 +77,17 @@ impl Agent {
             }
         }
         let address = config.listen;
-        let host = Host::new(config, membership, keyring, audit, machinery);
+        let refusals = certificate::refusals(&layout).map_err(|source| RunError::Prepare {
+            path: layout.refused_certificates(),
+            source,
+        })?;
+        let host = Host::new(config, membership, keyring, audit, refusals, machinery);
         let tls = ServerTls::new(
             host.credential.clone(),
             host.trust.clone(),
             ClientCertificates::Required,
-        );
+        )
+        .with_refusals(host.refusals.clone());
         let server = TlsServer::bind(address, tls)
             .await
             .map_err(|source| RunError::Listen { address, source })?
@@ -108,6 +113,7 @@ impl Agent {
         let boot = tokio::spawn(boot::bring_back(host.clone(), stop.clone()));
         let guests = tokio::spawn(guest::watch(host.clone(), stop.clone()));
         let seeds = tokio::spawn(seeds::keep(host.clone(), stop.clone()));
+        let certificate = tokio::spawn(certificate::watch(host.clone(), stop.clone()));
         let pool = {
             let (host, stop) = (host.clone(), stop.clone());
             tokio::spawn(async move { host.tpm_pool.keep_full(host.clone(), stop).await })
@@ -118,6 +124,7 @@ impl Agent {
         );
         let served = self.server.serve(server::router(host.clone()), stop).await;
         pool.abort();
+        certificate.abort();
         watcher.abort();
         seeds.abort();
         tpms.abort();

@@ -6,13 +6,13 @@ use crate::keyring::{self, Purpose};
 use crate::operation::copy;
 use crate::operation::table::{is_last, vanished};
 use crate::seeds::MAX_SEED;
-use crate::{bundle, console, observe, questions, screen};
+use crate::{bundle, certificate, console, observe, questions, screen};
 use axum::body::{Body, BodyDataStream};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
 use fleetward_api::agent::{
@@ -62,6 +62,13 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .route(api::COPY, get(copied_file))
         .route(api::AUDIT, get(audit))
         .route(api::AUDIT_WITNESS, post(witness))
+        .route(
+            api::CERTIFICATE,
+            get(own_certificate)
+                .post(ask_for_certificate)
+                .put(put_certificate),
+        )
+        .route(api::REFUSED_CERTIFICATES, put(refuse_certificates))
         .fallback(nothing_here)
         .layer(middleware::from_fn(only_the_controller))
         .with_state(host)
@@ -436,6 +443,27 @@ async fn witness(State(host): State<Arc<Host>>, request: Request) -> Answer<Resp
             Refusal(Failure::new(ErrorCode::Internal, "the audit witness").because(error))
         })?;
     Ok(Json(before).into_response())
+}
+
+async fn own_certificate(State(host): State<Arc<Host>>) -> Response {
+    Json(host.credential.current().facts()).into_response()
+}
+
+async fn ask_for_certificate(State(host): State<Arc<Host>>) -> Answer<Response> {
+    Ok(Json(certificate::request(&host)?).into_response())
+}
+
+async fn put_certificate(State(host): State<Arc<Host>>, request: Request) -> Answer<Response> {
+    let answer = body(request).await?;
+    Ok(Json(certificate::install(&host, &answer).await?).into_response())
+}
+
+async fn refuse_certificates(State(host): State<Arc<Host>>, request: Request) -> Answer<Response> {
+    let named = body(request).await?;
+    let held = tokio::task::spawn_blocking(move || certificate::refuse(&host, &named))
+        .await
+        .expect("writing a file does not panic")?;
+    Ok(Json(held).into_response())
 }
 
 async fn copied_file(

@@ -21,6 +21,10 @@
 //! | `GET /v1/copies/{id}/{item}` | | a file that `CopyVm` made for that id: a disk by its target, or `variables` |
 //! | `GET /v1/audit?after=N` | | list of audit records, oldest first |
 //! | `POST /v1/audit/witness` | [`AuditHead`], or null to ask only | [`AuditHead`] or null |
+//! | `GET /v1/certificate` | | [`CertificateFacts`](fleetward_model::certificate::CertificateFacts) of the host's own |
+//! | `POST /v1/certificate` | | [`CertificateRequest`], for a new key pair; replaces an earlier request |
+//! | `PUT /v1/certificate` | [`CertificateAnswer`] | the same, presented from now on |
+//! | `PUT /v1/refused-certificates` | [`RefusedCertificates`](fleetward_model::certificate::RefusedCertificates) | [`RefusedHeld`]; entries are only added |
 //!
 //! An operation continues when the connection that started it breaks. A request with the same job, VM and operation
 //! attaches to it, or starts it again if a restarted agent has forgotten it. Each operation can be repeated safely.
@@ -52,6 +56,8 @@ pub const GUARDIANS: &str = "/v1/guardians";
 pub const COPY: &str = "/v1/copies/{id}/{item}";
 pub const AUDIT: &str = "/v1/audit";
 pub const AUDIT_WITNESS: &str = "/v1/audit/witness";
+pub const CERTIFICATE: &str = "/v1/certificate";
+pub const REFUSED_CERTIFICATES: &str = "/v1/refused-certificates";
 
 /// Token of the console's HTTP upgrade.
 pub const CONSOLE_PROTOCOL: &str = "fleetward-console";
@@ -192,6 +198,26 @@ pub struct AuditHead {
     pub seq: u64,
     /// Hash of that record.
     pub hash: String,
+}
+
+/// What a host asks to be certified: `POST /v1/certificate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRequest {
+    /// PEM, PKCS #10. The private key stays on the host.
+    pub csr: String,
+}
+
+/// The host's new certificate: `PUT /v1/certificate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateAnswer {
+    /// PEM: its own, then the authority's.
+    pub chain: String,
+}
+
+/// How many entries of refused certificates a host holds, those included that it learned before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedHeld {
+    pub entries: u32,
 }
 
 /// The other host of a migration.

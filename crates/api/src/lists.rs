@@ -5,8 +5,8 @@
 //! were written before there were pages miss nothing; of jobs only the newest 1,000 are given then.
 
 use crate::controller::{
-    AuditQuery, GuardianView, HostView, ImageView, JobState, JobView, NetworkView, TemplateView,
-    VmQuery, VmView,
+    AdminCertificate, AuditQuery, GuardianView, HostView, ImageView, JobState, JobView,
+    NetworkView, TemplateView, VmQuery, VmView,
 };
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::host::HostState;
@@ -108,6 +108,12 @@ paged!(
 impl Row for HostView {
     fn cursor(&self) -> String {
         self.name.to_string()
+    }
+}
+
+impl Row for AdminCertificate {
+    fn cursor(&self) -> String {
+        self.certificate.serial.to_string()
     }
 }
 

@@ -19,6 +19,7 @@ use crate::commands::vm_disk::parse_disk;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fleetward_api::controller::Role;
+use fleetward_model::certificate::Serial;
 use fleetward_model::change::DiskAsked;
 use fleetward_model::change::NicAsked;
 use fleetward_model::guardian::TrustMode;
@@ -251,6 +252,15 @@ pub enum HostCommand {
         /// The host joined before and was reinstalled; it must not answer any more
         #[arg(long)]
         reinstalled: bool,
+    },
+    /// Makes a one-time token with which a host whose certificate has run out, or was lost, comes back; it keeps guardian and VMs
+    ///
+    /// On the host: fleetward-agent rejoin. The host must not answer at the moment.
+    Rejoin {
+        name: HostName,
+        /// Lifetime of the token, at most 7d
+        #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+        ttl: Duration,
     },
     /// Lists hosts
     List {
@@ -730,6 +740,21 @@ pub enum AdminCommand {
         /// Directory for NAME.pem (certificate and key) and fleet-ca.pem
         #[arg(long, value_name = "DIR", default_value = ".")]
         out: PathBuf,
+    },
+    /// Lists the certificates that administrators have got, with number, end and standing
+    List {
+        #[command(flatten)]
+        rows: Rows,
+    },
+    /// Revokes an administrator's certificates: they are refused from now on, and their open connections are cut
+    Revoke {
+        name: HostName,
+        /// Only the certificate with this serial number; otherwise every one of that name that was made until now
+        #[arg(long)]
+        serial: Option<Serial>,
+        /// Also if none of that name is listed: those made before November 2026 are not
+        #[arg(long, conflicts_with = "serial")]
+        unlisted: bool,
     },
 }
 

@@ -263,13 +263,16 @@ fn failure_of(endpoint: &str, error: ClientError) -> Failure {
         )
     };
     match error {
-        ClientError::Dial(DialError::TlsRefused { .. } | DialError::IdentityMismatch { .. }) => {
-            Failure::new(
-                ErrorCode::CredentialsRefused,
-                format!("the controller at {endpoint} and this client do not trust each other"),
-            )
-            .because(because)
-        }
+        ClientError::Dial(
+            DialError::TlsRefused { .. }
+            | DialError::IdentityMismatch { .. }
+            | DialError::CertificateEnded { .. }
+            | DialError::CertificateRefused { .. },
+        ) => Failure::new(
+            ErrorCode::CredentialsRefused,
+            format!("the controller at {endpoint} and this client do not trust each other"),
+        )
+        .because(because),
         ClientError::Dial(DialError::Unreachable { source, .. })
             if source.kind() == io::ErrorKind::PermissionDenied =>
         {

@@ -3,7 +3,10 @@
 //!
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
-use fleetward_api::controller::{AuditVerdict, ImageView, ImportStage, JobView, VmView};
+use fleetward_api::controller::{
+    AdminRevoked, AuditVerdict, ImageView, ImportStage, JobView, VmView,
+};
+use fleetward_model::certificate::Serial;
 use fleetward_model::change::{ChangeStep, DiskAct, DiskStep, DriveStep, Effect, PlannedStep};
 use fleetward_model::error::Finding;
 use fleetward_model::machine::{BootFirst, Clock};
@@ -406,6 +409,9 @@ pub(crate) fn keys_still_open(host: &HostName, guardian: &GuardianId, vms: &[&Vm
 pub(crate) const JOIN_HINT: &str =
     "On that machine, as root: fleetward-agent join, which asks for the token";
 
+pub(crate) const REJOIN_HINT: &str =
+    "On that host, as root: fleetward-agent rejoin, which asks for the token";
+
 pub(crate) fn image_deleted(name: &impl Display) -> String {
     format!("{name} deleted")
 }
@@ -573,6 +579,26 @@ pub(crate) fn admin_created(name: &impl Display, files: [&impl Display; 2]) -> S
          export FLEETWARD_CERT={certificate}\n\
          export FLEETWARD_CA={authority}"
     )
+}
+
+pub(crate) fn confirm_revoke_admin(name: &impl Display, serial: Option<&Serial>) -> String {
+    match serial {
+        Some(serial) => format!("Revoke certificate {serial} of administrator {name}?"),
+        None => format!(
+            "Revoke every certificate of administrator {name} that was made until now? Those who use one lose their connections"
+        ),
+    }
+}
+
+pub(crate) fn admin_revoked(answer: &AdminRevoked) -> String {
+    let AdminRevoked { name, revoked } = answer;
+    match revoked.len() {
+        0 => format!(
+            "{name}: every certificate that was made until now is refused; none that is listed was good"
+        ),
+        1 => format!("{name}: 1 certificate revoked"),
+        many => format!("{name}: {many} certificates revoked"),
+    }
 }
 
 pub(crate) const NOTHING_EXPIRES: &str = "no guardian expires within that time";

@@ -6,8 +6,8 @@ use crate::messages;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
-    CheckView, EscrowView, GuardianView, HostView, ImageView, JobKindView, JobView, Status,
-    StepView, TemplateView, VmView,
+    AdminCertificate, AdminStanding, CheckView, EscrowView, GuardianView, HostView, ImageView,
+    JobKindView, JobView, Status, StepView, TemplateView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::change::ChangeKind;
@@ -38,6 +38,7 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
         "RUNS ON",
         "QEMU",
         "SWTPM",
+        "CERTIFICATE UNTIL",
         ">WARNINGS",
     ]);
     for host in hosts {
@@ -56,6 +57,7 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
             fact(&|f| f.accelerator.into_str().to_owned()),
             fact(&|f| f.versions.qemu.to_string()),
             fact(&|f| or_none(f.versions.swtpm)),
+            or_none(host.certificate.as_ref().map(|one| day(one.not_after))),
             count(host.warnings.len()),
         ]);
     }
@@ -78,6 +80,13 @@ pub(crate) fn host(host: &HostView) -> String {
     sheet.add("Address", or_none(host.address.as_deref()));
     sheet.add("Last seen", moment_or_none(host.last_seen));
     sheet.add("VMs", host.vms);
+    if let Some(certificate) = &host.certificate {
+        let end = moment(certificate.not_after);
+        sheet.add(
+            "Certificate",
+            format!("{}, until {end}", certificate.serial),
+        );
+    }
     if let Some(facts) = &host.facts {
         let versions = &facts.versions;
         sheet.add(
@@ -211,6 +220,29 @@ pub(crate) fn templates(templates: &[TemplateView]) -> String {
             ByteSize(size).to_string(),
             template.from.to_string(),
             moment(template.created),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn admins(admins: &[AdminCertificate]) -> String {
+    let mut table = Rows::new(&[
+        "NAME", "ROLE", "STANDING", "SERIAL", "MADE", "UNTIL", "MADE BY",
+    ]);
+    for one in admins {
+        let standing = match one.standing {
+            AdminStanding::Good => "good",
+            AdminStanding::Ended => "ended",
+            AdminStanding::Revoked => "revoked",
+        };
+        table.add([
+            one.name.clone(),
+            one.role.into_str().to_owned(),
+            standing.to_owned(),
+            one.certificate.serial.to_string(),
+            moment(one.made),
+            moment(one.certificate.not_after),
+            one.made_by.clone(),
         ]);
     }
     table.text()

@@ -10,15 +10,16 @@ use crate::presence::Presence;
 use bytes::Bytes;
 use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
 use fleetward_api::agent::{
-    self, AgentEvent, AuditHead, CanOpen, CancelRequest, ConversionLine, ConversionQuery,
-    ConverterState, GuardianChange, IncomingAnswer, KeysRequest, MAX_DOMAINS, OperationLine,
-    OperationRequest, Question, VmDetail,
+    self, AgentEvent, AuditHead, CanOpen, CancelRequest, CertificateAnswer, CertificateRequest,
+    ConversionLine, ConversionQuery, ConverterState, GuardianChange, IncomingAnswer, KeysRequest,
+    MAX_DOMAINS, OperationLine, OperationRequest, Question, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
 use fleetward_link::client::{Lines, Timeouts, UpgradedIo};
-use fleetward_link::{Client, ClientError, ClientTls, Identity};
+use fleetward_link::{Client, ClientError, ClientTls, DialError, Identity};
 use fleetward_model::audit::AuditRecord;
+use fleetward_model::certificate::{CertificateFacts, RefusedCertificates};
 use fleetward_model::fit;
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::host::{Formats, HostFacts};
@@ -112,17 +113,40 @@ impl Agents {
         {
             return Ok(self.agent(host, client.clone()));
         }
+        let client = self.client(host, &address);
+        clients.insert(host.clone(), (address, client.clone()));
+        Ok(self.agent(host, client))
+    }
+
+    /// The same, over connections of its own.
+    pub(crate) fn anew(&self, host: &HostName) -> Result<Agent, Failure> {
+        let HostRecord { address, .. } = self.hosts.of(host)?;
+        let client = self.client(host, &address);
+        Ok(self.agent(host, client))
+    }
+
+    /// Later requests use new connections.
+    pub(crate) fn reconnect(&self, host: &HostName) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.remove(host);
+    }
+
+    fn client(&self, host: &HostName, address: &str) -> Client {
         let tls = ClientTls::member(
             self.fleet.credential().clone(),
             self.fleet.trust().clone(),
             Identity::Host(host.clone()),
-        );
-        let client = Client::tls(&address, tls).with_timeouts(Timeouts {
+        )
+        .with_refusals(self.fleet.certificates.refusals().clone());
+        Client::tls(address, tls).with_timeouts(Timeouts {
             connect: CONNECT_TIMEOUT,
             ..Timeouts::default()
-        });
-        clients.insert(host.clone(), (address, client.clone()));
-        Ok(self.agent(host, client))
+        })
+    }
+
+    /// Why nobody speaks to a host that answers: its certificate is not taken.
+    pub(crate) fn distrusted_for(&self, host: &HostName) -> Option<String> {
+        self.presence.distrusted_for(host)
     }
 
     /// For how long a host has been known to be silent.
@@ -408,6 +432,37 @@ impl Agent {
         }
     }
 
+    /// Tells the host which certificates are refused. False: its agent is of before there was such a list.
+    pub(crate) async fn refuse(&self, list: &RefusedCertificates) -> Result<bool, Failure> {
+        let request = self
+            .client
+            .request(Method::PUT, agent::REFUSED_CERTIFICATES);
+        match request.json(list).send().await {
+            Ok(_) => Ok(true),
+            Err(ClientError::Status { code, .. }) if code == http::StatusCode::NOT_FOUND => {
+                Ok(false)
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// The certificate that the host presents now.
+    pub(crate) async fn certificate(&self) -> Result<CertificateFacts, Failure> {
+        let answer = self.client.get(agent::CERTIFICATE).await;
+        answer.map_err(|error| self.failed(&error))
+    }
+
+    pub(crate) async fn request_certificate(&self) -> Result<CertificateRequest, Failure> {
+        let answer = self.client.post(agent::CERTIFICATE, &()).await;
+        answer.map_err(|error| self.failed(&error))
+    }
+
+    pub(crate) async fn install_certificate(&self, chain: String) -> Result<(), Failure> {
+        let request = self.client.request(Method::PUT, agent::CERTIFICATE);
+        let sent = request.json(&CertificateAnswer { chain }).send().await;
+        sent.map(drop).map_err(|error| self.failed(&error))
+    }
+
     /// The medium for a VM's first boot, where the host has one.
     pub(crate) async fn seed(&self, vm: VmId) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
         let path = agent::VM_SEED.replace("{id}", &vm.to_string());
@@ -639,6 +694,19 @@ impl Agent {
                 format!("the answer of host {host} cannot be understood"),
             )
             .because(crate::chain(error)),
+            // As good as silent, for jobs; people are told what to do.
+            ClientError::Dial(
+                DialError::CertificateEnded { .. } | DialError::CertificateRefused { .. },
+            ) => {
+                let why = crate::chain(error);
+                self.presence.distrusts(host, why.clone());
+                Failure::new(
+                    ErrorCode::HostUnreachable,
+                    format!("host {host} answers under a certificate that is not taken"),
+                )
+                .because(why)
+                .fix(format!("fleetward host rejoin {host}"))
+            }
             _ => Failure::new(
                 ErrorCode::HostUnreachable,
                 format!("host {host} does not answer"),

@@ -3,6 +3,7 @@
 use crate::agents::Agents;
 use crate::audit::{Act, Audit};
 use crate::bulks::Bulks;
+use crate::certificates;
 use crate::escrow::retention::Retention;
 use crate::escrow::{Escrow, keeper};
 use crate::fleet::Fleet;
@@ -28,8 +29,9 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-/// Renewed long before it runs out; the new one is only for new connections.
-const RENEW_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often it is looked whether the controller's own certificate is due; the new one is only for new connections. Clocks
+/// jump and machines sleep, so the next time is not computed ahead.
+const RENEWAL_LOOK: Duration = Duration::from_secs(60);
 
 /// How long a request waits for keys that are being re-wrapped.
 const REWRAP_PATIENCE: Duration = Duration::from_secs(20);
@@ -307,10 +309,8 @@ async fn keep_certified(fleet: Arc<Fleet>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(RENEW_EVERY) => {}
+            () = tokio::time::sleep(RENEWAL_LOOK) => {}
         }
-        if let Err(error) = fleet.renew(OffsetDateTime::now_utc()) {
-            tracing::error!(%error, "cannot renew the controller's certificate");
-        }
+        certificates::keep_own(&fleet, OffsetDateTime::now_utc());
     }
 }

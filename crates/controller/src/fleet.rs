@@ -1,7 +1,8 @@
 //! The fleet's keys: issuing certificates and endorsing guardians.
 //!
-//! Holds the authority, the EK root and the controller's own certificate. Callers check who may request a certificate.
+//! Holds the authority, the EK root, the controller's own certificate and the list of refused ones. Callers check who may request a certificate.
 
+use crate::certificates::Certificates;
 use anyhow::Context;
 use fleetward_link::authority::MEMBER_LIFETIME;
 use fleetward_link::{
@@ -24,6 +25,8 @@ pub(crate) struct Fleet {
     authority: FleetAuthority,
     ek_root: EkRoot,
     own: LiveCredential,
+    /// Which certificates are refused before their end.
+    pub(crate) certificates: Certificates,
 }
 
 impl Fleet {
@@ -38,6 +41,7 @@ impl Fleet {
             authority,
             ek_root,
             own,
+            certificates: Certificates::open(dir)?,
         })
     }
 
@@ -70,7 +74,7 @@ impl Fleet {
         member: &Identity,
         now: OffsetDateTime,
     ) -> Result<String, Failure> {
-        let validity = Validity::starting(now, MEMBER_LIFETIME);
+        let validity = self.certificates.validity(member, now);
         let issued = self.authority.issue(csr, member, validity);
         issued.map_err(|error| refused("the certificate request", &error))
     }

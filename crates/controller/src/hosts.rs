@@ -6,6 +6,7 @@
 
 use anyhow::Context;
 use fleetward_durable::{self as durable, Access};
+use fleetward_model::certificate::CertificateFacts;
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::vm::{Revocation, VmSummary};
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName};
@@ -35,6 +36,9 @@ pub(crate) struct HostRecord {
     /// Those of `former` that VMs may still depend on.
     #[serde(default)]
     pub(crate) unsettled: Vec<GuardianId>,
+    /// Its certificate, as the host itself last showed it; none if it joined before that was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate: Option<CertificateFacts>,
 }
 
 impl HostRecord {
@@ -166,6 +170,22 @@ impl Hosts {
     ) -> Result<HostRecord, Failure> {
         self.change(host, |record| {
             record.unsettled.retain(|g| !guardians.contains(g));
+        })
+        .await
+    }
+
+    /// What the host presents now. Written only when it is another.
+    pub(crate) async fn set_certificate(
+        &self,
+        host: &HostName,
+        certificate: &CertificateFacts,
+    ) -> Result<HostRecord, Failure> {
+        let known = self.of(host)?;
+        if known.certificate.as_ref() == Some(certificate) {
+            return Ok(known);
+        }
+        self.change(host, |record| {
+            record.certificate = Some(certificate.clone())
         })
         .await
     }

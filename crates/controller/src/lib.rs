@@ -19,12 +19,14 @@
     )
 )]
 
+mod admins;
 mod admission;
 mod agents;
 mod app;
 mod audit;
 mod autostart;
 mod bulks;
+mod certificates;
 mod check;
 mod conversion;
 mod creation;
@@ -121,7 +123,8 @@ pub async fn run_until(
         fleet.credential().clone(),
         fleet.trust().clone(),
         ClientCertificates::Optional,
-    );
+    )
+    .with_refusals(fleet.certificates.refusals().clone());
     let server = TlsServer::bind(options.listen, tls)
         .await
         .with_context(|| format!("cannot listen on {}", options.listen))?;

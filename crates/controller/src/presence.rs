@@ -14,6 +14,8 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(crate) struct Presence {
     silent: Mutex<HashMap<HostName, Instant>>,
+    /// Hosts that answer, and whose certificate is not taken; why.
+    distrusted: Mutex<HashMap<HostName, String>>,
     changed: watch::Sender<u64>,
 }
 
@@ -21,6 +23,7 @@ impl Default for Presence {
     fn default() -> Self {
         Self {
             silent: Mutex::default(),
+            distrusted: Mutex::default(),
             changed: watch::Sender::new(0),
         }
     }
@@ -33,8 +36,24 @@ impl Presence {
         self.changed.send_modify(|n| *n += 1);
     }
 
+    /// Somebody answers there, under a certificate that is not taken.
+    pub(crate) fn distrusts(&self, host: &HostName, why: String) {
+        self.distrusted().insert(host.clone(), why);
+    }
+
+    /// Why its certificate is not taken; none if it is, or if nobody answers.
+    pub(crate) fn distrusted_for(&self, host: &HostName) -> Option<String> {
+        self.distrusted().get(host).cloned()
+    }
+
+    fn distrusted(&self) -> MutexGuard<'_, HashMap<HostName, String>> {
+        let distrusted = self.distrusted.lock();
+        distrusted.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// It speaks.
     pub(crate) fn heard(&self, host: &HostName) {
+        self.distrusted().remove(host);
         if self.lock().remove(host).is_some() {
             self.changed.send_modify(|n| *n += 1);
         }

@@ -29,18 +29,22 @@ pub(crate) struct TokenRecord {
     /// It takes the place of a host that has joined before.
     #[serde(default)]
     pub(crate) reinstalled: bool,
+    /// It is for a host of the fleet that needs another certificate, and for no join.
+    #[serde(default)]
+    pub(crate) rejoin: bool,
 }
 
 pub(crate) fn key(host: &HostName) -> String {
     format!("token/{host}")
 }
 
-/// Makes a token and forgets an earlier one for the same host.
+/// Makes a token, for a join or for a host that comes back, and forgets an earlier one for the same host.
 pub(crate) async fn make(
     store: &dyn Store,
     trust: &FleetTrust,
     controller: &str,
     request: TokenRequest,
+    rejoin: bool,
     now: OffsetDateTime,
 ) -> Result<TokenView, Failure> {
     if !(1..=MAX_TTL).contains(&request.ttl_seconds) {
@@ -68,6 +72,7 @@ pub(crate) async fn make(
         expires,
         used: false,
         reinstalled: request.reinstalled,
+        rejoin,
     };
     let put = store
         .put_json(&key(&request.host), &record, Guard::Any)

@@ -1,9 +1,11 @@
-//! One task for each host: reads its event stream, updates the inventory, fetches audit records.
+//! One task for each host: reads its event stream, updates the inventory, fetches audit records, looks after its
+//! certificate.
 //!
 //! ```text
 //!   dial ──► snapshot ──► events … ──► connection lost, or silence ──► pause ──► dial
 //! ```
 
+use crate::certificates;
 use crate::world::World;
 use fleetward_api::agent::AgentEvent;
 use fleetward_model::{Failure, HostName};
@@ -18,6 +20,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const AUDIT_EVERY: Duration = Duration::from_secs(10);
+/// How often it is looked whether a host's certificate is due, and whether it knows which certificates are refused.
+const CERTIFICATE_EVERY: Duration = Duration::from_secs(60);
 
 /// The tasks of all hosts.
 #[derive(Debug)]
@@ -85,6 +89,8 @@ async fn listen(world: &Arc<World>, host: &HostName) -> Result<(), Failure> {
     let agent = world.agents.of(host)?;
     let mut events = agent.events(SILENCE).await?;
     let mut audit = tokio::time::interval(AUDIT_EVERY);
+    let mut certificate = tokio::time::interval(CERTIFICATE_EVERY);
+    let mut refused = world.fleet.certificates.refusals().changes();
     let mut online = false;
     loop {
         tokio::select! {
@@ -98,12 +104,19 @@ async fn listen(world: &Arc<World>, host: &HostName) -> Result<(), Failure> {
                     tracing::info!(%host, "the host is online");
                 }
             }
+            _ = certificate.tick() => look_after_certificate(world, host),
+            Ok(()) = refused.changed() => look_after_certificate(world, host),
             _ = audit.tick() => {
                 let (world, host) = (Arc::clone(world), host.clone());
                 tokio::spawn(async move { fetch_audit(&world, &host).await });
             }
         }
     }
+}
+
+fn look_after_certificate(world: &Arc<World>, host: &HostName) {
+    let (world, host) = (Arc::clone(world), host.clone());
+    tokio::spawn(async move { certificates::keep(&world, &host).await });
 }
 
 /// Fetches the audit records that are new on a host.

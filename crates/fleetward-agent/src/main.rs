@@ -16,7 +16,8 @@ mod typed_secret;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use fleetward_agent::config::{AcceleratorChoice, Config, DEFAULT_PATH};
-use fleetward_agent::{Agent, Machinery, RunError, hardening, join};
+use fleetward_agent::membership::MembershipError;
+use fleetward_agent::{Agent, Machinery, RunError, hardening, join, rejoin};
 use fleetward_hypervisor::Converter;
 use fleetward_hypervisor_libvirt::{
     ConfinedConverter, EK_CERTIFICATE_TOOL, LibvirtConfig, LibvirtHost, ek_certificate_tool_main,
@@ -62,6 +63,16 @@ enum Command {
         #[arg(hide = true, conflicts_with = "token_file")]
         token: Option<String>,
     },
+    /// Come back to the fleet with another certificate, when this host's has run out or was lost: with a token made by `fleetward host
+    /// rejoin NAME`: typed, from a file, or from standard input. Guardian and VMs stay.
+    Rejoin {
+        /// The file with the token in its first line.
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// `-`, for standard input. It is read in any case where there is no terminal to type on.
+        #[arg(hide = true, conflicts_with = "token_file")]
+        token: Option<String>,
+    },
     /// Run in the foreground until SIGTERM or SIGINT.
     Run,
     /// This host's guardians.
@@ -80,7 +91,7 @@ fn main() -> ExitCode {
     // A service tells what it does; a command only what is wrong.
     let level = match arguments.command {
         Command::Run => "info",
-        Command::Join { .. } | Command::Guardian { .. } => "warn",
+        Command::Join { .. } | Command::Rejoin { .. } | Command::Guardian { .. } => "warn",
     };
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -129,6 +140,10 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
             let token = join_token(token_file.as_deref(), token.as_deref())?;
             runtime.block_on(join_fleet(&config, &token))
         }
+        Command::Rejoin { token_file, token } => {
+            let token = join_token(token_file.as_deref(), token.as_deref())?;
+            runtime.block_on(rejoin_fleet(&config, &token))
+        }
         Command::Run => runtime.block_on(run(config)),
         Command::Guardian { command } => runtime.block_on(guardian::carry_out(&config, command)),
     }
@@ -160,6 +175,24 @@ async fn join_fleet(config: &Config, token: &str) -> anyhow::Result<()> {
     println!("  address    {}", member.address);
     println!(
         "next: start the agent: fleetward-agent run (or systemctl enable --now fleetward-agent)"
+    );
+    Ok(())
+}
+
+async fn rejoin_fleet(config: &Config, token: &str) -> anyhow::Result<()> {
+    let rejoin::Rejoined {
+        member,
+        certificate,
+    } = rejoin::rejoin(config, token).await?;
+    println!(
+        "host {} is back in fleet {}: certificate {}, until {}",
+        member.host,
+        member.fleet,
+        certificate.serial,
+        certificate.not_after.date()
+    );
+    println!(
+        "a running agent presents it within seconds; otherwise: systemctl start fleetward-agent"
     );
     Ok(())
 }
@@ -208,7 +241,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!("stopping; VMs run on");
         stopping.cancel();
     });
-    let agent = match Agent::open(config, machinery).await {
+    let agent = match Agent::open(config.clone(), machinery).await {
+        Err(RunError::Membership(MembershipError::Credential(error))) => {
+            return Err(rejoin::credential_lost(&config, &error).into());
+        }
         Err(RunError::Keyring(error)) => return Err(error.failure("the guardian store").into()),
         opened => opened?,
     };

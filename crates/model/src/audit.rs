@@ -58,6 +58,12 @@ pub enum AuditAction {
     Endorse,
     /// Controller: an administrator got a certificate.
     CertifyAdmin,
+    /// Controller: a host got another certificate.
+    CertifyHost,
+    /// Controller: an administrator's certificates were revoked.
+    RevokeAdmin,
+    /// Controller: a host was taken out of the fleet at once, and its certificates and keys were revoked.
+    ExpelHost,
     /// Controller: a host was taken out of the fleet.
     RemoveHost,
     /// Controller: somebody started a job.

@@ -388,6 +388,10 @@ codes! {
     ImageInUse = "IMAGE_IN_USE", Refused,
         "VMs still need the image as their installer medium.",
         "delete the VMs that the message names first";
+    HostCertificateUnusable = "HOST_CERTIFICATE_UNUSABLE", Refused,
+        "A host's certificate has run out, was lost or is refused. Its VMs run on, and it keeps its guardian.",
+        "fleetward host rejoin {host}; then on the host, with the token: fleetward-agent rejoin",
+        "fleetward host rejoin, on the controller; then on the host, with the token: fleetward-agent rejoin";
     TokenUsed = "TOKEN_USED", Refused,
         "The join token was already used.",
         "make a new token: fleetward host token {host}",
@@ -428,6 +432,9 @@ codes! {
     VmNotFound = "VM_NOT_FOUND", NotFound,
         "There is no VM with that name.",
         "fleetward vm list";
+    AdminNotFound = "ADMIN_NOT_FOUND", NotFound,
+        "There is no certificate of an administrator of that name, or with that serial number.",
+        "fleetward admin list";
     HostNotFound = "HOST_NOT_FOUND", NotFound,
         "There is no host with that name.",
         "fleetward host list";

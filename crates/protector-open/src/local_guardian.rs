@@ -6,6 +6,8 @@ use fleetward_model::guardian::CertificateRole;
 use fleetward_model::{GuardianId, HostName};
 use fleetward_protector::ek::RandomSerial;
 use fleetward_protector::guardian::subject_common_name;
+use fleetward_protector::key_protector::SigningFailed;
+use fleetward_protector::possession::RejoinProof;
 use fleetward_protector::{Guardian, GuardianError};
 use rcgen::{CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose};
 use time::{Duration, OffsetDateTime};
@@ -84,6 +86,14 @@ impl LocalGuardian {
 
     pub fn id(&self) -> &GuardianId {
         self.public.id()
+    }
+
+    /// Signs a host's proof that it has this guardian.
+    ///
+    /// # Errors
+    /// Where the key does not sign.
+    pub fn prove(&self, proof: &RejoinProof) -> Result<Vec<u8>, SigningFailed> {
+        self.signing.sign_pss(proof.message())
     }
 
     pub(crate) fn key(&self, role: CertificateRole) -> &RsaPrivateKey {

@@ -13,6 +13,7 @@ pub mod endorsement;
 pub mod envelope;
 pub mod guardian;
 pub mod key_protector;
+pub mod possession;
 pub mod rules;
 
 pub use certificate::{CertificateError, GuardianCertificate};

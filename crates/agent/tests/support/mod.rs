@@ -4,15 +4,18 @@ pub mod fake;
 
 use axum::routing::post;
 use axum::{Json, Router};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use fake::Fake;
 use fleetward_agent::{Agent, Config, Machinery, join};
 use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::{self, *};
-use fleetward_api::controller::{JoinReply, JoinRequest};
+use fleetward_api::controller::{JoinReply, JoinRequest, RejoinReply, RejoinRequest};
 use fleetward_link::*;
 use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts};
 use fleetward_model::vm::*;
 use fleetward_model::*;
+use fleetward_protector::possession::RejoinProof;
 use fleetward_protector::{Endorsement, EndorsementStatement, Guardian};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,8 +42,13 @@ fn validity() -> Validity {
 
 impl Fleet {
     pub async fn start() -> Self {
+        Self::begun(now()).await
+    }
+
+    /// A fleet whose authority was made then, so that certificates of its past can be made.
+    pub async fn begun(then: OffsetDateTime) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Arc::new(FleetAuthority::open(dir.path(), now()).unwrap());
+        let authority = Arc::new(FleetAuthority::open(dir.path(), then).unwrap());
         let ek = Arc::new(EkRoot::open(dir.path(), authority.fleet(), now()).unwrap());
         let request = KeyRequest::generate().unwrap();
         let chain = authority
@@ -71,6 +79,24 @@ impl Fleet {
                 })
             }
         };
+        let rejoin = {
+            let (authority, guardians) = (authority.clone(), guardians.clone());
+            move |Json(body): Json<RejoinRequest>| async move {
+                let token = JoinToken::parse(&body.token, now()).unwrap();
+                let host = token.host.clone();
+                let known = guardians.lock().unwrap()[&host].clone();
+                let guardian = Guardian::from_facts(&known).unwrap();
+                let signature = STANDARD.decode(&body.proof).unwrap();
+                let proof = RejoinProof::new(&body.token, &body.host_csr);
+                assert!(proof.is_signed_by(&guardian, &signature));
+                let identity = Identity::Host(host.clone());
+                let host_certificate = authority.issue(&body.host_csr, &identity, validity());
+                Json(RejoinReply {
+                    host,
+                    host_certificate: host_certificate.unwrap(),
+                })
+            }
+        };
         let tls = ServerTls::new(
             credential.clone(),
             authority.trust().clone(),
@@ -78,7 +104,9 @@ impl Fleet {
         );
         let server = TlsServer::bind("127.0.0.1:0", tls).await.unwrap();
         let address = server.local_addr().unwrap().to_string();
-        let router = Router::new().route("/v1/join", post(answer));
+        let router = Router::new()
+            .route("/v1/join", post(answer))
+            .route("/v1/rejoin", post(rejoin));
         tokio::spawn(server.serve(router, CancellationToken::new()));
         Self {
             authority,
@@ -116,7 +144,7 @@ impl Fleet {
         tunnel::TunnelDialer::new(credential, self.authority.trust().clone())
     }
 
-    fn credential_of(&self, identity: &Identity) -> LiveCredential {
+    pub fn credential_of(&self, identity: &Identity) -> LiveCredential {
         let request = KeyRequest::generate().unwrap();
         let chain = self
             .authority

@@ -1,11 +1,12 @@
 //! Hosts: joining, what is known of them, their networks; administrators; the controller itself.
 
 use crate::bulk::Plan;
+use fleetward_model::certificate::{CertificateFacts, Serial};
 use fleetward_model::guardian::{GuardianFacts, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::role::Role;
-use fleetward_model::{Failure, GroupName, HostName, JobId, NetworkName, VmId};
+use fleetward_model::{Failure, GroupName, GuardianId, HostName, JobId, NetworkName, VmId};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
@@ -44,6 +45,9 @@ pub struct HostView {
     /// What it still has to do of jobs that ended while it was away; it is asked for nothing else before.
     #[serde(default)]
     pub debts: Vec<DebtView>,
+    /// The certificate with which it speaks to the fleet, as it last showed it; renewed at two thirds of its life.
+    #[serde(default)]
+    pub certificate: Option<CertificateFacts>,
 }
 
 /// A step of a job that a host owes: it was away when the job needed it, and the job ended without.
@@ -129,6 +133,40 @@ pub struct JoinReply {
     pub ek_root_certificate: String,
 }
 
+/// `POST /v1/hosts/{host}/rejoin-token`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RejoinTokenRequest {
+    /// Seconds, 1 to 604,800 (a week); default one hour.
+    #[serde(default = "one_hour")]
+    pub ttl_seconds: u32,
+}
+
+/// `POST /v1/rejoin`, from a host of the fleet that has no good certificate.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RejoinRequest {
+    pub token: String,
+    /// PEM certificate request for the host's identity.
+    pub host_csr: String,
+    /// The host's own guardian, which the fleet knows.
+    pub guardian: GuardianId,
+    /// Base64: its signature over token and request.
+    pub proof: String,
+    /// `address:port` on which the controller and other agents reach this one.
+    pub address: String,
+    /// What the host's clock says.
+    #[serde(with = "time::serde::rfc3339")]
+    pub clock: OffsetDateTime,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RejoinReply {
+    pub host: HostName,
+    /// PEM.
+    pub host_certificate: String,
+}
+
 /// `POST /v1/admins`: a client certificate for somebody not on the controller's machine.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -146,6 +184,54 @@ pub struct AdminReply {
     pub certificate: String,
     /// PEM.
     pub authority_certificate: String,
+}
+
+/// A certificate that an administrator has got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AdminCertificate {
+    pub name: String,
+    pub role: Role,
+    pub standing: AdminStanding,
+    #[serde(flatten)]
+    pub certificate: CertificateFacts,
+    #[serde(with = "time::serde::rfc3339")]
+    pub made: OffsetDateTime,
+    /// Who had it made.
+    pub made_by: String,
+    /// When it was revoked; none if it was not.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub revoked: Option<OffsetDateTime>,
+}
+
+/// Whether an administrator's certificate lets anybody in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdminStanding {
+    Good,
+    /// Its time is over.
+    Ended,
+    /// Refused before its end.
+    Revoked,
+}
+
+/// `POST /v1/admins/{name}/revoke`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeAdminRequest {
+    /// Only this certificate; none: every one of that name that was made until now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<Serial>,
+    /// Also if none of that name is listed: it was made before certificates were remembered.
+    #[serde(default)]
+    pub unlisted: bool,
+}
+
+/// What was revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AdminRevoked {
+    pub name: String,
+    /// Those that are known and were good until now.
+    pub revoked: Vec<AdminCertificate>,
 }
 
 /// A network that hosts offer.

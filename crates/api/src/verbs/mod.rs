@@ -131,7 +131,10 @@ verbs! {
     host_drain::HostDrain,
     host_resume::HostResume,
     host_invite::HostInvite,
+    host_readmit::HostReadmit,
     admin_certify::AdminCertify,
+    admin_list::AdminList,
+    admin_revoke::AdminRevoke,
     network_list::NetworkList,
     image_list::ImageList,
     image_import::ImageImport,
@@ -186,4 +189,5 @@ verbs! {
     audit_verify::AuditVerify,
     fleet_rebuild::FleetRebuild,
     host_join::HostJoin,
+    host_rejoin::HostRejoin,
 }

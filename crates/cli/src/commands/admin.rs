@@ -1,13 +1,16 @@
-//! `fleetward admin create`: a client certificate whose private key never leaves this machine.
+//! `fleetward admin ...`: client certificates, whose private keys never leave the machine on which they are made.
 
 use super::Context;
 use crate::args::AdminCommand;
+use crate::confirm::confirm;
 use crate::controller::causes;
 use crate::exit::{Exit, Stop};
-use crate::messages;
-use fleetward_api::controller::{AdminRequest, Role};
-use fleetward_api::verbs::AdminCertify;
+use crate::{messages, table};
+use fleetward_api::controller::{AdminCertificate, AdminRequest, RevokeAdminRequest, Role};
+use fleetward_api::lists::LibraryQuery;
+use fleetward_api::verbs::{AdminCertify, AdminList, AdminRevoke};
 use fleetward_link::{FleetTrust, KeyRequest};
+use fleetward_model::certificate::Serial;
 use fleetward_model::{ErrorCode, Failure, HostName};
 use serde_json::json;
 use std::error::Error;
@@ -16,7 +19,45 @@ use std::path::Path;
 pub(super) async fn run(context: &Context, command: AdminCommand) -> Result<Exit, Stop> {
     match command {
         AdminCommand::Create { name, role, out } => create(context, name, role, &out).await,
+        AdminCommand::List { rows } => {
+            let query = LibraryQuery {
+                after: rows.after,
+                ..LibraryQuery::default()
+            };
+            let all: Vec<AdminCertificate> = context
+                .controller
+                .list::<AdminList, _>(query, rows.limit)
+                .await?;
+            context.output.document(&all, || table::admins(&all))?;
+            Ok(Exit::Done)
+        }
+        AdminCommand::Revoke {
+            name,
+            serial,
+            unlisted,
+        } => revoke(context, name, serial, unlisted).await,
     }
+}
+
+async fn revoke(
+    context: &Context,
+    name: HostName,
+    serial: Option<Serial>,
+    unlisted: bool,
+) -> Result<Exit, Stop> {
+    confirm(
+        context.yes,
+        &messages::confirm_revoke_admin(&name, serial.as_ref()),
+    )?;
+    let request = RevokeAdminRequest { serial, unlisted };
+    let answer = context
+        .controller
+        .call::<AdminRevoke>([name.as_str()], &request)
+        .await?;
+    context
+        .output
+        .success(&answer, || messages::admin_revoked(&answer))?;
+    Ok(Exit::Done)
 }
 
 async fn create(

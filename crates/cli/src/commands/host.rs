@@ -7,11 +7,12 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{interrupt, messages, table, wait};
 use fleetward_api::controller::{
-    Accepted, DrainAnswer, DrainQuery, HostView, TokenRequest, VmQuery, VmView,
+    Accepted, DrainAnswer, DrainQuery, HostView, RejoinTokenRequest, TokenRequest, TokenView,
+    VmQuery, VmView,
 };
 use fleetward_api::lists::HostQuery;
 use fleetward_api::verbs::{
-    HostDrain, HostInvite, HostList, HostRemove, HostResume, HostShow, VmList,
+    HostDrain, HostInvite, HostList, HostReadmit, HostRemove, HostResume, HostShow, VmList,
 };
 use fleetward_model::guardian::GuardianStanding;
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmName};
@@ -30,6 +31,15 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
             ttl,
             reinstalled,
         } => token(context, name, group, ttl, reinstalled).await?,
+        HostCommand::Rejoin { name, ttl } => {
+            let request = RejoinTokenRequest {
+                ttl_seconds: seconds(ttl)?,
+            };
+            let made = controller
+                .call::<HostReadmit>([name.as_str()], &request)
+                .await?;
+            show_token(context, &made, messages::REJOIN_HINT)?;
+        }
         HostCommand::List { group, state, rows } => {
             let query = HostQuery {
                 group,
@@ -140,13 +150,7 @@ async fn token(
     ttl: Duration,
     reinstalled: bool,
 ) -> Result<(), Stop> {
-    let ttl_seconds = u32::try_from(ttl.as_secs()).map_err(|_| {
-        Failure::new(
-            ErrorCode::InvalidArgument,
-            "a token is not good for that long",
-        )
-        .fix("--ttl 7d or less")
-    })?;
+    let ttl_seconds = seconds(ttl)?;
     let request = TokenRequest {
         host,
         group,
@@ -154,9 +158,23 @@ async fn token(
         reinstalled,
     };
     let made = context.controller.call::<HostInvite>([], &request).await?;
-    context.output.document(&made, || made.token.clone())?;
+    show_token(context, &made, messages::JOIN_HINT)
+}
+
+fn show_token(context: &Context, made: &TokenView, hint: &str) -> Result<(), Stop> {
+    context.output.document(made, || made.token.clone())?;
     if context.output.is_table() && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-        say(messages::JOIN_HINT);
+        say(hint);
     }
     Ok(())
+}
+
+fn seconds(ttl: Duration) -> Result<u32, Failure> {
+    u32::try_from(ttl.as_secs()).map_err(|_| {
+        Failure::new(
+            ErrorCode::InvalidArgument,
+            "a token is not good for that long",
+        )
+        .fix("--ttl 7d or less")
+    })
 }

@@ -71,7 +71,7 @@ fn both_languages_show_the_same_commands() {
 
     let english = pages(&docs);
     let mut japanese = pages(&docs.join("ja"));
-    // Of the guide, there are the chapters about images and VMs.
+    // Of the guide, there are the chapters about images and VMs, and what hosts are about.
     let guide = japanese.remove("user-guide.md").expect("a guide");
     let english_guide = read(&english["user-guide.md"]);
     let part = |from: &str, to: &str| {
@@ -79,8 +79,9 @@ fn both_languages_show_the_same_commands() {
         after.split_once(to).expect(to).0.to_owned()
     };
     let networks = part("\n**Networks.**", "\n### ");
+    let certificates = part("\n### Certificates of hosts\n", "\n### ");
     let images = part("\n## Images\n", "\n## ");
-    let chapters = networks + &images + &part("\n## VMs\n", "\n## ");
+    let chapters = networks + &certificates + &images + &part("\n## VMs\n", "\n## ");
     compared = compare("user-guide.md", &chapters, &read(&guide));
     assert!(compared > 50, "only {compared} lines were compared");
 

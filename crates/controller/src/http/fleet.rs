@@ -1,21 +1,30 @@
 //! The fleet itself: status, joining, tokens, administrators, rebuilding the inventory.
 
 use super::body::Asked;
+use super::page::Page;
 use super::{Answer, view};
+use crate::admins::{self, Meant};
 use crate::app::App;
 use crate::audit::{Act, CONTROLLER};
 use crate::hosts::HostRecord;
 use crate::tokens::{self, utc};
 use crate::world::World;
 use axum::Json;
-use axum::extract::State;
-use fleetward_api::controller::{AdminReply, JoinReply, RebuildView, Status, TokenView};
+use axum::extract::{Path, State};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use fleetward_api::controller::{
+    AdminCertificate, AdminReply, AdminRevoked, JoinReply, RebuildView, RejoinReply, Status,
+    TokenRequest, TokenView,
+};
 use fleetward_api::verbs;
-use fleetward_link::{AdminName, Identity, Peer};
+use fleetward_link::{AdminName, Identity, MemberCertificate, Peer};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::preflight::CLOCK_LIMIT;
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName, Names};
+use fleetward_protector::Guardian;
+use fleetward_protector::possession::RejoinProof;
 use std::time::Duration;
 use time::OffsetDateTime;
 
@@ -23,7 +32,11 @@ serves! {
     FleetStatus => status,
     HostInvite => host_token,
     HostJoin => join,
+    HostReadmit => host_rejoin_token,
+    HostRejoin => rejoin,
     AdminCertify => admin,
+    AdminList => admin_list,
+    AdminRevoke => admin_revoke,
     FleetRebuild => rebuild,
 }
 
@@ -65,6 +78,7 @@ async fn host_token(
         world.fleet.trust(),
         &app.advertise,
         request,
+        false,
         now,
     )
     .await?;
@@ -97,19 +111,13 @@ async fn join(
     let now = OffsetDateTime::now_utc();
     let usable = tokens::look_up(&*world.store, world.fleet.trust(), &request.token, now).await?;
     let (host, group) = (usable.record.host.clone(), usable.record.group.clone());
+    if usable.record.rejoin {
+        return Err(for_another_way(&host, "rejoin").into());
+    }
     if let Some(clock) = request.clock {
         check_clock(&host, clock, now)?;
     }
-    if !is_address(&request.address) {
-        let what = format!(
-            "host {host} cannot be reached at {:?}",
-            clip(&request.address)
-        );
-        return Err(Failure::new(ErrorCode::InvalidArgument, what)
-            .because("that is no address:port")
-            .fix("set advertise, for example to \"192.0.2.11:7443\", in the agent's configuration")
-            .into());
-    }
+    require_address(&host, &request.address)?;
     let guardian = GuardianFacts {
         host: host.clone(),
         own: true,
@@ -147,6 +155,9 @@ async fn join(
         drained: false,
         former: Vec::new(),
         unsettled: Vec::new(),
+        certificate: MemberCertificate::from_pem(&host_certificate)
+            .ok()
+            .map(|certificate| certificate.facts),
     };
     let endorsed = record.guardian.id.clone();
     let added = match world.hosts.find(&host) {
@@ -206,6 +217,110 @@ async fn join(
     }))
 }
 
+/// A token for a host that is a member and has no good certificate. Of one that answers nothing is wrong.
+async fn host_rejoin_token(
+    State(app): State<App>,
+    peer: Peer,
+    Path(host): Path<String>,
+    Asked(request): Asked<verbs::HostReadmit>,
+) -> Answer<Json<TokenView>> {
+    let world = &app.world;
+    let known = world.hosts.of(&super::parsed("host's name", &host)?)?;
+    let host = &known.name;
+    if world.inventory.seen(host).answers {
+        let until = known.certificate.as_ref().map(|one| one.not_after);
+        let until = until.map_or_else(String::new, |end| format!(", good until {}", utc(end)));
+        return Err(already_joined(format!("host {host} needs no way back"))
+            .because(format!(
+                "it answers: it has a certificate{until}, which is renewed by itself"
+            ))
+            .fix(format!("fleetward host show {host}"))
+            .into());
+    }
+    let wanted = TokenRequest {
+        host: host.clone(),
+        group: known.group.clone(),
+        ttl_seconds: request.ttl_seconds,
+        reinstalled: false,
+    };
+    let (trust, now) = (world.fleet.trust(), OffsetDateTime::now_utc());
+    let made = tokens::make(&*world.store, trust, &app.advertise, wanted, true, now).await?;
+    let why = format!("host {host} comes back");
+    app.record(Act::new(&peer, AuditAction::MakeToken, why))
+        .await?;
+    Ok(Json(made))
+}
+
+/// Another certificate for a host that is a member. It proves itself with the guardian that the fleet knows.
+async fn rejoin(
+    State(app): State<App>,
+    Asked(request): Asked<verbs::HostRejoin>,
+) -> Answer<Json<RejoinReply>> {
+    let world = &app.world;
+    let now = OffsetDateTime::now_utc();
+    let usable = tokens::look_up(&*world.store, world.fleet.trust(), &request.token, now).await?;
+    let host = usable.record.host.clone();
+    if !usable.record.rejoin {
+        return Err(for_another_way(&host, "join").into());
+    }
+    check_clock(&host, request.clock, now)?;
+    require_address(&host, &request.address)?;
+    let known = world.hosts.of(&host)?;
+    let guardian = Guardian::from_facts(&known.guardian).map_err(|error| {
+        let what = format!("the guardian of host {host} cannot be used");
+        Failure::new(ErrorCode::Internal, what).because(error)
+    })?;
+    let proof = RejoinProof::new(&request.token, &request.host_csr);
+    let signature = STANDARD.decode(&request.proof).unwrap_or_default();
+    if request.guardian != known.guardian.id || !proof.is_signed_by(&guardian, &signature) {
+        let what = format!("this machine is not the host {host} that the fleet knows");
+        return Err(Failure::new(ErrorCode::TokenInvalid, what)
+            .because(format!(
+                "it does not prove that it has guardian {}",
+                known.guardian.id.short()
+            ))
+            .fix(format!(
+                "if it was installed anew: fleetward host token {host} --group {} --reinstalled",
+                known.group
+            ))
+            .into());
+    }
+    let host_certificate =
+        world
+            .fleet
+            .certify(&request.host_csr, &Identity::Host(host.clone()), now)?;
+    let certificate = MemberCertificate::from_pem(&host_certificate).ok();
+    let record = HostRecord {
+        address: request.address,
+        certificate: certificate.map(|certificate| certificate.facts),
+        ..known
+    };
+    let changed = world.hosts.replace(record, usable.use_up()?).await?;
+    if changed.committed().is_none() {
+        return Err(Failure::new(
+            ErrorCode::TokenUsed,
+            format!("the token of host {host} is not accepted"),
+        )
+        .because("it was used at the same moment")
+        .fix(format!("fleetward host rejoin {host}"))
+        .into());
+    }
+    let why = format!("host {host} came back with a token");
+    app.record(Act::new(
+        format!("host:{host}"),
+        AuditAction::CertifyHost,
+        why,
+    ))
+    .await?;
+    tracing::info!(%host, "a host came back");
+    world.agents.reconnect(&host);
+    app.watchers.watch(world, &host);
+    Ok(Json(RejoinReply {
+        host,
+        host_certificate,
+    }))
+}
+
 async fn admin(
     State(app): State<App>,
     peer: Peer,
@@ -215,17 +330,63 @@ async fn admin(
     let name: AdminName = super::parsed("administrator's name", request.name.as_str())?;
     let role = request.role;
     let why = format!("{name}, {role}");
-    let certificate = fleet.certify(
-        &request.csr,
-        &Identity::Admin { name, role },
-        OffsetDateTime::now_utc(),
-    )?;
+    let identity = Identity::Admin {
+        name: name.clone(),
+        role,
+    };
+    let certificate = fleet.certify(&request.csr, &identity, OffsetDateTime::now_utc())?;
+    let store = &*app.world.store;
+    admins::remember(store, &certificate, name, role, &peer.to_string()).await?;
     app.record(Act::new(&peer, AuditAction::CertifyAdmin, why))
         .await?;
     Ok(Json(AdminReply {
         certificate,
         authority_certificate: fleet.trust().to_pem(),
     }))
+}
+
+async fn admin_list(
+    State(app): State<App>,
+    Asked(query): Asked<verbs::AdminList>,
+) -> Answer<Json<Vec<AdminCertificate>>> {
+    let page = Page::new(query.limit, query.after)?;
+    let world = &app.world;
+    let certificates = &world.fleet.certificates;
+    let all = admins::list(&*world.store, certificates, OffsetDateTime::now_utc()).await?;
+    Ok(Json(page.of_listed(all)?))
+}
+
+async fn admin_revoke(
+    State(app): State<App>,
+    peer: Peer,
+    Path(name): Path<String>,
+    Asked(request): Asked<verbs::AdminRevoke>,
+) -> Answer<Json<AdminRevoked>> {
+    let world = &app.world;
+    let meant = Meant {
+        name: super::parsed("administrator's name", &name)?,
+        serial: request.serial,
+        unlisted: request.unlisted,
+    };
+    let certificates = &world.fleet.certificates;
+    let now = OffsetDateTime::now_utc();
+    let planned = admins::plan_revocation(&*world.store, certificates, &meant, now).await?;
+    let (revoked, entry) = planned;
+    let numbers: Vec<_> = revoked
+        .iter()
+        .map(|one| one.certificate.serial.as_str())
+        .collect();
+    let which = match &meant.serial {
+        Some(_) => "one certificate",
+        None => "all that were made until now",
+    };
+    let why = format!("{name}, {which}: {}", numbers.join(", "));
+    app.record(Act::new(&peer, AuditAction::RevokeAdmin, why))
+        .await?;
+    certificates
+        .refuse(entry.into_iter().collect(), now)
+        .await?;
+    Ok(Json(AdminRevoked { name, revoked }))
 }
 
 async fn rebuild(State(app): State<App>, peer: Peer) -> Answer<Json<RebuildView>> {
@@ -300,6 +461,22 @@ fn require_reinstalled(
 
 fn already_joined(what: String) -> Failure {
     Failure::new(ErrorCode::AlreadyJoined, what)
+}
+
+/// The token is good, and for the other of the two commands.
+fn for_another_way(host: &HostName, command: &str) -> Failure {
+    let what = format!("the token of host {host} is for another command");
+    Failure::new(ErrorCode::TokenInvalid, what).fix(format!("fleetward-agent {command}"))
+}
+
+fn require_address(host: &HostName, address: &str) -> Result<(), Failure> {
+    if is_address(address) {
+        return Ok(());
+    }
+    let what = format!("host {host} cannot be reached at {:?}", clip(address));
+    Err(Failure::new(ErrorCode::InvalidArgument, what)
+        .because("that is no address:port")
+        .fix("set advertise, for example to \"192.0.2.11:7443\", in the agent's configuration"))
 }
 
 fn is_address(text: &str) -> bool {

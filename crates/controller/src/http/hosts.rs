@@ -6,6 +6,7 @@ use super::{Answer, parsed, view};
 use crate::admission::admit;
 use crate::app::App;
 use crate::audit::Act;
+use crate::certificates::{all_until, host_identity};
 use crate::debts;
 use crate::tokens::TokenRecord;
 use crate::work::{DrainInput, HostDrain, PlannedMove, plan_drain};
@@ -18,6 +19,7 @@ use fleetward_jobs::JobError;
 use fleetward_link::Peer;
 use fleetward_model::admission::Request;
 use fleetward_model::audit::AuditAction;
+use fleetward_model::certificate::WhyRefused;
 use fleetward_model::{ErrorCode, Failure, HostName};
 use fleetward_store::StoreExt;
 use http::StatusCode;
@@ -49,6 +51,7 @@ async fn host_list(
     hosts.extend(
         waiting
             .filter(|token| !token.used && token.expires > now)
+            .filter(|token| world.hosts.find(&token.host).is_none())
             .map(view::invited),
     );
     hosts.retain(|host| {
@@ -97,6 +100,11 @@ async fn host_remove(
     app.record(Act::new(&peer, AuditAction::RemoveHost, reason))
         .await?;
     app.engine.drop_debts(host.as_str()).await?;
+    // Before anything else: the same name may be given to another machine as soon as this one is out.
+    let now = OffsetDateTime::now_utc();
+    let identity = host_identity(&host);
+    let entry = all_until(&identity, WhyRefused::Removed, now);
+    world.fleet.certificates.refuse(vec![entry], now).await?;
     app.watchers.forget(&host);
     world.hosts.remove(&host).await?;
     world.inventory.forget_host(&host).await?;

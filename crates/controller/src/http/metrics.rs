@@ -97,6 +97,8 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
 
     let mut ends = Vec::new();
     let mut soon = Vec::new();
+    let mut certificates = Vec::new();
+    let mut certificates_soon = Vec::new();
     let mut lacking = Vec::new();
     let mut broken = Vec::new();
     for host in &hosts {
@@ -107,6 +109,12 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
             ends.push((labels, end.unix_timestamp()));
             let warn = end - now <= EXPIRY_WARNING;
             soon.push((of_host(), i64::from(warn)));
+        }
+        if let Some(certificate) = &host.certificate {
+            let end = certificate.not_after.unix_timestamp();
+            certificates.push((of_host(), end));
+            let warn = certificate.ends_soon(now);
+            certificates_soon.push((of_host(), i64::from(warn)));
         }
         let without = ours.iter().filter(|vm| {
             let group = vm.metadata.as_ref().map(|m| &m.spec.group);
@@ -129,6 +137,25 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
         "fleetward_guardian_expires_soon",
         "1 when a host's own guardian expires within 180 days, or has expired",
         soon,
+    );
+    family(
+        &mut registry,
+        "fleetward_host_certificate_not_after_timestamp_seconds",
+        "When a host's certificate ends; it is renewed at two thirds of its life",
+        certificates,
+    );
+    family(
+        &mut registry,
+        "fleetward_host_certificate_ends_soon",
+        "1 when a host's certificate should have been renewed and less than a sixth of its life is left",
+        certificates_soon,
+    );
+    let own = world.fleet.credential().current().not_after();
+    family(
+        &mut registry,
+        "fleetward_controller_certificate_not_after_timestamp_seconds",
+        "When the controller's own certificate ends; it is renewed at two thirds of its life",
+        [(Vec::new(), own.unix_timestamp())],
     );
     family(
         &mut registry,

@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::debts;
 use crate::escrow::keeper;
 use crate::hosts::HostRecord;
-use crate::tokens::TokenRecord;
+use crate::tokens::{TokenRecord, utc};
 use crate::work;
 use crate::world::World;
 use fleetward_api::controller::{
@@ -145,6 +145,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
     warnings.extend(world.inventory.contradictions(&record.name));
     warnings.extend(world.inventory.refused_reports(&record.name));
     warnings.extend(expiry_warning(record));
+    warnings.extend(certificate_warning(world, record, seen.answers));
     warnings.extend(crowded(&record.group, world.members_of(&record.group)));
     warnings.extend(lost_vms(world, record));
     warnings.extend(old_certificates(world, record));
@@ -166,6 +167,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         facts: seen.facts.map(|facts| (*facts).clone()),
         warnings,
         debts: owed.iter().map(debt).collect(),
+        certificate: record.certificate.clone(),
     }
 }
 
@@ -240,6 +242,31 @@ fn expiry_warning(host: &HostRecord) -> Option<String> {
     })
 }
 
+/// Said when its certificate should have been renewed long ago.
+fn certificate_warning(world: &World, host: &HostRecord, answers: bool) -> Option<String> {
+    let name = &host.name;
+    if let Some(why) = world.agents.distrusted_for(name) {
+        return Some(format!(
+            "nobody speaks to it: {why}; it comes back with fleetward host rejoin {name}"
+        ));
+    }
+    let (now, facts) = (OffsetDateTime::now_utc(), host.certificate.as_ref()?);
+    if facts.has_ended(now) && !answers {
+        let ended = utc(facts.not_after);
+        return Some(format!(
+            "its certificate ended {ended}, and the fleet refuses it: fleetward host rejoin {name}"
+        ));
+    }
+    facts.ends_soon(now).then(|| {
+        let (end, days) = (utc(facts.not_after), facts.left(now).whole_days());
+        let fix = match answers {
+            true => "the controller's log says why",
+            false => "it is renewed when its agent answers",
+        };
+        format!("its certificate ends {end}, in {days} days, and was not renewed: {fix}")
+    })
+}
+
 /// A host that has a token and has not joined.
 pub(super) fn invited(token: TokenRecord) -> HostView {
     HostView {
@@ -252,6 +279,7 @@ pub(super) fn invited(token: TokenRecord) -> HostView {
         vms: 0,
         warnings: Vec::new(),
         debts: Vec::new(),
+        certificate: None,
     }
 }
 

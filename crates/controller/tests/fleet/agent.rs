@@ -7,7 +7,7 @@ mod endpoints;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use fleetward_api::agent as api_agent;
 use fleetward_api::agent::operation::{self, Operation, OperationResult, SourceState};
@@ -17,8 +17,8 @@ use fleetward_api::agent::{
 };
 use fleetward_api::tpm::{BundleParts, TpmBundle};
 use fleetward_link::{
-    Client, ClientCertificates, ClientTls, Credential, FleetTrust, Identity, LiveCredential,
-    ServerTls, TlsServer,
+    Client, ClientCertificates, ClientTls, Credential, FleetTrust, Identity, KeyRequest,
+    LiveCredential, Refusals, ServerTls, TlsServer,
 };
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
 use fleetward_model::change::machine::MachineDefined;
@@ -49,8 +49,9 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use conversion::FakeConversion;
 use conversion::{convert, converter};
 use endpoints::{
-    audit, copy, delete_image, delete_seed, events, image, operate, put_image, put_seed, question,
-    seed, tpm, vm, witness,
+    ask_for_certificate, audit, certificate, copy, delete_image, delete_seed, events, image,
+    operate, put_certificate, put_image, put_seed, question, refuse_certificates, seed, tpm, vm,
+    witness,
 };
 
 /// A VM's whole state on one host.
@@ -166,11 +167,23 @@ pub(crate) struct Inner {
     pub(crate) audit_spoilt: bool,
     /// The longest end of the controller's own records that was shown.
     pub(crate) witnessed: Option<AuditHead>,
+    /// How it presents itself.
+    pub(crate) certificate: FakeCertificate,
     /// The running peers of migrations, by host.
     pub(crate) peers: BTreeMap<HostName, Arc<Mutex<Inner>>>,
     /// Fires when it listens no longer.
     stop: Arc<Mutex<CancellationToken>>,
     events: broadcast::Sender<AgentEvent>,
+}
+
+/// A host's certificate, and whom it refuses.
+#[derive(Debug)]
+pub(crate) struct FakeCertificate {
+    pub(crate) live: LiveCredential,
+    pub(crate) refusals: Refusals,
+    pub(crate) asked: Option<KeyRequest>,
+    /// It gets no new one: what arrives is lost.
+    pub(crate) fails: bool,
 }
 
 /// How a host loses its power.
@@ -189,9 +202,11 @@ pub(crate) struct Death {
 pub(crate) struct FakeAgent {
     pub(crate) host: HostName,
     pub(crate) inner: Arc<Mutex<Inner>>,
-    credential: LiveCredential,
+    pub(crate) credential: LiveCredential,
+    /// Its guardian with the private keys.
+    pub(crate) own: Option<Arc<LocalGuardian>>,
     tls: ServerTls,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     stop: Arc<Mutex<CancellationToken>>,
 }
 
@@ -205,6 +220,7 @@ impl FakeAgent {
         address: SocketAddr,
     ) -> Self {
         let stop: Arc<Mutex<CancellationToken>> = Arc::default();
+        let (credential, refusals) = (LiveCredential::new(credential), Refusals::default());
         let inner = Inner {
             stop: stop.clone(),
             facts: facts(&host, group, guardian),
@@ -232,16 +248,23 @@ impl FakeAgent {
             answers_with: None,
             audit_spoilt: false,
             witnessed: None,
+            certificate: FakeCertificate {
+                live: credential.clone(),
+                refusals: refusals.clone(),
+                asked: None,
+                fails: false,
+            },
             peers: BTreeMap::new(),
             events: broadcast::Sender::new(64),
         };
-        let credential = LiveCredential::new(credential);
-        let tls = ServerTls::new(credential.clone(), trust, ClientCertificates::Required);
+        let tls = ServerTls::new(credential.clone(), trust, ClientCertificates::Required)
+            .with_refusals(refusals);
         let inner = Arc::new(Mutex::new(inner));
         let agent = Self {
             host,
             inner,
             credential,
+            own: None,
             tls,
             address,
             stop,
@@ -278,6 +301,13 @@ impl FakeAgent {
             .route("/v1/copies/{id}/{item}", get(copy))
             .route("/v1/audit", get(audit))
             .route(api_agent::AUDIT_WITNESS, post(witness))
+            .route(
+                api_agent::CERTIFICATE,
+                get(certificate)
+                    .post(ask_for_certificate)
+                    .put(put_certificate),
+            )
+            .route(api_agent::REFUSED_CERTIFICATES, put(refuse_certificates))
             .with_state(self.inner.clone());
         let stop = CancellationToken::new();
         *self.stop.lock().expect("lock") = stop.clone();

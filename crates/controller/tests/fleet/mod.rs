@@ -9,7 +9,8 @@ use fleetward_api::controller::{
 };
 use fleetward_controller::Options;
 use fleetward_link::{
-    Client, ClientError, ClientTls, FleetTrust, Identity, KeyRequest, LiveCredential,
+    Client, ClientError, ClientTls, Credential, FleetAuthority, FleetTrust, Identity, KeyRequest,
+    LiveCredential, Validity,
 };
 use fleetward_model::guardian::{GuardianFacts, TrustMode};
 use fleetward_model::{Failure, HostName, JobId};
@@ -20,6 +21,7 @@ use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -81,6 +83,34 @@ pub(crate) async fn be_the_controller() {
 impl Controller {
     pub(crate) async fn start() -> Self {
         Self::start_in(tempfile::tempdir().expect("directory"), 0, None).await
+    }
+
+    /// One whose fleet is years old, so that certificates of its past can be made.
+    pub(crate) async fn start_of_old_fleet() -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).expect("directory");
+        let begun = OffsetDateTime::now_utc() - time::Duration::days(5 * 365);
+        FleetAuthority::open(&data, begun).expect("authority");
+        Self::start_in(dir, 0, None).await
+    }
+
+    /// A certificate of the fleet, for whomever and whenever.
+    pub(crate) fn credential(
+        &self,
+        of: &Identity,
+        begins: OffsetDateTime,
+        ends: OffsetDateTime,
+    ) -> Credential {
+        let authority =
+            FleetAuthority::open(&self.data(), OffsetDateTime::now_utc()).expect("authority");
+        let request = KeyRequest::generate().expect("key");
+        let validity = Validity {
+            not_before: begins,
+            not_after: ends,
+        };
+        let chain = (authority.issue(request.csr_pem(), of, validity)).expect("certificate");
+        request.into_credential(&chain).expect("credential")
     }
 
     /// One that grants no key by itself.
@@ -276,7 +306,7 @@ impl Controller {
             .into_credential(&reply.host_certificate)
             .expect("credential");
         let trust = FleetTrust::from_pem(&reply.authority_certificate).expect("trust");
-        let agent = FakeAgent::start(
+        let mut agent = FakeAgent::start(
             reply.host,
             reply.group,
             request.guardian,
@@ -285,6 +315,7 @@ impl Controller {
             address,
         )
         .await;
+        agent.own = Some(request.own);
         self.wait_online(&agent.host, true).await;
         agent
     }
@@ -353,6 +384,7 @@ pub(crate) struct Joining {
     key: KeyRequest,
     ek: KeyRequest,
     guardian: GuardianFacts,
+    own: Arc<LocalGuardian>,
 }
 
 impl Joining {
@@ -363,6 +395,7 @@ impl Joining {
             guardian: guardian.public().facts(host.clone(), true, true),
             key: KeyRequest::generate().expect("key"),
             ek: KeyRequest::generate().expect("key"),
+            own: Arc::new(guardian),
             host,
         }
     }

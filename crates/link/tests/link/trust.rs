@@ -14,7 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 fn tls_refused(error: &ClientError) -> bool {
-    matches!(error, ClientError::Dial(DialError::TlsRefused { .. }))
+    matches!(
+        error,
+        ClientError::Dial(DialError::TlsRefused { .. } | DialError::CertificateEnded { .. })
+    )
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! What the agent answers over HTTP.
 
 use super::*;
+use fleetward_api::agent::{CertificateAnswer, CertificateRequest, RefusedHeld};
+use fleetward_model::certificate::RefusedCertificates;
+use http::StatusCode;
 
 pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> Response {
     let (formats, first, receiver) = {
@@ -314,6 +317,46 @@ pub(super) async fn audit(
     }
     let records = inner.audit.iter().filter(|record| record.seq > query.after);
     Json(records.cloned().collect::<Vec<_>>()).into_response()
+}
+
+pub(super) async fn certificate(State(inner): State<Shared>) -> Response {
+    let inner = inner.lock().expect("lock");
+    Json(inner.certificate.live.current().facts()).into_response()
+}
+
+pub(super) async fn ask_for_certificate(State(inner): State<Shared>) -> Response {
+    let request = KeyRequest::generate().expect("key");
+    let csr = request.csr_pem().to_owned();
+    inner.lock().expect("lock").certificate.asked = Some(request);
+    Json(CertificateRequest { csr }).into_response()
+}
+
+pub(super) async fn put_certificate(
+    State(inner): State<Shared>,
+    Json(answer): Json<CertificateAnswer>,
+) -> Response {
+    let mut inner = inner.lock().expect("lock");
+    let certificate = &mut inner.certificate;
+    let asked = certificate.asked.take().expect("asked for");
+    if certificate.fails {
+        let failure = Failure::new(ErrorCode::Internal, "the disk is full");
+        return (StatusCode::INTERNAL_SERVER_ERROR, Json(failure)).into_response();
+    }
+    let credential = asked.into_credential(&answer.chain).expect("a credential");
+    let facts = credential.facts().clone();
+    certificate.live.replace(credential);
+    Json(facts).into_response()
+}
+
+pub(super) async fn refuse_certificates(
+    State(inner): State<Shared>,
+    Json(list): Json<RefusedCertificates>,
+) -> Json<RefusedHeld> {
+    let inner = inner.lock().expect("lock");
+    let refusals = &inner.certificate.refusals;
+    refusals.merge(&list, OffsetDateTime::now_utc());
+    let entries = refusals.list().entries.len() as u32;
+    Json(RefusedHeld { entries })
 }
 
 pub(super) async fn witness(
