@@ -5,13 +5,15 @@
 //! second, it unseals it again and prints one line that tests and people read:
 //!
 //! ```text
-//! FLEETWARD-GUEST tick=12 uptime=31 unseal=ok boots=2 disks=vda:64M,vdb:1024M pcr7=5f1c... ek=9ab0... address=10.18.52.86 peers=10.18.52.87
+//! FLEETWARD-GUEST tick=12 uptime=31 unseal=ok boots=2 lockout=0 disks=vda:64M,vdb:1024M pcr7=5f1c... ek=9ab0... address=10.18.52.86 peers=10.18.52.87
 //! ```
 //!
 //! - `tick` counts lines since this boot and lives only in memory: a gapless count across a migration means
 //!   the guest was never restarted. `boots` lives on the disk.
 //! - `unseal` is `ok`, `failed` (another TPM, another PCR 7, or no TPM where there was one), or `none` (this
 //!   VM never had a TPM). A sealed object that does not open is never replaced.
+//! - `lockout` is the TPM's count of wrong guesses (`TPM_PT_LOCKOUT_COUNTER`), `none` without a TPM. Once an object with a
+//!   password was opened, an end without `TPM2_Shutdown` counts as one.
 //! - `ek` is the SHA-256 of the RSA endorsement key certificate (NV index 0x01c00002, DER). Without a
 //!   certificate it is `pub:` and the SHA-256 of the public area of the endorsement key (0x81010001), or
 //!   `none`. `pcr7` is the SHA-256 bank's value.
@@ -28,6 +30,8 @@
 //! ```text
 //! FLEETWARD-GUEST-NOTE typed=what was typed
 //! ```
+//!
+//! If the line is `password`, it opens a TPM object that has one, and prints `FLEETWARD-GUEST-NOTE password=ok`.
 //!
 //! It speaks TPM 2.0 commands (TPM 2.0 Library, part 3) to /dev/tpmrm0 by itself: under an emulated CPU every
 //! process start costs, and a line a second must stay cheap. Only the standard library is used, so a plain
@@ -55,6 +59,9 @@ const SEALED: &str = "/state/sealed";
 /// Set by the power button thread; the main loop then stops in good order.
 static POWER_BUTTON: AtomicBool = AtomicBool::new(false);
 
+/// Set when somebody has typed `password`.
+static PASSWORD_ASKED: AtomicBool = AtomicBool::new(false);
+
 /// Set when the guest agent is asked to shut the guest down.
 static GUEST_AGENT_SHUTDOWN: AtomicBool = AtomicBool::new(false);
 
@@ -71,13 +78,24 @@ fn main() {
 
     let start = Instant::now();
     for tick in 1u64.. {
+        if let (true, Some(tpm)) = (PASSWORD_ASKED.swap(false, Ordering::Relaxed), tpm.as_mut()) {
+            match tpm.use_password() {
+                Ok(()) => println!("FLEETWARD-GUEST-NOTE password=ok"),
+                Err(error) => println!("FLEETWARD-GUEST-NOTE password=failed {error}"),
+            }
+        }
         let unseal = unsealer.unseal(tpm.as_mut());
         let pcr7 = match tpm.as_mut().map(|t| t.read_pcr7()) {
             Some(Ok(value)) => hex(&value),
             Some(Err(_)) => "failed".to_owned(),
             None => "none".to_owned(),
         };
-        println!("FLEETWARD-GUEST tick={tick} uptime={} unseal={unseal} boots={boots} disks={} pcr7={pcr7} ek={ek} address={} peers={}", uptime(), disks(), network::address(), network::peers());
+        let lockout = match tpm.as_mut().map(|t| t.lockout_counter()) {
+            Some(Ok(counter)) => counter.to_string(),
+            Some(Err(_)) => "failed".to_owned(),
+            None => "none".to_owned(),
+        };
+        println!("FLEETWARD-GUEST tick={tick} uptime={} unseal={unseal} boots={boots} lockout={lockout} disks={} pcr7={pcr7} ek={ek} address={} peers={}", uptime(), disks(), network::address(), network::peers());
         screen.show(&format!("FLEETWARD-GUEST tick={tick}"));
         let next = start + Duration::from_secs(tick);
         while Instant::now() < next {
@@ -210,6 +228,9 @@ impl Screen {
             thread::spawn(move || {
                 for line in BufReader::new(file).lines().map_while(Result::ok) {
                     println!("FLEETWARD-GUEST-NOTE typed={line}");
+                    if line.trim() == "password" {
+                        PASSWORD_ASKED.store(true, Ordering::Relaxed);
+                    }
                 }
             });
         }
@@ -448,6 +469,7 @@ const CC_CREATE: u32 = 0x153;
 const CC_LOAD: u32 = 0x157;
 const CC_UNSEAL: u32 = 0x15e;
 const CC_FLUSH_CONTEXT: u32 = 0x165;
+const CC_GET_CAPABILITY: u32 = 0x17a;
 const CC_NV_READ_PUBLIC: u32 = 0x169;
 const CC_READ_PUBLIC: u32 = 0x173;
 const CC_START_AUTH_SESSION: u32 = 0x176;
@@ -507,6 +529,64 @@ impl Tpm {
         let mut sealed = sized(reader.sized()?);
         sealed.extend(sized(reader.sized()?));
         Ok(sealed)
+    }
+
+    /// Seals something under a password, which dictionary attacks are counted for, and opens it.
+    fn use_password(&mut self) -> Tried<()> {
+        const PASSWORD: &[u8] = b"1234";
+        let parent = self.primary()?;
+        let mut sensitive = sized(PASSWORD);
+        sensitive.extend(sized(b"anything"));
+        let mut public = Vec::new();
+        public.extend(8u16.to_be_bytes()); // keyed hash
+        public.extend(ALG_SHA256.to_be_bytes());
+        public.extend(0x0000_0052u32.to_be_bytes()); // fixedTPM, fixedParent, userWithAuth
+        public.extend(sized(&[]));
+        public.extend(ALG_NULL.to_be_bytes());
+        public.extend(sized(&[]));
+        let mut body = parent.to_be_bytes().to_vec();
+        body.extend(authorization(RS_PW, 0));
+        body.extend(sized(&sensitive));
+        body.extend(sized(&public));
+        body.extend(sized(&[])); // outside info
+        body.extend(0u32.to_be_bytes()); // creation PCRs
+        let answer = self.call(ST_SESSIONS, CC_CREATE, &body)?;
+        let mut reader = Reader(&answer);
+        reader.u32()?; // parameter size
+        let mut body = parent.to_be_bytes().to_vec();
+        body.extend(authorization(RS_PW, 0));
+        body.extend(sized(reader.sized()?));
+        body.extend(sized(reader.sized()?));
+        let answer = self.call(ST_SESSIONS, CC_LOAD, &body)?;
+        let object = Reader(&answer).u32()?;
+        let mut body = object.to_be_bytes().to_vec();
+        let mut session = RS_PW.to_be_bytes().to_vec();
+        session.extend([0, 0, 0]); // no nonce, no attributes
+        session.extend(sized(PASSWORD));
+        body.extend((session.len() as u32).to_be_bytes());
+        body.extend(session);
+        const RC_RETRY: &str = "0x922";
+        let mut opened = self.call(ST_SESSIONS, CC_UNSEAL, &body);
+        // The first use since a start is written down first, and asks to be repeated.
+        for _ in 0..10 {
+            if !matches!(&opened, Err(error) if error.ends_with(RC_RETRY)) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+            opened = self.call(ST_SESSIONS, CC_UNSEAL, &body);
+        }
+        self.flush(object);
+        opened.map(drop)
+    }
+
+    fn lockout_counter(&mut self) -> Tried<u32> {
+        let mut body = 6u32.to_be_bytes().to_vec(); // TPM_CAP_TPM_PROPERTIES
+        body.extend(0x20eu32.to_be_bytes()); // TPM_PT_LOCKOUT_COUNTER
+        body.extend(1u32.to_be_bytes());
+        let answer = self.call(ST_NO_SESSIONS, CC_GET_CAPABILITY, &body)?;
+        let mut reader = Reader(&answer);
+        reader.take(1 + 4 + 4 + 4)?; // no more data, the capability, one property, its name
+        reader.u32()
     }
 
     fn unseal(&mut self, sealed: &[u8]) -> Tried<Vec<u8>> {

@@ -10,7 +10,7 @@ mod support;
 
 use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::*;
-use fleetward_hypervisor::StopReason;
+use fleetward_hypervisor::{DomainState, StopReason};
 use fleetward_link::Identity;
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::Formats;
@@ -865,4 +865,28 @@ async fn a_host_joins_once() {
     let altered = fleet.token("b").replace("fwj1.e", "fwj1.f");
     let refused = fleetward_agent::join::join(&fresh, &altered).await;
     assert_eq!(code(refused), ErrorCode::TokenInvalid);
+}
+
+/// A TPM counts an end without its shutdown like a wrong guess.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forced_stop_lets_the_tpm_shut_down_and_waits_for_none_that_hangs() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    for hangs in [false, true] {
+        let (spec, _) = create_running(&fleet, &node, if hangs { "deaf" } else { "web" }).await;
+        node.fake
+            .with(|s| s.domains.get_mut(&spec.id).unwrap().tpm_hangs = hangs);
+        let stop = operation::Stop {
+            force: true,
+            deadline_seconds: 1,
+            tell: true,
+        };
+        let stopped = Job::new(spec.id, 2).on(&node, stop).await.unwrap();
+        assert_eq!(stopped.by, Some(StoppedBy::PowerOff));
+        let (ended, state) = node
+            .fake
+            .with(|s| (s.domains[&spec.id].tpm_ended, s.domains[&spec.id].state));
+        assert_eq!(ended, !hangs);
+        assert!(matches!(state, DomainState::Stopped(_)), "{state:?}");
+    }
 }

@@ -13,6 +13,7 @@ use fleetward_api::tpm::TpmVersion;
 use fleetward_model::change::ChangeKind;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::CertificateRole;
+use fleetward_model::host::Version;
 use fleetward_model::network::NicObserved;
 use fleetward_model::{ByteSize, ErrorCode, GuardianId, HostName, JobId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +73,17 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
     text
 }
 
+/// An older one leaves its TPM as after a power cut when QEMU crashes or is killed.
+fn swtpm_word(version: Option<Version>) -> String {
+    const ENDS_IN_ORDER: Version = Version::new(0, 8, 0);
+    match version {
+        Some(older) if older < ENDS_IN_ORDER => format!(
+            "{older}; 0.8 or later is recommended: with it a crash of QEMU does not count towards the lockout of a VM's TPM"
+        ),
+        version => or_none(version),
+    }
+}
+
 pub(crate) fn host(host: &HostView) -> String {
     let mut sheet = Sheet::default();
     sheet.add("Name", &host.name);
@@ -108,7 +120,7 @@ pub(crate) fn host(host: &HostView) -> String {
         );
         sheet.add("libvirt", versions.libvirt);
         sheet.add("QEMU", versions.qemu);
-        sheet.add("swtpm", or_none(versions.swtpm));
+        sheet.add("swtpm", swtpm_word(versions.swtpm));
         sheet.add("Agent", &versions.agent);
         sheet.add("TPMs ready", facts.tpm_pool);
         if let Some(boot) = &facts.boot {

@@ -14,6 +14,8 @@ pub struct Tick {
     /// `ok`, `failed` or `none`.
     pub unseal: String,
     pub boots: u64,
+    /// The TPM's count of wrong guesses, or `none`.
+    pub lockout: String,
     /// The disks that its kernel sees, by name, with their sizes: `vda:64M,vdb:1024M`.
     pub disks: String,
     pub pcr7: String,
@@ -38,6 +40,7 @@ impl Tick {
             uptime: value("uptime")?.parse().ok()?,
             unseal: value("unseal")?,
             boots: value("boots")?.parse().ok()?,
+            lockout: value("lockout").unwrap_or_default(),
             disks: value("disks").unwrap_or_default(),
             pcr7: value("pcr7")?,
             ek,

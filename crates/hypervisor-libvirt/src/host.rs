@@ -7,6 +7,7 @@ use crate::domain_read::{self, Basics};
 use crate::domain_xml::{self, NEWEST_MACHINE};
 use crate::program::Programs;
 use crate::tpm::TpmPlace;
+use crate::tpm_end;
 use crate::{
     copy, disk_move, domain_edit, facts, guest, live, metadata, migration, overlay, said,
     storage_live,
@@ -28,6 +29,9 @@ use uuid::Uuid;
 use virt::domain::Domain;
 use virt::error::ErrorNumber;
 use virt::secret::Secret;
+
+/// Where libvirt writes down the processes of its domains, in files that only root writes.
+const LIBVIRTS_PROCESSES: &str = "/run/libvirt/qemu";
 
 /// Where a host's parts are.
 #[derive(Debug, Clone)]
@@ -223,6 +227,21 @@ impl Hypervisor for LibvirtHost {
 
     async fn thaw_guest(&self, id: VmId) -> Result<()> {
         guest::thaw(&self.libvirt, id).await
+    }
+
+    async fn end_tpm(&self, id: VmId) -> Result<()> {
+        let name = self
+            .libvirt
+            .call(move |connection| {
+                let domain = domain(connection, id)?;
+                domain.get_name().map_err(gone_or(id, "name the domain"))
+            })
+            .await?;
+        let pid_file = Path::new(LIBVIRTS_PROCESSES).join(format!("{name}.pid"));
+        tokio::task::spawn_blocking(move || tpm_end::shut_down(&pid_file, id))
+            .await
+            .expect("sending a command does not panic")
+            .map_err(|error| Error::Tpm(Box::new(error)))
     }
 
     async fn destroy(&self, id: VmId) -> Result<()> {

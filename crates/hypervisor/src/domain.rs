@@ -381,6 +381,13 @@ pub trait Hypervisor: Screens {
     /// [`Error::NoGuestAgent`].
     async fn thaw_guest(&self, id: VmId) -> Result<()>;
 
+    /// Lets the TPM of a domain whose processors stand still shut down, so that it does not count the end that follows as a
+    /// wrong guess. Only before [`destroy`](Self::destroy); bounded in time.
+    ///
+    /// # Errors
+    /// The TPM was not reached, or does not answer: the power can be cut all the same.
+    async fn end_tpm(&self, id: VmId) -> Result<()>;
+
     /// Cuts the power; does nothing if the domain is stopped.
     async fn destroy(&self, id: VmId) -> Result<()>;
 

@@ -6,7 +6,7 @@ use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::parse_protector;
 use crate::tpm_judge;
 use fleetward_api::agent::operation::Stopped;
-use fleetward_hypervisor::{DomainState, Shutdown, StopReason};
+use fleetward_hypervisor::{DomainObserved, DomainState, Shutdown, StopReason};
 use fleetward_model::vm::{StoppedBy, VmMetadata};
 use fleetward_model::{ErrorCode, Failure};
 use std::time::Duration;
@@ -17,6 +17,9 @@ const PRESS_AGAIN: Duration = Duration::from_secs(5);
 
 /// A guest whose agent took the request gets so long before its power button is pressed, at most half of its time.
 const AGENT_FIRST: Duration = Duration::from_secs(30);
+
+/// A forced stop waits so long for the TPM to shut down: what hangs is what people force to stop.
+const TPM_PATIENCE: Duration = Duration::from_secs(4);
 
 /// How often a stopping guest is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -172,6 +175,7 @@ impl Task<'_> {
                 .attempt(|| format!("giving up the saved memory of VM {}", self.vm))?;
             StoppedBy::PowerOff
         } else if force {
+            self.end_tpm(&domain).await;
             self.destroy().await?;
             StoppedBy::PowerOff
         } else {
@@ -187,6 +191,26 @@ impl Task<'_> {
             Some(_) => Ok(()),
             None => self.drop_secret().await,
         }
+    }
+
+    /// Lets the TPM shut down before the power is cut, where QEMU and swtpm still listen. A TPM counts any other end like a
+    /// wrong guess, and a few of those lock it.
+    async fn end_tpm(&self, domain: &DomainObserved) {
+        if !domain.tpm {
+            return;
+        }
+        let ended = async {
+            if domain.state == DomainState::Running {
+                self.host.hypervisor.suspend(self.vm).await?;
+            }
+            self.host.hypervisor.end_tpm(self.vm).await
+        };
+        let told = match tokio::time::timeout(TPM_PATIENCE, ended).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "it does not answer in time".to_owned(),
+        };
+        tracing::warn!(vm = %self.vm, error = told, "the power of a VM is cut without an orderly end of its TPM");
     }
 
     pub(super) async fn destroy(&self) -> Result<()> {

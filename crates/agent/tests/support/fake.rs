@@ -21,6 +21,10 @@ use tokio_util::sync::CancellationToken;
 
 #[derive(Clone)]
 pub struct Domain {
+    /// Its TPM was let shut down since its last start.
+    pub tpm_ended: bool,
+    /// Its TPM does not answer.
+    pub tpm_hangs: bool,
     pub metadata: Option<VmMetadata>,
     /// Set: a newer program wrote the metadata.
     pub newer: Option<NewerSpec>,
@@ -167,6 +171,8 @@ impl Fake {
             .map(|d| (d.target.clone(), None))
             .collect();
         Domain {
+            tpm_ended: false,
+            tpm_hangs: false,
             newer: None,
             name: metadata.spec.name.to_string(),
             next_disks: disks.clone(),
@@ -605,6 +611,16 @@ impl Hypervisor for Fake {
                 d.state = DomainState::Stopped(StopReason::Ordinary);
             }
             Ok(())
+        })
+    }
+    async fn end_tpm(&self, id: VmId) -> Result<()> {
+        self.change(id, |d| match d.state {
+            DomainState::Paused { .. } if d.tpm_hangs => Err(Error::Tpm("no answer".into())),
+            DomainState::Paused { .. } => {
+                d.tpm_ended = true;
+                Ok(())
+            }
+            DomainState::Running | DomainState::Stopped(_) => panic!("it stands not still"),
         })
     }
     async fn destroy(&self, id: VmId) -> Result<()> {
