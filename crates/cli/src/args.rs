@@ -505,6 +505,17 @@ pub enum VmCommand {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Says which host has a VM that several hosts say they have
+    ///
+    /// What the other hosts have of it is stopped and counts for nothing from then on. Its TPM is kept in the history of its
+    /// host; its disks stay.
+    Settle {
+        /// Name or id
+        name: String,
+        /// The host that is right
+        #[arg(long, value_name = "HOST")]
+        host: HostName,
+    },
     /// Moves VMs to another host; running VMs keep running
     Migrate {
         #[arg(required = true, value_name = "NAME")]

@@ -4,7 +4,7 @@
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
 use fleetward_api::controller::{
-    AdminRevoked, AuditVerdict, ImageView, ImportStage, JobView, VmView,
+    AdminRevoked, AuditVerdict, ImageView, ImportStage, JobView, SettleAnswer, VmView,
 };
 use fleetward_model::certificate::Serial;
 use fleetward_model::change::{ChangeStep, DiskAct, DiskStep, DriveStep, Effect, PlannedStep};
@@ -221,6 +221,22 @@ pub(crate) fn confirm_recover(name: &str, to: &HostName) -> String {
     format!(
         "Rebuild VM {name} on {to}? The host that had it must be powered off: a copy that still runs there would write to \
          the same disks."
+    )
+}
+
+pub(crate) fn confirm_settle(name: &str, host: &HostName) -> String {
+    format!(
+        "Is the VM {name} that host {host} has the right one? What other hosts have of it is stopped at once, and removed \
+         except for its disks."
+    )
+}
+
+pub(crate) fn settled(name: &str, answer: &SettleAnswer) -> String {
+    let ended: Vec<_> = answer.ended.iter().map(HostName::as_str).collect();
+    format!(
+        "VM {name} is host {}'s; what {} has of it counts for nothing and is being ended: fleetward job list",
+        answer.host,
+        ended.join(" and ")
     )
 }
 

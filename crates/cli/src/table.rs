@@ -6,7 +6,7 @@ use crate::messages;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
-    AdminCertificate, AdminStanding, CheckView, EscrowView, GuardianView, HostView, ImageView,
+    AdminCertificate, AdminStanding, CheckView, ClaimView, EscrowView, GuardianView, HostView, ImageView,
     JobKindView, JobView, Status, StepView, TemplateView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;

@@ -3,9 +3,10 @@
 
 use crate::app::App;
 use crate::world::World;
-use fleetward_model::admission::{self, Admission, Request, Subject};
+use fleetward_model::admission::{self, Admission, Request, Subject, disputed};
 use fleetward_model::vm::{VmObserved, VmState};
-use fleetward_model::{Failure, HostName};
+use fleetward_model::{Failure, HostName, VmId};
+use std::collections::BTreeSet;
 
 /// Whether `request` can be made of the VM now.
 pub(crate) async fn admit(
@@ -16,6 +17,7 @@ pub(crate) async fn admit(
     let world = &app.world;
     // First: it forgets a job that has ended, by which the VM would still be shown as migrating.
     let holder = app.holder_of(vm.id).await;
+    let claimants = claimants(world, vm.id);
     let state = shown_state(world, vm);
     let refuge = (state == VmState::Unknown)
         .then(|| refuge(world, vm))
@@ -30,12 +32,50 @@ pub(crate) async fn admit(
         host: &vm.host,
         managed: vm.is_managed(),
         newer: vm.newer.as_ref(),
+        claimants: &claimants,
         state,
         tpm: vm.tpm.enabled,
         holder,
         refuge: refuge.as_ref(),
     };
     admission::admit(&subject, request)
+}
+
+/// The hosts that say they have the VM, if they are more than one. While a job works on it, there may be a moment at which
+/// two have it: of that the job takes care.
+pub(crate) fn claimants(world: &World, vm: VmId) -> Vec<HostName> {
+    match world.holders.of(vm) {
+        Some(_) => Vec::new(),
+        None => world.inventory.claimants(vm),
+    }
+}
+
+/// The VMs that more than one host says it has, looked at once for many.
+pub(crate) struct Disputes<'a> {
+    world: &'a World,
+    vms: BTreeSet<VmId>,
+}
+
+impl<'a> Disputes<'a> {
+    pub(crate) fn now(world: &'a World) -> Self {
+        let vms = world.inventory.disputed();
+        Self { world, vms }
+    }
+
+    pub(crate) fn world(&self) -> &'a World {
+        self.world
+    }
+
+    /// Whether this VM is one of them.
+    pub(crate) fn has(&self, vm: VmId) -> bool {
+        self.vms.contains(&vm) && !claimants(self.world, vm).is_empty()
+    }
+
+    /// Why nothing is done with this VM, if it is one of them.
+    pub(crate) fn refusal(&self, vm: &VmObserved) -> Option<Failure> {
+        self.has(vm.id)
+            .then(|| disputed(&vm.name, &claimants(self.world, vm.id)))
+    }
 }
 
 /// The VM's state as people see it.

@@ -1,10 +1,12 @@
 //! Collects the facts for the pure rules of `model::preflight`.
 
+use crate::admission::claimants;
 use crate::agents::Detail;
 use crate::debts::unpaid;
 use crate::world::{HostFactsNow, World};
 use fleetward_api::agent::{CanOpen, IncomingAnswer, Question};
 use fleetward_api::controller::CheckView;
+use fleetward_model::admission::disputed;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::preflight::{Facts, Incoming, Mode, Opening, check};
@@ -98,14 +100,19 @@ pub(crate) async fn against(
         at_home,
         incoming,
     );
+    let claimants = claimants(world, vm.id);
+    if !claimants.is_empty() {
+        return Ok(in_the_way(checked, disputed(&vm.name, &claimants)));
+    }
     Ok(match unpaid(&world.debts, to, Some(vm.id)) {
-        Some(failure) if destination.online() => owing(checked, failure),
+        // What the host still has of the VM, of a job that ended without it.
+        Some(failure) if destination.online() => in_the_way(checked, failure),
         _ => checked,
     })
 }
 
-/// What the host still has of the VM, of a job that ended without it, is in the way.
-fn owing(mut checked: CheckView, failure: Failure) -> CheckView {
+/// The same, but for something that the rules do not see.
+pub(crate) fn in_the_way(mut checked: CheckView, failure: Failure) -> CheckView {
     let what = format!("{}: {}", failure.what, failure.because);
     let finding = Finding::blocking(failure.code, what, failure.fix);
     checked.possible = false;

@@ -10,6 +10,9 @@
 //! VM that was rebuilt elsewhere is superseded: it is ignored until it is ended. A copy that its host owes to remove is
 //! ignored too.
 
+mod claims;
+
+use self::claims::{own_facts, own_word, same_name, wins};
 use crate::debts::subject;
 use crate::presence::Presence;
 use crate::refused_reports::RefusedReports;
@@ -17,7 +20,7 @@ use fleetward_api::agent::{AgentEvent, size_of};
 use fleetward_jobs::DebtBook;
 use fleetward_model::guardian::{GuardianFacts, GuardianStanding};
 use fleetward_model::host::HostFacts;
-use fleetward_model::vm::{TransitSide, VmObserved, VmReport, VmSpec, VmState};
+use fleetward_model::vm::{VmObserved, VmReport, VmSpec};
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use fleetward_store::{MAX_OPERATIONS, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
@@ -483,7 +486,11 @@ impl Inventory {
         let named = |vm: &&Arc<VmObserved>| vm.name == name;
         let ours = |vm: &&Arc<VmObserved>| vm.is_managed();
         let renamed = |vm: &&Arc<VmObserved>| vm.domain_name.as_deref() == Some(name.as_str());
-        let found = vms.iter().find(|vm| named(vm) && ours(vm));
+        let mut same = vms.iter().filter(|vm| named(vm) && ours(vm));
+        let found = same.next();
+        if let (Some(one), Some(other)) = (found, same.next()) {
+            return Err(same_name(&name, one, other));
+        }
         let found = found.or_else(|| vms.iter().find(|vm| renamed(vm) && ours(vm)));
         let found = found.or_else(|| vms.iter().find(named));
         found.cloned().ok_or_else(missing)
@@ -505,29 +512,6 @@ impl Inventory {
             .into_iter()
             .filter(|vm| vm.host == *host)
             .collect()
-    }
-
-    /// VMs that two hosts both claim, and names that two VMs have.
-    pub(crate) fn contradictions(&self, host: &HostName) -> Vec<String> {
-        let state = self.read();
-        let Some(seen) = state.hosts.get(host) else {
-            return Vec::new();
-        };
-        let mut warnings = Vec::new();
-        let ours = seen.vms.values().filter(|vm| vm.is_managed());
-        for vm in ours.filter(|vm| !self.owed(host, vm.id)) {
-            for (_, other) in self.copies(&state).filter(|(_, other)| other.host != *host) {
-                if other.id == vm.id && vm.is_the_vm() && other.is_the_vm() {
-                    warnings.push(format!("VM {} is also on host {}", vm.name, other.host));
-                } else if other.id != vm.id && other.name == vm.name && other.is_managed() {
-                    warnings.push(format!(
-                        "host {} has another VM called {}",
-                        other.host, vm.name
-                    ));
-                }
-            }
-        }
-        warnings
     }
 
     /// Takes note that a host's events were given up because of their size.
@@ -705,35 +689,6 @@ impl Heard {
             AgentEvent::SnapshotPart { .. } => Self::Nothing,
         }
     }
-}
-
-/// A host speaks only for itself, and of what it has seen until now: what it reports is its copy, under its name.
-fn own_word(host: &HostName, vm: VmObserved, now: OffsetDateTime) -> VmObserved {
-    VmObserved {
-        host: host.clone(),
-        observed: vm.observed.min(now),
-        ..vm
-    }
-}
-
-/// The same of what it says of itself.
-fn own_facts(host: &HostName, facts: HostFacts) -> HostFacts {
-    HostFacts {
-        host: host.clone(),
-        ..facts
-    }
-}
-
-/// Whether copy `a` is the VM rather than copy `b`.
-fn wins(a_online: bool, a: &VmObserved, b_online: bool, b: &VmObserved) -> bool {
-    let rank = |online: bool, vm: &VmObserved| {
-        let side = match vm.metadata.as_ref().and_then(|m| m.transit) {
-            None => 2,
-            Some(transit) => u8::from(transit.side == TransitSide::Incoming),
-        };
-        (side, online, vm.state == VmState::Running, vm.observed)
-    };
-    rank(a_online, a) > rank(b_online, b)
 }
 
 fn vm_key(host: &HostName, id: VmId) -> String {

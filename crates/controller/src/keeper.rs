@@ -9,7 +9,7 @@
 //! The task stores no state: it compares the wanted state with the hosts' reports, so it continues after a restart. A
 //! failed attempt is repeated after a pause, or as soon as something that it depends on has changed.
 
-use crate::admission::shown_state;
+use crate::admission::{Disputes, shown_state};
 use crate::app::App;
 use crate::inventory::Superseded;
 use crate::work::{
@@ -131,6 +131,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
             );
         }
     }
+    let disputes = Disputes::now(world);
     for vm in world.inventory.vms() {
         let mut guardians: Vec<_> = vm.roll_due().cloned().collect();
         // Its own host seals every new key with its own guardian: that one loses it once the VM has moved away.
@@ -142,6 +143,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
         };
         let ready = answer(shown_state(world, &vm), roll) == Answer::Accept
             && vm.is_the_vm()
+            && disputes.refusal(&vm).is_none()
             && world.holders.of(vm.id).is_none();
         if guardians.is_empty() || !ready {
             continue;

@@ -4,7 +4,8 @@
 //! that run under KVM on another CPU model than the destination's. No key protector is opened for the matrix, so a
 //! granted but damaged one shows only in the check of a single VM, or in its migration.
 
-use crate::check::{AtHome, against, judge};
+use crate::admission::Disputes;
+use crate::check::{AtHome, against, in_the_way, judge};
 use crate::world::{HostFactsNow, World};
 use fleetward_api::controller::CheckView;
 use fleetward_model::host::HostFacts;
@@ -35,6 +36,8 @@ pub(crate) async fn survey(
         .iter()
         .map(|host| (host, world.inventory.copies_on(host)))
         .collect();
+    let disputes = Disputes::now(world);
+    let disputes = &disputes;
     let pairs = vms
         .iter()
         .flat_map(|vm| hosts.iter().map(move |to| (vm, to)));
@@ -64,7 +67,7 @@ pub(crate) async fn survey(
                 opening: opening(vm, destination.facts()),
             });
             let at_home = source.facts().map(|facts| opening(vm, Some(facts)));
-            Ok(judge(
+            let checked = judge(
                 world.trust,
                 mode,
                 vm,
@@ -72,7 +75,11 @@ pub(crate) async fn survey(
                 destination,
                 at_home,
                 incoming,
-            ))
+            );
+            Ok(match disputes.refusal(vm) {
+                Some(failure) => in_the_way(checked, failure),
+                None => checked,
+            })
         }
     });
     let checks: Vec<_> = checks.collect();

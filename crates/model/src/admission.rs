@@ -389,6 +389,8 @@ pub struct Subject<'a> {
     pub managed: bool,
     /// A newer program wrote what it is.
     pub newer: Option<&'a NewerSpec>,
+    /// The hosts that say they have it, if they are more than one.
+    pub claimants: &'a [HostName],
     /// As it is shown: see [`VmState::shown`].
     pub state: VmState,
     /// Whether it has a TPM.
@@ -423,6 +425,9 @@ pub enum Admission {
 /// The refusal, with the names of what it is about.
 pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
     let (name, host) = (vm.name, vm.host);
+    if !vm.claimants.is_empty() {
+        return Err(disputed(name, vm.claimants));
+    }
     if !vm.managed {
         let what = format!("domain {name} was not made by Fleetward");
         return Err(Failure::new(ErrorCode::VmNotManaged, what)
@@ -519,6 +524,20 @@ fn refusal(vm: &Subject<'_>, reason: Reason) -> Failure {
     }
     let what = format!("host {host} of VM {name} does not answer");
     Failure::new(reason.code, what).because(because).fix(fix)
+}
+
+/// The refusal of a VM that several hosts claim.
+pub fn disputed(vm: &VmName, claimants: &[HostName]) -> Failure {
+    let hosts: Vec<_> = claimants.iter().map(HostName::as_str).collect();
+    let settle = |host| format!("fleetward vm settle {vm} --host {host}");
+    let settles: Vec<_> = hosts.iter().copied().map(settle).collect();
+    let what = format!("hosts {} say that they have VM {vm}", hosts.join(" and "));
+    Failure::new(ErrorCode::VmDisputed, what)
+        .because("its keys, its copies and its disks belong to one of them, and only you can know to which")
+        .fix(format!(
+            "see what each of them has: fleetward vm show {vm}; then name the one that is right: {}",
+            settles.join(", or ")
+        ))
 }
 
 /// The refusal of a VM that a job works on.

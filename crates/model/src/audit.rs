@@ -66,6 +66,8 @@ pub enum AuditAction {
     ExpelHost,
     /// Controller: a host was taken out of the fleet.
     RemoveHost,
+    /// Controller: somebody said which of several hosts that claim a VM is right.
+    SettleVm,
     /// Controller: somebody started a job.
     SubmitJob,
     /// Controller: somebody cancelled a job.

@@ -299,6 +299,10 @@ codes! {
         "Another job is working on the VM.",
         "wait for it: fleetward job watch {job}; or cancel it: fleetward job cancel {job}",
         "see the job: fleetward job list --active";
+    VmDisputed = "VM_DISPUTED", Refused,
+        "Two hosts say that they have this VM, or two VMs have this name. Nothing is done with it, nor with its keys and copies, until an administrator has said which is right.",
+        "see what each of them has: fleetward vm show {vm}; then name the host that is right: fleetward vm settle {vm} --host {host}",
+        "see what each of them has with fleetward vm show; then name the host that is right with fleetward vm settle";
     TpmStateMissing = "TPM_STATE_MISSING", Refused,
         "The VM has a key protector, but its TPM state file is missing. Fleetward never makes a new TPM in its place.",
         "restore another version; this lists them: fleetward tpm history {vm}",

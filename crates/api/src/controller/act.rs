@@ -173,6 +173,23 @@ pub struct RecoverRequest {
     pub dry_run: bool,
 }
 
+/// `POST /v1/vms/{vm}/settle`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SettleRequest {
+    /// The host whose VM is the right one.
+    pub host: HostName,
+}
+
+/// What a settled dispute means.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SettleAnswer {
+    /// The host that has the VM.
+    pub host: HostName,
+    /// Hosts whose claim counts for nothing now. What they have is ended as soon as they can be asked.
+    pub ended: Vec<HostName>,
+}
+
 /// Answer of everything that takes long (HTTP 202), and of what turned out to be done already.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Accepted {

@@ -91,6 +91,26 @@ fn yes() -> bool {
     true
 }
 
+/// What one of several hosts says of a VM that each of them says it has.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ClaimView {
+    pub host: HostName,
+    /// The name that the VM has there.
+    pub name: VmName,
+    pub state: VmState,
+    /// Whether Fleetward made the domain there, as far as its definition says.
+    pub managed: bool,
+    /// SHA-256 of the certificate of its TPM's endorsement key, hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ek_certificate: Option<String>,
+    /// Whether that is the TPM of which the controller has its newest copy. None: there is nothing to compare.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm_known: Option<bool>,
+    /// When the host last spoke of it, by the controller's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub observed: OffsetDateTime,
+}
+
 /// A VM, as `vm show` gives it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct VmView {
@@ -100,6 +120,9 @@ pub struct VmView {
     pub group: Option<GroupName>,
     /// `unknown` while its host does not answer.
     pub state: VmState,
+    /// What each host that says it has this VM tells of it, if they are more than one. Nothing is done with the VM then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<ClaimView>,
     /// What was seen of it before its host fell silent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<LastSeen>,

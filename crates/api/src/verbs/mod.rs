@@ -163,6 +163,7 @@ verbs! {
     bulk_stop::BulkStop,
     vm_clone::VmClone,
     vm_recover::VmRecover,
+    vm_settle::VmSettle,
     template_list::TemplateList,
     template_create::TemplateCreate,
     template_show::TemplateShow,

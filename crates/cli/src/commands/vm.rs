@@ -9,11 +9,11 @@ use crate::exit::{Exit, Stop, say};
 use crate::{console, interrupt, messages, table, wait};
 use fleetward_api::bulk::VmAction;
 use fleetward_api::controller::{
-    Accepted, CloneRequest, DeleteQuery, MigrateRequest, RecoverRequest, StopRequest,
-    VmCreateRequest, VmQuery, VmView,
+    Accepted, CloneRequest, DeleteQuery, MigrateRequest, RecoverRequest, SettleRequest,
+    StopRequest, VmCreateRequest, VmQuery, VmView,
 };
 use fleetward_api::verbs::{
-    self, TemplateShow, VmClone, VmConsole, VmList, VmPause, VmRecover, VmResume, VmShow,
+    self, TemplateShow, VmClone, VmConsole, VmList, VmPause, VmRecover, VmResume, VmSettle, VmShow,
 };
 use fleetward_model::clone::{CloneTpm, deployment_warning};
 use fleetward_model::{ErrorCode, Failure, LabelKey, VmName};
@@ -161,6 +161,17 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
             context
                 .output
                 .success(&result, || messages::recovered(&name, &request.to, &result))?;
+            Ok(Exit::Done)
+        }
+        VmCommand::Settle { name, host } => {
+            confirm(context.yes, &messages::confirm_settle(&name, &host))?;
+            let request = SettleRequest { host };
+            let answer = controller
+                .call::<VmSettle>([name.as_str()], &request)
+                .await?;
+            context
+                .output
+                .success(&answer, || messages::settled(&name, &answer))?;
             Ok(Exit::Done)
         }
         VmCommand::Disk(command) => vm_disk::disk(context, command).await,

@@ -35,10 +35,33 @@ pub(crate) fn vms(vms: &[VmView]) -> String {
 
 /// The state, with what was last seen where it is unknown.
 fn state_word(vm: &VmView) -> String {
+    if !vm.claims.is_empty() {
+        return "disputed".to_owned();
+    }
     match &vm.last_seen {
         Some(seen) => format!("{} (was {})", vm.state, seen.state),
         None => vm.state.to_string(),
     }
+}
+
+/// What one of several hosts says of a VM.
+fn claim_word(claim: &ClaimView) -> String {
+    let tpm = match (claim.tpm_known, &claim.ek_certificate) {
+        (Some(true), _) => "the TPM of the controller's copies",
+        (Some(false), _) => "another TPM than that of the controller's copies",
+        (None, Some(_)) => "a TPM of which the controller has no copy",
+        (None, None) => "no TPM",
+    };
+    let made = match claim.managed {
+        true => "",
+        false => ", not made by Fleetward",
+    };
+    format!(
+        "{}, {tpm}{made}, called {} there, seen {}",
+        claim.state,
+        claim.name,
+        moment(claim.observed)
+    )
 }
 
 pub(crate) fn tpms(vms: &[VmView]) -> String {
@@ -56,7 +79,7 @@ pub(crate) fn tpms(vms: &[VmView]) -> String {
         let text = |id: Option<String>| id.map_or_else(|| NONE.to_owned(), |id| short(&id));
         table.add([
             vm.name.to_string(),
-            vm.state.to_string(),
+            state_word(vm),
             vm.host.to_string(),
             tpm_word(vm).to_owned(),
             text(vm.tpm.key_id.map(|id| id.to_string())),
@@ -148,6 +171,19 @@ pub(crate) fn vm(vm: &VmView) -> String {
         },
     );
     sheet.add("Host", &vm.host);
+    for claim in &vm.claims {
+        sheet.add(&format!("Claimed by {}", claim.host), claim_word(claim));
+    }
+    if !vm.claims.is_empty() {
+        let settle = format!("fleetward vm settle {} --host", vm.id);
+        sheet.add(
+            "  which is right",
+            format!("{settle} {}", vm.claims[0].host),
+        );
+        for other in &vm.claims[1..] {
+            sheet.add("  or", format!("{settle} {}", other.host));
+        }
+    }
     sheet.add("Group", or_none(vm.group.as_ref()));
     sheet.add("Profile", or_none(vm.profile));
     sheet.add(

@@ -8,6 +8,7 @@
 //! what a guest wrote while the controller was away, and what a job could not copy.
 
 use super::{Lacking, pull};
+use crate::admission::claimants;
 use crate::world::World;
 use fleetward_api::tpm::VersionReason;
 use fleetward_model::vm::VmObserved;
@@ -84,7 +85,11 @@ pub(crate) async fn keep_current(world: Arc<World>, stop: CancellationToken) {
         let now = Instant::now();
         let due: Vec<_> = behind
             .iter()
-            .filter(|(vm, behind)| behind.due <= now && world.holders.of(**vm).is_none())
+            .filter(|(vm, behind)| {
+                behind.due <= now
+                    && world.holders.of(**vm).is_none()
+                    && claimants(&world, **vm).is_empty()
+            })
             .map(|(vm, _)| *vm)
             .collect();
         let fetched = stream::iter(due.into_iter().map(|vm| {

@@ -1,7 +1,9 @@
 //! Fetching bundles from hosts.
 
+use crate::admission::claimants;
 use crate::world::World;
 use fleetward_api::tpm::{TpmVersion, VersionReason};
+use fleetward_model::admission::disputed;
 use fleetward_model::{ErrorCode, Failure, HostName, VmId};
 
 /// Fetches a VM's TPM from its host and keeps it. What goes wrong is remembered for `vm show`.
@@ -13,6 +15,14 @@ pub(crate) async fn take(
     by: &str,
 ) -> Result<TpmVersion, Failure> {
     let taken = async {
+        let claimants = claimants(world, vm);
+        if !claimants.is_empty() {
+            let name = world.inventory.vm(vm).map(|vm| vm.name.clone());
+            return Err(match name {
+                Some(name) => disputed(&name, &claimants),
+                None => Failure::new(ErrorCode::VmNotFound, format!("no VM {vm}")),
+            });
+        }
         let bundle = world.agents.of(host)?.tpm(vm).await?;
         if bundle.vm != vm {
             let what = format!("the copy of the TPM of VM {vm} that host {host} sent");

@@ -261,6 +261,7 @@ fn is_a_finding(code: ErrorCode) -> bool {
         ErrorCode::VmBusy
             | ErrorCode::HostUnreachable
             | ErrorCode::VmNotManaged
+            | ErrorCode::VmDisputed
             | ErrorCode::SpecNewer
     )
 }

@@ -38,6 +38,7 @@ mod refusal;
 mod rotations;
 mod screen;
 mod secure_boot;
+mod settle;
 mod tpm;
 mod view;
 mod vm_change;

@@ -1,6 +1,6 @@
 //! Converts internal records to the API's types.
 
-use crate::admission::shown_state;
+use crate::admission::{Disputes, shown_state};
 use crate::app::App;
 use crate::debts;
 use crate::escrow::keeper;
@@ -9,7 +9,8 @@ use crate::tokens::{TokenRecord, utc};
 use crate::work;
 use crate::world::World;
 use fleetward_api::controller::{
-    DebtView, EscrowView, HostView, JobState, JobView, LastSeen, ProgressView, StepView, VmView,
+    ClaimView, DebtView, EscrowView, HostView, JobState, JobView, LastSeen, ProgressView, StepView,
+    VmView,
 };
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Debt, Job, Owed, StepState};
@@ -22,8 +23,9 @@ use fleetward_model::{ErrorCode, HostName, VmId};
 use fleetward_model::{Failure, Names};
 use time::OffsetDateTime;
 
-/// A VM, with the job that holds it.
-pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
+/// A VM, with the job that holds it, and with what several hosts say of it, if it is one of `disputes`.
+pub(super) fn vm(disputes: &Disputes<'_>, vm: &VmObserved) -> VmView {
+    let world = disputes.world();
     let holder = world.holders.of(vm.id);
     let state = shown_state(world, vm);
     let silent_since = world.inventory.last_seen(&vm.host).unwrap_or(vm.observed);
@@ -39,6 +41,10 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         group: spec.map(|spec| spec.group.clone()),
         host_state: world.hosts.find(&vm.host).map(|host| world.state_of(&host)),
         state,
+        claims: match disputes.has(vm.id) {
+            true => claims(world, vm),
+            false => Vec::new(),
+        },
         last_seen: (state == VmState::Unknown).then_some(LastSeen {
             state: vm.state,
             at: silent_since,
@@ -85,6 +91,30 @@ pub(super) fn vm(world: &World, vm: &VmObserved) -> VmView {
         created: spec.map(|spec| spec.created),
         observed: vm.observed,
     }
+}
+
+/// What each of several hosts says of it.
+fn claims(world: &World, vm: &VmObserved) -> Vec<ClaimView> {
+    let newest = world.escrow.newest(vm.id);
+    let known = newest.and_then(|newest| newest.ek_sha256);
+    let claims = world.inventory.claims(vm.id).into_iter();
+    let view = claims.map(|claim| ClaimView {
+        host: claim.host.clone(),
+        name: claim.name.clone(),
+        state: claim
+            .state
+            .shown(world.inventory.online(&claim.host), false),
+        managed: claim.is_managed(),
+        tpm_known: claim
+            .tpm
+            .ek_certificate
+            .as_ref()
+            .zip(known.as_ref())
+            .map(|(its, known)| its == known),
+        ek_certificate: claim.tpm.ek_certificate.clone(),
+        observed: claim.observed,
+    });
+    view.collect()
 }
 
 /// Its network cards, with the addresses that its guest has told or its host has seen.

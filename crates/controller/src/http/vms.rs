@@ -5,7 +5,7 @@ use super::actions::act;
 use super::body::Asked;
 use super::page::Page;
 use super::{Answer, Refusal, view};
-use crate::admission::admit;
+use crate::admission::{Disputes, admit};
 use crate::app::App;
 use crate::check::matrix;
 use crate::networks::mac_in_use;
@@ -57,7 +57,8 @@ async fn vm_list(
     let following = vms
         .iter()
         .filter(|vm| page.is_after(&[vm.name.as_str(), vm.host.as_str()]));
-    let shown = following.map(|vm| view::vm(&app.world, vm)).filter(|vm| {
+    let disputes = Disputes::now(&app.world);
+    let shown = following.map(|vm| view::vm(&disputes, vm)).filter(|vm| {
         let has = |(key, value): &(&str, &str)| {
             let mut own = vm.labels.iter();
             own.any(|(k, v)| k.as_str() == *key && v == value)
@@ -73,7 +74,7 @@ async fn vm_list(
 
 async fn vm_show(State(app): State<App>, Path(vm): Path<String>) -> Answer<Json<VmView>> {
     let vm = app.world.inventory.find(&vm)?;
-    Ok(Json(view::vm(&app.world, &vm)))
+    Ok(Json(view::vm(&Disputes::now(&app.world), &vm)))
 }
 
 async fn vm_create(

@@ -12,6 +12,7 @@
 //! each is allowed on its own.
 
 use super::{FleetJob, NoReport, Outcomes};
+use crate::admission::Disputes;
 use crate::world::World;
 use fleetward_api::agent::{KeyRewrap, RewrapReason, operation};
 use fleetward_api::controller::{Outcome, VmOutcome};
@@ -93,6 +94,7 @@ fn outcome(
 pub(crate) fn plan(world: &World, input: &GrantInput) -> Result<Vec<Planned>, Failure> {
     let target = world.hosts.of(&input.host)?;
     let vms = world.inventory.vms();
+    let disputes = Disputes::now(world);
     let mut plan = Vec::new();
     for vm in vms {
         let named = match &input.vms {
@@ -105,7 +107,9 @@ pub(crate) fn plan(world: &World, input: &GrantInput) -> Result<Vec<Planned>, Fa
         };
         let skip = |why: &str| Some(outcome(&vm.name, Outcome::Skipped, None, why));
         let fail = |code, why: String| Some(outcome(&vm.name, Outcome::Failed, Some(code), why));
-        let decided = if !metadata.spec.tpm {
+        let decided = if let Some(failure) = disputes.refusal(&vm) {
+            fail(failure.code, failure.what)
+        } else if !metadata.spec.tpm {
             skip("it has no TPM")
         } else if metadata.spec.group != target.group {
             fail(

@@ -11,6 +11,7 @@
 
 use super::guardian_grant::{Change, Planned, rewrap_all};
 use super::{FleetJob, Outcomes};
+use crate::admission::Disputes;
 use crate::audit::{Act, CONTROLLER};
 use crate::world::World;
 use fleetward_api::agent::{GuardianChange, RewrapReason};
@@ -216,15 +217,21 @@ impl Step<RotateInput> for Settle {
 /// The VMs whose key is wrapped for one of `guardians`.
 pub(crate) fn depending(world: &World, guardians: &[GuardianId]) -> Vec<Planned> {
     let vms = world.inventory.vms();
+    let disputes = Disputes::now(world);
     vms.iter()
         .filter(|vm| vm.tpm.guardians.iter().any(|g| guardians.contains(g)))
         .map(|vm| {
             let away = !world.inventory.seen(&vm.host).online;
-            let decided = away.then(|| VmOutcome {
+            let unreachable = || {
+                let what = format!("host {} does not answer", vm.host);
+                Failure::new(ErrorCode::HostUnreachable, what)
+            };
+            let failure = disputes.refusal(vm).or_else(|| away.then(unreachable));
+            let decided = failure.map(|failure| VmOutcome {
                 vm: vm.name.clone(),
                 outcome: Outcome::Failed,
-                code: Some(ErrorCode::HostUnreachable),
-                message: Some(format!("host {} does not answer", vm.host)),
+                code: Some(failure.code),
+                message: Some(failure.what),
             });
             Planned {
                 vm: vm.id,

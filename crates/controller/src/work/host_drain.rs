@@ -2,6 +2,7 @@
 //! until `host resume`, the host accepts no new VMs, whether or not the moves succeed.
 
 use super::{About, FleetJob, MigrateInput, Reservation, VmMigrate, VmMigrateStopped};
+use crate::admission::Disputes;
 use crate::holders::Holder;
 use crate::world::World;
 use fleetward_api::reports::{DrainReport, DrainedVm};
@@ -87,6 +88,7 @@ impl Step<DrainInput> for Plan {
 
 /// Where each VM of the host would go now.
 pub(crate) fn plan(world: &World, host: &HostName) -> Vec<Planned> {
+    let disputes = Disputes::now(world);
     let mut arrivals = Vec::new();
     let mut plan = Vec::new();
     let here = world.inventory.seen(host).facts;
@@ -99,7 +101,10 @@ pub(crate) fn plan(world: &World, host: &HostName) -> Vec<Planned> {
             continue;
         }
         let needs = Needs::as_it_is(&vm, here.as_deref());
-        let to = world.place(&needs, &elsewhere, &arrivals);
+        let to = match disputes.refusal(&vm) {
+            Some(failure) => Err(failure),
+            None => world.place(&needs, &elsewhere, &arrivals),
+        };
         let reservation = to.as_ref().ok().map(|host| {
             let arrival = Reservation::of(world, &needs, host);
             arrivals.push(arrival.clone());

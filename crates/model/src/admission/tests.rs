@@ -18,6 +18,7 @@ fn subject(state: VmState) -> Subject<'static> {
         host: &HOST,
         managed: true,
         newer: None,
+        claimants: &[],
         state,
         tpm: true,
         holder: None,
@@ -136,6 +137,29 @@ fn on_a_silent_host_only_a_recovery_is_accepted_and_the_fix_has_names() {
                     "{failure}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn a_vm_that_two_hosts_claim_takes_no_request_at_all() {
+    let claimants = ["a", "b"].map(|host| host.parse().expect("a name"));
+    for (state, request) in STATES
+        .iter()
+        .copied()
+        .flat_map(|state| Request::all().map(move |request| (state, request)))
+    {
+        let vm = Subject {
+            claimants: &claimants,
+            // the claim that is not right may be of another kind
+            managed: state == VmState::Running,
+            ..subject(state)
+        };
+        let failure = admit(&vm, request).expect_err("refused");
+        assert_eq!(failure.code, ErrorCode::VmDisputed, "{request:?} {state}");
+        for host in ["a", "b"] {
+            let fix = format!("fleetward vm settle web --host {host}");
+            assert!(failure.fix.contains(&fix), "{failure}");
         }
     }
 }
