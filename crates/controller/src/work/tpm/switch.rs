@@ -170,21 +170,25 @@ pub(in crate::work) async fn keep_before<I: OnVm>(
         | ErrorCode::TpmFailed => Ok(Some(format!(
             "VM {name} had no whole TPM to keep: {what}: {because}; host {host} keeps what there was"
         ))),
-        // what comes in its place opens, and that this does not is why it is brought back
-        ErrorCode::KeyProtectorUnreadable if why == VersionReason::Stopped => Ok(Some(format!(
-            "the TPM that VM {name} had could not be kept: {what}: {because}; host {host} keeps what there was"
+        // Nobody opens it as it is, so that no copy of it would be worth anything: it is set aside as it is, and what was
+        // kept of it before its key protector was damaged stays.
+        ErrorCode::KeyProtectorUnreadable => Ok(Some(format!(
+            "the TPM that VM {name} had could not be kept: {what}: {because}; host {host} keeps what there was, and {}",
+            match world.escrow.newest(vm) {
+                Some(newest) =>
+                    format!("version {} is the controller's newest copy", newest.version),
+                None => "the controller has no copy".to_owned(),
+            }
         ))),
         ErrorCode::HostUnreachable | ErrorCode::VmBusy => Err(StepError::retryable(failure)),
-        code => Err(StepError::fatal(
-            Failure::new(
-                code,
-                format!("the TPM of VM {name} stays: the controller could not keep a copy of it"),
-            )
-            .because(format!("{what}: {because}"))
-            .fix(format!(
-                "see that the controller's data directory can be written and has room, then again: fleetward vm show {name}"
-            )),
-        )),
+        code => {
+            let stays =
+                format!("the TPM of VM {name} stays: the controller could not keep a copy of it");
+            let refusal = Failure::new(code, stays)
+                .because(format!("{what}: {because}"))
+                .fix(failure.fix.clone());
+            Err(StepError::fatal(refusal))
+        }
     }
 }
 
