@@ -2,12 +2,16 @@
 //! there are any, its key protector and EK certificate.
 //!
 //! Commands restore from the controller's copy; this history is the last resort when only the host is left. The
-//! retention rule is the controller's (`model::retention`, with its defaults), and deleting the VM deletes the
-//! history.
+//! retention rule is the controller's (`model::retention`, with its defaults). Deleting the VM deletes the history on the
+//! host that has it then; hosts that had it before report what they keep, and the controller asks them to remove it.
 
+use crate::failure::{Result, Trouble};
+use crate::host::Host;
+use crate::keyring::Purpose;
 use fleetward_durable::{self as durable, Access};
-use fleetward_model::VmId;
+use fleetward_hypervisor::Error as HypervisorError;
 use fleetward_model::retention::{Candidate, Retention, TpmIdentity};
+use fleetward_model::{ErrorCode, VmId};
 use fleetward_protector::KeyProtector;
 use sha2::{Digest, Sha256};
 use std::io;
@@ -52,6 +56,43 @@ pub(crate) fn keep(history: &Path, vm: VmId, kept: &Kept<'_>) -> io::Result<()> 
 /// Removes all that was kept of a VM that was deleted for good.
 pub(crate) fn forget(history: &Path, vm: VmId) -> io::Result<()> {
     durable::remove_tree(&of(history, vm))
+}
+
+/// The same for a VM that has left this host before it was deleted, asked for by the controller.
+pub(crate) async fn forget_former(host: &Host, vm: VmId) -> Result<()> {
+    let here = |because: &str| {
+        let what = format!("the history of VM {vm} stays");
+        Trouble::refuse(ErrorCode::VmStateWrong, what, because)
+    };
+    if host.operations.is_busy(vm) || host.record(vm).transit()?.is_some() {
+        return Err(here("an operation works on it"));
+    }
+    match host.hypervisor.inspect(vm).await {
+        Err(HypervisorError::NoDomain(_)) => {}
+        Ok(_) => return Err(here("the VM is on this host")),
+        Err(error) => return Err(Trouble::hypervisor(format!("looking at VM {vm}"), &error)),
+    }
+    let directory = host.layout.history();
+    if !of(&directory, vm).exists() {
+        return Ok(());
+    }
+    let purpose = Purpose {
+        actor: "controller".into(),
+        reason: "the VM was deleted for good after it had left this host".into(),
+        job: None,
+    };
+    host.keyring.record_removal(vm, &purpose)?;
+    forget(&directory, vm)
+        .map_err(|error| Trouble::file(format!("the history of VM {vm}"), &directory, &error))
+}
+
+/// The VMs of which something is kept. What cannot be read is not reported, and so it stays.
+pub(crate) fn vms(history: &Path) -> Vec<VmId> {
+    let entries = std::fs::read_dir(history).into_iter().flatten().flatten();
+    let named = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut vms: Vec<VmId> = named.collect();
+    vms.sort();
+    vms
 }
 
 fn of(history: &Path, vm: VmId) -> PathBuf {
@@ -131,7 +172,10 @@ mod tests {
         let mut expected = vec![2];
         expected.extend(11..=20);
         assert_eq!(kept(history), expected);
+        std::fs::create_dir(history.join("notes")).expect("somebody's directory");
+        assert_eq!(vms(history), [VM]);
         forget(history, VM).expect("gone");
+        assert_eq!(vms(history), []);
         forget(history, VM).expect("twice");
         assert!(!of(history, VM).exists());
     }

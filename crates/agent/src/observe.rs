@@ -4,6 +4,7 @@
 //! reader that is too slow gets a new snapshot, and so do all readers after libvirt was away.
 
 use crate::failure::{HypervisorResult, Result};
+use crate::history;
 use crate::host::Host;
 use crate::{arrivals, certificate, crash, variables};
 use fleetward_api::agent::AgentEvent;
@@ -253,6 +254,7 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
         clock: OffsetDateTime::now_utc(),
         tpm_pool: host.tpm_pool.ready(),
         boot: host.boot.facts(),
+        histories: history::vms(&host.layout.history()),
         formats: Formats::KNOWN,
         warnings: host
             .warnings

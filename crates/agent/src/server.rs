@@ -1,6 +1,7 @@
 //! The agent's HTTP API. Only the controller may call it; [`fleetward_api::agent`] documents the paths.
 
 use crate::failure::Trouble;
+use crate::history;
 use crate::host::Host;
 use crate::keyring::{self, Purpose};
 use crate::operation::copy;
@@ -12,7 +13,7 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
 use fleetward_api::agent::{
@@ -52,6 +53,7 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .route(api::VM, get(vm))
         .route(api::VM_TPM, get(vm_tpm))
         .route(api::VM_CONSOLE, get(vm_console))
+        .route(api::VM_HISTORY, delete(delete_history))
         .route(api::VM_SEED, get(seed).put(put_seed).delete(delete_seed))
         .route(api::VM_SCREEN, get(vm_screen))
         .route(api::VM_SCREENSHOT, get(vm_screenshot))
@@ -290,6 +292,15 @@ async fn put_seed(
 
 async fn delete_seed(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<StatusCode> {
     host.seeds.remove(vm_id(&id)?)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The controller asks for it once a VM was deleted for good with its TPM. Of a VM that is here nothing is removed.
+async fn delete_history(
+    State(host): State<Arc<Host>>,
+    Path(id): Path<String>,
+) -> Answer<StatusCode> {
+    history::forget_former(&host, vm_id(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

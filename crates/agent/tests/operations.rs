@@ -129,7 +129,26 @@ async fn what_the_host_kept_of_a_tpm_goes_with_its_vm_and_not_before() {
     };
     job.on(&node, take_back).await.unwrap();
     assert!(kept.exists());
+    // a VM that is here keeps what it has
+    let path = fleetward_api::agent::VM_HISTORY.replace("{id}", &spec.id.to_string());
+    let forget = async || {
+        let asked = node
+            .client
+            .request(http::Method::DELETE, &path)
+            .send()
+            .await;
+        asked.map(drop).map_err(refusal)
+    };
+    assert_eq!(code(forget().await), ErrorCode::VmStateWrong);
+    assert!(kept.exists());
     job.on(&node, operation::Undefine {}).await.unwrap();
+    // and what one that has left leaves behind goes when the controller says so
+    let other = history.with_file_name("00000000-0000-0000-0000-000000000009");
+    std::fs::create_dir(&other).unwrap();
+    for _ in 0..2 {
+        forget().await.unwrap();
+        assert!(!history.exists() && other.exists());
+    }
     let for_good = operation::RemoveTpm {
         keep: false,
         history: true,

@@ -46,6 +46,8 @@ pub const QUESTIONS: &str = "/v1/questions";
 pub const VM: &str = "/v1/vms/{id}";
 pub const VM_TPM: &str = "/v1/vms/{id}/tpm";
 pub const VM_CONSOLE: &str = "/v1/vms/{id}/console";
+/// What a host keeps of the TPMs that a VM once had there.
+pub const VM_HISTORY: &str = "/v1/vms/{id}/history";
 pub const VM_SEED: &str = "/v1/vms/{id}/seed";
 pub const VM_SCREEN: &str = "/v1/vms/{id}/screen";
 pub const VM_SCREENSHOT: &str = "/v1/vms/{id}/screenshot";

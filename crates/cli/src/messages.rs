@@ -224,6 +224,18 @@ pub(crate) fn confirm_recover(name: &str, to: &HostName) -> String {
     )
 }
 
+pub(crate) fn confirm_forget(name: &str) -> String {
+    format!(
+        "Remove every copy of the TPM of VM {name}? What its disks hold that is sealed to it cannot be opened any more."
+    )
+}
+
+pub(crate) fn forgotten(name: &str) -> String {
+    format!(
+        "nothing of the TPM of VM {name} is kept any more; hosts that are away remove theirs when they are back"
+    )
+}
+
 pub(crate) fn confirm_settle(name: &str, host: &HostName) -> String {
     format!(
         "Is the VM {name} that host {host} has the right one? What other hosts have of it is stopped at once, and removed \

@@ -6,8 +6,8 @@ use crate::messages;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
-    AdminCertificate, AdminStanding, CheckView, ClaimView, EscrowView, GuardianView, HostView, ImageView,
-    JobKindView, JobView, Status, StepView, TemplateView, VmView,
+    AdminCertificate, AdminStanding, CheckView, ClaimView, EscrowView, GuardianView, HostView,
+    ImageView, JobKindView, JobView, Status, StepView, TemplateView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::change::ChangeKind;
@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
-pub(crate) use vms::{secure_boot, tpm_versions, tpms, vm, vms};
+pub(crate) use vms::{kept_tpms, secure_boot, tpm_versions, tpms, vm, vms};
 
 /// What stands where there is nothing.
 const NONE: &str = "-";

@@ -501,6 +501,13 @@ impl Agent {
         }
     }
 
+    /// Removes what the host keeps of the TPMs of a VM that was deleted.
+    pub(crate) async fn delete_history(&self, vm: VmId) -> Result<(), Failure> {
+        let path = agent::VM_HISTORY.replace("{id}", &vm.to_string());
+        let answer = self.client.request(Method::DELETE, &path).send().await;
+        answer.map(drop).map_err(|error| self.failed(&error))
+    }
+
     pub(crate) async fn has_image(&self, sha256: &str) -> Result<bool, Failure> {
         let path = agent::IMAGE.replace("{sha256}", sha256);
         match self.client.request(Method::GET, &path).send().await {

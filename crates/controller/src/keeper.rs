@@ -131,6 +131,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
             );
         }
     }
+    forget_histories(world, tried).await;
     let disputes = Disputes::now(world);
     for vm in world.inventory.vms() {
         let mut guardians: Vec<_> = vm.roll_due().cloned().collect();
@@ -157,6 +158,35 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
                 guardians,
             };
             log_submission(app.submit::<GuardianRevoke>(&input, KEEPER).await, &vm.host);
+        }
+    }
+}
+
+/// A VM that was deleted for good leaves nothing of its TPM behind, on hosts that had it before either.
+async fn forget_histories(world: &World, tried: &mut BTreeMap<String, Tried>) {
+    for host in world.hosts.all() {
+        let seen = world.inventory.seen(&host.name);
+        let Some(facts) = seen.facts.filter(|_| seen.online) else {
+            continue;
+        };
+        let deleted = facts.histories.iter().copied().filter(|vm| {
+            let free = world.holders.of(*vm).is_none();
+            world.escrow.is_forgotten(*vm) && free && world.inventory.hosts_with(*vm).is_empty()
+        });
+        for vm in deleted {
+            if !pause_over(tried, format!("history/{}/{vm}", host.name), TRY_AGAIN) {
+                continue;
+            }
+            let asked = async { world.agents.of(&host.name)?.delete_history(vm).await };
+            match asked.await {
+                Ok(()) => {
+                    tracing::info!(%vm, host = %host.name, "the history of a deleted VM is gone")
+                }
+                Err(failure) => tracing::warn!(
+                    %vm, host = %host.name, what = failure.what, because = failure.because,
+                    "the history of a deleted VM stays"
+                ),
+            }
         }
     }
 }

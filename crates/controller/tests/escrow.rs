@@ -360,3 +360,76 @@ async fn a_host_that_has_much_to_report_is_online() {
     };
     controller.wait("all of its VMs", all).await;
 }
+
+/// A host keeps, in its history, what a VM had there. When the VM is deleted for good, that goes too, on whatever host.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_deleted_vms_tpm_stays_on_a_host_that_had_it_before() {
+    let (controller, a, b, id) = with_a_copy().await;
+    let other = VmId(Uuid::from_u128(5));
+    let keeps = |agent: &FakeAgent| agent.look(|inner| inner.facts.histories.clone());
+    for agent in [&a, &b] {
+        agent.look(|inner| {
+            inner.facts.histories = vec![id, other];
+            inner.tell_facts();
+        });
+    }
+    // one of them is away when the VM is deleted
+    b.cut();
+    controller.wait_online(&b.host, false).await;
+    controller
+        .done(Method::DELETE, "/v1/vms/web", &json!({}))
+        .await;
+    let gone = async || keeps(&a) == [other];
+    controller.wait("a's history to go", gone).await;
+    b.comes_back().await;
+    let gone = async || keeps(&b) == [other];
+    controller.wait("b's history to go", gone).await;
+    assert_eq!(keeps(&a), [other], "of a VM that nobody deleted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kept_tpm_of_a_deleted_vm_is_listed_and_removed_by_its_id() {
+    let (controller, a, _b, id) = with_a_copy().await;
+    let kept = async || -> Vec<TpmVersion> { controller.get("/v1/kept-tpms").await };
+    assert_eq!(kept().await, [], "its VM is there");
+    let there = format!("/v1/kept-tpms/{id}");
+    let refusal = controller.refusal(Method::DELETE, &there, &json!({})).await;
+    assert_eq!(refusal.code, ErrorCode::VmStateWrong, "{refusal:?}");
+
+    let keep = "/v1/vms/web?keep_tpm_state=true";
+    controller.done(Method::DELETE, keep, &json!({})).await;
+    a.look(|inner| {
+        inner.facts.histories = vec![id];
+        inner.tell_facts();
+    });
+    // Its name is used again, by a VM that has nothing to do with it.
+    let body = json!({ "name": "web", "host": "a", "tpm": false });
+    controller.done(Method::POST, "/v1/vms", &body).await;
+    let listed = kept().await;
+    assert_eq!(listed.len(), 1, "{listed:#?}");
+    assert_eq!((listed[0].vm, listed[0].why), (id, VersionReason::Deleted));
+    let reported = async || {
+        let host: Value = controller.get("/v1/hosts/a").await;
+        host["facts"]["histories"][0] == id.to_string()
+    };
+    controller.wait("the report", reported).await;
+    assert_eq!(
+        a.look(|inner| inner.facts.histories.len()),
+        1,
+        "it was kept by choice"
+    );
+
+    for wrong in ["web", "00000000-0000-0000-0000-000000000009"] {
+        let path = format!("/v1/kept-tpms/{wrong}");
+        controller.refusal(Method::DELETE, &path, &json!({})).await;
+    }
+    controller
+        .local
+        .request(Method::DELETE, &there)
+        .send()
+        .await
+        .expect("forgotten");
+    assert_eq!(kept().await, []);
+    let gone = async || a.look(|inner| inner.facts.histories.is_empty());
+    controller.wait("the host's history to go", gone).await;
+}

@@ -68,6 +68,8 @@ pub enum AuditAction {
     RemoveHost,
     /// Controller: somebody said which of several hosts that claim a VM is right.
     SettleVm,
+    /// Controller: somebody removed all that was kept of the TPM of a VM that is not there any more.
+    ForgetTpm,
     /// Controller: somebody started a job.
     SubmitJob,
     /// Controller: somebody cancelled a job.

@@ -5,7 +5,7 @@ use crate::change::ChangeStep;
 use crate::guardian::GuardianFacts;
 use crate::network::NetworkFacts;
 use crate::spec::VmSpec;
-use crate::{ByteSize, GroupName, HostName, NetworkName, PoolName};
+use crate::{ByteSize, GroupName, HostName, NetworkName, PoolName, VmId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -280,6 +280,9 @@ pub struct HostFacts {
     /// What its last boot brings back; none when nothing was to come back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootFacts>,
+    /// VMs of which it keeps a TPM in its history, whether they are still there or not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub histories: Vec<VmId>,
     /// The versions that its agent knows.
     #[serde(default)]
     pub formats: Formats,

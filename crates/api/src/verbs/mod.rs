@@ -156,6 +156,8 @@ verbs! {
     tpm_restore::TpmRestore,
     tpm_roll::TpmRoll,
     tpm_history::TpmHistory,
+    tpm_kept::TpmKept,
+    tpm_forget::TpmForget,
     secure_boot_status::SecureBootStatus,
     secure_boot_enroll::SecureBootEnroll,
     secure_boot_restore::SecureBootRestore,

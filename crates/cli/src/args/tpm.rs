@@ -34,6 +34,16 @@ pub enum TpmCommand {
     },
     /// Lists the kept versions of a VM's TPM
     History { name: VmName },
+    /// Lists the TPMs that are kept of VMs which are not there any more
+    ///
+    /// Such a VM was deleted with --keep-tpm-state, or its host is lost. `vm recover ID` rebuilds it from its disks and this
+    /// TPM.
+    Kept,
+    /// Removes all that is kept of the TPM of a VM that is not there any more
+    Forget {
+        /// The VM's id, as `tpm kept` shows it
+        id: String,
+    },
 }
 
 #[derive(Debug, Args)]

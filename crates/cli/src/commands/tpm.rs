@@ -15,7 +15,7 @@ use fleetward_api::bulk::{
     BulkRequest, How, Matching, Plan, Question, Selection, Target, VmAction,
 };
 use fleetward_api::controller::{TpmRequest, VmQuery, VmView};
-use fleetward_api::verbs::{TpmHistory, VmBulk, VmList, VmShow};
+use fleetward_api::verbs::{TpmForget, TpmHistory, TpmKept, VmBulk, VmList, VmShow};
 use fleetward_model::{ErrorCode, Failure, VmName};
 
 pub(super) async fn run(context: &Context, command: TpmCommand) -> Result<Exit, Stop> {
@@ -36,6 +36,26 @@ pub(super) async fn run(context: &Context, command: TpmCommand) -> Result<Exit, 
         TpmCommand::Status { names } => {
             let vms = named(context, names).await?;
             context.output.document(&vms, || table::tpms(&vms))?;
+            Ok(Exit::Done)
+        }
+        TpmCommand::Kept => {
+            let kept = context.controller.call::<TpmKept>([], &()).await?;
+            context.output.document(&kept, || table::kept_tpms(&kept))?;
+            Ok(Exit::Done)
+        }
+        TpmCommand::Forget { id } => {
+            let kept = context.controller.call::<TpmKept>([], &()).await?;
+            let named = kept.iter().find(|version| version.vm.to_string() == id);
+            let name = named.map_or_else(|| id.clone(), |version| version.vm_name.to_string());
+            confirm(context.yes, &messages::confirm_forget(&name))?;
+            context
+                .controller
+                .call::<TpmForget>([id.as_str()], &())
+                .await?;
+            let done = serde_json::json!({ "vm": id, "forgotten": true });
+            context
+                .output
+                .success(&done, || messages::forgotten(&name))?;
             Ok(Exit::Done)
         }
         TpmCommand::History { name } => {

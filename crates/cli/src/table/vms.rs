@@ -153,6 +153,21 @@ pub(crate) fn tpm_versions(versions: &[TpmVersion]) -> String {
     table.text()
 }
 
+pub(crate) fn kept_tpms(kept: &[TpmVersion]) -> String {
+    let mut table = Rows::new(&["NAME", ">VERSION", "MADE", "WHY", "HOST", "ID"]);
+    for version in kept {
+        table.add([
+            version.vm_name.to_string(),
+            version.version.to_string(),
+            moment(version.made),
+            version.why.to_string(),
+            version.host.to_string(),
+            version.vm.to_string(),
+        ]);
+    }
+    table.text()
+}
+
 pub(crate) fn vm(vm: &VmView) -> String {
     let mut sheet = Sheet::default();
     sheet.add("Name", &vm.name);

@@ -16,6 +16,7 @@
 //! The controller cannot open a version: the states are encrypted, and the keys are in key protectors.
 
 mod blob;
+mod forgotten;
 pub(crate) mod keeper;
 pub(crate) mod pull;
 pub(crate) mod retention;
@@ -30,7 +31,7 @@ use fleetward_store::{Guard, Store, StoreExt, Txn};
 use retention::Retention;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use time::OffsetDateTime;
@@ -69,6 +70,8 @@ struct Known {
     lost: HashMap<VmId, u64>,
     /// Why the newest try to take a copy failed, for `vm show`.
     missed: HashMap<VmId, Failure>,
+    /// As under [`forgotten::FORGOTTEN`].
+    forgotten: BTreeSet<VmId>,
 }
 
 /// All kept versions.
@@ -105,6 +108,7 @@ impl Escrow {
                 known.lost.insert(vm, found.value);
             }
         }
+        known.forgotten = forgotten::read(&*store).await?;
         for (vm, file) in blobs.list().await? {
             let versions = known.versions.entry(vm).or_default();
             if versions.values().any(|indexed| indexed.file == file) {
@@ -234,6 +238,7 @@ impl Escrow {
             spec_sha256,
         };
         self.index(&indexed).await?;
+        self.remember(bundle.vm).await?;
         // What the new one makes superfluous, now that it is safe. That it stays does no harm.
         if let Err(failure) = self
             .apply_retention(bundle.vm, OffsetDateTime::now_utc())
@@ -499,9 +504,13 @@ impl Escrow {
             self.drop_version(&indexed).await?;
         }
         self.blobs.remove_vm(vm).await?;
-        let gone = self.store.commit(Txn::new().delete(format!("{LOST}{vm}")));
+        let txn = Txn::new()
+            .delete(format!("{LOST}{vm}"))
+            .put(forgotten::key(vm), "");
+        let gone = self.store.commit(txn);
         let _ = gone.await.map_err(|error| crate::store_failure(&error))?;
         let mut known = self.write();
+        known.forgotten.insert(vm);
         known.versions.remove(&vm);
         known.lost.remove(&vm);
         known.missed.remove(&vm);

@@ -4,6 +4,8 @@ use super::Answer;
 use super::actions::act;
 use super::body::Asked;
 use crate::app::App;
+use crate::audit::Act;
+use crate::world::World;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -11,6 +13,9 @@ use fleetward_api::bulk::VmAction;
 use fleetward_api::tpm::TpmVersion;
 use fleetward_api::verbs;
 use fleetward_link::Peer;
+use fleetward_model::audit::AuditAction;
+use fleetward_model::{ErrorCode, Failure, VmId};
+use http::StatusCode;
 
 serves! {
     TpmEnable => tpm_enable,
@@ -18,6 +23,8 @@ serves! {
     TpmRestore => tpm_restore,
     TpmRoll => tpm_roll,
     TpmHistory => tpm_history,
+    TpmKept => tpm_kept,
+    TpmForget => tpm_forget,
 }
 
 async fn tpm_enable(
@@ -74,4 +81,52 @@ async fn tpm_history(
             ))
         }
     }
+}
+
+async fn tpm_kept(State(app): State<App>) -> Json<Vec<TpmVersion>> {
+    let world = &app.world;
+    Json(world.escrow.without_vm(|vm| is_there(world, vm)))
+}
+
+/// Whether a host has the VM, or had it when it was last heard, or a job works on it.
+fn is_there(world: &World, vm: VmId) -> bool {
+    world.inventory.vm(vm).is_some() || world.holders.of(vm).is_some()
+}
+
+async fn tpm_forget(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+) -> Answer<StatusCode> {
+    let world = &app.world;
+    let id: VmId = vm.parse().map_err(|error| {
+        Failure::new(ErrorCode::InvalidArgument, format!("{vm} is no VM's id"))
+            .because(error)
+            .fix("fleetward tpm kept -o json shows the ids; a name may be another VM's by now")
+    })?;
+    if is_there(world, id) {
+        let what = format!("VM {id} is still there, so its copies are kept");
+        return Err(Failure::new(ErrorCode::VmStateWrong, what)
+            .fix(format!("fleetward vm show {id}"))
+            .into());
+    }
+    let Some(newest) = world.escrow.newest(id) else {
+        let what = format!("nothing is kept of a VM {id}");
+        return Err(Failure::new(ErrorCode::VmNotFound, what)
+            .fix("fleetward tpm kept")
+            .into());
+    };
+    let reason = format!(
+        "TPM of VM {}, which was on host {}",
+        newest.vm_name, newest.host
+    );
+    app.record(Act {
+        vm: Some(id),
+        ..Act::new(&peer, AuditAction::ForgetTpm, reason)
+    })
+    .await?;
+    world.escrow.forget(id).await?;
+    // Hosts that keep something of it are asked to remove it.
+    world.inventory.touch();
+    Ok(StatusCode::NO_CONTENT)
 }

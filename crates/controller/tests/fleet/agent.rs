@@ -7,7 +7,7 @@ mod endpoints;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use fleetward_api::agent as api_agent;
 use fleetward_api::agent::operation::{self, Operation, OperationResult, SourceState};
@@ -49,9 +49,9 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use conversion::FakeConversion;
 use conversion::{convert, converter};
 use endpoints::{
-    ask_for_certificate, audit, certificate, copy, delete_image, delete_seed, events, image,
-    operate, put_certificate, put_image, put_seed, question, refuse_certificates, seed, tpm, vm,
-    witness,
+    ask_for_certificate, audit, certificate, copy, delete_history, delete_image, delete_seed,
+    events, image, operate, put_certificate, put_image, put_seed, question, refuse_certificates,
+    seed, tpm, vm, witness,
 };
 
 /// A VM's whole state on one host.
@@ -289,6 +289,7 @@ impl FakeAgent {
             .route("/v1/questions", post(question))
             .route("/v1/vms/{id}", get(vm))
             .route(api_agent::VM_TPM, get(tpm))
+            .route(api_agent::VM_HISTORY, delete(delete_history))
             .route(
                 api_agent::VM_SEED,
                 get(seed).put(put_seed).delete(delete_seed),
@@ -928,6 +929,7 @@ fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) -> HostFact
         clock: OffsetDateTime::now_utc(),
         tpm_pool: 4,
         boot: None,
+        histories: Vec::new(),
         formats: Formats::KNOWN,
         warnings: Vec::new(),
     }

@@ -71,6 +71,7 @@ pub(crate) fn facts(host: &str) -> HostFacts {
         clock: NOW,
         tpm_pool: 4,
         boot: None,
+        histories: Vec::new(),
         formats: Formats::KNOWN,
         warnings: Vec::new(),
     }

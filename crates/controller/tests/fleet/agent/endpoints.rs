@@ -268,6 +268,16 @@ pub(super) async fn put_seed(
     http::StatusCode::NO_CONTENT
 }
 
+pub(super) async fn delete_history(
+    State(inner): State<Shared>,
+    Path(vm): Path<VmId>,
+) -> http::StatusCode {
+    let mut inner = inner.lock().expect("lock");
+    inner.facts.histories.retain(|kept| *kept != vm);
+    inner.tell_facts();
+    http::StatusCode::NO_CONTENT
+}
+
 pub(super) async fn delete_seed(
     State(inner): State<Shared>,
     Path(vm): Path<VmId>,
