@@ -14,7 +14,7 @@ use fleetward_hypervisor::{DomainState, StopReason};
 use fleetward_link::Identity;
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::Formats;
-use fleetward_model::vm::{NewerSpec, StoppedBy, VmReport, VmState, protector_sha256};
+use fleetward_model::vm::{NewerSpec, StoppedBy, VmMetadata, VmReport, VmState, protector_sha256};
 use fleetward_model::{ErrorCode, Failure, VmId};
 use support::{Fleet, Job, Node, create_running, record_of, refusal, spec};
 
@@ -637,6 +637,29 @@ async fn another_vms_key_protector_is_never_put_on_a_vm() {
     };
     let refused = Job::new(first.id, 2).on(&node, garbage).await;
     assert_eq!(code(refused), ErrorCode::KeyProtectorUnreadable);
+}
+
+/// Switching a TPM off is one way out of a damaged key protector. It comes back with the last good one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_with_a_damaged_key_protector_is_switched_off_and_on_again() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, metadata) = create_running(&fleet, &node, "vm1").await;
+    let good = metadata.key_protector.clone();
+    let damaged = VmMetadata {
+        key_protector: Some("AAAA".into()),
+        ..metadata
+    };
+    let stopped = DomainState::Stopped(StopReason::Ordinary);
+    node.fake.define_as_it_was(damaged, stopped);
+    let job = Job::new(spec.id, 2);
+    let start = job.on(&node, operation::Start {}).await;
+    assert_eq!(code(start), ErrorCode::KeyProtectorUnreadable);
+    job.on(&node, operation::DetachTpm {}).await.unwrap();
+    job.on(&node, operation::AttachTpm {}).await.unwrap();
+    let now = node.detail(spec.id).await.unwrap().vm.metadata.unwrap();
+    assert_eq!(now.key_protector, good);
+    job.on(&node, operation::Start {}).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

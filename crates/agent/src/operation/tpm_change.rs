@@ -94,8 +94,13 @@ impl Task<'_> {
         {
             // Attaching it again needs the protector that is in use, not an older one.
             let der = STANDARD.decode(text).unwrap_or_default();
-            parse_protector_der(&der, self.vm)?;
-            self.record.keep_protector(&der)?;
+            match parse_protector_der(&der, self.vm) {
+                Ok(_) => self.record.keep_protector(&der)?,
+                // Whoever switches a TPM off may do so because of this; the last good one stays in the record.
+                Err(damaged) => {
+                    tracing::warn!(vm = %self.vm, because = damaged.failure.because, "the key protector is damaged");
+                }
+            }
             if let Some(ek) = metadata
                 .ek_certificate
                 .as_deref()

@@ -385,11 +385,14 @@ fn named(world: &World, job: &Job, failure: &Failure) -> Failure {
     failure
 }
 
-/// What brings the TPM of a VM back whose state is gone or does not open, where the controller has a copy.
+/// What brings the TPM of a VM back whose state or key protector is gone or does not open, where the controller has a copy.
 fn restore(world: &World, vm: VmId, name: &str, code: ErrorCode) -> Option<String> {
     let cured = matches!(
         code,
-        ErrorCode::TpmStateMissing | ErrorCode::TpmStateDamaged | ErrorCode::TpmStateUnreadable
+        ErrorCode::TpmStateMissing
+            | ErrorCode::TpmStateDamaged
+            | ErrorCode::TpmStateUnreadable
+            | ErrorCode::KeyProtectorUnreadable
     );
     let newest = world.escrow.newest(vm).filter(|_| cured)?;
     Some(format!(
