@@ -253,8 +253,11 @@ impl Keyring {
             .collect()
     }
 
-    /// Whether a VM's key protector opens here. Opens it to find out; the key is wiped at once.
-    pub(crate) fn can_open(&self, protector: Option<&str>, vm: VmId, purpose: &Purpose) -> CanOpen {
+    /// Whether a VM's key protector opens here.
+    ///
+    /// No key is used for the answer, so it leaves no record: the owner's signature says that nothing was changed, and the
+    /// recipients for whom it is. Whoever may only look can ask as often as they like.
+    pub(crate) fn can_open(&self, protector: Option<&str>, vm: VmId) -> CanOpen {
         let Some(text) = protector else {
             return CanOpen::Unreadable {
                 because: "the VM has a TPM but no key protector".into(),
@@ -265,12 +268,13 @@ impl Keyring {
             Ok(protector) => protector,
             Err(error) => return unreadable(chain(&error)),
         };
-        match self.open_protector(&protector, vm, purpose) {
-            Ok(_) => CanOpen::Yes,
-            Err(Trouble { failure, .. }) if failure.code == ErrorCode::KeyNotGranted => {
-                CanOpen::NotGranted
-            }
-            Err(Trouble { failure, .. }) => unreadable(failure.because),
+        let inspection = protector.inspect();
+        if inspection.binding.vm_id != vm {
+            return unreadable(format!("it is the one of VM {}", inspection.binding.vm_id));
+        }
+        match self.loaded().opener(inspection) {
+            Some(_) => CanOpen::Yes,
+            None => CanOpen::NotGranted,
         }
     }
 

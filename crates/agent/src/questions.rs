@@ -4,7 +4,6 @@
 use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
-use crate::keyring::Purpose;
 use crate::observe;
 use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, VmDetail};
 use fleetward_hypervisor::CpuVerdict;
@@ -30,11 +29,7 @@ pub(crate) async fn answer(host: &Host, question: &Question) -> Result<IncomingA
         uuid_taken: taken(&|domain| domain.id == spec.id),
         name_taken: taken(&|domain| domain.name == spec.name && domain.id != spec.id),
         cpu_problem,
-        can_open: can_open(
-            host,
-            &question.metadata,
-            "a check whether the VM can come here",
-        ),
+        can_open: can_open(host, &question.metadata),
     })
 }
 
@@ -49,9 +44,7 @@ pub(crate) async fn detail(host: &Host, vm: VmId) -> Result<VmDetail> {
         .await
         .attempt(|| format!("looking at VM {vm}"))?;
     let can_open = match &observed.metadata {
-        Some(metadata) if domain.tpm => {
-            can_open(host, metadata, "a check whether the VM can start")
-        }
+        Some(metadata) if domain.tpm => can_open(host, metadata),
         Some(_) | None => CanOpen::NoTpm,
     };
     Ok(VmDetail {
@@ -67,18 +60,10 @@ pub(crate) fn not_here(host: &Host, vm: VmId) -> Trouble {
         .into()
 }
 
-fn can_open(host: &Host, metadata: &VmMetadata, reason: &str) -> CanOpen {
+fn can_open(host: &Host, metadata: &VmMetadata) -> CanOpen {
     if !metadata.spec.tpm {
         return CanOpen::NoTpm;
     }
-    let purpose = Purpose {
-        actor: "controller".into(),
-        reason: reason.to_owned(),
-        job: None,
-    };
-    host.keyring.can_open(
-        metadata.key_protector.as_deref(),
-        metadata.spec.id,
-        &purpose,
-    )
+    host.keyring
+        .can_open(metadata.key_protector.as_deref(), metadata.spec.id)
 }

@@ -2,6 +2,7 @@
 
 use crate::exit::Stop;
 use crate::messages;
+use crate::plain;
 use fleetward_model::{ErrorCode, Failure};
 use std::io::{self, IsTerminal, Write};
 
@@ -23,7 +24,12 @@ pub(crate) fn confirm(yes: bool, question: &str) -> Result<(), Stop> {
         .into());
     }
     let mut stderr = io::stderr();
-    let _ = write!(stderr, "{question} {} ", messages::QUESTION_SUFFIX);
+    let _ = write!(
+        stderr,
+        "{} {} ",
+        plain::text(question),
+        messages::QUESTION_SUFFIX
+    );
     let _ = stderr.flush();
     let mut answer = String::new();
     stdin.read_line(&mut answer)?;

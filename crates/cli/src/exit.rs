@@ -1,6 +1,7 @@
 //! The end of a command: exit codes, and messages on stderr.
 
 use crate::messages;
+use crate::plain;
 use fleetward_api::following::goes_on;
 use fleetward_model::{Failure, JobId};
 use std::io::{self, Write};
@@ -75,5 +76,5 @@ pub(crate) fn report(result: Result<Exit, Stop>) -> ExitCode {
 
 /// One line or more on stderr. Where stderr is closed, nobody listens.
 pub(crate) fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", plain::text(text));
 }

@@ -26,6 +26,7 @@ mod fetch;
 mod interrupt;
 mod messages;
 mod output;
+mod plain;
 mod progress;
 pub mod reference;
 mod screen;

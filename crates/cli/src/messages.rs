@@ -3,6 +3,7 @@
 //!
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
+use crate::plain;
 use fleetward_api::controller::{
     AdminRevoked, AuditVerdict, ImageView, ImportStage, JobView, SettleAnswer, VmView,
 };
@@ -27,13 +28,25 @@ pub(crate) const QUESTION_SUFFIX: &str = "[y/N]";
 
 /// The three-line form of the contract, and what else was found where a check refused.
 pub(crate) fn failure(failure: &Failure) -> String {
-    let mut text = failure.to_string();
+    // What hosts say is part of it: a line feed in it makes no line of ours.
+    let line = |text: &str| plain::line(text).into_owned();
+    let mut text = Failure {
+        what: line(&failure.what),
+        because: line(&failure.because),
+        fix: line(&failure.fix),
+        ..failure.clone()
+    }
+    .to_string();
     let others = failure
         .findings
         .iter()
         .filter(|finding| finding.code != failure.code || finding.what != failure.because);
     for finding in others {
-        text.push_str(&format!("\n  also: {}: {}", finding.code, finding.what));
+        text.push_str(&format!(
+            "\n  also: {}: {}",
+            finding.code,
+            line(&finding.what)
+        ));
     }
     text
 }

@@ -1,6 +1,7 @@
 //! Prints results on stdout: one document, in the requested format. A closed stdout is an error value, never a panic.
 
 use crate::args::Format;
+use crate::plain;
 use serde::Serialize;
 use std::io::{self, Write};
 
@@ -23,7 +24,7 @@ impl Output {
 
     /// A text that has a form of its own.
     pub(crate) fn text(self, text: &str) -> io::Result<()> {
-        self.write(text.trim_end_matches('\n'))
+        self.write(plain::text(text).trim_end_matches('\n'))
     }
 
     /// Whether people read it.
@@ -38,7 +39,7 @@ impl Output {
         table: impl FnOnce() -> String,
     ) -> io::Result<()> {
         let text = match self.format {
-            Format::Table => table(),
+            Format::Table => plain::text(&table()).into_owned(),
             Format::Json => serde_json::to_string_pretty(value).map_err(io::Error::other)?,
             Format::Yaml => serde_norway::to_string(value).map_err(io::Error::other)?,
         };
@@ -60,7 +61,7 @@ impl Output {
     /// A line for people while the document is still to come.
     pub(crate) fn line(self, text: &str) -> io::Result<()> {
         match self.format {
-            Format::Table if !self.quiet => self.write(text),
+            Format::Table if !self.quiet => self.write(&plain::text(text)),
             _ => Ok(()),
         }
     }

@@ -1,6 +1,7 @@
 //! Progress on stderr: bars on a terminal, plain lines elsewhere, nothing when it should be quiet.
 
 use crate::exit::say;
+use crate::plain;
 use fleetward_api::controller::{JobState, JobView};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal};
@@ -39,7 +40,7 @@ impl Progress {
                 Self::Lines => Shown::Lines(Mutex::default()),
                 Self::Bars(bars) => {
                     let bar = bars.add(ProgressBar::new_spinner().with_style(spinner()));
-                    bar.set_prefix(name.to_owned());
+                    bar.set_prefix(plain::line(name).into_owned());
                     bar.enable_steady_tick(TICK);
                     Shown::Bar(bar)
                 }
@@ -106,7 +107,7 @@ impl Task {
                     Some(progress) => fill(bar, Counted::Bytes, progress.done, progress.total),
                     None => bar.set_style(spinner()),
                 }
-                bar.set_message(step);
+                bar.set_message(plain::line(&step).into_owned());
             }
         }
     }
@@ -118,7 +119,7 @@ impl Task {
             Shown::Lines(last) => self.line(last, &with_percent(text, percent(done, total))),
             Shown::Bar(bar) => {
                 fill(bar, counted, done, total);
-                bar.set_message(text.to_owned());
+                bar.set_message(plain::line(text).into_owned());
             }
         }
     }
@@ -127,7 +128,7 @@ impl Task {
         let mut last = last.lock().expect("nothing panics while holding it");
         if *last != text {
             text.clone_into(&mut last);
-            say(&format!("{}: {text}", self.name));
+            say(&plain::line(&format!("{}: {text}", self.name)));
         }
     }
 }

@@ -3,6 +3,7 @@
 mod vms;
 
 use crate::messages;
+use crate::plain;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
@@ -68,7 +69,7 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
         .flat_map(|host| host.warnings.iter().map(move |one| (&host.name, one)));
     for (n, (host, warning)) in warnings.enumerate() {
         text.push_str(if n == 0 { "\n\n" } else { "\n" });
-        text.push_str(&format!("{host}: {}", one_line(warning)));
+        text.push_str(&format!("{host}: {}", plain::line(warning)));
     }
     text
 }
@@ -134,7 +135,7 @@ pub(crate) fn host(host: &HostView) -> String {
                 ),
             );
             for off in &boot.off {
-                sheet.add(&format!("  {} stayed off", off.vm), visible(&off.because));
+                sheet.add(&format!("  {} stayed off", off.vm), &off.because);
             }
         }
         for pool in &facts.pools {
@@ -321,8 +322,12 @@ pub(crate) fn check_matrix(checks: &[CheckView]) -> String {
 fn explained(finding: &Finding, indent: &str) -> [String; 2] {
     let remark = if finding.blocking { "" } else { " (a remark)" };
     [
-        format!("{indent}{}{remark}: {}", finding.code, finding.what),
-        format!("{indent}  fix: {}", finding.fix),
+        format!(
+            "{indent}{}{remark}: {}",
+            finding.code,
+            plain::line(&finding.what)
+        ),
+        format!("{indent}  fix: {}", plain::line(&finding.fix)),
     ]
 }
 
@@ -620,7 +625,8 @@ impl Rows {
 
     fn add(&mut self, row: impl IntoIterator<Item = String>) {
         // A line feed in a foreign text must not break the row.
-        self.0.add_row(row.into_iter().map(|cell| one_line(&cell)));
+        self.0
+            .add_row(row.into_iter().map(|cell| plain::line(&cell).into_owned()));
     }
 
     fn text(self) -> String {
@@ -634,7 +640,8 @@ struct Sheet(Vec<Option<(String, String)>>);
 
 impl Sheet {
     fn add(&mut self, name: &str, value: impl std::fmt::Display) {
-        self.0.push(Some((name.to_owned(), value.to_string())));
+        let value = plain::line(&value.to_string()).into_owned();
+        self.0.push(Some((plain::line(name).into_owned(), value)));
     }
 
     fn blank(&mut self) {
@@ -669,17 +676,6 @@ fn count(number: usize) -> String {
     } else {
         number.to_string()
     }
-}
-
-/// A line feed in a foreign text must not make it look like another line of ours.
-fn one_line(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
-}
-
-/// A text that anybody may have written, on one line and without what a terminal would obey.
-fn visible(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { ' ' } else { c };
-    text.chars().map(shown).collect()
 }
 
 /// The first group of a uuid, or twelve digits of a digest: enough to name it to us again.

@@ -32,7 +32,8 @@ pub(crate) struct Audit {
     store: Arc<dyn Store>,
     /// The last record of each chain.
     last: Mutex<HashMap<HostName, AuditRecord>>,
-    broken: StdMutex<BTreeMap<HostName, String>>,
+    /// By the name of the chain: a host, or one that left, as `host@time`.
+    broken: StdMutex<BTreeMap<String, String>>,
     /// Which host has seen which record of the controller's own that is not here, and where they ended then.
     cut_off: StdMutex<BTreeSet<(HostName, u64, u64)>>,
 }
@@ -52,8 +53,8 @@ impl Audit {
         }
         let mut broken = BTreeMap::new();
         for (key, found) in store.list_json::<String>("audit-break/").await?.0 {
-            if let Some(Ok(host)) = key.strip_prefix("audit-break/").map(str::parse) {
-                broken.insert(host, found.value);
+            if let Some(chain) = key.strip_prefix("audit-break/") {
+                broken.insert(chain.to_owned(), found.value);
             }
         }
         Ok(Self {
@@ -125,7 +126,7 @@ impl Audit {
                     .store
                     .put_json(&format!("audit-break/{host}"), &why, Guard::Any)
                     .await?;
-                self.broken().insert(host.clone(), why);
+                self.broken().insert(host.to_string(), why);
                 return Ok(());
             }
             let _ = self
@@ -156,14 +157,18 @@ impl Audit {
         let noted = format!("{RETIRING}{host}");
         let _ = self.store.put_json(&noted, &former, Guard::Absent).await?;
         retire_noted(&*self.store, host).await?;
-        self.broken().remove(host);
+        // Its mark stays with the records.
+        let mark = self.broken().remove(host.as_str());
+        if let Some(why) = mark {
+            self.broken().insert(former, why);
+        }
         last.remove(host);
         Ok(())
     }
 
     /// Why the records of `host` are not trusted.
     pub(crate) fn break_of(&self, host: &HostName) -> Option<String> {
-        self.broken().get(host).cloned()
+        self.broken().get(host.as_str()).cloned()
     }
 
     /// Records of all hosts, oldest first.
@@ -242,10 +247,10 @@ impl Audit {
                 Some(here(name, Some(found.seq()), found.to_string()))
             })
             .collect();
-        for (host, why) in self.broken().iter() {
+        for (chain, why) in self.broken().iter() {
             breaks.push(AuditBreakView {
-                kept_by: host.to_string(),
-                ..here(host.as_str(), None, why.clone())
+                kept_by: chain.clone(),
+                ..here(chain, None, why.clone())
             });
         }
         // the end cut off is seen only by who remembers it
@@ -339,7 +344,7 @@ impl Audit {
         self.cut_off.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn broken(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostName, String>> {
+    fn broken(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -361,9 +366,12 @@ async fn retire_noted(store: &dyn Store, host: &HostName) -> Result<(), StoreErr
         }
         let _ = store.commit(txn).await?;
     }
-    let txn = Txn::new()
-        .delete(format!("audit-break/{host}"))
-        .delete(noted);
+    let mark = format!("audit-break/{host}");
+    let broken = store.get_json::<String>(&mark).await?;
+    let mut txn = Txn::new().delete(mark).delete(noted);
+    if let Some(broken) = broken {
+        txn = txn.put_json(format!("audit-break/{}", former.value), &broken.value)?;
+    }
     let _ = store.commit(txn).await?;
     Ok(())
 }
@@ -473,5 +481,28 @@ mod tests {
         let verdict = audit.verdict().await.expect("verdict");
         assert!(verdict.intact && verdict.records == 303, "{verdict:?}");
         assert_eq!(audit.position(&host).await, 0);
+    }
+
+    #[tokio::test]
+    async fn the_mark_of_a_broken_chain_outlives_its_host() {
+        let dir = tempfile::tempdir().expect("directory");
+        let open = || async {
+            let store = SqliteStore::open(dir.path().join("store.db")).await;
+            Audit::open(Arc::new(store.expect("store"))).await
+        };
+        let audit = open().await.expect("audit");
+        let host: HostName = "a".parse().expect("name");
+        let mut records = chain(&host, 3);
+        records[2].reason = "another".to_owned();
+        audit.take(&host, records).await.expect("taken");
+        assert!(audit.break_of(&host).is_some());
+        let left = OffsetDateTime::UNIX_EPOCH;
+        audit.retire(&host, left).await.expect("retired");
+        for audit in [audit, open().await.expect("audit anew")] {
+            assert_eq!(audit.break_of(&host), None, "a new machine begins anew");
+            let verdict = audit.verdict().await.expect("verdict");
+            let shown: Vec<_> = verdict.breaks.iter().map(|b| b.chain.as_str()).collect();
+            assert_eq!(shown, ["a@0"], "{verdict:?}");
+        }
     }
 }

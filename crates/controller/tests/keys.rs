@@ -335,3 +335,35 @@ async fn a_group_of_more_than_fifty_hosts_is_told_to_its_user() {
     assert_eq!(said, [true, true], "{checks}");
     assert!(checks.to_string().contains("GROUP_TOO_LARGE"), "{checks}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_cancelled_by_whom_its_own_verb_lets_in_and_by_nobody_else() {
+    let controller = Controller::start_with_manual_trust().await;
+    let _agents = (
+        controller.join("a", "default").await,
+        controller.join("b", "default").await,
+    );
+    let body = json!({"name": "web", "host": "a", "tpm": true});
+    let made = controller.done(Method::POST, "/v1/vms", &body).await;
+    let grant = json!({"vms": ["web"], "to": "b"});
+    let granted = controller
+        .done(Method::POST, "/v1/guardian-grants", &grant)
+        .await;
+    for (job, may) in [(made.id, Role::Operator), (granted.id, Role::Keeper)] {
+        for role in [Role::Viewer, Role::Operator, Role::Keeper, Role::Admin] {
+            let client = controller.admin(role.into_str(), role).await;
+            let path = format!("/v1/jobs/{job}/cancel");
+            let (status, refused) = failure(&client, Method::POST, &path, &json!({})).await;
+            let expected = match role == may || role == Role::Admin {
+                // It has ended; who asks got as far as that.
+                true => (409, ErrorCode::JobNotCancellable),
+                false => (403, ErrorCode::RoleMissing),
+            };
+            assert_eq!(
+                (status, refused.code),
+                expected,
+                "{role:?} {may:?}: {refused}"
+            );
+        }
+    }
+}

@@ -82,6 +82,10 @@ pub enum AuditAction {
     OpenScreen,
     /// Controller: a screen that somebody opened was closed, or ended.
     CloseScreen,
+    /// Controller: somebody opened the serial console of a VM.
+    OpenConsole,
+    /// Controller: a console that somebody opened was closed, or ended.
+    CloseConsole,
     /// Controller: somebody took a picture of the screen of a VM.
     TakeScreenshot,
     /// Controller: somebody typed into a VM. The record does not say what.

@@ -128,7 +128,7 @@ pub(crate) fn secure_boot(found: &[SecureBootView]) -> String {
     let mut text = table.text();
     let unread = found.iter().filter_map(|view| {
         let because = view.found.as_ref()?.because.as_ref()?;
-        Some(format!("{}: {}", view.name, visible(because)))
+        Some(format!("{}: {}", view.name, plain::line(because)))
     });
     for (n, line) in unread.enumerate() {
         text.push_str(if n == 0 { "\n\n" } else { "\n" });
@@ -213,7 +213,7 @@ pub(crate) fn vm(vm: &VmView) -> String {
         },
     );
     if !vm.description.is_empty() {
-        sheet.add("Description", visible(vm.description.as_str()));
+        sheet.add("Description", plain::line(vm.description.as_str()));
     }
     let next = |kind| vm.pending.iter().find(|pending| pending.change == kind);
     sheet.add(
@@ -244,7 +244,10 @@ pub(crate) fn vm(vm: &VmView) -> String {
         }
         (Some(AfterBoot::Off { because }), _) => sheet.add(
             "Autostart",
-            format!("it stayed off after its host's boot: {}", visible(because)),
+            format!(
+                "it stayed off after its host's boot: {}",
+                plain::line(because)
+            ),
         ),
         (None, true) => sheet.add("Autostart", "on"),
         (None, false) => {}
@@ -373,13 +376,13 @@ pub(crate) fn vm(vm: &VmView) -> String {
         sheet.add("Job", job);
     }
     if let Some(domain) = &vm.domain_name {
-        sheet.add("Domain", visible(domain));
+        sheet.add("Domain", plain::line(domain));
     }
     sheet.add("Created", moment_or_none(vm.created));
     sheet.add("Observed", moment(vm.observed));
     let mut text = sheet.text();
     for finding in &vm.findings {
-        let what = visible(&finding.what);
+        let what = plain::line(&finding.what);
         text.push_str(&format!(
             "\n\n{}: {what}\n  fix: {}",
             finding.code, finding.fix
@@ -401,7 +404,7 @@ fn certificates_word(found: &SecureBootObserved) -> String {
         CertificateState::Custom => format!("of its owner's ({})", found.others),
         CertificateState::Off => "not enforced".to_owned(),
         CertificateState::Unreadable => match &found.because {
-            Some(because) => format!("unreadable: {}", visible(because)),
+            Some(because) => format!("unreadable: {}", plain::line(because)),
             None => "unreadable".to_owned(),
         },
     }
@@ -436,7 +439,7 @@ fn crash_word(crashes: Option<&Crashes>) -> String {
     };
     let (count, last) = (crashes.count, moment(crashes.last));
     match (&crashes.given_up, crashes.again) {
-        (Some(because), _) => format!("given up: {} (last crash {last})", visible(because)),
+        (Some(because), _) => format!("given up: {} (last crash {last})", plain::line(because)),
         (None, Some(again)) => format!("it is started again at {} (crashed {last})", moment(again)),
         (None, None) => format!("it was started again (crashes in an hour: {count}, last {last})"),
     }
@@ -448,7 +451,11 @@ fn guest_word(guest: &GuestObserved) -> String {
         return "no guest agent answers".to_owned();
     }
     let parts = [guest.host_name.as_deref(), guest.os.as_deref()];
-    let parts: Vec<String> = parts.into_iter().flatten().map(visible).collect();
+    let parts: Vec<String> = parts
+        .into_iter()
+        .flatten()
+        .map(|part| plain::line(part).into_owned())
+        .collect();
     match parts.is_empty() {
         true => "its agent answers".to_owned(),
         false => parts.join(", "),

@@ -3,11 +3,15 @@
 use super::Answer;
 use crate::admission::admit;
 use crate::app::App;
+use crate::audit::Act;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State};
 use axum::response::Response;
+use fleetward_link::Peer;
 use fleetward_link::client::UpgradedIo;
 use fleetward_model::admission::Request;
+use fleetward_model::audit::AuditAction;
+use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -19,6 +23,7 @@ const PIECE: usize = 16 * 1024;
 
 async fn vm_console(
     State(app): State<App>,
+    peer: Peer,
     Path(vm): Path<String>,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Answer<Response> {
@@ -33,7 +38,23 @@ async fn vm_console(
     admit(&app, &vm, Request::Console).await?;
     // asked first: what is wrong then is still an answer
     let agent = app.world.agents.of(&vm.host)?.console(vm.id).await?;
-    Ok(upgrade.on_upgrade(move |socket| bridge(socket, agent)))
+    // Written before anything flows: nobody looks into a VM without a trace.
+    let by = peer.to_string();
+    app.record(act(&vm, &by, AuditAction::OpenConsole)).await?;
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        bridge(socket, agent).await;
+        if let Err(error) = app.record(act(&vm, &by, AuditAction::CloseConsole)).await {
+            tracing::error!(vm = %vm.id, %error, "cannot record the end of a console");
+        }
+    }))
+}
+
+fn act(vm: &VmObserved, by: &str, action: AuditAction) -> Act {
+    let reason = format!("VM {} on host {}", vm.name, vm.host);
+    Act {
+        vm: Some(vm.id),
+        ..Act::new(by, action, reason)
+    }
 }
 
 /// Until either side ends.

@@ -3,7 +3,7 @@
 use super::body::Asked;
 use super::lines::lines;
 use super::page::Page;
-use super::{Answer, parsed, view};
+use super::{Answer, allowed, parsed, view};
 use crate::app::App;
 use crate::audit::Act;
 use crate::debts;
@@ -90,6 +90,8 @@ async fn job_cancel(
 ) -> Answer<StatusCode> {
     let id: JobId = parsed("job's id", &job)?;
     let by = peer.to_string();
+    // What may begin it may also end it, and nobody else.
+    allowed(&peer, work::role_of(&app.engine.get(id).await?))?;
     app.engine.cancel(id, &by).await?;
     let act = Act {
         job: Some(id),

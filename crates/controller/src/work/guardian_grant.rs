@@ -17,6 +17,7 @@ use crate::world::World;
 use fleetward_api::agent::{KeyRewrap, RewrapReason, operation};
 use fleetward_api::controller::{Outcome, VmOutcome};
 use fleetward_api::reports::GrantReport;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Data, Job, JobKind, JobState, Recourse, Step, StepContext, StepError, Steps, async_trait,
 };
@@ -170,6 +171,7 @@ impl JobKind for GuardianGrant {
 
 impl FleetJob for GuardianGrant {
     type Report = GrantReport;
+    const ACCESS: Access = <verbs::GuardianGrant as Verb>::ACCESS;
 
     fn target(input: &GrantInput) -> String {
         input.host.to_string()
@@ -501,6 +503,7 @@ impl JobKind for GuardianRewrap {
 
 impl FleetJob for GuardianRewrap {
     type Report = NoReport;
+    const ACCESS: Access = <verbs::GuardianGrant as Verb>::ACCESS;
 
     fn target(input: &BatchInput) -> String {
         input.host.to_string()

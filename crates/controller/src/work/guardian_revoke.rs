@@ -16,6 +16,7 @@ use crate::world::World;
 use fleetward_api::agent::{KeyRewrap, RewrapReason, operation};
 use fleetward_api::reports::RevokeReport;
 use fleetward_api::tpm::VersionReason;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -78,6 +79,7 @@ impl JobKind for GuardianRevoke {
 
 impl FleetJob for GuardianRevoke {
     type Report = RevokeReport;
+    const ACCESS: Access = <verbs::GuardianRevoke as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::Revoke);
     const WARNING_STEPS: &'static [&'static str] = &[KeepCopy::NAME];
 

@@ -17,6 +17,7 @@ use crate::world::World;
 use fleetward_api::agent::{GuardianChange, RewrapReason};
 use fleetward_api::controller::{Outcome, VmOutcome};
 use fleetward_api::reports::RotateReport;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, Debtor, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -59,6 +60,7 @@ impl JobKind for GuardianRotate {
 
 impl FleetJob for GuardianRotate {
     type Report = RotateReport;
+    const ACCESS: Access = <verbs::GuardianRotate as Verb>::ACCESS;
 
     fn target(input: &RotateInput) -> String {
         input.host.to_string()
@@ -93,6 +95,7 @@ impl JobKind for GuardianSettle {
 
 impl FleetJob for GuardianSettle {
     type Report = RotateReport;
+    const ACCESS: Access = <verbs::GuardianRotate as Verb>::ACCESS;
 
     fn target(input: &RotateInput) -> String {
         input.host.to_string()

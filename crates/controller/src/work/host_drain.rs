@@ -6,6 +6,7 @@ use crate::admission::Disputes;
 use crate::holders::Holder;
 use crate::world::World;
 use fleetward_api::reports::{DrainReport, DrainedVm};
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{Job, JobKind, JobState, Step, StepContext, StepError, Steps, async_trait};
 use fleetward_model::error::Finding;
 use fleetward_model::fit::Needs;
@@ -44,6 +45,7 @@ impl JobKind for HostDrain {
 
 impl FleetJob for HostDrain {
     type Report = DrainReport;
+    const ACCESS: Access = <verbs::HostDrain as Verb>::ACCESS;
 
     fn target(input: &DrainInput) -> String {
         input.host.to_string()

@@ -2,8 +2,10 @@
 //! admission read it here; nobody looks into a job's record by the name of its kind.
 
 use super::Reservation;
+use fleetward_api::verbs::Access;
 use fleetward_jobs::{Job, JobKind, StepState};
 use fleetward_model::admission::Request;
+use fleetward_model::role::Role;
 use fleetward_model::{HostName, VmId};
 use serde::{Deserialize, Serialize};
 use std::any::TypeId;
@@ -17,6 +19,9 @@ pub(crate) trait FleetJob: JobKind {
 
     /// The request of a person that it carries out on its VM: what else can be asked of the VM meanwhile follows from it.
     const REQUEST: Option<Request> = None;
+
+    /// Who may call the verb that makes such a job, and so may cancel one.
+    const ACCESS: Access;
 
     /// Steps whose output may hold a warning.
     const WARNING_STEPS: &'static [&'static str] = &[];
@@ -76,6 +81,7 @@ pub(super) struct Description {
     report: fn(&Job) -> Option<serde_json::Value>,
     schema: fn() -> Option<ReportSchema>,
     warning_steps: &'static [&'static str],
+    access: Access,
 }
 
 impl Description {
@@ -86,6 +92,17 @@ impl Description {
             report: report::<K>,
             schema: schema::<K>,
             warning_steps: K::WARNING_STEPS,
+            access: K::ACCESS,
+        }
+    }
+}
+
+impl Description {
+    const fn role(&self) -> Role {
+        match self.access {
+            Access::Role(role) => role,
+            // No person made it.
+            Access::JoinToken => Role::Admin,
         }
     }
 }
@@ -94,6 +111,11 @@ impl Description {
 pub(crate) fn about_job(job: &Job) -> About {
     let about = of(job).and_then(|kind| (kind.about)(job));
     about.unwrap_or_default()
+}
+
+/// The role that may cancel a job: that of its own verb. Of a kind that this version does not know, an administrator's.
+pub(crate) fn role_of(job: &Job) -> Role {
+    of(job).map_or(Role::Admin, |kind| kind.role())
 }
 
 /// What a job that is done reports.
@@ -172,4 +194,67 @@ fn about<K: FleetJob>(job: &Job) -> Option<About> {
 fn report<K: FleetJob>(job: &Job) -> Option<serde_json::Value> {
     let report = K::report(&input::<K>(job)?, job)?;
     serde_json::to_value(report).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who cancels a job of which kind. A kind that is new belongs into one of the lines.
+    #[test]
+    fn a_job_is_cancelled_by_whom_its_own_verb_lets_in() {
+        let of_operators = [
+            "vm-create",
+            "vm-start",
+            "vm-stop",
+            "vm-restart",
+            "vm-pause",
+            "vm-resume",
+            "vm-delete",
+            "vm-migrate",
+            "vm-migrate-stopped",
+            "host-drain",
+            "tpm-enable",
+            "tpm-disable",
+            "tpm-restore",
+            "tpm-roll",
+            "secure-boot-enroll",
+            "secure-boot-restore",
+            "vm-change",
+            "vm-clone",
+            "template-create",
+            "vm-recover",
+            "vm-supersede",
+        ];
+        let of_keepers = [
+            "guardian-grant",
+            "guardian-rewrap",
+            "guardian-revoke",
+            "guardian-rotate",
+            "guardian-settle",
+        ];
+        let expected = |name: &str| {
+            let roles = [
+                (Role::Operator, &of_operators[..]),
+                (Role::Keeper, &of_keepers),
+            ];
+            roles
+                .into_iter()
+                .find(|(_, kinds)| kinds.contains(&name))
+                .map(|(role, _)| role)
+        };
+        for kind in super::super::DESCRIPTIONS {
+            let role = kind.role();
+            assert_eq!(Some(role), expected(kind.name), "{}", kind.name);
+            assert!(!Role::Viewer.allows(role), "a viewer cancels nothing");
+            assert!(Role::Admin.allows(role));
+            let keeper = role == Role::Keeper;
+            assert_eq!(Role::Keeper.allows(role), keeper, "{}", kind.name);
+            assert_eq!(Role::Operator.allows(role), !keeper, "{}", kind.name);
+        }
+        assert_eq!(
+            super::super::DESCRIPTIONS.len(),
+            of_operators.len() + of_keepers.len()
+        );
+    }
 }

@@ -30,7 +30,8 @@ pub(crate) use guardian_rotate::{
 };
 pub(crate) use host_drain::{DrainInput, HostDrain, Planned as PlannedMove, plan as plan_drain};
 pub(crate) use kind::{
-    About, FleetJob, NoReport, ReportSchema, about_job, report_of, report_schemas, warnings_of,
+    About, FleetJob, NoReport, ReportSchema, about_job, report_of, report_schemas, role_of,
+    warnings_of,
 };
 pub(crate) use secure_boot::{SecureBootEnroll, SecureBootRestore};
 pub(crate) use take_escrow::TakeEscrow;

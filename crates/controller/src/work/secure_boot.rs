@@ -12,6 +12,7 @@ use super::{FleetJob, NoReport, TakeEscrow, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::tpm::VersionReason;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -45,6 +46,7 @@ impl JobKind for SecureBootEnroll {
 
 impl FleetJob for SecureBootEnroll {
     type Report = NoReport;
+    const ACCESS: Access = <verbs::SecureBootEnroll as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(request(CertificateChange::Enroll));
     const WARNING_STEPS: &'static [&'static str] =
         &[TakeEscrow::<TpmInput>::NAME, StartAgain::NAME];
@@ -82,6 +84,7 @@ impl JobKind for SecureBootRestore {
 
 impl FleetJob for SecureBootRestore {
     type Report = NoReport;
+    const ACCESS: Access = <verbs::SecureBootRestore as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(request(CertificateChange::Restore));
     const WARNING_STEPS: &'static [&'static str] =
         &[TakeEscrow::<TpmInput>::NAME, StartAgain::NAME];

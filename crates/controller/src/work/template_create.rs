@@ -13,6 +13,7 @@ use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::controller::{TemplateDisk, TemplateView};
 use fleetward_api::reports::TemplateReport;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -74,6 +75,7 @@ impl JobKind for TemplateCreate {
 
 impl FleetJob for TemplateCreate {
     type Report = TemplateReport;
+    const ACCESS: Access = <verbs::TemplateCreate as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::Template);
 
     fn target(input: &TemplateInput) -> String {

@@ -20,6 +20,7 @@ use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::TpmReport;
 use fleetward_api::tpm::VersionReason;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -107,6 +108,7 @@ impl JobKind for TpmEnable {
 
 impl FleetJob for TpmEnable {
     type Report = TpmReport;
+    const ACCESS: Access = <verbs::TpmEnable as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(request(TpmChange::Enable));
     const WARNING_STEPS: &'static [&'static str] =
         &[TakeEscrow::<TpmInput>::NAME, StartAgain::NAME];
@@ -149,6 +151,7 @@ impl JobKind for TpmDisable {
 
 impl FleetJob for TpmDisable {
     type Report = TpmReport;
+    const ACCESS: Access = <verbs::TpmDisable as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(request(TpmChange::Disable));
     const WARNING_STEPS: &'static [&'static str] =
         &[<LastCopy as Step<TpmInput>>::NAME, StartAgain::NAME];
@@ -191,6 +194,7 @@ impl JobKind for TpmRestore {
 
 impl FleetJob for TpmRestore {
     type Report = TpmReport;
+    const ACCESS: Access = <verbs::TpmRestore as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(request(TpmChange::Restore));
     const WARNING_STEPS: &'static [&'static str] = &[
         PrepareRestore::NAME,
@@ -236,6 +240,7 @@ impl JobKind for TpmRoll {
 
 impl FleetJob for TpmRoll {
     type Report = TpmReport;
+    const ACCESS: Access = <verbs::TpmRoll as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(request(TpmChange::Roll));
     const WARNING_STEPS: &'static [&'static str] =
         &[TakeEscrow::<TpmInput>::NAME, StartAgain::NAME];

@@ -19,6 +19,7 @@ use crate::world::World;
 use fleetward_api::agent::operation::{ChangeVm, DropVolumes};
 use fleetward_api::reports::ChangeReport;
 use fleetward_api::tpm::VersionReason;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -122,6 +123,7 @@ impl JobKind for VmChange {
 
 impl FleetJob for VmChange {
     type Report = ChangeReport;
+    const ACCESS: Access = <verbs::VmChange as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::Change);
     const WARNING_STEPS: &'static [&'static str] = &[
         <LastCopy as Step<ChangeInput>>::NAME,

@@ -13,6 +13,7 @@ use crate::networks::nic_locks;
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::CloneReport;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, Job, JobKind, JobState, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -86,6 +87,7 @@ impl JobKind for VmClone {
 
 impl FleetJob for VmClone {
     type Report = CloneReport;
+    const ACCESS: Access = <verbs::VmClone as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::Clone);
 
     fn target(input: &CloneInput) -> String {

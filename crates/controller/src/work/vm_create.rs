@@ -9,6 +9,7 @@ use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::CreateReport;
 use fleetward_api::tpm::VersionReason;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -73,6 +74,7 @@ impl JobKind for VmCreate {
 
 impl FleetJob for VmCreate {
     type Report = CreateReport;
+    const ACCESS: Access = <verbs::VmCreate as Verb>::ACCESS;
     const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<CreateInput>::NAME];
 
     fn target(input: &CreateInput) -> String {

@@ -6,6 +6,7 @@ use crate::debts::removal;
 use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::tpm::VersionReason;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{Absence, JobKind, Step, StepContext, StepError, Steps, async_trait};
 use fleetward_model::admission::{Answer, Request, answer};
 use fleetward_model::vm::VmSpec;
@@ -58,6 +59,7 @@ impl JobKind for VmDelete {
 
 impl FleetJob for VmDelete {
     type Report = NoReport;
+    const ACCESS: Access = <verbs::VmDelete as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::Delete);
     const WARNING_STEPS: &'static [&'static str] = &[KeepLast::NAME];
 

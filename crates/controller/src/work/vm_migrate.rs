@@ -21,6 +21,7 @@ use fleetward_api::agent::operation::{self, SourceState};
 use fleetward_api::agent::{IncomingDisk, KeyRewrap, Peer, RewrapReason};
 use fleetward_api::reports::MigrateReport;
 use fleetward_api::tpm::VersionReason;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -83,6 +84,7 @@ impl JobKind for VmMigrate {
 
 impl FleetJob for VmMigrate {
     type Report = MigrateReport;
+    const ACCESS: Access = <verbs::VmMigrate as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::MigrateLive);
     const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<MigrateInput>::NAME];
 
@@ -133,6 +135,7 @@ impl JobKind for VmMigrateStopped {
 
 impl FleetJob for VmMigrateStopped {
     type Report = MigrateReport;
+    const ACCESS: Access = <verbs::VmMigrate as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::MigrateOffline);
     const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<MigrateInput>::NAME];
 

@@ -3,6 +3,7 @@
 use super::{FleetJob, NoReport, OnVm, vm_locks};
 use crate::world::World;
 use fleetward_api::agent::operation;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -52,6 +53,7 @@ macro_rules! kind {
 
         impl FleetJob for $kind {
             type Report = NoReport;
+            const ACCESS: Access = <verbs::$kind as Verb>::ACCESS;
             const REQUEST: Option<Request> = Some($request);
 
             fn target(input: &PauseInput) -> String {

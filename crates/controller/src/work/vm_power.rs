@@ -5,6 +5,7 @@ use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::StopReport;
 use fleetward_api::tpm::VersionReason;
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -56,6 +57,7 @@ impl JobKind for VmStart {
 
 impl FleetJob for VmStart {
     type Report = NoReport;
+    const ACCESS: Access = <verbs::VmStart as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::Start);
 
     fn target(input: &StartInput) -> String {
@@ -178,6 +180,7 @@ impl JobKind for VmStop {
 
 impl FleetJob for VmStop {
     type Report = StopReport;
+    const ACCESS: Access = <verbs::VmStop as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::Stop);
     const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<StopInput>::NAME];
 
@@ -304,6 +307,7 @@ impl JobKind for VmRestart {
 
 impl FleetJob for VmRestart {
     type Report = StopReport;
+    const ACCESS: Access = <verbs::VmRestart as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::Restart { force: false });
     const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<RestartInput>::NAME];
 

@@ -18,6 +18,7 @@ use crate::world::World;
 use fleetward_api::agent::operation;
 use fleetward_api::reports::RecoverReport;
 use fleetward_api::tpm::{TpmVersion, VersionReason};
+use fleetward_api::verbs::{self, Access, Verb};
 use fleetward_jobs::{
     Absence, Job, JobKind, Step, StepContext, StepError, Steps, UndoStep, async_trait,
 };
@@ -88,6 +89,7 @@ impl JobKind for VmRecover {
 
 impl FleetJob for VmRecover {
     type Report = RecoverReport;
+    const ACCESS: Access = <verbs::VmRecover as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(Request::Recover);
     const WARNING_STEPS: &'static [&'static str] = &[TakeEscrow::<RecoverInput>::NAME];
 
@@ -306,6 +308,7 @@ impl JobKind for VmSupersede {
 
 impl FleetJob for VmSupersede {
     type Report = NoReport;
+    const ACCESS: Access = <verbs::VmRecover as Verb>::ACCESS;
 
     fn target(input: &SupersedeInput) -> String {
         input.name.to_string()

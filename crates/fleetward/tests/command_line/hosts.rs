@@ -73,3 +73,64 @@ fn a_host_that_leaves_tells_which_keys_its_guardian_still_opens() {
     let document: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(document["still_open"][guardian()], json!(["web"]));
 }
+
+/// Of a host's warnings, of a guest's name, and of an error.
+#[test]
+fn what_hosts_and_guests_say_is_printed_without_what_a_terminal_obeys() {
+    const EVIL: &str =
+        "web\u{1b}[2J\u{9b}1m\u{202e}txt\u{2066}\nerror[FALSE]: gone\n  fix: rm -rf /";
+    let harmless = |said: &str| {
+        let obeyed = |c: char| c.is_control() && c != '\n' || "\u{202e}\u{2066}".contains(c);
+        assert!(!said.contains(obeyed), "{said:?}");
+        for line in said.lines() {
+            assert!(!line.trim_start().starts_with("error[FALSE]"), "{said}");
+            assert!(!line.trim_start().starts_with("fix: rm"), "{said}");
+        }
+    };
+    let mut host = hosts()[0].clone();
+    host["warnings"] = json!([EVIL]);
+    let mut guest = vm("web", "a");
+    guest["domain_name"] = json!(EVIL);
+    guest["guest"] = json!({"agent": true, "host_name": EVIL, "os": EVIL, "nics": []});
+    let shown = host.clone();
+    let all = host.clone();
+    let failure = json!({"code": "VM_BUSY", "what": EVIL, "because": EVIL, "fix": "wait"});
+    let router = Router::new()
+        .route("/v1/hosts", get(async move || Json(json!([all]))))
+        .route("/v1/hosts/{host}", get(async move || Json(shown)))
+        .route(
+            "/v1/vms",
+            get({
+                let guest = guest.clone();
+                async move || Json(json!([guest]))
+            }),
+        )
+        .route("/v1/vms/{vm}", get(async move || Json(guest)))
+        .route(
+            "/v1/vms/{vm}/start",
+            post(async move || (StatusCode::CONFLICT, Json(failure))),
+        );
+    let fake = Fake::with(router);
+    for command in [
+        &["host", "show", "a"][..],
+        &["host", "list"],
+        &["vm", "show", "web"],
+        &["vm", "list"],
+        &["vm", "start", "web"],
+    ] {
+        let (_, out, err) = run(fake.fleetward(command));
+        assert!(
+            out.contains("web") || err.contains("web"),
+            "{command:?} {out} {err}"
+        );
+        harmless(&out);
+        harmless(&err);
+    }
+    let (_, out, _) = run(fake.fleetward(&["host", "show", "a", "-o", "json"]));
+    let document: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        document["warnings"], host["warnings"],
+        "programs get it as it is"
+    );
+    assert!(!out.contains('\u{1b}'));
+}
