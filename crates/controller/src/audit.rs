@@ -486,11 +486,9 @@ mod tests {
     #[tokio::test]
     async fn the_mark_of_a_broken_chain_outlives_its_host() {
         let dir = tempfile::tempdir().expect("directory");
-        let open = || async {
-            let store = SqliteStore::open(dir.path().join("store.db")).await;
-            Audit::open(Arc::new(store.expect("store"))).await
-        };
-        let audit = open().await.expect("audit");
+        let store = SqliteStore::open(dir.path().join("store.db")).await;
+        let store: Arc<dyn Store> = Arc::new(store.expect("store"));
+        let audit = Audit::open(store.clone()).await.expect("audit");
         let host: HostName = "a".parse().expect("name");
         let mut records = chain(&host, 3);
         records[2].reason = "another".to_owned();
@@ -498,7 +496,8 @@ mod tests {
         assert!(audit.break_of(&host).is_some());
         let left = OffsetDateTime::UNIX_EPOCH;
         audit.retire(&host, left).await.expect("retired");
-        for audit in [audit, open().await.expect("audit anew")] {
+        let anew = Audit::open(store).await.expect("audit anew");
+        for audit in [audit, anew] {
             assert_eq!(audit.break_of(&host), None, "a new machine begins anew");
             let verdict = audit.verdict().await.expect("verdict");
             let shown: Vec<_> = verdict.breaks.iter().map(|b| b.chain.as_str()).collect();
