@@ -286,8 +286,17 @@ pub enum HostCommand {
     },
     /// Ends a drain
     Resume { name: HostName },
-    /// Removes an empty host from the fleet
-    Remove { name: HostName },
+    /// Removes an empty host from the fleet; with --force any host, at once
+    Remove {
+        name: HostName,
+        /// Expels the host, whatever it has and says: its certificates are refused everywhere, its connections cut, its guardians lose
+        /// every key, and its VMs are lost until they are rebuilt with vm recover
+        #[arg(long)]
+        force: bool,
+        /// Shows what that would come to, and changes nothing
+        #[arg(long, requires = "force")]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,7 +5,8 @@
 
 use crate::plain;
 use fleetward_api::controller::{
-    AdminRevoked, AuditVerdict, ImageView, ImportStage, JobView, SettleAnswer, VmView,
+    AdminRevoked, AuditVerdict, ExpelAnswer, ImageView, ImportStage, JobView, RollWhen,
+    SettleAnswer, VmView,
 };
 use fleetward_model::certificate::Serial;
 use fleetward_model::change::{ChangeStep, DiskAct, DiskStep, DriveStep, Effect, PlannedStep};
@@ -449,6 +450,71 @@ pub(crate) fn keys_still_open(host: &HostName, guardian: &GuardianId, vms: &[&Vm
 
 pub(crate) const JOIN_HINT: &str =
     "On that machine, as root: fleetward-agent join, which asks for the token";
+
+pub(crate) fn confirm_expel(would: &ExpelAnswer) -> String {
+    format!(
+        "{}\nExpel host {} at once? This cannot be taken back",
+        host_would_be_expelled(would),
+        would.host
+    )
+}
+
+pub(crate) fn host_would_be_expelled(would: &ExpelAnswer) -> String {
+    let head = format!(
+        "host {} would be refused everywhere, with its guardians; its connections would be cut",
+        would.host
+    );
+    consequences(head, would)
+}
+
+pub(crate) fn host_expelled(done: &ExpelAnswer) -> String {
+    let head = format!(
+        "{} is expelled: refused everywhere, connections cut",
+        done.host
+    );
+    consequences(head, done)
+}
+
+fn consequences(head: String, answer: &ExpelAnswer) -> String {
+    let mut lines = vec![head];
+    for vm in &answer.lost {
+        let copy = match (vm.tpm, vm.copy) {
+            (false, _) => String::new(),
+            (true, Some(_)) => ", the controller has a copy of its TPM".to_owned(),
+            (true, None) => ", and the controller has NO copy of its TPM".to_owned(),
+        };
+        lines.push(format!(
+            "  lost: VM {name}{copy}: fleetward vm recover {name} rebuilds it on another host",
+            name = vm.name
+        ));
+    }
+    for key in &answer.keys {
+        let when = match key.roll {
+            RollWhen::AtOnce => "at once",
+            RollWhen::NextStop => {
+                "when it stops: until then the host, if it has opened it, knows it"
+            }
+            RollWhen::HostBack => "when its host answers",
+        };
+        lines.push(format!(
+            "  key of VM {} on host {}: rolled {when}",
+            key.name, key.host
+        ));
+    }
+    for guardian in &answer.imported {
+        lines.push(format!(
+            "  guardian {} was imported there, and keeps what it opens, because others may depend on it: fleetward guardian show {}",
+            guardian.short(),
+            guardian.short()
+        ));
+    }
+    for job in &answer.jobs {
+        lines.push(format!(
+            "  job {job} is cancelled; if it waits for the host: fleetward job give-up {job}"
+        ));
+    }
+    lines.join("\n")
+}
 
 pub(crate) const REJOIN_HINT: &str =
     "On that host, as root: fleetward-agent rejoin, which asks for the token";

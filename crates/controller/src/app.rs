@@ -6,6 +6,7 @@ use crate::bulks::Bulks;
 use crate::certificates;
 use crate::escrow::retention::Retention;
 use crate::escrow::{Escrow, keeper};
+use crate::expulsion::Expulsions;
 use crate::fleet::Fleet;
 use crate::holders::Holder;
 use crate::hosts::Hosts;
@@ -105,6 +106,7 @@ impl App {
                 .await
                 .context("cannot read the copies of TPMs")?,
             holders: Default::default(),
+            expulsions: Expulsions::open(data)?,
             trust,
             hosts,
             fleet,

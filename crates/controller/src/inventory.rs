@@ -373,6 +373,24 @@ impl Inventory {
             .store
             .commit(Txn::new().delete(format!("{FACTS}{host}")))
             .await?;
+        let superseded = self.superseded().into_iter();
+        for copy in superseded.filter(|copy| copy.host == *host) {
+            self.settle(host, copy.spec.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets one copy, on a host that left the fleet.
+    pub(crate) async fn forget_copy(&self, host: &HostName, vm: VmId) -> Result<(), StoreError> {
+        if let Some(seen) = self.write().hosts.get_mut(host) {
+            seen.remove(vm);
+        }
+        let txn = Txn::new()
+            .delete(vm_key(host, vm))
+            .delete(Superseded::key(host, vm));
+        let _ = self.store.commit(txn).await?;
+        self.write().superseded.remove(&(host.clone(), vm));
+        self.touch();
         Ok(())
     }
 

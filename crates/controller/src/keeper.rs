@@ -4,6 +4,7 @@
 //!   a host is online, and VMs of its group lack its guardian ──► guardian-grant     (not with manual trust)
 //!   VMs still depend on a guardian that was rotated away     ──► guardian-settle
 //!   a VM stopped whose key a revoked guardian knows          ──► guardian-revoke    (its roll)
+//!   a guardian of an expelled host opens a VM's key          ──► guardian-revoke    (and its roll)
 //!   a lost host is back, and its VM was rebuilt elsewhere    ──► vm-supersede
 //! ```
 //! The task stores no state: it compares the wanted state with the hosts' reports, so it continues after a restart. A
@@ -11,6 +12,7 @@
 
 use crate::admission::{Disputes, shown_state};
 use crate::app::App;
+use crate::expulsion::exposed;
 use crate::inventory::Superseded;
 use crate::work::{
     GrantInput, GuardianGrant, GuardianRevoke, GuardianSettle, RevokeInput, RotateInput,
@@ -132,6 +134,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
         }
     }
     forget_histories(world, tried).await;
+    take_from_expelled(app, tried).await;
     let disputes = Disputes::now(world);
     for vm in world.inventory.vms() {
         let mut guardians: Vec<_> = vm.roll_due().cloned().collect();
@@ -187,6 +190,38 @@ async fn forget_histories(world: &World, tried: &mut BTreeMap<String, Tried>) {
                     "the history of a deleted VM stays"
                 ),
             }
+        }
+    }
+}
+
+/// Guardians of hosts that were expelled lose every key that they open, whoever grants keys otherwise. A VM that runs keeps
+/// its key until it stops.
+async fn take_from_expelled(app: &App, tried: &mut BTreeMap<String, Tried>) {
+    let world = &app.world;
+    let expelled = world.expulsions.guardians();
+    if expelled.is_empty() {
+        return;
+    }
+    let disputes = Disputes::now(world);
+    for vm in world.inventory.vms() {
+        let guardians = exposed(&vm, &expelled);
+        let Some(from) = guardians.first().and_then(|first| expelled.get(first)) else {
+            continue;
+        };
+        let ready = answer(shown_state(world, &vm), Request::Revoke) == Answer::Accept
+            && vm.is_the_vm()
+            && disputes.refusal(&vm).is_none()
+            && world.inventory.seen(&vm.host).online
+            && world.holders.of(vm.id).is_none();
+        if ready && pause_over(tried, format!("expelled/{}", vm.id), TRY_AGAIN) {
+            let input = RevokeInput {
+                vm: vm.id,
+                name: vm.name.clone(),
+                host: vm.host.clone(),
+                from: format!("{from}, which was expelled"),
+                guardians,
+            };
+            log_submission(app.submit::<GuardianRevoke>(&input, KEEPER).await, &vm.host);
         }
     }
 }

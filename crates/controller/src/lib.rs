@@ -32,6 +32,7 @@ mod conversion;
 mod creation;
 mod debts;
 mod escrow;
+mod expulsion;
 mod fleet;
 mod holders;
 mod hosts;

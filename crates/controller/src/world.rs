@@ -3,6 +3,7 @@
 use crate::agents::Agents;
 use crate::audit::Audit;
 use crate::escrow::Escrow;
+use crate::expulsion::Expulsions;
 use crate::fleet::Fleet;
 use crate::holders::Holders;
 use crate::hosts::{HostRecord, Hosts};
@@ -31,6 +32,7 @@ pub(crate) struct World {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) hosts: Arc<Hosts>,
+    pub(crate) expulsions: Expulsions,
     pub(crate) inventory: Inventory,
     pub(crate) agents: Agents,
     pub(crate) images: Images,

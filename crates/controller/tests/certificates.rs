@@ -16,8 +16,8 @@ use base64::engine::general_purpose::STANDARD;
 use fleet::Controller;
 use fleet::agent::FakeAgent;
 use fleetward_api::controller::{
-    AdminCertificate, AdminRevoked, AdminStanding, HostView, RejoinReply, RejoinRequest, Role,
-    TokenView,
+    AdminCertificate, AdminRevoked, AdminStanding, ExpelAnswer, HostView, RejoinReply,
+    RejoinRequest, Role, RollWhen, TokenView, VmView,
 };
 use fleetward_link::{Client, ClientError, ClientTls, Identity, KeyRequest, LiveCredential};
 use fleetward_model::certificate::CertificateFacts;
@@ -338,4 +338,134 @@ async fn an_old_key_under_a_name_that_is_used_again_is_refused() {
                 .any(|w| w.contains("not good any more"))
         })
         .await;
+}
+
+/// The hosts whose own guardian opens the VM's key.
+async fn opens(controller: &Controller, vm: &str, agent: &FakeAgent) -> bool {
+    let vm: VmView = controller.get(&format!("/v1/vms/{vm}")).await;
+    let own = agent.look(|inner| inner.facts.guardians[0].id.clone());
+    vm.tpm.guardians.contains(&own)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expelled_host_that_keeps_talking_gets_nothing_and_loses_every_key() {
+    let controller = Controller::start().await;
+    let (a, b) = tokio::join!(
+        controller.join("a", "default"),
+        controller.join("b", "default")
+    );
+    for (name, host, start) in [("web", "a", true), ("db", "b", true), ("off", "b", false)] {
+        let body = json!({ "name": name, "host": host, "start": start });
+        controller.done(Method::POST, "/v1/vms", &body).await;
+        let both =
+            async || opens(&controller, name, &a).await && opens(&controller, name, &b).await;
+        controller.wait("both to open it", both).await;
+    }
+    let refused = controller.refusal(Method::DELETE, "/v1/hosts/a", &()).await;
+    assert_eq!(refused.code, ErrorCode::HostNotEmpty, "{refused}");
+
+    let path = "/v1/hosts/a/expel";
+    let would: ExpelAnswer = controller.post(&format!("{path}?dry_run=true"), &()).await;
+    let names: Vec<_> = would.lost.iter().map(|vm| vm.name.as_str()).collect();
+    assert_eq!(names, ["web"]);
+    let keys: Vec<_> = would
+        .keys
+        .iter()
+        .map(|key| (key.name.as_str(), key.roll))
+        .collect();
+    assert_eq!(
+        keys,
+        [("db", RollWhen::NextStop), ("off", RollWhen::AtOnce)]
+    );
+    assert!(
+        gets_in(&controller, a.credential.clone(), &b).await,
+        "a dry run"
+    );
+
+    // A connection that the host holds open to the other one, as a tunnel is.
+    let to_b = {
+        let tls = ClientTls::member(a.credential.clone(), controller.trust(), host("b"));
+        Client::tls(b.address.to_string(), tls)
+    };
+    let stream = to_b
+        .request(Method::GET, "/v1/events")
+        .send()
+        .await
+        .expect("open");
+    let mut lines = stream.lines();
+    lines.next().await.expect("a first line");
+
+    let done: ExpelAnswer = controller.post(path, &()).await;
+    assert_eq!(done.keys, would.keys);
+    // It keeps talking, to whom it can: the stream that is open breaks, nobody takes it in, nobody asks it for anything.
+    let broken = tokio::time::timeout(std::time::Duration::from_secs(10), async {
+        while let Ok(Some(_)) = lines.next().await {}
+    });
+    broken.await.expect("the open connection is cut");
+    assert!(!gets_in(&controller, a.credential.clone(), &b).await);
+    let itself = a.client_of(controller.address, controller.trust());
+    let answer = itself.get::<Value>("/v1/status").await;
+    assert!(
+        matches!(
+            answer,
+            Err(ClientError::Dial(_) | ClientError::Broken { .. })
+        ),
+        "{answer:?}"
+    );
+    let gone = controller.refusal(Method::GET, "/v1/hosts/a", &()).await;
+    assert_eq!(gone.code, ErrorCode::HostExpelled, "{gone}");
+
+    // Its guardian loses every key: of the VM that is off with a roll; the keeper rolls the other when it stops.
+    for vm in ["off", "db"] {
+        let lost = async || !opens(&controller, vm, &a).await;
+        controller.wait("its guardian to lose the key", lost).await;
+    }
+    let rolls = |agent: &FakeAgent| {
+        agent.look(|inner| {
+            inner
+                .asked
+                .iter()
+                .filter(|one| **one == "prepare-roll")
+                .count()
+        })
+    };
+    controller
+        .wait("the roll of the one that is off", async || rolls(&b) == 1)
+        .await;
+
+    // It does not come back: neither as itself, nor under another name.
+    let no = controller
+        .refusal(Method::POST, "/v1/hosts/a/rejoin-token", &json!({}))
+        .await;
+    assert_eq!(no.code, ErrorCode::HostExpelled, "{no}");
+    let controller = controller.restart().await;
+    controller.wait_online(&b.host, true).await;
+    let token = controller.token("again", "default").await.token;
+    let guardian = a.look(|inner| inner.facts.guardians[0].clone());
+    let mut joining = fleet::Joining::new("again").body(&token, "127.0.0.1:1");
+    joining.guardian = guardian;
+    let (_, no) = fleet::failure(&controller.anonymous(), Method::POST, "/v1/join", &joining).await;
+    assert_eq!(no.code, ErrorCode::HostExpelled, "{no}");
+    assert!(!gets_in(&controller, a.credential.clone(), &b).await);
+
+    // Its VM is lost, not forgotten. Another machine gets the name when it is rebuilt.
+    let web: VmView = controller.get("/v1/vms/web").await;
+    assert_eq!((web.host.as_str(), web.host_state), ("a", None));
+    let token = controller.token("a", "default").await.token;
+    let joining = fleet::Joining::new("a").body(&token, "127.0.0.1:1");
+    let (_, no) = fleet::failure(&controller.anonymous(), Method::POST, "/v1/join", &joining).await;
+    assert_eq!(no.code, ErrorCode::HostNotEmpty, "{no}");
+    assert!(no.fix.contains("fleetward vm recover web"), "{no}");
+    b.look(|inner| inner.opens.insert(web.id));
+    let body = json!({ "to": "b" });
+    controller
+        .done(Method::POST, "/v1/vms/web/recover", &body)
+        .await;
+    let web: VmView = controller.get("/v1/vms/web").await;
+    assert_eq!(web.host.as_str(), "b");
+    let all: Vec<VmView> = controller.get("/v1/vms").await;
+    assert_eq!(all.len(), 3);
+    let new = controller.join("a", "default").await;
+    assert!(gets_in(&controller, new.credential.clone(), &b).await);
+    assert!(!gets_in(&controller, a.credential.clone(), &b).await);
 }

@@ -396,6 +396,10 @@ codes! {
         "A host's certificate has run out, was lost or is refused. Its VMs run on, and it keeps its guardian.",
         "fleetward host rejoin {host}; then on the host, with the token: fleetward-agent rejoin",
         "fleetward host rejoin, on the controller; then on the host, with the token: fleetward-agent rejoin";
+    HostExpelled = "HOST_EXPELLED", Refused,
+        "The host was expelled from the fleet: its certificates and its guardians are refused for good.",
+        "install the host anew, and then: fleetward host token {host}",
+        "install the host anew, and then make a token for it with fleetward host token";
     TokenUsed = "TOKEN_USED", Refused,
         "The join token was already used.",
         "make a new token: fleetward host token {host}",

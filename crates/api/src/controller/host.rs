@@ -6,7 +6,7 @@ use fleetward_model::guardian::{GuardianFacts, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::role::Role;
-use fleetward_model::{Failure, GroupName, GuardianId, HostName, JobId, NetworkName, VmId};
+use fleetward_model::{Failure, GroupName, GuardianId, HostName, JobId, NetworkName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
@@ -165,6 +165,64 @@ pub struct RejoinReply {
     pub host: HostName,
     /// PEM.
     pub host_certificate: String,
+}
+
+/// Query of `POST /v1/hosts/{host}/expel`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ExpelQuery {
+    /// only says what it would come to
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    pub dry_run: bool,
+}
+
+/// What the expulsion of a host comes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExpelAnswer {
+    pub host: HostName,
+    /// VMs that were on it; each is lost until it is rebuilt.
+    pub lost: Vec<LostVm>,
+    /// VMs elsewhere whose keys its guardians open: they lose them, and the keys are rolled.
+    pub keys: Vec<ExposedKey>,
+    /// Guardians that were imported there, as the host says. Others may depend on them, so they keep what they open.
+    pub imported: Vec<GuardianId>,
+    /// Jobs that were under way with the host or one of its VMs; they are cancelled.
+    pub jobs: Vec<JobId>,
+}
+
+/// A VM of a host that was expelled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LostVm {
+    pub id: VmId,
+    pub name: VmName,
+    /// Whether it has a TPM.
+    pub tpm: bool,
+    /// When the controller's newest copy of its TPM was made; none where it has none.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub copy: Option<OffsetDateTime>,
+}
+
+/// A VM whose key a host that was expelled could open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExposedKey {
+    pub id: VmId,
+    pub name: VmName,
+    pub host: HostName,
+    pub guardians: Vec<GuardianId>,
+    pub roll: RollWhen,
+}
+
+/// When a key is rolled that was taken away from somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RollWhen {
+    AtOnce,
+    /// The VM runs: until it stops, the key stays.
+    NextStop,
+    /// Its host does not answer.
+    HostBack,
 }
 
 /// `POST /v1/admins`: a client certificate for somebody not on the controller's machine.

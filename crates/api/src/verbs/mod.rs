@@ -128,6 +128,7 @@ verbs! {
     host_list::HostList,
     host_show::HostShow,
     host_remove::HostRemove,
+    host_expel::HostExpel,
     host_drain::HostDrain,
     host_resume::HostResume,
     host_invite::HostInvite,

@@ -7,12 +7,13 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
 use crate::{interrupt, messages, table, wait};
 use fleetward_api::controller::{
-    Accepted, DrainAnswer, DrainQuery, HostView, RejoinTokenRequest, TokenRequest, TokenView,
-    VmQuery, VmView,
+    Accepted, DrainAnswer, DrainQuery, ExpelQuery, HostView, RejoinTokenRequest, TokenRequest,
+    TokenView, VmQuery, VmView,
 };
 use fleetward_api::lists::HostQuery;
 use fleetward_api::verbs::{
-    HostDrain, HostInvite, HostList, HostReadmit, HostRemove, HostResume, HostShow, VmList,
+    HostDrain, HostExpel, HostInvite, HostList, HostReadmit, HostRemove, HostResume, HostShow,
+    VmList,
 };
 use fleetward_model::guardian::GuardianStanding;
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmName};
@@ -70,12 +71,37 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
             let host = controller.call::<HostResume>([name.as_str()], &()).await?;
             output.success(&host, || messages::host_resumed(&name))?;
         }
-        HostCommand::Remove { name } => {
+        HostCommand::Remove {
+            name,
+            force: true,
+            dry_run,
+        } => expel(context, &name, dry_run).await?,
+        HostCommand::Remove { name, .. } => {
             confirm(context.yes, &messages::confirm_remove_host(&name))?;
             remove(context, &name).await?;
         }
     }
     Ok(Exit::Done)
+}
+
+/// Expels a host, after what that comes to was shown.
+async fn expel(context: &Context, name: &HostName, dry_run: bool) -> Result<(), Stop> {
+    let Context {
+        controller, output, ..
+    } = context;
+    let ask = async |dry_run: bool| {
+        let query = ExpelQuery { dry_run };
+        controller.call::<HostExpel>([name.as_str()], &query).await
+    };
+    let would = ask(true).await?;
+    if dry_run {
+        output.document(&would, || messages::host_would_be_expelled(&would))?;
+        return Ok(());
+    }
+    confirm(context.yes, &messages::confirm_expel(&would))?;
+    let done = ask(false).await?;
+    output.success(&done, || messages::host_expelled(&done))?;
+    Ok(())
 }
 
 /// Removes a host, and tells which keys its guardians still open: that it is gone does not take them away.

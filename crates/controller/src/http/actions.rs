@@ -10,6 +10,7 @@ use super::Answer;
 use super::vms::{accepted, submit};
 use crate::admission::admit;
 use crate::app::App;
+use crate::audit::Act;
 use crate::check::{AtHome, against};
 use crate::work::{
     DeleteInput, MigrateInput, Reservation, RestartInput, SecureBootEnroll, SecureBootRestore,
@@ -22,6 +23,7 @@ use fleetward_api::bulk::{Plan, Question, Target, VmAction, Would, short};
 use fleetward_api::controller::{Accepted, MigrateRequest, SecureBootRequest, TpmRequest};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request};
+use fleetward_model::audit::AuditAction;
 use fleetward_model::fit::Needs;
 use fleetward_model::secure_boot::CertificateState;
 use fleetward_model::vm::VmObserved;
@@ -31,8 +33,37 @@ use fleetward_model::{ErrorCode, Failure, HostName, Names};
 pub(super) async fn act(app: &App, peer: &Peer, vm: &str, action: VmAction) -> Answer<Response> {
     action.check()?;
     let vm = app.world.inventory.find(vm)?;
+    if let VmAction::Delete(_) = action
+        && let Some(expelled) = left_behind(app, &vm)
+    {
+        forget(app, peer, &vm, &expelled).await?;
+        return Ok(accepted(None));
+    }
     let begun = begin(app, &peer.to_string(), &vm, &action).await?;
     Ok(accepted(begun.job))
+}
+
+/// The expelled host on which a VM was last, and on which nobody asks for it any more.
+fn left_behind(app: &App, vm: &VmObserved) -> Option<HostName> {
+    let world = &app.world;
+    let gone = world.hosts.find(&vm.host).is_none();
+    let expelled = world.expulsions.of(&vm.host);
+    expelled.filter(|_| gone).map(|expelled| expelled.host)
+}
+
+/// A VM that is given up with its host. Copies of its TPM stay for as long as copies of deleted VMs do.
+async fn forget(app: &App, peer: &Peer, vm: &VmObserved, host: &HostName) -> Result<(), Failure> {
+    let why = format!(
+        "VM {} of host {host}, which was expelled, is given up",
+        vm.name
+    );
+    let act = Act {
+        vm: Some(vm.id),
+        ..Act::new(peer, AuditAction::ExpelHost, why)
+    };
+    app.record(act).await?;
+    let forgotten = app.world.inventory.forget_copy(host, vm.id).await;
+    forgotten.map_err(|error| crate::store_failure(&error))
 }
 
 /// Submits the job for `by`. Makes retries idempotent: the answer is the running job of the same kind if there is one, or no

@@ -6,6 +6,7 @@ use super::{Answer, view};
 use crate::admins::{self, Meant};
 use crate::app::App;
 use crate::audit::{Act, CONTROLLER};
+use crate::expulsion;
 use crate::hosts::HostRecord;
 use crate::tokens::{self, utc};
 use crate::world::World;
@@ -136,6 +137,16 @@ async fn join(
         ))
         .into());
     }
+    if let Some(former) = world.expulsions.guardians().get(&guardian.id) {
+        let what = format!("this machine was expelled from the fleet, as host {former}");
+        return Err(Failure::new(ErrorCode::HostExpelled, what)
+            .because(format!(
+                "it has guardian {}, which is refused for good",
+                guardian.id.short()
+            ))
+            .about(&Names::default().host(&host))
+            .into());
+    }
     // whatever is wrong with the request shows before the token is used up
     world.fleet.endorse(&guardian, &host, &group, now)?;
     let host_certificate =
@@ -173,6 +184,8 @@ async fn join(
         known => {
             // A chain under the name of no host is of one that left, and a crash kept it from being put aside.
             if known.is_none() {
+                require_nothing_lost(world, &host)?;
+                world.inventory.forget_host(&host).await?;
                 world.audit.retire(&host, now).await?;
             }
             world.hosts.add(record, usable.use_up()?).await?
@@ -225,7 +238,9 @@ async fn host_rejoin_token(
     Asked(request): Asked<verbs::HostReadmit>,
 ) -> Answer<Json<TokenView>> {
     let world = &app.world;
-    let known = world.hosts.of(&super::parsed("host's name", &host)?)?;
+    let host: HostName = super::parsed("host's name", &host)?;
+    let known = world.hosts.of(&host);
+    let known = known.map_err(|missing| expulsion::told(world, &host, missing))?;
     let host = &known.name;
     if world.inventory.seen(host).answers {
         let until = known.certificate.as_ref().map(|one| one.not_after);
@@ -461,6 +476,31 @@ fn require_reinstalled(
 
 fn already_joined(what: String) -> Failure {
     Failure::new(ErrorCode::AlreadyJoined, what)
+}
+
+/// VMs of an expelled host are known by its name: another machine gets that name when they are rebuilt or given up.
+fn require_nothing_lost(world: &World, host: &HostName) -> Result<(), Failure> {
+    let left = world.inventory.vms_on(host).into_iter();
+    let left: Vec<_> = left.filter(|vm| vm.is_managed()).collect();
+    let Some(first) = left.first() else {
+        return Ok(());
+    };
+    let names: Vec<_> = left.iter().map(|vm| vm.name.as_str()).collect();
+    let group = first.metadata.as_ref().map(|metadata| &metadata.spec.group);
+    let hosts = world.hosts.all().into_iter();
+    let mut others = hosts
+        .filter(|other| group == Some(&other.group) && world.inventory.seen(&other.name).online);
+    let rebuild = match others.next() {
+        Some(to) => format!("fleetward vm recover {} --to {}", first.name, to.name),
+        None => "rebuild them when a host of their group answers".to_owned(),
+    };
+    let what = format!("another machine cannot be host {host} yet");
+    Err(Failure::new(ErrorCode::HostNotEmpty, what)
+        .because(format!(
+            "VMs that were lost with the host of that name are neither rebuilt nor deleted: {}",
+            names.join(", ")
+        ))
+        .fix(format!("{rebuild}; or choose another name for the machine")))
 }
 
 /// The token is good, and for the other of the two commands.

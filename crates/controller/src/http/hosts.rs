@@ -8,27 +8,30 @@ use crate::app::App;
 use crate::audit::Act;
 use crate::certificates::{all_until, host_identity};
 use crate::debts;
+use crate::expulsion::{self, Expelled};
 use crate::tokens::TokenRecord;
-use crate::work::{DrainInput, HostDrain, PlannedMove, plan_drain};
+use crate::work::{self, DrainInput, HostDrain, PlannedMove, plan_drain};
 use axum::Json;
 use axum::extract::{Path, State};
 use fleetward_api::bulk::{Plan, Target, Would, short};
-use fleetward_api::controller::{DrainAnswer, HostView};
+use fleetward_api::controller::{DrainAnswer, ExpelAnswer, HostView};
 use fleetward_api::verbs;
-use fleetward_jobs::JobError;
+use fleetward_jobs::{Job, JobError, JobFilter};
 use fleetward_link::Peer;
 use fleetward_model::admission::Request;
 use fleetward_model::audit::AuditAction;
 use fleetward_model::certificate::WhyRefused;
-use fleetward_model::{ErrorCode, Failure, HostName};
+use fleetward_model::{ErrorCode, Failure, HostName, JobId, VmId};
 use fleetward_store::StoreExt;
 use http::StatusCode;
+use std::collections::BTreeSet;
 use time::OffsetDateTime;
 
 serves! {
     HostList => host_list,
     HostShow => host_show,
     HostRemove => host_remove,
+    HostExpel => host_expel,
     HostDrain => host_drain,
     HostResume => host_resume,
 }
@@ -64,7 +67,10 @@ async fn host_list(
 
 async fn host_show(State(app): State<App>, Path(host): Path<String>) -> Answer<Json<HostView>> {
     let host: HostName = parsed("host's name", &host)?;
-    Ok(Json(view::host(&app.world, &app.world.hosts.of(&host)?)))
+    let world = &app.world;
+    let found = world.hosts.of(&host);
+    let record = found.map_err(|missing| expulsion::told(world, &host, missing))?;
+    Ok(Json(view::host(world, &record)))
 }
 
 async fn host_remove(
@@ -111,6 +117,71 @@ async fn host_remove(
     world.audit.retire(&host, OffsetDateTime::now_utc()).await?;
     tracing::info!(%host, "a host was removed");
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Nothing of it waits for the host. Each step is safe twice, and what refuses the host comes first.
+async fn host_expel(
+    State(app): State<App>,
+    peer: Peer,
+    Path(host): Path<String>,
+    Asked(query): Asked<verbs::HostExpel>,
+) -> Answer<Json<ExpelAnswer>> {
+    let host: HostName = parsed("host's name", &host)?;
+    let world = &app.world;
+    let expelled = expulsion::guardians_of(world, &host)
+        .map_err(|missing| expulsion::told(world, &host, missing))?;
+    let mut answer = expulsion::consequences(world, &expelled);
+    let active = JobFilter {
+        active: Some(true),
+        ..JobFilter::default()
+    };
+    let lost: BTreeSet<_> = answer.lost.iter().map(|vm| vm.id).collect();
+    answer.jobs = jobs_with(&host, &lost, app.engine.list(&active).await?);
+    if query.dry_run {
+        return Ok(Json(answer));
+    }
+    let now = OffsetDateTime::now_utc();
+    let why = format!(
+        "host {host}; {} VMs lost, {} keys to be rolled",
+        answer.lost.len(),
+        answer.keys.len()
+    );
+    app.record(Act::new(&peer, AuditAction::ExpelHost, why))
+        .await?;
+    let entry = all_until(&host_identity(&host), WhyRefused::Expelled, now);
+    world.fleet.certificates.refuse(vec![entry], now).await?;
+    let by = peer.to_string();
+    let expelled = Expelled { by, ..expelled };
+    world.expulsions.add(expelled).await?;
+    for job in &answer.jobs {
+        if let Err(error) = app.engine.cancel(*job, &peer.to_string()).await {
+            tracing::warn!(%job, %error, "cannot cancel a job with an expelled host");
+        }
+    }
+    app.engine.drop_debts(host.as_str()).await?;
+    app.watchers.forget(&host);
+    world.hosts.remove(&host).await?;
+    world.agents.reconnect(&host);
+    world.inventory.lost(&host);
+    // What it claimed of VMs that others have disputes nothing any more.
+    for copy in world.inventory.copies_on(&host) {
+        let others = world.inventory.hosts_with(copy.id);
+        if others.iter().any(|other| *other != host) {
+            world.inventory.forget_copy(&host, copy.id).await?;
+        }
+    }
+    world.audit.retire(&host, now).await?;
+    tracing::warn!(%host, "a host was expelled");
+    Ok(Json(answer))
+}
+
+/// Jobs under way that work on the host, or on a VM that was there.
+fn jobs_with(host: &HostName, lost: &BTreeSet<VmId>, mut jobs: Vec<Job>) -> Vec<JobId> {
+    jobs.retain(|job| {
+        let about = work::about_job(job);
+        about.host.as_ref() == Some(host) || about.vm.is_some_and(|vm| lost.contains(&vm))
+    });
+    jobs.iter().map(|job| job.id).collect()
 }
 
 async fn host_drain(

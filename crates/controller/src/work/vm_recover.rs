@@ -240,6 +240,13 @@ impl Step<RecoverInput> for Supersede {
             let inventory = &self.0.inventory;
             inventory.observe(&input.to, input.vm, Some(arriving));
         }
+        // A host that was expelled does not return, so there is no copy that would have to be ended.
+        for host in &input.lost {
+            if self.0.hosts.find(host).is_none() {
+                let forgotten = self.0.inventory.forget_copy(host, input.vm).await;
+                forgotten.map_err(|error| StepError::retryable(crate::store_failure(&error)))?;
+            }
+        }
         Ok(())
     }
 }
