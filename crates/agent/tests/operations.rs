@@ -527,7 +527,8 @@ async fn a_forced_stop_gets_past_an_operation_that_hangs() {
     };
     let (copied, stopped) = tokio::join!(copying.on(&node, copy), stopping);
     assert!(copied.is_err());
-    stopped.expect("in time").unwrap();
+    let stopped = stopped.expect("in time").unwrap();
+    assert_eq!(stopped.by, Some(StoppedBy::PowerOff));
     let state = node.detail(source.id).await.unwrap().vm.state;
     assert_eq!(state, VmState::Stopped);
 }

@@ -128,6 +128,15 @@ impl Hypervisor for LibvirtHost {
             .await
     }
 
+    async fn is_ours(&self, id: VmId) -> Result<bool> {
+        // Not the domain's XML: libvirt gives that only when nobody waits for QEMU.
+        self.libvirt
+            .call_alone(LONG, move |connection| {
+                Ok(read_metadata(&domain(connection, id)?).is_some())
+            })
+            .await
+    }
+
     async fn define(&self, definition: &DomainDefinition) -> Result<()> {
         let definition = definition.clone();
         let accelerator = self.config.accelerator;

@@ -179,6 +179,7 @@ async fn start_and_destroy_are_idempotent(fixture: &dyn Fixture) {
     let id = started(fixture, "started-twice").await;
     hypervisor.start(id).await.expect("running already");
     assert_eq!(state(fixture, id).await, DomainState::Running);
+    assert!(hypervisor.is_ours(id).await.expect("there"));
     for _ in 0..2 {
         hypervisor.destroy(id).await.expect("destroyed");
         assert!(matches!(state(fixture, id).await, DomainState::Stopped(_)));
@@ -313,7 +314,10 @@ async fn foreign_domains_are_listed_without_metadata(fixture: &dyn Fixture) {
     let seen = listed.iter().find(|d| d.id == id).expect("listed too");
     assert_eq!(seen.metadata, None);
     assert!(matches!(seen.state, DomainState::Stopped(_)));
+    assert!(!hypervisor.is_ours(id).await.expect("there"));
     fixture.remove_foreign(id).await;
+    let gone = hypervisor.is_ours(id).await;
+    assert!(matches!(gone, Err(Error::NoDomain(_))), "{gone:?}");
 }
 
 async fn what_a_newer_program_wrote_is_shown_and_stays(fixture: &dyn Fixture) {

@@ -388,7 +388,11 @@ pub trait Hypervisor: Screens {
     /// The TPM was not reached, or does not answer: the power can be cut all the same.
     async fn end_tpm(&self, id: VmId) -> Result<()>;
 
-    /// Cuts the power; does nothing if the domain is stopped.
+    /// Whether this is a domain of ours. Answers although its QEMU hangs and somebody waits for it, which
+    /// [`inspect`](Self::inspect) does not.
+    async fn is_ours(&self, id: VmId) -> Result<bool>;
+
+    /// Cuts the power; does nothing if the domain is stopped. Also of a QEMU that hangs.
     async fn destroy(&self, id: VmId) -> Result<()>;
 
     /// Gives up the memory that a stopped domain has saved ([`StopReason::Saved`]); its next start is a boot. Nothing

@@ -8,6 +8,7 @@ use crate::record::VmRecord;
 use fleetward_api::agent::operation::{self, Operation, OperationResult};
 use fleetward_api::agent::{CancelRequest, OperationLine, OperationRequest};
 use fleetward_model::change::{ChangeStep, Direction};
+use fleetward_model::vm::StoppedBy;
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -225,10 +226,12 @@ async fn run(
     cancel: CancellationToken,
     lines: watch::Sender<OperationLine>,
 ) {
+    let forced = matches!(
+        request.operation,
+        Operation::Stop(operation::Stop { force: true, .. })
+    );
+    let cut = forced && cut_off_if_hung(&host, request.vm, before.clone()).await;
     if let Some(mut before) = before {
-        if let Operation::Stop(operation::Stop { force: true, .. }) = &request.operation {
-            cut_off(&host, request.vm, &mut before).await;
-        }
         // An error means that the earlier one is gone, which is just as well.
         let _ = before.wait_for(is_last).await;
     }
@@ -244,10 +247,17 @@ async fn run(
         lines: &lines,
     };
     fleetward_failpoint::hold(&format!("agent.{name}.begin")).await;
-    // A newer request may have come while this one waited.
+    // A newer request may have come while this one waited, which does not undo a stop.
     let outcome = match host.fence.pass(request.vm, request.generation) {
         Ok(()) => task.carry_out(&request.operation).await,
+        Err(_) if cut => Ok(OperationResult::from(operation::Stopped::default())),
         Err(stale) => Err(stale.into()),
+    };
+    let outcome = match outcome {
+        Ok(_) if cut => Ok(OperationResult::from(operation::Stopped {
+            by: Some(StoppedBy::PowerOff),
+        })),
+        other => other,
     };
     fleetward_failpoint::hold(&format!("agent.{name}.end")).await;
     host.tidy_after(request.vm).await;
@@ -292,25 +302,35 @@ fn take_note(
     host.boot.note(request.vm, &request.operation, refused);
 }
 
-/// An operation that was told to end and does not, as one that waits for a QEMU that hangs, holds up everything but this: the
-/// power is cut under it, and it ends of that.
-async fn cut_off(host: &Host, vm: VmId, before: &mut watch::Receiver<OperationLine>) {
-    let ended = before.wait_for(is_last);
-    if tokio::time::timeout(PATIENCE, ended).await.is_ok() {
-        return;
+/// An operation that was told to end and does not, as one that waits for a QEMU that hangs, holds up everything but a forced
+/// stop: the power is cut under it, and it ends of that. So is that of a QEMU which keeps libvirt from saying what it is.
+/// Answers whether it was cut.
+async fn cut_off_if_hung(
+    host: &Host,
+    vm: VmId,
+    before: Option<watch::Receiver<OperationLine>>,
+) -> bool {
+    let answers = async {
+        if let Some(mut before) = before {
+            let _ = before.wait_for(is_last).await;
+        }
+        let _ = host.hypervisor.inspect(vm).await;
+    };
+    if tokio::time::timeout(PATIENCE, answers).await.is_ok() {
+        return false;
     }
     let whole = matches!(VmRecord::of(&host.layout, vm).transit(), Ok(None));
-    let ours = async {
-        let domain = host.hypervisor.inspect(vm).await;
-        domain.is_ok_and(|domain| domain.metadata.is_some())
-    };
-    if !whole || !ours.await {
-        return;
+    if !whole || !host.hypervisor.is_ours(vm).await.unwrap_or(false) {
+        return false;
     }
     match host.hypervisor.destroy(vm).await {
-        Ok(()) => tracing::warn!(%vm, "the VM was cut off under an operation that did not end"),
+        Ok(()) => {
+            tracing::warn!(%vm, "the VM was cut off: it, or an operation on it, did not answer");
+            true
+        }
         Err(error) => {
             tracing::warn!(%vm, error = &error as &dyn std::error::Error, "cannot cut the VM off");
+            false
         }
     }
 }

@@ -420,6 +420,15 @@ fn refuse_newer(id: VmId, domain: &Domain) -> Result<()> {
     }
 }
 
+/// Somebody waits for QEMU, until this is dropped.
+struct Waiting<'a>(&'a Fake);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.with(|s| s.waits = false);
+    }
+}
+
 #[async_trait]
 impl Hypervisor for Fake {
     async fn facts(&self) -> Result<HypervisorFacts> {
@@ -449,9 +458,18 @@ impl Hypervisor for Fake {
     }
     async fn inspect(&self, id: VmId) -> Result<DomainObserved> {
         self.check()?;
+        // As libvirt: it gives no definition while somebody waits for QEMU.
+        while self.with(|s| s.waits) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
         let domain = self.with(|s| s.domains.get(&id).cloned());
         domain
             .map(|d| self.observed(id, &d))
+            .ok_or(Error::NoDomain(id))
+    }
+    async fn is_ours(&self, id: VmId) -> Result<bool> {
+        self.check()?;
+        self.with(|s| s.domains.get(&id).map(|d| d.metadata.is_some()))
             .ok_or(Error::NoDomain(id))
     }
     async fn define(&self, definition: &DomainDefinition) -> Result<()> {
@@ -632,12 +650,21 @@ impl Hypervisor for Fake {
         })
     }
     async fn resume(&self, id: VmId) -> Result<()> {
-        self.change(id, |d| {
-            d.state = DomainState::Running;
-            Ok(())
+        self.change(id, |d| match d.state {
+            DomainState::Stopped(_) => Err(Error::WrongState {
+                id,
+                state: "stopped".into(),
+                attempt: "resume",
+            }),
+            DomainState::Running | DomainState::Paused { .. } => {
+                d.state = DomainState::Running;
+                Ok(())
+            }
         })
     }
     async fn suspend(&self, id: VmId) -> Result<()> {
+        // Whoever does not wait any longer keeps nobody from asking.
+        let _waiting = Waiting(self);
         while self.with(|s| {
             let runs = s
                 .domains
