@@ -2,11 +2,12 @@
 
 use fleetward_api::agent::AuditHead;
 use fleetward_durable::{self as durable, Access};
-use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
+use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord, GENESIS, verify};
 use fleetward_model::{GuardianId, HostName, JobId, VmId};
+use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use time::OffsetDateTime;
@@ -63,20 +64,9 @@ impl AuditLog {
     }
 
     /// Appends a record; it is on the disk when this returns.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a log that grows at its end; each record is synced"
-    )]
     pub fn record(&self, used: Use) -> io::Result<()> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .append(true)
-            .mode(0o600)
-            .open(&self.path)?;
-        let mut file = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
-            .map_err(|(_, errno)| io::Error::from(errno))?;
+        let mut file = self.locked()?;
         let last = last_record(&mut file)?;
         let event = AuditEvent {
             time: OffsetDateTime::now_utc(),
@@ -92,6 +82,88 @@ impl AuditLog {
         line.push(b'\n');
         file.write_all(&line)?;
         file.sync_data()
+    }
+
+    /// The log, for this process alone until it is dropped.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a log that grows at its end; each record is synced"
+    )]
+    fn locked(&self) -> io::Result<Flock<File>> {
+        loop {
+            let file = OpenOptions::new()
+                .create(true)
+                .read(true)
+                .append(true)
+                .mode(0o600)
+                .open(&self.path)?;
+            let file = Flock::lock(file, FlockArg::LockExclusive)
+                .map_err(|(_, errno)| io::Error::from(errno))?;
+            // A repair may have put another in its place while this one was waited for.
+            let (ours, now) = (file.metadata()?, std::fs::metadata(&self.path));
+            if now.is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino())) {
+                return Ok(file);
+            }
+        }
+    }
+
+    /// Looks at the whole log: what is good from its beginning on, and what follows that is not.
+    ///
+    /// # Errors
+    /// It cannot be read at all.
+    pub fn check(&self) -> io::Result<Checked> {
+        let content = durable::read(&self.path)?.unwrap_or_default();
+        Ok(checked(&content))
+    }
+
+    /// Closes a damaged log and begins a new one: the damaged file stays beside it as it is; the new one has what was good,
+    /// and a record that says by whom and why it was closed. None where nothing is damaged.
+    ///
+    /// # Errors
+    /// A file cannot be read or written; the log is as it was.
+    pub fn repair(&self, actor: &str, reason: &str) -> io::Result<Option<Repaired>> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.locked()?;
+        let mut content = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.read_to_end(&mut content)?;
+        let Checked { good, damage, .. } = checked(&content);
+        let Some(damage) = damage else {
+            return Ok(None);
+        };
+        let time = OffsetDateTime::now_utc();
+        let aside = format!("audit-damaged-{}.log", time.unix_timestamp());
+        let aside = self.path.with_file_name(aside);
+        let hash = good.last().map_or(GENESIS, |last| last.hash.as_str());
+        let event = AuditEvent {
+            time,
+            host: self.host.clone(),
+            actor: actor.to_owned(),
+            action: AuditAction::CloseLog,
+            vm: None,
+            guardian: None,
+            reason: format!(
+                "{reason} ({}; the last good record is {} with hash {hash}; {} lines after it are kept in {})",
+                damage.what,
+                good.last().map_or(0, |last| last.seq),
+                damage.lines,
+                aside.display()
+            ),
+            job: None,
+        };
+        let mut closing = AuditRecord::chain(good.last(), event);
+        // Beyond every number that a damaged line may have had: the controller may have its copy.
+        closing.seq += damage.lines;
+        closing.hash = closing.expected_hash();
+        let mut lines = Vec::new();
+        for record in good.iter().chain([&closing]) {
+            lines.extend(serde_json::to_vec(record)?);
+            lines.push(b'\n');
+        }
+        // The damaged one has a second name before the first goes to the new one.
+        durable::link(&self.path, &aside)?;
+        durable::replace(&self.path, &lines, Access::PRIVATE)?;
+        Ok(Some(Repaired { aside, closing }))
     }
 
     /// Remembers how far the controller's own chain goes, and gives what was remembered before. A head that is shorter than
@@ -112,6 +184,58 @@ impl AuditLog {
     pub fn after(&self, after: u64) -> io::Result<Vec<AuditRecord>> {
         read_after(&self.path, after)
     }
+}
+
+/// A log as it was looked at.
+#[derive(Debug)]
+pub struct Checked {
+    /// From the beginning to the first line that does not fit.
+    pub good: Vec<AuditRecord>,
+    /// None: the whole log is good.
+    pub damage: Option<Damage>,
+}
+
+/// What follows the good records.
+#[derive(Debug)]
+pub struct Damage {
+    pub what: String,
+    pub lines: u64,
+}
+
+/// A log that was closed.
+#[derive(Debug)]
+pub struct Repaired {
+    /// Where the damaged file lies.
+    pub aside: PathBuf,
+    /// The record that closes it, in the new file.
+    pub closing: AuditRecord,
+}
+
+/// Half a line at the end is none: it was cut by a crash before its key was used, and the next record takes it away.
+fn checked(content: &[u8]) -> Checked {
+    let whole = content
+        .iter()
+        .rposition(|b| *b == b'\n')
+        .map_or(0, |at| at + 1);
+    let lines: Vec<&[u8]> = content[..whole].split_inclusive(|b| *b == b'\n').collect();
+    let mut good: Vec<AuditRecord> = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let fits = serde_json::from_slice::<AuditRecord>(line)
+            .map_err(|error| format!("line {} is no audit record: {error}", at + 1))
+            .and_then(|record| {
+                let follows = verify(good.last(), [&record]);
+                follows.map(|()| record).map_err(|found| found.to_string())
+            });
+        match fits {
+            Ok(record) => good.push(record),
+            Err(what) => {
+                let lines = (lines.len() - at) as u64;
+                let damage = Some(Damage { what, lines });
+                return Checked { good, damage };
+            }
+        }
+    }
+    Checked { good, damage: None }
 }
 
 fn read_after(path: &Path, after: u64) -> io::Result<Vec<AuditRecord>> {
@@ -265,6 +389,32 @@ mod tests {
         assert!(told.to_string().contains("line 3"), "{told}");
         // and no key is used without a record of it that follows from the last
         log.record(opened("four")).expect_err("no chain to go on");
+    }
+
+    #[test]
+    fn a_damaged_log_is_closed_with_a_note_and_keys_are_used_again() {
+        for line in [1, 2, 3] {
+            let dir = tempfile::tempdir().expect("directory");
+            let log = spoilt(dir.path(), line);
+            let damaged = std::fs::read(dir.path().join("audit.log")).expect("read");
+            assert!(log.check().expect("read").damage.is_some());
+            let repaired = log.repair("local:0", "a disk failed").expect("repaired");
+            let repaired = repaired.expect("it was damaged");
+            assert_eq!(std::fs::read(&repaired.aside).expect("kept"), damaged);
+            log.record(opened("four")).expect("keys are used again");
+            let records = log.after(0).expect("read");
+            assert_eq!(fleetward_model::audit::verify(None, &records), Ok(()));
+            assert_eq!(records.len(), line - 1 + 2);
+            assert_eq!(
+                records[line - 1].seq,
+                4,
+                "beyond the numbers of damaged lines"
+            );
+            let told = fleetward_model::audit::closings(&records);
+            assert!(told[0].contains("local:0") && told[0].contains("a disk failed"));
+            let again = log.repair("local:0", "once more").expect("looked");
+            assert!(again.is_none(), "nothing is damaged");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use self::store::{Held, Stamp, Store};
 use crate::audit::{AuditLog, Use};
 use crate::failure::{Result, Trouble, chain};
 use fleetward_api::agent::CanOpen;
+use fleetward_durable as durable;
 use fleetward_hypervisor::SecretText;
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts, GuardianStanding};
@@ -480,11 +481,13 @@ impl Keyring {
                 job: purpose.job,
             })
             .map_err(|error| {
-                Trouble::refuse(
-                    ErrorCode::Internal,
-                    format!("{action} without an audit record"),
-                    error.to_string(),
-                )
+                let code = match error.kind() {
+                    io::ErrorKind::InvalidData => ErrorCode::AuditDamaged,
+                    _ if durable::is_full(&error) => ErrorCode::NoSpace,
+                    _ => ErrorCode::Internal,
+                };
+                let what = format!("{action} on host {} without an audit record", self.host);
+                Failure::new(code, what).because(error).into()
             })
     }
 }

@@ -640,6 +640,38 @@ async fn another_vms_key_protector_is_never_put_on_a_vm() {
     assert_eq!(code(refused), ErrorCode::KeyProtectorUnreadable);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_audit_log_stops_all_keys_until_it_is_closed_with_a_note() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    let job = Job::new(spec.id, 2);
+    let stop = operation::Stop {
+        force: true,
+        deadline_seconds: 1,
+        tell: false,
+    };
+    job.on(&node, stop).await.unwrap();
+    let record = record_of(&node, spec.id);
+    let path = record.ancestors().nth(2).unwrap().join("audit.log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 20;
+    bytes[last] = 0xff;
+    std::fs::write(&path, &bytes).unwrap();
+    let refused = job.on(&node, operation::Start {}).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::AuditDamaged, "{refused}");
+    assert!(
+        refused.fix.contains("fleetward-agent audit repair"),
+        "{refused}"
+    );
+
+    // what `fleetward-agent audit repair` does beside the running agent
+    let log = fleetward_agent::audit::AuditLog::new(path, "a".parse().unwrap());
+    let repaired = log.repair("local:0", "a disk failed").unwrap().unwrap();
+    assert_eq!(std::fs::read(&repaired.aside).unwrap(), bytes);
+    job.on(&node, operation::Start {}).await.unwrap();
+}
+
 /// Switching a TPM off is one way out of a damaged key protector. It comes back with the last good one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tpm_with_a_damaged_key_protector_is_switched_off_and_on_again() {

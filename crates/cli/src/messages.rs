@@ -634,16 +634,20 @@ pub(crate) fn audit_verdict(verdict: &AuditVerdict) -> String {
     let AuditVerdict {
         records,
         breaks,
+        closed,
         not_compared,
         ..
     } = verdict;
     if verdict.intact && not_compared.is_empty() {
-        return format!("intact: {records} records");
+        let intact = format!("intact: {records} records");
+        let lines = [intact].into_iter().chain(closed.iter().cloned());
+        return lines.collect::<Vec<_>>().join("\n");
     }
     let mut lines: Vec<String> = breaks
         .iter()
         .map(|found| format!("chain of {}: {}", found.chain, found.what))
         .collect();
+    lines.extend(closed.iter().cloned());
     lines.extend(not_compared.iter().map(|host| {
         format!("chain of {host}: not compared with the log on host {host}, which does not answer")
     }));

@@ -10,7 +10,7 @@
 
 use fleetward_api::agent::AuditHead;
 use fleetward_api::controller::{AuditBreakView, AuditVerdict};
-use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord, verify};
+use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord, closings, verify};
 use fleetward_model::{Failure, HostName, JobId, VmId};
 use fleetward_store::{Guard, MAX_VALUE, Store, StoreError, StoreExt, Txn};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -253,6 +253,7 @@ impl Audit {
                 ..here(chain, None, why.clone())
             });
         }
+        let closed = chains.values().flat_map(closings).collect();
         // the end cut off is seen only by who remembers it
         let last = self.last.lock().await;
         for record in last.values() {
@@ -283,6 +284,7 @@ impl Audit {
             breaks.push(here(CONTROLLER, Some(first), what));
         }
         Ok(AuditVerdict {
+            closed,
             intact: breaks.is_empty(),
             records,
             broken: breaks.first().map(|found| found.what.clone()),
@@ -310,21 +312,32 @@ impl Audit {
         let chains = self.chains().await?;
         let copy = chains.get(host.as_str()).map_or(&[][..], Vec::as_slice);
         // what was copied while the log was on its way here is not in it
-        let copy = &copy[..copy
-            .len()
-            .min(usize::try_from(position).unwrap_or(usize::MAX))];
-        let differs = copy.iter().zip(log).find(|(a, b)| a.hash != b.hash);
-        if let Some((copy, _)) = differs {
-            let what = format!("record {} is another than the one read earlier", copy.seq);
-            return Ok(Some(there(copy.seq, what)));
+        let copy = copy.iter().filter(|record| record.seq <= position);
+        let known: BTreeMap<u64, &AuditRecord> =
+            log.iter().map(|record| (record.seq, record)).collect();
+        // What lies between the record that a closing follows and the closing was damaged there.
+        let closed = |seq: u64| {
+            log.iter().zip(log.iter().skip(1)).any(|(before, after)| {
+                after.action == AuditAction::CloseLog && before.seq < seq && seq < after.seq
+            })
+        };
+        let end = log.last().map_or(0, |last| last.seq);
+        let mut last = 0;
+        for record in copy {
+            last = record.seq;
+            match known.get(&record.seq) {
+                Some(there) if there.hash == record.hash => {}
+                None if closed(record.seq) || record.seq > end => {}
+                Some(_) | None => {
+                    let what =
+                        format!("record {} is another than the one read earlier", record.seq);
+                    return Ok(Some(there(record.seq, what)));
+                }
+            }
         }
-        Ok((log.len() < copy.len()).then(|| {
-            let what = format!(
-                "records {} to {} are missing at the end",
-                log.len() + 1,
-                copy.len()
-            );
-            there(log.len() as u64 + 1, what)
+        Ok((end < last).then(|| {
+            let what = format!("records {} to {last} are missing at the end", end + 1);
+            there(end + 1, what)
         }))
     }
 

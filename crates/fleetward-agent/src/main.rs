@@ -8,6 +8,7 @@
     )
 )]
 
+mod audit;
 #[cfg(test)]
 mod documents;
 mod guardian;
@@ -80,6 +81,11 @@ enum Command {
         #[command(subcommand)]
         command: guardian::GuardianCommand,
     },
+    /// This host's audit log.
+    Audit {
+        #[command(subcommand)]
+        command: audit::AuditCommand,
+    },
 }
 
 fn main() -> ExitCode {
@@ -91,7 +97,10 @@ fn main() -> ExitCode {
     // A service tells what it does; a command only what is wrong.
     let level = match arguments.command {
         Command::Run => "info",
-        Command::Join { .. } | Command::Rejoin { .. } | Command::Guardian { .. } => "warn",
+        Command::Join { .. }
+        | Command::Rejoin { .. }
+        | Command::Guardian { .. }
+        | Command::Audit { .. } => "warn",
     };
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -145,6 +154,7 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
             runtime.block_on(rejoin_fleet(&config, &token))
         }
         Command::Run => runtime.block_on(run(config)),
+        Command::Audit { command } => audit::carry_out(&config, command),
         Command::Guardian { command } => runtime.block_on(guardian::carry_out(&config, command)),
     }
 }

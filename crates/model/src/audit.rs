@@ -4,7 +4,8 @@
 //!   genesis ◄── record 1 ◄── record 2 ◄── … each carries the hash of the one before
 //! ```
 //! `hash` is SHA-256 over the record's canonical JSON without `hash` itself: fields in the order of the type, no white
-//! space. A changed, removed or exchanged record breaks the chain at that place. A cut at the end does not; it is
+//! space. A record [`AuditAction::CloseLog`] follows an earlier one than the one before it: it is the one place where a
+//! chain goes on over a gap, says by whom and why, and is never passed over in silence. A changed, removed or exchanged record breaks the chain at that place. A cut at the end does not; it is
 //! found by comparison with a later `seq` that another machine stores (the controller keeps copies).
 
 use crate::{GuardianId, HostName, JobId, VmId};
@@ -52,6 +53,9 @@ pub enum AuditAction {
     ImportPfx,
     /// A guardian's private keys were removed from the host.
     RemoveGuardian,
+    /// A damaged log was closed by an administrator of the host, and a new one begun: the record follows the last good one,
+    /// and what came between is not in the chain. Each is shown by whoever verifies.
+    CloseLog,
     /// Controller: a join token was made.
     MakeToken,
     /// Controller: the fleet's authority vouched for a host's guardian.
@@ -217,6 +221,16 @@ pub fn verify<'a>(
             });
         }
         let after = last.map_or(0, |last| last.seq);
+        if record.action == AuditAction::CloseLog && record.seq > after {
+            if record.hash != record.expected_hash() {
+                return Err(AuditBreak::Changed {
+                    host: host.clone(),
+                    seq: record.seq,
+                });
+            }
+            last = Some(record);
+            continue;
+        }
         if record.seq != after + 1 {
             return Err(AuditBreak::Missing {
                 host: host.clone(),
@@ -240,6 +254,20 @@ pub fn verify<'a>(
         last = Some(record);
     }
     Ok(())
+}
+
+/// What of a chain was closed over damage, for people: one sentence a closing.
+pub fn closings<'a>(records: impl IntoIterator<Item = &'a AuditRecord>) -> Vec<String> {
+    let closed = records.into_iter();
+    let closed = closed.filter(|record| record.action == AuditAction::CloseLog);
+    closed
+        .map(|record| {
+            format!(
+                "the log of host {} was damaged, and closed by {} at {}: {}",
+                record.host, record.actor, record.time, record.reason
+            )
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -319,6 +347,36 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn a_chain_goes_on_over_a_gap_only_where_it_was_closed_and_says_so() {
+        let records = chain(5);
+        let mut event = AuditEvent {
+            time: OffsetDateTime::UNIX_EPOCH,
+            host: host(),
+            actor: "local:0".into(),
+            action: AuditAction::CloseLog,
+            vm: None,
+            guardian: None,
+            reason: "the disk".into(),
+            job: None,
+        };
+        // Record 5 was damaged on the host; a copy of it may be elsewhere.
+        let mut closing = AuditRecord::chain(Some(&records[3]), event.clone());
+        closing.seq = 6;
+        closing.hash = closing.expected_hash();
+        event.action = AuditAction::Open;
+        let next = AuditRecord::chain(Some(&closing), event);
+        for copied in [&records[..4], &records[..]] {
+            let all: Vec<_> = copied.iter().chain([&closing, &next]).collect();
+            assert_eq!(verify(None, all.iter().copied()), Ok(()));
+            assert_eq!(closings(all).len(), 1);
+        }
+        assert_eq!(closings(&records), Vec::<String>::new());
+        closing.actor = "nobody".into();
+        let all = records[..4].iter().chain([&closing]);
+        assert!(verify(None, all).is_err(), "its hash is checked, too");
     }
 
     #[test]

@@ -315,6 +315,9 @@ codes! {
         "The TPM state does not open with the key in its key protector: the state is damaged, or is encrypted with another key.",
         "restore another version; this lists them: fleetward tpm history {vm}",
         "restore another version; fleetward tpm history lists them";
+    AuditDamaged = "AUDIT_DAMAGED", Refused,
+        "The host's audit log is damaged at its end. No key is used on the host, since no record of it could follow.",
+        "on that host, as root, close the log with a note and begin a new one: fleetward-agent audit repair --reason 'disk failed'";
     EscrowCorrupt = "ESCROW_CORRUPT", Refused,
         "A copy of a VM's TPM is damaged, incomplete, or of another VM. Fleetward never restores such a copy.",
         "use another version; this lists them: fleetward tpm history {vm}",

@@ -57,6 +57,9 @@ pub struct AuditVerdict {
     /// Everything that does not fit, the first of each chain.
     #[serde(default)]
     pub breaks: Vec<AuditBreakView>,
+    /// Logs of hosts that were damaged and closed: by whom, when and why. They stay listed.
+    #[serde(default)]
+    pub closed: Vec<String>,
     /// Hosts whose own log could not be compared with the copy here, because they did not answer.
     #[serde(default)]
     pub not_compared: Vec<HostName>,
