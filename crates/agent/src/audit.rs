@@ -143,7 +143,7 @@ impl AuditLog {
             vm: None,
             guardian: None,
             reason: format!(
-                "{reason} ({}; the last good record is {} with hash {hash}; {} lines after it are kept in {})",
+                "{reason} ({}; the last good record is {} with hash {hash}; damaged lines: {}, kept in {})",
                 damage.what,
                 good.last().map_or(0, |last| last.seq),
                 damage.lines,

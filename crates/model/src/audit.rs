@@ -12,6 +12,7 @@ use crate::{GuardianId, HostName, JobId, VmId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use utoipa::ToSchema;
 
 /// `previous` of the first record of a host.
@@ -262,9 +263,13 @@ pub fn closings<'a>(records: impl IntoIterator<Item = &'a AuditRecord>) -> Vec<S
     let closed = closed.filter(|record| record.action == AuditAction::CloseLog);
     closed
         .map(|record| {
+            let at = record.time.truncate_to_second().format(&Rfc3339);
             format!(
                 "the log of host {} was damaged, and closed by {} at {}: {}",
-                record.host, record.actor, record.time, record.reason
+                record.host,
+                record.actor,
+                at.unwrap_or_else(|_| record.time.to_string()),
+                record.reason
             )
         })
         .collect()
