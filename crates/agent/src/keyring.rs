@@ -34,7 +34,7 @@ use fleetward_protector::possession::RejoinProof;
 use fleetward_protector::{
     AuthorityKey, ExpiredAllowed, Guardian, Inspection, KeyProtector, KeyProtectorError, rules,
 };
-use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey};
+use fleetward_protector_open::{LocalGuardian, SealError, SealRequest, TpmKey};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -385,8 +385,12 @@ impl Keyring {
             expired: &ExpiredAllowed::none(),
         })
         .map_err(|error| {
+            let code = match &error {
+                SealError::Certificate(certificate) => out_of_time(certificate),
+                _ => ErrorCode::Internal,
+            };
             Trouble::refuse(
-                ErrorCode::GuardianExpired,
+                code,
                 format!("sealing the TPM key of VM {vm}"),
                 chain(&error),
             )
@@ -519,6 +523,14 @@ fn unreadable(vm: VmId, error: &KeyProtectorError) -> Trouble {
     )
 }
 
+/// What it means that certificates are not valid now: their time is over, or a clock is wrong.
+pub(crate) fn out_of_time(refusal: &rules::CertificateRefusal) -> ErrorCode {
+    match refusal {
+        rules::CertificateRefusal::Expired { .. } => ErrorCode::GuardianExpired,
+        rules::CertificateRefusal::NotYet { .. } => ErrorCode::ClocksApart,
+    }
+}
+
 /// Guardians that may be wrapped for: endorsed by the pinned authority for the VM's group, and in time.
 pub(crate) fn admit(
     endorsed: &[EndorsedGuardian],
@@ -537,14 +549,17 @@ pub(crate) fn admit(
                 expired,
             )
             .map_err(|refusal| {
-                let expired = matches!(
-                    &refusal,
-                    rules::AdmitRefusal::Grant(rules::GrantRefusal::Certificate(_))
-                );
-                let code = if expired {
-                    ErrorCode::GuardianExpired
-                } else {
-                    ErrorCode::GuardianNotEndorsed
+                use rules::{AdmitRefusal, GrantRefusal};
+                let code = match &refusal {
+                    AdmitRefusal::Grant(GrantRefusal::Certificate(certificate)) => {
+                        out_of_time(certificate)
+                    }
+                    AdmitRefusal::Grant(GrantRefusal::EndorsementNotYet { .. }) => {
+                        ErrorCode::ClocksApart
+                    }
+                    AdmitRefusal::Guardian { .. }
+                    | AdmitRefusal::Endorsement { .. }
+                    | AdmitRefusal::Grant(_) => ErrorCode::GuardianNotEndorsed,
                 };
                 Trouble::refuse(
                     code,

@@ -122,7 +122,16 @@ pub struct GuardianFacts {
     pub certificates: Vec<CertificateFacts>,
 }
 
+/// Allowance for hosts whose clocks differ: a guardian made "now" elsewhere is not too new here.
+pub const CLOCK_TOLERANCE: Duration = Duration::minutes(5);
+
 impl GuardianFacts {
+    /// From when on the certificates are valid, where that has not come yet by the clock that says `now`.
+    pub fn begins_after(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        let begins = self.certificates.iter().map(|c| c.not_before).max()?;
+        (begins > now + CLOCK_TOLERANCE).then_some(begins)
+    }
+
     /// The earlier end of the two certificates' validity.
     pub fn not_after(&self) -> Option<OffsetDateTime> {
         self.certificates.iter().map(|c| c.not_after).min()

@@ -367,6 +367,17 @@ fn grantable(facts: &Facts<'_>) -> Findings {
         Some(Some(own)) if own.not_after().is_none_or(|end| end < facts.now) => {
             found.push(expired(destination.name));
         }
+        Some(Some(own)) if own.begins_after(facts.now).is_some() => {
+            let what = format!(
+                "the certificates of host {}'s guardian are not valid yet: they were made by a clock that was wrong",
+                destination.name
+            );
+            let fix = format!(
+                "synchronise the clocks, then: fleetward guardian rotate --host {}",
+                destination.name
+            );
+            found.push(Finding::blocking(ErrorCode::ClocksApart, what, fix));
+        }
         Some(Some(_)) => {
             let what = format!(
                 "the key of VM {} is not wrapped for host {} yet; a move grants it first",

@@ -8,8 +8,7 @@ use fleetward_model::{GroupName, GuardianId, KeyId, VmId};
 use std::collections::BTreeSet;
 use time::{Duration, OffsetDateTime};
 
-/// Certificates and endorsements that start this little in the future still count: clocks are never equal.
-pub const CLOCK_TOLERANCE: Duration = Duration::minutes(5);
+pub use fleetward_model::guardian::CLOCK_TOLERANCE;
 
 /// From this long before the end, lists and checks warn.
 pub const EXPIRY_WARNING: Duration = fleetward_model::guardian::EXPIRY_WARNING;

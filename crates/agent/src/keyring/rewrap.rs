@@ -9,7 +9,7 @@
 //! says who vouched for the list of recipients. It does not make the key trustworthy, because every guardian that
 //! opens a protector could make another one for the same key.
 
-use super::{Keyring, Purpose};
+use super::{Keyring, Purpose, out_of_time};
 use crate::failure::{Result, Trouble, chain};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::GuardianStanding;
@@ -121,7 +121,7 @@ impl Keyring {
     fn not_rewrapped(&self, vm: VmId, error: &SealError) -> Trouble {
         let what = format!("wrapping the TPM key of VM {vm} anew");
         let code = match error {
-            SealError::Certificate(_) => ErrorCode::GuardianExpired,
+            SealError::Certificate(certificate) => out_of_time(certificate),
             SealError::Open(OpenError::NotGranted { .. }) => ErrorCode::KeyNotGranted,
             SealError::OwnerRevoked { .. } => {
                 return Failure::new(ErrorCode::GuardianInUse, what)

@@ -57,6 +57,21 @@ async fn guardian_grant(
         ))
         .into());
     }
+    if let Some(begins) = guardian.begins_after(OffsetDateTime::now_utc()) {
+        let id = guardian.id.short();
+        return Err(Failure::new(
+            ErrorCode::ClocksApart,
+            format!("guardian {id} of host {host} is not granted"),
+        )
+        .because(format!(
+            "its certificates are not valid before {}: they were made by a clock that was wrong",
+            crate::tokens::utc(begins)
+        ))
+        .fix(format!(
+            "synchronise the clocks, then: fleetward guardian rotate --host {host}"
+        ))
+        .into());
+    }
     let mut plan = Vec::new();
     let mut vms = Vec::new();
     for name in &request.vms {

@@ -179,6 +179,11 @@ fn each_rule_alone_says_its_code() {
                 certificate.not_after = NOW - Duration::days(1);
             }
         }),
+        (C::ClocksApart, |c| {
+            for certificate in &mut c.there().guardians[0].certificates {
+                certificate.not_before = NOW + Duration::hours(2);
+            }
+        }),
         (C::HostUnreachable, |c| c.reachable.0 = false),
         (C::HostUnreachable, |c| {
             c.reachable.1 = false;
