@@ -3,6 +3,9 @@
 //! An operation continues in the agent when its stream breaks. The job engine then retries the step, which attaches to
 //! the operation by sending the same request.
 
+mod events;
+
+pub(crate) use self::events::Events;
 use crate::debts::unpaid;
 use crate::fleet::Fleet;
 use crate::hosts::{HostRecord, Hosts};
@@ -10,9 +13,9 @@ use crate::presence::Presence;
 use bytes::Bytes;
 use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
 use fleetward_api::agent::{
-    self, AgentEvent, AuditHead, CanOpen, CancelRequest, CertificateAnswer, CertificateRequest,
-    ConversionLine, ConversionQuery, ConverterState, GuardianChange, IncomingAnswer, KeysRequest,
-    MAX_DOMAINS, OperationLine, OperationRequest, Question, VmDetail,
+    self, AuditHead, CanOpen, CancelRequest, CertificateAnswer, CertificateRequest, ConversionLine,
+    ConversionQuery, ConverterState, GuardianChange, IncomingAnswer, KeysRequest, OperationLine,
+    OperationRequest, Question, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
@@ -22,9 +25,9 @@ use fleetward_model::audit::AuditRecord;
 use fleetward_model::certificate::{CertificateFacts, RefusedCertificates};
 use fleetward_model::fit;
 use fleetward_model::guardian::GuardianFacts;
-use fleetward_model::host::{Formats, HostFacts};
+use fleetward_model::host::Formats;
 use fleetward_model::keys::Chord;
-use fleetward_model::vm::{Custody, VmObserved, VmReport};
+use fleetward_model::vm::{Custody, VmObserved};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
@@ -38,8 +41,6 @@ use zeroize::Zeroizing;
 /// Longest line of a host's events, bytes. libvirt gives no definition of more than four mebibytes away, so an honest host
 /// stays below, whatever its VMs are; what is in it is judged afterwards.
 const MAX_EVENT: usize = 16 << 20;
-/// Largest snapshot of a host, all of its parts, bytes.
-const MAX_SNAPSHOT: usize = 64 << 20;
 /// Longest text of a failure that is taken from a host, characters: it becomes part of a job's record.
 const MAX_TEXT: usize = 8 << 10;
 
@@ -188,11 +189,7 @@ impl Agent {
             .response_timeout(Some(silence))
             .idle_timeout(Some(silence));
         let response = request.send().await.map_err(|error| self.failed(&error))?;
-        Ok(Events {
-            agent: self.clone(),
-            lines: response.lines_of(MAX_EVENT),
-            begun: None,
-        })
+        Ok(Events::new(self.clone(), response.lines_of(MAX_EVENT)))
     }
 
     /// Runs an operation for a job's step to its end, passing on progress and cancellation.
@@ -820,75 +817,5 @@ impl From<VmDetail> for Detail {
             cpu_xml: detail.cpu_xml,
             can_open: detail.can_open,
         }
-    }
-}
-
-/// What an agent says as it happens.
-#[derive(Debug)]
-pub(crate) struct Events {
-    agent: Agent,
-    lines: Lines,
-    begun: Option<BegunSnapshot>,
-}
-
-/// A snapshot of which further parts are to come.
-#[derive(Debug)]
-struct BegunSnapshot {
-    facts: Box<HostFacts>,
-    vms: Vec<VmReport>,
-    /// Bytes so far.
-    size: usize,
-}
-
-impl Events {
-    /// The next event, a snapshot in one piece; none when the agent ended the stream. Nothing is lost when this is dropped.
-    pub(crate) async fn next(&mut self) -> Result<Option<AgentEvent>, Failure> {
-        loop {
-            let line = self.lines.next().await;
-            let Some(line) = line.map_err(|error| self.agent.failed(&error))? else {
-                return Ok(None);
-            };
-            if line.is_empty() {
-                continue;
-            }
-            let event = serde_json::from_str(&line).map_err(ClientError::Decode);
-            let event = event.map_err(|error| self.agent.failed(&error))?;
-            if let Some(event) = self.assembled(event, line.len())? {
-                return Ok(Some(event));
-            }
-        }
-    }
-
-    /// The event, or none where it is a part of one.
-    fn assembled(&mut self, event: AgentEvent, size: usize) -> Result<Option<AgentEvent>, Failure> {
-        let (snapshot, more) = match event {
-            AgentEvent::Snapshot { facts, vms, more } => (BegunSnapshot { facts, vms, size }, more),
-            AgentEvent::SnapshotPart { vms, more } => {
-                let Some(mut begun) = self.begun.take() else {
-                    return Err(self.agent.failed(&ClientError::NotText));
-                };
-                begun.vms.extend(vms);
-                begun.size += size;
-                (begun, more)
-            }
-            other => return Ok(Some(other)),
-        };
-        if snapshot.vms.len() > MAX_DOMAINS || snapshot.size > MAX_SNAPSHOT {
-            let host = &self.agent.host;
-            let what = format!("host {host} reports more than is taken");
-            let because = format!(
-                "{} domains in {} bytes so far; at most {MAX_DOMAINS} in {MAX_SNAPSHOT} bytes are taken",
-                snapshot.vms.len(),
-                snapshot.size
-            );
-            return Err(Failure::new(ErrorCode::ReportTooLarge, what).because(because));
-        }
-        if more {
-            self.begun = Some(snapshot);
-            return Ok(None);
-        }
-        let BegunSnapshot { facts, vms, .. } = snapshot;
-        let more = false;
-        Ok(Some(AgentEvent::Snapshot { facts, vms, more }))
     }
 }
