@@ -550,7 +550,8 @@ fn no_credentials(fleet: &Fleet) -> Result<()> {
             .flatten()
             .map(|(m, _)| m.to_uppercase())
         {
-            if path == "/v1/join" {
+            // Who joins has a token and no certificate yet, or no more.
+            if ["/v1/join", "/v1/rejoin"].contains(&path.as_str()) {
                 continue;
             }
             walked += 1;
