@@ -101,8 +101,8 @@ async fn tpm_forget(
     let world = &app.world;
     let id: VmId = vm.parse().map_err(|error| {
         Failure::new(ErrorCode::InvalidArgument, format!("{vm} is no VM's id"))
-            .because(error)
-            .fix("fleetward tpm kept -o json shows the ids; a name may be another VM's by now")
+            .because(format!("{error}; a name may be another VM's by now"))
+            .fix("fleetward tpm kept")
     })?;
     if is_there(world, id) {
         let what = format!("VM {id} is still there, so its copies are kept");
