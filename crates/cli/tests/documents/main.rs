@@ -4,6 +4,7 @@ mod adding;
 mod commands;
 mod decisions;
 mod languages;
+mod threats;
 
 use clap::Parser;
 use clap::error::ErrorKind;
