@@ -38,6 +38,18 @@ pub(crate) fn key(host: &HostName) -> String {
     format!("token/{host}")
 }
 
+impl TokenRecord {
+    /// The command that makes another token for the same purpose.
+    fn made_by(&self) -> String {
+        let (host, group) = (&self.host, &self.group);
+        match (self.rejoin, self.reinstalled) {
+            (true, _) => format!("fleetward host rejoin {host}"),
+            (false, true) => format!("fleetward host token {host} --group {group} --reinstalled"),
+            (false, false) => format!("fleetward host token {host} --group {group}"),
+        }
+    }
+}
+
 /// Makes a token, for a join or for a host that comes back, and forgets an earlier one for the same host.
 pub(crate) async fn make(
     store: &dyn Store,
@@ -124,15 +136,14 @@ pub(crate) async fn look_up(
     let invalid = |because: &str| {
         Failure::new(ErrorCode::TokenInvalid, "the join token is not accepted").because(because)
     };
-    let expired = |at: OffsetDateTime, names: &Names| {
-        Failure::new(ErrorCode::TokenExpired, "the join token is not accepted")
+    let expired = |at: OffsetDateTime| {
+        Failure::new(ErrorCode::TokenExpired, "the token is not accepted")
             .because(format!("it expired at {}", utc(at)))
-            .about(names)
     };
     let token = match JoinToken::parse(text, now) {
         Ok(token) => token,
         Err(fleetward_link::TokenError::Expired { at }) => {
-            return Err(expired(at, &Names::default()));
+            return Err(expired(at).about(&Names::default()));
         }
         Err(error) => return Err(invalid(&error.to_string())),
     };
@@ -144,20 +155,19 @@ pub(crate) async fn look_up(
         .map_err(|error| crate::store_failure(&error))?
         .ok_or_else(|| invalid("this controller did not make it, or its host was removed"))?;
     let record = found.value;
-    let names = Names::default().host(&record.host);
     if record.secret != token.secret.hash() {
         return Err(invalid(
             "it was altered, or replaced by a newer one for the same host",
         ));
     }
     if record.used {
-        let what = format!("the join token of host {} is not accepted", record.host);
+        let what = format!("the token of host {} is not accepted", record.host);
         return Err(Failure::new(ErrorCode::TokenUsed, what)
             .because("it has been used already")
-            .about(&names));
+            .fix(record.made_by()));
     }
     if record.expires <= now {
-        return Err(expired(record.expires, &names));
+        return Err(expired(record.expires).fix(record.made_by()));
     }
     Ok(Usable {
         record,
