@@ -26,6 +26,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{Backlog, listen};
+use rustls::AlertDescription;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -304,7 +305,13 @@ impl TlsConnections {
             result = handshake => match result {
                 Ok(Ok(stream)) => TlsStream::from(stream),
                 Ok(Err((error, tcp))) => {
-                    tracing::info!(%address, %error, "handshake refused");
+                    match not_accepted(&error) {
+                        Some(alert) => tracing::warn!(
+                            %address, ?alert,
+                            "the other side does not accept our certificate: it has ended, or was revoked, or we are not in the fleet any more"
+                        ),
+                        None => tracing::info!(%address, %error, "handshake refused"),
+                    }
                     linger(tcp).await;
                     return None;
                 }
@@ -364,6 +371,19 @@ impl Complaints {
                 %address, closed, "too many connections without a certificate, closing the newest"
             ),
         }
+    }
+}
+
+/// The alert with which the other side refused our certificate, if that is what it did.
+fn not_accepted(error: &io::Error) -> Option<AlertDescription> {
+    match dial::tls_error_in(error)? {
+        rustls::Error::AlertReceived(
+            alert @ (AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown),
+        ) => Some(*alert),
+        _ => None,
     }
 }
 
