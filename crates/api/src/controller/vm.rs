@@ -106,6 +106,9 @@ pub struct ClaimView {
     /// Whether that is the TPM of which the controller has its newest copy. None: there is nothing to compare.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm_known: Option<bool>,
+    /// Whether the host has the TPM's state. None: the VM has no TPM there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm_state_present: Option<bool>,
     /// When the host last spoke of it, by the controller's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub observed: OffsetDateTime,

@@ -52,12 +52,16 @@ fn claim_word(claim: &ClaimView) -> String {
         (None, Some(_)) => "a TPM of which the controller has no copy",
         (None, None) => "no TPM",
     };
+    let state = match claim.tpm_state_present {
+        Some(false) => " (its state is not there)",
+        Some(true) | None => "",
+    };
     let made = match claim.managed {
         true => "",
         false => ", not made by Fleetward",
     };
     format!(
-        "{}, {tpm}{made}, called {} there, seen {}",
+        "{}, {tpm}{state}{made}, called {} there, seen {}",
         claim.state,
         claim.name,
         moment(claim.observed)
@@ -182,7 +186,9 @@ pub(crate) fn vm(vm: &VmView) -> String {
                 seen.state,
                 moment(seen.at)
             ),
-            None => format!("{} ({})", vm.state, vm.reason),
+            None if vm.claims.is_empty() => format!("{} ({})", vm.state, vm.reason),
+            // Each host says another; which is right is not known.
+            None => state_word(vm),
         },
     );
     sheet.add("Host", &vm.host);

@@ -111,6 +111,7 @@ fn claims(world: &World, vm: &VmObserved) -> Vec<ClaimView> {
             .as_ref()
             .zip(known.as_ref())
             .map(|(its, known)| its == known),
+        tpm_state_present: claim.tpm.enabled.then_some(claim.tpm.state_present),
         ek_certificate: claim.tpm.ek_certificate.clone(),
         observed: claim.observed,
     });
