@@ -1,4 +1,5 @@
-//! The clock that the controller and the agents of a lab see: the machine's, moved by an offset that can change while they run.
+//! The clock that the controller, the agents, and commands on a lab's hosts see: the machine's, moved by an offset that can
+//! change while they run.
 //!
 //! libfaketime stands between a program and the C library and reads the offset from a file. Clocks that only measure how long
 //! something takes stay as they are, and so do the times of files. libvirtd, QEMU and the guests keep the machine's clock.

@@ -277,6 +277,7 @@ impl Lab {
         let mut command = node::enter(self.node(name)?.0)?;
         let own = self.programs.dir().display();
         command.env("PATH", format!("{own}:{}", node::PATH));
+        command.envs(clock::environment(&self.files)?);
         Ok(command)
     }
 
