@@ -13,6 +13,10 @@
 use crate::program::Program;
 use crate::syscalls;
 use command_fds::{CommandFdExt, FdMapping};
+use nix::sys::resource::{
+    Resource::{self, RLIMIT_AS, RLIMIT_CPU, RLIMIT_FSIZE, RLIMIT_NOFILE, RLIMIT_NPROC},
+    getrlimit,
+};
 use nix::unistd::{Gid, Uid, User};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -94,6 +98,12 @@ impl std::fmt::Display for Ended {
     }
 }
 
+/// No more than the agent's own hard limit, which the unprivileged user inside cannot raise: on a host with little memory
+/// the kernel's own limit of processes is below what a run may use elsewhere.
+fn within(resource: Resource, wanted: u64) -> u64 {
+    getrlimit(resource).map_or(wanted, |(_, hard)| wanted.min(hard))
+}
+
 impl Confinement {
     /// Finds the programs and the user.
     ///
@@ -169,11 +179,17 @@ impl Confinement {
                 "--",
             ])
             .arg(self.prlimit.path())
-            .arg(format!("--as={}", limits.memory))
-            .arg(format!("--cpu={}", limits.time.as_secs().max(1)))
-            .arg(format!("--fsize={}", limits.output))
-            .arg(format!("--nproc={}", limits.processes))
-            .arg(format!("--nofile={FILES}"))
+            .arg(format!("--as={}", within(RLIMIT_AS, limits.memory)))
+            .arg(format!(
+                "--cpu={}",
+                within(RLIMIT_CPU, limits.time.as_secs().max(1))
+            ))
+            .arg(format!("--fsize={}", within(RLIMIT_FSIZE, limits.output)))
+            .arg(format!(
+                "--nproc={}",
+                within(RLIMIT_NPROC, limits.processes.into())
+            ))
+            .arg(format!("--nofile={}", within(RLIMIT_NOFILE, FILES.into())))
             .args(["--core=0", "--memlock=0", "--msgqueue=0", "--"])
             .arg(program.path())
             .args(arguments)
@@ -487,6 +503,18 @@ mod tests {
             matches!(growing, Ended::OverLimit("memory") | Ended::Refused(_)),
             "{growing:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_limit_above_the_hosts_own_does_not_keep_a_program_from_running() {
+        let (_, hard) = getrlimit(RLIMIT_NPROC).expect("the limit");
+        let limits = Limits {
+            processes: u32::MAX,
+            ..LIMITS
+        };
+        let said = script("ulimit -u", &[], limits).await.expect("it runs");
+        let expected = hard.min(u32::MAX.into()).to_string();
+        assert_eq!(said.trim(), expected);
     }
 
     #[test]
