@@ -35,6 +35,7 @@ mod boot;
 mod bundle;
 mod certificate;
 pub mod config;
+mod confinement;
 mod console;
 mod conversions;
 mod crash;

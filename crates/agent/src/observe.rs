@@ -3,6 +3,7 @@
 //! One task follows the hypervisor's events and inspects the domains that they name; all streams share its results. A
 //! reader that is too slow gets a new snapshot, and so do all readers after libvirt was away.
 
+use crate::confinement::{self, APPARMOR};
 use crate::failure::{HypervisorResult, Result};
 use crate::history;
 use crate::host::Host;
@@ -12,7 +13,9 @@ use fleetward_hypervisor::{
     DomainDefined, DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent,
     StopReason,
 };
-use fleetward_model::host::{Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts};
+use fleetward_model::host::{
+    Accelerator, Confinement, Formats, HostFacts, HypervisorVersions, PoolFacts,
+};
 use fleetward_model::network::NicObserved;
 use fleetward_model::secure_boot::SecureBootObserved;
 use fleetward_model::vm::{
@@ -105,6 +108,7 @@ pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
                 Ok(HypervisorEvent::Disconnected) => tracing::warn!("libvirt does not answer"),
                 Ok(HypervisorEvent::Connected) => {
                     tracing::info!("libvirt answers");
+                    tell_confinement(&host).await;
                     crate::operation::copy::settle_all(&host).await;
                     host.drop_unneeded_secrets().await;
                     arrivals::load_secrets_again(&host).await;
@@ -230,6 +234,12 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
         pool.io = host.volumes.disk_io(Path::new(&pool.path)).await;
     }
     let (networks, network_warnings) = host.networks.facts(&found);
+    let missing_rule = match found.confinement {
+        Confinement::Apparmor => {
+            confinement::missing_rule(Path::new(APPARMOR), &host.layout.migrations())
+        }
+        Confinement::Selinux | Confinement::None => None,
+    };
     Ok(HostFacts {
         host: host.member.host.clone(),
         group: host.member.group.clone(),
@@ -247,6 +257,7 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
         memory_available: found.memory_available,
         machines: found.machines,
         secure_boot: found.secure_boot,
+        confinement: Some(found.confinement),
         pools,
         networks,
         default_network: host.networks.default.clone(),
@@ -263,8 +274,22 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
             .chain(pool_warnings)
             .chain(certificate::warning(host, OffsetDateTime::now_utc()))
             .chain(network_warnings)
+            .chain(missing_rule)
             .collect(),
     })
+}
+
+/// For the log: a host without a security driver works, and whoever set it up may not know.
+async fn tell_confinement(host: &Host) {
+    match host.hypervisor.facts().await.map(|facts| facts.confinement) {
+        Ok(Confinement::None) => tracing::warn!(
+            "libvirt has no security driver (AppArmor, SELinux): nothing but their user confines the processes of VMs"
+        ),
+        Ok(confinement @ (Confinement::Apparmor | Confinement::Selinux)) => {
+            tracing::info!(?confinement, "libvirt confines VMs");
+        }
+        Err(_) => {} // the next connection tells
+    }
 }
 
 /// One VM as it is now, none when this host has none of that id.

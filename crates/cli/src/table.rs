@@ -14,7 +14,7 @@ use fleetward_api::tpm::TpmVersion;
 use fleetward_model::change::ChangeKind;
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::CertificateRole;
-use fleetward_model::host::Version;
+use fleetward_model::host::{Confinement, Version};
 use fleetward_model::network::NicObserved;
 use fleetward_model::{ByteSize, ErrorCode, GuardianId, HostName, JobId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,6 +119,18 @@ pub(crate) fn host(host: &HostView) -> String {
                 "missing"
             },
         );
+        if let Some(confinement) = facts.confinement {
+            sheet.add(
+                "Confines VMs",
+                match confinement {
+                    Confinement::Apparmor => "with AppArmor",
+                    Confinement::Selinux => "with SELinux",
+                    Confinement::None => {
+                        "no: libvirt has no security driver, so all VMs' processes may do what their users may"
+                    }
+                },
+            );
+        }
         sheet.add("libvirt", versions.libvirt);
         sheet.add("QEMU", versions.qemu);
         sheet.add("swtpm", swtpm_word(versions.swtpm));

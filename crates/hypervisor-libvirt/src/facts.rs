@@ -4,7 +4,7 @@ use crate::binding::{Connection, CpuComparison, compare_hypervisor_cpu, node_mem
 use crate::host::failed;
 use crate::program::{Program, Programs};
 use fleetward_hypervisor::{CpuVerdict, HypervisorFacts, Result};
-use fleetward_model::host::{Accelerator, Version};
+use fleetward_model::host::{Accelerator, Confinement, Version};
 use fleetward_model::{ByteSize, NicFilter};
 use roxmltree::Document;
 use virt::error::ErrorNumber;
@@ -62,6 +62,7 @@ pub(crate) fn read(
         memory_available: memory_available(connection, memory, reserve),
         machines: machines(&capabilities),
         secure_boot: secure_boot(&domain_capabilities) && enrolled_firmware_installed(),
+        confinement: confinement(&capabilities),
         filters: has_filter(connection, NicFilter::CleanTraffic),
     })
 }
@@ -214,6 +215,27 @@ fn is_enrolled(descriptor: &str) -> bool {
         .all(|wanted| features.is_some_and(|f| f.iter().any(|feature| feature == wanted)))
 }
 
+/// libvirt names the security drivers that it uses as `<secmodel>` of the host; `dac`, the Unix user, is always one.
+fn confinement(capabilities: &str) -> Confinement {
+    let Ok(document) = Document::parse(capabilities) else {
+        return Confinement::None;
+    };
+    let uses = |name: &str| {
+        document.descendants().any(|node| {
+            node.has_tag_name("model")
+                && node.text() == Some(name)
+                && node
+                    .parent_element()
+                    .is_some_and(|parent| parent.has_tag_name("secmodel"))
+        })
+    };
+    match (uses("apparmor"), uses("selinux")) {
+        (true, _) => Confinement::Apparmor,
+        (false, true) => Confinement::Selinux,
+        (false, false) => Confinement::None,
+    }
+}
+
 fn cpu_model(capabilities: &str) -> Option<String> {
     let document = Document::parse(capabilities).ok()?;
     let host = document
@@ -243,6 +265,27 @@ mod tests {
             <machine canonical='pc-q35-10.0'>q35</machine><machine>pc-i440fx-10.0</machine>\
             <domain type='kvm'><machine>pc-q35-10.0</machine></domain></arch></guest></capabilities>";
         assert_eq!(machines(capabilities), ["pc-q35-10.0"]);
+    }
+
+    #[test]
+    fn what_confines_vms_is_what_libvirt_uses_beside_the_user() {
+        let host = |models: &[&str]| {
+            let models: String = models
+                .iter()
+                .map(|model| format!("<secmodel><model>{model}</model><doi>0</doi></secmodel>"))
+                .collect();
+            format!(
+                "<capabilities><host><cpu><model>apparmor</model></cpu>{models}</host></capabilities>"
+            )
+        };
+        for (models, expected) in [
+            (&["apparmor", "dac"][..], Confinement::Apparmor),
+            (&["selinux", "dac"], Confinement::Selinux),
+            (&["none", "dac"], Confinement::None),
+            (&["dac"], Confinement::None),
+        ] {
+            assert_eq!(confinement(&host(models)), expected, "{models:?}");
+        }
     }
 
     #[test]

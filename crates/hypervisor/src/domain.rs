@@ -3,7 +3,7 @@
 use crate::{Error, GuestTold, MoveState, NicAddresses, Result, Screens, Shutdown, StorageChange};
 use async_trait::async_trait;
 use fleetward_model::change::{MachineChange, NicPart};
-use fleetward_model::host::{Accelerator, DiskIo, Version};
+use fleetward_model::host::{Accelerator, Confinement, DiskIo, Version};
 use fleetward_model::machine::MachineSettings;
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::{Firmware, NewerSpec, NicSpec, VmMetadata};
@@ -216,6 +216,8 @@ pub struct HypervisorFacts {
     /// Canonical q35 machine types.
     pub machines: Vec<String>,
     pub secure_boot: bool,
+    /// What confines the processes of VMs.
+    pub confinement: Confinement,
     /// Whether network cards on Linux bridges can have [`NicFilter::CleanTraffic`](fleetward_model::NicFilter).
     pub filters: bool,
 }

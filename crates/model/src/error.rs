@@ -211,6 +211,9 @@ codes! {
     SecureBootMissing = "SECURE_BOOT_MISSING", Refused,
         "The host has no UEFI firmware with Secure Boot and enrolled keys.",
         "on that host: apt-get install ovmf";
+    HostUnconfined = "HOST_UNCONFINED", Refused,
+        "libvirt on that host confines its VMs by neither AppArmor nor SELinux. QEMU and swtpm of all VMs run as the same two users there, so a guest that takes over its QEMU can read the disks of the others.",
+        "on that host: apt-get install apparmor, security_driver = \"apparmor\" in /etc/libvirt/qemu.conf, systemctl restart apparmor libvirtd; the VMs that run there are confined when they start again";
     SecureBootOutdated = "SECURE_BOOT_OUTDATED", Refused,
         "The VM's firmware trusts Microsoft's certificates of 2011, which have run out, and not those of 2023. What boots today goes on booting; media and loaders that only the new ones sign do not boot, and updates of the lists are refused.",
         "see what it costs, then add them while the VM is stopped: fleetward secure-boot enroll {vm} --dry-run",

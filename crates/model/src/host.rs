@@ -138,6 +138,19 @@ pub enum Accelerator {
     Tcg,
 }
 
+/// What libvirt puts around QEMU and swtpm of each VM, beside the Unix user they run as (libvirt's *sVirt*, its
+/// `security_driver`): a profile or a label that is the VM's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[derive(strum::IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
+pub enum Confinement {
+    Apparmor,
+    Selinux,
+    /// The user alone, who is the same for all VMs.
+    None,
+}
+
 /// The versions of what controller and agents say to each other that a program knows. A program that says nothing is from
 /// before versions and knows version 1 of each; the one that knows more adapts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -263,6 +276,9 @@ pub struct HostFacts {
     pub machines: Vec<String>,
     /// Whether firmware with Secure Boot and enrolled keys is installed.
     pub secure_boot: bool,
+    /// What confines the processes of its VMs; none from agents that do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confinement: Option<Confinement>,
     pub pools: Vec<PoolFacts>,
     /// Networks beside `nat`, which every host has.
     #[serde(default)]

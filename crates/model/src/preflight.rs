@@ -8,7 +8,7 @@ use crate::admission::{Answer, Request, answer};
 use crate::error::Finding;
 use crate::fit::{self, HostOffer, Needs, Reserved};
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
-use crate::host::{HostFacts, HostState, Version};
+use crate::host::{Confinement, HostFacts, HostState, Version};
 use crate::secure_boot::CertificateState;
 use crate::vm::VmObserved;
 use crate::{ErrorCode, Failure, GroupName, GuardianId, HostName, Names, VmName};
@@ -135,6 +135,7 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 tpm_state,
                 programs,
                 certificates,
+                confined,
             ];
             let found = rules.iter().flat_map(|rule| rule(facts));
             found.map(|finding| finding.about(&names)).collect()
@@ -160,6 +161,7 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 taken,
                 clocks,
                 certificates,
+                confined,
             ];
             let names = Names::default()
                 .vm(&facts.vm.name)
@@ -488,6 +490,19 @@ fn certificates(facts: &Facts<'_>) -> Findings {
         blocking: false,
         ..Finding::usual(ErrorCode::SecureBootOutdated, what)
     }]
+}
+
+/// What keeps a guest that has taken over its QEMU from the other VMs of the host: it starts and moves all the same.
+fn confined(facts: &Facts<'_>) -> Findings {
+    let host = &facts.destination;
+    let found = host.facts.and_then(|facts| facts.confinement);
+    only(found == Some(Confinement::None), || {
+        let what = format!(
+            "libvirt on host {} confines VMs by neither AppArmor nor SELinux (security_driver = \"none\")",
+            host.name
+        );
+        Finding::warning(ErrorCode::HostUnconfined, what)
+    })
 }
 
 /// The VM's own host.

@@ -36,6 +36,10 @@ const BY_PATH: &[&str] = &[
 const EXCEPTIONS: &[(&str, &str)] = &[
     ("agent/src/audit.rs", OWN),
     ("agent/src/config.rs", "the administrator's configuration"),
+    (
+        "agent/src/confinement.rs",
+        "AppArmor's rules, which are root's",
+    ),
     ("agent/src/conversions.rs", OWN),
     ("agent/src/keyring/sealing.rs", OWN),
     ("agent/src/keyring/store.rs", OWN),

@@ -5,7 +5,7 @@
 
 use async_trait::async_trait;
 use fleetward_hypervisor::*;
-use fleetward_model::host::{Accelerator, DiskIo, Version};
+use fleetward_model::host::{Accelerator, Confinement, DiskIo, Version};
 use fleetward_model::machine::MachineSettings;
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::vm::{NewerSpec, NicSpec, VmMetadata};
@@ -445,6 +445,7 @@ impl Hypervisor for Fake {
             memory_available: ByteSize::gib(4),
             machines: vec!["pc-q35-10.0".into()],
             secure_boot: true,
+            confinement: Confinement::None,
             filters: true,
         })
     }

@@ -919,6 +919,7 @@ fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) -> HostFact
         memory_available: ByteSize::gib(32),
         machines: vec!["pc-q35-10.0".into()],
         secure_boot: true,
+        confinement: None,
         networks: Vec::new(),
         default_network: Default::default(),
         pools: vec![

@@ -1,7 +1,9 @@
 //! Two hosts and a VM that fit each other, for tests to spoil one thing at a time.
 
 use crate::guardian::{CertificateFacts, CertificateRole, GuardianFacts};
-use crate::host::{Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts, Version};
+use crate::host::{
+    Accelerator, Confinement, Formats, HostFacts, HypervisorVersions, PoolFacts, Version,
+};
 use crate::vm::{
     DiskBus, DiskObserved, DiskSpec, Firmware, FirmwareKind, Profile, TpmObserved, VmObserved,
     VmSpec, VmState, VmSummary,
@@ -57,6 +59,7 @@ pub(crate) fn facts(host: &str) -> HostFacts {
         memory_available: ByteSize::gib(16),
         machines: vec!["pc-q35-10.0".into()],
         secure_boot: true,
+        confinement: Some(Confinement::Apparmor),
         networks: Vec::new(),
         default_network: Default::default(),
         pools: vec![PoolFacts {

@@ -1,7 +1,7 @@
 use super::samples::{self, NOW};
 use super::*;
 use crate::ByteSize;
-use crate::host::Accelerator;
+use crate::host::{Accelerator, Confinement};
 use crate::vm::VmState;
 
 /// The facts of a move that fits, in pieces a test can spoil.
@@ -144,6 +144,23 @@ fn nothing_speaks_against_hosts_that_fit() {
     case.mode = Mode::Start;
     case.destination = "a".parse().expect("name");
     case.incoming = None;
+    assert_eq!(case.findings(), []);
+}
+
+#[test]
+fn a_host_that_confines_no_vm_takes_it_and_says_so() {
+    let mut case = granted();
+    case.there().confinement = Some(Confinement::None);
+    let found = case.findings();
+    let [one] = found.as_slice() else {
+        panic!("one remark: {found:?}");
+    };
+    assert_eq!((one.code, one.blocking), (ErrorCode::HostUnconfined, false));
+    assert!(one.what.contains("host b"), "{one:?}");
+    assert!(one.fix.contains("apparmor"), "{one:?}");
+    case.there().confinement = None;
+    assert_eq!(case.findings(), [], "an agent that does not tell");
+    case.there().confinement = Some(Confinement::Selinux);
     assert_eq!(case.findings(), []);
 }
 
