@@ -33,7 +33,7 @@ test: build ## everything that must hold before a change lands (goal: 50 minutes
 fuzz: ## every parser of foreign bytes under mutation, an hour each (FLEETWARD_FUZZ_SECONDS says otherwise)
 	FLEETWARD_FUZZ_SECONDS=$${FLEETWARD_FUZZ_SECONDS:-3600} $(FUZZ)
 
-soak: build ## the end-to-end tests with every point of every job walked by kill -9, an upgrade from an earlier version, a whole Debian, known vulnerabilities (hours)
+soak: build ## the end-to-end tests with every point of every job walked by kill -9, an upgrade from an earlier version, a whole Debian, hosts with AppArmor, known vulnerabilities (hours)
 	scripts/cargo-deny advisories
 	@scripts/labs-of-tests $(LAB) clear
 	FLEETWARD_MUTANTS=200 cargo test --workspace --locked --test conversion
