@@ -136,14 +136,19 @@ impl Place {
     fn source(&self) -> PathBuf {
         self.directory.join("source")
     }
+
+    /// Removes the files. One that is open stays readable.
+    fn empty(&self) {
+        if let Err(error) = durable::remove_tree(&self.directory) {
+            tracing::warn!(path = %self.directory.display(), %error, "files of a conversion stay until the next start");
+        }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.busy.fetch_sub(1, Ordering::Relaxed);
-        if let Err(error) = durable::remove_tree(&self.directory) {
-            tracing::warn!(path = %self.directory.display(), %error, "files of a conversion stay until the next start");
-        }
+        self.empty();
     }
 }
 
@@ -214,6 +219,8 @@ async fn answer_with(
         Ok(converted) => open(converted).await,
         Err(error) => Err(trouble(&error)),
     };
+    // Whoever has the whole answer finds nothing of the conversion any more.
+    place.empty();
     let (mut file, size, found) = match opened {
         Ok(opened) => opened,
         Err(trouble) => {

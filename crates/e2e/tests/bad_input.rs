@@ -403,7 +403,8 @@ fn converted_boots(fleet: &Fleet) -> Result<()> {
             said.stdout.contains("vhdx converted to qcow2 on host a"),
             "{said:?}"
         );
-        ensure!(conversions(fleet)?.is_empty(), "{}", conversions(fleet)?);
+        let left = conversions(fleet)?;
+        ensure!(left.is_empty(), "left of the conversion: {left}");
         let create = [
             "vm", "create", name, "--image", name, "--memory", "512M", "--start",
         ];

@@ -244,7 +244,8 @@ fn without_a_controller(fleet: &Fleet) -> Result<()> {
             .contains("the controller does not answer, so VMs")
             .then_some(()))
     })?;
-    ensure!(running(fleet)?.is_empty(), "{:?}", running(fleet)?);
+    let left = running(fleet)?;
+    ensure!(left.is_empty(), "{left:?}");
     // Comes later, and so do the VMs.
     fleet.start("controller")?;
     wait::until("all to run", seconds(120), || {

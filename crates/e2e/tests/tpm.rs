@@ -456,7 +456,8 @@ fn bulk_disable_with_a_power_cut(fleet: &Fleet) -> Result<()> {
         .ok()?;
     ensure!(rest.stdout.contains(" 0 failed"), "{}", rest.stdout);
     ensure!(!rest.stdout.contains(VM), "{VM} is on a: {}", rest.stdout);
-    ensure!(counted(fleet)? == (0, MANY), "{:?}", counted(fleet)?);
+    let found = counted(fleet)?;
+    ensure!(found == (0, MANY), "{found:?}");
     // Nothing is lost: a whole version of each is with the controller.
     for at in [0, 1, MANY - 2, MANY - 1] {
         let name = format!("small{at}");
