@@ -8,7 +8,6 @@ LAB := $(BIN)/fleetward-lab
 SUITES := $(sort $(basename $(notdir $(wildcard crates/e2e/tests/*.rs))) \
 	$(notdir $(patsubst %/main.rs,%,$(wildcard crates/e2e/tests/*/main.rs))))
 LANES := scripts/test-lanes
-FUZZ := cargo test --workspace --locked --test fuzz -- --nocapture
 
 .PHONY: help packages build demo test fuzz soak bench down clean
 
@@ -27,11 +26,11 @@ demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves t
 test: build ## everything that must hold before a change lands (goal: 50 minutes on two cores); needs root
 	@scripts/labs-of-tests $(LAB) clear
 	cargo xtask lints
-	FLEETWARD_FUZZ_SECONDS=20 $(LANES) crates $(SUITES)
+	$(LANES) crates fuzz $(SUITES)
 	@scripts/labs-of-tests $(LAB) none
 
-fuzz: ## every parser of foreign bytes under mutation, an hour each (FLEETWARD_FUZZ_SECONDS says otherwise)
-	FLEETWARD_FUZZ_SECONDS=$${FLEETWARD_FUZZ_SECONDS:-3600} $(FUZZ)
+fuzz: packages ## every parser of foreign bytes by coverage, an hour each, two at once (FLEETWARD_FUZZ_SECONDS says otherwise)
+	scripts/fuzz run $${FLEETWARD_FUZZ_SECONDS:-3600}
 
 soak: build ## the end-to-end tests with every point of every job walked by kill -9, an upgrade from an earlier version, a whole Debian, hosts with AppArmor, known vulnerabilities (hours)
 	scripts/cargo-deny advisories

@@ -129,7 +129,7 @@ fn unanswered(id: VmId, attempt: &'static str) -> impl FnOnce(virt::error::Error
 }
 
 /// libvirt's flat names (`if.0.hwaddr`, `if.0.addr.1.addr`) as cards with addresses.
-fn sorted(told: Vec<Named>) -> GuestTold {
+pub(crate) fn sorted(told: Vec<Named>) -> GuestTold {
     let mut guest = GuestTold::default();
     let mut macs: BTreeMap<usize, String> = BTreeMap::new();
     let mut addresses: BTreeMap<usize, Vec<String>> = BTreeMap::new();

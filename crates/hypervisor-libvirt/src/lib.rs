@@ -30,6 +30,8 @@ mod ek_certificate;
 mod facts;
 #[cfg(test)]
 mod former;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guest;
 mod host;
 mod layers;

@@ -97,6 +97,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Tools: nothing depends on them.
     ("fleetward-lab", &["fleetward-durable"]),
     ("fleetward-e2e", &["fleetward-failpoint"]),
+    (
+        "fleetward-fuzz",
+        &[
+            "fleetward-model",
+            "fleetward-protector",
+            "fleetward-protector-open",
+            "fleetward-uefi",
+            "fleetward-api",
+            "fleetward-link",
+            "fleetward-hypervisor-libvirt",
+            "fleetward-controller",
+        ],
+    ),
     ("fleetward-xtask", &[]),
 ];
 
