@@ -9,6 +9,7 @@
 
 mod custody;
 mod dependents;
+mod owner;
 mod rewrap;
 mod rotation;
 mod sealing;
@@ -18,6 +19,7 @@ pub use custody::{HalfImported, Imported, PfxFile};
 pub use dependents::{Dependent, Survey, dependents, survey};
 /// Reading PFX files, for the program that hands them to [`Keyring::import`].
 pub use fleetward_protector_open::pfx;
+pub(crate) use owner::OwnedProtector;
 pub(crate) use rewrap::Recipients;
 
 use self::store::{Held, Stamp, Store};
@@ -325,7 +327,7 @@ impl Keyring {
         key: &TpmKey,
         recipients: &[Guardian],
         purpose: &Purpose,
-    ) -> Result<KeyProtector> {
+    ) -> Result<OwnedProtector> {
         self.seal_as(AuditAction::MakeTpm, vm, key, recipients, purpose)
     }
 
@@ -357,7 +359,7 @@ impl Keyring {
         key: &TpmKey,
         recipients: &[Guardian],
         purpose: &Purpose,
-    ) -> Result<KeyProtector> {
+    ) -> Result<OwnedProtector> {
         self.seal_as(AuditAction::Roll, vm, key, recipients, purpose)
     }
 
@@ -368,7 +370,7 @@ impl Keyring {
         key: &TpmKey,
         recipients: &[Guardian],
         purpose: &Purpose,
-    ) -> Result<KeyProtector> {
+    ) -> Result<OwnedProtector> {
         let loaded = self.loaded();
         let own = loaded.own();
         self.record(action, Some(vm), own.id(), purpose)?;
@@ -384,6 +386,7 @@ impl Keyring {
             now: OffsetDateTime::now_utc(),
             expired: &ExpiredAllowed::none(),
         })
+        .map(OwnedProtector::signed_here)
         .map_err(|error| {
             let code = match &error {
                 SealError::Certificate(certificate) => out_of_time(certificate),
@@ -432,7 +435,7 @@ impl Keyring {
         protector: &KeyProtector,
         vm: &VmMetadata,
         purpose: &Purpose,
-    ) -> Result<Option<KeyProtector>> {
+    ) -> Result<Option<OwnedProtector>> {
         let loaded = self.loaded();
         let (own, inspection) = (loaded.own(), protector.inspect());
         if inspection.is_granted(own.id())

@@ -3,6 +3,7 @@
 //! | file | is there |
 //! |---|---|
 //! | `protector.der` | the last good key protector, from before the TPM state is installed until the VM leaves |
+//! | `protector-before.der` | the one that `protector.der` last took the place of on the VM, for an undo |
 //! | `ek.der` | the EK certificate of a TPM that was made here |
 //! | `tpm-staged/` | a TPM that is made but not installed yet |
 //! | `tpm-next/` | a TPM that is proved and about to take the place of the one there is: a roll, a restore |
@@ -17,6 +18,7 @@
 //! of an arriving domain cannot decide that.
 
 use crate::failure::{Result, Trouble};
+use crate::keyring::OwnedProtector;
 use crate::layout::Layout;
 use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_durable::{self as durable, Access};
@@ -163,8 +165,19 @@ impl VmRecord {
         durable::read(&path).map_err(|e| self.trouble(&path, &e))
     }
 
-    pub(crate) fn keep_protector(&self, der: &[u8]) -> Result<()> {
-        self.write("protector.der", der)
+    /// Before it is on the VM.
+    pub(crate) fn keep_protector(&self, protector: &OwnedProtector) -> Result<()> {
+        self.write("protector.der", protector.der())
+    }
+
+    /// The one that the last change of recipients replaced.
+    pub(crate) fn protector_before(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.directory.join("protector-before.der");
+        durable::read(&path).map_err(|e| self.trouble(&path, &e))
+    }
+
+    pub(crate) fn keep_protector_before(&self, der: &[u8]) -> Result<()> {
+        self.write("protector-before.der", der)
     }
 
     pub(crate) fn ek_certificate(&self) -> Result<Option<Vec<u8>>> {
@@ -178,7 +191,7 @@ impl VmRecord {
 
     /// Forgets key protector and EK certificate.
     pub(crate) fn forget_tpm(&self) -> Result<()> {
-        for name in ["protector.der", "ek.der"] {
+        for name in ["protector.der", "protector-before.der", "ek.der"] {
             let path = self.directory.join(name);
             durable::remove(&path).map_err(|e| self.trouble(&path, &e))?;
         }

@@ -123,6 +123,7 @@ async fn a_departure_goes_on_where_it_was_and_leaves_nothing() {
         id: job_in("a", desk.spec.id, "outgoing.json"),
         vm: desk.spec.id,
         generation: generation + 1,
+        owners: None,
     };
     // Written down by the earlier version; libvirt has forgotten it since.
     let state = job.on(&node, operation::MigrationState {}).await.unwrap();
@@ -142,6 +143,7 @@ async fn a_departure_goes_on_where_it_was_and_leaves_nothing() {
         id: job_in("a", sending.spec.id, "transit.json"),
         vm: sending.spec.id,
         generation: self::generation("a", sending.spec.id),
+        owners: None,
     };
     let clean_up = operation::CleanUpDeparted {
         spec: sending.spec.clone(),
@@ -165,6 +167,7 @@ async fn an_arrival_is_no_vm_until_it_is_committed_and_can_be_abandoned() {
         id: job_in("b", desk.spec.id, "transit.json"),
         vm: desk.spec.id,
         generation: generation("b", desk.spec.id),
+        owners: None,
     };
     let older = Job::new(desk.spec.id, job.generation - 1);
     let late = older
@@ -184,6 +187,7 @@ async fn an_arrival_is_no_vm_until_it_is_committed_and_can_be_abandoned() {
         id: job_in("b", moving.spec.id, "transit.json"),
         vm: moving.spec.id,
         generation: generation("b", moving.spec.id),
+        owners: None,
     };
     let abandon = operation::AbandonIncoming {
         spec: moving.spec.clone(),

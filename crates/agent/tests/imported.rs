@@ -116,6 +116,18 @@ async fn an_import_beside_the_running_agent_lets_a_vm_in_and_the_own_guardian_is
     assert_eq!(arrived.vm.tpm.owner, Some(own(&a)), "the owner stays");
     assert!(arrived.vm.tpm.guardians.contains(&own(&b)));
 
+    // Asked where the fleet knows only b's guardian, b signs: the VM may go where a's is not known.
+    let grant = operation::Grant {
+        to: vec![fleet.endorsed("b", "default")],
+    };
+    let going = Job {
+        owners: fleet.owners(&["b"]),
+        ..Job::new(spec.id, 7)
+    };
+    going.on(&b, grant).await.unwrap();
+    let taken_over = b.detail(spec.id).await.unwrap();
+    assert_eq!(taken_over.vm.tpm.owner, Some(own(&b)));
+
     // The own one opens it now, so the imported one may go; the VM starts without it.
     assert_eq!(removal(&b, &own(&a)), Ok(()));
     Job::new(spec.id, 10)
@@ -258,4 +270,88 @@ async fn a_roll_is_on_record_as_one_and_not_as_a_new_tpm() {
         assert_eq!(record.guardian, Some(own(&node)));
         assert!(record.reason.contains("TPM key"), "{record:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_protector_that_a_stranger_signed_is_refused_by_name() {
+    let fleet = Fleet::start().await;
+    let a = Node::start(&fleet, "a").await;
+    let b = Node::start(&fleet, "b").await;
+    let (spec, metadata) = create_running(&fleet, &a, "vm1").await;
+    stopped(&a, spec.id, 5).await;
+    let granted = |generation, owners: &[&str]| {
+        let grant = operation::Grant {
+            to: vec![fleet.endorsed("b", "default")],
+        };
+        let job = Job {
+            owners: fleet.owners(owners),
+            ..Job::new(spec.id, generation)
+        };
+        let a = &a;
+        async move { job.on(a, grant).await.unwrap().key_protector }
+    };
+    let arrives = |generation, protector: String, owners: Option<String>| {
+        let metadata = fleetward_model::vm::VmMetadata {
+            key_protector: Some(protector),
+            ..metadata.clone()
+        };
+        let prepare = operation::PrepareIncoming {
+            metadata: Box::new(metadata),
+            disks: disks(true),
+            live: false,
+            from: a.peer(),
+        };
+        let abandon = operation::AbandonIncoming {
+            spec: spec.clone(),
+            disks: disks(true),
+        };
+        let job = Job {
+            owners,
+            ..Job::new(spec.id, generation)
+        };
+        let b = &b;
+        async move {
+            let outcome = job.on(b, prepare).await;
+            job.on(b, abandon).await.unwrap();
+            outcome.map(|_| ())
+        }
+    };
+
+    // b could open it; that is not enough.
+    let of_a = granted(6, &["a", "b"]).await;
+    let refused = arrives(7, of_a.clone(), fleet.owners(&["b"]))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, ErrorCode::OwnerUnknown);
+    assert!(refused.because.contains(own(&a).as_str()), "{refused}");
+    assert!(
+        refused.fix.contains("fleetward-agent guardian import-pfx"),
+        "{refused}"
+    );
+    // Nor is a list that somebody else has signed.
+    let forged = fleet
+        .owners(&["a"])
+        .unwrap()
+        .replace("\"signature\":\"M", "\"signature\":\"N");
+    let refused = arrives(8, of_a.clone(), Some(forged)).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::OwnerUnknown);
+    arrives(9, of_a.clone(), fleet.owners(&["a"]))
+        .await
+        .unwrap();
+    // A controller of a former version cannot say it, and its VMs move on.
+    arrives(10, of_a.clone(), None).await.unwrap();
+
+    // Put back on its host, where a guardian of the host has signed it, it needs nobody's word.
+    let put = operation::PutProtector {
+        key_protector: of_a.clone(),
+    };
+    let job = Job {
+        owners: fleet.owners(&[]),
+        ..Job::new(spec.id, 11)
+    };
+    job.on(&a, put).await.unwrap();
+
+    // One that was imported here by name counts here.
+    carry_over(&a, &b);
+    arrives(12, of_a, fleet.owners(&["b"])).await.unwrap();
 }

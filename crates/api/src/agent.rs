@@ -135,6 +135,10 @@ pub struct OperationRequest {
     pub generation: u64,
     pub vm: VmId,
     pub operation: Operation,
+    /// Whose signature on a key protector counts: the authority's signed text (`protector::owners`), opaque here. None from a
+    /// controller of a former version, which cannot say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owners: Option<String>,
 }
 
 /// A disk that is to arrive by migration.

@@ -29,6 +29,7 @@ use fleetward_model::host::Formats;
 use fleetward_model::keys::Chord;
 use fleetward_model::vm::{Custody, VmObserved};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
+use fleetward_protector::KnownOwners;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderName, HeaderValue, Method};
@@ -159,6 +160,8 @@ impl Agents {
         Agent {
             host: host.clone(),
             client,
+            fleet: self.fleet.clone(),
+            owners: self.fleet.owners.known(&self.hosts),
             presence: self.presence.clone(),
             debts: self.debts.clone(),
             formats: self.formats_of(host),
@@ -171,6 +174,9 @@ impl Agents {
 pub(crate) struct Agent {
     host: HostName,
     client: Client,
+    fleet: Arc<Fleet>,
+    /// Not the hosts themselves: they hold the store open, and an agent may outlive a controller that stops.
+    owners: KnownOwners,
     presence: Arc<Presence>,
     debts: Arc<DebtBook>,
     /// None before it was heard.
@@ -204,6 +210,11 @@ impl Agent {
             generation: cx.generation(),
             vm,
             operation: operation.into(),
+            owners: Some(
+                self.fleet
+                    .vouch_for_owners(&self.owners)
+                    .map_err(StepError::fatal)?,
+            ),
         };
         if !cx.pays_debt()
             && let Some(failure) = self.unpaid(Some(vm))

@@ -118,6 +118,11 @@ impl App {
                 world.agents.learn(&host.name, facts.formats);
             }
         }
+        if world.fleet.owners.is_new() {
+            let expelled = world.expulsions.guardians().into_keys();
+            let kept = world.escrow.owners().await;
+            world.fleet.owners.keep(expelled.chain(kept)).await?;
+        }
         let watchers = Arc::new(Watchers::new(stop.clone()));
         call_everybody(&world, &watchers).await;
         let options = EngineOptions {

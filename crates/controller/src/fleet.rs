@@ -3,6 +3,7 @@
 //! Holds the authority, the EK root, the controller's own certificate and the list of refused ones. Callers check who may request a certificate.
 
 use crate::certificates::Certificates;
+use crate::owners::Owners;
 use anyhow::Context;
 use fleetward_link::authority::MEMBER_LIFETIME;
 use fleetward_link::{
@@ -12,7 +13,7 @@ use fleetward_link::{
 use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts};
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
 use fleetward_protector::key_protector::SigningFailed;
-use fleetward_protector::{Endorsement, EndorsementStatement, Guardian};
+use fleetward_protector::{Endorsement, EndorsementStatement, Guardian, KnownOwners};
 use std::path::Path;
 use time::{Duration, OffsetDateTime};
 
@@ -27,6 +28,8 @@ pub(crate) struct Fleet {
     own: LiveCredential,
     /// Which certificates are refused before their end.
     pub(crate) certificates: Certificates,
+    /// Whose signature on a key protector counts besides that of members.
+    pub(crate) owners: Owners,
 }
 
 impl Fleet {
@@ -42,6 +45,7 @@ impl Fleet {
             ek_root,
             own,
             certificates: Certificates::open(dir)?,
+            owners: Owners::open(dir)?,
         })
     }
 
@@ -88,6 +92,15 @@ impl Fleet {
     ) -> Result<String, Failure> {
         let issued = self.ek_root.issue_host_authority(csr, host, now);
         issued.map_err(|error| refused("the request for a TPM authority", &error))
+    }
+
+    /// The authority's word for those who may own key protectors.
+    pub(crate) fn vouch_for_owners(&self, owners: &KnownOwners) -> Result<String, Failure> {
+        let sign = |bytes: &[u8]| self.authority.sign(bytes).map_err(|_| SigningFailed);
+        owners.sign(sign).map_err(|error| {
+            let what = "the list of those who may own key protectors cannot be signed";
+            Failure::new(ErrorCode::Internal, what).because(error)
+        })
     }
 
     /// The authority's word that `guardian` belongs to `host` of `group`.

@@ -43,6 +43,7 @@ mod inventory;
 mod keeper;
 mod layout;
 mod networks;
+mod owners;
 mod presence;
 mod refused_reports;
 mod seed;

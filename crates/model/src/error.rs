@@ -141,6 +141,9 @@ codes! {
     GuardianNotEndorsed = "GUARDIAN_NOT_ENDORSED", Refused,
         "The fleet's authority has not endorsed that guardian for the VM's group, or its endorsement is not valid.",
         "let the host join the VM's group: the option --group of fleetward host token sets the group of a host";
+    OwnerUnknown = "OWNER_UNKNOWN", Refused,
+        "The guardian that signed the VM's key protector is none that the fleet's authority has endorsed, and the host does not hold it. Somebody else may have made the key protector.",
+        "if the guardian is one of yours, import it on the host that refuses, and repeat the command there: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx";
     GuardianInUse = "GUARDIAN_IN_USE", Refused,
         "The guardian cannot be removed: it is the host's own guardian, or the host has a VM that only this guardian opens.",
         "wrap the VMs' keys for another guardian of the host first: fleetward guardian grant --all --to {host}",

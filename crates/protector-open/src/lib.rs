@@ -18,7 +18,7 @@ pub use half::GuardianHalf;
 pub use local_guardian::{GuardianMakeError, LocalGuardian};
 pub use protector::{
     OpenError, Opened, Rewrap, SealError, SealRequest, grant, open, open_with_any, revoke, rewrap,
-    seal,
+    seal, take_over,
 };
 pub use storage::{StorageError, StorageKey};
 pub use tpm_key::{RandomError, TpmKey};

@@ -209,6 +209,25 @@ pub fn rewrap(
     vm: VmId,
     change: &Rewrap<'_>,
 ) -> Result<KeyProtector, SealError> {
+    sign_again(protector, vm, change, false)
+}
+
+/// As [`rewrap`], and `change.owner` signs even if there is nothing to add or remove: the former owner's word does not
+/// count where the VM goes.
+pub fn take_over(
+    protector: &KeyProtector,
+    vm: VmId,
+    change: &Rewrap<'_>,
+) -> Result<KeyProtector, SealError> {
+    sign_again(protector, vm, change, true)
+}
+
+fn sign_again(
+    protector: &KeyProtector,
+    vm: VmId,
+    change: &Rewrap<'_>,
+    always: bool,
+) -> Result<KeyProtector, SealError> {
     let Rewrap { opener, owner, .. } = change;
     let inspection = protector.inspect();
     if change.drop.contains(owner.id()) {
@@ -225,7 +244,7 @@ pub fn rewrap(
         .cloned()
         .partition(|r| change.drop.contains(&r.guardian));
     let asked_for = added.iter().any(|g| g.id() != owner.id());
-    if !asked_for && dropped.is_empty() {
+    if !always && !asked_for && dropped.is_empty() {
         return Ok(protector.clone());
     }
     let mut envelope = protector.envelope().clone();

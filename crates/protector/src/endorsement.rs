@@ -28,8 +28,8 @@ pub const STATEMENT_VERSION: u32 = 1;
 /// Why a text is not an endorsement by the authority.
 #[derive(Debug, thiserror::Error)]
 pub enum EndorsementError {
-    #[error("endorsement has {size} bytes, at most {MAX_ENDORSEMENT} are taken")]
-    TooLarge { size: usize },
+    #[error("endorsement has {size} bytes, at most {limit} are taken")]
+    TooLarge { size: usize, limit: usize },
     #[error("endorsement is not the expected JSON")]
     Malformed(#[source] serde_json::Error),
     #[error("endorsement is not base64 where it should be")]
@@ -112,40 +112,16 @@ impl Endorsement {
         sign: impl FnOnce(&[u8]) -> Result<Vec<u8>, SigningFailed>,
     ) -> Result<Self, EndorsementError> {
         let bytes = serde_json::to_vec(&statement).map_err(EndorsementError::Malformed)?;
-        let signature = sign(&signed_message(&bytes)).map_err(EndorsementError::Signing)?;
-        let wire = Wire {
-            statement: STANDARD.encode(bytes),
-            signature: STANDARD.encode(signature),
-        };
         Ok(Self {
+            text: seal(CONTEXT, &bytes, sign)?,
             statement,
-            text: serde_json::to_string(&wire).map_err(EndorsementError::Malformed)?,
         })
     }
 
     /// Parses a text and verifies it against the authority. The statement is decoded only after its signature is
     /// verified.
     pub fn verify(text: &str, authority: &AuthorityKey) -> Result<Self, EndorsementError> {
-        if text.len() > MAX_ENDORSEMENT {
-            return Err(EndorsementError::TooLarge { size: text.len() });
-        }
-        let wire: Wire = serde_json::from_str(text).map_err(EndorsementError::Malformed)?;
-        let bytes = STANDARD
-            .decode(wire.statement)
-            .map_err(EndorsementError::NotBase64)?;
-        let signature = STANDARD
-            .decode(wire.signature)
-            .map_err(EndorsementError::NotBase64)?;
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &authority.point)
-            .verify(&signed_message(&bytes), &signature)
-            .map_err(|_| EndorsementError::Signature)?;
-        let found: StatementVersion =
-            serde_json::from_slice(&bytes).map_err(EndorsementError::Malformed)?;
-        if found.version != STATEMENT_VERSION {
-            return Err(EndorsementError::Version {
-                found: found.version,
-            });
-        }
+        let bytes = open(CONTEXT, text, MAX_ENDORSEMENT, authority)?;
         Ok(Self {
             statement: serde_json::from_slice(&bytes).map_err(EndorsementError::Malformed)?,
             text: text.to_owned(),
@@ -197,6 +173,45 @@ impl AuthorityKey {
     }
 }
 
-fn signed_message(statement: &[u8]) -> Vec<u8> {
-    [CONTEXT, statement].concat()
+/// Signs a statement of the authority and puts both into one text.
+pub(crate) fn seal(
+    context: &[u8],
+    statement: &[u8],
+    sign: impl FnOnce(&[u8]) -> Result<Vec<u8>, SigningFailed>,
+) -> Result<String, EndorsementError> {
+    let signature = sign(&[context, statement].concat()).map_err(EndorsementError::Signing)?;
+    let wire = Wire {
+        statement: STANDARD.encode(statement),
+        signature: STANDARD.encode(signature),
+    };
+    serde_json::to_string(&wire).map_err(EndorsementError::Malformed)
+}
+
+/// The bytes of a statement that the authority signed; its version is one that this program reads.
+pub(crate) fn open(
+    context: &[u8],
+    text: &str,
+    limit: usize,
+    authority: &AuthorityKey,
+) -> Result<Vec<u8>, EndorsementError> {
+    if text.len() > limit {
+        let size = text.len();
+        return Err(EndorsementError::TooLarge { size, limit });
+    }
+    let wire: Wire = serde_json::from_str(text).map_err(EndorsementError::Malformed)?;
+    let bytes = STANDARD
+        .decode(wire.statement)
+        .map_err(EndorsementError::NotBase64)?;
+    let signature = STANDARD
+        .decode(wire.signature)
+        .map_err(EndorsementError::NotBase64)?;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &authority.point)
+        .verify(&[context, bytes.as_slice()].concat(), &signature)
+        .map_err(|_| EndorsementError::Signature)?;
+    let found: StatementVersion =
+        serde_json::from_slice(&bytes).map_err(EndorsementError::Malformed)?;
+    match found.version {
+        STATEMENT_VERSION => Ok(bytes),
+        found => Err(EndorsementError::Version { found }),
+    }
 }

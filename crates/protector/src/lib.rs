@@ -13,6 +13,7 @@ pub mod endorsement;
 pub mod envelope;
 pub mod guardian;
 pub mod key_protector;
+pub mod owners;
 pub mod possession;
 pub mod rules;
 
@@ -20,4 +21,5 @@ pub use certificate::{CertificateError, GuardianCertificate};
 pub use endorsement::{AuthorityKey, Endorsement, EndorsementError, EndorsementStatement};
 pub use guardian::{Guardian, GuardianError};
 pub use key_protector::{Binding, Inspection, KeyProtector, KeyProtectorError, Recipient};
-pub use rules::{ExpiredAllowed, GrantRefusal, ReplaceRefusal};
+pub use owners::KnownOwners;
+pub use rules::{ExpiredAllowed, GrantRefusal};

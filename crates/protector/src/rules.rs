@@ -2,9 +2,8 @@
 
 use crate::endorsement::{AuthorityKey, Endorsement, EndorsementError};
 use crate::guardian::{Guardian, GuardianError};
-use crate::key_protector::Inspection;
 use fleetward_model::guardian::EndorsedGuardian;
-use fleetward_model::{GroupName, GuardianId, KeyId, VmId};
+use fleetward_model::{GroupName, GuardianId};
 use std::collections::BTreeSet;
 use time::{Duration, OffsetDateTime};
 
@@ -107,21 +106,6 @@ pub enum CertificateRefusal {
     },
 }
 
-/// Why a key protector may not take another's place on a VM.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReplaceRefusal {
-    #[error("the key protector is bound to VM {bound}, not to {vm}")]
-    OtherVm { bound: VmId, vm: VmId },
-    #[error(
-        "the key protector holds TPM key {new}, the VM's TPM state is encrypted with {current}"
-    )]
-    OtherKey { current: KeyId, new: KeyId },
-    #[error("the VM has TPM state but no key protector to compare with")]
-    UnknownKey,
-    #[error("the key protector is revision {new}, the VM already has revision {current}")]
-    Older { current: u64, new: u64 },
-}
-
 /// Where `guardian` stands at `now`.
 pub fn validity(guardian: &Guardian, now: OffsetDateTime) -> Validity {
     let (not_before, not_after) = (guardian.not_before(), guardian.not_after());
@@ -218,41 +202,4 @@ pub fn admit(
     })?;
     may_grant(&endorsement, &guardian, group, now, allowed)?;
     Ok(guardian)
-}
-
-/// Whether `new` may be put on VM `vm`, which has `current` now, and TPM state or not.
-///
-/// With TPM state the key must stay the same: another key would make the state unreadable. The same key at the same or a
-/// later revision may replace; an older one is a replay.
-pub fn may_replace(
-    vm: VmId,
-    current: Option<&Inspection>,
-    has_tpm_state: bool,
-    new: &Inspection,
-) -> Result<(), ReplaceRefusal> {
-    if new.binding.vm_id != vm {
-        return Err(ReplaceRefusal::OtherVm {
-            bound: new.binding.vm_id,
-            vm,
-        });
-    }
-    match current {
-        None if has_tpm_state => Err(ReplaceRefusal::UnknownKey),
-        None => Ok(()),
-        Some(current) if current.binding.key_id != new.binding.key_id => {
-            if has_tpm_state {
-                Err(ReplaceRefusal::OtherKey {
-                    current: current.binding.key_id,
-                    new: new.binding.key_id,
-                })
-            } else {
-                Ok(())
-            }
-        }
-        Some(current) if new.revision < current.revision => Err(ReplaceRefusal::Older {
-            current: current.revision,
-            new: new.revision,
-        }),
-        Some(_) => Ok(()),
-    }
 }

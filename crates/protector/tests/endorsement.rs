@@ -2,16 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use fleetward_model::guardian::{CertificateRole, EndorsedGuardian};
-use fleetward_model::{GroupName, HostName, KeyId, VmId};
+use fleetward_model::{GroupName, GuardianId, HostName};
 use fleetward_protector::endorsement::CONTEXT;
 use fleetward_protector::key_protector::SigningFailed;
 use fleetward_protector::rules::{
-    AdmitRefusal, CertificateRefusal, Validity, admit, may_grant, may_replace, may_use, validity,
+    AdmitRefusal, CertificateRefusal, Validity, admit, may_grant, may_use, validity,
 };
 use fleetward_protector::{
-    AuthorityKey, Binding, CertificateError, Endorsement, EndorsementError, EndorsementStatement,
-    ExpiredAllowed, GrantRefusal, Guardian, GuardianCertificate, GuardianError, Inspection,
-    Recipient, ReplaceRefusal,
+    AuthorityKey, CertificateError, Endorsement, EndorsementError, EndorsementStatement,
+    ExpiredAllowed, GrantRefusal, Guardian, GuardianCertificate, GuardianError, KnownOwners,
 };
 use proptest::prelude::*;
 use rcgen::{
@@ -242,40 +241,23 @@ fn wire_data_is_admitted_only_when_certificates_and_signature_bear_it_out() {
 }
 
 #[test]
-fn a_vm_with_tpm_state_keeps_its_key_and_old_protectors_do_not_come_back() {
-    let vm = VmId(uuid::Uuid::from_u128(1));
-    let inspection = |vm: VmId, key: u128, revision: u64| Inspection {
-        binding: Binding {
-            vm_id: vm,
-            key_id: KeyId(uuid::Uuid::from_u128(key)),
-            created: NOW,
-        },
-        revision,
-        owner: GUARDIAN.clone(),
-        recipients: vec![Recipient::of(&GUARDIAN)],
-        signed: NOW,
-    };
-    let current = inspection(vm, 10, 3);
-    let replace = |state: bool, new: &Inspection| may_replace(vm, Some(&current), state, new);
-    replace(true, &inspection(vm, 10, 3)).unwrap();
-    replace(true, &inspection(vm, 10, 4)).unwrap();
+fn the_authoritys_word_for_owners_is_its_own_and_no_endorsement() {
+    let stranger = GuardianId::from_digest([7; 32]);
+    let owners = KnownOwners::new([GUARDIAN.id().clone()]);
+    let text = owners
+        .sign(|bytes| AUTHORITY.0.sign(bytes).map_err(|_| SigningFailed))
+        .unwrap();
+    let read = KnownOwners::verify(&text, &key()).unwrap();
+    assert!(read.contains(GUARDIAN.id()) && !read.contains(&stranger));
+    // Neither counts as the other, and no other key's word counts.
+    assert!(Endorsement::verify(&text, &key()).is_err());
+    let other = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let forged = owners
+        .sign(|bytes| other.sign(bytes).map_err(|_| SigningFailed))
+        .unwrap();
     assert!(matches!(
-        replace(true, &inspection(vm, 10, 2)),
-        Err(ReplaceRefusal::Older { .. })
-    ));
-    assert!(matches!(
-        replace(true, &inspection(vm, 11, 9)),
-        Err(ReplaceRefusal::OtherKey { .. })
-    ));
-    replace(false, &inspection(vm, 11, 1)).unwrap();
-    assert!(matches!(
-        replace(false, &inspection(VmId(uuid::Uuid::from_u128(2)), 10, 4)),
-        Err(ReplaceRefusal::OtherVm { .. })
-    ));
-    may_replace(vm, None, false, &current).unwrap();
-    assert!(matches!(
-        may_replace(vm, None, true, &current),
-        Err(ReplaceRefusal::UnknownKey)
+        KnownOwners::verify(&forged, &key()),
+        Err(EndorsementError::Signature)
     ));
 }
 

@@ -2,19 +2,20 @@
 //!
 //! ```text
 //!   the owner's private key is here, and may sign ──────────► the owner signs
-//!   another guardian of this host was granted the key ──────► the host's own guardian signs and is the owner from now on
+//!   another guardian of this host was granted the key, or
+//!   the fleet does not know the owner ──────────────────────► the host's own guardian signs and is the owner from now on
 //!   neither ────────────────────────────────────────────────► KEY_NOT_GRANTED
 //! ```
 //! All other recipients stay: their wrappings are carried over, so their certificates are not needed. The signature
 //! says who vouched for the list of recipients. It does not make the key trustworthy, because every guardian that
 //! opens a protector could make another one for the same key.
 
-use super::{Keyring, Purpose, out_of_time};
+use super::{Keyring, OwnedProtector, Purpose, out_of_time};
 use crate::failure::{Result, Trouble, chain};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::GuardianStanding;
 use fleetward_model::{ErrorCode, Failure, GuardianId, VmId};
-use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector, rules};
+use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector, KnownOwners, rules};
 use fleetward_protector_open::{OpenError, Rewrap, SealError};
 use time::OffsetDateTime;
 
@@ -25,6 +26,9 @@ pub(crate) struct Recipients<'a> {
     pub add: &'a [Guardian],
     pub drop: &'a [GuardianId],
     pub expired: &'a ExpiredAllowed,
+    /// Whose signature counts in the fleet. The present owner's that does not count is replaced by the host's own guardian's: the VM
+    /// may be about to go where that one is not known. None leaves every owner.
+    pub owners: Option<&'a KnownOwners>,
 }
 
 impl Keyring {
@@ -35,11 +39,12 @@ impl Keyring {
         vm: VmId,
         recipients: &[Guardian],
         purpose: &Purpose,
-    ) -> Result<KeyProtector> {
+    ) -> Result<OwnedProtector> {
         let change = Recipients {
             add: recipients,
             drop: &[],
             expired: &ExpiredAllowed::none(),
+            owners: None,
         };
         self.rewrap(protector, vm, change, purpose)
     }
@@ -51,7 +56,7 @@ impl Keyring {
         vm: VmId,
         change: Recipients<'_>,
         purpose: &Purpose,
-    ) -> Result<KeyProtector> {
+    ) -> Result<OwnedProtector> {
         let inspection = protector.inspect();
         let new: Vec<Guardian> = change
             .add
@@ -65,16 +70,19 @@ impl Keyring {
             .filter(|id| inspection.is_granted(id))
             .cloned()
             .collect();
-        if new.is_empty() && gone.is_empty() {
-            return Ok(protector.clone());
+        let owner = inspection.owner.id();
+        let loaded = self.loaded();
+        let unknown = change
+            .owners
+            .is_some_and(|known| !known.contains(owner) && loaded.own().id() != owner);
+        if new.is_empty() && gone.is_empty() && !unknown {
+            return Ok(OwnedProtector::in_place(protector.clone()));
         }
         let now = OffsetDateTime::now_utc();
-        let loaded = self.loaded();
         if gone.contains(loaded.own().id()) {
             let own = loaded.own().id().clone();
             return Err(self.not_rewrapped(vm, &SealError::OwnerRevoked { owner: own }));
         }
-        let owner = inspection.owner.id();
         let opener = loaded.opener(inspection).ok_or_else(|| -> Trouble {
             Failure::new(
                 ErrorCode::KeyNotGranted,
@@ -87,6 +95,7 @@ impl Keyring {
         let signer = loaded
             .find(owner)
             .filter(|held| held.standing != GuardianStanding::Retired && !gone.contains(owner))
+            .filter(|_| !unknown)
             .filter(|held| {
                 new.is_empty()
                     || rules::may_use(held.guardian.public(), now, change.expired).is_ok()
@@ -114,7 +123,12 @@ impl Keyring {
             now,
             expired: change.expired,
         };
-        fleetward_protector_open::rewrap(protector, vm, &rewrap)
+        let signed = match unknown {
+            true => fleetward_protector_open::take_over(protector, vm, &rewrap),
+            false => fleetward_protector_open::rewrap(protector, vm, &rewrap),
+        };
+        signed
+            .map(OwnedProtector::signed_here)
             .map_err(|error| self.not_rewrapped(vm, &error))
     }
 

@@ -3,6 +3,7 @@
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
+use crate::keyring::parse_protector;
 use crate::variables;
 use fleetward_durable::{self as durable, Expected};
 use fleetward_hypervisor::{DomainChange, DomainDefinition, Error as HypervisorError};
@@ -135,7 +136,11 @@ impl Task<'_> {
                     "the definition brings another key protector than its TPM was made with",
                 ));
             }
-            (Some(_), _) => {}
+            (Some(_), Some(_)) => {}
+            (Some(given), None) => {
+                let given = parse_protector(given, self.vm)?;
+                self.judge_owner(given, metadata.spec.name.as_str())?;
+            }
             (None, Some(made)) => metadata.key_protector = Some(made),
             (None, None) => {
                 return Err(Trouble::refuse(

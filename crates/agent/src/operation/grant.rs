@@ -1,14 +1,14 @@
 //! Changes the recipients of a VM's key protector, or restores an earlier protector. The TPM key never changes here.
 
 use super::Task;
-use crate::failure::{HypervisorResult, Result, Trouble};
-use crate::keyring::{Recipients, admit, parse_protector};
+use crate::failure::{HypervisorResult, Result, Trouble, chain};
+use crate::keyring::{OwnedProtector, Recipients, admit, parse_protector};
 use fleetward_api::agent::operation::Protector;
 use fleetward_api::agent::{KeyRewrap, RewrapReason};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::{Revocation, VmMetadata};
 use fleetward_model::{ErrorCode, Failure, GuardianId};
-use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector};
+use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector, KnownOwners};
 
 impl Task<'_> {
     /// Wraps the key for endorsed guardians too. Those who have it already stay as they are, and those it was taken away from
@@ -48,7 +48,9 @@ impl Task<'_> {
             RewrapReason::Revoked => "revoked by name".to_owned(),
             RewrapReason::Rotated => "a guardian is exchanged for its successor".to_owned(),
         };
+        let owners = self.known_owners()?;
         let recipients = Recipients {
+            owners: owners.as_ref(),
             add: &add,
             drop: &change.drop,
             expired: &expired,
@@ -108,7 +110,7 @@ impl Task<'_> {
     /// it; none where there is nothing to do. The authority has endorsed the own guardian for the host's group, so a VM of
     /// another group is left as it is, and so is one whose key was taken away from the own guardian by name. It is a convenience for the day the other guardian is removed: that it cannot be done
     /// (the own guardian has expired) stops neither a start nor an arrival.
-    pub(super) fn own_beside(&self, metadata: &VmMetadata) -> Option<KeyProtector> {
+    pub(super) fn own_beside(&self, metadata: &VmMetadata) -> Option<OwnedProtector> {
         if !metadata.spec.tpm || metadata.spec.group != self.host.member.group {
             return None;
         }
@@ -147,6 +149,11 @@ impl Task<'_> {
         self.require_whole()?;
         let current = self.current_protector(&metadata)?;
         let new = parse_protector(text, self.vm)?;
+        // What an undo puts back was on the VM on this host, whoever signed it.
+        let new = match self.record.protector_before()?.as_deref() == Some(new.der()) {
+            true => OwnedProtector::in_place(new),
+            false => self.judge_owner(new, metadata.spec.name.as_str())?,
+        };
         if new.der() != current.der() {
             self.replace_protector(&metadata, &current, &new, "an earlier grant is undone")
                 .await?;
@@ -175,7 +182,7 @@ impl Task<'_> {
         &self,
         metadata: &VmMetadata,
         current: &KeyProtector,
-        new: &KeyProtector,
+        new: &OwnedProtector,
         reason: &str,
     ) -> Result<()> {
         let refuse = |because: String| {
@@ -202,7 +209,12 @@ impl Task<'_> {
     }
 
     /// Writes a key protector of which it is certain that it holds the VM's key.
-    async fn write_protector(&self, mut metadata: VmMetadata, new: &KeyProtector) -> Result<()> {
+    async fn write_protector(&self, mut metadata: VmMetadata, new: &OwnedProtector) -> Result<()> {
+        if let Some(before) = &metadata.key_protector
+            && let Ok(before) = parse_protector(before, self.vm)
+        {
+            self.record.keep_protector_before(before.der())?;
+        }
         metadata.key_protector = Some(new.to_base64());
         metadata.generation = self.generation;
         self.host
@@ -210,7 +222,29 @@ impl Task<'_> {
             .write_metadata(self.vm, &metadata)
             .await
             .attempt(|| format!("writing the key protector of VM {}", metadata.spec.name))?;
-        self.record.keep_protector(new.der())
+        self.record.keep_protector(new)
+    }
+
+    /// Whose signature on a key protector counts, by the authority's word; none where it was not said.
+    fn known_owners(&self) -> Result<Option<KnownOwners>> {
+        let Some(text) = self.owners else {
+            return Ok(None);
+        };
+        KnownOwners::verify(text, &self.host.authority)
+            .map(Some)
+            .map_err(|error| {
+                Trouble::refuse(
+                    ErrorCode::OwnerUnknown,
+                    "the list of those who may own key protectors",
+                    chain(&error),
+                )
+            })
+    }
+
+    /// See [`Keyring::judge_owner`](crate::keyring::Keyring::judge_owner).
+    pub(super) fn judge_owner(&self, protector: KeyProtector, vm: &str) -> Result<OwnedProtector> {
+        let known = self.known_owners()?;
+        self.host.keyring.judge_owner(protector, vm, known.as_ref())
     }
 }
 

@@ -51,7 +51,9 @@ impl Task<'_> {
         let copied = copied_paths(self, spec, disks)?;
         self.keep_incoming(metadata, disks, live, from, &copied)?;
         if spec.tpm {
-            self.load_secret(metadata, "the VM migrates to this host")
+            let protector = self.current_protector(metadata)?;
+            let protector = self.judge_owner(protector, spec.name.as_str())?;
+            self.load_secret(metadata, &protector, "the VM migrates to this host")
                 .await?;
         }
         self.progress(0, 0, "making room");
@@ -221,7 +223,7 @@ impl Task<'_> {
         metadata.generation = self.generation;
         if let Some(beside) = self.own_beside(&metadata) {
             metadata.key_protector = Some(beside.to_base64());
-            self.record.keep_protector(beside.der())?;
+            self.record.keep_protector(&beside)?;
         }
         match self.look().await? {
             Some(domain) if domain.state == (DomainState::Paused { incoming: true }) => {

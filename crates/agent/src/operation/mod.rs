@@ -51,6 +51,8 @@ pub(crate) struct Task<'a> {
     /// Why the host does it without being asked; none for an operation of the controller.
     pub own: Option<&'static str>,
     pub cancel: CancellationToken,
+    /// The authority's word for those who may own key protectors, as it came with the request.
+    pub owners: Option<&'a str>,
     lines: &'a watch::Sender<OperationLine>,
 }
 

@@ -3,7 +3,7 @@
 use super::Task;
 use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
-use crate::keyring::parse_protector;
+use crate::keyring::OwnedProtector;
 use crate::tpm_judge;
 use fleetward_api::agent::operation::Stopped;
 use fleetward_hypervisor::{DomainObserved, DomainState, Shutdown, StopReason};
@@ -53,7 +53,9 @@ impl Task<'_> {
     pub(super) async fn boot(&self, metadata: &VmMetadata, has_tpm: bool) -> Result<()> {
         if has_tpm {
             tpm_judge::whole(self.host, self.vm, &metadata.spec.name).await?;
-            self.load_secret(metadata, "the VM starts").await?;
+            let protector = OwnedProtector::in_place(self.current_protector(metadata)?);
+            self.load_secret(metadata, &protector, "the VM starts")
+                .await?;
             self.put_own_beside(metadata).await?;
         }
         self.progress(0, 0, "starting");
@@ -72,26 +74,23 @@ impl Task<'_> {
 
     /// Opens the VM's key protector with a guardian of this host and hands the key to the hypervisor. The key protector
     /// has proved good then, and is kept as such.
-    pub(super) async fn load_secret(&self, metadata: &VmMetadata, reason: &str) -> Result<()> {
-        let text = metadata.key_protector.as_deref().ok_or_else(|| {
-            Failure::new(
-                ErrorCode::KeyProtectorUnreadable,
-                format!("VM {}", metadata.spec.name),
-            )
-            .because("it has a TPM, but its definition holds no key protector")
-        })?;
-        let protector = parse_protector(text, self.vm)?;
+    pub(super) async fn load_secret(
+        &self,
+        metadata: &VmMetadata,
+        protector: &OwnedProtector,
+        reason: &str,
+    ) -> Result<()> {
         let secret = self
             .host
             .keyring
-            .open_secret(&protector, self.vm, &self.purpose(reason))?;
+            .open_secret(protector, self.vm, &self.purpose(reason))?;
         self.host
             .hypervisor
             .load_secret(self.vm, &secret)
             .await
             .attempt(|| format!("loading the secret of VM {}", metadata.spec.name))?;
         if self.record.protector()?.as_deref() != Some(protector.der()) {
-            self.record.keep_protector(protector.der())?;
+            self.record.keep_protector(protector)?;
         }
         Ok(())
     }

@@ -93,7 +93,10 @@ impl Task<'_> {
         let Some(protector) = &metadata.key_protector else {
             return Err(corrupt("it comes without a key protector".to_owned()));
         };
-        let protector = parse_protector(protector, self.vm)?;
+        let protector = self.judge_owner(
+            parse_protector(protector, self.vm)?,
+            metadata.spec.name.as_str(),
+        )?;
         let purpose = self.purpose("the VM is rebuilt on this host");
         let keyring = &self.host.keyring;
         let secret = keyring.open_secret(&protector, self.vm, &purpose)?;
@@ -150,7 +153,8 @@ impl Task<'_> {
         }
         if let Some(text) = &metadata.key_protector {
             let protector = parse_protector(text, self.vm)?;
-            self.record.keep_protector(protector.der())?;
+            let protector = self.judge_owner(protector, metadata.spec.name.as_str())?;
+            self.record.keep_protector(&protector)?;
         }
         if let Some(certificate) = &parts.ek_certificate {
             self.record.keep_ek_certificate(certificate)?;

@@ -126,6 +126,7 @@ impl OperationTable {
             generation,
             vm,
             operation,
+            owners: None,
         };
         let (sender, lines) = watch::channel(OperationLine::Progress {
             done: 0,
@@ -244,6 +245,7 @@ async fn run(
         record: VmRecord::of(&host.layout, request.vm),
         own,
         cancel,
+        owners: request.owners.as_deref(),
         lines: &lines,
     };
     fleetward_failpoint::hold(&format!("agent.{name}.begin")).await;

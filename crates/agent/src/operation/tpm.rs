@@ -100,8 +100,8 @@ impl Task<'_> {
         )?;
         drop(key);
         self.record.keep_ek_certificate(&staged.ek_certificate()?)?;
-        self.record.keep_protector(protector.der())?;
-        Ok(protector)
+        self.record.keep_protector(&protector)?;
+        Ok(KeyProtector::clone(&protector))
     }
 
     async fn install(&self, staged: &ReadyTpm) -> Result<()> {

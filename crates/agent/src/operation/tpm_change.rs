@@ -11,7 +11,7 @@
 
 use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
-use crate::keyring::{admit, parse_protector_der};
+use crate::keyring::{OwnedProtector, admit, parse_protector_der};
 use crate::tpm_judge;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -30,7 +30,7 @@ use std::path::PathBuf;
 /// A TPM that is proved and waits to be put in place.
 struct NextTpm {
     state: Vec<u8>,
-    protector: Vec<u8>,
+    protector: OwnedProtector,
     ek_certificate: Option<Vec<u8>>,
     /// SHA-256 of the state it was made from; none when it does not depend on what is in place.
     base: Option<String>,
@@ -95,7 +95,9 @@ impl Task<'_> {
             // Attaching it again needs the protector that is in use, not an older one.
             let der = STANDARD.decode(text).unwrap_or_default();
             match parse_protector_der(&der, self.vm) {
-                Ok(_) => self.record.keep_protector(&der)?,
+                Ok(protector) => self
+                    .record
+                    .keep_protector(&OwnedProtector::in_place(protector))?,
                 // Whoever switches a TPM off may do so because of this; the last good one stays in the record.
                 Err(damaged) => {
                     tracing::warn!(vm = %self.vm, because = damaged.failure.because, "the key protector is damaged");
@@ -154,7 +156,7 @@ impl Task<'_> {
         let state = self.reencrypt(&before, &old, &new).await?;
         self.keep_next(&NextTpm {
             state,
-            protector: protector.der().to_vec(),
+            protector: protector.clone(),
             ek_certificate: None,
             base: Some(digest(&before)),
         })?;
@@ -180,6 +182,7 @@ impl Task<'_> {
             ));
         }
         let protector = parse_protector_der(&parts.key_protector, self.vm)?;
+        let protector = self.judge_owner(protector, metadata.spec.name.as_str())?;
         let purpose = self.purpose("an earlier version of the TPM is brought back");
         let secret = self
             .host
@@ -192,7 +195,7 @@ impl Task<'_> {
             .attempt(what)?;
         self.keep_next(&NextTpm {
             state: parts.state,
-            protector: parts.key_protector,
+            protector: protector.clone(),
             ek_certificate: parts.ek_certificate,
             base: None,
         })?;
@@ -279,8 +282,7 @@ impl Task<'_> {
         let current = self.current_protector(metadata)?;
         let keyring = &self.host.keyring;
         let old = keyring.open_secret(&current, self.vm, &purpose)?;
-        let protector = parse_protector_der(&next.protector, self.vm)?;
-        let new = keyring.open_secret(&protector, self.vm, &purpose)?;
+        let new = keyring.open_secret(&next.protector, self.vm, &purpose)?;
         let next = NextTpm {
             state: self.reencrypt(in_place, &old, &new).await?,
             base: Some(digest(in_place)),
@@ -300,7 +302,7 @@ impl Task<'_> {
     /// The second half of a commit: key protector and definition follow the state.
     async fn finish_commit(&self, mut metadata: VmMetadata, next: &NextTpm) -> Result<VmMetadata> {
         self.record.keep_protector(&next.protector)?;
-        metadata.key_protector = Some(STANDARD.encode(&next.protector));
+        metadata.key_protector = Some(STANDARD.encode(next.protector.der()));
         if let Some(ek) = &next.ek_certificate {
             self.record.keep_ek_certificate(ek)?;
             metadata.ek_certificate = Some(STANDARD.encode(ek));
@@ -354,7 +356,7 @@ impl Task<'_> {
             .and_then(|()| {
                 durable::replace(
                     &making.join("protector.der"),
-                    &next.protector,
+                    next.protector.der(),
                     Access::PRIVATE,
                 )
             })
@@ -374,7 +376,7 @@ impl Task<'_> {
         };
         Ok(Some(NextTpm {
             state,
-            protector,
+            protector: OwnedProtector::kept(&protector, self.vm)?,
             ek_certificate: read("ek.der")?,
             base: read("base")?.and_then(|text| String::from_utf8(text).ok()),
         }))

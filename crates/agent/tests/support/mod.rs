@@ -163,6 +163,18 @@ impl Fleet {
         )
     }
 
+    /// The authority's word that the guardians of these hosts, and no others, may own key protectors.
+    pub fn owners(&self, hosts: &[&str]) -> Option<String> {
+        let guardians = self.guardians.lock().unwrap();
+        let of = |host: &&str| guardians[&host.parse::<HostName>().unwrap()].id.clone();
+        let known = fleetward_protector::KnownOwners::new(hosts.iter().map(of));
+        let sign = |bytes: &[u8]| {
+            let signed = self.authority.sign(bytes);
+            signed.map_err(|_| fleetward_protector::key_protector::SigningFailed)
+        };
+        Some(known.sign(sign).unwrap())
+    }
+
     pub fn endorsed(&self, host: &str, group: &str) -> EndorsedGuardian {
         let host: HostName = host.parse().unwrap();
         let facts = self.guardians.lock().unwrap()[&host].clone();
@@ -325,6 +337,8 @@ pub struct Job {
     pub id: JobId,
     pub vm: VmId,
     pub generation: u64,
+    /// The authority's word for those who may own key protectors.
+    pub owners: Option<String>,
 }
 
 impl Job {
@@ -333,6 +347,7 @@ impl Job {
             id: JobId(uuid::Uuid::new_v4()),
             vm,
             generation,
+            owners: None,
         }
     }
 
@@ -342,6 +357,7 @@ impl Job {
             generation: self.generation,
             vm: self.vm,
             operation,
+            owners: self.owners.clone(),
         }
     }
 

@@ -25,7 +25,7 @@ pub(crate) use blob::parse;
 use blob::{Blobs, Kept};
 use fleetward_api::tpm::{TpmBundle, TpmVersion, VersionReason};
 use fleetward_model::vm::{VmObserved, VmSpec};
-use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
+use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, Names, VmId};
 use fleetward_protector::KeyProtector;
 use fleetward_store::{Guard, Store, StoreExt, Txn};
 use retention::Retention;
@@ -410,6 +410,26 @@ impl Escrow {
             bundle => bundle?,
         };
         Ok(bundle.key_protector)
+    }
+
+    /// The owners of all key protectors that are kept, for the first start that knows owners. What cannot be read owns nothing.
+    pub(crate) async fn owners(&self) -> BTreeSet<GuardianId> {
+        let versions: Vec<_> = {
+            let known = self.read();
+            let all = known.versions.iter();
+            all.flat_map(|(vm, versions)| versions.keys().map(|version| (*vm, *version)))
+                .collect()
+        };
+        let mut owners = BTreeSet::new();
+        for (vm, version) in versions {
+            let Ok(bundle) = self.bundle(vm, version).await else {
+                continue;
+            };
+            if let Ok(protector) = KeyProtector::from_base64(&bundle.key_protector) {
+                owners.insert(protector.inspect().owner.id().clone());
+            }
+        }
+        owners
     }
 
     /// Removes what the retention lets go, of all VMs. Returns how many versions went.

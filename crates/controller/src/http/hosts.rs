@@ -112,6 +112,9 @@ async fn host_remove(
     let entry = all_until(&identity, WhyRefused::Removed, now);
     world.fleet.certificates.refuse(vec![entry], now).await?;
     app.watchers.forget(&host);
+    let record = world.hosts.of(&host)?;
+    let guardians = record.former.into_iter().chain([record.guardian.id]);
+    world.fleet.owners.keep(guardians).await?;
     world.hosts.remove(&host).await?;
     world.inventory.forget_host(&host).await?;
     world.audit.retire(&host, OffsetDateTime::now_utc()).await?;
@@ -152,6 +155,8 @@ async fn host_expel(
     world.fleet.certificates.refuse(vec![entry], now).await?;
     let by = peer.to_string();
     let expelled = Expelled { by, ..expelled };
+    let guardians = expelled.guardians.clone();
+    world.fleet.owners.keep(guardians).await?;
     world.expulsions.add(expelled).await?;
     for job in &answer.jobs {
         if let Err(error) = app.engine.cancel(*job, &peer.to_string()).await {

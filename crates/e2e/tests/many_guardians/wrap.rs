@@ -87,6 +87,7 @@ async fn wrap(order: &Order) -> Result<()> {
     let guardians = make_guardians(&authority, order.more, now)?;
     for add in guardians.chunks(AT_ONCE) {
         let request = OperationRequest {
+            owners: None,
             job: JobId(uuid::Uuid::new_v4()),
             generation: std::fs::read_to_string(&order.generation)?.trim().parse()?,
             vm: order.vm.parse().map_err(anyhow::Error::msg)?,
