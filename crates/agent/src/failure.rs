@@ -78,6 +78,7 @@ impl Trouble {
             HypervisorError::WrongState { .. } => ErrorCode::VmStateWrong,
             HypervisorError::Tpm(_) => ErrorCode::TpmFailed,
             HypervisorError::TpmStateUnreadable(_) => ErrorCode::TpmStateUnreadable,
+            HypervisorError::TpmLockoutGuarded => ErrorCode::TpmLockoutGuarded,
             HypervisorError::DeviceHeld { .. } => ErrorCode::DeviceHeld,
             HypervisorError::NoScreen(_) => ErrorCode::NoScreen,
             HypervisorError::Cancelled => ErrorCode::Cancelled,

@@ -325,6 +325,15 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         domain.state,
         DomainState::Running | DomainState::Paused { .. }
     );
+    // Of a guest that runs, the state says what it counts after a power cut, and not what it counts now.
+    let lockout = match (&state_sha256, runs) {
+        (Some(digest), false) => {
+            let known = host.record(domain.id).lockout().ok().flatten();
+            let known = known.filter(|known| known.state_sha256 == *digest);
+            known.map(|known| known.lockout)
+        }
+        (Some(_) | None, _) => None,
+    };
     let crashes = crash::of(host, &domain);
     let former = metadata
         .as_ref()
@@ -362,6 +371,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         tpm: TpmObserved {
             state_present,
             state_sha256,
+            lockout,
             ..describe_tpm(domain.tpm, metadata.as_ref())
         },
         defined: domain.defined.as_ref().map(|defined| VmDefined {
@@ -539,6 +549,7 @@ fn describe_tpm(enabled: bool, metadata: Option<&VmMetadata>) -> TpmObserved {
         protector_sha256: metadata
             .and_then(|m| m.key_protector.as_deref())
             .map(protector_sha256),
+        lockout: None,
     }
 }
 

@@ -12,6 +12,7 @@
 //! | `copying.json` | on a VM that is being copied, while its guest may stand still for it |
 //! | `copied.json`, `copied.permall`, `copied-*.der` | what a clone or template begins with, until it is defined |
 //! | `crashes.json` | of a VM that is started again when its guest crashes: when it did |
+//! | `lockout.json` | what the last state of its TPM that was tried counts of wrong guesses |
 //! | `committed.json` | after an arrival was committed: by which job |
 //!
 //! `transit.json` decides which copy is the VM: a live migration carries the source's metadata along, so the metadata
@@ -22,7 +23,7 @@ use crate::keyring::OwnedProtector;
 use crate::layout::Layout;
 use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_durable::{self as durable, Access};
-use fleetward_model::vm::{Transit, TransitSide, VmMetadata};
+use fleetward_model::vm::{TpmLockout, Transit, TransitSide, VmMetadata};
 use fleetward_model::{JobId, VmId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
+
+/// What a TPM counts of wrong guesses, for one state of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LockoutRecord {
+    /// SHA-256, hex.
+    pub state_sha256: String,
+    pub lockout: TpmLockout,
+}
 
 /// This copy's place in a migration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -189,9 +198,27 @@ impl VmRecord {
         self.write("ek.der", der)
     }
 
-    /// Forgets key protector and EK certificate.
+    /// What is known of the lockout of a TPM, by its state.
+    pub(crate) fn lockout(&self) -> Result<Option<LockoutRecord>> {
+        self.read_json("lockout.json")
+    }
+
+    /// Of a VM that has files here; of others nothing is kept.
+    pub(crate) fn keep_lockout(&self, lockout: &LockoutRecord) -> Result<()> {
+        match self.directory.join("protector.der").exists() {
+            true => self.write_json("lockout.json", lockout),
+            false => Ok(()),
+        }
+    }
+
+    /// Forgets key protector, EK certificate, and what is known of the lockout.
     pub(crate) fn forget_tpm(&self) -> Result<()> {
-        for name in ["protector.der", "protector-before.der", "ek.der"] {
+        for name in [
+            "protector.der",
+            "protector-before.der",
+            "ek.der",
+            "lockout.json",
+        ] {
             let path = self.directory.join(name);
             durable::remove(&path).map_err(|e| self.trouble(&path, &e))?;
         }

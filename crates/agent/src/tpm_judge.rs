@@ -9,6 +9,7 @@
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::{Purpose, parse_protector};
+use crate::record::LockoutRecord;
 use fleetward_hypervisor::Error as HypervisorError;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, VmId, VmName, tpm_state};
@@ -82,10 +83,22 @@ pub(crate) async fn opens(
         return Ok(());
     }
     let secret = host.keyring.open_secret(&protector, vm, purpose)?;
-    host.tpms
+    let lockout = host
+        .tpms
         .prove_state(state, &secret)
         .await
         .attempt(|| format!("the TPM of VM {}", metadata.spec.name))?;
     host.proofs.keep(vm, digest);
+    if let Some(lockout) = lockout {
+        let state_sha256 = hex::encode(Sha256::digest(state));
+        let known = LockoutRecord {
+            state_sha256,
+            lockout,
+        };
+        // It is only shown.
+        if let Err(trouble) = host.record(vm).keep_lockout(&known) {
+            tracing::warn!(%vm, because = trouble.failure.because, "the lockout of its TPM is not kept");
+        }
+    }
     Ok(())
 }

@@ -499,6 +499,64 @@ async fn a_damaged_tpm_is_replaced_and_taken_away_as_any_other() {
     assert!(!node.fake.tpm(spec.id).exists());
 }
 
+/// Three power cuts lock the TPM of a guest that uses a PIN. What is cleared is a copy, and only what the guest allows.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lockout_of_a_stopped_vms_tpm_is_told_and_cleared_where_the_guest_allows_it() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    let counted = async || {
+        let detail = node.detail(spec.id).await.unwrap();
+        detail.vm.tpm.lockout.map(|lockout| lockout.counted)
+    };
+    let bundle = async || {
+        let path = format!("/v1/vms/{}/tpm", spec.id);
+        let request = node.client.request(http::Method::GET, &path);
+        request.send().await.map_err(refusal).unwrap();
+    };
+    let place = node.fake.tpm(spec.id);
+    let whole = std::fs::read(&place).unwrap();
+    let content = String::from_utf8_lossy(&whole[10..]).into_owned();
+    let job = Job::new(spec.id, 2);
+    let running = job.on(&node, operation::PrepareUnlock {}).await;
+    assert_eq!(running.unwrap_err().code, ErrorCode::VmRunning);
+    node.fake.stop_by_itself(spec.id);
+
+    let guarded = support::fake::tpm_state(&format!("{content}, locked, guarded"));
+    std::fs::write(&place, &guarded).unwrap();
+    let job = Job::new(spec.id, 3);
+    let refused = job.on(&node, operation::PrepareUnlock {}).await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::TpmLockoutGuarded);
+    job.on(&node, operation::AbandonTpm {}).await.unwrap();
+    assert_eq!(std::fs::read(&place).unwrap(), guarded, "nothing changed");
+
+    let locked = support::fake::tpm_state(&format!("{content}, locked"));
+    std::fs::write(&place, &locked).unwrap();
+    assert_eq!(counted().await, None, "nobody has looked at this state");
+    bundle().await;
+    assert_eq!(counted().await, Some(3));
+    let job = Job::new(spec.id, 4);
+    let key_protector = job.on(&node, operation::PrepareUnlock {}).await.unwrap();
+    assert_eq!(
+        std::fs::read(&place).unwrap(),
+        locked,
+        "only a copy is cleared"
+    );
+    for _ in 0..2 {
+        let key_protector = key_protector.key_protector.clone();
+        let commit = operation::CommitTpm { key_protector };
+        job.on(&node, commit).await.unwrap();
+    }
+    assert_eq!(std::fs::read(&place).unwrap(), whole);
+    bundle().await;
+    assert_eq!(counted().await, Some(0));
+    Job::new(spec.id, 5)
+        .on(&node, operation::Start {})
+        .await
+        .unwrap();
+    assert_eq!(counted().await, None, "a guest that runs counts by itself");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forced_stop_gets_past_an_operation_that_hangs() {
     let fleet = Fleet::start().await;

@@ -57,7 +57,7 @@ pub struct TemplateReport {
     pub paused_ms: Option<u64>,
 }
 
-/// `tpm-enable`, `tpm-disable`, `tpm-restore`, `tpm-roll`.
+/// `tpm-enable`, `tpm-disable`, `tpm-restore`, `tpm-roll`, `tpm-unlock`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TpmReport {
     pub vm: VmName,

@@ -161,6 +161,8 @@ pub enum VersionReason {
     Rolled,
     /// An earlier version was brought back.
     Restored,
+    /// The lockout counter was cleared.
+    Unlocked,
     /// The guest changed its TPM while it ran.
     Written,
     /// As it was when the VM was deleted.

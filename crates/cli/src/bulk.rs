@@ -16,8 +16,8 @@ use fleetward_api::bulk::{
 };
 use fleetward_api::controller::{Accepted, Outcome};
 use fleetward_api::verbs::{
-    SecureBootEnroll, SecureBootRestore, TpmDisable, TpmEnable, TpmRestore, TpmRoll, Verb, VmBulk,
-    VmDelete, VmMigrate, VmRestart, VmStart, VmStop,
+    SecureBootEnroll, SecureBootRestore, TpmDisable, TpmEnable, TpmRestore, TpmRoll, TpmUnlock,
+    Verb, VmBulk, VmDelete, VmMigrate, VmRestart, VmStart, VmStop,
 };
 use fleetward_model::{ErrorCode, Failure, JobId, VmName};
 use serde::Serialize;
@@ -141,6 +141,7 @@ async fn ask(context: &Context, name: &VmName, action: &VmAction) -> Result<Acce
         VmAction::TpmDisable(request) => controller.call::<TpmDisable>(path, request).await,
         VmAction::TpmRestore(request) => controller.call::<TpmRestore>(path, request).await,
         VmAction::TpmRoll(request) => controller.call::<TpmRoll>(path, request).await,
+        VmAction::TpmUnlock(request) => controller.call::<TpmUnlock>(path, request).await,
         VmAction::SecureBootEnroll(request) => {
             controller.call::<SecureBootEnroll>(path, request).await
         }

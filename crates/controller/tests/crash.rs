@@ -196,6 +196,13 @@ fn case(kind: &str, step: &str) -> Case {
             running,
             Some(("a", "prepare-roll")),
         ),
+        "tpm-unlock" => post(
+            "/v1/vms/web/tpm/unlock",
+            json!({"stop_and_restart": true}),
+            running,
+            running,
+            Some(("a", "prepare-unlock")),
+        ),
         "secure-boot-enroll" => post(
             "/v1/vms/web/secure-boot/enroll",
             json!({"stop_and_restart": true}),

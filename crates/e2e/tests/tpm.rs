@@ -32,6 +32,10 @@ fn main() -> ExitCode {
             ),
             ("a_rolled_tpm_unseals_under_its_new_key", rolled),
             (
+                "a_qemu_that_is_killed_counts_is_shown_and_cleared",
+                unlocked,
+            ),
+            (
                 "a_running_vm_is_refused_and_stays_as_it_is",
                 running_refused,
             ),
@@ -183,6 +187,42 @@ fn rolled(fleet: &Fleet) -> Result<()> {
     let now = tpm(fleet)?["key_id"].clone();
     ensure!(key != now, "the key is still {key}");
     Ok(())
+}
+
+/// QEMU dies under a guest that has used a password: its TPM counts that as a wrong guess.
+fn unlocked(fleet: &Fleet) -> Result<()> {
+    let before = guest::last(fleet, VM)?.expect("it runs");
+    let opened = || {
+        let said = fleet.lab("serial", &[VM])?.ok()?.stdout;
+        Ok::<_, anyhow::Error>(said.matches("NOTE password=ok").count())
+    };
+    let former = opened()?;
+    fleet.cli(&["vm", "keys", VM, "password", "enter"])?.ok()?;
+    wait::until("an object with a password to open", seconds(30), || {
+        Ok((opened()? > former).then_some(()))
+    })?;
+    let kill = "kill -9 $(cat /run/libvirt/qemu/desk.pid)";
+    fleet.exec("a", &["sh", "-ec", kill])?.ok()?;
+    let counted = |expected: u64| {
+        wait::until("the lockout to show", seconds(30), || {
+            let status = fleet.json(&["tpm", "status", VM])?;
+            let counted = status[0]["tpm"]["lockout"]["counted"].as_u64();
+            Ok((counted == Some(expected)).then_some(()))
+        })
+    };
+    counted(1)?;
+    let said = fleet.cli(&["tpm", "status", VM])?.ok()?.stdout;
+    ensure!(said.contains("1 of "), "{said}");
+    fleet.cli(&["tpm", "unlock", VM])?.ok()?;
+    counted(0)?;
+    let history = fleet.json(&["tpm", "history", VM])?.to_string();
+    ensure!(history.contains("\"unlocked\""), "{history}");
+    let tick = start(fleet)?;
+    ensure!(
+        tick.unseal == "ok" && tick.lockout == "0" && tick.ek == before.ek,
+        "{tick:?}"
+    );
+    residue::none_anywhere(fleet, HOSTS)
 }
 
 fn running_refused(fleet: &Fleet) -> Result<()> {

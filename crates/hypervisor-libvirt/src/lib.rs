@@ -49,6 +49,7 @@ mod storage_edit;
 mod storage_live;
 mod syscalls;
 mod tpm;
+mod tpm_command;
 mod tpm_end;
 mod tpm_state;
 mod volumes;

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use fleetward_durable::{self as durable, Access, Expected, SharedDirectory};
 use fleetward_hypervisor::{EkIssuer, EkPublic, Error, MadeTpm, Result, SecretText, TpmFactory};
 use fleetward_model::VmId;
+use fleetward_model::vm::TpmLockout;
 use std::fs::Permissions;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -177,8 +178,12 @@ impl TpmFactory for LibvirtHost {
         tpm_state::reencrypt(self, state, old, new).await
     }
 
-    async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<()> {
+    async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<Option<TpmLockout>> {
         tpm_state::prove(self, state, key).await
+    }
+
+    async fn clear_lockout(&self, state: &[u8], key: &SecretText) -> Result<Vec<u8>> {
+        tpm_state::clear_lockout(self, state, key).await
     }
 
     async fn replace_state(&self, vm: VmId, state: &[u8]) -> Result<()> {

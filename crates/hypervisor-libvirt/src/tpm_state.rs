@@ -1,4 +1,4 @@
-//! Runs swtpm on TPM state: proves that a key opens it, and encrypts it under another key.
+//! Runs swtpm on TPM state: proves that a key opens it, encrypts it under another key, clears its lockout counter.
 //!
 //! ```text
 //!  state ─► swtpm(old key) ── migration blob under the new key ──► swtpm(new key) ─► state' ─► proved: new opens, old not
@@ -16,20 +16,24 @@ use crate::owner::Owner;
 use crate::program::{Program, Programs, SHORT, missing};
 use crate::said;
 use crate::tpm::{STATE_FILE, read_file};
+use crate::tpm_command::Commands;
 use crate::volumes::{file_error, not_written};
 use command_fds::FdMapping;
 use fleetward_durable::{self as durable, Access, SharedDirectory};
 use fleetward_hypervisor::{Error, Result, SecretText};
+use fleetward_model::error::chain;
+use fleetward_model::vm::TpmLockout;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where swtpm finds its key, the key of its migration blobs, and its control socket.
+/// Where swtpm finds its key, the key of its migration blobs, and its two sockets.
 const KEY_FD: i32 = FIRST_FD;
 const MIGRATION_FD: i32 = FIRST_FD + 1;
 const CONTROL_FD: i32 = FIRST_FD + 2;
+const DATA_FD: i32 = FIRST_FD + 3;
 
 /// swtpm's directory, as it sees it.
 const STATE: &str = "/state";
@@ -71,7 +75,7 @@ pub(crate) async fn reencrypt(
     work.prove(&state, new).await?;
     match work.prove(&state, old).await {
         Err(Error::TpmStateUnreadable(_)) => Ok(state),
-        Ok(()) => Err(Error::TpmStateUnreadable(
+        Ok(_) => Err(Error::TpmStateUnreadable(
             "the old key still opens what was encrypted anew".into(),
         )),
         Err(error) => Err(error),
@@ -79,8 +83,21 @@ pub(crate) async fn reencrypt(
 }
 
 /// Starts a TPM on a copy of the state.
-pub(crate) async fn prove(host: &LibvirtHost, state: &[u8], key: &SecretText) -> Result<()> {
+pub(crate) async fn prove(
+    host: &LibvirtHost,
+    state: &[u8],
+    key: &SecretText,
+) -> Result<Option<TpmLockout>> {
     SwtpmDirectory::open(host)?.prove(state, key).await
+}
+
+/// The same TPM with its lockout counter at zero, and shut down in good order.
+pub(crate) async fn clear_lockout(
+    host: &LibvirtHost,
+    state: &[u8],
+    key: &SecretText,
+) -> Result<Vec<u8>> {
+    SwtpmDirectory::open(host)?.clear_lockout(state, key).await
 }
 
 /// A private directory for runs of swtpm, and the programs that run there.
@@ -144,11 +161,44 @@ impl<'a> SwtpmDirectory<'a> {
         Ok(place)
     }
 
-    async fn prove(&self, state: &[u8], key: &SecretText) -> Result<()> {
+    async fn prove(&self, state: &[u8], key: &SecretText) -> Result<Option<TpmLockout>> {
         let place = self.place("proof", Some(state))?;
         let mut swtpm = self.start(&place, key, None)?;
         swtpm.power_on().await?;
-        swtpm.shut_down().await
+        // The key has opened it. What it counts is only shown.
+        let lockout = match swtpm.lockout().await {
+            Ok(lockout) => Some(lockout),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "a TPM opens, and does not tell its lockout");
+                None
+            }
+        };
+        swtpm.shut_down().await?;
+        Ok(lockout)
+    }
+
+    async fn clear_lockout(&self, state: &[u8], key: &SecretText) -> Result<Vec<u8>> {
+        let place = self.place("unlocked", Some(state))?;
+        let mut swtpm = self.start(&place, key, None)?;
+        swtpm.power_on().await?;
+        let mut commands = Commands::start(&swtpm.data).await?;
+        // A wrong password would not be harmless for a TPM that goes on, even one that nobody guessed.
+        if commands.lockout().await?.guarded {
+            return Err(Error::TpmLockoutGuarded);
+        }
+        commands.clear_lockout().await?;
+        commands.shut_down().await?;
+        swtpm.shut_down().await?;
+        let state = read_file(&place.join(STATE_FILE), self.owner)?;
+        match self.prove(&state, key).await? {
+            Some(TpmLockout { counted: 0, .. }) => Ok(state),
+            found => {
+                let found = found.map_or_else(|| "nothing".to_owned(), |found| found.to_string());
+                Err(Error::Tpm(
+                    format!("its lockout was cleared, and it counts {found}").into(),
+                ))
+            }
+        }
     }
 
     /// Starts swtpm on that directory, not powered on yet.
@@ -162,6 +212,9 @@ impl<'a> SwtpmDirectory<'a> {
         let socket = place.with_extension("ctrl");
         durable::remove(&socket).map_err(file_error("remove", &socket))?;
         let listener = UnixListener::bind(&socket).map_err(file_error("listen on", &socket))?;
+        let data = place.with_extension("data");
+        durable::remove(&data).map_err(file_error("remove", &data))?;
+        let data_listener = UnixListener::bind(&data).map_err(file_error("listen on", &data))?;
         let mut arguments = vec![
             "socket".to_owned(),
             "--tpm2".to_owned(),
@@ -169,6 +222,8 @@ impl<'a> SwtpmDirectory<'a> {
             format!("dir={STATE},mode=0600"),
             "--ctrl".to_owned(),
             format!("type=unixio,fd={CONTROL_FD}"),
+            "--server".to_owned(),
+            format!("type=unixio,fd={DATA_FD}"),
             "--key".to_owned(),
             format!("pwdfd={KEY_FD},mode=aes-256-cbc"),
         ];
@@ -176,6 +231,10 @@ impl<'a> SwtpmDirectory<'a> {
             FdMapping {
                 parent_fd: listener.into(),
                 child_fd: CONTROL_FD,
+            },
+            FdMapping {
+                parent_fd: data_listener.into(),
+                child_fd: DATA_FD,
             },
             FdMapping {
                 parent_fd: self.swtpm.pipe_with(key.expose().as_bytes())?,
@@ -207,15 +266,18 @@ impl<'a> SwtpmDirectory<'a> {
             running,
             ioctl: self.ioctl,
             socket,
+            data,
         })
     }
 }
 
-/// One swtpm and its control socket.
+/// One swtpm and its sockets.
 struct Swtpm<'a> {
     running: Running,
     ioctl: &'a Program,
     socket: PathBuf,
+    /// Where it takes the commands of its machine.
+    data: PathBuf,
 }
 
 impl Swtpm<'_> {
@@ -250,6 +312,11 @@ impl Swtpm<'_> {
     /// Lets the TPM read its state: where a wrong key shows.
     async fn power_on(&mut self) -> Result<()> {
         self.ioctl(&["-i"]).await
+    }
+
+    /// What the TPM counts of wrong guesses once it is started.
+    async fn lockout(&self) -> Result<TpmLockout> {
+        Commands::start(&self.data).await?.lockout().await
     }
 
     async fn shut_down(mut self) -> Result<()> {

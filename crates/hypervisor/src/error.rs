@@ -51,6 +51,9 @@ pub enum Error {
     /// No TPM starts on that state with that key: damaged, or another key's.
     #[error("the TPM state does not open with its key")]
     TpmStateUnreadable(#[source] Cause),
+    /// The TPM's owner has set a password for it.
+    #[error("the lockout of the TPM has a password of the guest's")]
+    TpmLockoutGuarded,
     #[error("the migration was cancelled")]
     Cancelled,
     #[error("the migration failed")]

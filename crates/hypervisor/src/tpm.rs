@@ -3,6 +3,7 @@
 use crate::{Result, SecretText};
 use async_trait::async_trait;
 use fleetward_model::VmId;
+use fleetward_model::vm::TpmLockout;
 use std::path::{Path, PathBuf};
 
 /// The endorsement public key of a TPM that is being made.
@@ -66,11 +67,19 @@ pub trait TpmFactory: Send + Sync + 'static {
         new: &SecretText,
     ) -> Result<Vec<u8>>;
 
-    /// Starts a TPM on a copy of `state` to see that `key` opens it.
+    /// Starts a TPM on a copy of `state` to see that `key` opens it. Says what it counts of wrong guesses, as the guest finds it
+    /// at its next start; none where it opens and does not answer.
     ///
     /// # Errors
     /// [`Error::TpmStateUnreadable`](crate::Error::TpmStateUnreadable) when it does not.
-    async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<()>;
+    async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<Option<TpmLockout>>;
+
+    /// The same TPM with its lockout counter at zero. Touches no VM's state: bytes in, bytes out, under the same key, and proved.
+    ///
+    /// # Errors
+    /// [`Error::TpmLockoutGuarded`](crate::Error::TpmLockoutGuarded) when the guest has set a password for it, which is not
+    /// guessed; [`Error::TpmStateUnreadable`](crate::Error::TpmStateUnreadable) when `key` does not open `state`.
+    async fn clear_lockout(&self, state: &[u8], key: &SecretText) -> Result<Vec<u8>>;
 
     /// Puts `state` in the place of what the stopped VM has, or where it has none, in one step: after a crash it is the
     /// one or the other. What was there is gone; whoever calls this has kept it or proved that it is not needed.

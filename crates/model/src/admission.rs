@@ -70,6 +70,7 @@ pub enum TpmChange {
     Disable,
     Restore,
     Roll,
+    Unlock,
 }
 
 /// What can be done to the certificates of Secure Boot.
@@ -472,7 +473,7 @@ pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
     let enable = || format!("fleetward tpm enable {name}");
     match request {
         Request::Tpm {
-            change: TpmChange::Roll,
+            change: TpmChange::Roll | TpmChange::Unlock,
             ..
         }
         | Request::Revoke
@@ -502,12 +503,12 @@ pub fn admit(vm: &Subject<'_>, request: Request) -> Result<Admission, Failure> {
     }
 }
 
-/// Whether the TPM is on or off as wanted. A restore and a roll always have something to do.
+/// Whether the TPM is on or off as wanted. The others always have something to do.
 const fn tpm_is_so(change: TpmChange, tpm: bool) -> bool {
     match change {
         TpmChange::Enable => tpm,
         TpmChange::Disable => !tpm,
-        TpmChange::Restore | TpmChange::Roll => false,
+        TpmChange::Restore | TpmChange::Roll | TpmChange::Unlock => false,
     }
 }
 

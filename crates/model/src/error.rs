@@ -321,6 +321,10 @@ codes! {
         "The TPM state does not open with the key in its key protector: the state is damaged, or is encrypted with another key.",
         "restore another version; this lists them: fleetward tpm history {vm}",
         "restore another version; fleetward tpm history lists them";
+    TpmLockoutGuarded = "TPM_LOCKOUT_GUARDED", Refused,
+        "The guest has set a password for clearing its TPM's lockout, so only the guest can clear it.",
+        "in the guest, with that password: tpm2_dictionarylockout --clear-lockout; or wait: fleetward tpm status {vm} shows the counter",
+        "in the guest, with that password: tpm2_dictionarylockout --clear-lockout; or wait";
     AuditDamaged = "AUDIT_DAMAGED", Refused,
         "The host's audit log is damaged at its end. No key is used on the host, since no record of it could follow.",
         "on that host, as root, close the log with a note and begin a new one: fleetward-agent audit repair --reason 'disk failed'";

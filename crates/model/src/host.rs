@@ -186,11 +186,14 @@ impl Formats {
     /// The version of the operations that added the certificates of Secure Boot.
     pub const SECURE_BOOT: u32 = 6;
 
+    /// The version of the operations that added clearing a TPM's lockout.
+    pub const UNLOCK: u32 = 7;
+
     /// What this program knows.
     pub const KNOWN: Self = Self {
         spec: crate::spec::KNOWN,
         custody: 2,
-        operations: Self::SECURE_BOOT,
+        operations: Self::UNLOCK,
         events: Self::PARTS,
     };
 

@@ -17,6 +17,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::fmt;
 use strum::VariantArray;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -417,6 +418,43 @@ pub struct TpmObserved {
     /// SHA-256 of the key protector's base64, hex: tells whether it is another one than before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protector_sha256: Option<String>,
+    /// What it counts of wrong guesses. Only of a stopped VM, and of the state that was last tried on its host; none before
+    /// that, and from an agent that does not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lockout: Option<TpmLockout>,
+}
+
+/// How near a TPM is to refusing every password: what the guest finds at its next start.
+///
+/// Source: TPM 2.0 Library, part 1, section 19.8; part 2, section 6.13, `TPM_PT_LOCKOUT_COUNTER` and its neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TpmLockout {
+    /// Wrong guesses, and starts after an end without `TPM2_Shutdown`.
+    pub counted: u32,
+    /// At so many it is locked.
+    pub limit: u32,
+    /// After so many seconds one of them is forgotten.
+    pub interval_seconds: u32,
+    /// The guest has set a password for clearing the counter, so only the guest can.
+    pub guarded: bool,
+}
+
+impl TpmLockout {
+    /// Whether it refuses every object that has a password.
+    pub const fn is_locked(&self) -> bool {
+        self.limit > 0 && self.counted >= self.limit
+    }
+}
+
+/// `1 of 3`, `3 of 3: locked`.
+impl fmt::Display for TpmLockout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.counted, self.limit)?;
+        match self.is_locked() {
+            true => f.write_str(": locked"),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What the agent of a VM's host knows of it beyond what the hypervisor tells.

@@ -72,6 +72,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
         "hypervisor-libvirt/src/owner.rs",
         "libvirt's configuration, which is root's",
     ),
+    ("hypervisor-libvirt/src/tpm_command.rs", OWN),
     ("hypervisor-libvirt/src/tpm_end.rs", KERNEL),
     ("link/src/local.rs", "by the descriptor that durable gives"),
 ];

@@ -84,6 +84,7 @@ impl Task<'_> {
             Operation::SetAsideTpm(o) => answer(o, self.set_aside_tpm().await),
             Operation::PrepareRoll(o) => answer(o, self.prepare_roll(&o.to).await),
             Operation::PrepareRestore(o) => answer(o, self.prepare_restore(&o.bundle).await),
+            Operation::PrepareUnlock(o) => answer(o, self.prepare_unlock().await),
             Operation::CommitTpm(o) => answer(o, self.commit_tpm(&o.key_protector).await),
             Operation::AbandonTpm(o) => answer(o, self.abandon_tpm().await),
             Operation::Undefine(o) => answer(o, self.undefine().await),

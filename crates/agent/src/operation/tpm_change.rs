@@ -1,8 +1,8 @@
-//! The TPM of an existing VM: attach, detach, roll, restore.
+//! The TPM of an existing VM: attach, detach, roll, restore, unlock.
 //!
 //! ```text
 //!  off ── MakeTpm ── AttachTpm ──► on ── DetachTpm ── SetAsideTpm (history) ──► off
-//!  PrepareRoll | PrepareRestore ──► tpm-next/ {state, protector} proved ── CommitTpm ──► in place
+//!  PrepareRoll | PrepareRestore | PrepareUnlock ──► tpm-next/ {state, protector} proved ── CommitTpm ──► in place
 //! ```
 //! A replacement is made and proved in `tpm-next` first. [`commit`](Task::commit_tpm) then renames the state into
 //! place, and the key protector after it. Between the two, `tpm-next` still has the key protector that opens the
@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::operation::Protector;
 use fleetward_api::tpm::TpmBundle;
 use fleetward_durable::{self as durable, Access};
-use fleetward_hypervisor::{DomainChange, SecretText};
+use fleetward_hypervisor::{DomainChange, Error as HypervisorError, SecretText};
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure};
@@ -204,6 +204,35 @@ impl Task<'_> {
         })
     }
 
+    /// Clears the lockout counter of a copy, and lays it ready: the same TPM under the same key.
+    pub(super) async fn prepare_unlock(&self) -> Result<Protector> {
+        self.require_stopped().await?;
+        self.require_whole()?;
+        let (_, metadata) = self.managed().await?;
+        let protector = self.current_protector(&metadata)?;
+        let purpose = self.purpose("the lockout of the TPM is cleared");
+        let secret = self
+            .host
+            .keyring
+            .open_secret(&protector, self.vm, &purpose)?;
+        let before = tpm_judge::whole(self.host, self.vm, &metadata.spec.name).await?;
+        let state = self
+            .host
+            .tpms
+            .clear_lockout(&before, &secret)
+            .await
+            .attempt(|| format!("clearing the lockout of VM {}'s TPM", metadata.spec.name))?;
+        self.keep_next(&NextTpm {
+            state,
+            protector: OwnedProtector::in_place(protector.clone()),
+            ek_certificate: None,
+            base: Some(digest(&before)),
+        })?;
+        Ok(Protector {
+            key_protector: protector.to_base64(),
+        })
+    }
+
     /// Puts what was prepared in place; what was there goes into the history first.
     pub(super) async fn commit_tpm(&self, key_protector: &str) -> Result<()> {
         self.require_stopped().await?;
@@ -282,9 +311,19 @@ impl Task<'_> {
         let current = self.current_protector(metadata)?;
         let keyring = &self.host.keyring;
         let old = keyring.open_secret(&current, self.vm, &purpose)?;
-        let new = keyring.open_secret(&next.protector, self.vm, &purpose)?;
+        let state = match current.der() == next.protector.der() {
+            // The lockout was to be cleared. A TPM whose guest forbids that by now stays as it is.
+            true => match self.host.tpms.clear_lockout(in_place, &old).await {
+                Err(HypervisorError::TpmLockoutGuarded) => in_place.to_vec(),
+                cleared => cleared.attempt(|| format!("clearing the lockout of VM {}", self.vm))?,
+            },
+            false => {
+                let new = keyring.open_secret(&next.protector, self.vm, &purpose)?;
+                self.reencrypt(in_place, &old, &new).await?
+            }
+        };
         let next = NextTpm {
-            state: self.reencrypt(in_place, &old, &new).await?,
+            state,
             base: Some(digest(in_place)),
             ..next
         };

@@ -8,7 +8,7 @@ use fleetward_hypervisor::*;
 use fleetward_model::host::{Accelerator, Confinement, DiskIo, Version};
 use fleetward_model::machine::MachineSettings;
 use fleetward_model::network::NetworkPlace;
-use fleetward_model::vm::{NewerSpec, NicSpec, VmMetadata};
+use fleetward_model::vm::{NewerSpec, NicSpec, TpmLockout, VmMetadata};
 use fleetward_model::{ByteSize, VmId};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -1075,14 +1075,28 @@ impl TpmFactory for Fake {
         let content = String::from_utf8_lossy(&state[10..]);
         Ok(tpm_state(&format!("{content}, rolled to {}", new.expose())))
     }
-    async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<()> {
+    async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<Option<TpmLockout>> {
         // The last key it was encrypted under; what was only made here opens with any.
         let text = String::from_utf8_lossy(state);
         match text.rsplit_once(", rolled to ") {
             Some((_, now)) if now != key.expose() => {
                 Err(Error::TpmStateUnreadable("another key".into()))
             }
-            Some(_) | None => Ok(()),
+            Some(_) | None => Ok(Some(TpmLockout {
+                counted: if text.contains(", locked") { 3 } else { 0 },
+                limit: 3,
+                interval_seconds: 1000,
+                guarded: text.contains(", guarded"),
+            })),
+        }
+    }
+    async fn clear_lockout(&self, state: &[u8], key: &SecretText) -> Result<Vec<u8>> {
+        match self.prove_state(state, key).await? {
+            Some(TpmLockout { guarded: true, .. }) => Err(Error::TpmLockoutGuarded),
+            Some(_) | None => {
+                let content = String::from_utf8_lossy(&state[10..]);
+                Ok(tpm_state(&content.replace(", locked", "")))
+            }
         }
     }
     async fn replace_state(&self, vm: VmId, state: &[u8]) -> Result<()> {

@@ -78,6 +78,7 @@ impl Operation {
                 Self::ChangeVm(ChangeVm { steps, .. }) => Formats::of_steps(steps).operations,
                 Self::DropVolumes(_) => Formats::DEVICES,
                 Self::EnrollCertificates(_) | Self::RestoreCertificates(_) => Formats::SECURE_BOOT,
+                Self::PrepareUnlock(_) => Formats::UNLOCK,
                 _ => 1,
             },
             ..Formats::default()
@@ -107,6 +108,7 @@ impl Operation {
             | Self::DetachTpm(_)
             | Self::SetAsideTpm(_)
             | Self::PrepareRoll(_)
+            | Self::PrepareUnlock(_)
             | Self::CommitTpm(_)
             | Self::AbandonTpm(_)
             | Self::ChangeVm(_)
@@ -146,6 +148,7 @@ operations! {
     SetAsideTpm, "set-aside-tpm" => ();
     PrepareRoll, "prepare-roll" => Protector;
     PrepareRestore, "prepare-restore" => Protector;
+    PrepareUnlock, "prepare-unlock" => Protector;
     CommitTpm, "commit-tpm" => ();
     AbandonTpm, "abandon-tpm" => ();
     Define, "define" => ();
@@ -258,6 +261,10 @@ pub struct PrepareRoll {
 pub struct PrepareRestore {
     pub bundle: Box<TpmBundle>,
 }
+
+/// Clears the lockout counter of a copy of a stopped VM's TPM, under the same key, and lays it ready. Undone by `AbandonTpm`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PrepareUnlock {}
 
 /// From here on forward only: puts what was prepared, with that key protector, in place; what was there goes into the
 /// history.

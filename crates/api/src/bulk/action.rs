@@ -24,6 +24,7 @@ pub enum VmAction {
     TpmDisable(TpmRequest),
     TpmRestore(TpmRequest),
     TpmRoll(TpmRequest),
+    TpmUnlock(TpmRequest),
     SecureBootEnroll(SecureBootRequest),
     SecureBootRestore(SecureBootRequest),
 }
@@ -43,6 +44,7 @@ impl VmAction {
             Self::TpmDisable(request) => tpm(TpmChange::Disable, request),
             Self::TpmRestore(request) => tpm(TpmChange::Restore, request),
             Self::TpmRoll(request) => tpm(TpmChange::Roll, request),
+            Self::TpmUnlock(request) => tpm(TpmChange::Unlock, request),
             Self::SecureBootEnroll(request) => certificates(CertificateChange::Enroll, request),
             Self::SecureBootRestore(request) => certificates(CertificateChange::Restore, request),
         }
@@ -59,7 +61,8 @@ impl VmAction {
             Self::TpmEnable(request)
             | Self::TpmDisable(request)
             | Self::TpmRestore(request)
-            | Self::TpmRoll(request) => request.deadline_seconds,
+            | Self::TpmRoll(request)
+            | Self::TpmUnlock(request) => request.deadline_seconds,
             Self::SecureBootEnroll(request) | Self::SecureBootRestore(request) => {
                 request.deadline_seconds
             }
@@ -83,6 +86,7 @@ impl VmAction {
             // Without a version only a VM that has no TPM gets one back.
             Self::TpmRestore(TpmRequest { version: None, .. })
             | Self::TpmRoll(_)
+            | Self::TpmUnlock(_)
             | Self::Start
             | Self::Stop(_)
             | Self::Restart(_)
@@ -110,6 +114,7 @@ impl VmAction {
                 None => "TPM brought back".to_owned(),
             },
             Self::TpmRoll(_) => "TPM key replaced".to_owned(),
+            Self::TpmUnlock(_) => "lockout of the TPM cleared".to_owned(),
             Self::SecureBootEnroll(_) => "certificates of 2023 added".to_owned(),
             Self::SecureBootRestore(_) => "former certificates brought back".to_owned(),
         };
@@ -131,7 +136,9 @@ impl VmAction {
             Self::Delete(_) => "is gone already",
             Self::Migrate(_) => "is there already",
             Self::TpmEnable(_) => "has a TPM already",
-            Self::TpmDisable(_) | Self::TpmRestore(_) | Self::TpmRoll(_) => "has no TPM",
+            Self::TpmDisable(_) | Self::TpmRestore(_) | Self::TpmRoll(_) | Self::TpmUnlock(_) => {
+                "has no TPM"
+            }
             Self::SecureBootEnroll(_) => "lacks no certificate",
             Self::SecureBootRestore(_) => "has no former certificates",
         }
@@ -146,6 +153,7 @@ impl VmAction {
             | Self::TpmDisable(_)
             | Self::TpmRestore(_)
             | Self::TpmRoll(_)
+            | Self::TpmUnlock(_)
             | Self::SecureBootEnroll(_)
             | Self::SecureBootRestore(_) => true,
         }

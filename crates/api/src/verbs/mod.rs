@@ -156,6 +156,7 @@ verbs! {
     tpm_disable::TpmDisable,
     tpm_restore::TpmRestore,
     tpm_roll::TpmRoll,
+    tpm_unlock::TpmUnlock,
     tpm_history::TpmHistory,
     tpm_kept::TpmKept,
     tpm_forget::TpmForget,

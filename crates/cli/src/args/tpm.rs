@@ -16,6 +16,11 @@ pub enum TpmCommand {
     Disable(TpmChange),
     /// Encrypts the TPM of VMs under a new key
     Roll(TpmChange),
+    /// Clears the lockout counter of stopped VMs' TPMs
+    ///
+    /// A TPM counts wrong passwords, and starts after a power cut; at its limit it refuses every password for some time. The
+    /// TPM as it was is kept as another version. Refused where the guest has set a password for clearing the counter.
+    Unlock(TpmChange),
     /// Restores a kept version of a VM's TPM
     ///
     /// The VM's present TPM is kept as another version, and replaced only after a question.

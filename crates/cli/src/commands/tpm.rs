@@ -23,6 +23,7 @@ pub(super) async fn run(context: &Context, command: TpmCommand) -> Result<Exit, 
         TpmCommand::Enable(args) => change(context, VmAction::TpmEnable, args).await,
         TpmCommand::Disable(args) => change(context, VmAction::TpmDisable, args).await,
         TpmCommand::Roll(args) => change(context, VmAction::TpmRoll, args).await,
+        TpmCommand::Unlock(args) => change(context, VmAction::TpmUnlock, args).await,
         TpmCommand::Restore { name, version, how } => {
             let request = BulkRequest {
                 action: VmAction::TpmRestore(request_of(&how, version)?),

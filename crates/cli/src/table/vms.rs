@@ -77,6 +77,7 @@ pub(crate) fn tpms(vms: &[VmView]) -> String {
         "KEY",
         "OWNER",
         ">GUARDIANS",
+        "LOCKOUT",
         "EK CERTIFICATE",
     ]);
     for vm in vms {
@@ -89,6 +90,7 @@ pub(crate) fn tpms(vms: &[VmView]) -> String {
             text(vm.tpm.key_id.map(|id| id.to_string())),
             text(vm.tpm.owner.as_ref().map(ToString::to_string)),
             vm.tpm.guardians.len().to_string(),
+            or_none(vm.tpm.lockout),
             text(vm.tpm.ek_certificate.clone()),
         ]);
     }
@@ -349,6 +351,20 @@ pub(crate) fn vm(vm: &VmView) -> String {
             "TPM",
             format!("{} ({}), state {state}", tpm.version, tpm.model),
         );
+        if let Some(lockout) = tpm.lockout {
+            let guarded = if lockout.guarded {
+                "; only the guest can clear it"
+            } else {
+                ""
+            };
+            sheet.add(
+                "TPM lockout",
+                format!(
+                    "{lockout}; one less each {} s{guarded}",
+                    lockout.interval_seconds
+                ),
+            );
+        }
         sheet.add("TPM key", or_none(tpm.key_id));
         sheet.add(
             "Key owner",

@@ -606,6 +606,7 @@ const fn replaces(why: VersionReason, known: VersionReason) -> bool {
         | Why::Enabled
         | Why::Stopped
         | Why::Rolled
+        | Why::Unlocked
         | Why::Granted
         | Why::Revoked
         | Why::Found

@@ -14,8 +14,8 @@ use crate::audit::Act;
 use crate::check::{AtHome, against};
 use crate::work::{
     DeleteInput, MigrateInput, Reservation, RestartInput, SecureBootEnroll, SecureBootRestore,
-    StartInput, StopInput, TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll, VmDelete,
-    VmMigrate, VmMigrateStopped, VmRestart, VmStart, VmStop,
+    StartInput, StopInput, TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll, TpmUnlock,
+    VmDelete, VmMigrate, VmMigrateStopped, VmRestart, VmStart, VmStop,
 };
 use crate::world::World;
 use axum::response::Response;
@@ -135,6 +135,9 @@ pub(super) async fn begin(
         VmAction::TpmRoll(request) => {
             submit::<TpmRoll>(app, vm, by, &tpm(vm, request, None)?).await
         }
+        VmAction::TpmUnlock(request) => {
+            submit::<TpmUnlock>(app, vm, by, &tpm(vm, request, None)?).await
+        }
         VmAction::SecureBootEnroll(request) => {
             submit::<SecureBootEnroll>(app, vm, by, &certificates(vm, request)?).await
         }
@@ -174,12 +177,12 @@ pub(super) async fn plan(app: &App, vm: &VmObserved, action: &VmAction, spared: 
 }
 
 /// Whether a VM that is chosen with others is left alone: choosing VMs by what they have in common does not say that each
-/// has a TPM to roll.
+/// has a TPM to roll or to unlock.
 pub(super) fn is_spared(vm: &VmObserved, action: &VmAction, chosen: bool) -> bool {
     let found = vm.noted.secure_boot.as_ref();
     chosen
         && match action {
-            VmAction::TpmRoll(_) => !vm.tpm.enabled,
+            VmAction::TpmRoll(_) | VmAction::TpmUnlock(_) => !vm.tpm.enabled,
             VmAction::SecureBootEnroll(_) => {
                 found.is_none_or(|found| found.state == CertificateState::Custom)
             }
@@ -282,7 +285,8 @@ async fn admitted(app: &App, vm: &VmObserved, action: &VmAction) -> Result<Admis
         | VmAction::Delete(_)
         | VmAction::TpmEnable(_)
         | VmAction::TpmDisable(_)
-        | VmAction::TpmRoll(_) => admission,
+        | VmAction::TpmRoll(_)
+        | VmAction::TpmUnlock(_) => admission,
     }
 }
 
@@ -429,6 +433,9 @@ fn change(world: &World, vm: &VmObserved, action: &VmAction) -> String {
         }
         VmAction::TpmRestore(_) => format!("would get a former TPM back on host {host}{restarts}"),
         VmAction::TpmRoll(_) => format!("would get a new TPM key on host {host}{restarts}"),
+        VmAction::TpmUnlock(_) => {
+            format!("would have the lockout of its TPM cleared on host {host}{restarts}")
+        }
         VmAction::SecureBootEnroll(_) => {
             format!("would get Microsoft's certificates of 2023 on host {host}{restarts}{PCR_7}")
         }

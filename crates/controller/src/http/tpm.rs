@@ -22,6 +22,7 @@ serves! {
     TpmDisable => tpm_disable,
     TpmRestore => tpm_restore,
     TpmRoll => tpm_roll,
+    TpmUnlock => tpm_unlock,
     TpmHistory => tpm_history,
     TpmKept => tpm_kept,
     TpmForget => tpm_forget,
@@ -61,6 +62,15 @@ async fn tpm_roll(
     Asked(request): Asked<verbs::TpmRoll>,
 ) -> Answer<Response> {
     act(&app, &peer, &vm, VmAction::TpmRoll(request)).await
+}
+
+async fn tpm_unlock(
+    State(app): State<App>,
+    peer: Peer,
+    Path(vm): Path<String>,
+    Asked(request): Asked<verbs::TpmUnlock>,
+) -> Answer<Response> {
+    act(&app, &peer, &vm, VmAction::TpmUnlock(request)).await
 }
 
 async fn tpm_history(

@@ -218,6 +218,7 @@ mod tests {
             "tpm-disable",
             "tpm-restore",
             "tpm-roll",
+            "tpm-unlock",
             "secure-boot-enroll",
             "secure-boot-restore",
             "vm-change",

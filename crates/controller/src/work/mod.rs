@@ -36,7 +36,7 @@ pub(crate) use kind::{
 pub(crate) use secure_boot::{SecureBootEnroll, SecureBootRestore};
 pub(crate) use take_escrow::TakeEscrow;
 pub(crate) use template_create::{TemplateCreate, TemplateInput};
-pub(crate) use tpm::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll};
+pub(crate) use tpm::{TpmDisable, TpmEnable, TpmInput, TpmRestore, TpmRoll, TpmUnlock};
 pub(crate) use vm_change::{ChangeInput, VmChange};
 pub(crate) use vm_clone::{CloneInput, VmClone};
 pub(crate) use vm_create::{CreateInput, VmCreate};
@@ -89,6 +89,7 @@ kinds! {
     TpmDisable,
     TpmRestore,
     TpmRoll,
+    TpmUnlock,
     SecureBootEnroll,
     SecureBootRestore,
     VmChange,

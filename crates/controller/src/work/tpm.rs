@@ -1,10 +1,11 @@
-//! `tpm-enable`, `tpm-disable`, `tpm-restore` and `tpm-roll`: change the TPM of an existing VM.
+//! `tpm-enable`, `tpm-disable`, `tpm-restore`, `tpm-roll` and `tpm-unlock`: change the TPM of an existing VM.
 //!
 //! ```text
 //!  enable:   stop | set-aside, make-tpm, attach-tpm   ‖ escrow, restart
 //!  disable:  stop | last-copy, detach-tpm             ‖ set-aside-tpm, restart
 //!  restore:  stop | prepare-restore                   ‖ commit-tpm, escrow, restart
 //!  roll:     stop | prepare-roll                      ‖ commit-tpm, escrow, restart
+//!  unlock:   stop | prepare-unlock                    ‖ commit-tpm, escrow, restart
 //! ```
 //! Bulk commands submit one job for each VM: a failure affects one VM, and a repeated command skips finished ones. A
 //! running VM is asked to shut down, and its power is never cut; undo starts it again. After the point of no return, a
@@ -36,7 +37,7 @@ use switch::{
 };
 use time::OffsetDateTime;
 
-/// Input of all four, and of the jobs on certificates.
+/// Input of all five, and of the jobs on certificates.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TpmInput {
     pub(crate) vm: VmId,
@@ -85,6 +86,8 @@ pub(crate) struct TpmDisable(pub(crate) Arc<World>);
 pub(crate) struct TpmRestore(pub(crate) Arc<World>);
 /// Gives it a new key.
 pub(crate) struct TpmRoll(pub(crate) Arc<World>);
+/// Clears its lockout counter.
+pub(crate) struct TpmUnlock(pub(crate) Arc<World>);
 
 impl JobKind for TpmEnable {
     const NAME: &'static str = "tpm-enable";
@@ -242,6 +245,49 @@ impl FleetJob for TpmRoll {
     type Report = TpmReport;
     const ACCESS: Access = <verbs::TpmRoll as Verb>::ACCESS;
     const REQUEST: Option<Request> = Some(request(TpmChange::Roll));
+    const WARNING_STEPS: &'static [&'static str] =
+        &[TakeEscrow::<TpmInput>::NAME, StartAgain::NAME];
+
+    fn target(input: &TpmInput) -> String {
+        input.name.to_string()
+    }
+
+    fn host(input: &TpmInput) -> &HostName {
+        &input.host
+    }
+
+    fn vm(input: &TpmInput) -> Option<VmId> {
+        Some(input.vm)
+    }
+
+    fn report(input: &TpmInput, _job: &Job) -> Option<TpmReport> {
+        Some(report(input))
+    }
+}
+
+impl JobKind for TpmUnlock {
+    const NAME: &'static str = "tpm-unlock";
+    type Input = TpmInput;
+
+    fn locks(input: &TpmInput) -> Vec<String> {
+        vm_locks(input.vm, &input.name)
+    }
+
+    fn steps(&self) -> Steps<TpmInput> {
+        let world = &self.0;
+        Steps::new()
+            .step(ShutDown(world.clone()))
+            .step(PrepareUnlock(world.clone()))
+            .forward(CommitTpm::<PrepareUnlock>::new(world))
+            .forward(TakeEscrow::new(world.clone(), VersionReason::Unlocked))
+            .forward(StartAgain(world.clone()))
+    }
+}
+
+impl FleetJob for TpmUnlock {
+    type Report = TpmReport;
+    const ACCESS: Access = <verbs::TpmUnlock as Verb>::ACCESS;
+    const REQUEST: Option<Request> = Some(request(TpmChange::Unlock));
     const WARNING_STEPS: &'static [&'static str] =
         &[TakeEscrow::<TpmInput>::NAME, StartAgain::NAME];
 
@@ -449,6 +495,38 @@ impl Step<TpmInput> for PrepareRestore {
 
 #[async_trait]
 impl UndoStep<TpmInput> for PrepareRestore {
+    /// As for `prepare-roll`.
+    fn undo_absence(&self, cx: &StepContext<TpmInput>) -> Absence {
+        of_the_vms_own_host(cx)
+    }
+
+    async fn undo(&self, cx: &StepContext<TpmInput>) -> Result<(), StepError> {
+        ask(&self.0, cx, operation::AbandonTpm {}).await.map(drop)
+    }
+}
+
+struct PrepareUnlock(Arc<World>);
+
+#[async_trait]
+impl Step<TpmInput> for PrepareUnlock {
+    const NAME: &'static str = "prepare-unlock";
+    const RETRY_FOR: Duration = PATIENCE;
+    type Output = Prepared;
+
+    async fn run(&self, cx: &StepContext<TpmInput>) -> Result<Prepared, StepError> {
+        let (world, input) = (&self.0, cx.input());
+        // What is there now is kept, so that a restore brings it back.
+        let warning = keep_before(world, cx, &input.name, VersionReason::Stopped).await?;
+        let answer = ask(world, cx, operation::PrepareUnlock {}).await?;
+        Ok(Prepared {
+            warning,
+            ..answer.into()
+        })
+    }
+}
+
+#[async_trait]
+impl UndoStep<TpmInput> for PrepareUnlock {
     /// As for `prepare-roll`.
     fn undo_absence(&self, cx: &StepContext<TpmInput>) -> Absence {
         of_the_vms_own_host(cx)

@@ -474,6 +474,7 @@ impl Inner {
                     true => None,
                     false => vm.metadata.key_protector.as_deref().map(protector_sha256),
                 },
+                lockout: None,
             },
             metadata: Some(vm.metadata.clone()),
             observed: OffsetDateTime::now_utc(),
@@ -620,7 +621,9 @@ impl Inner {
                 }
                 self.tpms.remove(&vm);
             }
-            Operation::PrepareRoll(_) | Operation::PrepareRestore(_) => {
+            Operation::PrepareRoll(_)
+            | Operation::PrepareRestore(_)
+            | Operation::PrepareUnlock(_) => {
                 return Ok(operation::Protector {
                     key_protector: self.protector("cm9sbGVk"),
                 }

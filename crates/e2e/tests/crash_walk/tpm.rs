@@ -52,6 +52,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         finally: Some(it_starts),
     },
     Scenario {
+        claim: "tpm_unlock_survives_kill_9_everywhere",
+        kind: "tpm-unlock",
+        victims: &["a/agent"],
+        prepare: |fleet| with_tpm(fleet, true),
+        command: |_| Ok(strings(&["tpm", "unlock", VM])),
+        fault: None,
+        check: |fleet, _, _| has_tpm(fleet, true),
+        finally: Some(it_starts),
+    },
+    Scenario {
         claim: "tpm_restore_survives_kill_9_everywhere",
         kind: "tpm-restore",
         victims: &["controller", "a/agent"],

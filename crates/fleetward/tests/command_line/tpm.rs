@@ -120,6 +120,7 @@ fn word(action: &VmAction) -> &'static str {
         VmAction::TpmDisable(_) => "disable",
         VmAction::TpmRestore(_) => "restore",
         VmAction::TpmRoll(_) => "roll",
+        VmAction::TpmUnlock(_) => "unlock",
         other => panic!("{other:?}"),
     }
 }

@@ -141,6 +141,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
             guardians: vec![owner],
             ek_certificate: None,
             protector_sha256: None,
+            lockout: None,
         },
         newer: None,
         noted: Default::default(),
