@@ -339,7 +339,10 @@ fn rebuild(fleet: &Fleet) -> Result<()> {
             "b",
         ])?
         .ok()?;
-    let before = fleet.vm("keep1")?;
+    // What its TPM counts is known once a copy of it was taken, and then it is part of the comparison.
+    let before = wait::until("the TPM of keep1 to be tried", seconds(20), || {
+        Ok(Some(fleet.vm("keep1")?).filter(|vm| vm["tpm"]["lockout"].is_object()))
+    })?;
     fleet.cli(&["controller", "rebuild", "--yes"])?.ok()?;
     let after = wait::until("keep1 to be known again", seconds(20), || {
         Ok(fleet.vm("keep1").ok())

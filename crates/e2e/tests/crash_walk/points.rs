@@ -43,9 +43,11 @@ fn of_another_kind(kind: &str, point: &str) -> bool {
 /// How much is walked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depth {
-    /// `make test`: before and after every step of the controller.
+    /// `make test`: before and after every step of the controller. Before a step nothing is under way on an agent, so
+    /// there only the controller is killed.
     Test,
-    /// `make soak` (`FLEETWARD_E2E_SOAK=1`): also between a step's end and its record, and at the agents' own points.
+    /// `make soak` (`FLEETWARD_E2E_SOAK=1`): also between a step's end and its record, and at the agents' own points, and
+    /// every process everywhere.
     Soak,
 }
 
@@ -83,11 +85,14 @@ impl Depth {
             _ => self == Self::Soak,
         }
     }
-}
 
-/// Whether killing `victim` at `point` means anything: an agent's own points are about the agents.
-pub(crate) fn concerns(point: &str, victim: &str) -> bool {
-    !(point.starts_with("agent.") && victim == "controller")
+    /// Whether `victim` is killed at `point`: at an agent's own points no controller, and see [`Depth::Test`].
+    pub(crate) fn kills(self, victim: &str, point: &str) -> bool {
+        match victim {
+            "controller" => !point.starts_with("agent."),
+            _ => self == Self::Soak || !point.ends_with(".before"),
+        }
+    }
 }
 
 /// The claim of this file.
@@ -126,7 +131,22 @@ pub(crate) fn test_and_soak_visit_what_they_should() -> Result<()> {
     ensure!(visits("agent.commit-tpm.replaced", "tpm-roll"));
     let soak = |kind| Depth::Soak.visits("agent.supersede.begin", kind, forward);
     ensure!(soak("vm-supersede") && !soak("vm-recover"));
-    ensure!(concerns("agent.start.begin", "a/agent") && concerns("job.x.y.after", "controller"));
-    ensure!(!concerns("agent.start.begin", "controller"));
+    let table = [
+        // victim, point, in test, in soak
+        ("controller", "job.vm-start.start.before", true, true),
+        ("controller", "job.vm-start.start.after", true, true),
+        ("controller", "agent.start.begin", false, false),
+        ("a/agent", "agent.start.begin", true, true),
+        ("a/agent", "job.vm-start.start.after", true, true),
+        ("a/agent", "job.vm-start.start.before", false, true),
+        ("a/agent", "job.vm-start.start.undo.before", false, true),
+    ];
+    for (victim, point, in_test, in_soak) in table {
+        let found = [Depth::Test, Depth::Soak].map(|d| d.kills(victim, point));
+        ensure!(
+            found == [in_test, in_soak],
+            "{victim} at {point}: test and soak kill it: {found:?}"
+        );
+    }
     Ok(())
 }

@@ -77,7 +77,7 @@ impl Scenario {
         let mut failures = Vec::new();
         for point in &points {
             for victim in self.victims {
-                if !points::concerns(point, victim) {
+                if !Depth::of_environment().kills(victim, point) {
                     continue;
                 }
                 if let Err(error) = self.kill_at(fleet, point, victim) {
