@@ -50,7 +50,7 @@ impl Former {
 }
 
 /// Where cargo put the running program: the directory above `debug` or `release`.
-fn target_directory() -> Result<PathBuf> {
+pub fn target_directory() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let profile = own
         .ancestors()

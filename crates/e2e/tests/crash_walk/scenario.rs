@@ -6,7 +6,7 @@
 //! A run without kills finds the points; each is then visited once for every victim. For the way *back* a real fault
 //! makes the job undo, and the points of its undos are visited.
 
-use crate::points::{self, Depth};
+use crate::points::Depth;
 use anyhow::{Context, Result, ensure};
 use fleetward_e2e::fleet::{Fleet, text};
 use fleetward_e2e::guest::Tick;
