@@ -76,7 +76,7 @@ async fn attempt(host: &Host, vm: VmId) -> Result<Option<TpmBundle>> {
         key_protector: protector.der().to_vec(),
         ek_certificate: match &metadata.ek_certificate {
             Some(text) => STANDARD.decode(text).ok(),
-            None => host.record(vm).ek_certificate()?,
+            None => host.record(vm).ek_certificate()?.map(|ek| ek.to_vec()),
         },
         uefi_variables,
     };

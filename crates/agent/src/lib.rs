@@ -39,6 +39,7 @@ mod confinement;
 mod console;
 mod conversions;
 mod crash;
+mod ek;
 pub mod failure;
 mod fence;
 mod guest;

@@ -2,18 +2,15 @@
 //!
 //! `member.json` is written last, so a host has either joined completely or not at all.
 
+use crate::ek::EkCertifier;
 use crate::layout::Layout;
-use aws_lc_rs::rand;
 use fleetward_durable::{self as durable, Access};
-use fleetward_hypervisor::{EkIssuer, EkPublic};
 use fleetward_link::{Credential, CredentialError, FleetTrust, TrustError};
 use fleetward_model::{GroupName, HostName};
-use fleetward_protector::ek::{EkAuthority, EkPublicKey, RandomSerial, TpmIdentity};
 use fleetward_protector::{AuthorityKey, EndorsementError};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 /// The result of `join`.
@@ -151,69 +148,4 @@ impl MembershipFiles {
             .map(Zeroizing::new)
             .map_err(|source| MembershipError::File { path, source })
     }
-}
-
-/// Issues the EK certificates of TPMs that are made on this host.
-pub struct EkCertifier {
-    authority: EkAuthority<rcgen::KeyPair>,
-}
-
-impl EkCertifier {
-    fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, MembershipError> {
-        let (_, certificate) = first_certificate(chain_pem)
-            .ok_or_else(|| MembershipError::Ek("its certificate cannot be read".into()))?;
-        let key = rcgen::KeyPair::from_pem(key_pem)
-            .map_err(|error| MembershipError::Ek(error.to_string()))?;
-        let authority = EkAuthority::new(&certificate, key)
-            .map_err(|error| MembershipError::Ek(error.to_string()))?;
-        Ok(Self { authority })
-    }
-}
-
-impl std::fmt::Debug for EkCertifier {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("EkCertifier")
-    }
-}
-
-impl EkIssuer for EkCertifier {
-    fn issue(&self, public: &EkPublic) -> Result<Vec<u8>, String> {
-        let key = match public {
-            EkPublic::Rsa { modulus } => EkPublicKey::from_rsa_modulus(modulus),
-            EkPublic::Ecc { x, y } => {
-                let curve = if x.len() > 32 {
-                    "secp384r1"
-                } else {
-                    "secp256r1"
-                };
-                let (x, y) = (hex::encode(x), hex::encode(y));
-                EkPublicKey::from_swtpm(&format!("x={x},y={y},id={curve}"))
-            }
-        }
-        .map_err(|error| error.to_string())?;
-        let mut serial = [0; 16];
-        rand::fill(&mut serial).map_err(|_| "the system gives no random numbers".to_owned())?;
-        self.authority
-            .issue_ek(
-                &key,
-                &TpmIdentity::default(),
-                RandomSerial::new(serial),
-                OffsetDateTime::now_utc(),
-            )
-            .map_err(|error| crate::failure::chain(&error))
-    }
-}
-
-/// The first certificate of a PEM chain: the rest of the text, and its DER.
-fn first_certificate(pem: &str) -> Option<(&str, Vec<u8>)> {
-    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-    const END: &str = "-----END CERTIFICATE-----";
-    let (_, rest) = pem.split_once(BEGIN)?;
-    let (body, rest) = rest.split_once(END)?;
-    let compact: String = body.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-    use base64::Engine;
-    let der = base64::engine::general_purpose::STANDARD
-        .decode(compact)
-        .ok()?;
-    Some((rest, der))
 }

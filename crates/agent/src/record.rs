@@ -18,6 +18,7 @@
 //! `transit.json` decides which copy is the VM: a live migration carries the source's metadata along, so the metadata
 //! of an arriving domain cannot decide that.
 
+use crate::ek::JudgedEk;
 use crate::failure::{Result, Trouble};
 use crate::keyring::OwnedProtector;
 use crate::layout::Layout;
@@ -123,7 +124,7 @@ pub(crate) struct CrashRecord {
 pub(crate) struct CopiedTpm {
     pub state: Vec<u8>,
     pub protector: Vec<u8>,
-    pub ek_certificate: Vec<u8>,
+    pub ek_certificate: JudgedEk,
 }
 
 /// Its files, in the order of the fields.
@@ -189,13 +190,14 @@ impl VmRecord {
         self.write("protector-before.der", der)
     }
 
-    pub(crate) fn ek_certificate(&self) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn ek_certificate(&self) -> Result<Option<JudgedEk>> {
         let path = self.directory.join("ek.der");
-        durable::read(&path).map_err(|e| self.trouble(&path, &e))
+        let der = durable::read(&path).map_err(|e| self.trouble(&path, &e))?;
+        Ok(der.map(JudgedEk::kept))
     }
 
-    pub(crate) fn keep_ek_certificate(&self, der: &[u8]) -> Result<()> {
-        self.write("ek.der", der)
+    pub(crate) fn keep_ek_certificate(&self, ek: &JudgedEk) -> Result<()> {
+        self.write("ek.der", ek)
     }
 
     /// What is known of the lockout of a TPM, by its state.
@@ -323,12 +325,12 @@ impl VmRecord {
         Ok(Some(CopiedTpm {
             state,
             protector,
-            ek_certificate,
+            ek_certificate: JudgedEk::kept(ek_certificate),
         }))
     }
 
     pub(crate) fn keep_copied_tpm(&self, tpm: &CopiedTpm) -> Result<()> {
-        let parts = [&tpm.state, &tpm.protector, &tpm.ek_certificate];
+        let parts: [&[u8]; 3] = [&tpm.state, &tpm.protector, &tpm.ek_certificate];
         COPIED_TPM
             .into_iter()
             .zip(parts)

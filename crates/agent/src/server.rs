@@ -15,10 +15,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use fleetward_api::agent::{
-    self as api, AuditHead, CancelRequest, GuardianChange, KeysRequest, OperationLine,
-    OperationRequest, Question, VmDetail,
+    self as api, AuditHead, CancelRequest, EkAuthorityHeld, GuardianChange, KeysRequest,
+    OperationLine, OperationRequest, Question, VmDetail,
 };
 use fleetward_api::{MAX_BODY, NDJSON};
 use fleetward_link::{Identity, Peer};
@@ -71,6 +73,7 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
                 .put(put_certificate),
         )
         .route(api::REFUSED_CERTIFICATES, put(refuse_certificates))
+        .route(api::EK_AUTHORITY, get(ek_authority))
         .fallback(nothing_here)
         .layer(middleware::from_fn(only_the_controller))
         .with_state(host)
@@ -454,6 +457,11 @@ async fn witness(State(host): State<Arc<Host>>, request: Request) -> Answer<Resp
             Refusal(Failure::new(ErrorCode::Internal, "the audit witness").because(error))
         })?;
     Ok(Json(before).into_response())
+}
+
+async fn ek_authority(State(host): State<Arc<Host>>) -> Json<EkAuthorityHeld> {
+    let certificate = STANDARD.encode(host.ek.own());
+    Json(EkAuthorityHeld { certificate })
 }
 
 async fn own_certificate(State(host): State<Arc<Host>>) -> Response {

@@ -8,6 +8,7 @@
 //!       └── found at start: removed
 //! ```
 
+use crate::ek::JudgedEk;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::Keyring;
@@ -54,7 +55,7 @@ impl ReadyTpm {
         keyring: &Keyring,
         key: &TpmKey,
         state: &[u8],
-        ek_certificate: &[u8],
+        ek_certificate: &JudgedEk,
     ) -> Result<()> {
         let id = VmId(uuid::Uuid::new_v4());
         let sealed = keyring.seal_ahead(id, key).map_err(|because| {
@@ -98,8 +99,16 @@ impl ReadyTpm {
         self.directory.join("state")
     }
 
-    pub(crate) fn ek_certificate(&self) -> Result<Vec<u8>> {
-        self.read("ek.der")
+    /// Of one that was put together here, or taken from the pool.
+    pub(crate) fn ek_certificate(&self) -> Result<JudgedEk> {
+        self.read("ek.der").map(JudgedEk::kept)
+    }
+
+    /// Why it is of no use here, if it is not.
+    fn unusable(&self, host: &Host) -> Option<Trouble> {
+        let opens = self.open(&host.keyring).map(drop);
+        let made = || host.ek.made_here(self.read("ek.der")?).map(drop);
+        opens.and_then(|()| made()).err()
     }
 
     /// Opens the TPM key.
@@ -174,10 +183,11 @@ impl TpmPool {
             let _turn = self.taking.lock().await;
             let mut taken = None;
             for entry in self.ready_entries() {
-                // Sealed by a guardian that this host has lost: of no use, and in the way.
-                if ReadyTpm::at(entry.clone()).open(&host.keyring).is_err() {
-                    tracing::warn!(path = %entry.display(), "a TPM made ahead does not open and is removed");
-                    ReadyTpm::at(entry).remove()?;
+                // Sealed by a guardian that this host has lost, or made when it was in another fleet: in the way.
+                let ready = ReadyTpm::at(entry.clone());
+                if let Some(Trouble { failure, .. }) = ready.unusable(host) {
+                    tracing::warn!(path = %entry.display(), because = failure.because, "a TPM made ahead is of no use and is removed");
+                    ready.remove()?;
                     continue;
                 }
                 self.place(&entry, target)?;
@@ -262,23 +272,22 @@ impl TpmPool {
             .await
             .attempt(|| "making a TPM".to_owned())?;
         drop(secret);
+        let ek_certificate = host.ek.made_here(made.ek_certificate)?;
         let sealed = host.keyring.seal_ahead(id, &key).map_err(|because| {
             Trouble::refuse(ErrorCode::TpmFailed, "sealing a new TPM key", because)
         })?;
-        durable::replace(
-            &directory.join("ek.der"),
-            &made.ek_certificate,
-            Access::PRIVATE,
-        )
-        .and_then(|()| durable::replace(&directory.join("key.der"), sealed.der(), Access::PRIVATE))
-        .and_then(|()| {
-            durable::replace(
-                &directory.join("id"),
-                id.to_string().as_bytes(),
-                Access::PRIVATE,
-            )
-        })
-        .map_err(|error| trouble(&error))
+        durable::replace(&directory.join("ek.der"), &ek_certificate, Access::PRIVATE)
+            .and_then(|()| {
+                durable::replace(&directory.join("key.der"), sealed.der(), Access::PRIVATE)
+            })
+            .and_then(|()| {
+                durable::replace(
+                    &directory.join("id"),
+                    id.to_string().as_bytes(),
+                    Access::PRIVATE,
+                )
+            })
+            .map_err(|error| trouble(&error))
     }
 
     fn ready_entries(&self) -> Vec<PathBuf> {

@@ -124,6 +124,7 @@ async fn a_departure_goes_on_where_it_was_and_leaves_nothing() {
         vm: desk.spec.id,
         generation: generation + 1,
         owners: None,
+        ek: None,
     };
     // Written down by the earlier version; libvirt has forgotten it since.
     let state = job.on(&node, operation::MigrationState {}).await.unwrap();
@@ -144,6 +145,7 @@ async fn a_departure_goes_on_where_it_was_and_leaves_nothing() {
         vm: sending.spec.id,
         generation: self::generation("a", sending.spec.id),
         owners: None,
+        ek: None,
     };
     let clean_up = operation::CleanUpDeparted {
         spec: sending.spec.clone(),
@@ -168,6 +170,7 @@ async fn an_arrival_is_no_vm_until_it_is_committed_and_can_be_abandoned() {
         vm: desk.spec.id,
         generation: generation("b", desk.spec.id),
         owners: None,
+        ek: None,
     };
     let older = Job::new(desk.spec.id, job.generation - 1);
     let late = older
@@ -188,6 +191,7 @@ async fn an_arrival_is_no_vm_until_it_is_committed_and_can_be_abandoned() {
         vm: moving.spec.id,
         generation: generation("b", moving.spec.id),
         owners: None,
+        ek: None,
     };
     let abandon = operation::AbandonIncoming {
         spec: moving.spec.clone(),

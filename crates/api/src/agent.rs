@@ -25,6 +25,7 @@
 //! | `POST /v1/certificate` | | [`CertificateRequest`], for a new key pair; replaces an earlier request |
 //! | `PUT /v1/certificate` | [`CertificateAnswer`] | the same, presented from now on |
 //! | `PUT /v1/refused-certificates` | [`RefusedCertificates`](fleetward_model::certificate::RefusedCertificates) | [`RefusedHeld`]; entries are only added |
+//! | `GET /v1/ek-authority` | | [`EkAuthorityHeld`]: what the host issues EK certificates with |
 //!
 //! An operation continues when the connection that started it breaks. A request with the same job, VM and operation
 //! attaches to it, or starts it again if a restarted agent has forgotten it. Each operation can be repeated safely.
@@ -38,6 +39,7 @@ use fleetward_model::vm::{VmMetadata, VmReport};
 use fleetward_model::{Failure, GuardianId, HostName, JobId, VmId};
 use operation::{Operation, OperationResult};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 pub const EVENTS: &str = "/v1/events";
 pub const OPERATIONS: &str = "/v1/operations";
@@ -60,6 +62,7 @@ pub const AUDIT: &str = "/v1/audit";
 pub const AUDIT_WITNESS: &str = "/v1/audit/witness";
 pub const CERTIFICATE: &str = "/v1/certificate";
 pub const REFUSED_CERTIFICATES: &str = "/v1/refused-certificates";
+pub const EK_AUTHORITY: &str = "/v1/ek-authority";
 
 /// Token of the console's HTTP upgrade.
 pub const CONSOLE_PROTOCOL: &str = "fleetward-console";
@@ -139,6 +142,23 @@ pub struct OperationRequest {
     /// controller of a former version, which cannot say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owners: Option<String>,
+    /// What is known of the EK certificate that the operation brings. None where it brings none; where the controller cannot
+    /// say, as one of a former version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ek: Option<EkWord>,
+}
+
+/// What judges an EK certificate, beside the EK root that each host has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EkWord {
+    /// EK authorities of hosts that have the name and the key of the certificate's issuer: base64 of DER. They prove
+    /// themselves, being issued by the EK root.
+    #[serde(default)]
+    pub authorities: Vec<String>,
+    /// SHA-256, hex, of certificates that go with a TPM whoever issued them: an administrator has accepted them, or the fleet
+    /// had them before any was judged.
+    #[serde(default)]
+    pub accepted: BTreeSet<String>,
 }
 
 /// A disk that is to arrive by migration.
@@ -224,6 +244,13 @@ pub struct CertificateAnswer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedHeld {
     pub entries: u32,
+}
+
+/// What a host issues EK certificates with: `GET /v1/ek-authority`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EkAuthorityHeld {
+    /// Base64 of the authority's certificate, DER, which the fleet's EK root has issued.
+    pub certificate: String,
 }
 
 /// The other host of a migration.

@@ -3,6 +3,7 @@
 
 mod act;
 mod check;
+mod ek;
 mod host;
 mod image;
 mod job;
@@ -13,6 +14,7 @@ mod vm;
 
 pub use act::*;
 pub use check::*;
+pub use ek::*;
 pub use fleetward_model::job::JobState;
 pub use fleetward_model::role::Role;
 pub use host::*;

@@ -3,6 +3,7 @@
 //!
 //! Arguments are parsed into the types of the model, so an invalid name or size is a usage error here.
 
+mod ek;
 mod guardian;
 mod host;
 mod network;
@@ -11,6 +12,7 @@ mod secure_boot;
 pub(crate) mod seed;
 mod tpm;
 
+pub use ek::EkCommand;
 pub use guardian::{GrantArgs, GuardianCommand, RotateArgs};
 pub use host::HostCommand;
 pub use network::{NetworkCommand, NicCommand, NicHow};
@@ -188,6 +190,9 @@ pub enum Command {
     /// Guardians: the certificates that TPM keys are wrapped for
     #[command(subcommand)]
     Guardian(GuardianCommand),
+    /// Certificates of TPMs' endorsement keys (EK): who made a TPM
+    #[command(subcommand)]
+    Ek(EkCommand),
     /// Client certificates for remote administrators
     #[command(subcommand)]
     Admin(AdminCommand),

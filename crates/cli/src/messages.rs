@@ -5,7 +5,7 @@
 
 use crate::plain;
 use fleetward_api::controller::{
-    AdminRevoked, AuditVerdict, ExpelAnswer, ImageView, ImportStage, JobView, RollWhen,
+    AdminRevoked, AuditVerdict, EkAccepted, ExpelAnswer, ImageView, ImportStage, JobView, RollWhen,
     SettleAnswer, VmView,
 };
 use fleetward_model::certificate::Serial;
@@ -710,6 +710,10 @@ pub(crate) fn admin_revoked(answer: &AdminRevoked) -> String {
         1 => format!("{name}: 1 certificate revoked"),
         many => format!("{name}: {many} certificates revoked"),
     }
+}
+
+pub(crate) fn ek_accepted(accepted: &EkAccepted) -> String {
+    format!("EK certificate {} is accepted", accepted.sha256)
 }
 
 pub(crate) const NOTHING_EXPIRES: &str = "no guardian expires within that time";

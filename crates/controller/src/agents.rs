@@ -14,8 +14,8 @@ use bytes::Bytes;
 use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
 use fleetward_api::agent::{
     self, AuditHead, CanOpen, CancelRequest, CertificateAnswer, CertificateRequest, ConversionLine,
-    ConversionQuery, ConverterState, GuardianChange, IncomingAnswer, KeysRequest, OperationLine,
-    OperationRequest, Question, VmDetail,
+    ConversionQuery, ConverterState, EkAuthorityHeld, GuardianChange, IncomingAnswer, KeysRequest,
+    OperationLine, OperationRequest, Question, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
@@ -33,7 +33,7 @@ use fleetward_protector::KnownOwners;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderName, HeaderValue, Method};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -162,6 +162,7 @@ impl Agents {
             client,
             fleet: self.fleet.clone(),
             owners: self.fleet.owners.known(&self.hosts),
+            silent: self.fleet.eks.silent(&self.hosts),
             presence: self.presence.clone(),
             debts: self.debts.clone(),
             formats: self.formats_of(host),
@@ -177,6 +178,8 @@ pub(crate) struct Agent {
     fleet: Arc<Fleet>,
     /// Not the hosts themselves: they hold the store open, and an agent may outlive a controller that stops.
     owners: KnownOwners,
+    /// Hosts of which it is not known what they issue EK certificates with.
+    silent: BTreeSet<HostName>,
     presence: Arc<Presence>,
     debts: Arc<DebtBook>,
     /// None before it was heard.
@@ -205,11 +208,13 @@ impl Agent {
         vm: VmId,
         operation: O,
     ) -> Result<O::Answer, StepError> {
+        let operation = operation.into();
         let request = OperationRequest {
             job: cx.job(),
             generation: cx.generation(),
             vm,
-            operation: operation.into(),
+            ek: self.fleet.eks.word(&operation, &self.silent),
+            operation,
             owners: Some(
                 self.fleet
                     .vouch_for_owners(&self.owners)
@@ -451,6 +456,16 @@ impl Agent {
                 Ok(false)
             }
             Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// What the host issues EK certificates with. None: its agent is of before that could be asked.
+    pub(crate) async fn ek_authority(&self) -> Result<Option<EkAuthorityHeld>, Failure> {
+        match self.client.get(agent::EK_AUTHORITY).await {
+            Err(ClientError::Status { code, .. }) if code == http::StatusCode::NOT_FOUND => {
+                Ok(None)
+            }
+            answer => answer.map(Some).map_err(|error| self.failed(&error)),
         }
     }
 

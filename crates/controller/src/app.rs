@@ -123,6 +123,16 @@ impl App {
             let kept = world.escrow.owners().await;
             world.fleet.owners.keep(expelled.chain(kept)).await?;
         }
+        if world.fleet.eks.is_new() {
+            let seen = world.inventory.vms().into_iter();
+            let seen = seen.filter_map(|vm| vm.tpm.ek_certificate.clone());
+            let kept = world.escrow.ek_certificates().await;
+            world
+                .fleet
+                .eks
+                .take_over(seen.chain(kept).collect())
+                .await?;
+        }
         let watchers = Arc::new(Watchers::new(stop.clone()));
         call_everybody(&world, &watchers).await;
         let options = EngineOptions {

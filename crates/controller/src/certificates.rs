@@ -163,6 +163,7 @@ async fn bring_up_to_date(world: &World, host: &HostName) -> Result<(), Failure>
         // An agent of before; its certificate cannot be renewed either.
         return Ok(());
     }
+    crate::ek::learn(world, host, &agent).await?;
     let mut facts = agent.certificate().await?;
     // Its end is known also if it cannot be renewed.
     note(world, host, &facts, now).await?;

@@ -3,6 +3,7 @@
 //! Holds the authority, the EK root, the controller's own certificate and the list of refused ones. Callers check who may request a certificate.
 
 use crate::certificates::Certificates;
+use crate::ek::Eks;
 use crate::owners::Owners;
 use anyhow::Context;
 use fleetward_link::authority::MEMBER_LIFETIME;
@@ -30,6 +31,8 @@ pub(crate) struct Fleet {
     pub(crate) certificates: Certificates,
     /// Whose signature on a key protector counts besides that of members.
     pub(crate) owners: Owners,
+    /// Which EK certificates go with the fleet's TPMs.
+    pub(crate) eks: Eks,
 }
 
 impl Fleet {
@@ -46,6 +49,7 @@ impl Fleet {
             own,
             certificates: Certificates::open(dir)?,
             owners: Owners::open(dir)?,
+            eks: Eks::open(dir)?,
         })
     }
 
@@ -83,15 +87,20 @@ impl Fleet {
         issued.map_err(|error| refused("the certificate request", &error))
     }
 
-    /// A host's authority for the certificates of its TPMs, PEM: its own, then the root's.
+    /// A host's authority for the certificates of its TPMs, DER.
     pub(crate) fn certify_ek_authority(
         &self,
         csr: &str,
         host: &HostName,
         now: OffsetDateTime,
-    ) -> Result<String, Failure> {
+    ) -> Result<Vec<u8>, Failure> {
         let issued = self.ek_root.issue_host_authority(csr, host, now);
         issued.map_err(|error| refused("the request for a TPM authority", &error))
+    }
+
+    /// Whether the EK root has issued this, a host's EK authority in DER.
+    pub(crate) fn has_issued_ek_authority(&self, authority: &[u8]) -> bool {
+        self.ek_root.has_issued(authority)
     }
 
     /// The authority's word for those who may own key protectors.

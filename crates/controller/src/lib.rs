@@ -31,6 +31,7 @@ mod check;
 mod conversion;
 mod creation;
 mod debts;
+mod ek;
 mod escrow;
 mod expulsion;
 mod fleet;

@@ -134,7 +134,11 @@ impl Credential {
 
     /// The chain as PEM, without the key.
     pub fn chain_pem(&self) -> String {
-        self.certified.cert.iter().map(certificate_pem).collect()
+        self.certified
+            .cert
+            .iter()
+            .map(|der| certificate_pem(der))
+            .collect()
     }
 
     /// The identity in the certificate.
@@ -213,7 +217,7 @@ impl ResolvesClientCert for LiveCredential {
 }
 
 /// One certificate as PEM.
-pub(crate) fn certificate_pem(der: &CertificateDer<'_>) -> String {
+pub fn certificate_pem(der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut pem = String::with_capacity(text.len() + text.len() / 64 + 64);
     pem.push_str("-----BEGIN CERTIFICATE-----\n");

@@ -15,6 +15,7 @@ use rustls_pki_types::CertificateDer;
 use std::fmt;
 use std::path::Path;
 use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A fleet's EK root (ECDSA P-256).
 pub struct EkRoot {
@@ -39,18 +40,30 @@ impl EkRoot {
 
     /// Certifies a host's key (PEM, PKCS #10) as an EK authority that may make no further authorities.
     ///
-    /// Uses only the public key of the request. Returns the host's certificate alone, as PEM.
+    /// Uses only the public key of the request. Returns the host's certificate alone, DER.
     pub fn issue_host_authority(
         &self,
         csr_pem: &str,
         host: &HostName,
         now: OffsetDateTime,
-    ) -> Result<String, AuthorityError> {
+    ) -> Result<Vec<u8>, AuthorityError> {
         let public_key = parse_request(csr_pem)?.public_key.subject_public_key_info();
         let serial = RandomSerial::new(random()?);
         let authority = EkAuthority::new(&self.files.certificate, &self.files.key)?;
-        let certificate = authority.issue_host_authority(host, &public_key, serial, now)?;
-        Ok(certificate_pem(&CertificateDer::from(certificate)))
+        Ok(authority.issue_host_authority(host, &public_key, serial, now)?)
+    }
+
+    /// Whether a host's EK authority, DER, has this root's signature.
+    pub fn has_issued(&self, authority: &[u8]) -> bool {
+        let root = X509Certificate::from_der(&self.files.certificate);
+        let (Ok((_, root)), Ok((&[], authority))) = (root, X509Certificate::from_der(authority))
+        else {
+            return false;
+        };
+        let signature = authority.verify_signature(Some(root.public_key()));
+        let of_root = authority.issuer() == root.subject();
+        let is_root = authority.subject() == root.subject();
+        authority.is_ca() && of_root && !is_root && signature.is_ok()
     }
 }
 
@@ -65,7 +78,6 @@ mod tests {
     use super::*;
     use crate::credential::KeyRequest;
     use rustls_pki_types::pem::PemObject;
-    use x509_parser::prelude::{FromDer, X509Certificate};
 
     fn now() -> OffsetDateTime {
         OffsetDateTime::now_utc()
@@ -80,7 +92,15 @@ mod tests {
         let own = root
             .issue_host_authority(request.csr_pem(), &host, now())
             .expect("issue");
-        let own = CertificateDer::from_pem_slice(own.as_bytes()).expect("pem");
+        let another = EkRoot::open(
+            tempfile::tempdir().expect("directory").path(),
+            FleetId::random(),
+            now(),
+        );
+        assert!(root.has_issued(&own));
+        assert!(!another.expect("root").has_issued(&own));
+        assert!(!root.has_issued(&own[1..]));
+        assert!(!root.has_issued(&root.files.certificate));
         let parent = CertificateDer::from_pem_slice(root.certificate_pem().as_bytes());
         let parent = parent.expect("pem");
         let (_, own) = X509Certificate::from_der(&own).expect("own");

@@ -75,6 +75,8 @@ pub enum AuditAction {
     SettleVm,
     /// Controller: somebody removed all that was kept of the TPM of a VM that is not there any more.
     ForgetTpm,
+    /// Controller: somebody accepted the EK certificate of a TPM that the fleet did not make.
+    AcceptEk,
     /// Controller: somebody started a job.
     SubmitJob,
     /// Controller: somebody cancelled a job.

@@ -144,6 +144,9 @@ codes! {
     OwnerUnknown = "OWNER_UNKNOWN", Refused,
         "The guardian that signed the VM's key protector is none that the fleet's authority has endorsed, and the host does not hold it. Somebody else may have made the key protector.",
         "if the guardian is one of yours, import it on the host that refuses, and repeat the command there: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx";
+    EkNotOfFleet = "EK_NOT_OF_FLEET", Refused,
+        "The certificate of the TPM's endorsement key does not lead to the fleet's EK root. Somebody else made the TPM, or its certificate.",
+        "if you know whose TPM it is, accept its certificate with fleetward ek accept, by the SHA-256 that the refusal names";
     GuardianInUse = "GUARDIAN_IN_USE", Refused,
         "The guardian cannot be removed: it is the host's own guardian, or the host has a VM that only this guardian opens.",
         "wrap the VMs' keys for another guardian of the host first: fleetward guardian grant --all --to {host}",

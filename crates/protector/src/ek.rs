@@ -5,9 +5,11 @@
 //! long as the VM lives, and an expired authority would break every attestation at once. The callers hold the keys;
 //! functions take an [`rcgen::SigningKey`]. Serial numbers and times are arguments.
 
+mod certificate;
 mod chain;
 mod public_key;
 
+pub use certificate::{EkCertificate, authority_host};
 pub use chain::{EkChainError, VerifiedEk, verify_chain};
 pub use public_key::{EkPublicKey, EkPublicKeyError};
 
@@ -35,11 +37,18 @@ const TCG_TPM_SPECIFICATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.
 const SUBJECT_ALT_NAME: [u64; 4] = [2, 5, 29, 17];
 const SUBJECT_DIRECTORY_ATTRIBUTES: [u64; 4] = [2, 5, 29, 9];
 
+/// The name of a host's EK authority begins so; the host's follows.
+const AUTHORITY_NAME: &str = "Fleetward EK authority ";
+
 /// Certificates start this much before they are made, for readers whose clocks are behind.
 const BACKDATE: Duration = Duration::hours(1);
 
 /// RFC 5280 section 4.1.2.5: no well-defined end.
 const NO_END: OffsetDateTime = time::macros::datetime!(9999-12-31 23:59:59 UTC);
+
+/// The moment at which a chain is judged where only its issuer matters. None of the fleet's certificates ends before, and a
+/// host whose clock is behind the one of another does not refuse what that one has just issued.
+pub const AT_ANY_TIME: OffsetDateTime = time::macros::datetime!(9999-12-31 0:00 UTC);
 
 /// Why an EK or authority certificate was not made.
 #[derive(Debug, thiserror::Error)]
@@ -166,8 +175,7 @@ impl<K: SigningKey> EkAuthority<K> {
     ) -> Result<Vec<u8>, EkIssueError> {
         let subject =
             SubjectPublicKeyInfo::from_der(public_key).map_err(EkIssueError::SubjectKey)?;
-        let mut params =
-            authority_params(&format!("Fleetward EK authority {host}"), 0, serial, now);
+        let mut params = authority_params(&format!("{AUTHORITY_NAME}{host}"), 0, serial, now);
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&subject, &self.issuer).map_err(|source| {
             EkIssueError::Certificate {

@@ -7,8 +7,8 @@
 
 use fleetward_model::HostName;
 use fleetward_protector::ek::{
-    EkAuthority, EkChainError, EkIssueError, EkPublicKey, RandomSerial, TpmIdentity, make_root,
-    verify_chain,
+    AT_ANY_TIME, EkAuthority, EkCertificate, EkChainError, EkIssueError, EkPublicKey, RandomSerial,
+    TpmIdentity, authority_host, make_root, verify_chain,
 };
 use proptest::prelude::*;
 use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384, PublicKeyData};
@@ -207,6 +207,48 @@ fn our_own_verifier_follows_the_chain() {
 }
 
 #[test]
+fn an_ek_certificate_says_who_issued_it_and_which_authority_that_is() {
+    let read = EkCertificate::read(&FLEET.rsa_ek).unwrap();
+    assert_eq!(read.issuer_host, Some(host()));
+    assert_eq!(authority_host(&FLEET.intermediate), Some(host()));
+    assert_eq!(authority_host(&FLEET.root), None);
+    assert_eq!(
+        read.facts.serial.as_str(),
+        "43".to_owned() + &"03".repeat(15)
+    );
+    assert_eq!(read.facts.not_before, NOW - time::Duration::hours(1));
+    assert_eq!(read.facts.not_after.year(), 9999);
+    assert!(read.names(&FLEET.intermediate));
+    let other = fleet("two");
+    assert!(
+        !read.names(&other.intermediate),
+        "the same name, another key"
+    );
+    assert!(!read.names(&FLEET.root));
+    assert!(!read.names(b"nothing"));
+    assert!(EkCertificate::read(&FLEET.rsa_ek[1..]).is_err());
+    // A clock that is behind is no reason to call it somebody else's.
+    assert!(
+        verify_chain(
+            &FLEET.rsa_ek,
+            &[&FLEET.intermediate],
+            &FLEET.root,
+            AT_ANY_TIME
+        )
+        .is_ok()
+    );
+    assert!(
+        verify_chain(
+            &FLEET.rsa_ek,
+            &[&FLEET.intermediate],
+            &other.root,
+            AT_ANY_TIME
+        )
+        .is_err()
+    );
+}
+
+#[test]
 fn an_authority_is_no_endorsement_key_and_a_leaf_issues_nothing() {
     assert!(verify_chain(&FLEET.intermediate, &[], &FLEET.root, NOW).is_err());
     let rogue = p384();
@@ -287,6 +329,8 @@ proptest! {
     fn arbitrary_bytes_and_texts_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..600), text in ".{0,200}") {
         prop_assert!(verify_chain(&bytes, &[&bytes], &FLEET.root, NOW).is_err());
         prop_assert!(verify_chain(&FLEET.rsa_ek, &[&FLEET.intermediate], &bytes, NOW).is_err());
+        prop_assert!(EkCertificate::read(&bytes).is_err());
+        let _ = authority_host(&bytes);
         let _ = EkPublicKey::from_der(&bytes);
         let _ = EkPublicKey::from_swtpm(&text);
         prop_assert!(EkAuthority::new(&bytes, p384_once()).is_err());

@@ -10,6 +10,7 @@
 //! changes the volumes of the source's disks, but nothing that the guest can see: see [`super::link`].
 
 use super::{Task, link};
+use crate::ek::JudgedEk;
 use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
@@ -445,7 +446,10 @@ impl Task<'_> {
             new.keep_copied_tpm(&CopiedTpm {
                 state,
                 protector: text(&metadata.key_protector, "key protector")?,
-                ek_certificate: text(&metadata.ek_certificate, "EK certificate")?,
+                ek_certificate: JudgedEk::in_place(text(
+                    &metadata.ek_certificate,
+                    "EK certificate",
+                )?),
             })?;
         }
         Ok(())

@@ -150,11 +150,11 @@ impl Task<'_> {
                 ));
             }
         }
+        let made = self.record.ek_certificate()?.map(|ek| ek.to_base64());
         if metadata.ek_certificate.is_none() {
-            metadata.ek_certificate = self
-                .record
-                .ek_certificate()?
-                .map(|der| STANDARD.encode(der));
+            metadata.ek_certificate = made;
+        } else if metadata.ek_certificate != made {
+            self.judge_ek_of(metadata)?;
         }
         Ok(())
     }

@@ -49,6 +49,7 @@ impl Task<'_> {
             None => self.require_absent(spec).await?,
         }
         let copied = copied_paths(self, spec, disks)?;
+        self.judge_ek_of(metadata)?;
         self.keep_incoming(metadata, disks, live, from, &copied)?;
         if spec.tpm {
             let protector = self.current_protector(metadata)?;

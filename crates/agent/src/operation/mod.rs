@@ -29,12 +29,15 @@ pub(crate) mod table;
 mod tpm;
 mod tpm_change;
 
+use crate::ek::JudgedEk;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::Purpose;
 use crate::record::{TransitRecord, VmRecord};
-use fleetward_api::agent::OperationLine;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::operation::{HostOperation, Operation, OperationResult, Stopped};
+use fleetward_api::agent::{EkWord, OperationLine};
 use fleetward_hypervisor::{DomainObserved, DomainState, Error as HypervisorError, StopReason};
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, JobId, VmId};
@@ -53,6 +56,8 @@ pub(crate) struct Task<'a> {
     pub cancel: CancellationToken,
     /// The authority's word for those who may own key protectors, as it came with the request.
     pub owners: Option<&'a str>,
+    /// What the controller knows of the EK certificate that the operation brings.
+    pub ek: Option<&'a EkWord>,
     lines: &'a watch::Sender<OperationLine>,
 }
 
@@ -232,6 +237,22 @@ impl Task<'_> {
 
     fn wrong_state(&self, because: impl Into<String>) -> Trouble {
         Trouble::refuse(ErrorCode::VmStateWrong, format!("VM {}", self.vm), because)
+    }
+
+    /// See [`EkCertifier::judge`](crate::ek::EkCertifier::judge).
+    fn judge_ek(&self, ek: Vec<u8>, metadata: &VmMetadata) -> Result<JudgedEk> {
+        let vm = metadata.spec.name.as_str();
+        self.host.ek.judge(ek, vm, self.ek)
+    }
+
+    /// The same for the one that comes in the metadata of a VM. Without one nothing is said of whose TPM it is.
+    fn judge_ek_of(&self, metadata: &VmMetadata) -> Result<()> {
+        let Some(text) = metadata.ek_certificate.as_deref() else {
+            return Ok(());
+        };
+        // What is no base64 is no certificate either, and is refused as one that cannot be read.
+        let ek = STANDARD.decode(text).unwrap_or_default();
+        self.judge_ek(ek, metadata).map(drop)
     }
 
     /// Forgets the libvirt secret.

@@ -97,6 +97,10 @@ impl Task<'_> {
             parse_protector(protector, self.vm)?,
             metadata.spec.name.as_str(),
         )?;
+        if let Some(ek) = &parts.ek_certificate {
+            self.judge_ek(ek.clone(), metadata)?;
+        }
+        self.judge_ek_of(metadata)?;
         let purpose = self.purpose("the VM is rebuilt on this host");
         let keyring = &self.host.keyring;
         let secret = keyring.open_secret(&protector, self.vm, &purpose)?;
@@ -156,8 +160,9 @@ impl Task<'_> {
             let protector = self.judge_owner(protector, metadata.spec.name.as_str())?;
             self.record.keep_protector(&protector)?;
         }
-        if let Some(certificate) = &parts.ek_certificate {
-            self.record.keep_ek_certificate(certificate)?;
+        if let Some(ek) = &parts.ek_certificate {
+            let ek = self.judge_ek(ek.clone(), metadata)?;
+            self.record.keep_ek_certificate(&ek)?;
         }
         // Nothing was here before the arrival was marked, so what is here now is of an earlier attempt.
         self.host

@@ -127,6 +127,7 @@ impl OperationTable {
             vm,
             operation,
             owners: None,
+            ek: None,
         };
         let (sender, lines) = watch::channel(OperationLine::Progress {
             done: 0,
@@ -246,6 +247,7 @@ async fn run(
         own,
         cancel,
         owners: request.owners.as_deref(),
+        ek: request.ek.as_ref(),
         lines: &lines,
     };
     fleetward_failpoint::hold(&format!("agent.{name}.begin")).await;

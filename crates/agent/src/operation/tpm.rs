@@ -13,8 +13,6 @@ use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::history;
 use crate::keyring::{admit, parse_protector_der};
 use crate::tpm_pool::ReadyTpm;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::operation::TpmMade;
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::{ErrorCode, Failure};
@@ -65,7 +63,7 @@ impl Task<'_> {
         Ok(TpmMade {
             key_id: protector.inspect().binding.key_id,
             key_protector: protector.to_base64(),
-            ek_certificate: STANDARD.encode(ek_certificate),
+            ek_certificate: ek_certificate.to_base64(),
         })
     }
 

@@ -10,6 +10,7 @@
 //! VMs only.
 
 use super::Task;
+use crate::ek::JudgedEk;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::{OwnedProtector, admit, parse_protector_der};
 use crate::tpm_judge;
@@ -31,7 +32,7 @@ use std::path::PathBuf;
 struct NextTpm {
     state: Vec<u8>,
     protector: OwnedProtector,
-    ek_certificate: Option<Vec<u8>>,
+    ek_certificate: Option<JudgedEk>,
     /// SHA-256 of the state it was made from; none when it does not depend on what is in place.
     base: Option<String>,
 }
@@ -74,10 +75,8 @@ impl Task<'_> {
             return Err(missing("there is no TPM state on this host"));
         }
         metadata.key_protector = Some(STANDARD.encode(&protector));
-        metadata.ek_certificate = self
-            .record
-            .ek_certificate()?
-            .map(|der| STANDARD.encode(der));
+        let ek_certificate = self.record.ek_certificate()?;
+        metadata.ek_certificate = ek_certificate.map(|ek| ek.to_base64());
         metadata.spec.tpm = true;
         metadata.generation = self.generation;
         self.redefine(&metadata, &tpm_device(true)).await?;
@@ -108,7 +107,7 @@ impl Task<'_> {
                 .as_deref()
                 .and_then(|text| STANDARD.decode(text).ok())
             {
-                self.record.keep_ek_certificate(&ek)?;
+                self.record.keep_ek_certificate(&JudgedEk::in_place(ek))?;
             }
         }
         metadata.spec.tpm = false;
@@ -183,6 +182,10 @@ impl Task<'_> {
         }
         let protector = parse_protector_der(&parts.key_protector, self.vm)?;
         let protector = self.judge_owner(protector, metadata.spec.name.as_str())?;
+        let ek_certificate = match parts.ek_certificate {
+            Some(ek) => Some(self.judge_ek(ek, &metadata)?),
+            None => None,
+        };
         let purpose = self.purpose("an earlier version of the TPM is brought back");
         let secret = self
             .host
@@ -196,7 +199,7 @@ impl Task<'_> {
         self.keep_next(&NextTpm {
             state: parts.state,
             protector: protector.clone(),
-            ek_certificate: parts.ek_certificate,
+            ek_certificate,
             base: None,
         })?;
         Ok(Protector {
@@ -344,7 +347,7 @@ impl Task<'_> {
         metadata.key_protector = Some(STANDARD.encode(next.protector.der()));
         if let Some(ek) = &next.ek_certificate {
             self.record.keep_ek_certificate(ek)?;
-            metadata.ek_certificate = Some(STANDARD.encode(ek));
+            metadata.ek_certificate = Some(ek.to_base64());
         }
         metadata.spec.tpm = true;
         metadata.generation = self.generation;
@@ -416,7 +419,7 @@ impl Task<'_> {
         Ok(Some(NextTpm {
             state,
             protector: OwnedProtector::kept(&protector, self.vm)?,
-            ek_certificate: read("ek.der")?,
+            ek_certificate: read("ek.der")?.map(JudgedEk::kept),
             base: read("base")?.and_then(|text| String::from_utf8(text).ok()),
         }))
     }

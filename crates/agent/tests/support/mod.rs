@@ -73,7 +73,9 @@ impl Fleet {
                         .issue(&body.host_csr, &identity, validity())
                         .unwrap(),
                     authority_certificate: authority.trust().to_pem(),
-                    ek_certificate: ek.issue_host_authority(&body.ek_csr, &host, now()).unwrap(),
+                    ek_certificate: certificate_pem(
+                        &ek.issue_host_authority(&body.ek_csr, &host, now()).unwrap(),
+                    ),
                     ek_root_certificate: ek.certificate_pem(),
                     host,
                 })
@@ -339,6 +341,8 @@ pub struct Job {
     pub generation: u64,
     /// The authority's word for those who may own key protectors.
     pub owners: Option<String>,
+    /// What the controller knows of the EK certificate that is brought.
+    pub ek: Option<EkWord>,
 }
 
 impl Job {
@@ -348,6 +352,7 @@ impl Job {
             vm,
             generation,
             owners: None,
+            ek: None,
         }
     }
 
@@ -358,6 +363,7 @@ impl Job {
             vm: self.vm,
             operation,
             owners: self.owners.clone(),
+            ek: self.ek.clone(),
         }
     }
 

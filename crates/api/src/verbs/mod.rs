@@ -189,6 +189,7 @@ verbs! {
     guardian_revoke::GuardianRevoke,
     guardian_rotate::GuardianRotate,
     guardian_rotate_expiring::GuardianRotateExpiring,
+    ek_accept::EkAccept,
     fleet_metrics::FleetMetrics,
     audit_list::AuditList,
     audit_verify::AuditVerify,

@@ -3,6 +3,7 @@
 mod admin;
 mod audit;
 mod check;
+mod ek;
 mod fleet;
 mod grants;
 mod guardian;
@@ -67,6 +68,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit, Sto
         Command::Job(command) => job::run(context, command).await,
         Command::Audit(args) => audit::run(context, args).await,
         Command::Guardian(command) => guardian::run(context, command).await,
+        Command::Ek(command) => ek::run(context, command).await,
         Command::Admin(command) => admin::run(context, command).await,
         Command::Explain { code } => local::explain(context, code.as_deref()),
         Command::Completion { shell } => local::completion(shell),

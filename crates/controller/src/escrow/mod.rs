@@ -432,6 +432,28 @@ impl Escrow {
         owners
     }
 
+    /// SHA-256, hex, of the EK certificates that are kept, for the first start that judges them.
+    pub(crate) async fn ek_certificates(&self) -> BTreeSet<String> {
+        let versions: Vec<_> = {
+            let known = self.read();
+            let all = known.versions.values().flat_map(BTreeMap::values);
+            all.map(|indexed| indexed.version.clone()).collect()
+        };
+        let mut digests = BTreeSet::new();
+        for version in versions {
+            if version.ek_sha256.is_some() {
+                digests.extend(version.ek_sha256);
+                continue;
+            }
+            // Kept before it was noted, or without one.
+            let bundle = self.bundle(version.vm, version.version).await;
+            let parts = bundle.ok().and_then(|bundle| bundle.check().ok());
+            let ek = parts.and_then(|parts| parts.ek_certificate);
+            digests.extend(ek.as_deref().map(sha256));
+        }
+        digests
+    }
+
     /// Removes what the retention lets go, of all VMs. Returns how many versions went.
     pub(crate) async fn prune(&self, now: OffsetDateTime) -> Result<usize, Failure> {
         let vms: Vec<_> = self.read().versions.keys().copied().collect();

@@ -19,7 +19,7 @@ use fleetward_api::controller::{
     TokenRequest, TokenView,
 };
 use fleetward_api::verbs;
-use fleetward_link::{AdminName, Identity, MemberCertificate, Peer};
+use fleetward_link::{AdminName, Identity, MemberCertificate, Peer, certificate_pem};
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::preflight::CLOCK_LIMIT;
@@ -153,7 +153,7 @@ async fn join(
         world
             .fleet
             .certify(&request.host_csr, &Identity::Host(host.clone()), now)?;
-    let ek_certificate = world
+    let ek_authority = world
         .fleet
         .certify_ek_authority(&request.ek_csr, &host, now)?;
 
@@ -200,6 +200,7 @@ async fn join(
         .about(&Names::default().host(&host))
         .into());
     }
+    world.fleet.eks.keep_authority(&host, &ek_authority).await?;
     for act in [
         Act::new(
             format!("host:{host}"),
@@ -225,7 +226,7 @@ async fn join(
         fleet: world.fleet.id(),
         host_certificate,
         authority_certificate: world.fleet.trust().to_pem(),
-        ek_certificate,
+        ek_certificate: certificate_pem(&ek_authority),
         ek_root_certificate: world.fleet.ek_root_pem(),
     }))
 }

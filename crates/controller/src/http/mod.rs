@@ -22,6 +22,7 @@ mod body;
 mod bulk;
 mod console;
 mod copies;
+mod ek;
 mod fleet;
 mod grants;
 mod guardians;

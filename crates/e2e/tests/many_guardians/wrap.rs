@@ -88,6 +88,7 @@ async fn wrap(order: &Order) -> Result<()> {
     for add in guardians.chunks(AT_ONCE) {
         let request = OperationRequest {
             owners: None,
+            ek: None,
             job: JobId(uuid::Uuid::new_v4()),
             generation: std::fs::read_to_string(&order.generation)?.trim().parse()?,
             vm: order.vm.parse().map_err(anyhow::Error::msg)?,

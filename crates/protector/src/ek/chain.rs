@@ -12,7 +12,7 @@ use x509_cert::Certificate;
 use x509_cert::ext::pkix::ExtendedKeyUsage;
 
 /// Largest certificate of a chain taken, in bytes.
-const MAX_CERTIFICATE: usize = 16 * 1024;
+pub(super) const MAX_CERTIFICATE: usize = 16 * 1024;
 
 /// Most authorities between EK certificate and root.
 const MAX_INTERMEDIATES: usize = 4;
