@@ -263,7 +263,38 @@ fn behind_our_back(fleet: &Fleet) -> Result<()> {
         })?;
     }
     fleet.cli(&["vm", "delete", "plain1", "--yes"])?.ok()?;
-    Ok(())
+    of_somebody_else(fleet)
+}
+
+/// A domain that Fleetward did not make is shown under its own name, whatever that is, and left alone.
+fn of_somebody_else(fleet: &Fleet) -> Result<()> {
+    const NAME: &str = "経理サーバー 01";
+    let define = format!(
+        "echo \"<domain type='qemu'><name>{NAME}</name><memory unit='MiB'>64</memory><os><type>hvm</type></os></domain>\" |
+         virsh define /dev/stdin"
+    );
+    fleet.exec("a", &["sh", "-ec", &define])?.ok()?;
+    let shown = format!("'{NAME}'");
+    let line = wait::until("the domain to be listed", seconds(10), || {
+        let list = fleet.cli(&["vm", "list"])?.ok()?.stdout;
+        Ok(list
+            .lines()
+            .find(|line| line.contains(&shown))
+            .map(str::to_owned))
+    })?;
+    ensure!(line.contains("(not managed)"), "{line}");
+    let name = line.split_whitespace().next().unwrap_or_default();
+    let sheet = fleet.cli(&["vm", "show", name])?.ok()?.stdout;
+    ensure!(sheet.contains(NAME), "{sheet}");
+    for command in [&["start", name][..], &["delete", name, "--yes"]] {
+        fleet
+            .cli(&[&["vm"], command].concat())?
+            .refused(4, "VM_NOT_MANAGED")?;
+    }
+    fleet
+        .exec("a", &["virsh", "undefine", NAME])?
+        .ok()
+        .map(drop)
 }
 
 fn delete(fleet: &Fleet) -> Result<()> {

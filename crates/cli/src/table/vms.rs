@@ -13,7 +13,10 @@ pub(crate) fn vms(vms: &[VmView]) -> String {
     ]);
     for vm in vms {
         table.add([
-            vm.name.to_string(),
+            match vm.managed {
+                true => vm.name.to_string(),
+                false => foreign_name(vm),
+            },
             state_word(vm),
             vm.host.to_string(),
             vm.cpus.to_string(),
@@ -31,6 +34,14 @@ pub(crate) fn vms(vms: &[VmView]) -> String {
         ]);
     }
     table.text()
+}
+
+/// Of a domain that Fleetward did not make: the name that commands take, and its own in quotes where that is another.
+fn foreign_name(vm: &VmView) -> String {
+    match &vm.domain_name {
+        Some(own) => format!("{} '{}'", vm.name, own.escape_debug()),
+        None => vm.name.to_string(),
+    }
 }
 
 /// The state, with what was last seen where it is unknown.
