@@ -7,7 +7,7 @@ use crate::confinement::{self, APPARMOR};
 use crate::failure::{HypervisorResult, Result};
 use crate::history;
 use crate::host::Host;
-use crate::{arrivals, certificate, crash, variables};
+use crate::{arrivals, certificate, crash, tpm_judge, variables};
 use fleetward_api::agent::AgentEvent;
 use fleetward_hypervisor::{
     DomainDefined, DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent,
@@ -325,6 +325,9 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
         domain.state,
         DomainState::Running | DomainState::Paused { .. }
     );
+    if let (Some(digest), true, Some(_)) = (&state_sha256, runs, &metadata) {
+        tpm_judge::saw(host, domain.id, digest).await;
+    }
     // Of a guest that runs, the state says what it counts after a power cut, and not what it counts now.
     let lockout = match (&state_sha256, runs) {
         (Some(digest), false) => {

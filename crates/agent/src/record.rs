@@ -13,6 +13,7 @@
 //! | `copied.json`, `copied.permall`, `copied-*.der` | what a clone or template begins with, until it is defined |
 //! | `crashes.json` | of a VM that is started again when its guest crashes: when it did |
 //! | `lockout.json` | what the last state of its TPM that was tried counts of wrong guesses |
+//! | `tpm-states.json` | by their digests, the state of its TPM that was seen last and those from before |
 //! | `committed.json` | after an arrival was committed: by which job |
 //!
 //! `transit.json` decides which copy is the VM: a live migration carries the source's metadata along, so the metadata
@@ -39,6 +40,39 @@ pub(crate) struct LockoutRecord {
     /// SHA-256, hex.
     pub state_sha256: String,
     pub lockout: TpmLockout,
+}
+
+/// The states of a TPM that this host has seen, as SHA-256 in hex. swtpm encrypts each of them with numbers of its own, so
+/// no two are alike, and one from before is known again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TpmStates {
+    newest: String,
+    /// Oldest first.
+    former: Vec<String>,
+}
+
+impl TpmStates {
+    /// So many are remembered.
+    const MANY: usize = 256;
+
+    pub(crate) fn is_former(&self, digest: &str) -> bool {
+        self.former.iter().any(|former| former == digest)
+    }
+
+    pub(crate) fn knows(&self, digest: &str) -> bool {
+        self.newest == digest || self.is_former(digest)
+    }
+
+    /// From now on this one is the newest, whatever it was before.
+    pub(crate) fn renew(&mut self, digest: &str) {
+        let before = std::mem::replace(&mut self.newest, digest.to_owned());
+        if !before.is_empty() && before != digest {
+            self.former.push(before);
+        }
+        self.former.retain(|former| former != digest);
+        let many = self.former.len().saturating_sub(Self::MANY);
+        self.former.drain(..many);
+    }
 }
 
 /// This copy's place in a migration.
@@ -213,13 +247,27 @@ impl VmRecord {
         }
     }
 
-    /// Forgets key protector, EK certificate, and what is known of the lockout.
+    /// The states of its TPM that were seen here.
+    pub(crate) fn tpm_states(&self) -> Result<TpmStates> {
+        Ok(self.read_json("tpm-states.json")?.unwrap_or_default())
+    }
+
+    /// Of a VM that has files here; of others nothing is kept.
+    pub(crate) fn keep_tpm_states(&self, states: &TpmStates) -> Result<()> {
+        match self.directory.join("protector.der").exists() {
+            true => self.write_json("tpm-states.json", states),
+            false => Ok(()),
+        }
+    }
+
+    /// Forgets key protector, EK certificate, and what is known of states and lockout.
     pub(crate) fn forget_tpm(&self) -> Result<()> {
         for name in [
             "protector.der",
             "protector-before.der",
             "ek.der",
             "lockout.json",
+            "tpm-states.json",
         ] {
             let path = self.directory.join(name);
             durable::remove(&path).map_err(|e| self.trouble(&path, &e))?;

@@ -3,8 +3,11 @@
 //! ```text
 //!   no file                        TPM_STATE_MISSING     never a new TPM in its place
 //!   empty, cut, not encrypted      TPM_STATE_DAMAGED     by its size and its header, without the key
+//!   one from before           TPM_STATE_OUTDATED    by its digest, where this host has seen a later one
 //!   the key does not open it       TPM_STATE_UNREADABLE  swtpm itself has tried, on a copy
 //! ```
+//! A state counts as seen when swtpm has written it for a running guest, when it has opened, or when a restore has put it in
+//! place; it is on the disk then. So a state from before is either somebody's doing or a power cut's.
 
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
@@ -20,7 +23,11 @@ use std::sync::{Mutex, PoisonError};
 
 /// States that have opened, as digests of state and key protector: what has not changed is not tried again.
 #[derive(Debug, Default)]
-pub(crate) struct Proofs(Mutex<HashMap<VmId, [u8; 32]>>);
+pub(crate) struct Proofs {
+    opened: Mutex<HashMap<VmId, [u8; 32]>>,
+    /// Held while a record of seen states is read and written.
+    states: Mutex<()>,
+}
 
 impl Proofs {
     fn has(&self, vm: VmId, digest: &[u8; 32]) -> bool {
@@ -31,16 +38,83 @@ impl Proofs {
         self.lock().insert(vm, digest);
     }
 
+    fn states(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, [u8; 32]>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The state of a VM's TPM, whole by its own account.
+/// The state of a VM's TPM, whole by its own account, and none from before.
 ///
 /// # Errors
-/// `TPM_STATE_MISSING` and `TPM_STATE_DAMAGED`; and that it could not be read for another reason.
+/// `TPM_STATE_MISSING`, `TPM_STATE_DAMAGED` and `TPM_STATE_OUTDATED`; and that it could not be read for another reason.
 pub(crate) async fn whole(host: &Host, vm: VmId, name: &VmName) -> Result<Vec<u8>> {
+    let state = in_place(host, vm, name).await?;
+    if !is_former(host, vm, &state)? {
+        return Ok(state);
+    }
+    // swtpm may have written, and the new state been seen, since this one was read.
+    let again = in_place(host, vm, name).await?;
+    if again != state && !is_former(host, vm, &again)? {
+        return Ok(again);
+    }
+    let what = format!("the TPM of VM {name}");
+    let because = format!(
+        "its state on host {} is one from before, and the host has seen a later one: an old file was put in its place, or a \
+         power cut has brought it back",
+        host.member.host
+    );
+    Err(Trouble::refuse(ErrorCode::TpmStateOutdated, what, because))
+}
+
+fn is_former(host: &Host, vm: VmId, state: &[u8]) -> Result<bool> {
+    Ok(host.record(vm).tpm_states()?.is_former(&digest_of(state)))
+}
+
+/// A state with that digest is the VM's: swtpm has written it, or it has opened. One from before stays one.
+pub(crate) async fn saw(host: &Host, vm: VmId, digest: &str) {
+    let noted = async {
+        let record = host.record(vm);
+        if record.tpm_states()?.knows(digest) {
+            return Ok(());
+        }
+        let synced = host.tpms.sync_state(vm).await;
+        synced.attempt(|| format!("writing the TPM state of VM {vm} to the disk"))?;
+        let _turn = host.proofs.states();
+        let mut states = record.tpm_states()?;
+        match states.knows(digest) {
+            true => Ok(()),
+            false => {
+                states.renew(digest);
+                record.keep_tpm_states(&states)
+            }
+        }
+    };
+    // It is seen again at the next look.
+    if let Err(trouble) = noted.await {
+        let because = trouble.failure.because;
+        tracing::warn!(%vm, because, "a state of its TPM is not remembered");
+    }
+}
+
+/// A restore has put this state in place: it is the newest, also where it is one from before.
+pub(crate) fn accept(host: &Host, vm: VmId, state: &[u8]) -> Result<()> {
+    let record = host.record(vm);
+    let _turn = host.proofs.states();
+    let mut states = record.tpm_states()?;
+    states.renew(&digest_of(state));
+    record.keep_tpm_states(&states)
+}
+
+fn digest_of(state: &[u8]) -> String {
+    hex::encode(Sha256::digest(state))
+}
+
+/// What is in place, whole by its own account.
+async fn in_place(host: &Host, vm: VmId, name: &VmName) -> Result<Vec<u8>> {
     let here = &host.member.host;
     let what = || format!("the TPM of VM {name}");
     let damaged = |because: String| {
@@ -89,8 +163,9 @@ pub(crate) async fn opens(
         .await
         .attempt(|| format!("the TPM of VM {}", metadata.spec.name))?;
     host.proofs.keep(vm, digest);
+    saw(host, vm, &digest_of(state)).await;
     if let Some(lockout) = lockout {
-        let state_sha256 = hex::encode(Sha256::digest(state));
+        let state_sha256 = digest_of(state);
         let known = LockoutRecord {
             state_sha256,
             lockout,

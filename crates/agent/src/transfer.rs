@@ -14,6 +14,7 @@ use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::operation::incoming::partial;
 use crate::record::{Incoming, TransitRecord};
+use crate::tpm_judge;
 use crate::variables;
 use fleetward_api::agent::Peer;
 use fleetward_durable::{self as durable, Expected};
@@ -387,6 +388,7 @@ async fn put_in_place(
                 .write_state(vm, &state)
                 .await
                 .attempt(|| item.name())?;
+            tpm_judge::accept(host, vm, &state)?;
             durable::remove(temporary).map_err(|error| unwritable(&error))?;
         }
     }

@@ -1023,3 +1023,79 @@ async fn a_forced_stop_lets_the_tpm_shut_down_and_waits_for_none_that_hangs() {
         assert!(matches!(state, DomainState::Stopped(_)), "{state:?}");
     }
 }
+
+/// Yesterday's file is whole and opens: only by its digest is it known again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_state_from_before_is_refused_until_a_restore_brings_one_back_on_purpose() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    let place = node.fake.tpm(spec.id);
+    let bundle = async || {
+        let path = format!("/v1/vms/{}/tpm", spec.id);
+        let request = node.client.request(http::Method::GET, &path);
+        request
+            .send()
+            .await
+            .map_err(refusal)?
+            .json()
+            .await
+            .map_err(refusal)
+    };
+    let yesterday = std::fs::read(&place).unwrap();
+    node.detail(spec.id).await.unwrap();
+    let kept: fleetward_api::tpm::TpmBundle = bundle().await.unwrap();
+    // The guest writes, and that is seen.
+    let content = String::from_utf8_lossy(&yesterday[10..]).into_owned();
+    let today = support::fake::tpm_state(&format!("{content}, today"));
+    std::fs::write(&place, &today).unwrap();
+    node.detail(spec.id).await.unwrap();
+    node.fake.stop_by_itself(spec.id);
+
+    std::fs::write(&place, &yesterday).unwrap();
+    let to = support::spec("clone");
+    let copy = operation::CopyVm {
+        to: Box::new(to),
+        variables: false,
+        tpm_state: true,
+        linked: false,
+    };
+    let operations: [Operation; 4] = [
+        operation::Start {}.into(),
+        copy.into(),
+        operation::PrepareRoll { to: vec![] }.into(),
+        operation::PrepareUnlock {}.into(),
+    ];
+    for (n, operation) in operations.into_iter().enumerate() {
+        let name = operation.name();
+        let refused = Job::new(spec.id, 3 + n as u64).any(&node, operation).await;
+        assert_eq!(
+            refused.unwrap_err().code,
+            ErrorCode::TpmStateOutdated,
+            "{name}"
+        );
+        assert_eq!(std::fs::read(&place).unwrap(), yesterday, "{name}");
+    }
+    let refused: Result<fleetward_api::tpm::TpmBundle, Failure> = bundle().await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::TpmStateOutdated);
+
+    // A restore goes back on purpose: then it is the newest, and the other is the one from before.
+    let job = Job::new(spec.id, 9);
+    let prepare = operation::PrepareRestore {
+        bundle: Box::new(kept),
+    };
+    let key_protector = job.on(&node, prepare).await.unwrap().key_protector;
+    let commit = operation::CommitTpm { key_protector };
+    job.on(&node, commit).await.unwrap();
+    std::fs::write(&place, &today).unwrap();
+    let start = async |generation| {
+        let job = Job::new(spec.id, generation);
+        job.on(&node, operation::Start {}).await
+    };
+    assert_eq!(
+        start(10).await.unwrap_err().code,
+        ErrorCode::TpmStateOutdated
+    );
+    std::fs::write(&place, &yesterday).unwrap();
+    start(11).await.unwrap();
+}

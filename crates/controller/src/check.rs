@@ -11,7 +11,7 @@ use fleetward_model::error::Finding;
 use fleetward_model::guardian::TrustMode;
 use fleetward_model::preflight::{Facts, Incoming, Mode, Opening, check};
 use fleetward_model::vm::{Custody, VmObserved};
-use fleetward_model::{Failure, HostName};
+use fleetward_model::{ErrorCode, Failure, HostName, Names};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -104,11 +104,32 @@ pub(crate) async fn against(
     if !claimants.is_empty() {
         return Ok(in_the_way(checked, disputed(&vm.name, &claimants)));
     }
+    let checked = match state_refused(world, vm) {
+        Some(failure) if checked.code != Some(failure.code) => in_the_way(checked, failure),
+        Some(_) | None => checked,
+    };
     Ok(match unpaid(&world.debts, to, Some(vm.id)) {
         // What the host still has of the VM, of a job that ended without it.
         Some(failure) if destination.online() => in_the_way(checked, failure),
         _ => checked,
     })
+}
+
+/// What is wrong with the TPM state of a VM that stands still, as its host said when a copy of it was asked for.
+fn state_refused(world: &World, vm: &VmObserved) -> Option<Failure> {
+    let missed = world.escrow.missed(vm.id)?;
+    let refused = match missed.code {
+        ErrorCode::TpmStateDamaged
+        | ErrorCode::TpmStateOutdated
+        | ErrorCode::TpmStateUnreadable => world.escrow.lacks(vm).is_some(),
+        _ => false,
+    };
+    if !vm.state.stands_still() || !refused {
+        return None;
+    }
+    let fix = world.escrow.cure(vm.id, vm.name.as_str(), missed.code);
+    let fix = fix.unwrap_or_else(|| missed.fix.clone());
+    Some(missed.about(&Names::default().vm(&vm.name)).fix(fix))
 }
 
 /// The same, but for something that the rules do not see.

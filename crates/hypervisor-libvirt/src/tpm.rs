@@ -197,6 +197,20 @@ impl TpmFactory for LibvirtHost {
         blocking(move || place.read_state(vm)).await
     }
 
+    async fn sync_state(&self, vm: VmId) -> Result<()> {
+        let place = self.tpm_place.clone();
+        blocking(move || {
+            let sync = || {
+                let directory = place.open_tpm2(vm)?;
+                let file = directory.file(STATE_FILE, &place.expected(MAX_STATE))?;
+                file.sync_all()?;
+                directory.sync()
+            };
+            sync().map_err(file_error("write", &place.file(vm)))
+        })
+        .await
+    }
+
     async fn read_damaged_state(&self, vm: VmId) -> Result<Vec<u8>> {
         let place = self.tpm_place.clone();
         blocking(move || place.read(vm, MAX_DAMAGED)).await

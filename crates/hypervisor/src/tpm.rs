@@ -91,6 +91,9 @@ pub trait TpmFactory: Send + Sync + 'static {
     /// Where the file cannot be TPM state: empty, as after a power cut, or larger than any.
     async fn read_state(&self, vm: VmId) -> Result<Vec<u8>>;
 
+    /// Sees to it that the state in place, which swtpm has only renamed there, outlives a power cut.
+    async fn sync_state(&self, vm: VmId) -> Result<()>;
+
     /// What lies where the VM's state should be, whatever it is, up to 16 MiB: for keeping what is no state any more.
     async fn read_damaged_state(&self, vm: VmId) -> Result<Vec<u8>>;
 

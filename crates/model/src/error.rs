@@ -320,6 +320,10 @@ codes! {
         "The VM's TPM state file is not whole: it is empty, cut short, or no TPM state, as after a power cut.",
         "restore another version; this lists them: fleetward tpm history {vm}",
         "restore another version; fleetward tpm history lists them";
+    TpmStateOutdated = "TPM_STATE_OUTDATED", Refused,
+        "The VM's TPM state file is one from before: its host has seen a later one, as after a power cut or where somebody has put an old file in its place.",
+        "restore the newest version; this lists them: fleetward tpm history {vm}",
+        "restore the newest version; fleetward tpm history lists them";
     TpmStateUnreadable = "TPM_STATE_UNREADABLE", Refused,
         "The TPM state does not open with the key in its key protector: the state is damaged, or is encrypted with another key.",
         "restore another version; this lists them: fleetward tpm history {vm}",

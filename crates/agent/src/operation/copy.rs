@@ -112,6 +112,11 @@ impl Task<'_> {
         };
         let (paused, frozen) = match domain.state {
             DomainState::Stopped(_) => {
+                if parts.tpm_state {
+                    let state = tpm_judge::whole(self.host, self.vm, &metadata.spec.name).await?;
+                    let purpose = self.purpose("its TPM is tried before it is copied");
+                    tpm_judge::opens(self.host, self.vm, &metadata, &state, &purpose).await?;
+                }
                 self.keep_parts(&metadata, to, &new, parts).await?;
                 match way {
                     Way::Full => self.copy_stopped(&disks).await?,

@@ -13,6 +13,7 @@ use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::parse_protector;
 use crate::record::TransitRecord;
+use crate::tpm_judge;
 use crate::variables;
 use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_api::tpm::{BundleParts, TpmBundle};
@@ -169,7 +170,8 @@ impl Task<'_> {
             .tpms
             .replace_state(self.vm, &parts.state)
             .await
-            .attempt(|| format!("putting the TPM of VM {} in place", metadata.spec.name))
+            .attempt(|| format!("putting the TPM of VM {} in place", metadata.spec.name))?;
+        tpm_judge::accept(self.host, self.vm, &parts.state)
     }
 
     /// The VM was rebuilt elsewhere while this host was away: its copy here ends, and never starts again.

@@ -344,6 +344,7 @@ impl Task<'_> {
     /// The second half of a commit: key protector and definition follow the state.
     async fn finish_commit(&self, mut metadata: VmMetadata, next: &NextTpm) -> Result<VmMetadata> {
         self.record.keep_protector(&next.protector)?;
+        tpm_judge::accept(self.host, self.vm, &next.state)?;
         metadata.key_protector = Some(STANDARD.encode(next.protector.der()));
         if let Some(ek) = &next.ek_certificate {
             self.record.keep_ek_certificate(ek)?;

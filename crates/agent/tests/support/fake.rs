@@ -1117,6 +1117,9 @@ impl TpmFactory for Fake {
         }
         Ok(state)
     }
+    async fn sync_state(&self, _vm: VmId) -> Result<()> {
+        Ok(())
+    }
     async fn read_damaged_state(&self, vm: VmId) -> Result<Vec<u8>> {
         Ok(std::fs::read(self.tpm(vm)).unwrap())
     }

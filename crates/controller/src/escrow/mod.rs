@@ -296,12 +296,31 @@ impl Escrow {
         self.newest_indexed(vm).map(|indexed| indexed.version)
     }
 
+    /// What brings the TPM of a VM back whose state or key protector is gone or is not good, where there is a copy.
+    pub(crate) fn cure(&self, vm: VmId, name: &str, code: ErrorCode) -> Option<String> {
+        let cured = matches!(
+            code,
+            ErrorCode::TpmStateMissing
+                | ErrorCode::TpmStateDamaged
+                | ErrorCode::TpmStateOutdated
+                | ErrorCode::TpmStateUnreadable
+                | ErrorCode::KeyProtectorUnreadable
+        );
+        let version = self.newest(vm).filter(|_| cured)?.version;
+        Some(format!("fleetward tpm restore {name} --version {version}"))
+    }
+
     /// What the VM's host has, as far as it has said so, and the newest version has not.
     pub(crate) fn lacks(&self, vm: &VmObserved) -> Option<Lacking> {
         let metadata = vm.metadata.as_ref().filter(|m| m.transit.is_none())?;
         let (state, protector) = (&vm.tpm.state_sha256, &vm.tpm.protector_sha256);
-        let (true, Some(state), Some(protector)) = (vm.tpm.enabled, state, protector) else {
+        let (true, Some(protector)) = (vm.tpm.enabled, protector) else {
             return None;
+        };
+        let Some(state) = state else {
+            // Something lies there that its host cannot read as a state; asked for a copy, it says why.
+            let damaged = vm.tpm.state_present && vm.state.stands_still();
+            return damaged.then_some(Lacking::State);
         };
         let Some(newest) = self.newest_indexed(vm.id) else {
             return Some(Lacking::Everything);

@@ -14,12 +14,12 @@ use fleetward_api::controller::{
 };
 use fleetward_api::tpm::VersionReason;
 use fleetward_jobs::{Debt, Job, Owed, StepState};
+use fleetward_model::HostName;
 use fleetward_model::change;
 use fleetward_model::guardian::{EXPIRY_WARNING, crowded};
 use fleetward_model::host::HostState;
 use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{VmObserved, VmState};
-use fleetward_model::{ErrorCode, HostName, VmId};
 use fleetward_model::{Failure, Names};
 use time::OffsetDateTime;
 
@@ -377,29 +377,13 @@ fn named(world: &World, job: &Job, failure: &Failure) -> Failure {
         return failure.clone().about(&names);
     };
     let mut failure = failure.clone().about(&names.vm(&about.target));
-    if let Some(restore) = restore(world, vm, &about.target, failure.code) {
+    if let Some(restore) = world.escrow.cure(vm, &about.target, failure.code) {
         failure.fix = restore;
     }
     for text in [&mut failure.what, &mut failure.because, &mut failure.fix] {
         *text = text.replace(&vm.to_string(), &about.target);
     }
     failure
-}
-
-/// What brings the TPM of a VM back whose state or key protector is gone or does not open, where the controller has a copy.
-fn restore(world: &World, vm: VmId, name: &str, code: ErrorCode) -> Option<String> {
-    let cured = matches!(
-        code,
-        ErrorCode::TpmStateMissing
-            | ErrorCode::TpmStateDamaged
-            | ErrorCode::TpmStateUnreadable
-            | ErrorCode::KeyProtectorUnreadable
-    );
-    let newest = world.escrow.newest(vm).filter(|_| cured)?;
-    Some(format!(
-        "fleetward tpm restore {name} --version {}",
-        newest.version
-    ))
 }
 
 /// Longer than a host's agent takes to start again, and shorter than people wait for a command.

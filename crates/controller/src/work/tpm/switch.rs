@@ -166,6 +166,7 @@ pub(in crate::work) async fn keep_before<I: OnVm>(
     match failure.code {
         ErrorCode::TpmStateMissing
         | ErrorCode::TpmStateDamaged
+        | ErrorCode::TpmStateOutdated
         | ErrorCode::TpmStateUnreadable
         | ErrorCode::TpmFailed => Ok(Some(format!(
             "VM {name} had no whole TPM to keep: {what}: {because}; host {host} keeps what there was"
