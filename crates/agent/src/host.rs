@@ -24,6 +24,7 @@ use crate::screen::Screens;
 use crate::seeds::Seeds;
 use crate::tpm_judge::Proofs;
 use crate::tpm_pool::TpmPool;
+use crate::tpm_process::TpmProcesses;
 use fleetward_hypervisor::{
     Converter, DomainState, Error as HypervisorError, SharedHypervisor, TpmFactory, Volumes,
 };
@@ -64,6 +65,7 @@ pub(crate) struct Host {
     pub seeds: Seeds,
     pub tpm_pool: TpmPool,
     pub proofs: Proofs,
+    pub tpm_processes: TpmProcesses,
     pub operations: OperationTable,
     pub observer: Observer,
     pub arrivals: Arrivals,
@@ -128,6 +130,7 @@ impl Host {
             conversions: Conversions::new(layout.conversions(), machinery.converter),
             seeds: Seeds::new(layout.seeds()),
             proofs: Proofs::default(),
+            tpm_processes: TpmProcesses::default(),
             tpm_pool: TpmPool::new(layout.tpm_pool(), config.tpm_pool_size),
             operations: OperationTable::default(),
             observer: Observer::new(),

@@ -64,6 +64,7 @@ mod seeds;
 mod server;
 mod tpm_judge;
 mod tpm_pool;
+mod tpm_process;
 mod tpm_watch;
 mod transfer;
 mod variables;

@@ -7,7 +7,7 @@ use crate::confinement::{self, APPARMOR};
 use crate::failure::{HypervisorResult, Result};
 use crate::history;
 use crate::host::Host;
-use crate::{arrivals, certificate, crash, tpm_judge, variables};
+use crate::{arrivals, certificate, crash, tpm_judge, tpm_process, variables};
 use fleetward_api::agent::AgentEvent;
 use fleetward_hypervisor::{
     DomainDefined, DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent,
@@ -375,6 +375,10 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
             state_present,
             state_sha256,
             lockout,
+            process: match runs && domain.tpm && metadata.is_some() {
+                true => tpm_process::of(host, domain.id).await,
+                false => None,
+            },
             ..describe_tpm(domain.tpm, metadata.as_ref())
         },
         defined: domain.defined.as_ref().map(|defined| VmDefined {
@@ -553,6 +557,7 @@ fn describe_tpm(enabled: bool, metadata: Option<&VmMetadata>) -> TpmObserved {
             .and_then(|m| m.key_protector.as_deref())
             .map(protector_sha256),
         lockout: None,
+        process: None,
     }
 }
 

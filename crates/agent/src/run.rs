@@ -9,7 +9,7 @@ use crate::keyring::{Keyring, KeyringError};
 use crate::layout::Layout;
 use crate::membership::{MembershipError, MembershipFiles};
 use crate::operation::copy;
-use crate::{boot, certificate, guest, observe, seeds, server, tpm_watch};
+use crate::{boot, certificate, guest, observe, seeds, server, tpm_process, tpm_watch};
 use fleetward_durable as durable;
 use fleetward_link::{ClientCertificates, ServerTls, TlsServer};
 use std::io;
@@ -110,6 +110,7 @@ impl Agent {
         clean_up(&host).await;
         let watcher = tokio::spawn(observe::watch(host.clone(), stop.clone()));
         let tpms = tokio::spawn(tpm_watch::watch(host.clone(), stop.clone()));
+        let processes = tokio::spawn(tpm_process::watch(host.clone(), stop.clone()));
         let boot = tokio::spawn(boot::bring_back(host.clone(), stop.clone()));
         let guests = tokio::spawn(guest::watch(host.clone(), stop.clone()));
         let seeds = tokio::spawn(seeds::keep(host.clone(), stop.clone()));
@@ -128,6 +129,7 @@ impl Agent {
         watcher.abort();
         seeds.abort();
         tpms.abort();
+        processes.abort();
         boot.abort();
         guests.abort();
         served.map_err(RunError::Serve)

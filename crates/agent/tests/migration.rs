@@ -328,6 +328,20 @@ async fn a_cancelled_migration_leaves_the_vm_running_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_tpm_was_stopped_is_not_moved() {
+    let pair = Pair::prepared(true).await;
+    let id = pair.spec.id;
+    pair.a.fake.with(|s| s.stopped_tpms.insert(id, 4711));
+    let refused = pair.job.on(&pair.a, pair.migrate()).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::TpmNotAnswering, "{refused}");
+    assert_eq!(refused.fix, "on host a: kill -CONT 4711");
+    assert_eq!(pair.running(), ["a"]);
+    assert_eq!(pair.a.fake.with(|s| s.migrations), 0);
+    pair.a.fake.with(|s| s.stopped_tpms.clear());
+    pair.job.on(&pair.a, pair.migrate()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_arrives_that_was_not_announced() {
     let pair = Pair::prepared(true).await;
     pair.job.on(&pair.b, pair.abandon()).await.unwrap();

@@ -1,6 +1,6 @@
 //! Faults during jobs: the link between hosts, libvirtd, a full disk, a dead host.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fleetward_e2e::fleet::{Fleet, text};
 use fleetward_e2e::wait::{self, seconds};
 use fleetward_e2e::{guest, residue, suite};
@@ -44,6 +44,14 @@ fn main() -> ExitCode {
             (
                 "a_guest_that_stands_still_at_the_switch_over_goes_on_by_itself",
                 stands_still,
+            ),
+            (
+                "a_tpm_that_was_stopped_is_named_and_no_guest_stands_still_for_it",
+                tpm_stopped,
+            ),
+            (
+                "a_tpm_that_has_died_is_named_and_comes_back_with_a_restart",
+                tpm_died,
             ),
             (
                 "saved_memory_is_gone_on_with_and_nothing_changes_under_it",
@@ -305,6 +313,82 @@ fn stands_still(fleet: &Fleet) -> Result<()> {
     let because = text(&job["failure"], "because")?;
     ensure!(because.contains("stood still"), "{because}");
     unharmed(fleet, &before)
+}
+
+/// Sends a signal to the TPM's process of storm, on host a.
+fn signal_tpm(fleet: &Fleet, signal: &str) -> Result<()> {
+    let kill = format!("kill -{signal} $(cat /run/libvirt/qemu/swtpm/*storm*.pid)");
+    fleet.exec("a", &["sh", "-ec", &kill])?.ok().map(drop)
+}
+
+/// What `vm show` says of that process: `stopped`, `gone`, or nothing.
+fn tpm_process_is(fleet: &Fleet, expected: Option<&str>) -> Result<()> {
+    wait::until(
+        &format!("the TPM's process to show as {expected:?}"),
+        seconds(20),
+        || {
+            let vm = fleet.vm("storm")?;
+            Ok((vm["tpm"]["process"]["state"].as_str() == expected).then_some(()))
+        },
+    )
+}
+
+/// The fix that a refused move names.
+fn fix_of_refused_move(fleet: &Fleet) -> Result<String> {
+    fleet
+        .cli(&["vm", "migrate", "storm", "--to", "b", "--check"])?
+        .refused(4, "TPM_NOT_ANSWERING")?;
+    let said = fleet
+        .cli(&["vm", "migrate", "storm", "--to", "b"])?
+        .refused(4, "TPM_NOT_ANSWERING")?;
+    let fix = said
+        .stderr
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("fix: "));
+    Ok(fix.with_context(|| said.stderr.clone())?.to_owned())
+}
+
+/// The TPM's process is stopped where the guest runs: before it moves, and while it does.
+fn tpm_stopped(fleet: &Fleet) -> Result<()> {
+    let before = running(fleet)?;
+    signal_tpm(fleet, "STOP")?;
+    tpm_process_is(fleet, Some("stopped"))?;
+    let fix = fix_of_refused_move(fleet)?;
+    let command = fix
+        .strip_prefix("on host a: ")
+        .with_context(|| fix.clone())?;
+    fleet.exec("a", &["sh", "-ec", command])?.ok()?;
+    tpm_process_is(fleet, None)?;
+    unharmed(fleet, &before)?;
+
+    limit_speed(fleet, "8")?;
+    let job = fleet.start_job(&["vm", "migrate", "storm", "--to", "b"])?;
+    wait::until("bytes to flow", seconds(30), || {
+        let job = fleet.json(&["job", "show", &job])?;
+        let done = job["progress"]["done"].as_u64().unwrap_or_default();
+        Ok((done > 0).then_some(()))
+    })?;
+    signal_tpm(fleet, "STOP")?;
+    limit_speed(fleet, FAST)?;
+    let job = ended(fleet, &job)?;
+    undone(fleet, &job, "MIGRATION_FAILED")?;
+    let because = text(&job["failure"], "because")?;
+    ensure!(because.contains("was stopped on this host"), "{because}");
+    tpm_process_is(fleet, None)?;
+    unharmed(fleet, &before)
+}
+
+fn tpm_died(fleet: &Fleet) -> Result<()> {
+    let before = running(fleet)?;
+    signal_tpm(fleet, "KILL")?;
+    tpm_process_is(fleet, Some("gone"))?;
+    let fix = fix_of_refused_move(fleet)?;
+    ensure!(fix == "fleetward vm restart storm --force", "{fix}");
+    fleet.cli(&["vm", "restart", "storm", "--force"])?.ok()?;
+    let after = guest::booted(fleet, "storm", before.boots + 1)?;
+    ensure!(after.unseal == "ok" && after.ek == before.ek, "{after:?}");
+    tpm_process_is(fleet, None)?;
+    residue::none_anywhere(fleet, HOSTS)
 }
 
 /// What libvirt-guests does to a VM when its host is shut down.

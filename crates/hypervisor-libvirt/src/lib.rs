@@ -51,6 +51,7 @@ mod syscalls;
 mod tpm;
 mod tpm_command;
 mod tpm_end;
+mod tpm_process;
 mod tpm_state;
 mod volumes;
 

@@ -10,19 +10,21 @@ use crate::ek_certificate::{EK_CERTIFICATE_TOOL, serve_one};
 use crate::host::LibvirtHost;
 use crate::owner::Owner;
 use crate::program::{SECRET_FD, SHORT, missing};
-use crate::tpm_state;
 use crate::volumes::{blocking, file_error, not_written};
+use crate::{tpm_process, tpm_state};
 use async_trait::async_trait;
 use fleetward_durable::{self as durable, Access, Expected, SharedDirectory};
 use fleetward_hypervisor::{EkIssuer, EkPublic, Error, MadeTpm, Result, SecretText, TpmFactory};
 use fleetward_model::VmId;
 use fleetward_model::vm::TpmLockout;
+use std::collections::HashMap;
 use std::fs::Permissions;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
+const PROC: &str = "/proc";
 /// swtpm's name for the permanent state of a TPM 2.0.
 pub(crate) const STATE_FILE: &str = "tpm2-00.permall";
 /// libvirt's name for swtpm's directory, and ours for one that is to become it.
@@ -195,6 +197,29 @@ impl TpmFactory for LibvirtHost {
     async fn read_state(&self, vm: VmId) -> Result<Vec<u8>> {
         let place = self.tpm_place.clone();
         blocking(move || place.read_state(vm)).await
+    }
+
+    async fn processes(&self) -> Result<HashMap<VmId, Option<u32>>> {
+        let states = self.tpm_place.root.clone();
+        blocking(move || {
+            let found = tpm_process::all(Path::new(PROC), &states);
+            let found = found.map_err(file_error("list", Path::new(PROC)))?;
+            let stopped = |process: tpm_process::Found| process.stopped.then_some(process.pid);
+            Ok(found
+                .into_iter()
+                .map(|(vm, process)| (vm, stopped(process)))
+                .collect())
+        })
+        .await
+    }
+
+    async fn wake(&self, vm: VmId, process: u32) -> Result<()> {
+        let states = self.tpm_place.root.clone();
+        blocking(move || {
+            tpm_process::wake(Path::new(PROC), &states, vm, process)
+                .map_err(|error| Error::Tpm(Box::new(error)))
+        })
+        .await
     }
 
     async fn sync_state(&self, vm: VmId) -> Result<()> {

@@ -4,6 +4,7 @@ use crate::{Result, SecretText};
 use async_trait::async_trait;
 use fleetward_model::VmId;
 use fleetward_model::vm::TpmLockout;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// The endorsement public key of a TPM that is being made.
@@ -90,6 +91,13 @@ pub trait TpmFactory: Send + Sync + 'static {
     /// # Errors
     /// Where the file cannot be TPM state: empty, as after a power cut, or larger than any.
     async fn read_state(&self, vm: VmId) -> Result<Vec<u8>>;
+
+    /// The VMs whose TPM has a process now, and the number of a process that was stopped, by a signal or a debugger: it
+    /// answers nothing until it is continued.
+    async fn processes(&self) -> Result<HashMap<VmId, Option<u32>>>;
+
+    /// Lets such a process go on.
+    async fn wake(&self, vm: VmId, process: u32) -> Result<()>;
 
     /// Sees to it that the state in place, which swtpm has only renamed there, outlives a power cut.
     async fn sync_state(&self, vm: VmId) -> Result<()>;

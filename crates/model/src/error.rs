@@ -332,6 +332,10 @@ codes! {
         "The guest has set a password for clearing its TPM's lockout, so only the guest can clear it.",
         "in the guest, with that password: tpm2_dictionarylockout --clear-lockout; or wait: fleetward tpm status {vm} shows the counter",
         "in the guest, with that password: tpm2_dictionarylockout --clear-lockout; or wait";
+    TpmNotAnswering = "TPM_NOT_ANSWERING", Refused,
+        "The process of the running VM's TPM (swtpm) was stopped, or has ended under the guest. A VM that moves would stand still at the switch-over.",
+        "start the VM anew, its TPM's state is on the disk: fleetward vm restart {vm} --force",
+        "start the VM anew, its TPM's state is on the disk";
     AuditDamaged = "AUDIT_DAMAGED", Refused,
         "The host's audit log is damaged at its end. No key is used on the host, since no record of it could follow.",
         "on that host, as root, close the log with a note and begin a new one: fleetward-agent audit repair --reason 'disk failed'";

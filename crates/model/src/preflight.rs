@@ -10,7 +10,7 @@ use crate::fit::{self, HostOffer, Needs, Reserved};
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{Confinement, HostFacts, HostState, Version};
 use crate::secure_boot::CertificateState;
-use crate::vm::VmObserved;
+use crate::vm::{TpmProcess, VmObserved};
 use crate::{ErrorCode, Failure, GroupName, GuardianId, HostName, Names, VmName};
 use time::{Duration, OffsetDateTime};
 
@@ -155,6 +155,7 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 presence,
                 state,
                 tpm_state,
+                tpm_process,
                 equipment,
                 not_older,
                 cpu,
@@ -571,6 +572,13 @@ fn tpm_state(facts: &Facts<'_>) -> Findings {
         );
         Finding::usual(ErrorCode::TpmStateMissing, what)
     })
+}
+
+/// QEMU asks for the TPM's state at the switch-over, and the guest stands still until it gets it.
+fn tpm_process(facts: &Facts<'_>) -> Findings {
+    let process = facts.vm.tpm.process.filter(|_| facts.mode == Mode::Live);
+    let finding = |process: TpmProcess| process.finding(&facts.vm.name, facts.source.name);
+    process.into_iter().map(finding).collect()
 }
 
 /// Programs of the host it starts on, missing or too old by themselves.

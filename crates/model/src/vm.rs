@@ -2,6 +2,7 @@
 
 use crate::boot::{AfterBoot, Crashes};
 use crate::disk::DiskSerial;
+use crate::error::Finding;
 use crate::guest::GuestObserved;
 use crate::host::Formats;
 use crate::machine::MachineSettings;
@@ -422,6 +423,40 @@ pub struct TpmObserved {
     /// that, and from an agent that does not look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lockout: Option<TpmLockout>,
+    /// What is wrong with the process of a running VM's TPM. None where nothing is, and from an agent that does not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<TpmProcess>,
+}
+
+/// Why a running VM's TPM answers nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum TpmProcess {
+    /// Its process was stopped, by a signal or a debugger. It goes on where it was when it is continued.
+    Stopped { pid: u32 },
+    /// Its process has ended under the guest, which gets a TPM again when it is started anew. Its state is on the disk.
+    Gone,
+}
+
+impl TpmProcess {
+    /// What `check` and a refusal say of a VM on a host.
+    pub fn finding(self, vm: &VmName, host: &HostName) -> Finding {
+        let (what, fix) = match self {
+            Self::Stopped { pid } => (
+                format!(
+                    "the TPM of VM {vm} answers nothing: its process, swtpm, was stopped on host {host}"
+                ),
+                format!("on host {host}: kill -CONT {pid}"),
+            ),
+            Self::Gone => (
+                format!(
+                    "the TPM of VM {vm} answers nothing: its process, swtpm, has ended on host {host}"
+                ),
+                format!("fleetward vm restart {vm} --force"),
+            ),
+        };
+        Finding::blocking(ErrorCode::TpmNotAnswering, what, fix)
+    }
 }
 
 /// How near a TPM is to refusing every password: what the guest finds at its next start.

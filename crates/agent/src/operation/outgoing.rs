@@ -13,6 +13,7 @@ use super::Task;
 use crate::arrivals::{Channel, ChannelUse};
 use crate::failure::{HypervisorResult, Result, Trouble, chain};
 use crate::record::{Outgoing, TransitRecord};
+use crate::tpm_process;
 use fleetward_api::agent::operation::{Migrated, SourceState};
 use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_durable as durable;
@@ -23,7 +24,7 @@ use fleetward_hypervisor::{
 use fleetward_link::tunnel::{TunnelError, TunnelTarget, UnixRelay};
 use fleetward_link::{Identity, SocketSpec};
 use fleetward_model::network::NetworkPlace;
-use fleetward_model::vm::{NicSpec, Transit, TransitSide, VmMetadata, VmSpec};
+use fleetward_model::vm::{NicSpec, TpmProcess, Transit, TransitSide, VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, Failure, NetworkName, VmName};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,7 @@ impl Task<'_> {
             }
         }
         self.require_known_disks(&domain, &metadata)?;
+        self.require_tpm_that_answers(&domain, &metadata).await?;
         self.progress(0, 0, "calling the destination");
         // What is asked next may take long there; that the host is there shows at once.
         self.call(to, ChannelUse::Ping, REACH).await?;
@@ -94,6 +96,26 @@ impl Task<'_> {
             Ok(outcome) => self.leave(Some(outcome)),
             Err(trouble) => self.settle_after_failure(trouble).await,
         }
+    }
+
+    /// At the switch-over QEMU asks for the TPM's state, and waits for it without end.
+    async fn require_tpm_that_answers(
+        &self,
+        domain: &DomainObserved,
+        metadata: &VmMetadata,
+    ) -> Result<()> {
+        if !domain.tpm {
+            return Ok(());
+        }
+        let Some(process) = tpm_process::now(self.host, self.vm).await else {
+            return Ok(());
+        };
+        let name = &metadata.spec.name;
+        let finding = process.finding(name, &self.host.member.host);
+        Err(Failure::new(finding.code, format!("migrating VM {name}"))
+            .because(finding.what)
+            .fix(finding.fix)
+            .into())
     }
 
     /// What libvirt believes the VM writes to is what would be copied, so it must be what the specification says. A libvirt
@@ -197,6 +219,7 @@ impl Task<'_> {
         };
         self.progress(0, 0, "taking the migration back");
         abort.cancel();
+        self.wake_tpm().await;
         let outcome = tokio::select! {
             outcome = &mut migration => outcome,
             () = tokio::time::sleep(ABORT) => {
@@ -345,11 +368,36 @@ impl Task<'_> {
         }
     }
 
+    /// A QEMU that waits for a TPM which was stopped does not even end a migration: it is let go on.
+    async fn wake_tpm(&self) {
+        let Some(TpmProcess::Stopped { pid }) = tpm_process::now(self.host, self.vm).await else {
+            return;
+        };
+        tracing::warn!(vm = %self.vm, pid, "the guest waits for its TPM, whose process was stopped: it is continued");
+        if let Err(error) = self.host.tpms.wake(self.vm, pid).await {
+            tracing::warn!(vm = %self.vm, pid, %error, "it cannot be continued");
+        }
+    }
+
     /// Returns when the guest has stood still for too long, and says so.
     async fn stands_still(&self) -> String {
         let mut since = None;
+        let mut stopped = None;
         loop {
             tokio::time::sleep(CALL).await;
+            // libvirt still calls a guest running whose QEMU waits for this one.
+            if let Some(TpmProcess::Stopped { pid }) = tpm_process::now(self.host, self.vm).await {
+                let since = *stopped.get_or_insert_with(Instant::now);
+                if since.elapsed() >= STANDSTILL {
+                    return format!(
+                        "the process of its TPM (swtpm, {pid}) was stopped on this host for {} s, and the guest stands still \
+                         at the switch-over until it answers",
+                        STANDSTILL.as_secs()
+                    );
+                }
+            } else {
+                stopped = None;
+            }
             let Ok(Ok(Some(domain))) = tokio::time::timeout(CALL, self.look()).await else {
                 // libvirt waits for QEMU, or is away: what was seen before counts.
                 continue;

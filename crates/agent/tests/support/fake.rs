@@ -63,6 +63,8 @@ pub struct State {
     pub hangs: bool,
     /// Somebody waits for that.
     pub waits: bool,
+    /// The processes of TPMs that were stopped.
+    pub stopped_tpms: std::collections::HashMap<VmId, u32>,
     /// A migration takes this long before it ends.
     pub migration_takes: std::time::Duration,
     /// Modes of the directory of the latest migration and of its sockets: for libvirt, memory and disks.
@@ -1116,6 +1118,18 @@ impl TpmFactory for Fake {
             ));
         }
         Ok(state)
+    }
+    async fn processes(&self) -> Result<std::collections::HashMap<VmId, Option<u32>>> {
+        Ok(self.with(|s| {
+            let with_tpm = s.domains.iter().filter(|(_, domain)| domain.tpm);
+            with_tpm
+                .map(|(vm, _)| (*vm, s.stopped_tpms.get(vm).copied()))
+                .collect()
+        }))
+    }
+    async fn wake(&self, vm: VmId, process: u32) -> Result<()> {
+        self.with(|s| assert_eq!(s.stopped_tpms.remove(&vm), Some(process)));
+        Ok(())
     }
     async fn sync_state(&self, _vm: VmId) -> Result<()> {
         Ok(())

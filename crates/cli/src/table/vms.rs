@@ -5,7 +5,7 @@ use fleetward_api::controller::SecureBootView;
 use fleetward_model::boot::{AfterBoot, Crashes};
 use fleetward_model::guest::GuestObserved;
 use fleetward_model::secure_boot::{CertificateState, SecureBootObserved};
-use fleetward_model::vm::{DriveContent, Presence};
+use fleetward_model::vm::{DriveContent, Presence, TpmProcess};
 
 pub(crate) fn vms(vms: &[VmView]) -> String {
     let mut table = Rows::new(&[
@@ -362,6 +362,17 @@ pub(crate) fn vm(vm: &VmView) -> String {
             "TPM",
             format!("{} ({}), state {state}", tpm.version, tpm.model),
         );
+        match tpm.process {
+            Some(TpmProcess::Stopped { pid }) => sheet.add(
+                "TPM process",
+                format!("stopped; on host {}: kill -CONT {pid}", vm.host),
+            ),
+            Some(TpmProcess::Gone) => sheet.add(
+                "TPM process",
+                "has ended under the guest, which has no TPM until it is started anew",
+            ),
+            None => {}
+        }
         if let Some(lockout) = tpm.lockout {
             let guarded = if lockout.guarded {
                 "; only the guest can clear it"

@@ -475,6 +475,7 @@ impl Inner {
                     false => vm.metadata.key_protector.as_deref().map(protector_sha256),
                 },
                 lockout: None,
+                process: None,
             },
             metadata: Some(vm.metadata.clone()),
             observed: OffsetDateTime::now_utc(),

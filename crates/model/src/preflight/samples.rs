@@ -142,6 +142,7 @@ pub(crate) fn vm(host: &str) -> VmObserved {
             ek_certificate: None,
             protector_sha256: None,
             lockout: None,
+            process: None,
         },
         newer: None,
         noted: Default::default(),

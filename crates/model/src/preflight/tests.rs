@@ -2,7 +2,7 @@ use super::samples::{self, NOW};
 use super::*;
 use crate::ByteSize;
 use crate::host::{Accelerator, Confinement};
-use crate::vm::VmState;
+use crate::vm::{TpmProcess, VmState};
 
 /// The facts of a move that fits, in pieces a test can spoil.
 struct Case {
@@ -215,6 +215,12 @@ fn each_rule_alone_says_its_code() {
         (C::TpmStateMissing, |c| {
             stop(c);
             c.vm.tpm.state_present = false;
+        }),
+        (C::TpmNotAnswering, |c| {
+            c.vm.tpm.process = Some(TpmProcess::Stopped { pid: 7 })
+        }),
+        (C::TpmNotAnswering, |c| {
+            c.vm.tpm.process = Some(TpmProcess::Gone)
         }),
         (C::SwtpmMissing, |c| c.there().versions.swtpm = None),
         (C::MachineMissing, |c| c.there().machines.clear()),

@@ -1,0 +1,140 @@
+//! The processes of running VMs' TPMs: swtpm, as libvirt starts it, one a VM.
+//!
+//! They are found among all processes by what they were started with, and not by libvirt's pid files: those lie where
+//! swtpm's own user may write.
+
+use fleetward_model::VmId;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+
+/// A process of a TPM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) pid: u32,
+    /// By a signal or a debugger: it answers nothing until it is continued.
+    pub(crate) stopped: bool,
+}
+
+/// Those whose state lies below `states`, by their VMs. `proc` is `/proc`.
+pub(crate) fn all(proc: &Path, states: &Path) -> io::Result<HashMap<VmId, Found>> {
+    let mut found = HashMap::new();
+    for entry in std::fs::read_dir(proc)? {
+        let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // What has ended since is none of them.
+        if let Some((vm, process)) = of(proc, states, pid) {
+            found.insert(vm, process);
+        }
+    }
+    Ok(found)
+}
+
+fn of(proc: &Path, states: &Path, pid: u32) -> Option<(VmId, Found)> {
+    let read = |file: &str| std::fs::read(proc.join(pid.to_string()).join(file)).ok();
+    if read("comm")? != b"swtpm\n" {
+        return None;
+    }
+    let vm = vm_of(&read("cmdline")?, states)?;
+    let stopped = match state_of(&read("stat")?)? {
+        b'T' | b't' => true,
+        // It has ended, and only its parent has not noticed yet.
+        b'Z' | b'X' => return None,
+        _ => false,
+    };
+    Some((vm, Found { pid, stopped }))
+}
+
+/// `--tpmstate dir=STATES/VM/tpm2,mode=0600`
+fn vm_of(command: &[u8], states: &Path) -> Option<VmId> {
+    let mut words = command.split(|byte| *byte == 0);
+    words.find(|word| *word == b"--tpmstate")?;
+    let directory = std::str::from_utf8(words.next()?).ok()?;
+    let directory = directory.strip_prefix("dir=")?.split(',').next()?;
+    let below = Path::new(directory).strip_prefix(states).ok()?;
+    below.to_str()?.strip_suffix("/tpm2")?.parse().ok()
+}
+
+/// The letter after the name, which is in brackets and may hold any.
+///
+/// Source: proc(5), `/proc/pid/stat`.
+fn state_of(stat: &[u8]) -> Option<u8> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    stat.get(end + 2).copied()
+}
+
+/// Lets a process that was stopped go on, if it is still the VM's.
+pub(crate) fn wake(proc: &Path, states: &Path, vm: VmId, pid: u32) -> io::Result<()> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let number = number.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // From here on the number is of this process, whatever becomes of it.
+    let process = pidfd_open(number, PidfdFlags::empty())?;
+    match of(proc, states, pid) {
+        Some((whose, _)) if whose == vm => Ok(pidfd_send_signal(&process, Signal::CONT)?),
+        Some(_) | None => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests make files as they like")]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const VM: &str = "049ae0d7-a858-45f8-b29b-300739da764b";
+
+    fn process(proc: &Path, pid: u32, name: &str, state: char, command: &[&str]) {
+        let directory = proc.join(pid.to_string());
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("comm"), format!("{name}\n")).unwrap();
+        fs::write(directory.join("cmdline"), command.join("\0")).unwrap();
+        let stat = format!("{pid} ({name}) {state} 1 1");
+        fs::write(directory.join("stat"), stat).unwrap();
+    }
+
+    #[test]
+    fn only_processes_that_hold_a_vms_state_are_its_tpm() {
+        let proc = tempfile::tempdir().unwrap();
+        let own = format!("dir=/states/{VM}/tpm2,mode=0600");
+        let swtpm = |state: &str| ["swtpm", "socket", "--tpmstate", state].map(str::to_owned);
+        let elsewhere = format!("dir=/pool/{VM}/tpm2");
+        let deeper = format!("dir=/states/x/{VM}/tpm2");
+        for (pid, name, state, directory) in [
+            (10, "bash", 'S', own.as_str()),
+            (11, "swtpm", 'Z', &own),
+            (12, "swtpm", 'S', &elsewhere),
+            (13, "swtpm", 'S', &deeper),
+            (14, "swtpm", 'S', "dir=/states/nonsense/tpm2"),
+        ] {
+            let command = swtpm(directory);
+            let command: Vec<&str> = command.iter().map(String::as_str).collect();
+            process(proc.path(), pid, name, state, &command);
+        }
+        fs::create_dir(proc.path().join("self")).unwrap();
+        let states = Path::new("/states");
+        assert_eq!(all(proc.path(), states).unwrap(), HashMap::new());
+
+        let command = swtpm(&own);
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        process(proc.path(), 15, "swtpm", 'T', &command);
+        let found = Found {
+            pid: 15,
+            stopped: true,
+        };
+        let expected = HashMap::from([(VM.parse().unwrap(), found)]);
+        assert_eq!(all(proc.path(), states).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_name_with_brackets_hides_no_state() {
+        assert_eq!(state_of(b"7 (a) R (b) T 1"), Some(b'T'));
+        assert_eq!(state_of(b"7 (a)"), None);
+        assert_eq!(state_of(b""), None);
+    }
+}
