@@ -3,7 +3,7 @@
 //! ```text
 //!   no file                        TPM_STATE_MISSING     never a new TPM in its place
 //!   empty, cut, not encrypted      TPM_STATE_DAMAGED     by its size and its header, without the key
-//!   one from before           TPM_STATE_OUTDATED    by its digest, where this host has seen a later one
+//!   one from before                TPM_STATE_OUTDATED    by its digest, where this host has seen a later one
 //!   the key does not open it       TPM_STATE_UNREADABLE  swtpm itself has tried, on a copy
 //! ```
 //! A state counts as seen when swtpm has written it for a running guest, when it has opened, or when a restore has put it in

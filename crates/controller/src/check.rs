@@ -91,7 +91,7 @@ pub(crate) async fn against(
         .detail
         .as_ref()
         .map(|detail| opening(detail.can_open.clone()));
-    let checked = judge(
+    let mut checked = judge(
         world.trust,
         mode,
         vm,
@@ -100,6 +100,12 @@ pub(crate) async fn against(
         at_home,
         incoming,
     );
+    // The rules do not know which copies there are.
+    for finding in &mut checked.findings {
+        if let Some(cure) = world.escrow.cure(vm.id, vm.name.as_str(), finding.code) {
+            finding.fix = cure;
+        }
+    }
     let claimants = claimants(world, vm.id);
     if !claimants.is_empty() {
         return Ok(in_the_way(checked, disputed(&vm.name, &claimants)));

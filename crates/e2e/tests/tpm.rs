@@ -235,8 +235,12 @@ fn running_refused(fleet: &Fleet) -> Result<()> {
     guest::goes_on(fleet, VM, &before).map(drop)
 }
 
-/// What a power cut, a full disk or a bad sector makes of the state: empty, cut, other bytes.
+/// What a power cut, a full disk or a bad sector makes of the state: none, empty, cut, other bytes, one from before.
 fn damaged(fleet: &Fleet) -> Result<()> {
+    let id = text(&fleet.vm(VM)?, "id")?;
+    let state = format!("/var/lib/libvirt/swtpm/{id}/tpm2/tpm2-00.permall");
+    let on_a = |script: &str| fleet.exec("a", &["sh", "-ec", script])?.ok();
+    on_a(&format!("cp -p {state} /var/lib/fleetward/older"))?;
     stop(fleet)?;
     let versions = || {
         let history = fleet.json(&["tpm", "history", VM])?;
@@ -252,11 +256,11 @@ fn damaged(fleet: &Fleet) -> Result<()> {
     })?;
     let kept = versions()?;
     let newest = kept.iter().max().copied().unwrap_or_default().to_string();
-    let id = text(&fleet.vm(VM)?, "id")?;
-    let state = format!("/var/lib/libvirt/swtpm/{id}/tpm2/tpm2-00.permall");
-    let on_a = |script: &str| fleet.exec("a", &["sh", "-ec", script])?.ok();
     on_a(&format!("cp -p {state} /var/lib/fleetward/whole"))?;
+    let in_place = || Ok::<_, anyhow::Error>(on_a(&format!("sha256sum {state} || true"))?.stdout);
     for (damage, code) in [
+        ("rm $s", "TPM_STATE_MISSING"),
+        ("cp -p /var/lib/fleetward/older $s.x", "TPM_STATE_OUTDATED"),
         (": > $s.x", "TPM_STATE_DAMAGED"),
         ("truncate -s 3000 $s.x", "TPM_STATE_DAMAGED"),
         (
@@ -265,16 +269,22 @@ fn damaged(fleet: &Fleet) -> Result<()> {
         ),
     ] {
         on_a(&format!(
-            "s={state}; cp -p /var/lib/fleetward/whole $s.x; {damage}; mv $s.x $s"
+            "s={state}; cp -p /var/lib/fleetward/whole $s.x; mv $s.x $s
+             cp -p $s $s.x; {damage}; if [ -e $s ]; then mv $s.x $s; else rm $s.x; fi"
         ))?;
+        let before = in_place()?;
         for command in [
             &["vm", "start", VM][..],
             &["vm", "migrate", VM, "--to", "b", "--offline"],
+            &["vm", "clone", VM, "copy", "--tpm", "copy"],
+            &["tpm", "roll", VM],
         ] {
             let said = fleet.cli(command)?.refused(4, code)?;
             let fix = format!("fix: fleetward tpm restore {VM} --version {newest}");
             ensure!(said.stderr.contains(&fix), "{}", said.stderr);
         }
+        ensure!(in_place()? == before, "{code}: the state was changed");
+        ensure!(fleet.vm("copy").is_err(), "{code}: a clone is left");
     }
     // Of the last one the host has told the controller, which asked for a copy.
     wait::until("why there is no copy to show", seconds(30), || {

@@ -376,12 +376,15 @@ fn named(world: &World, job: &Job, failure: &Failure) -> Failure {
     let Some(vm) = about.vm else {
         return failure.clone().about(&names);
     };
-    let mut failure = failure.clone().about(&names.vm(&about.target));
-    if let Some(restore) = world.escrow.cure(vm, &about.target, failure.code) {
+    // The target of a clone is what it makes, and not the VM that is copied.
+    let seen = world.inventory.vm(vm);
+    let name = seen.map_or(about.target, |seen| seen.name.to_string());
+    let mut failure = failure.clone().about(&names.vm(&name));
+    if let Some(restore) = world.escrow.cure(vm, &name, failure.code) {
         failure.fix = restore;
     }
     for text in [&mut failure.what, &mut failure.because, &mut failure.fix] {
-        *text = text.replace(&vm.to_string(), &about.target);
+        *text = text.replace(&vm.to_string(), &name);
     }
     failure
 }
