@@ -51,14 +51,18 @@ fn of(proc: &Path, states: &Path, pid: u32) -> Option<(VmId, Found)> {
     Some((vm, Found { pid, stopped }))
 }
 
-/// `--tpmstate dir=STATES/VM/tpm2,mode=0600`
+/// `--tpmstate dir=STATES/VM/tpm2,mode=0600`, and `backend-uri=dir://STATES/VM/tpm2` of a newer libvirt.
 fn vm_of(command: &[u8], states: &Path) -> Option<VmId> {
     let mut words = command.split(|byte| *byte == 0);
     words.find(|word| *word == b"--tpmstate")?;
-    let directory = std::str::from_utf8(words.next()?).ok()?;
-    let directory = directory.strip_prefix("dir=")?.split(',').next()?;
-    let below = Path::new(directory).strip_prefix(states).ok()?;
-    below.to_str()?.strip_suffix("/tpm2")?.parse().ok()
+    let value = std::str::from_utf8(words.next()?).ok()?;
+    let directories = value.split(',').filter_map(|option| option.split_once('='));
+    directories
+        .map(|(_, directory)| directory.strip_prefix("dir://").unwrap_or(directory))
+        .find_map(|directory| {
+            let below = Path::new(directory).strip_prefix(states).ok()?;
+            below.to_str()?.strip_suffix("/tpm2")?.parse().ok()
+        })
 }
 
 /// The letter after the name, which is in brackets and may hold any.
@@ -129,6 +133,9 @@ mod tests {
         };
         let expected = HashMap::from([(VM.parse().unwrap(), found)]);
         assert_eq!(all(proc.path(), states).unwrap(), expected);
+
+        let uri = format!("swtpm\0--tpmstate\0backend-uri=dir:///states/{VM}/tpm2,mode=0600\0");
+        assert_eq!(vm_of(uri.as_bytes(), states), VM.parse().ok());
     }
 
     #[test]
