@@ -486,12 +486,14 @@ fn destination_dies(fleet: &Fleet) -> Result<()> {
 
     // A month passes; the controller may have dropped its record of the job meanwhile.
     fleet.lab("clock", &["+31d"])?.ok()?;
-    wait::until("the month to have passed", seconds(30), || {
-        let host = fleet.json(&["host", "show", "a"])?;
-        let clock = OffsetDateTime::parse(&text(&host["facts"], "clock")?, &Rfc3339)?;
-        let passed = clock - OffsetDateTime::now_utc() > time::Duration::days(30);
-        Ok((passed && host["state"] == "online").then_some(()))
-    })?;
+    for host in ["a", "c"] {
+        wait::until("the month to have passed", seconds(30), || {
+            let host = fleet.json(&["host", "show", host])?;
+            let clock = OffsetDateTime::parse(&text(&host["facts"], "clock")?, &Rfc3339)?;
+            let passed = clock - OffsetDateTime::now_utc() > time::Duration::days(30);
+            Ok((passed && host["state"] == "online").then_some(()))
+        })?;
+    }
     fleet.start("b")?;
     wait::until("host b to have paid", seconds(60), || {
         let host = fleet.json(&["host", "show", "b"])?;
