@@ -5,6 +5,7 @@ use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::observe;
+use crate::tpm_judge;
 use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, VmDetail};
 use fleetward_hypervisor::CpuVerdict;
 use fleetward_model::vm::VmMetadata;
@@ -47,10 +48,17 @@ pub(crate) async fn detail(host: &Host, vm: VmId) -> Result<VmDetail> {
         Some(metadata) if domain.tpm => can_open(host, metadata),
         Some(_) | None => CanOpen::NoTpm,
     };
+    let tpm_state = match &observed.metadata {
+        Some(metadata) if domain.tpm && observed.state.stands_still() => {
+            tpm_judge::unasked(host, vm, metadata).await
+        }
+        Some(_) | None => None,
+    };
     Ok(VmDetail {
         vm: observed,
         cpu_xml: domain.cpu_xml,
         can_open,
+        tpm_state,
     })
 }
 

@@ -13,9 +13,11 @@ use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::{Purpose, parse_protector};
 use crate::record::LockoutRecord;
+use fleetward_api::agent::TpmStateJudged;
 use fleetward_hypervisor::Error as HypervisorError;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, VmId, VmName, tpm_state};
+use fleetward_protector::KeyProtector;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -113,6 +115,42 @@ fn digest_of(state: &[u8]) -> String {
     hex::encode(Sha256::digest(state))
 }
 
+/// What can be said of the state without using the VM's key. None where it could not be looked at.
+pub(crate) async fn unasked(
+    host: &Host,
+    vm: VmId,
+    metadata: &VmMetadata,
+) -> Option<TpmStateJudged> {
+    match whole(host, vm, &metadata.spec.name).await {
+        Ok(state) => {
+            let text = metadata.key_protector.as_deref().unwrap_or_default();
+            let protector = parse_protector(text, vm).ok()?;
+            Some(match host.proofs.has(vm, &proof(&state, &protector)) {
+                true => TpmStateJudged::Opened,
+                false => TpmStateJudged::Untried,
+            })
+        }
+        Err(trouble) => {
+            let failure = trouble.failure;
+            let judged = matches!(
+                failure.code,
+                ErrorCode::TpmStateMissing
+                    | ErrorCode::TpmStateDamaged
+                    | ErrorCode::TpmStateOutdated
+            );
+            judged.then_some(TpmStateJudged::Refused { failure })
+        }
+    }
+}
+
+fn proof(state: &[u8], protector: &KeyProtector) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(Sha256::digest(state))
+        .chain_update(protector.der())
+        .finalize()
+        .into()
+}
+
 /// What is in place, whole by its own account.
 async fn in_place(host: &Host, vm: VmId, name: &VmName) -> Result<Vec<u8>> {
     let here = &host.member.host;
@@ -148,11 +186,7 @@ pub(crate) async fn opens(
 ) -> Result<()> {
     let text = metadata.key_protector.as_deref().unwrap_or_default();
     let protector = parse_protector(text, vm)?;
-    let digest: [u8; 32] = Sha256::new()
-        .chain_update(Sha256::digest(state))
-        .chain_update(protector.der())
-        .finalize()
-        .into();
+    let digest = proof(state, &protector);
     if host.proofs.has(vm, &digest) {
         return Ok(());
     }

@@ -1049,10 +1049,18 @@ async fn a_tpm_state_from_before_is_refused_until_a_restore_brings_one_back_on_p
     let content = String::from_utf8_lossy(&yesterday[10..]).into_owned();
     let today = support::fake::tpm_state(&format!("{content}, today"));
     std::fs::write(&place, &today).unwrap();
-    node.detail(spec.id).await.unwrap();
+    let said = async || node.detail(spec.id).await.unwrap().tpm_state;
+    assert_eq!(said().await, None, "its guest writes it when it likes");
     node.fake.stop_by_itself(spec.id);
+    assert_eq!(said().await, Some(TpmStateJudged::Untried));
 
     std::fs::write(&place, &yesterday).unwrap();
+    match said().await {
+        Some(TpmStateJudged::Refused { failure }) => {
+            assert_eq!(failure.code, ErrorCode::TpmStateOutdated);
+        }
+        other => panic!("{other:?}"),
+    }
     let to = support::spec("clone");
     let copy = operation::CopyVm {
         to: Box::new(to),

@@ -434,4 +434,19 @@ pub struct VmDetail {
     pub cpu_xml: Option<String>,
     /// Whether the host can open the key protector.
     pub can_open: CanOpen,
+    /// None where a running guest may write it or there is no TPM, and from agents that do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm_state: Option<TpmStateJudged>,
+}
+
+/// What a host says of the TPM state in the place of a VM that stands still, without using its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum TpmStateJudged {
+    /// It has opened with the VM's key on this host.
+    Opened,
+    /// It is whole by its own account, and its key has not been tried on it.
+    Untried,
+    /// Nothing may use it.
+    Refused { failure: Failure },
 }

@@ -15,7 +15,7 @@ use fleetward_api::agent::operation::{Answer, HostOperation, Operation, Operatio
 use fleetward_api::agent::{
     self, AuditHead, CanOpen, CancelRequest, CertificateAnswer, CertificateRequest, ConversionLine,
     ConversionQuery, ConverterState, EkAuthorityHeld, GuardianChange, IncomingAnswer, KeysRequest,
-    OperationLine, OperationRequest, Question, VmDetail,
+    OperationLine, OperationRequest, Question, TpmStateJudged, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
@@ -834,6 +834,7 @@ pub(crate) struct Detail {
     pub(crate) vm: VmObserved,
     pub(crate) cpu_xml: Option<String>,
     pub(crate) can_open: CanOpen,
+    pub(crate) tpm_state: Option<TpmStateJudged>,
 }
 
 impl From<VmDetail> for Detail {
@@ -842,6 +843,7 @@ impl From<VmDetail> for Detail {
             vm: detail.vm.digested(),
             cpu_xml: detail.cpu_xml,
             can_open: detail.can_open,
+            tpm_state: detail.tpm_state,
         }
     }
 }

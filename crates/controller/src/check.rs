@@ -4,7 +4,7 @@ use crate::admission::claimants;
 use crate::agents::Detail;
 use crate::debts::unpaid;
 use crate::world::{HostFactsNow, World};
-use fleetward_api::agent::{CanOpen, IncomingAnswer, Question};
+use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, TpmStateJudged};
 use fleetward_api::controller::CheckView;
 use fleetward_model::admission::disputed;
 use fleetward_model::error::Finding;
@@ -110,8 +110,11 @@ pub(crate) async fn against(
     if !claimants.is_empty() {
         return Ok(in_the_way(checked, disputed(&vm.name, &claimants)));
     }
-    let checked = match state_refused(world, vm) {
-        Some(failure) if checked.code != Some(failure.code) => in_the_way(checked, failure),
+    let judged = home.detail.as_ref().and_then(|d| d.tpm_state.as_ref());
+    let checked = match state_refused(world, vm, judged) {
+        Some(failure) if !checked.findings.iter().any(|f| f.code == failure.code) => {
+            in_the_way(checked, failure)
+        }
         Some(_) | None => checked,
     };
     Ok(match unpaid(&world.debts, to, Some(vm.id)) {
@@ -121,21 +124,36 @@ pub(crate) async fn against(
     })
 }
 
-/// What is wrong with the TPM state of a VM that stands still, as its host said when a copy of it was asked for.
-fn state_refused(world: &World, vm: &VmObserved) -> Option<Failure> {
-    let missed = world.escrow.missed(vm.id)?;
-    let refused = match missed.code {
-        ErrorCode::TpmStateDamaged
-        | ErrorCode::TpmStateOutdated
-        | ErrorCode::TpmStateUnreadable => world.escrow.lacks(vm).is_some(),
-        _ => false,
-    };
-    if !vm.state.stands_still() || !refused {
+/// What is wrong with the TPM state of a VM that stands still: as its host says now, and whether it opens as the host said
+/// when a copy of it was asked for. A former version of the agent says the one thing only then, too.
+fn state_refused(
+    world: &World,
+    vm: &VmObserved,
+    judged: Option<&TpmStateJudged>,
+) -> Option<Failure> {
+    if !vm.state.stands_still() {
         return None;
     }
-    let fix = world.escrow.cure(vm.id, vm.name.as_str(), missed.code);
-    let fix = fix.unwrap_or_else(|| missed.fix.clone());
-    Some(missed.about(&Names::default().vm(&vm.name)).fix(fix))
+    let missed = || world.escrow.missed(vm.id);
+    let failure = match judged {
+        Some(TpmStateJudged::Opened) => None,
+        Some(TpmStateJudged::Refused { failure }) => Some(failure.clone()),
+        Some(TpmStateJudged::Untried) => {
+            missed().filter(|missed| missed.code == ErrorCode::TpmStateUnreadable)
+        }
+        None => missed().filter(|missed| {
+            let of_state = matches!(
+                missed.code,
+                ErrorCode::TpmStateDamaged
+                    | ErrorCode::TpmStateOutdated
+                    | ErrorCode::TpmStateUnreadable
+            );
+            of_state && world.escrow.lacks(vm).is_some()
+        }),
+    }?;
+    let fix = world.escrow.cure(vm.id, vm.name.as_str(), failure.code);
+    let fix = fix.unwrap_or_else(|| failure.fix.clone());
+    Some(failure.about(&Names::default().vm(&vm.name)).fix(fix))
 }
 
 /// The same, but for something that the rules do not see.

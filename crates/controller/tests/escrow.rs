@@ -15,10 +15,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleet::Controller;
 use fleet::agent::FakeAgent;
-use fleetward_api::controller::JobState;
+use fleetward_api::agent::TpmStateJudged;
+use fleetward_api::controller::{CheckView, JobState};
 use fleetward_api::tpm::{BundleParts, TpmVersion, VersionReason};
+use fleetward_model::error::Finding;
 use fleetward_model::vm::VmState;
-use fleetward_model::{ErrorCode, HostName, KeyId, VmId};
+use fleetward_model::{ErrorCode, Failure, HostName, KeyId, VmId};
 use fleetward_protector::ExpiredAllowed;
 use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
 use http::Method;
@@ -238,6 +240,66 @@ async fn a_host_adds_no_version_to_a_vm_that_was_not_asked_for() {
     };
     controller.wait("the refusal to show", missed).await;
     assert_eq!(history().await, before);
+}
+
+/// What was wrong when a copy was asked for may have been put right since, and the other way round.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_says_of_the_state_what_its_host_finds_now() {
+    let (controller, a, _b, id) = with_a_copy().await;
+    let found = async || -> Option<Finding> {
+        let checks: Vec<CheckView> = controller.get("/v1/check?vm=web&to=b").await;
+        let codes = [
+            ErrorCode::TpmStateDamaged,
+            ErrorCode::TpmStateOutdated,
+            ErrorCode::TpmStateUnreadable,
+        ];
+        let all = checks.into_iter().flat_map(|check| check.findings);
+        all.into_iter().find(|f| codes.contains(&f.code))
+    };
+    let refuse = |code| Failure::new(code, "the TPM of VM web").because("so it is");
+    a.look(|inner| inner.no_copy = Some(refuse(ErrorCode::TpmStateDamaged)));
+    has_state(&a, id, 2);
+    let missed = async |code: &str| {
+        let vm: Value = controller.get("/v1/vms/web").await;
+        vm["escrow"]["failure"]["code"] == code
+    };
+    let damaged = async || missed("TPM_STATE_DAMAGED").await;
+    controller.wait("the refusal to show", damaged).await;
+    // An agent that does not say is believed in what it said then.
+    let then = found().await.expect("a finding");
+    assert_eq!(
+        (then.code, then.blocking),
+        (ErrorCode::TpmStateDamaged, true)
+    );
+
+    for fine in [TpmStateJudged::Untried, TpmStateJudged::Opened] {
+        a.look(|inner| inner.judged = Some(fine.clone()));
+        assert_eq!(found().await, None, "{fine:?}");
+    }
+    let failure = refuse(ErrorCode::TpmStateOutdated);
+    a.look(|inner| inner.judged = Some(TpmStateJudged::Refused { failure }));
+    let now = found().await.expect("a finding");
+    assert_eq!(
+        (now.code, now.blocking),
+        (ErrorCode::TpmStateOutdated, true)
+    );
+    assert!(
+        now.fix.starts_with("fleetward tpm restore web --version "),
+        "{now:?}"
+    );
+
+    // Whether it opens is known of a try only.
+    a.look(|inner| {
+        inner.no_copy = Some(refuse(ErrorCode::TpmStateUnreadable));
+        inner.judged = Some(TpmStateJudged::Untried);
+    });
+    has_state(&a, id, 3);
+    let unreadable = async || missed("TPM_STATE_UNREADABLE").await;
+    controller.wait("the refusal to show", unreadable).await;
+    let now = found().await.expect("a finding");
+    assert_eq!(now.code, ErrorCode::TpmStateUnreadable);
+    a.look(|inner| inner.judged = Some(TpmStateJudged::Opened));
+    assert_eq!(found().await, None);
 }
 
 /// What a host says of a VM is about its own copy, whatever name and time it writes into it.

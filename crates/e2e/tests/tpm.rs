@@ -240,6 +240,13 @@ fn damaged(fleet: &Fleet) -> Result<()> {
     let id = text(&fleet.vm(VM)?, "id")?;
     let state = format!("/var/lib/libvirt/swtpm/{id}/tpm2/tpm2-00.permall");
     let on_a = |script: &str| fleet.exec("a", &["sh", "-ec", script])?.ok();
+    let current = || {
+        wait::until("the newest state to be kept", seconds(30), || {
+            Ok((fleet.vm(VM)?["escrow"]["current"] == true).then_some(()))
+        })
+    };
+    // One that the host has seen: what was written and replaced between two looks is not known as one from before.
+    current()?;
     on_a(&format!("cp -p {state} /var/lib/fleetward/older"))?;
     stop(fleet)?;
     let versions = || {
@@ -251,9 +258,7 @@ fn damaged(fleet: &Fleet) -> Result<()> {
                 .collect::<Vec<_>>(),
         )
     };
-    wait::until("the last state to be kept", seconds(30), || {
-        Ok((fleet.vm(VM)?["escrow"]["current"] == true).then_some(()))
-    })?;
+    current()?;
     let kept = versions()?;
     let newest = kept.iter().max().copied().unwrap_or_default().to_string();
     on_a(&format!("cp -p {state} /var/lib/fleetward/whole"))?;

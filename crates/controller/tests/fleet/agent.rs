@@ -13,7 +13,7 @@ use fleetward_api::agent as api_agent;
 use fleetward_api::agent::operation::{self, Operation, OperationResult, SourceState};
 use fleetward_api::agent::{
     AgentEvent, AuditHead, CanOpen, IncomingAnswer, OperationLine, OperationRequest, Question,
-    RewrapReason, VmDetail,
+    RewrapReason, TpmStateJudged, VmDetail,
 };
 use fleetward_api::tpm::{BundleParts, TpmBundle};
 use fleetward_link::{
@@ -161,6 +161,8 @@ pub(crate) struct Inner {
     pub(crate) audit: Vec<AuditRecord>,
     /// Why no copy of any TPM is given.
     pub(crate) no_copy: Option<Failure>,
+    /// What it says of the TPM state of any VM.
+    pub(crate) judged: Option<TpmStateJudged>,
     /// It answers with the TPM of this VM, whichever is asked for.
     pub(crate) answers_with: Option<VmId>,
     /// Its log cannot be read.
@@ -245,6 +247,7 @@ impl FakeAgent {
             generations: BTreeMap::new(),
             audit: Vec::new(),
             no_copy: None,
+            judged: None,
             answers_with: None,
             audit_spoilt: false,
             witnessed: None,

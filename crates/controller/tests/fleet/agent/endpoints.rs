@@ -184,6 +184,7 @@ pub(super) async fn vm(
             },
             cpu_xml: None,
             can_open: CanOpen::Yes,
+            tpm_state: inner.judged.clone(),
         })
         .into_response(),
         None => refusal(Failure::new(ErrorCode::VmNotFound, "no such VM")),
