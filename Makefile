@@ -33,9 +33,11 @@ fuzz: packages ## every parser of foreign bytes by coverage, an hour each, two a
 	scripts/fuzz run $${FLEETWARD_FUZZ_SECONDS:-3600}
 
 soak: build ## the end-to-end tests with every point of every job walked by kill -9, an upgrade from an earlier version, a whole Debian, hosts with AppArmor, known vulnerabilities (hours)
+	@scripts/install-packages soak
 	scripts/cargo-deny advisories
 	@scripts/labs-of-tests $(LAB) clear
 	FLEETWARD_MUTANTS=200 cargo test --workspace --locked --test conversion
+	FLEETWARD_E2E_SOAK=1 cargo test --workspace --locked --test pfx_elsewhere
 	FLEETWARD_E2E_SOAK=1 $(LANES) $(SUITES)
 	@scripts/labs-of-tests $(LAB) none
 

@@ -182,13 +182,13 @@ codes! {
         "An RSA key in the PFX file has fewer than 2048 bits.",
         "make a new guardian on the host that the file comes from, and export that guardian";
     PfxUnsupported = "PFX_UNSUPPORTED", Refused,
-        "The PFX file uses an algorithm, a key or a form that Fleetward does not read: elliptic curves, RSA of more than 8192 bits, or a certificate that is not canonical DER.",
+        "The PFX file uses an algorithm, a key or a form that Fleetward does not read: elliptic curves, RSA for PSS signatures alone or of more than 8192 bits, BER instead of DER, or a certificate that is not canonical DER.",
         "export it again with AES-256 and SHA-256 or with 3DES and SHA-1, and RSA keys of 2048 to 8192 bits";
     PfxIncomplete = "PFX_INCOMPLETE", Refused,
         "The files hold only one half of a guardian. A guardian has a signing and an encryption certificate.",
         "give both files in one command: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx";
     PfxNotAPair = "PFX_NOT_A_PAIR", Refused,
-        "The certificates in the files do not belong to one guardian: there are two of one kind, they are of different hosts, or one is neither for signing nor for encryption.",
+        "The certificates in the files do not belong to one guardian: there are two of one kind or for one key, they are of different hosts, or one is neither for signing nor for encryption.",
         "give the two files of one guardian and no other files";
     ClocksApart = "CLOCKS_APART", Refused,
         "The clocks of the two hosts differ by more than the limit, so certificates and audit records cannot be trusted.",

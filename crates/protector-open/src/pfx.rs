@@ -5,12 +5,13 @@
 //! record. p12-keystore frees its copies of the key without wiping them, so an export must run in its own short-lived
 //! process.
 
+mod pairing;
 mod read;
+mod refusal;
 mod scan;
 
-pub use read::{
-    Found, KeyWithCertificate, MAX_PFX, PairError, PfxReadError, assemble, read, sort_out,
-};
+pub use read::{Found, KeyWithCertificate, assemble, read, sort_out};
+pub use refusal::{MAX_PFX, PairError, PfxReadError};
 pub use scan::MAX_ITERATIONS;
 
 use crate::local_guardian::LocalGuardian;

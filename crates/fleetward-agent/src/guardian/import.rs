@@ -5,11 +5,12 @@ use super::require_root;
 use crate::typed_secret::{self, Secret};
 use anyhow::Context;
 use fleetward_agent::failure::chain;
-use fleetward_agent::keyring::pfx::{self, Found, PairError, PfxReadError};
+use fleetward_agent::keyring::pfx::{self, Found, PfxReadError};
 use fleetward_agent::keyring::{HalfImported, Imported, Keyring, Purpose};
 use fleetward_durable::{self as durable, Expected};
+use fleetward_model::Failure;
+use fleetward_model::fix::quoted;
 use fleetward_model::guardian::{CertificateFacts, CertificateRole};
-use fleetward_model::{ErrorCode, Failure};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
@@ -39,16 +40,8 @@ pub(super) fn import(
         .map(|path| path.display().to_string())
         .collect();
     let names = names.join(", ");
-    let found = pfx::sort_out(keys).map_err(|error| {
-        let code = match error {
-            PairError::Half { .. } => ErrorCode::PfxIncomplete,
-            PairError::Several { .. }
-            | PairError::NoRole { .. }
-            | PairError::DifferentHosts { .. }
-            | PairError::NotAGuardian(_) => ErrorCode::PfxNotAPair,
-        };
-        Failure::new(code, format!("importing {names}")).because(error)
-    })?;
+    let found = pfx::sort_out(keys)
+        .map_err(|error| Failure::new(error.code(), format!("importing {names}")).because(error))?;
     let purpose = Purpose {
         actor: fleetward_agent::join::local_actor(),
         reason: format!("import-pfx of {names}"),
@@ -136,34 +129,22 @@ fn read_pfx(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
 }
 
 fn refusal(path: &Path, error: &PfxReadError) -> Failure {
-    let code = match error {
-        PfxReadError::TooLarge { .. } => ErrorCode::PfxTooLarge,
-        PfxReadError::Truncated { .. } => ErrorCode::PfxTruncated,
-        PfxReadError::Damaged | PfxReadError::Altered | PfxReadError::Key => ErrorCode::PfxDamaged,
-        PfxReadError::NotRsa | PfxReadError::LargeKey { .. } | PfxReadError::Form(_) => {
-            ErrorCode::PfxUnsupported
-        }
-        PfxReadError::NoMac => ErrorCode::PfxNoMac,
-        PfxReadError::TooManyIterations { .. } | PfxReadError::TooManyIterationsInside => {
-            ErrorCode::PfxTooManyIterations
-        }
-        PfxReadError::WrongPassword => ErrorCode::PfxWrongPassword,
-        PfxReadError::Unsupported(_) | PfxReadError::PasswordCharacters => {
-            ErrorCode::PfxUnsupported
-        }
-        PfxReadError::NoKey => ErrorCode::PfxNoKey,
-        PfxReadError::NoCertificate => ErrorCode::PfxNoCertificate,
-        PfxReadError::WeakKey { .. } => ErrorCode::PfxWeakKey,
-    };
-    let failure = Failure::new(code, format!("importing {}", path.display())).because(chain(error));
+    let failure =
+        Failure::new(error.code(), format!("importing {}", path.display())).because(chain(error));
     match error {
         // Exporting the same key in another way would not help.
-        PfxReadError::NotRsa | PfxReadError::LargeKey { .. } => failure.fix(
+        PfxReadError::NotRsa { .. } | PfxReadError::LargeKey { .. } => failure.fix(
             "make a guardian with RSA keys of 2048 to 8192 bits on the host it comes from (on Hyper-V: New-HgsGuardian -GenerateCertificates), grant it, and export that one",
         ),
         PfxReadError::Form(_) => failure.fix(
             "have the certificate issued again in DER and smaller than 16 KiB, for the same key, and export both together",
         ),
+        PfxReadError::Ber(_) => {
+            let given = quoted(&path.display().to_string());
+            failure.fix(format!(
+                "have OpenSSL write it as DER, with no copy in clear: openssl pkcs12 -in {given} -nodes | openssl pkcs12 -export -out der.pfx"
+            ))
+        }
         _ => failure,
     }
 }

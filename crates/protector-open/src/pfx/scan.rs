@@ -11,7 +11,7 @@ use der::{Decode, Header, Reader, SliceReader, Tag, TagNumber};
 pub const MAX_ITERATIONS: u64 = 1_000_000;
 
 /// Most parts that ask for key derivation. OpenSSL and Windows write two or three.
-const MAX_DERIVATIONS: usize = 8;
+pub(super) const MAX_DERIVATIONS: usize = 8;
 
 const DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x01];
 const ENCRYPTED_DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x06];
@@ -20,9 +20,19 @@ const PBKDF2: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0c];
 const PBMAC1: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0e];
 /// pkcs-12PbeIds: 3 is 3DES with three keys, 6 is RC2 with 40 bits.
 const PKCS12_PBE: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x01];
+/// AES in CBC mode, by its last number: keys of 128, 192 and 256 bits.
+const AES: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01];
 const SHROUDED_KEY: &[u8] = &[
     0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01, 0x02,
 ];
+
+/// How BER differs from DER (X.690 section 10).
+const INDEFINITE: &str = "with an indefinite length";
+const IN_PIECES: &str = "with strings in pieces";
+const LONG_LENGTH: &str = "with a length in more bytes than it needs";
+
+const OTHER_CIPHER: E =
+    E::Unsupported("it is encrypted with something other than AES in CBC mode, 3DES or 40-bit RC2");
 
 /// One DER value.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +87,7 @@ pub(super) fn scan(file: &[u8]) -> Result<Vec<Vec<u8>>, E> {
 /// Whether the outermost value is all there, and nothing follows it.
 fn require_whole(file: &[u8]) -> Result<(), E> {
     if file.starts_with(&[0x30, 0x80]) {
-        return Err(E::Unsupported("it is BER with an indefinite length"));
+        return Err(E::Ber(INDEFINITE));
     }
     if file.is_empty() {
         return Err(E::Truncated { missing: None });
@@ -139,6 +149,12 @@ fn check_safe(safe: Value<'_>, derivations: &mut usize) -> Result<(), E> {
         ENCRYPTED_DATA => {
             let parts = members(sequence(content)?)?;
             let info = members(sequence(*parts.get(1).ok_or(E::Damaged)?)?)?;
+            if info
+                .get(2)
+                .is_some_and(|content| content.tag.is_constructed())
+            {
+                return Err(E::Ber(IN_PIECES));
+            }
             *derivations += 1;
             check_algorithm(*info.get(1).ok_or(E::Damaged)?)
         }
@@ -164,9 +180,21 @@ fn check_safe(safe: Value<'_>, derivations: &mut usize) -> Result<(), E> {
 }
 
 fn check_algorithm(algorithm: Value<'_>) -> Result<(), E> {
-    let [kind, parameters] = fixed(members(sequence(algorithm)?)?)?;
+    let algorithm = members(sequence(algorithm)?)?;
+    let (kind, parameters) = match algorithm.as_slice() {
+        [_] => return Err(E::Unsupported("its encryption has no parameters")),
+        [_, none] if none.tag == Tag::Null => {
+            return Err(E::Unsupported("its encryption has no parameters"));
+        }
+        [kind, parameters] => (*kind, *parameters),
+        _ => return Err(E::Damaged),
+    };
     if kind.content == PBES2 {
-        let [derivation, _cipher] = fixed(members(sequence(parameters)?)?)?;
+        let [derivation, cipher] = fixed(members(sequence(parameters)?)?)?;
+        let cipher = *members(sequence(cipher)?)?.first().ok_or(E::Damaged)?;
+        if !matches!(cipher.content.strip_prefix(AES), Some([2 | 22 | 42])) {
+            return Err(OTHER_CIPHER);
+        }
         let [kind, parameters] = fixed(members(sequence(derivation)?)?)?;
         if kind.content != PBKDF2 {
             return Err(E::Unsupported("its keys are not derived with PBKDF2"));
@@ -179,9 +207,7 @@ fn check_algorithm(algorithm: Value<'_>) -> Result<(), E> {
         Some([3 | 6]) => limit(number(
             *members(sequence(parameters)?)?.get(1).ok_or(E::Damaged)?,
         )?),
-        _ => Err(E::Unsupported(
-            "it is encrypted with something other than AES, 3DES or 40-bit RC2",
-        )),
+        _ => Err(OTHER_CIPHER),
     }
 }
 
@@ -190,7 +216,7 @@ fn limit(iterations: u64) -> Result<(), E> {
         return Err(E::TooManyIterations { iterations });
     }
     if iterations == 0 {
-        return Err(E::Damaged);
+        return Err(E::NoIterations);
     }
     Ok(())
 }
@@ -222,7 +248,7 @@ fn members(bytes: &[u8]) -> Result<Vec<Value<'_>>, E> {
     let mut values = Vec::new();
     while !reader.is_finished() {
         let start = usize::try_from(reader.position()).map_err(|_| E::Damaged)?;
-        let header = Header::decode(&mut reader).map_err(|_| E::Damaged)?;
+        let header = Header::decode(&mut reader).map_err(|_| not_der(&bytes[start..]))?;
         let content = reader.read_slice(header.length).map_err(|_| E::Damaged)?;
         let end = usize::try_from(reader.position()).map_err(|_| E::Damaged)?;
         values.push(Value {
@@ -235,6 +261,16 @@ fn members(bytes: &[u8]) -> Result<Vec<Value<'_>>, E> {
         }
     }
     Ok(values)
+}
+
+/// What is wrong with a value whose header is not DER.
+fn not_der(value: &[u8]) -> E {
+    match value {
+        [0x24, ..] => E::Ber(IN_PIECES),
+        [_, 0x80, ..] => E::Ber(INDEFINITE),
+        [_, 0x81, 0..0x80, ..] | [_, 0x82..=0x84, 0, ..] => E::Ber(LONG_LENGTH),
+        _ => E::Damaged,
+    }
 }
 
 fn fixed<const N: usize>(values: Vec<Value<'_>>) -> Result<[Value<'_>; N], E> {
@@ -259,7 +295,7 @@ fn octets_of(value: Value<'_>) -> Result<&[u8], E> {
         Tag::ContextSpecific {
             number: TagNumber::N0,
             ..
-        } => Err(E::Unsupported("it is BER with strings in pieces")),
+        } => Err(E::Ber(IN_PIECES)),
         _ => Err(E::Damaged),
     }
 }

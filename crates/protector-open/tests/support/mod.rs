@@ -7,6 +7,9 @@
     reason = "each test program uses its part; a panic is a failed test"
 )]
 
+pub mod kit;
+pub mod parts;
+
 use fleetward_model::{HostName, KeyId, VmId};
 use fleetward_protector::{ExpiredAllowed, Guardian, KeyProtector};
 use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
@@ -92,6 +95,18 @@ impl Bench {
         std::fs::read(self.path(name)).unwrap()
     }
 
+    /// What openssl makes of a line of arguments in the file `name`.
+    pub fn made(&self, line: &str, name: &str) -> Vec<u8> {
+        self.openssl(line)
+            .unwrap_or_else(|error| panic!("{line}: {error}"));
+        self.read(name)
+    }
+
+    /// Runs arguments that may hold spaces.
+    pub fn openssl_words(&self, words: &[&str]) -> Result<Vec<u8>, String> {
+        run_words(self.directory.path(), "/usr/bin/openssl", words)
+    }
+
     /// Runs a line of arguments; the standard output, or the standard error when it failed.
     pub fn openssl(&self, line: &str) -> Result<Vec<u8>, String> {
         run(self.directory.path(), "/usr/bin/openssl", line)
@@ -99,8 +114,16 @@ impl Bench {
 }
 
 pub fn run(directory: &Path, program: &str, line: &str) -> Result<Vec<u8>, String> {
+    run_words(
+        directory,
+        program,
+        &line.split_whitespace().collect::<Vec<_>>(),
+    )
+}
+
+pub fn run_words(directory: &Path, program: &str, words: &[&str]) -> Result<Vec<u8>, String> {
     let output = Command::new(program)
-        .args(line.split_whitespace())
+        .args(words)
         .current_dir(directory)
         .output()
         .unwrap();
