@@ -2,6 +2,7 @@
 //! command line, which every user of the machine can read while the command runs.
 
 use anyhow::Context;
+use fleetward_model::fix::quoted;
 use fleetward_model::{ErrorCode, Failure};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use std::fs::File;
@@ -49,12 +50,27 @@ pub(crate) fn read(path: &Path, secret: Secret) -> anyhow::Result<Zeroizing<Stri
             ))
             .into());
     }
-    let text = std::str::from_utf8(&content).map_err(|_| {
-        Failure::new(ErrorCode::InvalidArgument, from())
-            .because("the file is not UTF-8 text; Windows PowerShell's > writes UTF-16")
-            .fix("save it as UTF-8")
-    })?;
+    let text = std::str::from_utf8(&content).map_err(|_| not_utf_8(path, &content, from()))?;
     Ok(Zeroizing::new(first_line(text).to_owned()))
+}
+
+fn not_utf_8(path: &Path, content: &[u8], what: String) -> Failure {
+    let (because, encoding) = match content {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => (
+            "the file is UTF-16, which Windows PowerShell's > writes, and not UTF-8",
+            "UTF-16",
+        ),
+        _ => (
+            "the file is not UTF-8 text; Japanese programs for Windows write Shift_JIS, and Windows PowerShell's > writes UTF-16",
+            "SHIFT_JIS",
+        ),
+    };
+    let file = quoted(&path.display().to_string());
+    Failure::new(ErrorCode::InvalidArgument, what)
+        .because(because)
+        .fix(format!(
+            "save it as UTF-8, for example: (umask 077; iconv -f {encoding} -t UTF-8 {file} > {file}.utf8)"
+        ))
 }
 
 fn first_line(text: &str) -> &str {
@@ -173,7 +189,18 @@ mod tests {
     fn a_file_in_utf_16_is_named_as_such() {
         let error = of_file(b"\xff\xfea\0b\0").expect_err("refused");
         let failure = error.downcast_ref::<Failure>().expect("a failure");
-        assert!(failure.because.contains("UTF-16"), "{failure}");
+        assert!(failure.because.contains("is UTF-16"), "{failure}");
+        assert!(failure.fix.contains("iconv -f UTF-16"), "{failure}");
         assert!(of_file(&vec![b'x'; 5000]).is_err());
+    }
+
+    #[test]
+    fn a_file_in_shift_jis_is_never_taken_for_another_password() {
+        // "パスワード" as Windows' Japanese programs save it.
+        let error = of_file(b"\x83p\x83X\x83\x8f\x81[\x83h\r\n").expect_err("refused");
+        let failure = error.downcast_ref::<Failure>().expect("a failure");
+        assert_eq!(failure.code, ErrorCode::InvalidArgument);
+        assert!(failure.because.contains("Shift_JIS"), "{failure}");
+        assert!(failure.fix.contains("iconv -f SHIFT_JIS"), "{failure}");
     }
 }

@@ -5,10 +5,12 @@
 //! record. p12-keystore frees its copies of the key without wiping them, so an export must run in its own short-lived
 //! process.
 
+mod null_password;
 mod pairing;
 mod read;
 mod refusal;
 mod scan;
+mod writings;
 
 pub use read::{Found, KeyWithCertificate, assemble, read, sort_out};
 pub use refusal::{MAX_PFX, PairError, PfxReadError};

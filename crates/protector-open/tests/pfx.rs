@@ -101,59 +101,6 @@ fn a_key_that_carries_what_windows_adds_is_read() {
 }
 
 #[test]
-fn passwords_in_other_scripts_open_both_kinds_of_file() {
-    for password in [
-        "パスワード-四五六七八",
-        "Schlüßel-Ångström",
-        "короткий пароль",
-    ] {
-        let bench = prepared();
-        bench.write("password", password.as_bytes());
-        for form in ["", RC2_40, TRIPLE_DES] {
-            let both = ["signing", "encryption"].into_iter().flat_map(|half| {
-                let file = made(&bench, &format!("-in {half}.pem {form}"));
-                let keys = pfx::read(&file, &secret(password));
-                keys.unwrap_or_else(|error| panic!("{password} {half} {form}: {error}"))
-            });
-            assert_eq!(pfx::assemble(both.collect()).unwrap().id(), ALPHA.id());
-        }
-        // Ours, with the same password.
-        for role in [CertificateRole::Signing, CertificateRole::Encryption] {
-            for protection in [Protection::Aes256, Protection::Legacy] {
-                let file = pfx::export(&ALPHA, role, &secret(password), protection).unwrap();
-                bench.write("ours.pfx", &file);
-                bench
-                    .openssl(
-                        "pkcs12 -in ours.pfx -passin file:password -legacy -nodes -out out.pem",
-                    )
-                    .unwrap_or_else(|error| panic!("{password} {role:?} {protection:?}: {error}"));
-                assert_eq!(pfx::read(&file, &secret(password)).unwrap().len(), 1);
-            }
-        }
-    }
-}
-
-#[test]
-fn a_password_that_pfx_files_have_no_characters_for_is_refused_as_that() {
-    let bench = prepared();
-    let file = made(&bench, "-in signing.pem");
-    // An emoji, and the second form of the kanji in the name Yoshida.
-    for password in ["a password with 🔑", "𠮷田のパスワード"] {
-        assert!(matches!(
-            refused(&file, password),
-            PfxReadError::PasswordCharacters
-        ));
-        let made = pfx::export(
-            &ALPHA,
-            CertificateRole::Signing,
-            &secret(password),
-            Protection::Aes256,
-        );
-        assert!(matches!(made, Err(pfx::PfxError::PasswordCharacters)));
-    }
-}
-
-#[test]
 fn both_of_our_forms_open_with_openssl_and_give_it_the_same_key_and_certificate() {
     let bench = prepared();
     for (protection, says, options) in [

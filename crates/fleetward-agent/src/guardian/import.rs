@@ -139,6 +139,11 @@ fn refusal(path: &Path, error: &PfxReadError) -> Failure {
         PfxReadError::Form(_) => failure.fix(
             "have the certificate issued again in DER and smaller than 16 KiB, for the same key, and export both together",
         ),
+        PfxReadError::PasswordCharacters
+        | PfxReadError::PasswordWriting { .. }
+        | PfxReadError::NullPassword => failure.fix(
+            "export the file again with another password: 8 characters of ASCII or more are written alike by every program",
+        ),
         PfxReadError::Ber(_) => {
             let given = quoted(&path.display().to_string());
             failure.fix(format!(

@@ -6,7 +6,8 @@
 
 use super::pairing::pair_up;
 use super::refusal::{MAX_PFX, PairError, PfxReadError};
-use super::scan;
+use super::scan::{self, Scanned};
+use super::{null_password, writings};
 use crate::half::GuardianHalf;
 use crate::local_guardian::LocalGuardian;
 use crate::rsa_key::RsaPrivateKey;
@@ -44,12 +45,19 @@ pub fn read(
             size: file.len() as u64,
         });
     }
-    let parts = scan::scan(file)?;
+    let scanned = scan::scan(file)?;
     if !super::is_narrow(password) {
         return Err(PfxReadError::PasswordCharacters);
     }
-    let archive = Pkcs12Archive::from_pkcs12(file, password)
-        .map_err(|error| library_error(&error, file, &parts, password))?;
+    let archive = match Pkcs12Archive::from_pkcs12(file, password) {
+        Ok(archive) => archive,
+        Err(error) => match library_error(&error, file, &scanned.parts, password) {
+            mac @ (PfxReadError::WrongPassword | PfxReadError::Altered) => {
+                open_otherwise(file, &scanned, password)?.ok_or(mac)?
+            }
+            other => return Err(other),
+        },
+    };
     // Those in encrypted parts were not counted before.
     if archive.keys.len() > scan::MAX_DERIVATIONS {
         return Err(PfxReadError::Unsupported(
@@ -57,6 +65,26 @@ pub fn read(
         ));
     }
     pair_up(&archive)
+}
+
+/// Opens a file whose MAC is not that of the password as it is, but of one that another program may have made of it.
+fn open_otherwise(
+    file: &[u8],
+    scanned: &Scanned<'_>,
+    password: &Zeroizing<String>,
+) -> Result<Option<Pkcs12Archive>, PfxReadError> {
+    for writing in writings::others(password) {
+        match Pkcs12Archive::from_pkcs12(file, &writing.password) {
+            Ok(archive) => return Ok(Some(archive)),
+            Err(LibraryError::MacError(_)) => {}
+            // The MAC is this password's; the encryption takes its bytes in a way that the library does not know.
+            Err(_) => return Err(PfxReadError::PasswordWriting { how: writing.how }),
+        }
+    }
+    if password.is_empty() && null_password::fits(&scanned.mac) {
+        return Err(PfxReadError::NullPassword);
+    }
+    Ok(None)
 }
 
 /// What the keys of some files are.
@@ -163,6 +191,11 @@ fn library_error(
                 PfxReadError::Altered
             } else {
                 PfxReadError::WrongPassword
+            }
+        }
+        LibraryError::Pkcs5Error(_) | LibraryError::UnpadError if !password.is_ascii() => {
+            PfxReadError::PasswordWriting {
+                how: "in one way for its MAC and in another for its encryption",
             }
         }
         LibraryError::InvalidParameters => PfxReadError::TooManyIterationsInside,

@@ -37,6 +37,12 @@ pub enum PfxReadError {
     NoIterations,
     #[error("the password does not open the file")]
     WrongPassword,
+    #[error(
+        "the file was made with this password written {how}, and what was encrypted with that is not opened here"
+    )]
+    PasswordWriting { how: &'static str },
+    #[error("the file was made without any password, which is not the same as an empty one")]
+    NullPassword,
     #[error("{0}")]
     Unsupported(&'static str),
     /// BER, which can be written as DER.
@@ -88,6 +94,8 @@ impl PfxReadError {
             | Self::Ber(_)
             | Self::Inside
             | Self::PasswordCharacters
+            | Self::PasswordWriting { .. }
+            | Self::NullPassword
             | Self::NotRsa { .. }
             | Self::LargeKey { .. }
             | Self::Form(_) => ErrorCode::PfxUnsupported,

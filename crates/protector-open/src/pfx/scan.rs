@@ -43,11 +43,27 @@ struct Value<'a> {
     whole: &'a [u8],
 }
 
+/// What is known of a file before it is opened.
+pub(super) struct Scanned<'a> {
+    /// The contents that are encrypted in any way, each as a PFX file of its own without a MAC: with the right password at
+    /// least one of them opens even where the file was altered.
+    pub(super) parts: Vec<Vec<u8>>,
+    pub(super) mac: Mac<'a>,
+}
+
+/// The MAC of a file.
+pub(super) struct Mac<'a> {
+    /// The identifier of the digest, as DER has it.
+    pub(super) digest: &'a [u8],
+    pub(super) value: &'a [u8],
+    pub(super) salt: &'a [u8],
+    pub(super) rounds: u64,
+    /// What the MAC is over.
+    pub(super) content: &'a [u8],
+}
+
 /// Refuses what must not be opened.
-///
-/// Gives the contents that are encrypted in any way, each as a PFX file of its own without a MAC: with the right password
-/// at least one of them opens even where the file was altered.
-pub(super) fn scan(file: &[u8]) -> Result<Vec<Vec<u8>>, E> {
+pub(super) fn scan(file: &[u8]) -> Result<Scanned<'_>, E> {
     require_whole(file)?;
     let [pfx] = fixed(members(file)?)?;
     let mut pfx = members(sequence(pfx)?)?.into_iter();
@@ -65,11 +81,12 @@ pub(super) fn scan(file: &[u8]) -> Result<Vec<Vec<u8>>, E> {
         }
     }
     let mac = pfx.next().ok_or(E::NoMac)?;
-    check_mac(mac)?;
+    let mac = check_mac(mac)?;
     let [octets] = fixed(members(content.content)?)?;
+    let content = octets_of(octets)?;
     let mut derivations = 0;
     let mut parts = Vec::new();
-    for safe in members(sequence(only(octets_of(octets)?)?)?)? {
+    for safe in members(sequence(only(content)?)?)? {
         let before = derivations;
         check_safe(safe, &mut derivations)?;
         if derivations > MAX_DERIVATIONS {
@@ -81,7 +98,8 @@ pub(super) fn scan(file: &[u8]) -> Result<Vec<Vec<u8>>, E> {
             parts.push(alone(safe));
         }
     }
-    Ok(parts)
+    let mac = Mac { content, ..mac };
+    Ok(Scanned { parts, mac })
 }
 
 /// Whether the outermost value is all there, and nothing follows it.
@@ -123,23 +141,28 @@ fn require_whole(file: &[u8]) -> Result<(), E> {
     }
 }
 
-fn check_mac(mac: Value<'_>) -> Result<(), E> {
+/// The MAC, without what it is over.
+fn check_mac(mac: Value<'_>) -> Result<Mac<'_>, E> {
     let mac = members(sequence(mac)?)?;
-    let (digest, iterations) = match mac.as_slice() {
-        [digest, _salt] => (digest, 1),
-        [digest, _salt, iterations] => (digest, number(*iterations)?),
+    let (info, salt, rounds) = match mac.as_slice() {
+        [info, salt] => (*info, *salt, 1),
+        [info, salt, rounds] => (*info, *salt, number(*rounds)?),
         _ => return Err(E::Damaged),
     };
-    let [algorithm, _value] = fixed(members(sequence(*digest)?)?)?;
-    if members(sequence(algorithm)?)?
-        .first()
-        .ok_or(E::Damaged)?
-        .content
-        == PBMAC1
-    {
+    let [algorithm, value] = fixed(members(sequence(info)?)?)?;
+    let algorithm = members(sequence(algorithm)?)?;
+    let digest = algorithm.first().ok_or(E::Damaged)?.content;
+    if digest == PBMAC1 {
         return Err(E::Unsupported("its MAC is PBMAC1"));
     }
-    limit(iterations)
+    limit(rounds)?;
+    Ok(Mac {
+        digest,
+        value: value.content,
+        salt: salt.content,
+        rounds,
+        content: &[],
+    })
 }
 
 fn check_safe(safe: Value<'_>, derivations: &mut usize) -> Result<(), E> {
