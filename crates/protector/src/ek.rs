@@ -8,10 +8,12 @@
 mod certificate;
 mod chain;
 mod public_key;
+mod revocation;
 
 pub use certificate::{EkCertificate, authority_host};
 pub use chain::{EkChainError, VerifiedEk, verify_chain};
 pub use public_key::{EkPublicKey, EkPublicKeyError};
+pub use revocation::{CRL_LIFETIME, Revocation, make_crl};
 
 use const_oid::ObjectIdentifier;
 use der::asn1::{SetOfVec, Utf8StringRef};
@@ -36,6 +38,7 @@ const TCG_TPM_VERSION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133
 const TCG_TPM_SPECIFICATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.2.16");
 const SUBJECT_ALT_NAME: [u64; 4] = [2, 5, 29, 17];
 const SUBJECT_DIRECTORY_ATTRIBUTES: [u64; 4] = [2, 5, 29, 9];
+const CRL_DISTRIBUTION_POINTS: [u64; 4] = [2, 5, 29, 31];
 
 /// The name of a host's EK authority begins so; the host's follows.
 const AUTHORITY_NAME: &str = "Fleetward EK authority ";
@@ -145,6 +148,8 @@ pub fn make_root(
 #[derive(Debug)]
 pub struct EkAuthority<K: SigningKey> {
     issuer: Issuer<'static, K>,
+    /// Who issued the authority's own certificate.
+    above: Name,
 }
 
 impl<K: SigningKey> EkAuthority<K> {
@@ -162,7 +167,10 @@ impl<K: SigningKey> EkAuthority<K> {
         }
         let issuer =
             Issuer::from_ca_cert_der(&certificate.into(), key).map_err(EkIssueError::Issuer)?;
-        Ok(Self { issuer })
+        Ok(Self {
+            issuer,
+            above: parsed.tbs_certificate.issuer,
+        })
     }
 
     /// Issues a host's EK authority for the key pair that the host made (DER `SubjectPublicKeyInfo`). For the root.
@@ -218,7 +226,10 @@ impl<K: SigningKey> EkAuthority<K> {
             &SUBJECT_DIRECTORY_ATTRIBUTES,
             specification(tpm).map_err(EkIssueError::Attribute)?,
         );
-        params.custom_extensions = vec![maker, specification];
+        let revoked_by =
+            revocation::listed_by_issuer_of(&self.above).map_err(EkIssueError::Attribute)?;
+        let revoked_by = CustomExtension::from_oid_content(&CRL_DISTRIBUTION_POINTS, revoked_by);
+        params.custom_extensions = vec![maker, specification, revoked_by];
         let certificate = params
             .signed_by(&subject, &self.issuer)
             .map_err(|source| EkIssueError::Certificate { what: "EK", source })?;

@@ -8,7 +8,7 @@
 use fleetward_model::HostName;
 use fleetward_protector::ek::{
     AT_ANY_TIME, EkAuthority, EkCertificate, EkChainError, EkIssueError, EkPublicKey, RandomSerial,
-    TpmIdentity, authority_host, make_root, verify_chain,
+    Revocation, TpmIdentity, authority_host, make_crl, make_root, verify_chain,
 };
 use proptest::prelude::*;
 use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384, PublicKeyData};
@@ -21,6 +21,7 @@ const NOW: OffsetDateTime = time::macros::datetime!(2026-11-23 12:00 UTC);
 
 struct Fleet {
     root: Vec<u8>,
+    root_key: KeyPair,
     intermediate: Vec<u8>,
     rsa_ek: Vec<u8>,
     ecc_ek: Vec<u8>,
@@ -60,7 +61,7 @@ fn ecc_key() -> EkPublicKey {
 fn fleet(name: &str) -> Fleet {
     let (root_key, host_key) = (p384(), p384());
     let root = make_root(name, &root_key, serial(1), NOW).unwrap();
-    let fleet = EkAuthority::new(&root, root_key).unwrap();
+    let fleet = EkAuthority::new(&root, &root_key).unwrap();
     let intermediate = fleet
         .issue_host_authority(&host(), &host_key.subject_public_key_info(), serial(2), NOW)
         .unwrap();
@@ -74,6 +75,7 @@ fn fleet(name: &str) -> Fleet {
         rsa_ek: issue(&rsa_key(), 3),
         ecc_ek: issue(&ecc_key(), 4),
         root,
+        root_key,
         intermediate,
     }
 }
@@ -109,6 +111,46 @@ fn written(fleet: &Fleet) -> TempDir {
         .unwrap();
     }
     directory
+}
+
+/// Each certificate of the chain is looked up in the fleet's one list, an EK's by the name of the authority that issued it.
+#[test]
+fn openssl_reads_the_list_of_revoked_certificates() {
+    let fleet = &*FLEET;
+    let directory = written(fleet);
+    let of = |der: &[u8]| Revocation::of(der, NOW).unwrap();
+    let now = OffsetDateTime::now_utc();
+    let verify = |revoked: &[Revocation], ek: &str| {
+        let crl = make_crl(&fleet.root, &fleet.root_key, revoked, now).unwrap();
+        std::fs::write(directory.path().join("crl.der"), crl).unwrap();
+        openssl(&directory, "crl -inform DER -in crl.der -out crl.pem").unwrap();
+        openssl(&directory, "crl -in crl.pem -noout -CAfile root.pem").unwrap();
+        openssl(
+            &directory,
+            &format!(
+                "verify -crl_check_all -extended_crl -CAfile root.pem -CRLfile crl.pem \
+                 -untrusted host.pem {ek}.pem"
+            ),
+        )
+    };
+    verify(&[], "rsa").unwrap();
+    verify(&[of(&fleet.ecc_ek)], "rsa").unwrap();
+    let refused = verify(&[of(&fleet.ecc_ek)], "ecc").unwrap_err();
+    assert!(refused.contains("certificate revoked"), "{refused}");
+    let refused = verify(&[of(&fleet.intermediate)], "rsa").unwrap_err();
+    assert!(refused.contains("certificate revoked"), "{refused}");
+    let both = [of(&fleet.ecc_ek), of(&fleet.intermediate)];
+    verify(&both, "ecc").unwrap_err();
+    let text = openssl(&directory, "crl -in crl.pem -noout -text").unwrap();
+    for told in [
+        "Indirect CRL",
+        "X509v3 Certificate Issuer",
+        "X509v3 CRL Number",
+    ] {
+        assert!(text.contains(told), "{told} in {text}");
+    }
+    let another = make_crl(&fleet.root, &p384(), &[], now);
+    assert!(matches!(another, Err(EkIssueError::IssuerKey)));
 }
 
 #[test]

@@ -75,7 +75,7 @@ pub fn authority_host(authority: &[u8]) -> Option<HostName> {
     host_in(&read(authority).ok()?.subject)
 }
 
-fn read(der: &[u8]) -> Result<TbsCertificate, EkChainError> {
+pub(super) fn read(der: &[u8]) -> Result<TbsCertificate, EkChainError> {
     if der.len() > super::chain::MAX_CERTIFICATE {
         return Err(EkChainError::TooLarge);
     }
