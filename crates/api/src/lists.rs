@@ -5,12 +5,13 @@
 //! were written before there were pages miss nothing; of jobs only the newest 1,000 are given then.
 
 use crate::controller::{
-    AdminCertificate, AuditQuery, GuardianView, HostView, ImageView, JobState, JobView,
-    NetworkView, TemplateView, VmQuery, VmView,
+    AdminCertificate, AuditQuery, EkAuthorityView, EkCertificateView, EkStanding, GuardianView,
+    HostView, ImageView, JobState, JobView, NetworkView, TemplateView, VmQuery, VmView,
 };
 use fleetward_model::audit::AuditRecord;
+use fleetward_model::certificate::Serial;
 use fleetward_model::host::HostState;
-use fleetward_model::{GroupName, HostName};
+use fleetward_model::{GroupName, HostName, VmName};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -50,6 +51,28 @@ pub struct LibraryQuery {
     /// at most so many rows, 1 to 1,000; without it all
     pub limit: Option<u32>,
     /// only what follows: a name
+    pub after: Option<String>,
+}
+
+/// Query of `GET /v1/ek/certificates`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct EkQuery {
+    /// only the one with this serial number
+    #[param(value_type = Option<String>)]
+    pub serial: Option<Serial>,
+    /// only what the authority of this host issued
+    #[param(value_type = Option<String>)]
+    pub issuer: Option<HostName>,
+    /// only those of this VM, by name
+    #[param(value_type = Option<String>)]
+    pub vm: Option<VmName>,
+    /// only those of this standing
+    #[param(value_type = Option<String>)]
+    pub standing: Option<EkStanding>,
+    /// at most so many rows, 1 to 1,000; without it all
+    pub limit: Option<u32>,
+    /// only what follows: a SHA-256
     pub after: Option<String>,
 }
 
@@ -99,6 +122,7 @@ macro_rules! paged {
 paged!(
     HostQuery,
     LibraryQuery,
+    EkQuery,
     JobQuery,
     GuardianQuery,
     VmQuery,
@@ -114,6 +138,18 @@ impl Row for HostView {
 impl Row for AdminCertificate {
     fn cursor(&self) -> String {
         self.certificate.serial.to_string()
+    }
+}
+
+impl Row for EkCertificateView {
+    fn cursor(&self) -> String {
+        self.sha256.clone()
+    }
+}
+
+impl Row for EkAuthorityView {
+    fn cursor(&self) -> String {
+        self.sha256.clone()
     }
 }
 

@@ -5,8 +5,8 @@
 
 use crate::plain;
 use fleetward_api::controller::{
-    AdminRevoked, AuditVerdict, EkAccepted, ExpelAnswer, ImageView, ImportStage, JobView, RollWhen,
-    SettleAnswer, VmView,
+    AdminRevoked, AuditVerdict, EkAccepted, EkRevocationList, EkRevoked, ExpelAnswer, ImageView,
+    ImportStage, JobView, RollWhen, SettleAnswer, VmView,
 };
 use fleetward_model::certificate::Serial;
 use fleetward_model::change::{ChangeStep, DiskAct, DiskStep, DriveStep, Effect, PlannedStep};
@@ -710,6 +710,33 @@ pub(crate) fn admin_revoked(answer: &AdminRevoked) -> String {
         1 => format!("{name}: 1 certificate revoked"),
         many => format!("{name}: {many} certificates revoked"),
     }
+}
+
+pub(crate) fn ek_crl_written(file: &impl Display, list: &EkRevocationList) -> String {
+    format!(
+        "{file}: {} revoked, and counts until {}",
+        list.entries,
+        crate::table::moment(list.next_update)
+    )
+}
+
+pub(crate) fn confirm_revoke_ek(sha256: &str) -> String {
+    format!("Revoke the EK certificate or authority {sha256}? That cannot be taken back")
+}
+
+pub(crate) fn ek_revoked(revoked: &EkRevoked) -> String {
+    let sha256 = &revoked.sha256;
+    let mut said = match revoked.listed {
+        true => format!("{sha256} is revoked; publish the new list: fleetward ek crl"),
+        false => format!(
+            "EK certificate {sha256}, which this fleet did not issue, is no longer accepted"
+        ),
+    };
+    if !revoked.vms.is_empty() {
+        let vms: Vec<_> = revoked.vms.iter().map(ToString::to_string).collect();
+        said.push_str(&format!("\nVMs whose TPM it concerns: {}", vms.join(", ")));
+    }
+    said
 }
 
 pub(crate) fn ek_accepted(accepted: &EkAccepted) -> String {

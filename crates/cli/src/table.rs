@@ -1,5 +1,6 @@
 //! Tables for terminals: aligned columns, short ids, sizes with units, no frames.
 
+mod ek;
 mod vms;
 
 use crate::messages;
@@ -7,8 +8,8 @@ use crate::plain;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
-    AdminCertificate, AdminStanding, CheckView, ClaimView, EscrowView, GuardianView, HostView,
-    ImageView, JobKindView, JobView, Status, StepView, TemplateView, VmView,
+    AdminCertificate, AdminStanding, CheckView, ClaimView, EkStanding, EscrowView, GuardianView,
+    HostView, ImageView, JobKindView, JobView, Status, StepView, TemplateView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::change::ChangeKind;
@@ -22,6 +23,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
+pub(crate) use ek::{ek_authorities, ek_certificate, ek_certificates};
 pub(crate) use vms::{kept_tpms, secure_boot, tpm_versions, tpms, vm, vms};
 
 /// What stands where there is nothing.
@@ -700,7 +702,7 @@ fn job_id(id: JobId) -> String {
     short(&id.to_string())
 }
 
-fn moment(at: OffsetDateTime) -> String {
+pub(crate) fn moment(at: OffsetDateTime) -> String {
     let form = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
     at.to_offset(time::UtcOffset::UTC)
         .format(&form)

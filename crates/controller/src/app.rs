@@ -4,6 +4,7 @@ use crate::agents::Agents;
 use crate::audit::{Act, Audit};
 use crate::bulks::Bulks;
 use crate::certificates;
+use crate::ek::KnownEks;
 use crate::escrow::retention::Retention;
 use crate::escrow::{Escrow, keeper};
 use crate::expulsion::Expulsions;
@@ -105,6 +106,9 @@ impl App {
             escrow: Escrow::open(store.clone(), data, retention)
                 .await
                 .context("cannot read the copies of TPMs")?,
+            known_eks: KnownEks::open(store.clone())
+                .await
+                .context("cannot read the EK certificates")?,
             holders: Default::default(),
             expulsions: Expulsions::open(data)?,
             trust,
@@ -163,6 +167,7 @@ impl App {
         tokio::spawn(crate::debts::keep_paid(app.clone(), stop.clone()));
         tokio::spawn(crate::keeper::keep(app.clone(), stop.clone()));
         tokio::spawn(crate::autostart::answer_agents(app.clone(), stop.clone()));
+        tokio::spawn(crate::ek::catch_up(app.world.clone(), stop.clone()));
         tokio::spawn(keeper::keep_current(app.world.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop));
         Ok(app)

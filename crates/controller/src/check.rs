@@ -3,6 +3,7 @@
 use crate::admission::claimants;
 use crate::agents::Detail;
 use crate::debts::unpaid;
+use crate::ek;
 use crate::world::{HostFactsNow, World};
 use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, TpmStateJudged};
 use fleetward_api::controller::CheckView;
@@ -117,6 +118,10 @@ pub(crate) async fn against(
         }
         Some(_) | None => checked,
     };
+    let checked = match ek::finding(world, vm, mode != Mode::Start) {
+        Some(finding) => with(checked, finding),
+        None => checked,
+    };
     Ok(match unpaid(&world.debts, to, Some(vm.id)) {
         // What the host still has of the VM, of a job that ended without it.
         Some(failure) if destination.online() => in_the_way(checked, failure),
@@ -157,11 +162,17 @@ fn state_refused(
 }
 
 /// The same, but for something that the rules do not see.
-pub(crate) fn in_the_way(mut checked: CheckView, failure: Failure) -> CheckView {
+pub(crate) fn in_the_way(checked: CheckView, failure: Failure) -> CheckView {
     let what = format!("{}: {}", failure.what, failure.because);
     let finding = Finding::blocking(failure.code, what, failure.fix);
-    checked.possible = false;
-    checked.code = checked.code.or(Some(failure.code));
+    with(checked, finding)
+}
+
+fn with(mut checked: CheckView, finding: Finding) -> CheckView {
+    if finding.blocking {
+        checked.possible = false;
+        checked.code = checked.code.or(Some(finding.code));
+    }
     checked.findings.push(finding);
     checked
 }

@@ -7,6 +7,13 @@
 //! ```
 //! The hosts judge, each by the EK root that it got when it joined (decision 0055). Both files are beside the root's key and
 //! outlive the database: a host that has left made TPMs that go on.
+//!
+//! What was revoked is told to others by the list that the EK root signs (decision 0057). Inside the fleet a revoked
+//! authority lets in what was known of it at that moment, and nothing that turns up later; a revoked certificate is shown.
+
+mod known;
+
+pub(crate) use known::{KnownEk, KnownEks, catch_up, note};
 
 use crate::agents::Agent;
 use crate::hosts::Hosts;
@@ -16,8 +23,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::EkWord;
 use fleetward_api::agent::operation::Operation;
+use fleetward_api::controller::EkStanding;
 use fleetward_durable::{self as durable, Access};
-use fleetward_model::{ErrorCode, Failure, HostName};
+use fleetward_model::error::Finding;
+use fleetward_model::vm::VmObserved;
+use fleetward_model::{ErrorCode, Failure, HostName, Names};
 use fleetward_protector::ek::{EkCertificate, authority_host};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -37,6 +47,33 @@ pub(crate) struct Accepted {
     pub(crate) at: OffsetDateTime,
 }
 
+/// A certificate that the fleet issued and that does not count any more: a TPM's, or a host's authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Revoked {
+    pub(crate) by: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub(crate) at: OffsetDateTime,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) reason: String,
+    /// Base64 of DER.
+    pub(crate) certificate: String,
+}
+
+/// A host's EK authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Authority {
+    pub(crate) host: HostName,
+    pub(crate) der: Vec<u8>,
+    /// The newest of its host.
+    pub(crate) present: bool,
+}
+
+impl Authority {
+    pub(crate) fn sha256(&self) -> String {
+        hex::encode(Sha256::digest(&self.der))
+    }
+}
+
 /// What `ek-certificates.json` holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -45,6 +82,8 @@ struct Held {
     authorities: BTreeMap<HostName, Vec<String>>,
     /// By SHA-256, hex.
     accepted: BTreeMap<String, Accepted>,
+    /// By SHA-256, hex.
+    revoked: BTreeMap<String, Revoked>,
 }
 
 /// What is known of EK certificates, apart from the certificates themselves.
@@ -125,6 +164,100 @@ impl Eks {
         Ok(held.accepted.get(sha256).cloned().unwrap_or(accepted))
     }
 
+    /// From now on nobody is to believe it. `known` are the SHA-256 of what a revoked authority issued: they go with TPMs of
+    /// the fleet all the same. Who revoked it first.
+    pub(crate) async fn revoke(
+        &self,
+        sha256: &str,
+        revoked: Revoked,
+        known: BTreeSet<String>,
+    ) -> Result<Revoked, Failure> {
+        if !known.is_empty() {
+            let mut before = self.before_all();
+            before.extend(known);
+            self.take_over(before).await?;
+        }
+        self.change(|held| {
+            held.revoked
+                .entry(sha256.to_owned())
+                .or_insert_with(|| revoked.clone());
+        })
+        .await?;
+        Ok(self.revoked(sha256).unwrap_or(revoked))
+    }
+
+    /// Another maker's certificate is no longer let in.
+    pub(crate) async fn no_longer_accept(&self, sha256: &str) -> Result<(), Failure> {
+        let mut before = self.before_all();
+        if before.remove(sha256) {
+            self.take_over(before).await?;
+        }
+        self.change(|held| {
+            held.accepted.remove(sha256);
+        })
+        .await
+        .map(drop)
+    }
+
+    pub(crate) fn accepted(&self, sha256: &str) -> Option<Accepted> {
+        self.held().accepted.get(sha256).cloned()
+    }
+
+    pub(crate) fn revoked(&self, sha256: &str) -> Option<Revoked> {
+        self.held().revoked.get(sha256).cloned()
+    }
+
+    /// Every revocation, DER with its moment.
+    pub(crate) fn all_revoked(&self) -> Vec<(Vec<u8>, OffsetDateTime)> {
+        let held = self.held();
+        let all = held.revoked.values();
+        all.filter_map(|one| Some((STANDARD.decode(&one.certificate).ok()?, one.at)))
+            .collect()
+    }
+
+    /// The authorities of all hosts, also of those that have left.
+    pub(crate) fn authorities(&self) -> Vec<Authority> {
+        let held = self.held();
+        let mut all = Vec::new();
+        for (host, of_host) in &held.authorities {
+            for (at, text) in of_host.iter().enumerate() {
+                all.push(Authority {
+                    host: host.clone(),
+                    der: STANDARD.decode(text).unwrap_or_default(),
+                    present: at + 1 == of_host.len(),
+                });
+            }
+        }
+        all
+    }
+
+    /// Those that a certificate names as its issuer, DER, whether they are revoked or not.
+    pub(crate) fn issuers(&self, ek: &EkCertificate) -> Vec<Vec<u8>> {
+        self.held().issuers(ek)
+    }
+
+    /// What counts of a certificate, as far as it is known.
+    pub(crate) fn standing(&self, sha256: &str, known: Option<&KnownEk>) -> Option<EkStanding> {
+        let held = self.held();
+        if held.revoked.contains_key(sha256) {
+            return Some(EkStanding::Revoked);
+        }
+        let authority = known.and_then(|known| known.authority.as_ref());
+        if authority.is_some_and(|authority| !held.revoked.contains_key(authority)) {
+            return Some(EkStanding::Fleet);
+        }
+        match (self.is_accepted(&held, sha256), known) {
+            (true, _) => Some(EkStanding::Accepted),
+            (false, Some(_)) => Some(EkStanding::Foreign),
+            (false, None) => None,
+        }
+    }
+
+    fn before_all(&self) -> BTreeSet<String> {
+        let before = self.before.read().unwrap_or_else(PoisonError::into_inner);
+        before.as_deref().cloned().unwrap_or_default()
+    }
+
     async fn change(&self, change: impl FnOnce(&mut Held)) -> Result<bool, Failure> {
         let _turn = self.writing.lock().await;
         let before = self.held();
@@ -189,6 +322,7 @@ impl Eks {
                 return None;
             }
             let issuers = held.issuers(&read).into_iter();
+            let issuers = issuers.filter(|der| !held.is_revoked(der));
             word.authorities
                 .extend(issuers.map(|der| STANDARD.encode(der)));
         }
@@ -209,6 +343,10 @@ impl Held {
             .filter(|der| ek.names(der))
             .take(MAX_NAMED)
             .collect()
+    }
+
+    fn is_revoked(&self, der: &[u8]) -> bool {
+        !self.revoked.is_empty() && self.revoked.contains_key(&hex::encode(Sha256::digest(der)))
     }
 }
 
@@ -252,8 +390,51 @@ pub(crate) async fn learn(world: &World, host: &HostName, agent: &Agent) -> Resu
         tracing::warn!(%host, "the host has an EK authority that this fleet did not issue to it");
         return Ok(());
     }
-    world.fleet.eks.keep_authority(host, &authority).await?;
+    if world.fleet.eks.keep_authority(host, &authority).await? {
+        world.known_eks.judge_again(&world.fleet, host).await?;
+    }
     Ok(())
+}
+
+/// What counts of the EK certificate of a VM's TPM. None without one, and before the controller has seen it.
+pub(crate) fn standing_of(world: &World, vm: &VmObserved) -> Option<EkStanding> {
+    let sha256 = vm.tpm.ek_certificate.as_deref()?;
+    let known = world.known_eks.of(sha256);
+    world.fleet.eks.standing(sha256, known.as_deref())
+}
+
+/// What is to be known of it: `away`, before the VM goes to another host, and otherwise.
+pub(crate) fn finding(world: &World, vm: &VmObserved, away: bool) -> Option<Finding> {
+    let sha256 = vm.tpm.ek_certificate.as_deref()?;
+    let name = &vm.name;
+    match standing_of(world, vm)? {
+        EkStanding::Fleet | EkStanding::Accepted => None,
+        EkStanding::Revoked => {
+            let what = format!("the EK certificate {sha256} of VM {name} was revoked");
+            let names = Names::default().vm(name);
+            Some(Finding::warning(ErrorCode::EkRevoked, what).about(&names))
+        }
+        EkStanding::Foreign => {
+            let known = world.known_eks.of(sha256)?;
+            let unheard = known
+                .issuer_host
+                .as_ref()
+                .is_some_and(|host| world.fleet.eks.silent(&world.hosts).contains(host));
+            if unheard {
+                return None;
+            }
+            let what = format!(
+                "the TPM of VM {name} has an EK certificate that this fleet did not issue, and no other host takes it: {} issued \
+                 it, by its own word, under number {}",
+                known.issuer, known.serial
+            );
+            let fix = format!("fleetward ek accept {sha256}");
+            Some(Finding {
+                blocking: away,
+                ..Finding::blocking(ErrorCode::EkNotOfFleet, what, fix)
+            })
+        }
+    }
 }
 
 #[cfg(test)]

@@ -13,8 +13,10 @@ use fleetward_link::{
 };
 use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts};
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
+use fleetward_protector::ek::{AT_ANY_TIME, EkCertificate, Revocation, verify_chain};
 use fleetward_protector::key_protector::SigningFailed;
 use fleetward_protector::{Endorsement, EndorsementStatement, Guardian, KnownOwners};
+use sha2::{Digest, Sha256};
 use std::path::Path;
 use time::{Duration, OffsetDateTime};
 
@@ -101,6 +103,43 @@ impl Fleet {
     /// Whether the EK root has issued this, a host's EK authority in DER.
     pub(crate) fn has_issued_ek_authority(&self, authority: &[u8]) -> bool {
         self.ek_root.has_issued(authority)
+    }
+
+    /// The EK root's certificate, DER.
+    pub(crate) fn ek_root(&self) -> &[u8] {
+        self.ek_root.certificate()
+    }
+
+    /// SHA-256, hex, of the host's authority that issued this EK certificate, DER; none where no signature holds.
+    pub(crate) fn ek_authority_of(&self, ek: &[u8]) -> Option<String> {
+        let read = EkCertificate::read(ek).ok()?;
+        let mut issuers = self.eks.issuers(&read).into_iter();
+        let issuer = issuers.find(|der| {
+            verify_chain(
+                ek,
+                &[der.as_slice()],
+                self.ek_root.certificate(),
+                AT_ANY_TIME,
+            )
+            .is_ok()
+        })?;
+        Some(hex::encode(Sha256::digest(issuer)))
+    }
+
+    /// The list of revoked EK certificates, DER, and how many it names.
+    pub(crate) fn ek_revocation_list(
+        &self,
+        now: OffsetDateTime,
+    ) -> Result<(Vec<u8>, usize), Failure> {
+        let revoked: Vec<_> = self
+            .eks
+            .all_revoked()
+            .into_iter()
+            .filter_map(|(der, at)| Revocation::of(&der, at).ok())
+            .collect();
+        let list = self.ek_root.revocation_list(&revoked, now);
+        let list = list.map_err(|error| refused("the list of revoked EK certificates", &error))?;
+        Ok((list, revoked.len()))
     }
 
     /// The authority's word for those who may own key protectors.

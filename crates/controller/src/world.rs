@@ -2,6 +2,7 @@
 
 use crate::agents::Agents;
 use crate::audit::Audit;
+use crate::ek::KnownEks;
 use crate::escrow::Escrow;
 use crate::expulsion::Expulsions;
 use crate::fleet::Fleet;
@@ -39,6 +40,7 @@ pub(crate) struct World {
     pub(crate) templates: Templates,
     pub(crate) audit: Audit,
     pub(crate) escrow: Escrow,
+    pub(crate) known_eks: KnownEks,
     pub(crate) holders: Holders,
     /// What hosts that were away still have to do.
     pub(crate) debts: Arc<DebtBook>,

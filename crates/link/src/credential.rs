@@ -218,14 +218,19 @@ impl ResolvesClientCert for LiveCredential {
 
 /// One certificate as PEM.
 pub fn certificate_pem(der: &[u8]) -> String {
+    pem("CERTIFICATE", der)
+}
+
+/// DER as PEM (RFC 7468).
+pub fn pem(label: &str, der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut pem = String::with_capacity(text.len() + text.len() / 64 + 64);
-    pem.push_str("-----BEGIN CERTIFICATE-----\n");
+    pem.push_str(&format!("-----BEGIN {label}-----\n"));
     for line in text.as_bytes().chunks(64) {
         let line = std::str::from_utf8(line).expect("base64 is ascii");
         writeln!(pem, "{line}").expect("strings take all writes");
     }
-    pem.push_str("-----END CERTIFICATE-----\n");
+    pem.push_str(&format!("-----END {label}-----\n"));
     pem
 }
 

@@ -9,7 +9,7 @@ use crate::authority_files::AuthorityFiles;
 use crate::credential::certificate_pem;
 use crate::identity::FleetId;
 use fleetward_model::HostName;
-use fleetward_protector::ek::{self, EkAuthority, RandomSerial};
+use fleetward_protector::ek::{self, EkAuthority, RandomSerial, Revocation};
 use rcgen::PublicKeyData;
 use rustls_pki_types::CertificateDer;
 use std::fmt;
@@ -36,6 +36,25 @@ impl EkRoot {
     /// The root certificate, PEM.
     pub fn certificate_pem(&self) -> String {
         certificate_pem(&self.files.certificate)
+    }
+
+    /// The root certificate, DER.
+    pub fn certificate(&self) -> &[u8] {
+        &self.files.certificate
+    }
+
+    /// The list of revoked EK certificates, DER (RFC 5280 section 5).
+    pub fn revocation_list(
+        &self,
+        revoked: &[Revocation],
+        now: OffsetDateTime,
+    ) -> Result<Vec<u8>, AuthorityError> {
+        Ok(ek::make_crl(
+            &self.files.certificate,
+            &self.files.key,
+            revoked,
+            now,
+        )?)
     }
 
     /// Certifies a host's key (PEM, PKCS #10) as an EK authority that may make no further authorities.

@@ -44,7 +44,9 @@ pub mod tunnel;
 
 pub use authority::{AuthorityError, FleetAuthority, Validity};
 pub use client::{Client, ClientError};
-pub use credential::{Credential, CredentialError, KeyRequest, LiveCredential, certificate_pem};
+pub use credential::{
+    Credential, CredentialError, KeyRequest, LiveCredential, certificate_pem, pem,
+};
 pub use dial::DialError;
 pub use ek_root::EkRoot;
 pub use identity::{AdminName, FleetId, FleetIdentity, Identity, IdentityError};

@@ -77,6 +77,8 @@ pub enum AuditAction {
     ForgetTpm,
     /// Controller: somebody accepted the EK certificate of a TPM that the fleet did not make.
     AcceptEk,
+    /// Controller: somebody revoked an EK certificate or an EK authority, or no longer accepts one of another maker.
+    RevokeEk,
     /// Controller: somebody started a job.
     SubmitJob,
     /// Controller: somebody cancelled a job.

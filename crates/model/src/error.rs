@@ -144,6 +144,10 @@ codes! {
     OwnerUnknown = "OWNER_UNKNOWN", Refused,
         "The guardian that signed the VM's key protector is none that the fleet's authority has endorsed, and the host does not hold it. Somebody else may have made the key protector.",
         "if the guardian is one of yours, import it on the host that refuses, and repeat the command there: fleetward-agent guardian import-pfx VMSigning.pfx VMEncryption.pfx";
+    EkRevoked = "EK_REVOKED", Refused,
+        "A warning: the EK certificate of the VM's TPM was revoked. Whoever verifies the TPM by the fleet's list of revoked certificates refuses it; the fleet itself does not.",
+        "give the VM a new TPM, with BitLocker's recovery key ready: fleetward tpm disable {vm}, then fleetward tpm enable {vm}",
+        "give the VM a new TPM, with BitLocker's recovery key ready: fleetward tpm disable, then fleetward tpm enable";
     EkNotOfFleet = "EK_NOT_OF_FLEET", Refused,
         "The certificate of the TPM's endorsement key does not lead to the fleet's EK root. Somebody else made the TPM, or its certificate.",
         "if you know whose TPM it is, accept its certificate with fleetward ek accept, by the SHA-256 that the refusal names";
@@ -473,6 +477,9 @@ codes! {
     ImageNotFound = "IMAGE_NOT_FOUND", NotFound,
         "There is no image with that name.",
         "fleetward image list";
+    EkNotFound = "EK_NOT_FOUND", NotFound,
+        "The fleet has never seen an EK certificate, nor an EK authority, with that SHA-256.",
+        "see those that there are: fleetward ek list, fleetward ek authorities";
     JobNotFound = "JOB_NOT_FOUND", NotFound,
         "There is no job with that id.",
         "fleetward job list";

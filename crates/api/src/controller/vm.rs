@@ -1,5 +1,6 @@
 //! VMs: how they are made, and what is known of them.
 
+use super::EkStanding;
 use crate::seed::Seed;
 use fleetward_model::boot::{AfterBoot, Crashes};
 use fleetward_model::change::{NicAsked, Pending};
@@ -153,6 +154,9 @@ pub struct VmView {
     #[serde(default)]
     pub drives: Vec<DriveObserved>,
     pub tpm: TpmObserved,
+    /// What counts of its TPM's EK certificate; none without one, and before the controller has seen it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ek: Option<EkStanding>,
     /// The controller's copy of its TPM; none without one.
     #[serde(default)]
     pub escrow: Option<EscrowView>,

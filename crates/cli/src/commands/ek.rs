@@ -2,21 +2,102 @@
 
 use super::Context;
 use crate::args::EkCommand;
+use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
-use crate::messages;
-use fleetward_api::verbs::EkAccept;
+use crate::{messages, table};
+use fleetward_api::controller::{EkAuthorityView, EkCertificateView, EkRevokeRequest};
+use fleetward_api::lists::{EkQuery, LibraryQuery};
+use fleetward_api::verbs::{EkAccept, EkAuthorities, EkCrl, EkList, EkRevoke, EkShow};
+use fleetward_durable::Access;
+use fleetward_model::{ErrorCode, Failure};
+use serde_json::json;
+use std::path::Path;
 
 pub(super) async fn run(context: &Context, command: EkCommand) -> Result<Exit, Stop> {
+    let controller = &context.controller;
+    let output = &context.output;
     match command {
-        EkCommand::Accept { sha256 } => {
-            let accepted = context
-                .controller
-                .call::<EkAccept>([sha256.as_str()], &())
+        EkCommand::List {
+            serial,
+            issuer,
+            vm,
+            standing,
+            rows,
+        } => {
+            let query = EkQuery {
+                serial,
+                issuer,
+                vm,
+                standing,
+                after: rows.after,
+                ..EkQuery::default()
+            };
+            let all: Vec<EkCertificateView> =
+                controller.list::<EkList, _>(query, rows.limit).await?;
+            output.document(&all, || table::ek_certificates(&all))?;
+        }
+        EkCommand::Show { sha256, pem } => {
+            let found = controller.call::<EkShow>([sha256.as_str()], &()).await?;
+            match pem && output.is_table() {
+                true => output.text(&found.chain)?,
+                false => output.document(&found, || table::ek_certificate(&found.view))?,
+            }
+        }
+        EkCommand::Authorities { pem, rows } => {
+            let query = LibraryQuery {
+                after: rows.after,
+                ..LibraryQuery::default()
+            };
+            let all: Vec<EkAuthorityView> = controller
+                .list::<EkAuthorities, _>(query, rows.limit)
                 .await?;
-            context
-                .output
-                .success(&accepted, || messages::ek_accepted(&accepted))?;
-            Ok(Exit::Done)
+            match pem && output.is_table() {
+                true => {
+                    let all = all.iter().map(|one| one.certificate.as_str());
+                    output.text(&all.collect::<String>())?;
+                }
+                false => output.document(&all, || table::ek_authorities(&all))?,
+            }
+        }
+        EkCommand::Crl { out } => {
+            let list = controller.call::<EkCrl>([], &()).await?;
+            match (out, output.is_table()) {
+                (Some(file), _) => {
+                    write(&file, &list.crl)?;
+                    let written = json!({
+                        "file": file, "entries": list.entries, "next_update": list.next_update,
+                    });
+                    output.success(&written, || {
+                        messages::ek_crl_written(&file.display(), &list)
+                    })?;
+                }
+                (None, true) => output.text(&list.crl)?,
+                (None, false) => output.document(&list, String::new)?,
+            }
+        }
+        EkCommand::Accept { sha256 } => {
+            let accepted = controller.call::<EkAccept>([sha256.as_str()], &()).await?;
+            output.success(&accepted, || messages::ek_accepted(&accepted))?;
+        }
+        EkCommand::Revoke { sha256, reason } => {
+            confirm(context.yes, &messages::confirm_revoke_ek(&sha256))?;
+            let request = EkRevokeRequest { reason };
+            let revoked = controller
+                .call::<EkRevoke>([sha256.as_str()], &request)
+                .await?;
+            output.success(&revoked, || messages::ek_revoked(&revoked))?;
         }
     }
+    Ok(Exit::Done)
+}
+
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    fleetward_durable::replace(file, text.as_bytes(), Access::PUBLIC).map_err(|error| {
+        Failure::new(
+            ErrorCode::InvalidArgument,
+            format!("cannot write {}", file.display()),
+        )
+        .because(error)
+        .fix("--out FILE, in a directory that can be written")
+    })
 }

@@ -401,7 +401,15 @@ pub(crate) fn vm(vm: &VmView) -> String {
                 guardians.join(", ")
             },
         );
-        sheet.add("EK certificate", or_none(tpm.ek_certificate.as_deref()));
+        let standing = match vm.ek {
+            Some(EkStanding::Fleet) => " (this fleet's)",
+            Some(EkStanding::Accepted) => " (accepted by name)",
+            Some(EkStanding::Foreign) => " (NOT this fleet's)",
+            Some(EkStanding::Revoked) => " (REVOKED)",
+            None => "",
+        };
+        let ek = or_none(tpm.ek_certificate.as_deref());
+        sheet.add("EK certificate", format!("{ek}{standing}"));
         if let Some(escrow) = &vm.escrow {
             sheet.add("Controller's copy", escrow_copy(escrow, vm.escrow_age));
             if let Some(failure) = &escrow.failure {

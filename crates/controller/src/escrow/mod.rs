@@ -451,15 +451,17 @@ impl Escrow {
         owners
     }
 
+    /// Every version of every VM.
+    pub(crate) fn everything(&self) -> Vec<TpmVersion> {
+        let known = self.read();
+        let all = known.versions.values().flat_map(BTreeMap::values);
+        all.map(|indexed| indexed.version.clone()).collect()
+    }
+
     /// SHA-256, hex, of the EK certificates that are kept, for the first start that judges them.
     pub(crate) async fn ek_certificates(&self) -> BTreeSet<String> {
-        let versions: Vec<_> = {
-            let known = self.read();
-            let all = known.versions.values().flat_map(BTreeMap::values);
-            all.map(|indexed| indexed.version.clone()).collect()
-        };
         let mut digests = BTreeSet::new();
-        for version in versions {
+        for version in self.everything() {
             if version.ek_sha256.is_some() {
                 digests.extend(version.ek_sha256);
                 continue;

@@ -29,7 +29,9 @@ pub(crate) async fn take(
             let because = format!("it is of VM {}, which was not asked for", bundle.vm);
             return Err(Failure::new(ErrorCode::EscrowCorrupt, what).because(because));
         }
-        world.escrow.keep(&bundle, host, why, by).await
+        let kept = world.escrow.keep(&bundle, host, why, by).await?;
+        crate::ek::note(world, &bundle).await;
+        Ok(kept)
     };
     let taken = taken.await;
     if let Err(failure) = &taken

@@ -3,6 +3,7 @@
 use crate::admission::{Disputes, shown_state};
 use crate::app::App;
 use crate::debts;
+use crate::ek;
 use crate::escrow::keeper;
 use crate::hosts::HostRecord;
 use crate::tokens::{TokenRecord, utc};
@@ -69,6 +70,7 @@ pub(super) fn vm(disputes: &Disputes<'_>, vm: &VmObserved) -> VmView {
         nics: nics(vm),
         drives: vm.drives.clone(),
         tpm: vm.tpm.clone(),
+        ek: ek::standing_of(world, vm),
         escrow,
         escrow_age,
         description: spec
@@ -84,7 +86,10 @@ pub(super) fn vm(disputes: &Disputes<'_>, vm: &VmObserved) -> VmView {
             .flatten(),
         pending: change::pending(vm),
         domain_name: vm.domain_name.clone(),
-        findings: change::differing(vm),
+        findings: change::differing(vm)
+            .into_iter()
+            .chain(ek::finding(world, vm, false))
+            .collect(),
         labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
         profile: spec.map(|spec| spec.profile),
         job: holder.map(|(holder, _)| holder.job),

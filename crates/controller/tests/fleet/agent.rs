@@ -50,8 +50,8 @@ pub(crate) use conversion::FakeConversion;
 use conversion::{convert, converter};
 use endpoints::{
     ask_for_certificate, audit, certificate, copy, delete_history, delete_image, delete_seed,
-    events, image, operate, put_certificate, put_image, put_seed, question, refuse_certificates,
-    seed, tpm, vm, witness,
+    ek_authority, events, image, operate, put_certificate, put_image, put_seed, question,
+    refuse_certificates, seed, tpm, vm, witness,
 };
 
 /// A VM's whole state on one host.
@@ -161,6 +161,8 @@ pub(crate) struct Inner {
     pub(crate) audit: Vec<AuditRecord>,
     /// Why no copy of any TPM is given.
     pub(crate) no_copy: Option<Failure>,
+    /// Its EK authority, DER; an agent of before cannot be asked.
+    pub(crate) ek_authority: Option<Vec<u8>>,
     /// What it says of the TPM state of any VM.
     pub(crate) judged: Option<TpmStateJudged>,
     /// It answers with the TPM of this VM, whichever is asked for.
@@ -207,6 +209,8 @@ pub(crate) struct FakeAgent {
     pub(crate) credential: LiveCredential,
     /// Its guardian with the private keys.
     pub(crate) own: Option<Arc<LocalGuardian>>,
+    /// The key of its EK authority.
+    pub(crate) ek: Option<Arc<rcgen::KeyPair>>,
     tls: ServerTls,
     pub(crate) address: SocketAddr,
     stop: Arc<Mutex<CancellationToken>>,
@@ -248,6 +252,7 @@ impl FakeAgent {
             audit: Vec::new(),
             no_copy: None,
             judged: None,
+            ek_authority: None,
             answers_with: None,
             audit_spoilt: false,
             witnessed: None,
@@ -268,6 +273,7 @@ impl FakeAgent {
             inner,
             credential,
             own: None,
+            ek: None,
             tls,
             address,
             stop,
@@ -311,6 +317,7 @@ impl FakeAgent {
                     .post(ask_for_certificate)
                     .put(put_certificate),
             )
+            .route(api_agent::EK_AUTHORITY, get(ek_authority))
             .route(api_agent::REFUSED_CERTIFICATES, put(refuse_certificates))
             .with_state(self.inner.clone());
         let stop = CancellationToken::new();
@@ -472,7 +479,11 @@ impl Inner {
                 key_id: None,
                 owner: guardians.first().cloned(),
                 guardians,
-                ek_certificate: None,
+                ek_certificate: self
+                    .parts
+                    .get(&id)
+                    .and_then(|parts| parts.ek_certificate.as_ref())
+                    .map(|ek| hex::encode(Sha256::digest(ek))),
                 protector_sha256: match self.is_former() {
                     true => None,
                     false => vm.metadata.key_protector.as_deref().map(protector_sha256),

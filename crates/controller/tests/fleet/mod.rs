@@ -16,6 +16,8 @@ use fleetward_model::guardian::{GuardianFacts, TrustMode};
 use fleetward_model::{Failure, HostName, JobId};
 use fleetward_protector_open::LocalGuardian;
 use http::Method;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
@@ -316,6 +318,9 @@ impl Controller {
         )
         .await;
         agent.own = Some(request.own);
+        let ek = CertificateDer::from_pem_slice(reply.ek_certificate.as_bytes()).expect("PEM");
+        agent.look(|inner| inner.ek_authority = Some(ek.to_vec()));
+        agent.ek = Some(Arc::new(request.ek));
         self.wait_online(&agent.host, true).await;
         agent
     }
@@ -382,7 +387,7 @@ impl Drop for Controller {
 pub(crate) struct Joining {
     host: HostName,
     key: KeyRequest,
-    ek: KeyRequest,
+    ek: rcgen::KeyPair,
     guardian: GuardianFacts,
     own: Arc<LocalGuardian>,
 }
@@ -394,7 +399,7 @@ impl Joining {
         Self {
             guardian: guardian.public().facts(host.clone(), true, true),
             key: KeyRequest::generate().expect("key"),
-            ek: KeyRequest::generate().expect("key"),
+            ek: rcgen::KeyPair::generate().expect("key"),
             own: Arc::new(guardian),
             host,
         }
@@ -405,7 +410,10 @@ impl Joining {
         JoinRequest {
             token: token.to_owned(),
             host_csr: self.key.csr_pem().to_owned(),
-            ek_csr: self.ek.csr_pem().to_owned(),
+            ek_csr: {
+                let csr = rcgen::CertificateParams::default().serialize_request(&self.ek);
+                csr.expect("request").pem().expect("PEM")
+            },
             guardian: self.guardian.clone(),
             address: address.to_owned(),
             clock: None,

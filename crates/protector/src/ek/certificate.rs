@@ -19,6 +19,8 @@ pub struct EkCertificate {
     /// SHA-256 of the certificate.
     pub sha256: [u8; 32],
     pub facts: CertificateFacts,
+    /// RFC 4514 text; empty of an EK's, which names the TPM elsewhere.
+    pub subject: String,
     /// Subject of the authority that is said to have issued it, RFC 4514 text.
     pub issuer: String,
     /// The host whose EK authority that is, if it is named as this fleet's are.
@@ -41,6 +43,7 @@ impl EkCertificate {
                 not_before: moment(certificate.validity.not_before.to_unix_duration())?,
                 not_after: moment(certificate.validity.not_after.to_unix_duration())?,
             },
+            subject: certificate.subject.to_string(),
             issuer: certificate.issuer.to_string(),
             issuer_host: host_in(&certificate.issuer),
             issuer_name: certificate.issuer.to_der().map_err(malformed)?,

@@ -1,7 +1,9 @@
 //! What the agent answers over HTTP.
 
 use super::*;
-use fleetward_api::agent::{CertificateAnswer, CertificateRequest, RefusedHeld};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use fleetward_api::agent::{CertificateAnswer, CertificateRequest, EkAuthorityHeld, RefusedHeld};
 use fleetward_model::certificate::RefusedCertificates;
 use http::StatusCode;
 
@@ -168,6 +170,16 @@ pub(super) async fn question(
             false => CanOpen::NoTpm,
         },
     })
+}
+
+pub(super) async fn ek_authority(State(inner): State<Shared>) -> Response {
+    match &inner.lock().expect("lock").ek_authority {
+        Some(der) => Json(EkAuthorityHeld {
+            certificate: STANDARD.encode(der),
+        })
+        .into_response(),
+        None => http::StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 pub(super) async fn vm(

@@ -1,0 +1,12 @@
+use crate::controller::EkCertificateView;
+use crate::lists::EkQuery;
+use crate::verbs::verb;
+
+verb! {
+    /// The EK certificates of TPMs that the fleet has, or had.
+    EkList = get "/v1/ek/certificates" (),
+    operation: "ek_list" in "ek",
+    access: Viewer,
+    request: query(EkQuery),
+    answer: list(EkCertificateView) { 200 },
+}
