@@ -1,5 +1,10 @@
 //! TPMs of existing VMs: enable, disable, restore and roll, for one VM and for many, on real hosts.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
 use anyhow::{Result, ensure};
 use fleetward_e2e::fleet::{Fleet, text};
 use fleetward_e2e::guest::{self, Tick};
@@ -21,6 +26,10 @@ fn main() -> ExitCode {
             (
                 "a_vm_made_without_a_tpm_gets_one_before_its_first_power_on",
                 enabled_before_first_start,
+            ),
+            (
+                "its_ek_certificate_is_listed_and_openssl_follows_it_to_the_fleets_root",
+                listed_and_revoked,
             ),
             (
                 "enrolled_certificates_close_what_pcr_7_sealed_and_the_former_ones_open_it",
@@ -99,6 +108,51 @@ fn enabled_before_first_start(fleet: &Fleet) -> Result<()> {
         history.as_array().is_some_and(|list| !list.is_empty()),
         "no version was kept: {history}"
     );
+    Ok(())
+}
+
+/// What a verifier outside the fleet does, with the files that an administrator publishes. The VM goes on when its TPM's
+/// certificate is revoked, as every case after this one shows.
+fn listed_and_revoked(fleet: &Fleet) -> Result<()> {
+    let sha256 = text(&tpm(fleet)?, "ek_certificate")?;
+    wait::until("the certificate to be listed", seconds(30), || {
+        let listed = fleet.json(&["ek", "list", "--vm", VM])?;
+        Ok((listed[0]["sha256"] == sha256).then_some(()))
+    })?;
+    let listed = &fleet.json(&["ek", "list", "--vm", VM])?[0];
+    ensure!(
+        listed["standing"] == "fleet" && listed["issuer_host"] == "a",
+        "{listed}"
+    );
+    let directory = tempfile::tempdir()?;
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let put = |name: &str, words: &[&str]| -> Result<()> {
+        let said = fleet.cli(words)?.ok()?.stdout;
+        Ok(std::fs::write(file(name), said)?)
+    };
+    put("tpm.pem", &["ek", "show", &sha256, "--pem"])?;
+    put("ek.pem", &["ek", "authorities", "--pem"])?;
+    let verified = || -> Result<String> {
+        fleet.cli(&["ek", "crl", "--out", &file("ek.crl")])?.ok()?;
+        let output = std::process::Command::new("openssl")
+            .args(["verify", "-crl_check_all", "-extended_crl"])
+            .args(["-CAfile", &file("ek.pem"), "-CRLfile", &file("ek.crl")])
+            .arg(file("tpm.pem"))
+            .output()?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok(String::from_utf8_lossy(&said).into_owned())
+    };
+    let said = verified()?;
+    ensure!(said.trim_end().ends_with(": OK"), "{said}");
+    let revoke = ["ek", "revoke", &sha256, "--reason", "a test"];
+    let asked = fleet.cli(&revoke)?;
+    ensure!(asked.code == 2, "not asked: {asked:?}");
+    let done = fleet.cli(&[&revoke[..], &["--yes"]].concat())?.ok()?;
+    ensure!(done.stdout.contains(VM), "{}", done.stdout);
+    let said = verified()?;
+    ensure!(said.contains("certificate revoked"), "{said}");
+    let shown = fleet.cli(&["vm", "show", VM])?.ok()?.stdout;
+    ensure!(shown.contains("EK_REVOKED"), "{shown}");
     Ok(())
 }
 
