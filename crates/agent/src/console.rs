@@ -3,6 +3,7 @@
 //! Two dialects of the same upgrade: raw bytes (`Upgrade: fleetward-console`), or WebSocket binary frames.
 
 use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::firmware;
 use crate::host::Host;
 use axum::extract::ws::{Message, WebSocket};
 use fleetward_durable as durable;
@@ -13,8 +14,19 @@ use hyper_util::rt::TokioIo;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
+
+/// Bytes carried at a time.
+const PIECE: usize = 4096;
+
+/// An administrator's console: the terminal, and the VM whose it is.
+pub(crate) struct Console {
+    host: Arc<Host>,
+    vm: VmId,
+    pty: Pty,
+}
 
 /// The guest's end of the console. A pty is no pipe, but is read, written and waited for like one.
 pub(crate) struct Pty {
@@ -23,7 +35,7 @@ pub(crate) struct Pty {
 }
 
 /// Opens the console of a running VM.
-pub(crate) async fn open(host: &Host, vm: VmId) -> Result<Pty> {
+pub(crate) async fn open(host: &Arc<Host>, vm: VmId) -> Result<Console> {
     let domain = host
         .hypervisor
         .inspect(vm)
@@ -38,13 +50,20 @@ pub(crate) async fn open(host: &Host, vm: VmId) -> Result<Pty> {
         .about(&Names::default().vm(&domain.name))
     })?;
     let (uid, _) = host.volumes.owner();
-    Pty::open(&path, uid)
-        .map_err(|error| Trouble::file(format!("the console of VM {}", domain.name), path, &error))
+    let pty = Pty::open(&path, uid).map_err(|error| {
+        Trouble::file(format!("the console of VM {}", domain.name), path, &error)
+    })?;
+    host.consoles.hand_over(vm);
+    Ok(Console {
+        host: host.clone(),
+        vm,
+        pty,
+    })
 }
 
 impl Pty {
     /// The path is QEMU's word: a terminal of its own user is opened, and nothing else that it may name.
-    fn open(path: &Path, owner: u32) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, owner: u32) -> io::Result<Self> {
         let file = durable::open_terminal(path, owner)?;
         // What is typed is the guest's to echo and interpret.
         let mut settings = tcgetattr(&file)?;
@@ -55,18 +74,34 @@ impl Pty {
             from_guest: pipe::Receiver::from_file_unchecked(file)?,
         })
     }
+
+    /// What the guest prints.
+    pub(crate) async fn read(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+        self.from_guest.read(piece).await
+    }
 }
 
 /// Carries raw bytes until either side ends.
-pub(crate) async fn carry_raw(upgraded: Upgraded, pty: Pty) {
+pub(crate) async fn carry_raw(upgraded: Upgraded, console: Console) {
+    let Console { host, vm, pty } = console;
     let Pty {
         mut from_guest,
         mut to_guest,
     } = pty;
     let (mut from_user, mut to_user) = tokio::io::split(TokioIo::new(upgraded));
+    let output = async {
+        let mut piece = [0; PIECE];
+        while let Ok(length @ 1..) = from_guest.read(&mut piece).await {
+            firmware::hear(&host, vm, &piece[..length]);
+            if to_user.write_all(&piece[..length]).await.is_err() || to_user.flush().await.is_err()
+            {
+                break;
+            }
+        }
+    };
     // The first end ends the console; how it came about is of no interest.
     tokio::select! {
-        _ = tokio::io::copy(&mut from_guest, &mut to_user) => {}
+        () = output => {}
         _ = tokio::io::copy(&mut from_user, &mut to_guest) => {}
     }
     // The user's side may be gone already.
@@ -74,16 +109,18 @@ pub(crate) async fn carry_raw(upgraded: Upgraded, pty: Pty) {
 }
 
 /// Carries WebSocket frames until either side ends.
-pub(crate) async fn carry_frames(socket: WebSocket, pty: Pty) {
+pub(crate) async fn carry_frames(socket: WebSocket, console: Console) {
+    let Console { host, vm, pty } = console;
     let Pty {
         mut from_guest,
         mut to_guest,
     } = pty;
     let (mut to_user, mut from_user) = socket.split();
     let output = async {
-        let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = from_guest.read(&mut buffer).await {
-            let frame = Message::Binary(buffer[..length].to_vec().into());
+        let mut piece = [0; PIECE];
+        while let Ok(length @ 1..) = from_guest.read(&mut piece).await {
+            firmware::hear(&host, vm, &piece[..length]);
+            let frame = Message::Binary(piece[..length].to_vec().into());
             if to_user.send(frame).await.is_err() {
                 break;
             }

@@ -10,6 +10,7 @@ use crate::crash::Restarts;
 use crate::ek::EkCertifier;
 use crate::failure::chain;
 use crate::fence::Fence;
+use crate::firmware::Consoles;
 use crate::guest::Guests;
 use crate::images::Images;
 use crate::keyring::Keyring;
@@ -73,6 +74,7 @@ pub(crate) struct Host {
     pub guests: Guests,
     pub restarts: Restarts,
     pub screens: Screens,
+    pub consoles: Consoles,
     pub credential: LiveCredential,
     pub trust: FleetTrust,
     pub refusals: Refusals,
@@ -143,6 +145,7 @@ impl Host {
             guests: Guests::default(),
             restarts: Restarts::default(),
             screens: Screens::default(),
+            consoles: Consoles::default(),
             dialer: TunnelDialer::new(credential.clone(), membership.trust.clone())
                 .with_refusals(refusals.clone())
                 .with_timeout(std::time::Duration::from_secs(5)),

@@ -11,6 +11,7 @@
 //! | `fence`, `record` | what this host stores of a VM besides libvirt's definition |
 //! | `arrivals`, `transfer` | tunnels from other hosts |
 //! | `variables` | UEFI variables, in a directory that QEMU may write |
+//! | `firmware` | what a VM's firmware says on its console until it has started a guest |
 //! | `bundle` | a VM's TPM with its key protector as one document, for the controller's escrow |
 //! | `tpm_watch` | detecting that a guest has changed its TPM |
 //! | `observe`, `questions`, `console`, `server` | what the controller sees and asks |
@@ -42,6 +43,7 @@ mod crash;
 mod ek;
 pub mod failure;
 mod fence;
+mod firmware;
 mod guest;
 pub mod hardening;
 mod history;

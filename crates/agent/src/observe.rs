@@ -7,7 +7,7 @@ use crate::confinement::{self, APPARMOR};
 use crate::failure::{HypervisorResult, Result};
 use crate::history;
 use crate::host::Host;
-use crate::{arrivals, certificate, crash, tpm_judge, tpm_process, variables};
+use crate::{arrivals, certificate, crash, firmware, tpm_judge, tpm_process, variables};
 use fleetward_api::agent::AgentEvent;
 use fleetward_hypervisor::{
     DomainDefined, DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent,
@@ -97,7 +97,9 @@ pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             event = events.recv() => match event {
                 Ok(HypervisorEvent::Changed(vm)) => look(&host, vm).await,
+                Ok(HypervisorEvent::Booted(vm)) => firmware::booted(&host, vm),
                 Ok(HypervisorEvent::Stopped(vm)) => {
+                    host.consoles.forget(vm);
                     if !host.operations.is_busy(vm) {
                         host.tidy_after(vm).await;
                     }
@@ -393,6 +395,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
             after_boot: host.boot.of(domain.id).filter(|_| !runs),
             crashes,
             secure_boot,
+            loader_refused: host.consoles.refused(domain.id).filter(|_| runs),
         },
         name,
         metadata,

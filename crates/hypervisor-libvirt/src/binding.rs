@@ -48,6 +48,7 @@ impl Drop for Connection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DomainEvent {
     Changed(Uuid),
+    Booted(Uuid),
     Stopped(Uuid),
     Undefined(Uuid),
 }
@@ -71,7 +72,8 @@ impl<'c> Subscription<'c> {
             ids: Vec::new(),
         };
         // SAFETY: libvirt's generic callback type is a place-holder; for VIR_DOMAIN_EVENT_ID_LIFECYCLE it calls the
-        // function with exactly `lifecycle`'s signature, and for METADATA_CHANGE with `metadata_change`'s.
+        // function with exactly `lifecycle`'s signature, and for METADATA_CHANGE with `metadata_change`'s. For
+        // VIR_DOMAIN_EVENT_ID_REBOOT it is the generic type itself.
         let lifecycle =
             unsafe { std::mem::transmute::<Lifecycle, Generic>(lifecycle as Lifecycle) };
         // SAFETY: as above.
@@ -86,6 +88,11 @@ impl<'c> Subscription<'c> {
         subscription.register(
             virt_sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
             metadata,
+            Box::new(callback.clone()),
+        )?;
+        subscription.register(
+            virt_sys::VIR_DOMAIN_EVENT_ID_REBOOT,
+            reboot,
             Box::new(callback),
         )?;
         Ok(subscription)
@@ -194,12 +201,20 @@ unsafe extern "C" fn lifecycle(
     _: virt_sys::virConnectPtr,
     domain: virt_sys::virDomainPtr,
     event: c_int,
-    _detail: c_int,
+    detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
     // SAFETY: libvirt passes a live domain for the length of the call.
     if let Some(id) = unsafe { uuid_of(domain) } {
-        let event = match event as virt_sys::virDomainEventType {
+        let event = event as virt_sys::virDomainEventType;
+        let booted = event == virt_sys::VIR_DOMAIN_EVENT_STARTED
+            && detail as virt_sys::virDomainEventStartedDetailType
+                == virt_sys::VIR_DOMAIN_EVENT_STARTED_BOOTED;
+        if booted {
+            // SAFETY: `opaque` is the `Box<Callback>` given at registration, not yet freed.
+            unsafe { call(opaque, DomainEvent::Booted(id)) };
+        }
+        let event = match event {
             virt_sys::VIR_DOMAIN_EVENT_STOPPED => DomainEvent::Stopped(id),
             virt_sys::VIR_DOMAIN_EVENT_UNDEFINED => DomainEvent::Undefined(id),
             _ => DomainEvent::Changed(id),
@@ -208,6 +223,18 @@ unsafe extern "C" fn lifecycle(
         unsafe { call(opaque, event) };
     }
     0
+}
+
+unsafe extern "C" fn reboot(
+    _: virt_sys::virConnectPtr,
+    domain: virt_sys::virDomainPtr,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a live domain for the length of the call.
+    if let Some(id) = unsafe { uuid_of(domain) } {
+        // SAFETY: `opaque` is the `Box<Callback>` given at registration, not yet freed.
+        unsafe { call(opaque, DomainEvent::Booted(id)) };
+    }
 }
 
 unsafe extern "C" fn metadata_change(

@@ -162,6 +162,7 @@ impl Keeper {
             // No receiver is fine.
             let _ = events.send(match event {
                 DomainEvent::Changed(id) => HypervisorEvent::Changed(VmId(id)),
+                DomainEvent::Booted(id) => HypervisorEvent::Booted(VmId(id)),
                 DomainEvent::Stopped(id) => HypervisorEvent::Stopped(VmId(id)),
                 DomainEvent::Undefined(id) => HypervisorEvent::Removed(VmId(id)),
             });

@@ -227,6 +227,8 @@ pub struct HypervisorFacts {
 pub enum HypervisorEvent {
     /// Defined, started, stopped, suspended or changed: inspect it again.
     Changed(VmId),
+    /// Its firmware begins: it was started here, or has started anew by itself. `Changed` tells of a start, too.
+    Booted(VmId),
     /// Its process ended: the secret is no longer needed.
     Stopped(VmId),
     /// Undefined: gone.

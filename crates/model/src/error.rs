@@ -228,6 +228,10 @@ codes! {
         "The VM's firmware trusts Microsoft's certificates of 2011, which have run out, and not those of 2023. What boots today goes on booting; media and loaders that only the new ones sign do not boot, and updates of the lists are refused.",
         "see what it costs, then add them while the VM is stopped: fleetward secure-boot enroll {vm} --dry-run",
         "see which VMs it concerns: fleetward secure-boot status";
+    LoaderNotTrusted = "LOADER_NOT_TRUSTED", Refused,
+        "The VM's firmware enforces Secure Boot, and refuses its guest's loader: it is signed by no key that the firmware trusts, or not at all.",
+        "give it a loader that its firmware trusts; to see what it trusts: fleetward secure-boot status {vm}",
+        "give it a loader that its firmware trusts; secure-boot status shows what that is";
     SecureBootCustom = "SECURE_BOOT_CUSTOM", Refused,
         "None of the key exchange keys of the VM's firmware is Microsoft's: somebody enrolled keys of their own, and nothing is added to them.",
         "add the certificates with the tools that manage those keys; to see what the VM trusts: fleetward secure-boot status {vm}",

@@ -162,6 +162,7 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 taken,
                 clocks,
                 certificates,
+                loader,
                 confined,
             ];
             let names = Names::default()
@@ -491,6 +492,11 @@ fn certificates(facts: &Facts<'_>) -> Findings {
         blocking: false,
         ..Finding::usual(ErrorCode::SecureBootOutdated, what)
     }]
+}
+
+/// Whether its firmware starts its guest: it moves all the same.
+fn loader(facts: &Facts<'_>) -> Findings {
+    facts.vm.loader_refused().into_iter().collect()
 }
 
 /// What keeps a guest that has taken over its QEMU from the other VMs of the host: it starts and moves all the same.

@@ -1,6 +1,7 @@
 //! Secure Boot as a VM's UEFI variables say it is.
 
-use crate::JobId;
+use crate::error::Finding;
+use crate::{ErrorCode, JobId, VmName};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -45,6 +46,41 @@ pub struct SecureBootObserved {
     /// Whether the certificates from before an enrolment are kept with the VM.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub former_kept: bool,
+}
+
+/// What the firmware of a running VM says on its serial console while the guest does not start: it trusts none of the keys
+/// that its loader is signed by, or the loader is not signed.
+///
+/// It is the console's word. A guest can have its firmware print what looks like it, by the name of a boot option.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoaderRefused {
+    /// The number of the boot option, as UEFI counts them.
+    pub boot_option: u16,
+}
+
+impl LoaderRefused {
+    /// What `vm show` and `check` say of a VM. Whether certificates can be added that may be the missing ones, its
+    /// variables say.
+    pub fn finding(&self, vm: &VmName, variables: Option<&SecureBootObserved>) -> Finding {
+        let what = format!(
+            "the firmware of VM {vm} does not trust the loader of its boot option Boot{:04X}, so its guest does not start (as its serial console says)",
+            self.boot_option
+        );
+        let outdated =
+            variables.is_some_and(|found| found.state == CertificateState::UpdateAvailable);
+        let fix = match outdated {
+            true => format!(
+                "fleetward vm stop {vm} --force, then fleetward secure-boot enroll {vm}, then fleetward vm start {vm}"
+            ),
+            false => format!(
+                "give it a loader that its firmware trusts; to see what it trusts: fleetward secure-boot status {vm}"
+            ),
+        };
+        Finding {
+            blocking: false,
+            ..Finding::blocking(ErrorCode::LoaderNotTrusted, what, fix)
+        }
+    }
 }
 
 /// The certificates that a VM trusted before an enrolment. They lie with its definition, so they move with it.

@@ -7,7 +7,7 @@ use crate::guest::GuestObserved;
 use crate::host::Formats;
 use crate::machine::MachineSettings;
 use crate::network::NicObserved;
-use crate::secure_boot::{CertificateState, FormerCertificates, SecureBootObserved};
+use crate::secure_boot::{CertificateState, FormerCertificates, LoaderRefused, SecureBootObserved};
 use crate::spec::{self, Unknown};
 pub use crate::spec::{
     Description, DiskSpec, DriveSpec, Medium, NewerSpec, NicModel, NicSpec, VmSpec,
@@ -508,6 +508,9 @@ pub struct Noted {
     /// agent that does not look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secure_boot: Option<SecureBootObserved>,
+    /// Set while its firmware refuses to start its guest's loader, and from an agent that listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loader_refused: Option<LoaderRefused>,
 }
 
 impl Noted {
@@ -658,6 +661,12 @@ impl VmObserved {
     pub fn has_old_certificates(&self) -> bool {
         let found = self.noted.secure_boot.as_ref();
         self.is_managed() && found.is_some_and(|f| f.state == CertificateState::UpdateAvailable)
+    }
+
+    /// That its firmware refuses to start its guest, if it does.
+    pub fn loader_refused(&self) -> Option<Finding> {
+        let refused = self.noted.loader_refused.as_ref()?;
+        Some(refused.finding(&self.name, self.noted.secure_boot.as_ref()))
     }
 
     /// Under the name that Fleetward gave it: agents that are older tell the domain's.

@@ -89,6 +89,7 @@ pub(super) fn vm(disputes: &Disputes<'_>, vm: &VmObserved) -> VmView {
         findings: change::differing(vm)
             .into_iter()
             .chain(ek::finding(world, vm, false))
+            .chain(vm.loader_refused().filter(|_| state == VmState::Running))
             .collect(),
         labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
         profile: spec.map(|spec| spec.profile),

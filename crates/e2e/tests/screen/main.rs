@@ -1,6 +1,7 @@
 //! The screen of a VM: what it shows from the firmware to the guest, that keys reach the guest, and that viewers stay through
 //! a migration.
 
+mod loader;
 mod picture;
 mod viewer;
 
@@ -34,16 +35,24 @@ fn main() -> ExitCode {
                 "the_end_of_the_vm_ends_its_screen_and_says_so",
                 end_of_the_vm,
             ),
+            (
+                "a_loader_that_the_firmware_does_not_trust_is_named_and_seen",
+                loader::refused,
+            ),
+            (
+                "a_console_that_is_open_while_the_firmware_refuses_hides_nothing",
+                loader::refused_with_a_console,
+            ),
             ("only_operators_see_a_screen", roles),
             ("every_use_is_in_the_audit_log", audited),
         ],
     )
 }
 
-fn screenshot(fleet: &Fleet) -> Result<Picture> {
+fn screenshot(fleet: &Fleet, vm: &str) -> Result<Picture> {
     let taken = fleet
         .cli_command()
-        .args(["vm", "screenshot", VM, "--out", "-"])
+        .args(["vm", "screenshot", vm, "--out", "-"])
         .output()?;
     let stderr = String::from_utf8_lossy(&taken.stderr);
     ensure!(taken.status.success(), "{stderr}");
@@ -69,7 +78,7 @@ fn firmware_then_guest(fleet: &Fleet) -> Result<()> {
     fleet.cli(&["vm", "start", VM])?.ok()?;
     // The firmware's logo, in the middle, has many colours on a white ground; a text screen has two.
     let firmware = wait::until("the firmware's logo", guest::BOOT, || {
-        let picture = screenshot(fleet)?;
+        let picture = screenshot(fleet, VM)?;
         Ok(picture.has_logo().then_some(picture))
     })?;
     ensure!(
@@ -80,7 +89,7 @@ fn firmware_then_guest(fleet: &Fleet) -> Result<()> {
     );
     guest::booted(fleet, VM, 1)?;
     let shown = wait::until("the guest's text", guest::BOOT, || {
-        let picture = screenshot(fleet)?;
+        let picture = screenshot(fleet, VM)?;
         Ok(is_guest(&picture).then_some(picture))
     })?;
     ensure!(
@@ -91,7 +100,7 @@ fn firmware_then_guest(fleet: &Fleet) -> Result<()> {
     // It is the present moment that is shown: the guest counts.
     let digits = |picture: &Picture| picture.line(0, SHOWN.len() + 6);
     wait::until("the next number", seconds(30), || {
-        let later = screenshot(fleet)?;
+        let later = screenshot(fleet, VM)?;
         Ok((is_guest(&later) && digits(&later) != digits(&shown)).then_some(()))
     })?;
     Ok(())

@@ -7,6 +7,9 @@ use std::io::Cursor;
 /// Width and height of a character on the guest's text screen, pixels.
 const CHARACTER: (usize, usize) = (8, 16);
 
+/// The same on the firmware's.
+const FIRMWARE_CHARACTER: (usize, usize) = (8, 19);
+
 /// What a screen showed.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Picture {
@@ -72,6 +75,27 @@ impl Picture {
         let (left, top) = (column * CHARACTER.0, line * CHARACTER.1);
         let rows = (top..top + CHARACTER.1).map(|y| &self.row(y)[left..left + CHARACTER.0]);
         rows.flatten().map(|pixel| *pixel != [0; 3]).collect()
+    }
+
+    /// Whether the firmware shows this text somewhere: equal characters have equal glyphs, and others others.
+    pub(crate) fn firmware_says(&self, text: &str) -> bool {
+        let (width, height) = FIRMWARE_CHARACTER;
+        let characters: Vec<char> = text.chars().collect();
+        let length = characters.len() * width;
+        let is_here = |left: usize, top: usize| {
+            let glyph = |n: usize| {
+                let left = left + n * width;
+                let rows = (top..top + height).map(move |y| &self.row(y)[left..left + width]);
+                rows.flatten().map(|pixel| *pixel != [0; 3])
+            };
+            (0..characters.len())
+                .all(|i| (0..i).all(|j| glyph(i).eq(glyph(j)) == (characters[i] == characters[j])))
+        };
+        let tops = 0..=self.height.saturating_sub(height);
+        tops.into_iter().any(|top| {
+            let mut lefts = 0..=self.width.saturating_sub(length);
+            lefts.any(|left| is_here(left, top))
+        })
     }
 
     /// The glyphs of the first characters of a line.
