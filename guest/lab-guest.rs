@@ -32,6 +32,7 @@
 //! ```
 //!
 //! If the line is `password`, it opens a TPM object that has one, and prints `FLEETWARD-GUEST-NOTE password=ok`.
+//! `poweroff`, `reboot` and `panic` do what they say.
 //!
 //! It speaks TPM 2.0 commands (TPM 2.0 Library, part 3) to /dev/tpmrm0 by itself: under an emulated CPU every
 //! process start costs, and a line a second must stay cheap. Only the standard library is used, so a plain
@@ -228,8 +229,13 @@ impl Screen {
             thread::spawn(move || {
                 for line in BufReader::new(file).lines().map_while(Result::ok) {
                     println!("FLEETWARD-GUEST-NOTE typed={line}");
-                    if line.trim() == "password" {
-                        PASSWORD_ASKED.store(true, Ordering::Relaxed);
+                    match line.trim() {
+                        "password" => PASSWORD_ASKED.store(true, Ordering::Relaxed),
+                        "poweroff" => POWER_BUTTON.store(true, Ordering::Relaxed),
+                        "reboot" => go_down("typed", "reboot"),
+                        // By the kernel's own doing, and with nothing written or shut down.
+                        "panic" => drop(fs::write("/proc/sysrq-trigger", "c")),
+                        _ => {}
                     }
                 }
             });
@@ -253,10 +259,15 @@ impl Screen {
 }
 
 fn power_off(by: &str) -> ! {
+    go_down(by, "poweroff")
+}
+
+/// By busybox's `poweroff` or `reboot`.
+fn go_down(by: &str, how: &str) -> ! {
     println!("FLEETWARD-GUEST-NOTE {by}, going down");
     run(&["umount", STATE]);
     run(&["sync"]);
-    run(&["poweroff", "-f"]);
+    run(&[how, "-f"]);
     loop {
         thread::sleep(Duration::from_secs(1));
     }

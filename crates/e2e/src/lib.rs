@@ -11,4 +11,5 @@ pub mod lan;
 pub mod residue;
 pub mod secure_boot;
 pub mod suite;
+pub mod variables;
 pub mod wait;
