@@ -14,7 +14,7 @@ use crate::layout::Layout;
 use crate::membership::{Member, MembershipError, MembershipFiles};
 use fleetward_api::controller::{JoinReply, JoinRequest};
 use fleetward_link::{
-    Client, ClientError, ClientTls, FleetTrust, JoinToken, KeyRequest, TokenError,
+    Client, ClientError, ClientTls, DialError, FleetTrust, JoinToken, KeyRequest, TokenError,
 };
 use fleetward_model::audit::AuditAction;
 use fleetward_model::{ErrorCode, Failure, GuardianId};
@@ -81,7 +81,15 @@ pub async fn join(config: &Config, token: &str) -> Result<Joined, Failure> {
         let (directory, host, audit) = (layout.guardians(), token.host.clone(), audit.clone());
         let credential = config.credential_file.clone();
         tokio::task::spawn_blocking(move || {
-            Keyring::ensure_own(&directory, &host, &audit, &purpose, credential.as_deref())?;
+            let now = OffsetDateTime::now_utc();
+            Keyring::ensure_own(
+                &directory,
+                &host,
+                &audit,
+                &purpose,
+                credential.as_deref(),
+                now,
+            )?;
             Keyring::open_with(&directory, host, audit, credential.as_deref())
         })
         .await
@@ -214,10 +222,45 @@ pub(crate) fn refused(controller: &str, error: ClientError) -> Failure {
     {
         return failure;
     }
-    Failure::new(
-        ErrorCode::ControllerUnreachable,
-        format!("joining through {controller}"),
-    )
-    .because(chain(&error))
-    .fix("check that the controller runs, and that this host can reach its address in the token")
+    let what = format!("joining through {controller}");
+    // The controller makes its certificate when it starts, and renews it: one that is out of time is a wrong clock.
+    if let ClientError::Dial(
+        DialError::CertificateEnded { .. } | DialError::CertificateNotYet { .. },
+    ) = &error
+    {
+        return Failure::new(ErrorCode::ClocksApart, what).because(chain(&error));
+    }
+    Failure::new(ErrorCode::ControllerUnreachable, what)
+        .because(chain(&error))
+        .fix(
+            "check that the controller runs, and that this host can reach its address in the token",
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    #[test]
+    fn a_controller_of_another_time_is_a_matter_of_clocks_and_says_both() {
+        let (clock, address) = (datetime!(2026-11-27 09:00 UTC), "192.0.2.1:7443".to_owned());
+        let of_2010 = DialError::CertificateEnded {
+            address: address.clone(),
+            ended: datetime!(2011-01-01 00:00 UTC),
+            clock,
+        };
+        let of_2040 = DialError::CertificateNotYet {
+            address,
+            begins: datetime!(2040-01-01 00:00 UTC),
+            clock,
+        };
+        for (error, year) in [(of_2010, "2011-01-01"), (of_2040, "2040-01-01")] {
+            let failure = refused("192.0.2.1:7443", ClientError::Dial(error));
+            assert_eq!(failure.code, ErrorCode::ClocksApart, "{failure}");
+            for said in [year, "2026-11-27"] {
+                assert!(failure.because.contains(said), "{failure}");
+            }
+        }
+    }
 }

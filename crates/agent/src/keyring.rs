@@ -137,19 +137,31 @@ impl KeyringError {
 }
 
 impl Keyring {
-    /// Makes the host's own guardian if it has none. Takes a second when it does.
+    /// Makes the host's own guardian if it has none that is valid `now`: one that an earlier attempt to join made under a
+    /// wrong clock would be refused by others for hours, or for good. It stays, and still opens. Takes a second when it makes
+    /// one.
     pub fn ensure_own(
         directory: &Path,
         host: &HostName,
         audit: &AuditLog,
         purpose: &Purpose,
         credential_file: Option<&Path>,
+        now: OffsetDateTime,
     ) -> Result<(), KeyringError> {
         let store = Store::new(directory, sealing::key(credential_file)?);
-        if store.has_own()? {
-            return Ok(());
+        let is_there = store.has_own()?;
+        if is_there {
+            // The own one comes first.
+            let held = store.load()?;
+            let valid = rules::validity(held[0].guardian.public(), now);
+            if matches!(
+                valid,
+                rules::Validity::Valid | rules::Validity::EndsSoon { .. }
+            ) {
+                return Ok(());
+            }
         }
-        let guardian = LocalGuardian::generate(host, OffsetDateTime::now_utc())
+        let guardian = LocalGuardian::generate(host, now)
             .map_err(|error| KeyringError::Make(chain(&error)))?;
         audit
             .record(Use {
@@ -161,8 +173,11 @@ impl Keyring {
                 job: None,
             })
             .map_err(KeyringError::Audit)?;
-        store.add(&guardian, GuardianStanding::Own)?;
-        Ok(())
+        if is_there {
+            store.replace_own(&guardian)
+        } else {
+            store.add(&guardian, GuardianStanding::Own).map(|_| ())
+        }
     }
 
     /// Reads the store, with the key that the service manager gives to it, if any.

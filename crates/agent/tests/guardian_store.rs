@@ -52,8 +52,21 @@ impl Bench {
     /// With an own guardian, made without a key as `join` in a root shell does.
     fn new() -> Self {
         let bench = Self::empty();
-        Keyring::ensure_own(&bench.store(), &host("a"), &bench.audit(), &by_hand(), None).unwrap();
+        bench.ensure_own(OffsetDateTime::now_utc());
         bench
+    }
+
+    /// What a join at this time makes sure of; the guardians after that, the own one first.
+    fn ensure_own(&self, now: OffsetDateTime) -> Vec<(GuardianId, GuardianStanding)> {
+        let audit = self.audit();
+        Keyring::ensure_own(&self.store(), &host("a"), &audit, &by_hand(), None, now).unwrap();
+        let facts = Keyring::open_with(&self.store(), host("a"), Arc::new(audit), None)
+            .unwrap()
+            .facts();
+        facts
+            .into_iter()
+            .map(|one| (one.id, one.standing))
+            .collect()
     }
 
     fn empty() -> Self {
@@ -181,6 +194,41 @@ fn import(directory: &Path, keyring: &Keyring, roles: &[CertificateRole]) -> Opt
 }
 
 /// What a child does.
+#[test]
+fn a_guardian_that_was_made_under_a_wrong_clock_is_not_the_one_that_joins() {
+    let now = OffsetDateTime::now_utc();
+    let hours = time::Duration::hours;
+    for (wrong, again) in [
+        // Its certificates begin an hour early, so two hours behind is within their time.
+        (now - hours(2), false),
+        (now + hours(2), true),
+        (now - time::Duration::days(16 * 365), true),
+        (now - time::Duration::days(9 * 365 + 200), false),
+        (now - time::Duration::days(11 * 365), true),
+    ] {
+        let bench = Bench::empty();
+        let first = bench.ensure_own(wrong);
+        assert_eq!(first.len(), 1);
+        assert_eq!(first, bench.ensure_own(wrong), "{wrong}");
+        let second = bench.ensure_own(now);
+        if again {
+            // The former one stays, for whatever it may still open.
+            let [(id, own), (former, retired)] = second.as_slice() else {
+                panic!("{wrong}: {second:?}")
+            };
+            assert_ne!(*id, first[0].0, "{wrong}");
+            assert_eq!(*former, first[0].0, "{wrong}");
+            assert_eq!(
+                (*own, *retired),
+                (GuardianStanding::Own, GuardianStanding::Retired)
+            );
+        } else {
+            assert_eq!(second, first, "{wrong}");
+        }
+        assert_eq!(second, bench.ensure_own(now), "{wrong}");
+    }
+}
+
 #[test]
 #[ignore = "run by the tests of this file, in a process of its own"]
 fn child() {

@@ -267,6 +267,7 @@ fn failure_of(endpoint: &str, error: ClientError) -> Failure {
             DialError::TlsRefused { .. }
             | DialError::IdentityMismatch { .. }
             | DialError::CertificateEnded { .. }
+            | DialError::CertificateNotYet { .. }
             | DialError::CertificateRefused { .. },
         ) => Failure::new(
             ErrorCode::CredentialsRefused,

@@ -23,6 +23,10 @@ use time::{Duration, OffsetDateTime};
 /// How long the authority's word for a guardian counts: it is given anew for each use.
 const ENDORSEMENT_LIFETIME: Duration = Duration::days(1);
 
+/// No clock that is right says less: this program was written later. A fleet that is made under such a clock would end
+/// early.
+const WRITTEN: OffsetDateTime = time::macros::datetime!(2026-11-01 00:00 UTC);
+
 /// The keys of the fleet.
 #[derive(Debug)]
 pub(crate) struct Fleet {
@@ -40,6 +44,16 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// Opens the authority in `dir`, making a new fleet where there is none.
     pub(crate) fn open(dir: &Path, now: OffsetDateTime) -> anyhow::Result<Self> {
+        if now < WRITTEN && !FleetAuthority::is_in(dir) {
+            return Err(Failure::new(ErrorCode::ClocksApart, "no fleet is made with this clock")
+                .because(format!(
+                    "it says {}, and this program was written after {}; the fleet's certificates would end that much too early",
+                    crate::tokens::utc(now),
+                    crate::tokens::utc(WRITTEN)
+                ))
+                .fix("set the clock (chrony or systemd-timesyncd), and start the controller again")
+                .into());
+        }
         let authority =
             FleetAuthority::open(dir, now).context("cannot open the fleet's authority")?;
         let ek_root = EkRoot::open(dir, authority.fleet(), now)
@@ -198,4 +212,30 @@ fn refused(what: &str, error: &AuthorityError) -> Failure {
         format!("{what} cannot be answered"),
     )
     .because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    #[test]
+    fn no_fleet_is_made_under_a_clock_of_2010_but_one_that_is_there_goes_on() {
+        let then = datetime!(2010-01-01 00:00 UTC);
+        let dir = tempfile::tempdir().expect("directory");
+        let refused = Fleet::open(dir.path(), then).expect_err("refused");
+        let failure = refused.downcast_ref::<Failure>().expect("a failure");
+        assert_eq!(failure.code, ErrorCode::ClocksApart);
+        assert!(failure.because.contains("2010-01-01"), "{failure}");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("directory").count(), 0);
+
+        // Made by an earlier version, under that clock: it works until its end, also once the clock is right.
+        FleetAuthority::open(dir.path(), then).expect("authority");
+        for now in [then, datetime!(2026-11-27 09:00 UTC)] {
+            Fleet::open(dir.path(), now).expect("the fleet");
+        }
+        let over = Fleet::open(dir.path(), datetime!(2031-01-01 00:00 UTC));
+        let said = format!("{:#}", over.expect_err("refused"));
+        assert!(said.contains("2029-12-27"), "{said}");
+    }
 }

@@ -54,6 +54,11 @@ pub struct FleetAuthority {
 }
 
 impl FleetAuthority {
+    /// Whether one was made in `dir`.
+    pub fn is_in(dir: &Path) -> bool {
+        AuthorityFiles::are_in(dir, "authority")
+    }
+
     /// Opens the authority in `dir`, making a new fleet's if there is none. The directory must exist.
     pub fn open(dir: &Path, now: OffsetDateTime) -> Result<Self, AuthorityError> {
         let files = AuthorityFiles::open(dir, "authority", |key| {
@@ -137,7 +142,11 @@ impl FleetAuthority {
             not_after: wanted.not_after.min(self.files.not_after),
         };
         if validity.not_before >= validity.not_after {
-            return Err(AuthorityError::Validity);
+            return Err(AuthorityError::Validity {
+                begins: self.files.not_before,
+                ends: self.files.not_after,
+                wanted: wanted.not_after,
+            });
         }
         Ok(validity)
     }
@@ -232,8 +241,17 @@ pub enum AuthorityError {
     #[error("only ECDSA P-256 and P-384 keys are certified as members of a fleet")]
     RequestKey,
     /// A validity outside that of the authority's own certificate.
-    #[error("the authority's own certificate is not valid at the time asked for")]
-    Validity,
+    #[error(
+        "the authority's own certificate is valid from {begins} to {ends}, and one until {wanted} is wanted: is the clock right?"
+    )]
+    Validity {
+        /// The authority's beginning.
+        begins: OffsetDateTime,
+        /// The authority's end.
+        ends: OffsetDateTime,
+        /// The end that the certificate would have.
+        wanted: OffsetDateTime,
+    },
     /// A statement that is empty or could be taken for a certificate.
     #[error("the authority does not sign statements that are empty or begin like a certificate")]
     Statement,
@@ -314,6 +332,47 @@ mod tests {
         let renewed = renewal.into_credential(&chain).expect("renewed");
         assert!(renewed.not_after() > credential.not_after());
         assert_ne!(renewed.chain_pem(), credential.chain_pem());
+    }
+
+    #[test]
+    fn certificates_begin_a_day_before_they_are_made_and_end_with_their_authority() {
+        // Installed with a clock of 2010, which was put right later.
+        let made = time::macros::datetime!(2010-01-01 00:00 UTC);
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let authority = FleetAuthority::open(dir.path(), made).expect("authority");
+        let host = Identity::Host("a".parse().expect("name"));
+        let issued = |now: OffsetDateTime| {
+            let request = KeyRequest::generate().expect("request");
+            let validity = Validity::starting(now, MEMBER_LIFETIME);
+            let chain = authority.issue(request.csr_pem(), &host, validity)?;
+            Ok(request.into_credential(&chain).expect("credential"))
+        };
+        // Years later, at 9 years and 200 days, after 11 years: as if nothing had been.
+        for days in [0, 9 * 365 + 200, 11 * 365, 17 * 365] {
+            let now = made + Duration::days(days);
+            let facts = issued(now).expect("a certificate").facts().clone();
+            let early = now - facts.not_before;
+            let expected = if days == 0 { 1 } else { 24 };
+            assert!(
+                early >= Duration::hours(expected) - Duration::HOUR,
+                "{days}"
+            );
+            assert_eq!(facts.not_after, now + MEMBER_LIFETIME, "{days}");
+        }
+        let last = issued(made + Duration::days(20 * 365 - 1)).expect("a certificate");
+        assert_eq!(last.not_after(), made + AUTHORITY_LIFETIME);
+        // Beyond it, and long before it: what is wrong is said with the times.
+        for now in [
+            made + Duration::days(21 * 365),
+            made - Duration::days(3 * 365),
+        ] {
+            let refused: AuthorityError = issued(now).expect_err("refused");
+            let said = refused.to_string();
+            assert!(
+                said.contains("2009-12-31") && said.contains("2029-12-27"),
+                "{said}"
+            );
+        }
     }
 
     #[test]

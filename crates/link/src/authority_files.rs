@@ -21,6 +21,11 @@ pub(crate) struct AuthorityFiles {
 }
 
 impl AuthorityFiles {
+    /// Whether authority `name` was made in `dir`; where that cannot be seen, opening it says why.
+    pub(crate) fn are_in(dir: &Path, name: &str) -> bool {
+        dir.join(format!("{name}.pem")).try_exists().unwrap_or(true)
+    }
+
     /// Opens authority `name` in `dir`. If there is none, makes a key, and lets `certify` certify it.
     pub(crate) fn open(
         dir: &Path,

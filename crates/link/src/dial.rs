@@ -2,12 +2,13 @@
 
 use crate::identity::Identity;
 use crate::refused::Wire;
-use crate::tls::{self, ClientTls, PeerError};
+use crate::tls::{self, ClientTls, Moments, OutOfTime, PeerError};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use time::OffsetDateTime;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, TlsStream};
@@ -121,10 +122,24 @@ pub enum DialError {
         reason: String,
     },
     /// The certificate of the other side is of the fleet, and its time is over.
-    #[error("the certificate of {address} has ended")]
+    #[error("the certificate of {address} has ended: at {ended}, and the clock here says {clock}")]
     CertificateEnded {
         /// Where.
         address: String,
+        /// When.
+        ended: OffsetDateTime,
+        /// This machine's time.
+        clock: OffsetDateTime,
+    },
+    /// The certificate of the other side is of the fleet, and its time has not come.
+    #[error("the certificate of {address} begins at {begins}, and the clock here says {clock}")]
+    CertificateNotYet {
+        /// Where.
+        address: String,
+        /// When.
+        begins: OffsetDateTime,
+        /// This machine's time.
+        clock: OffsetDateTime,
     },
     /// The certificate of the other side is of the fleet, and is refused before its end.
     #[error("{address}: {reason}")]
@@ -172,10 +187,21 @@ impl DialError {
                 address,
                 reason: other.to_string(),
             },
-            None if tls::has_ended(error) => Self::CertificateEnded { address },
-            None => Self::TlsRefused {
-                address,
-                reason: error.to_string(),
+            None => match tls::out_of_time(error) {
+                Some(OutOfTime::Ended(Moments { named, clock })) => Self::CertificateEnded {
+                    address,
+                    ended: named,
+                    clock,
+                },
+                Some(OutOfTime::NotYet(Moments { named, clock })) => Self::CertificateNotYet {
+                    address,
+                    begins: named,
+                    clock,
+                },
+                None => Self::TlsRefused {
+                    address,
+                    reason: error.to_string(),
+                },
             },
         }
     }

@@ -271,14 +271,39 @@ pub(crate) fn is_issued_by(
     verified.is_ok()
 }
 
-/// Whether we refused the other side's certificate because its time is over.
-pub(crate) fn has_ended(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::ExpiredContext { .. }
-        )
-    )
+/// How a certificate is out of time.
+pub(crate) enum OutOfTime {
+    Ended(Moments),
+    NotYet(Moments),
+}
+
+/// The moment that a certificate names, and the clock here.
+pub(crate) struct Moments {
+    pub(crate) named: OffsetDateTime,
+    pub(crate) clock: OffsetDateTime,
+}
+
+/// Whether we refused the other side's certificate because it is not valid by the clock here.
+pub(crate) fn out_of_time(error: &Error) -> Option<OutOfTime> {
+    let moments = |named: UnixTime, clock: UnixTime| {
+        let [named, clock] = [named, clock].map(|moment| {
+            let seconds = i64::try_from(moment.as_secs()).ok()?;
+            OffsetDateTime::from_unix_timestamp(seconds).ok()
+        });
+        Some(Moments {
+            named: named?,
+            clock: clock?,
+        })
+    };
+    match error {
+        Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => {
+            moments(*not_after, *time).map(OutOfTime::Ended)
+        }
+        Error::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before }) => {
+            moments(*not_before, *time).map(OutOfTime::NotYet)
+        }
+        _ => None,
+    }
 }
 
 fn member_of(trust: &FleetTrust, certificate: &[u8]) -> Result<MemberCertificate, PeerError> {

@@ -4,11 +4,12 @@
 mod support;
 
 use fleetward_model::VmId;
-use fleetward_protector::{ExpiredAllowed, KeyProtector, KeyProtectorError};
+use fleetward_protector::{ExpiredAllowed, KeyProtector, KeyProtectorError, rules};
 use fleetward_protector_open::{
-    OpenError, Rewrap, SealError, SealRequest, grant, open, open_with_any, revoke, rewrap, seal,
+    LocalGuardian, OpenError, Rewrap, SealError, SealRequest, grant, open, open_with_any, revoke,
+    rewrap, seal,
 };
-use support::{ALPHA, BETA, OLD, OLD_VALID, key_id, now, sealed, tpm_key, vm};
+use support::{ALPHA, BETA, OLD, OLD_VALID, host, key_id, now, sealed, tpm_key, vm};
 
 #[test]
 fn owner_and_recipients_open_and_nobody_else() {
@@ -245,6 +246,56 @@ fn expired_guardians_open_and_are_granted_only_by_name() {
         expired: &ExpiredAllowed::none(),
     };
     assert!(matches!(seal(&request), Err(SealError::Certificate(_))));
+}
+
+#[test]
+fn what_was_sealed_opens_for_ever_and_a_new_guardian_leads_back_after_the_end() {
+    let begun = now();
+    let later = |days| begun + time::Duration::days(days);
+    let protector = sealed(&ALPHA, &[BETA.public().clone()]);
+    let none = ExpiredAllowed::none();
+    let others = [OLD_VALID.public().clone()];
+
+    // Guardians begin before they are made, for clocks that are behind.
+    for guardian in [&ALPHA, &BETA] {
+        let early = begun - guardian.public().not_before();
+        assert!(early >= time::Duration::minutes(50), "{early}");
+    }
+    // 9 years and 200 days: they end soon, and are used.
+    let soon = later(9 * 365 + 200);
+    let beta = [BETA.public().clone()];
+    assert!(matches!(
+        rules::validity(ALPHA.public(), soon),
+        rules::Validity::EndsSoon { .. }
+    ));
+    assert!(grant(&protector, vm(), &ALPHA, &beta, soon, &none).is_ok());
+
+    // 11 years: every guardian is over. Each still opens; nothing is granted to one.
+    let end = later(11 * 365);
+    for guardian in [&*ALPHA, &*BETA] {
+        assert!(matches!(
+            rules::validity(guardian.public(), end),
+            rules::Validity::Expired { .. }
+        ));
+        assert!(open(&protector, vm(), guardian).is_ok());
+    }
+    let refused = grant(&protector, vm(), &ALPHA, &others, end, &none);
+    assert!(matches!(refused, Err(SealError::Certificate(_))));
+
+    // The way back: a new guardian on the host, for which the former one wraps the key.
+    let successor = LocalGuardian::generate(&host("alpha"), end).unwrap();
+    let change = Rewrap {
+        opener: &ALPHA,
+        owner: &successor,
+        add: &[],
+        drop: &[ALPHA.id().clone()],
+        now: end,
+        expired: &none,
+    };
+    let exchanged = rewrap(&protector, vm(), &change).unwrap();
+    let opened = open(&exchanged, vm(), &successor).unwrap();
+    assert_eq!(opened.binding.key_id, key_id());
+    assert!(!exchanged.inspect().is_granted(ALPHA.id()));
 }
 
 #[test]

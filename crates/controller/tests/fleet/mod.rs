@@ -92,7 +92,7 @@ impl Controller {
         let dir = tempfile::tempdir().expect("directory");
         let data = dir.path().join("data");
         std::fs::create_dir(&data).expect("directory");
-        let begun = OffsetDateTime::now_utc() - time::Duration::days(5 * 365);
+        let begun = OffsetDateTime::now_utc() - time::Duration::days(15 * 365);
         FleetAuthority::open(&data, begun).expect("authority");
         Self::start_in(dir, 0, None).await
     }

@@ -27,6 +27,14 @@ impl Fleet {
         Self { authority, dir }
     }
 
+    /// One that was made years ago.
+    pub(crate) fn old() -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let made = OffsetDateTime::now_utc() - time::Duration::days(5 * 365);
+        let authority = FleetAuthority::open(dir.path(), made).expect("authority");
+        Self { authority, dir }
+    }
+
     pub(crate) fn trust(&self) -> FleetTrust {
         self.authority.trust().clone()
     }

@@ -147,6 +147,37 @@ async fn expired_certificates_are_refused_on_both_sides() {
 }
 
 #[tokio::test]
+async fn a_joining_host_with_another_clock_than_the_controller_is_told_both_times() {
+    let fleet = Fleet::old();
+    let now = OffsetDateTime::now_utc();
+    let year = time::Duration::days(365);
+    for (begins, ends) in [(now - year * 2, now - year), (now + year, now + year * 2)] {
+        let mut controller = fleet.server(&Identity::Controller);
+        controller.clients = ClientCertificates::Optional;
+        let validity = Validity {
+            not_before: begins,
+            not_after: ends,
+        };
+        let credential = fleet.credential_valid(&Identity::Controller, validity);
+        controller.credential.replace(credential);
+        let controller = controller.start().await;
+        let tls = ClientTls::join(fleet.trust().fingerprint());
+        let client = Client::tls(controller.address.to_string(), tls);
+        let error = soon(whoami_text(&client)).await.expect_err("refused");
+        let (named, clock) = match error {
+            ClientError::Dial(DialError::CertificateEnded { ended, clock, .. }) => (ended, clock),
+            ClientError::Dial(DialError::CertificateNotYet { begins, clock, .. }) => {
+                (begins, clock)
+            }
+            other => panic!("{other:?}"),
+        };
+        let expected = if ends < now { ends } else { begins };
+        assert_eq!(named, expected.truncate_to_second());
+        assert!((clock - now).abs() < time::Duration::minutes(1));
+    }
+}
+
+#[tokio::test]
 async fn a_joining_host_believes_only_the_controller_of_the_authority_in_its_token() {
     let fleet = Fleet::new();
     let mut controller = fleet.server(&Identity::Controller);
