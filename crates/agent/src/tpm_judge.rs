@@ -4,6 +4,7 @@
 //!   no file                        TPM_STATE_MISSING     never a new TPM in its place
 //!   empty, cut, not encrypted      TPM_STATE_DAMAGED     by its size and its header, without the key
 //!   one from before                TPM_STATE_OUTDATED    by its digest, where this host has seen a later one
+//!   another owner, or mode         TPM_STATE_UNREADABLE  swtpm's user cannot open the file
 //!   the key does not open it       TPM_STATE_UNREADABLE  swtpm itself has tried, on a copy
 //! ```
 //! A state counts as seen when swtpm has written it for a running guest, when it has opened, or when a restore has put it in
@@ -14,6 +15,7 @@ use crate::host::Host;
 use crate::keyring::{Purpose, parse_protector};
 use crate::record::LockoutRecord;
 use fleetward_api::agent::TpmStateJudged;
+use fleetward_durable::Unexpected;
 use fleetward_hypervisor::Error as HypervisorError;
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, VmId, VmName, tpm_state};
@@ -137,6 +139,7 @@ pub(crate) async fn unasked(
                 ErrorCode::TpmStateMissing
                     | ErrorCode::TpmStateDamaged
                     | ErrorCode::TpmStateOutdated
+                    | ErrorCode::TpmStateUnreadable
             );
             judged.then_some(TpmStateJudged::Refused { failure })
         }
@@ -164,6 +167,17 @@ async fn in_place(host: &Host, vm: VmId, name: &VmName) -> Result<Vec<u8>> {
         Err(HypervisorError::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
             let because = format!("there is no TPM state on host {here}");
             return Err(Trouble::refuse(ErrorCode::TpmStateMissing, what(), because));
+        }
+        Err(HypervisorError::File { ref source, .. })
+            if let Some(found) = Unexpected::of(source)
+                && found.is_of_rights() =>
+        {
+            let because = format!("swtpm cannot open its state on host {here}: {found}");
+            return Err(Trouble::refuse(
+                ErrorCode::TpmStateUnreadable,
+                what(),
+                because,
+            ));
         }
         // Of a size that no state has.
         Err(HypervisorError::Tpm(cause)) => return Err(damaged(cause.to_string())),

@@ -28,6 +28,8 @@ pub struct Expected {
     owners: Option<Vec<u32>>,
     /// Largest size, in bytes.
     at_most: u64,
+    /// Permissions that its owner must have.
+    mode: u32,
 }
 
 impl Expected {
@@ -37,6 +39,7 @@ impl Expected {
         Self {
             owners: Some(vec![0, own]),
             at_most,
+            mode: 0,
         }
     }
 
@@ -46,11 +49,18 @@ impl Expected {
         self
     }
 
+    /// With these permissions for its owner at least, such as 0o600: another program has to open it.
+    pub const fn with_mode(mut self, mode: u32) -> Self {
+        self.mode = mode;
+        self
+    }
+
     /// A file, of whatever size and owner, with however many names: for directories in which only root makes names.
     pub const fn any() -> Self {
         Self {
             owners: None,
             at_most: u64::MAX,
+            mode: 0,
         }
     }
 
@@ -69,6 +79,11 @@ impl Expected {
             && let Some(is) = not_alone(stat, owners)
         {
             Some(is)
+        } else if stat.st_mode & self.mode != self.mode {
+            Some(Is::Closed {
+                mode: stat.st_mode & 0o7777,
+                wanted: self.mode,
+            })
         } else if size > self.at_most {
             Some(Is::Larger {
                 size,
@@ -83,7 +98,10 @@ impl Expected {
 /// Whether it is somebody else's, or is something else under another name.
 fn not_alone(stat: &FileStat, owners: &[u32]) -> Option<Is> {
     if !owners.contains(&stat.st_uid) {
-        return Some(Is::Of(stat.st_uid));
+        return Some(Is::Of {
+            user: stat.st_uid,
+            wanted: owners.last().copied().unwrap_or_default(),
+        });
     }
     (stat.st_nlink != 1).then_some(Is::Named(stat.st_nlink))
 }
@@ -101,8 +119,10 @@ pub enum Is {
     Socket,
     #[error("a device")]
     Device,
-    #[error("a file of user {0}")]
-    Of(u32),
+    #[error("a file of user {user}, where one of user {wanted} is expected")]
+    Of { user: u32, wanted: u32 },
+    #[error("a file of mode {mode:04o}, where its owner needs {wanted:04o}")]
+    Closed { mode: u32, wanted: u32 },
     #[error("a file that has {0} names (hard links)")]
     Named(u64),
     #[error("a file of {size} bytes, where at most {at_most} are expected")]
@@ -122,6 +142,11 @@ pub struct Unexpected {
 impl Unexpected {
     pub(crate) fn new(path: PathBuf, is: Is) -> Self {
         Self { path, is }
+    }
+
+    /// Whether it is a file like the expected one, which has the wrong owner or mode.
+    pub const fn is_of_rights(&self) -> bool {
+        matches!(self.is, Is::Of { .. } | Is::Closed { .. })
     }
 
     /// The reason of an error of this crate, where it is one.
@@ -201,8 +226,13 @@ impl SharedDirectory {
         let made = self.below(name)?;
         // What somebody put there in its place is not given another mode.
         let stat = fstat(&made.descriptor)?;
-        if stat.st_uid != nix::unistd::geteuid().as_raw() {
-            return Err(Unexpected::new(made.path, Is::Of(stat.st_uid)).into());
+        let own = nix::unistd::geteuid().as_raw();
+        if stat.st_uid != own {
+            let is = Is::Of {
+                user: stat.st_uid,
+                wanted: own,
+            };
+            return Err(Unexpected::new(made.path, is).into());
         }
         made.set_mode(mode)?;
         self.sync()?;

@@ -233,9 +233,17 @@ fn another_users_file_is_refused_unless_it_is_the_expected_one() {
     std::os::unix::fs::chown(stage.file(), Some(1234), None).unwrap();
     let expected = Expected::at_most(LIMIT);
     let refused = stage.open().read(NAME, &expected).unwrap_err();
-    assert_eq!(why(&refused), Is::Of(1234));
-    let read = stage.open().read(NAME, &expected.or_of(1234)).unwrap();
+    let (user, wanted) = (1234, 0);
+    assert_eq!(why(&refused), Is::Of { user, wanted });
+    let expected = expected.or_of(1234).with_mode(0o600);
+    let read = stage.open().read(NAME, &expected).unwrap();
     assert_eq!(read.as_deref(), Some(&b"state"[..]));
+    // Root could read it, and the program that it is for could not.
+    fs::set_permissions(stage.file(), fs::Permissions::from_mode(0o440)).unwrap();
+    let refused = stage.open().read(NAME, &expected).unwrap_err();
+    let (mode, wanted) = (0o440, 0o600);
+    assert_eq!(why(&refused), Is::Closed { mode, wanted });
+    assert!(refused.to_string().contains("0440"), "{refused}");
 }
 
 #[test]
@@ -312,7 +320,10 @@ fn a_terminal_of_that_user_is_opened_and_no_other_device() {
     open_terminal(&path, owner).unwrap();
     assert_eq!(
         why(&open_terminal(&path, owner + 1).unwrap_err()),
-        Is::Of(owner)
+        Is::Of {
+            user: owner,
+            wanted: owner + 1
+        }
     );
     for other in ["/dev/null", "/dev/zero", "/etc/passwd", "/proc"] {
         assert!(open_terminal(Path::new(other), 0).is_err(), "{other}");

@@ -326,6 +326,8 @@ fn damaged(fleet: &Fleet) -> Result<()> {
             "printf '\\377\\377' | dd of=$s.x bs=1 seek=3000 conv=notrunc 2>&1",
             "TPM_STATE_UNREADABLE",
         ),
+        ("chmod 0 $s.x", "TPM_STATE_UNREADABLE"),
+        ("chown 12345 $s.x", "TPM_STATE_UNREADABLE"),
     ] {
         on_a(&format!(
             "s={state}; cp -p /var/lib/fleetward/whole $s.x; mv $s.x $s

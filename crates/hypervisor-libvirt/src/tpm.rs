@@ -67,6 +67,14 @@ impl TpmPlace {
         SharedDirectory::open(&self.vm(vm))?.below(TPM2)
     }
 
+    fn processes(&self) -> tpm_process::Place<'_> {
+        tpm_process::Place {
+            proc: Path::new(PROC),
+            states: &self.root,
+            user: self.owner.uid.as_raw(),
+        }
+    }
+
     /// What a file of swtpm's must be.
     fn expected(&self, at_most: u64) -> Expected {
         Expected::at_most(at_most).or_of(self.owner.uid.as_raw())
@@ -89,11 +97,9 @@ impl TpmPlace {
     }
 
     /// Reads state; `NotFound` where there is none.
-    fn read(&self, vm: VmId, at_most: u64) -> Result<Vec<u8>> {
+    fn read(&self, vm: VmId, expected: &Expected, at_most: u64) -> Result<Vec<u8>> {
         let read = || {
-            let file = self
-                .open_tpm2(vm)?
-                .file(STATE_FILE, &self.expected(u64::MAX))?;
+            let file = self.open_tpm2(vm)?.file(STATE_FILE, expected)?;
             let mut bytes = Vec::new();
             file.take(at_most).read_to_end(&mut bytes)?;
             Ok(bytes)
@@ -101,8 +107,11 @@ impl TpmPlace {
         read().map_err(file_error("read", &self.file(vm)))
     }
 
+    /// The state, where swtpm itself could open it.
     fn read_state(&self, vm: VmId) -> Result<Vec<u8>> {
-        plausible(self.read(vm, MAX_STATE + 1)?, &self.file(vm))
+        let expected = self.expected(u64::MAX).with_mode(0o600);
+        let state = self.read(vm, &expected, MAX_STATE + 1)?;
+        plausible(state, &self.file(vm))
     }
 }
 
@@ -200,9 +209,9 @@ impl TpmFactory for LibvirtHost {
     }
 
     async fn processes(&self) -> Result<HashMap<VmId, Option<u32>>> {
-        let states = self.tpm_place.root.clone();
+        let place = self.tpm_place.clone();
         blocking(move || {
-            let found = tpm_process::all(Path::new(PROC), &states);
+            let found = tpm_process::all(&place.processes());
             let found = found.map_err(file_error("list", Path::new(PROC)))?;
             let stopped = |process: tpm_process::Found| process.stopped.then_some(process.pid);
             Ok(found
@@ -214,9 +223,9 @@ impl TpmFactory for LibvirtHost {
     }
 
     async fn wake(&self, vm: VmId, process: u32) -> Result<()> {
-        let states = self.tpm_place.root.clone();
+        let place = self.tpm_place.clone();
         blocking(move || {
-            tpm_process::wake(Path::new(PROC), &states, vm, process)
+            tpm_process::wake(&place.processes(), vm, process)
                 .map_err(|error| Error::Tpm(Box::new(error)))
         })
         .await
@@ -238,7 +247,7 @@ impl TpmFactory for LibvirtHost {
 
     async fn read_damaged_state(&self, vm: VmId) -> Result<Vec<u8>> {
         let place = self.tpm_place.clone();
-        blocking(move || place.read(vm, MAX_DAMAGED)).await
+        blocking(move || place.read(vm, &place.expected(u64::MAX), MAX_DAMAGED)).await
     }
 
     async fn remove(&self, vm: VmId) -> Result<()> {
@@ -564,7 +573,7 @@ mod tests {
             let (sent, done) = std::sync::mpsc::channel();
             let reading = place.clone();
             std::thread::spawn(move || {
-                let damaged = reading.read(vm, MAX_DAMAGED);
+                let damaged = reading.read(vm, &reading.expected(u64::MAX), MAX_DAMAGED);
                 let _ = sent.send((
                     reading.read_state(vm),
                     damaged,

@@ -1,7 +1,7 @@
 //! The processes of running VMs' TPMs: swtpm, as libvirt starts it, one a VM.
 //!
-//! They are found among all processes by what they were started with, and not by libvirt's pid files: those lie where
-//! swtpm's own user may write.
+//! They are found among all processes by their user and by what they were started with, and not by libvirt's pid files: those
+//! lie where swtpm's own user may write.
 
 use fleetward_model::VmId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -17,10 +17,21 @@ pub(crate) struct Found {
     pub(crate) stopped: bool,
 }
 
-/// Those whose state lies below `states`, by their VMs. `proc` is `/proc`.
-pub(crate) fn all(proc: &Path, states: &Path) -> io::Result<HashMap<VmId, Found>> {
+/// Where TPMs of VMs are, and whose.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// `/proc`.
+    pub(crate) proc: &'a Path,
+    /// Below it are the states.
+    pub(crate) states: &'a Path,
+    /// swtpm's user: anybody may start a program of that name with these words.
+    pub(crate) user: u32,
+}
+
+/// All of them, by their VMs.
+pub(crate) fn all(place: &Place<'_>) -> io::Result<HashMap<VmId, Found>> {
     let mut found = HashMap::new();
-    for entry in std::fs::read_dir(proc)? {
+    for entry in std::fs::read_dir(place.proc)? {
         let Some(pid) = entry?
             .file_name()
             .to_str()
@@ -29,19 +40,23 @@ pub(crate) fn all(proc: &Path, states: &Path) -> io::Result<HashMap<VmId, Found>
             continue;
         };
         // What has ended since is none of them.
-        if let Some((vm, process)) = of(proc, states, pid) {
+        if let Some((vm, process)) = of(place, pid) {
             found.insert(vm, process);
         }
     }
     Ok(found)
 }
 
-fn of(proc: &Path, states: &Path, pid: u32) -> Option<(VmId, Found)> {
-    let read = |file: &str| std::fs::read(proc.join(pid.to_string()).join(file)).ok();
+fn of(place: &Place<'_>, pid: u32) -> Option<(VmId, Found)> {
+    let read = |file: &str| std::fs::read(place.proc.join(pid.to_string()).join(file)).ok();
     if read("comm")? != b"swtpm\n" {
         return None;
     }
-    let vm = vm_of(&read("cmdline")?, states)?;
+    let user = user_of(&read("status")?)?;
+    if user != 0 && user != place.user {
+        return None;
+    }
+    let vm = vm_of(&read("cmdline")?, place.states)?;
     let stopped = match state_of(&read("stat")?)? {
         b'T' | b't' => true,
         // It has ended, and only its parent has not noticed yet.
@@ -65,6 +80,15 @@ fn vm_of(command: &[u8], states: &Path) -> Option<VmId> {
         })
 }
 
+/// The user that it acts as: the second number (effective).
+///
+/// Source: proc(5), `/proc/pid/status`.
+fn user_of(status: &[u8]) -> Option<u32> {
+    let status = std::str::from_utf8(status).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// The letter after the name, which is in brackets and may hold any.
 ///
 /// Source: proc(5), `/proc/pid/stat`.
@@ -74,12 +98,12 @@ fn state_of(stat: &[u8]) -> Option<u8> {
 }
 
 /// Lets a process that was stopped go on, if it is still the VM's.
-pub(crate) fn wake(proc: &Path, states: &Path, vm: VmId, pid: u32) -> io::Result<()> {
+pub(crate) fn wake(place: &Place<'_>, vm: VmId, pid: u32) -> io::Result<()> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let number = number.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     // From here on the number is of this process, whatever becomes of it.
     let process = pidfd_open(number, PidfdFlags::empty())?;
-    match of(proc, states, pid) {
+    match of(place, pid) {
         Some((whose, _)) if whose == vm => Ok(pidfd_send_signal(&process, Signal::CONT)?),
         Some(_) | None => Err(io::ErrorKind::NotFound.into()),
     }
@@ -100,6 +124,12 @@ mod tests {
         fs::write(directory.join("cmdline"), command.join("\0")).unwrap();
         let stat = format!("{pid} ({name}) {state} 1 1");
         fs::write(directory.join("stat"), stat).unwrap();
+        let user = match pid {
+            16 => 1000,
+            _ => 107,
+        };
+        let status = format!("Name:\t{name}\nUid:\t0\t{user}\t0\t0\n");
+        fs::write(directory.join("status"), status).unwrap();
     }
 
     #[test]
@@ -115,6 +145,8 @@ mod tests {
             (12, "swtpm", 'S', &elsewhere),
             (13, "swtpm", 'S', &deeper),
             (14, "swtpm", 'S', "dir=/states/nonsense/tpm2"),
+            // Some other user's.
+            (16, "swtpm", 'S', &own),
         ] {
             let command = swtpm(directory);
             let command: Vec<&str> = command.iter().map(String::as_str).collect();
@@ -122,7 +154,12 @@ mod tests {
         }
         fs::create_dir(proc.path().join("self")).unwrap();
         let states = Path::new("/states");
-        assert_eq!(all(proc.path(), states).unwrap(), HashMap::new());
+        let place = Place {
+            proc: proc.path(),
+            states,
+            user: 107,
+        };
+        assert_eq!(all(&place).unwrap(), HashMap::new());
 
         let command = swtpm(&own);
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
@@ -132,7 +169,7 @@ mod tests {
             stopped: true,
         };
         let expected = HashMap::from([(VM.parse().unwrap(), found)]);
-        assert_eq!(all(proc.path(), states).unwrap(), expected);
+        assert_eq!(all(&place).unwrap(), expected);
 
         let uri = format!("swtpm\0--tpmstate\0backend-uri=dir:///states/{VM}/tpm2,mode=0600\0");
         assert_eq!(vm_of(uri.as_bytes(), states), VM.parse().ok());

@@ -333,7 +333,7 @@ codes! {
         "restore the newest version; this lists them: fleetward tpm history {vm}",
         "restore the newest version; fleetward tpm history lists them";
     TpmStateUnreadable = "TPM_STATE_UNREADABLE", Refused,
-        "The TPM state does not open with the key in its key protector: the state is damaged, or is encrypted with another key.",
+        "The TPM state does not open: it is damaged, is encrypted with another key than the one in its key protector, or its file has an owner or a mode with which swtpm cannot open it.",
         "restore another version; this lists them: fleetward tpm history {vm}",
         "restore another version; fleetward tpm history lists them";
     TpmLockoutGuarded = "TPM_LOCKOUT_GUARDED", Refused,
