@@ -8,7 +8,7 @@ mod events;
 pub(crate) use self::events::Events;
 use crate::debts::unpaid;
 use crate::fleet::Fleet;
-use crate::hosts::{HostRecord, Hosts};
+use crate::hosts::{HostRecord, Hosts, Members};
 use crate::presence::Presence;
 use bytes::Bytes;
 use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
@@ -29,11 +29,10 @@ use fleetward_model::host::Formats;
 use fleetward_model::keys::Chord;
 use fleetward_model::vm::{Custody, VmObserved};
 use fleetward_model::{ErrorCode, Failure, HostName, Names, VmId};
-use fleetward_protector::KnownOwners;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderName, HeaderValue, Method};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -161,8 +160,7 @@ impl Agents {
             host: host.clone(),
             client,
             fleet: self.fleet.clone(),
-            owners: self.fleet.owners.known(&self.hosts),
-            silent: self.fleet.eks.silent(&self.hosts),
+            members: self.hosts.members().clone(),
             presence: self.presence.clone(),
             debts: self.debts.clone(),
             formats: self.formats_of(host),
@@ -177,9 +175,7 @@ pub(crate) struct Agent {
     client: Client,
     fleet: Arc<Fleet>,
     /// Not the hosts themselves: they hold the store open, and an agent may outlive a controller that stops.
-    owners: KnownOwners,
-    /// Hosts of which it is not known what they issue EK certificates with.
-    silent: BTreeSet<HostName>,
+    members: Arc<Members>,
     presence: Arc<Presence>,
     debts: Arc<DebtBook>,
     /// None before it was heard.
@@ -213,11 +209,11 @@ impl Agent {
             job: cx.job(),
             generation: cx.generation(),
             vm,
-            ek: self.fleet.eks.word(&operation, &self.silent),
+            ek: self.fleet.eks.word(&operation, &self.members),
             operation,
             owners: Some(
                 self.fleet
-                    .vouch_for_owners(&self.owners)
+                    .vouch_for_owners(&self.fleet.owners.known(&self.members))
                     .map_err(StepError::fatal)?,
             ),
         };

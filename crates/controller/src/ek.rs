@@ -16,7 +16,7 @@ mod known;
 pub(crate) use known::{KnownEk, KnownEks, catch_up, note};
 
 use crate::agents::Agent;
-use crate::hosts::Hosts;
+use crate::hosts::Members;
 use crate::world::World;
 use anyhow::Context;
 use base64::Engine;
@@ -276,13 +276,10 @@ impl Eks {
         held.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Members whose authority is not known: their agents are of a former version, or have not been heard since.
-    pub(crate) fn silent(&self, hosts: &Hosts) -> BTreeSet<HostName> {
-        let held = self.held();
-        let members = hosts.all().into_iter().map(|host| host.name);
-        members
-            .filter(|name| !held.authorities.contains_key(name))
-            .collect()
+    /// Whether that is a member whose authority is not known: its agent is of a former version, or was not heard since.
+    pub(crate) fn is_silent(&self, host: &HostName, members: &Members) -> bool {
+        let told = self.held().authorities.contains_key(host);
+        !told && members.read(|hosts| hosts.contains_key(host))
     }
 
     fn is_accepted(&self, held: &Held, sha256: &str) -> bool {
@@ -293,11 +290,7 @@ impl Eks {
 
     /// What a host is told of the EK certificates that an operation brings. None where there is none; where one names as its
     /// issuer a member that has not told its authority, so that nobody could judge it.
-    pub(crate) fn word(
-        &self,
-        operation: &Operation,
-        silent: &BTreeSet<HostName>,
-    ) -> Option<EkWord> {
+    pub(crate) fn word(&self, operation: &Operation, members: &Members) -> Option<EkWord> {
         let brought = brought(operation);
         if brought.is_empty() {
             return None;
@@ -317,7 +310,7 @@ impl Eks {
             if read
                 .issuer_host
                 .as_ref()
-                .is_some_and(|host| silent.contains(host))
+                .is_some_and(|host| self.is_silent(host, members))
             {
                 return None;
             }
@@ -416,10 +409,10 @@ pub(crate) fn finding(world: &World, vm: &VmObserved, away: bool) -> Option<Find
         }
         EkStanding::Foreign => {
             let known = world.known_eks.of(sha256)?;
-            let unheard = known
-                .issuer_host
-                .as_ref()
-                .is_some_and(|host| world.fleet.eks.silent(&world.hosts).contains(host));
+            let unheard = known.issuer_host.as_ref().is_some_and(|host| {
+                let members = world.hosts.members();
+                world.fleet.eks.is_silent(host, members)
+            });
             if unheard {
                 return None;
             }
@@ -487,7 +480,7 @@ mod tests {
         let eks = open();
         assert!(!eks.is_new());
         assert_eq!(eks.held().authorities[&host], [STANDARD.encode(b"one")]);
-        let word = |operation: &Operation| eks.word(operation, &BTreeSet::new());
+        let word = |operation: &Operation| eks.word(operation, &Members::default());
         for (ek, counts) in [(&b"old"[..], true), (b"named", true), (b"other", false)] {
             let word = word(&defines(ek)).expect("it brings one");
             assert_eq!(word.accepted.contains(&sha256(ek)), counts);

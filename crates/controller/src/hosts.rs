@@ -59,7 +59,21 @@ impl HostRecord {
 pub(crate) struct Hosts {
     store: Arc<dyn Store>,
     mirror: PathBuf,
-    known: RwLock<BTreeMap<HostName, HostRecord>>,
+    known: Arc<Members>,
+}
+
+/// The hosts of the fleet at any moment. It holds no store open.
+#[derive(Debug, Default)]
+pub(crate) struct Members(RwLock<BTreeMap<HostName, HostRecord>>);
+
+impl Members {
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&BTreeMap<HostName, HostRecord>) -> T) -> T {
+        look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut BTreeMap<HostName, HostRecord>) -> T) -> T {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 pub(crate) fn key(host: &HostName) -> String {
@@ -84,7 +98,7 @@ impl Hosts {
         let hosts = Self {
             store,
             mirror,
-            known: RwLock::default(),
+            known: Arc::default(),
         };
         for record in hosts.mirrored().await? {
             if !known.contains_key(&record.name) {
@@ -99,8 +113,12 @@ impl Hosts {
         for record in known.values() {
             hosts.mirror(record).await;
         }
-        *hosts.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+        hosts.write(|all| *all = known);
         Ok(hosts)
+    }
+
+    pub(crate) fn members(&self) -> &Arc<Members> {
+        &self.known
     }
 
     pub(crate) fn all(&self) -> Vec<HostRecord> {
@@ -259,10 +277,10 @@ impl Hosts {
     }
 
     fn read<T>(&self, look: impl FnOnce(&BTreeMap<HostName, HostRecord>) -> T) -> T {
-        look(&self.known.read().unwrap_or_else(PoisonError::into_inner))
+        self.known.read(look)
     }
 
     fn write<T>(&self, change: impl FnOnce(&mut BTreeMap<HostName, HostRecord>) -> T) -> T {
-        change(&mut self.known.write().unwrap_or_else(PoisonError::into_inner))
+        self.known.write(change)
     }
 }

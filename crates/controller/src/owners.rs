@@ -5,7 +5,7 @@
 //! a former version did not keep them, so the first start takes over what the escrow has: it was there before anybody could
 //! have put it there to get past this.
 
-use crate::hosts::Hosts;
+use crate::hosts::Members;
 use anyhow::Context;
 use fleetward_durable::{self as durable, Access};
 use fleetward_model::{ErrorCode, Failure, GuardianId};
@@ -69,12 +69,14 @@ impl Owners {
     }
 
     /// All that count now.
-    pub(crate) fn known(&self, hosts: &Hosts) -> KnownOwners {
-        let members = hosts
-            .all()
-            .into_iter()
-            .flat_map(|host| host.former.into_iter().chain([host.guardian.id]));
-        KnownOwners::new(members.chain(self.departed()))
+    pub(crate) fn known(&self, members: &Members) -> KnownOwners {
+        let departed = self.departed();
+        members.read(|hosts| {
+            let of_hosts = hosts
+                .values()
+                .flat_map(|host| host.former.iter().chain([&host.guardian.id]));
+            KnownOwners::new(of_hosts.cloned().chain(departed))
+        })
     }
 
     fn departed(&self) -> BTreeSet<GuardianId> {
