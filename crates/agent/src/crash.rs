@@ -15,7 +15,7 @@ use fleetward_api::agent::operation::Operation;
 use fleetward_hypervisor::{DomainObserved, DomainState, StopReason};
 use fleetward_model::VmId;
 use fleetward_model::boot::Crashes;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -27,20 +27,35 @@ const WINDOW: i64 = 60 * 60;
 /// How often a VM that something else is done with is looked at.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// VMs whose restart is being seen to.
+/// VMs whose restart is being seen to, and whether they have stopped once more meanwhile.
 #[derive(Debug, Default)]
-pub(crate) struct Restarts(Mutex<HashSet<VmId>>);
+pub(crate) struct Restarts(Mutex<HashMap<VmId, bool>>);
 
 impl Restarts {
+    /// Whether the caller is to see to it; else who does so already will look again.
     fn begin(&self, vm: VmId) -> bool {
-        self.lock().insert(vm)
+        let mut all = self.lock();
+        let meanwhile = all.contains_key(&vm);
+        all.insert(vm, meanwhile);
+        !meanwhile
     }
 
-    fn end(&self, vm: VmId) {
-        self.lock().remove(&vm);
+    /// Whether that was all.
+    fn end(&self, vm: VmId) -> bool {
+        let mut all = self.lock();
+        match all.get_mut(&vm) {
+            Some(meanwhile @ true) => {
+                *meanwhile = false;
+                false
+            }
+            Some(false) | None => {
+                all.remove(&vm);
+                true
+            }
+        }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<VmId>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, bool>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -73,9 +88,14 @@ pub(crate) fn stopped(host: &Arc<Host>, vm: VmId) {
     }
     let host = host.clone();
     tokio::spawn(async move {
-        restart(&host, vm).await;
-        host.restarts.end(vm);
-        host.observer.look_at(vm);
+        loop {
+            restart(&host, vm).await;
+            let all = host.restarts.end(vm);
+            host.observer.look_at(vm);
+            if all {
+                break;
+            }
+        }
     });
 }
 
@@ -171,5 +191,20 @@ fn give_up(host: &Host, vm: VmId, mut crashes: CrashRecord, because: String) {
 fn keep(host: &Host, vm: VmId, crashes: &CrashRecord) {
     if let Err(trouble) = host.record(vm).keep_crashes(crashes) {
         tracing::warn!(%vm, because = trouble.failure.because, "a crash is not written down");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_at_the_end_of_a_restart_is_seen_to() {
+        let (restarts, vm) = (Restarts::default(), VmId(uuid::Uuid::new_v4()));
+        assert!(restarts.begin(vm));
+        assert!(!restarts.begin(vm) && !restarts.begin(vm), "one at a time");
+        assert!(!restarts.end(vm), "it has stopped meanwhile");
+        assert!(restarts.end(vm));
+        assert!(restarts.begin(vm));
     }
 }
