@@ -247,7 +247,7 @@ pub fn run(command: &mut Command) -> Result<Said> {
 }
 
 /// Where the programs under test lie: `FLEETWARD_BIN_DIR`, or two directories above a test program.
-fn program_directory() -> Result<PathBuf> {
+pub fn program_directory() -> Result<PathBuf> {
     if let Some(directory) = std::env::var_os("FLEETWARD_BIN_DIR") {
         return Ok(PathBuf::from(directory));
     }
