@@ -15,6 +15,7 @@ use crate::guest::Guests;
 use crate::images::Images;
 use crate::keyring::Keyring;
 use crate::layout::Layout;
+use crate::machines::Machines;
 use crate::membership::{Member, Membership};
 use crate::networks::Networks;
 use crate::observe::Observer;
@@ -67,6 +68,8 @@ pub(crate) struct Host {
     pub tpm_pool: TpmPool,
     pub proofs: Proofs,
     pub tpm_processes: TpmProcesses,
+    /// Running VMs that do not answer.
+    pub machines: Machines,
     pub operations: OperationTable,
     pub observer: Observer,
     pub arrivals: Arrivals,
@@ -133,6 +136,7 @@ impl Host {
             seeds: Seeds::new(layout.seeds()),
             proofs: Proofs::default(),
             tpm_processes: TpmProcesses::default(),
+            machines: Machines::default(),
             tpm_pool: TpmPool::new(layout.tpm_pool(), config.tpm_pool_size),
             operations: OperationTable::default(),
             observer: Observer::new(),

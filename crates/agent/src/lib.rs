@@ -52,6 +52,7 @@ mod images;
 pub mod join;
 pub mod keyring;
 pub mod layout;
+mod machines;
 pub mod membership;
 mod networks;
 mod observe;

@@ -396,6 +396,7 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
             crashes,
             secure_boot,
             loader_refused: host.consoles.refused(domain.id).filter(|_| runs),
+            qemu: host.machines.of(domain.id).filter(|_| runs),
         },
         name,
         metadata,

@@ -1,6 +1,7 @@
 //! Whether the processes of running VMs' TPMs answer: looked at by and by, and before a VM moves.
 
 use crate::host::Host;
+use crate::machines;
 use fleetward_model::VmId;
 use fleetward_model::vm::TpmProcess;
 use std::collections::HashMap;
@@ -59,7 +60,7 @@ async fn look(host: &Host) -> Option<HashMap<VmId, Option<u32>>> {
     Some(found)
 }
 
-/// Looks by and by until `stop`.
+/// Looks by and by until `stop`, also at the machines themselves.
 pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
     loop {
         tokio::select! {
@@ -69,6 +70,7 @@ pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
         // Without a reader nobody would be told, and the next one begins with a look at every VM.
         if host.observer.has_reader() {
             look(&host).await;
+            machines::look(&host).await;
         }
     }
 }

@@ -65,6 +65,13 @@ const ROWS: &[Row] = &[
         ends: Ends::Works,
     },
     Row {
+        claim: "the_memory_of_another_tpm_beside_its_place",
+        harm: "mkdir -p $states/$id/tpm2; head -c 300 /dev/urandom > $states/$id/tpm2/tpm2-00.volatilestate; \
+            chown -R tss $states/$id",
+        cure: "[ \"$(stat -c %s $states/$id/tpm2/tpm2-00.volatilestate 2> /dev/null)\" != 300 ]",
+        ends: Ends::Works,
+    },
+    Row {
         claim: "no_directory_of_uefi_variables",
         harm: "mv /var/lib/libvirt/qemu/nvram /var/lib/libvirt/qemu/away",
         cure: "[ -e /var/lib/libvirt/qemu/nvram ] || mv /var/lib/libvirt/qemu/away /var/lib/libvirt/qemu/nvram; \

@@ -54,6 +54,10 @@ fn main() -> ExitCode {
                 tpm_died,
             ),
             (
+                "a_qemu_that_was_stopped_is_named_and_the_fix_lets_it_go_on",
+                qemu_stands_still,
+            ),
+            (
                 "saved_memory_is_gone_on_with_and_nothing_changes_under_it",
                 saved,
             ),
@@ -382,6 +386,40 @@ fn tpm_stopped(fleet: &Fleet) -> Result<()> {
     let because = text(&job["failure"], "because")?;
     ensure!(because.contains("was stopped on this host"), "{because}");
     tpm_process_is(fleet, None)?;
+    unharmed(fleet, &before)
+}
+
+/// What is said of the QEMU of storm, which runs by what libvirt says.
+fn finding_of_qemu(fleet: &Fleet) -> Result<Option<Value>> {
+    let vm = fleet.vm("storm")?;
+    ensure!(vm["state"] == "running", "{vm}");
+    let mut all = vm["findings"].as_array().into_iter().flatten();
+    Ok(all.find(|one| one["code"] == "QEMU_NOT_ANSWERING").cloned())
+}
+
+fn qemu_stands_still(fleet: &Fleet) -> Result<()> {
+    let before = running(fleet)?;
+    let on_a = |script: &str| {
+        let script = format!("pid=$(cat /run/libvirt/qemu/storm.pid); {script}");
+        fleet.exec("a", &["sh", "-ec", &script])?.ok()
+    };
+    let named = |expected: bool| {
+        wait::until("what QEMU does to be said", seconds(40), || {
+            let found = finding_of_qemu(fleet)?;
+            Ok((found.is_some() == expected).then_some(found))
+        })
+    };
+    on_a("kill -STOP $pid")?;
+    let found = named(true)?.unwrap_or_default();
+    fleet
+        .cli(&["vm", "migrate", "storm", "--to", "b"])?
+        .refused(4, "QEMU_NOT_ANSWERING")?;
+    let fix = text(&found, "fix")?;
+    let fix = fix
+        .strip_prefix("on host a: ")
+        .with_context(|| fix.clone())?;
+    on_a(fix)?;
+    named(false)?;
     unharmed(fleet, &before)
 }
 

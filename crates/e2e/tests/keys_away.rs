@@ -10,7 +10,7 @@
 )]
 
 use anyhow::{Context, Result, ensure};
-use fleetward_e2e::fleet::{Fleet, program_directory, text};
+use fleetward_e2e::fleet::{Fleet, program_directory};
 use fleetward_e2e::wait::{self, seconds};
 use fleetward_e2e::{guest, residue, suite};
 use std::os::unix::fs::PermissionsExt;

@@ -94,6 +94,17 @@ const ROWS: &[Row] = {
             cli(fleet, "vm rename same other")?;
             cli(fleet, "vm rename other same")
         }),
+        (
+            "the_memory_of_another_tpm_beside_its_state",
+            Stopped,
+            Boots,
+            |fleet| {
+                let id = text(&fleet.vm(VM)?, "id")?;
+                let stray = format!("/var/lib/libvirt/swtpm/{id}/tpm2/tpm2-00.volatilestate");
+                let plant = format!("head -c 300 /dev/urandom > {stray}; chown tss {stray}");
+                fleet.exec("a", &["sh", "-ec", &plant])?.ok().map(drop)
+            },
+        ),
         ("more_memory_at_the_next_start", Running, Boots, |fleet| {
             cli(fleet, "vm set same --memory 600M")?;
             cli(fleet, "vm restart same")
@@ -111,6 +122,36 @@ const ROWS: &[Row] = {
             fleet.kill("a/agent")?;
             fleet.start("a/agent")
         }),
+        (
+            "libvirtd_started_anew_and_a_move_there_and_back",
+            Running,
+            GoesOn,
+            |fleet| {
+                libvirtd_anew(fleet)?;
+                cli(fleet, "vm migrate same --to b")?;
+                cli(fleet, "vm migrate same --to a")
+            },
+        ),
+        (
+            "libvirtd_started_anew_and_memory_saved",
+            Running,
+            GoesOn,
+            |fleet| {
+                libvirtd_anew(fleet)?;
+                virsh(fleet, "managedsave")?;
+                saved(fleet)?;
+                cli(fleet, "vm start same")
+            },
+        ),
+        (
+            "libvirtd_started_anew_and_a_reboot_by_its_guest",
+            Running,
+            Boots,
+            |fleet| {
+                libvirtd_anew(fleet)?;
+                cli(fleet, "vm keys same reboot enter")
+            },
+        ),
         ("the_controller_rebuilt", Running, GoesOn, |fleet| {
             cli(fleet, "controller rebuild --yes")
         }),
@@ -148,9 +189,7 @@ const ROWS: &[Row] = {
         }),
         ("memory_saved_and_gone_on_with", Running, GoesOn, |fleet| {
             virsh(fleet, "managedsave")?;
-            wait::until("it to show as saved", seconds(20), || {
-                Ok((fleet.place(VM)?.0 == "saved").then_some(()))
-            })?;
+            saved(fleet)?;
             cli(fleet, "vm start same")
         }),
         ("a_host_whose_power_failed", Running, Boots, |fleet| {
@@ -185,6 +224,23 @@ fn cli(fleet: &Fleet, line: &str) -> Result<()> {
 
 fn virsh(fleet: &Fleet, verb: &str) -> Result<()> {
     fleet.exec("a", &["virsh", verb, VM])?.ok().map(drop)
+}
+
+/// libvirtd ends under the running VM, and comes back without the secrets that it was given.
+fn libvirtd_anew(fleet: &Fleet) -> Result<()> {
+    fleet.kill("a/libvirtd")?;
+    fleet.start("a/libvirtd")?;
+    wait::until("libvirt to answer, and the host", seconds(60), || {
+        let answers = fleet.exec("a", &["virsh", "domstate", VM])?.code == 0;
+        let check = fleet.cli(&["vm", "migrate", VM, "--to", "b", "--check"])?;
+        Ok((answers && check.code == 0).then_some(()))
+    })
+}
+
+fn saved(fleet: &Fleet) -> Result<()> {
+    wait::until("it to show as saved", seconds(20), || {
+        Ok((fleet.place(VM)?.0 == "saved").then_some(()))
+    })
 }
 
 fn stopped(fleet: &Fleet) -> Result<()> {

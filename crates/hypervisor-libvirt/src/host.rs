@@ -5,9 +5,13 @@ use crate::connection::{LONG, Libvirt};
 use crate::disk_io::{IoOfVolumes, TriedDirectories};
 use crate::domain_read::{self, Basics};
 use crate::domain_xml::{self, NEWEST_MACHINE};
+use crate::owner::Owner;
 use crate::program::Programs;
+use crate::qemu_process;
 use crate::tpm::TpmPlace;
 use crate::tpm_end;
+use crate::tpm_process::PROC;
+use crate::volumes::{blocking, file_error};
 use crate::{
     copy, disk_move, domain_edit, facts, guest, live, metadata, migration, overlay, said,
     storage_live,
@@ -20,8 +24,9 @@ use fleetward_hypervisor::{
     StorageChange,
 };
 use fleetward_model::host::Accelerator;
-use fleetward_model::vm::VmMetadata;
+use fleetward_model::vm::{QemuProcess, VmMetadata};
 use fleetward_model::{ByteSize, VmId};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -203,6 +208,14 @@ impl Hypervisor for LibvirtHost {
                 }
             })
             .await
+    }
+
+    async fn not_answering(&self) -> Result<HashMap<VmId, QemuProcess>> {
+        blocking(|| {
+            let found = qemu_process::stopped(Path::new(PROC), Owner::qemu().uid.as_raw());
+            found.map_err(file_error("list", Path::new(PROC)))
+        })
+        .await
     }
 
     async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()> {

@@ -43,6 +43,7 @@ mod overlay;
 mod owner;
 mod picture;
 mod program;
+mod qemu_process;
 mod said;
 mod screen;
 mod storage_edit;

@@ -10,8 +10,9 @@ use crate::ek_certificate::{EK_CERTIFICATE_TOOL, serve_one};
 use crate::host::LibvirtHost;
 use crate::owner::Owner;
 use crate::program::{SECRET_FD, SHORT, missing};
+use crate::tpm_process::{self, PROC};
+use crate::tpm_state;
 use crate::volumes::{blocking, file_error, not_written};
-use crate::{tpm_process, tpm_state};
 use async_trait::async_trait;
 use fleetward_durable::{self as durable, Access, Expected, SharedDirectory};
 use fleetward_hypervisor::{EkIssuer, EkPublic, Error, MadeTpm, Result, SecretText, TpmFactory};
@@ -24,7 +25,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
-const PROC: &str = "/proc";
 /// swtpm's name for the permanent state of a TPM 2.0.
 pub(crate) const STATE_FILE: &str = "tpm2-00.permall";
 /// libvirt's name for swtpm's directory, and ours for one that is to become it.
@@ -227,6 +227,19 @@ impl TpmFactory for LibvirtHost {
         blocking(move || {
             tpm_process::wake(&place.processes(), vm, process)
                 .map_err(|error| Error::Tpm(Box::new(error)))
+        })
+        .await
+    }
+
+    async fn remove_strays(&self, vm: VmId) -> Result<()> {
+        let place = self.tpm_place.clone();
+        blocking(move || {
+            let remove = || match place.open_tpm2(vm) {
+                Ok(directory) => remove_strays(&directory),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            };
+            remove().map_err(file_error("clear", &place.directory(vm)))
         })
         .await
     }
@@ -436,13 +449,29 @@ fn put_in_place(place: &TpmPlace, vm: VmId, state: &[u8]) -> Result<()> {
         staging.sync()?;
         match at.below(TPM2) {
             // A directory without state may stand there, with swtpm's lock file at most.
-            Ok(target) => target.remove_tree(".lock")?,
+            Ok(target) => {
+                target.remove_tree(".lock")?;
+                remove_strays(&target)?;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         at.rename(STAGING, &at, TPM2)
     };
     put().map_err(not_written("put in place", &place.directory(vm)))
+}
+
+/// Source: swtpm 0.7.1, `swtpm_nvstore_dir.c`: the memory of a TPM, and what its writes are called until they are whole.
+const STRAYS: [&str; 3] = [
+    "tpm2-00.volatilestate",
+    "TMP2-00.permall",
+    "TMP2-00.volatilestate",
+];
+
+fn remove_strays(directory: &SharedDirectory) -> io::Result<()> {
+    STRAYS
+        .iter()
+        .try_for_each(|stray| directory.remove_tree(stray))
 }
 
 /// Of what is no state, so much is kept.
@@ -540,8 +569,13 @@ mod tests {
         fs::write(staging.join(STATE_FILE), b"half").unwrap();
         fs::create_dir(place.directory(vm)).unwrap();
         fs::write(place.directory(vm).join(".lock"), b"").unwrap();
+        // Of a TPM that was here before.
+        for stray in STRAYS {
+            fs::write(place.directory(vm).join(stray), b"memory").unwrap();
+        }
         install(&place, vm, &made(root.path(), b"state")).unwrap();
         assert_eq!(place.read_state(vm).unwrap(), b"state");
+        assert!(!place.directory(vm).join(STRAYS[0]).exists());
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&place.vm(vm)), 0o711);
         assert_eq!(mode(&place.directory(vm)), 0o700);

@@ -9,6 +9,9 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
+/// Where the kernel tells of processes.
+pub(crate) const PROC: &str = "/proc";
+
 /// A process of a TPM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Found {
@@ -83,7 +86,7 @@ fn vm_of(command: &[u8], states: &Path) -> Option<VmId> {
 /// The user that it acts as: the second number (effective).
 ///
 /// Source: proc(5), `/proc/pid/status`.
-fn user_of(status: &[u8]) -> Option<u32> {
+pub(crate) fn user_of(status: &[u8]) -> Option<u32> {
     let status = std::str::from_utf8(status).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().nth(1)?.parse().ok()
@@ -92,7 +95,7 @@ fn user_of(status: &[u8]) -> Option<u32> {
 /// The letter after the name, which is in brackets and may hold any.
 ///
 /// Source: proc(5), `/proc/pid/stat`.
-fn state_of(stat: &[u8]) -> Option<u8> {
+pub(crate) fn state_of(stat: &[u8]) -> Option<u8> {
     let end = stat.iter().rposition(|byte| *byte == b')')?;
     stat.get(end + 2).copied()
 }

@@ -6,9 +6,9 @@ use fleetward_model::change::{MachineChange, NicPart};
 use fleetward_model::host::{Accelerator, Confinement, DiskIo, Version};
 use fleetward_model::machine::MachineSettings;
 use fleetward_model::network::NetworkPlace;
-use fleetward_model::vm::{Firmware, NewerSpec, NicSpec, VmMetadata};
+use fleetward_model::vm::{Firmware, NewerSpec, NicSpec, QemuProcess, VmMetadata};
 use fleetward_model::{ByteSize, DeviceId, NicLink, VlanId, VmId, VmName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -356,6 +356,9 @@ pub trait Hypervisor: Screens {
 
     /// Starts a stopped domain; does nothing if it runs. If the domain has a TPM, its secret must be loaded first.
     async fn start(&self, id: VmId) -> Result<()>;
+
+    /// Running domains whose machine does not answer. Asks the machines nothing.
+    async fn not_answering(&self) -> Result<HashMap<VmId, QemuProcess>>;
 
     /// Asks the guest to shut down; returns when it has been asked.
     ///

@@ -99,6 +99,10 @@ pub trait TpmFactory: Send + Sync + 'static {
     /// Lets such a process go on.
     async fn wake(&self, vm: VmId, process: u32) -> Result<()>;
 
+    /// Removes what lies beside the state of a VM that does not run and is of another run: what a TPM had in memory, and
+    /// writes that were cut off. A TPM that takes such memory over at a resume fails.
+    async fn remove_strays(&self, vm: VmId) -> Result<()>;
+
     /// Sees to it that the state in place, which swtpm has only renamed there, outlives a power cut.
     async fn sync_state(&self, vm: VmId) -> Result<()>;
 

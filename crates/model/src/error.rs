@@ -344,6 +344,10 @@ codes! {
         "The process of the running VM's TPM (swtpm) was stopped, or has ended under the guest. A VM that moves would stand still at the switch-over.",
         "start the VM anew, its TPM's state is on the disk: fleetward vm restart {vm} --force",
         "start the VM anew, its TPM's state is on the disk";
+    QemuNotAnswering = "QEMU_NOT_ANSWERING", Refused,
+        "The process of the running VM (QEMU) was stopped, by a signal or a debugger. Its guest stands still until it is let go on.",
+        "see why, and what lets it go on: fleetward vm show {vm}; or cut its power: fleetward vm stop {vm} --force",
+        "see why with fleetward vm show; or cut its power with fleetward vm stop --force";
     AuditDamaged = "AUDIT_DAMAGED", Refused,
         "The host's audit log is damaged at its end. No key is used on the host, since no record of it could follow.",
         "on that host, as root, close the log with a note and begin a new one: fleetward-agent audit repair --reason 'disk failed'";

@@ -10,7 +10,7 @@ use crate::fit::{self, HostOffer, Needs, Reserved};
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{Confinement, HostFacts, HostState, Version};
 use crate::secure_boot::CertificateState;
-use crate::vm::{TpmProcess, VmObserved};
+use crate::vm::{QemuProcess, TpmProcess, VmObserved};
 use crate::{ErrorCode, Failure, GroupName, GuardianId, HostName, Names, VmName};
 use time::{Duration, OffsetDateTime};
 
@@ -156,6 +156,7 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 state,
                 tpm_state,
                 tpm_process,
+                machine,
                 equipment,
                 not_older,
                 cpu,
@@ -584,6 +585,13 @@ fn tpm_state(facts: &Facts<'_>) -> Findings {
 fn tpm_process(facts: &Facts<'_>) -> Findings {
     let process = facts.vm.tpm.process.filter(|_| facts.mode == Mode::Live);
     let finding = |process: TpmProcess| process.finding(&facts.vm.name, facts.source.name);
+    process.into_iter().map(finding).collect()
+}
+
+/// A machine that does not answer does not move, and the job would wait for it.
+fn machine(facts: &Facts<'_>) -> Findings {
+    let process = facts.vm.noted.qemu.filter(|_| facts.mode == Mode::Live);
+    let finding = |process: QemuProcess| process.finding(&facts.vm.name, facts.source.name);
     process.into_iter().map(finding).collect()
 }
 

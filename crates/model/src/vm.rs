@@ -428,6 +428,26 @@ pub struct TpmObserved {
     pub process: Option<TpmProcess>,
 }
 
+/// Why a running VM stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum QemuProcess {
+    /// Its process was stopped, by a signal or a debugger. It goes on where it was when it is continued.
+    Stopped { pid: u32 },
+}
+
+impl QemuProcess {
+    /// What is said of a VM on a host.
+    pub fn finding(self, vm: &VmName, host: &HostName) -> Finding {
+        let Self::Stopped { pid } = self;
+        Finding::blocking(
+            ErrorCode::QemuNotAnswering,
+            format!("VM {vm} stands still: its process, QEMU, was stopped on host {host}"),
+            format!("on host {host}: kill -CONT {pid}"),
+        )
+    }
+}
+
 /// Why a running VM's TPM answers nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -511,6 +531,9 @@ pub struct Noted {
     /// Set while its firmware refuses to start its guest's loader, and from an agent that listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loader_refused: Option<LoaderRefused>,
+    /// Set while its QEMU was stopped, and from an agent that looks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<QemuProcess>,
 }
 
 impl Noted {
@@ -661,6 +684,11 @@ impl VmObserved {
     pub fn has_old_certificates(&self) -> bool {
         let found = self.noted.secure_boot.as_ref();
         self.is_managed() && found.is_some_and(|f| f.state == CertificateState::UpdateAvailable)
+    }
+
+    /// That its QEMU does not answer, if it does not.
+    pub fn not_answering(&self) -> Option<Finding> {
+        Some(self.noted.qemu?.finding(&self.name, &self.host))
     }
 
     /// That its firmware refuses to start its guest, if it does.

@@ -72,6 +72,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
         "hypervisor-libvirt/src/owner.rs",
         "libvirt's configuration, which is root's",
     ),
+    ("hypervisor-libvirt/src/qemu_process.rs", KERNEL),
     ("hypervisor-libvirt/src/tpm_command.rs", OWN),
     ("hypervisor-libvirt/src/tpm_end.rs", KERNEL),
     ("hypervisor-libvirt/src/tpm_process.rs", KERNEL),

@@ -110,7 +110,10 @@ impl Task<'_> {
             .await
             .attempt(|| format!("looking for TPM state of VM {}", spec.name))?;
         match state {
-            None => Ok(()),
+            None => {
+                let strays = self.host.tpms.remove_strays(self.vm).await;
+                strays.attempt(|| format!("clearing the TPM's directory of VM {}", spec.name))
+            }
             Some(path) => Err(self.wrong_state(format!(
                 "this host has TPM state of it, from earlier, in {}; it is not overwritten",
                 path.display()

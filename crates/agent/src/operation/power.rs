@@ -52,7 +52,10 @@ impl Task<'_> {
     /// Starts a stopped domain, its secret loaded for as long as it runs.
     pub(super) async fn boot(&self, metadata: &VmMetadata, has_tpm: bool) -> Result<()> {
         if has_tpm {
-            tpm_judge::whole(self.host, self.vm, &metadata.spec.name).await?;
+            let name = &metadata.spec.name;
+            tpm_judge::whole(self.host, self.vm, name).await?;
+            let strays = self.host.tpms.remove_strays(self.vm).await;
+            strays.attempt(|| format!("clearing the TPM's directory of VM {name}"))?;
             let protector = OwnedProtector::in_place(self.current_protector(metadata)?);
             self.load_secret(metadata, &protector, "the VM starts")
                 .await?;

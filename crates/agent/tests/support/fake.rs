@@ -65,6 +65,8 @@ pub struct State {
     pub waits: bool,
     /// The processes of TPMs that were stopped.
     pub stopped_tpms: std::collections::HashMap<VmId, u32>,
+    /// Machines that do not answer.
+    pub stuck: std::collections::HashMap<VmId, fleetward_model::vm::QemuProcess>,
     /// A migration takes this long before it ends.
     pub migration_takes: std::time::Duration,
     /// Modes of the directory of the latest migration and of its sockets: for libvirt, memory and disks.
@@ -608,6 +610,11 @@ impl Hypervisor for Fake {
         self.with(|s| s.frozen.push((id, false)));
         Ok(())
     }
+    async fn not_answering(
+        &self,
+    ) -> Result<std::collections::HashMap<VmId, fleetward_model::vm::QemuProcess>> {
+        Ok(self.with(|s| s.stuck.clone()))
+    }
     async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()> {
         if by == Shutdown::GuestAgent {
             self.guest(id)?;
@@ -1129,6 +1136,9 @@ impl TpmFactory for Fake {
     }
     async fn wake(&self, vm: VmId, process: u32) -> Result<()> {
         self.with(|s| assert_eq!(s.stopped_tpms.remove(&vm), Some(process)));
+        Ok(())
+    }
+    async fn remove_strays(&self, _vm: VmId) -> Result<()> {
         Ok(())
     }
     async fn sync_state(&self, _vm: VmId) -> Result<()> {

@@ -90,6 +90,7 @@ pub(super) fn vm(disputes: &Disputes<'_>, vm: &VmObserved) -> VmView {
             .into_iter()
             .chain(ek::finding(world, vm, false))
             .chain(vm.loader_refused().filter(|_| state == VmState::Running))
+            .chain(vm.not_answering().filter(|_| state != VmState::Unknown))
             .collect(),
         labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
         profile: spec.map(|spec| spec.profile),

@@ -2,7 +2,7 @@ use super::samples::{self, NOW};
 use super::*;
 use crate::ByteSize;
 use crate::host::{Accelerator, Confinement};
-use crate::vm::{TpmProcess, VmState};
+use crate::vm::{QemuProcess, TpmProcess, VmState};
 
 /// The facts of a move that fits, in pieces a test can spoil.
 struct Case {
@@ -221,6 +221,9 @@ fn each_rule_alone_says_its_code() {
         }),
         (C::TpmNotAnswering, |c| {
             c.vm.tpm.process = Some(TpmProcess::Gone)
+        }),
+        (C::QemuNotAnswering, |c| {
+            c.vm.noted.qemu = Some(QemuProcess::Stopped { pid: 7 })
         }),
         (C::SwtpmMissing, |c| c.there().versions.swtpm = None),
         (C::MachineMissing, |c| c.there().machines.clear()),
