@@ -65,8 +65,6 @@ pub struct State {
     pub waits: bool,
     /// The processes of TPMs that were stopped.
     pub stopped_tpms: std::collections::HashMap<VmId, u32>,
-    /// Machines that do not answer.
-    pub stuck: std::collections::HashMap<VmId, fleetward_model::vm::QemuProcess>,
     /// A migration takes this long before it ends.
     pub migration_takes: std::time::Duration,
     /// Modes of the directory of the latest migration and of its sockets: for libvirt, memory and disks.
@@ -613,7 +611,7 @@ impl Hypervisor for Fake {
     async fn not_answering(
         &self,
     ) -> Result<std::collections::HashMap<VmId, fleetward_model::vm::QemuProcess>> {
-        Ok(self.with(|s| s.stuck.clone()))
+        Ok(std::collections::HashMap::new())
     }
     async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()> {
         if by == Shutdown::GuestAgent {
