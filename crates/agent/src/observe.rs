@@ -249,6 +249,7 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
             libvirt: found.libvirt,
             qemu: found.qemu,
             swtpm: found.swtpm,
+            libtpms: found.libtpms,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
         },
         accelerator: found.accelerator,

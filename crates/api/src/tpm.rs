@@ -5,6 +5,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use fleetward_model::host::Version;
 use fleetward_model::secure_boot::CertificateState;
 use fleetward_model::tpm_state::{self, StateProblem};
 use fleetward_model::vm::VmMetadata;
@@ -204,6 +205,14 @@ pub struct TpmVersion {
     pub sha256: String,
     /// SHA-256 of the encrypted TPM state alone, hex: what a host reports of the state it has.
     pub state_sha256: String,
+    /// What the host it was taken from emulates TPMs with, swtpm and its library: older ones do not read it. None: not known, or
+    /// kept before this was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "0.7.1")]
+    pub swtpm: Option<Version>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "0.9.2")]
+    pub libtpms: Option<Version>,
     /// What its UEFI variables say of Secure Boot's certificates; none: it has none, or was kept before this was noted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificates: Option<CertificateState>,

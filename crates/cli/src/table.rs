@@ -136,6 +136,7 @@ pub(crate) fn host(host: &HostView) -> String {
         sheet.add("libvirt", versions.libvirt);
         sheet.add("QEMU", versions.qemu);
         sheet.add("swtpm", swtpm_word(versions.swtpm));
+        sheet.add("libtpms", or_none(versions.libtpms));
         sheet.add("Agent", &versions.agent);
         sheet.add("TPMs ready", facts.tpm_pool);
         if let Some(boot) = &facts.boot {

@@ -9,7 +9,6 @@ use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, TpmStateJudged};
 use fleetward_api::controller::CheckView;
 use fleetward_model::admission::disputed;
 use fleetward_model::error::Finding;
-use fleetward_model::guardian::TrustMode;
 use fleetward_model::preflight::{Facts, Incoming, Mode, Opening, check};
 use fleetward_model::vm::{Custody, VmObserved};
 use fleetward_model::{ErrorCode, Failure, HostName, Names};
@@ -92,15 +91,7 @@ pub(crate) async fn against(
         .detail
         .as_ref()
         .map(|detail| opening(detail.can_open.clone()));
-    let mut checked = judge(
-        world.trust,
-        mode,
-        vm,
-        &source,
-        &destination,
-        at_home,
-        incoming,
-    );
+    let mut checked = judge(world, mode, vm, &source, &destination, at_home, incoming);
     // The rules do not know which copies there are.
     for finding in &mut checked.findings {
         if let Some(cure) = world.escrow.cure(vm.id, vm.name.as_str(), finding.code) {
@@ -179,7 +170,7 @@ fn with(mut checked: CheckView, finding: Finding) -> CheckView {
 
 /// What the rules say to facts that were collected.
 pub(crate) fn judge(
-    trust: TrustMode,
+    world: &World,
     mode: Mode,
     vm: &VmObserved,
     source: &HostFactsNow,
@@ -192,8 +183,9 @@ pub(crate) fn judge(
     let findings = check(&Facts {
         mode,
         now: OffsetDateTime::now_utc(),
-        trust,
+        trust: world.trust,
         vm,
+        tpm_written: world.tpm_writer(vm),
         members: destination.members(),
         source: from,
         destination: to,

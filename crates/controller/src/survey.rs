@@ -67,15 +67,7 @@ pub(crate) async fn survey(
                 opening: opening(vm, destination.facts()),
             });
             let at_home = source.facts().map(|facts| opening(vm, Some(facts)));
-            let checked = judge(
-                world.trust,
-                mode,
-                vm,
-                source,
-                destination,
-                at_home,
-                incoming,
-            );
+            let checked = judge(world, mode, vm, source, destination, at_home, incoming);
             Ok(match disputes.refusal(vm) {
                 Some(failure) => in_the_way(checked, failure),
                 None => checked,

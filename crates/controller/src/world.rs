@@ -13,14 +13,17 @@ use crate::inventory::Inventory;
 use crate::templates::Templates;
 use crate::work::Reservation;
 use fleetward_api::agent::CancelRequest;
+use fleetward_api::tpm::TpmVersion;
 use fleetward_jobs::{DebtBook, Job};
 use fleetward_model::error::Finding;
-use fleetward_model::fit::{HostOffer, Needs, Reserved, agent_knows, host_fits, host_still_fits};
+use fleetward_model::fit::{
+    HostOffer, Needs, Reserved, TpmWriter, agent_knows, host_fits, host_still_fits,
+};
 use fleetward_model::guardian::{EndorsedGuardian, MANY_GUARDIANS, TrustMode};
 use fleetward_model::host::{Formats, HostFacts, HostState};
 use fleetward_model::placement::{Candidate, Choice, place};
 use fleetward_model::preflight::Side;
-use fleetward_model::vm::{Revocation, VmSummary, protector_sha256};
+use fleetward_model::vm::{Revocation, VmObserved, VmSummary, protector_sha256};
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmId, VmName};
 use fleetward_protector::KeyProtector;
 use fleetward_store::Store;
@@ -89,6 +92,40 @@ impl World {
             })
             .collect();
         place(needs, choice, &candidates)
+    }
+
+    /// What wrote the VM's TPM last, as far as is known: what its host has now, or what the newest copy was written by, where that
+    /// is of the very state that is there, or newer than what its host went back to.
+    pub(crate) fn tpm_writer(&self, vm: &VmObserved) -> Option<TpmWriter> {
+        if !vm.tpm.enabled {
+            return None;
+        }
+        let now = TpmWriter::of(&vm.host, self.inventory.seen(&vm.host).facts.as_deref());
+        let newest = self.escrow.newest(vm.id);
+        let Some(kept) = newest.filter(|kept| kept.libtpms.is_some()) else {
+            return Some(now);
+        };
+        let of_this_state =
+            vm.state.stands_still() && vm.tpm.state_sha256.as_ref() == Some(&kept.state_sha256);
+        Some(match of_this_state || kept.libtpms > now.libtpms {
+            true => self.writer_of(&kept),
+            false => now,
+        })
+    }
+
+    /// What wrote a kept version of a TPM.
+    pub(crate) fn writer_of(&self, version: &TpmVersion) -> TpmWriter {
+        match version.libtpms {
+            Some(_) => TpmWriter {
+                host: version.host.clone(),
+                swtpm: version.swtpm,
+                libtpms: version.libtpms,
+            },
+            None => {
+                let seen = self.inventory.seen(&version.host);
+                TpmWriter::of(&version.host, seen.facts.as_deref())
+            }
+        }
     }
 
     /// Refuses, with every reason, where `host` cannot take a VM with these needs.

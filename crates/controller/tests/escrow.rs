@@ -216,6 +216,71 @@ async fn a_host_that_cannot_open_a_lost_vm_s_key_is_told_what_works() {
 }
 
 /// A host answers with the TPM of another VM, whose copies are its best only as long as nothing worse is newer.
+/// The host has that libtpms now, and the controller knows.
+async fn has_libtpms(controller: &Controller, agent: &FakeAgent, version: &str) {
+    agent.look(|inner| {
+        inner.facts.versions.libtpms = version.parse().ok();
+        inner.tell_facts();
+    });
+    let path = format!("/v1/hosts/{}", agent.host);
+    let told = async || {
+        let host: Value = controller.get(&path).await;
+        host["facts"]["versions"]["libtpms"] == version
+    };
+    controller.wait("the version to be known", told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_is_refused_where_libtpms_is_older_than_what_wrote_it() {
+    let (controller, a, b, id) = with_a_copy().await;
+    let first = newest(&controller).await;
+    assert_eq!(first.libtpms, "0.9.2".parse().ok(), "{first:?}");
+    b.look(|inner| inner.opens.insert(id));
+    has_libtpms(&controller, &a, "0.10.1").await;
+
+    // Nothing has written the state since: it still goes to the older one.
+    let check = "/v1/check?vm=web&to=b&offline=true";
+    let checks: Vec<CheckView> = controller.get(check).await;
+    assert!(checks[0].possible, "{checks:?}");
+    has_state(&a, id, 2);
+    let written = async || newest(&controller).await.libtpms == "0.10.1".parse().ok();
+    controller.wait("a copy of what was written", written).await;
+
+    let too_old = async |path: &str, body: &Value| {
+        let refused = controller.refusal(Method::POST, path, body).await;
+        assert_eq!(refused.code, ErrorCode::SwtpmTooOld, "{path}: {refused}");
+        let finding = refused.findings.first();
+        let what = finding.map_or(refused.what.clone(), |finding| finding.what.clone());
+        let said = format!("{what} {}", refused.because);
+        assert!(said.contains("libtpms 0.10.1 on host a"), "{refused}");
+        assert!(refused.fix.contains("--only-upgrade"), "{refused}");
+    };
+    let there = json!({ "to": "b", "offline": true });
+    too_old("/v1/vms/web/migrate", &there).await;
+    let copy = json!({ "name": "copy", "host": "b", "tpm": "copy" });
+    too_old("/v1/vms/web/clone", &copy).await;
+    let new = json!({ "name": "copy", "host": "b", "tpm": "new", "dry_run": true });
+    controller.post::<Value>("/v1/vms/web/clone", &new).await;
+
+    // Its own host's packages go back.
+    has_libtpms(&controller, &a, "0.9.2").await;
+    let last = newest(&controller).await.version;
+    let restore = json!({ "version": last });
+    too_old("/v1/vms/web/tpm/restore", &restore).await;
+    too_old("/v1/vms/web/migrate", &there).await;
+    let checks: Vec<CheckView> = controller.get("/v1/check?vm=web&to=a").await;
+    assert_eq!(checks[0].code, Some(ErrorCode::SwtpmTooOld), "{checks:?}");
+
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    let there = json!({ "to": "b" });
+    too_old("/v1/vms/web/recover", &there).await;
+    has_libtpms(&controller, &b, "0.10.1").await;
+    controller
+        .done(Method::POST, "/v1/vms/web/recover", &there)
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_adds_no_version_to_a_vm_that_was_not_asked_for() {
     let (controller, a, _b, id) = with_a_copy().await;

@@ -18,10 +18,17 @@ pub(crate) const fn virttype(accelerator: Accelerator) -> &'static str {
     }
 }
 
+/// What emulates TPMs here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TpmPrograms {
+    pub(crate) swtpm: Option<Version>,
+    pub(crate) libtpms: Option<Version>,
+}
+
 pub(crate) fn read(
     connection: &Connection,
     accelerator: Accelerator,
-    swtpm: Option<Version>,
+    tpm: TpmPrograms,
     reserve: ByteSize,
 ) -> Result<HypervisorFacts> {
     let libvirt = connection
@@ -53,7 +60,8 @@ pub(crate) fn read(
     Ok(HypervisorFacts {
         libvirt: version(u64::from(libvirt)),
         qemu: version(u64::from(qemu)),
-        swtpm,
+        swtpm: tpm.swtpm,
+        libtpms: tpm.libtpms,
         accelerator,
         cpus: node.cpus,
         arch: node.model.clone(),

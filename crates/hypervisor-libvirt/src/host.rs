@@ -10,6 +10,7 @@ use crate::program::Programs;
 use crate::qemu_process;
 use crate::tpm::TpmPlace;
 use crate::tpm_end;
+use crate::tpm_library::TpmLibrary;
 use crate::tpm_process::PROC;
 use crate::volumes::{blocking, file_error};
 use crate::{
@@ -61,6 +62,7 @@ pub struct LibvirtHost {
     pub(crate) tpm_place: TpmPlace,
     pub(crate) config: LibvirtConfig,
     pub(crate) tried: TriedDirectories,
+    pub(crate) tpm_library: TpmLibrary,
 }
 
 impl LibvirtHost {
@@ -78,6 +80,7 @@ impl LibvirtHost {
             tpm_place: TpmPlace::standard(),
             config,
             tried: TriedDirectories::default(),
+            tpm_library: TpmLibrary::default(),
         })
     }
 
@@ -99,10 +102,13 @@ impl LibvirtHost {
 #[async_trait]
 impl Hypervisor for LibvirtHost {
     async fn facts(&self) -> Result<HypervisorFacts> {
-        let swtpm = facts::swtpm_version(&self.programs).await;
+        let tpm = facts::TpmPrograms {
+            swtpm: facts::swtpm_version(&self.programs).await,
+            libtpms: self.tpm_library.version(&self.programs).await,
+        };
         let (accelerator, reserve) = (self.config.accelerator, self.config.memory_reserve);
         self.libvirt
-            .call(move |connection| facts::read(connection, accelerator, swtpm, reserve))
+            .call(move |connection| facts::read(connection, accelerator, tpm, reserve))
             .await
     }
 

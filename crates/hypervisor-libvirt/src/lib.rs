@@ -52,6 +52,7 @@ mod syscalls;
 mod tpm;
 mod tpm_command;
 mod tpm_end;
+mod tpm_library;
 mod tpm_process;
 mod tpm_state;
 mod volumes;

@@ -68,6 +68,11 @@ impl Program {
             .map(|path| Self { name, path })
     }
 
+    #[cfg(test)]
+    pub(crate) fn at(name: &'static str, path: PathBuf) -> Self {
+        Self { name, path }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -92,7 +97,11 @@ impl Program {
         Ok(reader.into())
     }
 
-    fn spawn(&self, arguments: &[impl AsRef<OsStr>], descriptors: Vec<FdMapping>) -> Result<Child> {
+    pub(crate) fn spawn(
+        &self,
+        arguments: &[impl AsRef<OsStr>],
+        descriptors: Vec<FdMapping>,
+    ) -> Result<Child> {
         let failed = |source: Cause| Error::Program {
             program: self.name,
             source,

@@ -207,6 +207,8 @@ pub struct HypervisorFacts {
     pub libvirt: Version,
     pub qemu: Version,
     pub swtpm: Option<Version>,
+    /// The library that swtpm emulates TPMs with; none where it could not be told.
+    pub libtpms: Option<Version>,
     pub accelerator: Accelerator,
     pub cpus: u32,
     pub arch: String,

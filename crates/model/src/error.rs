@@ -204,7 +204,7 @@ codes! {
         "QEMU on that host is older than the supported minimum, or older than on the host where the VM runs. A VM's memory moves only to the same or a newer QEMU.",
         "upgrade QEMU on the destination first";
     SwtpmTooOld = "SWTPM_TOO_OLD", Refused,
-        "swtpm on that host is older than the supported minimum, or older than on the host that has the VM's TPM. An older swtpm cannot read the TPM state of a newer one.",
+        "swtpm on that host is older than the supported minimum, or swtpm or its library, libtpms, is older than what last wrote the VM's TPM. An older one cannot read the TPM state of a newer one; libtpms decides the format, also where swtpm's version is equal.",
         "upgrade swtpm and libtpms on the destination first";
     SwtpmMissing = "SWTPM_MISSING", Refused,
         "swtpm is not installed on that host, so no VM with a TPM can run there.",

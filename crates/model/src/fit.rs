@@ -31,6 +31,8 @@ pub struct Needs {
     /// It runs right away, so the memory must be free and not only there.
     pub runs: bool,
     pub tpm: bool,
+    /// What wrote its TPM last, where it has one and that is known.
+    pub tpm_written: Option<TpmWriter>,
     pub secure_boot: bool,
     /// A running VM stays with its accelerator.
     pub accelerator: Option<Accelerator>,
@@ -38,6 +40,46 @@ pub struct Needs {
     pub machine: Option<String>,
     /// Versions that the host's agent must know.
     pub formats: Formats,
+}
+
+/// The programs that a TPM was last written by. Older ones do not read it: swtpm has its own header, and the rest has the format
+/// of its library, libtpms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TpmWriter {
+    pub host: HostName,
+    pub swtpm: Option<Version>,
+    pub libtpms: Option<Version>,
+}
+
+impl TpmWriter {
+    /// A host that has the TPM, or had it.
+    pub fn of(host: &HostName, facts: Option<&HostFacts>) -> Self {
+        Self {
+            host: host.clone(),
+            swtpm: facts.and_then(|facts| facts.versions.swtpm),
+            libtpms: facts.and_then(|facts| facts.versions.libtpms),
+        }
+    }
+
+    /// Why the TPM would go back on a host that has these; what is not known of either is no reason. The library first: it is
+    /// what cannot read the state.
+    pub fn goes_back(&self, host: &HostName, facts: &HostFacts) -> Option<Finding> {
+        let programs = [
+            ("libtpms", facts.versions.libtpms, self.libtpms),
+            ("swtpm", facts.versions.swtpm, self.swtpm),
+        ];
+        let mut known = programs
+            .into_iter()
+            .filter_map(|(program, has, wrote)| Some((program, has?, wrote?)));
+        let (program, has, wrote) = known.find(|(_, has, wrote)| has < wrote)?;
+        let from = &self.host;
+        let what = format!(
+            "host {host} has {program} {has}, the TPM was last written by {program} {wrote} on host {from}: an older one does not \
+             read what a newer one wrote"
+        );
+        let fix = format!("on host {host}: apt-get install --only-upgrade swtpm libtpms0");
+        Some(Finding::blocking(ErrorCode::SwtpmTooOld, what, fix))
+    }
 }
 
 /// A disk that is to lie on a host.
@@ -129,6 +171,9 @@ impl Needs {
             memory: vm.memory,
             runs: live,
             tpm: vm.tpm.enabled,
+            tpm_written: from
+                .filter(|_| vm.tpm.enabled)
+                .map(|facts| TpmWriter::of(&vm.host, Some(facts))),
             secure_boot: vm.firmware.is_some_and(|firmware| firmware.secure_boot),
             accelerator: live.then_some(match vm.accelerator.as_str() {
                 "kvm" => Accelerator::Kvm,
@@ -264,6 +309,8 @@ pub(crate) fn equipment(needs: &Needs, host: &HostOffer<'_>) -> Vec<Finding> {
         return Vec::new(); // said by `presence`
     };
     let mut found = programs(needs.tpm, host.name, facts);
+    let written = needs.tpm_written.as_ref().filter(|_| needs.tpm);
+    found.extend(written.and_then(|written| written.goes_back(host.name, facts)));
     found.extend(machine(needs, host.name, facts));
     found.extend(accelerator(needs, host.name, facts));
     if needs.secure_boot && !facts.secure_boot {

@@ -84,6 +84,11 @@ pub struct HypervisorVersions {
     /// None: not installed, no VM with a TPM can run here.
     #[schema(value_type = Option<String>, example = "0.7.1")]
     pub swtpm: Option<Version>,
+    /// The library that swtpm emulates TPMs with, whose format a TPM's state has. None: from agents that do not tell, or it could
+    /// not be found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "0.9.2")]
+    pub libtpms: Option<Version>,
     pub agent: String,
 }
 

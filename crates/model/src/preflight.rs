@@ -6,7 +6,7 @@
 
 use crate::admission::{Answer, Request, answer};
 use crate::error::Finding;
-use crate::fit::{self, HostOffer, Needs, Reserved};
+use crate::fit::{self, HostOffer, Needs, Reserved, TpmWriter};
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{Confinement, HostFacts, HostState, Version};
 use crate::secure_boot::CertificateState;
@@ -103,6 +103,8 @@ pub struct Facts<'a> {
     /// Whether a migration may grant the key by itself.
     pub trust: TrustMode,
     pub vm: &'a VmObserved,
+    /// What wrote its TPM last; none where only its host's present programs are known.
+    pub tpm_written: Option<TpmWriter>,
     /// How many hosts the destination's group has.
     pub members: usize,
     pub source: Side<'a>,
@@ -134,6 +136,7 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 state,
                 tpm_state,
                 programs,
+                went_back,
                 certificates,
                 confined,
             ];
@@ -544,10 +547,22 @@ fn equipment(facts: &Facts<'_>) -> Findings {
 }
 
 fn needs(facts: &Facts<'_>) -> Needs {
+    let needs = Needs::of(facts.vm, facts.mode == Mode::Live, facts.source.facts);
     Needs {
         group: Some(vm_group(facts).clone()),
-        ..Needs::of(facts.vm, facts.mode == Mode::Live, facts.source.facts)
+        tpm_written: facts.tpm_written.clone().or(needs.tpm_written),
+        ..needs
     }
+}
+
+/// The packages of its own host may have gone back since its TPM was written.
+fn went_back(facts: &Facts<'_>) -> Findings {
+    let written = facts.tpm_written.as_ref();
+    let written = written.filter(|_| facts.vm.tpm.enabled && facts.vm.state.stands_still());
+    let found = written
+        .zip(facts.destination.facts)
+        .and_then(|(written, here)| written.goes_back(facts.destination.name, here));
+    found.into_iter().collect()
 }
 
 fn state(facts: &Facts<'_>) -> Findings {
@@ -603,7 +618,7 @@ fn programs(facts: &Facts<'_>) -> Findings {
     })
 }
 
-/// Programs that are older than where the VM is now.
+/// Programs that are older than where the VM runs now. What wrote its TPM is part of [`fit::equipment`].
 fn not_older(facts: &Facts<'_>) -> Findings {
     let (Some(here), Some(there)) = (facts.source.facts, facts.destination.facts) else {
         return Vec::new();
@@ -627,9 +642,6 @@ fn not_older(facts: &Facts<'_>) -> Findings {
             there.libvirt,
         );
         compare(ErrorCode::QemuTooOld, "QEMU", here.qemu, there.qemu);
-    }
-    if let (true, Some(here), Some(there)) = (facts.vm.tpm.enabled, here.swtpm, there.swtpm) {
-        compare(ErrorCode::SwtpmTooOld, "swtpm", here, there);
     }
     found
 }

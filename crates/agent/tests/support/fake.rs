@@ -439,6 +439,7 @@ impl Hypervisor for Fake {
             libvirt: Version::new(11, 3, 0),
             qemu: Version::new(10, 0, 2),
             swtpm: Some(Version::new(0, 7, 1)),
+            libtpms: Some(Version::new(0, 9, 2)),
             accelerator: Accelerator::Tcg,
             cpus: 2,
             arch: "x86_64".into(),

@@ -24,6 +24,7 @@ pub(crate) mod retention;
 pub(crate) use blob::parse;
 use blob::{Blobs, Kept};
 use fleetward_api::tpm::{TpmBundle, TpmVersion, VersionReason};
+use fleetward_model::fit::TpmWriter;
 use fleetward_model::vm::{VmObserved, VmSpec};
 use fleetward_model::{ErrorCode, Failure, GuardianId, HostName, Names, VmId};
 use fleetward_protector::KeyProtector;
@@ -149,18 +150,18 @@ impl Escrow {
         })
     }
 
-    /// Keeps a bundle that came from `host`. One that has not changed gives the newest version again.
+    /// Keeps a bundle that came from the host of `writer`. One that has not changed gives the newest version again.
     ///
     /// # Errors
     /// When the bundle is not whole or not of the VM it says, and when it cannot be written.
     pub(crate) async fn keep(
         &self,
         bundle: &TpmBundle,
-        host: &HostName,
+        writer: &TpmWriter,
         why: VersionReason,
         by: &str,
     ) -> Result<TpmVersion, Failure> {
-        let kept = self.keep_checked(bundle, host, why, by).await;
+        let kept = self.keep_checked(bundle, writer, why, by).await;
         let mut known = self.write();
         match &kept {
             Ok(_) => {
@@ -176,10 +177,11 @@ impl Escrow {
     async fn keep_checked(
         &self,
         bundle: &TpmBundle,
-        host: &HostName,
+        writer: &TpmWriter,
         why: VersionReason,
         by: &str,
     ) -> Result<TpmVersion, Failure> {
+        let host = &writer.host;
         let refuse = |because: String| {
             let name = name_of(bundle);
             let what = format!("the copy of the TPM of VM {name} that host {host} sent");
@@ -207,7 +209,7 @@ impl Escrow {
             && newest.version.sha256 == bundle.sha256
             && newest.spec_sha256 == spec_sha256
         {
-            return self.confirm(newest, bundle, host, why, by).await;
+            return self.confirm(newest, bundle, writer, why, by).await;
         }
         let version = TpmVersion {
             vm: bundle.vm,
@@ -222,6 +224,8 @@ impl Escrow {
             host: host.clone(),
             sha256: bundle.sha256.clone(),
             state_sha256: sha256(&parts.state),
+            swtpm: writer.swtpm,
+            libtpms: writer.libtpms,
             certificates: parts
                 .uefi_variables
                 .as_deref()
@@ -255,12 +259,16 @@ impl Escrow {
         &self,
         newest: &Indexed,
         bundle: &TpmBundle,
-        host: &HostName,
+        writer: &TpmWriter,
         why: VersionReason,
         by: &str,
     ) -> Result<TpmVersion, Failure> {
         let mut confirmed = newest.clone();
-        confirmed.version.host = host.clone();
+        confirmed.version.host = writer.host.clone();
+        // Not a byte of it was written since, so what is there now has not written it.
+        if newest.version.libtpms.is_none() {
+            (confirmed.version.swtpm, confirmed.version.libtpms) = (writer.swtpm, writer.libtpms);
+        }
         if replaces(why, newest.version.why) {
             confirmed.version.why = why;
             confirmed.version.by = by.to_owned();

@@ -4,6 +4,7 @@ use crate::admission::claimants;
 use crate::world::World;
 use fleetward_api::tpm::{TpmVersion, VersionReason};
 use fleetward_model::admission::disputed;
+use fleetward_model::fit::TpmWriter;
 use fleetward_model::{ErrorCode, Failure, HostName, VmId};
 
 /// Fetches a VM's TPM from its host and keeps it. What goes wrong is remembered for `vm show`.
@@ -29,7 +30,8 @@ pub(crate) async fn take(
             let because = format!("it is of VM {}, which was not asked for", bundle.vm);
             return Err(Failure::new(ErrorCode::EscrowCorrupt, what).because(because));
         }
-        let kept = world.escrow.keep(&bundle, host, why, by).await?;
+        let writer = TpmWriter::of(host, world.inventory.seen(host).facts.as_deref());
+        let kept = world.escrow.keep(&bundle, &writer, why, by).await?;
         crate::ek::note(world, &bundle).await;
         Ok(kept)
     };

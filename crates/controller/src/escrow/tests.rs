@@ -1,5 +1,6 @@
 use super::*;
 use fleetward_api::tpm::BundleParts;
+use fleetward_model::host::Version;
 use fleetward_model::vm::{DiskBus, DiskSpec, VmMetadata, VmReport};
 use fleetward_model::{ByteSize, KeyId};
 use fleetward_protector::ExpiredAllowed;
@@ -30,6 +31,10 @@ static PROTECTOR: LazyLock<Vec<u8>> = LazyLock::new(|| {
 
 fn host() -> HostName {
     "a".parse().expect("name")
+}
+
+fn writer() -> TpmWriter {
+    TpmWriter::of(&host(), None)
 }
 
 fn metadata(vm: VmId) -> VmMetadata {
@@ -68,7 +73,7 @@ async fn open(data: &Path) -> Escrow {
 }
 
 async fn keep(escrow: &Escrow, content: u8, why: VersionReason) -> TpmVersion {
-    let kept = escrow.keep(&bundle(content), &host(), why, "test").await;
+    let kept = escrow.keep(&bundle(content), &writer(), why, "test").await;
     kept.expect("kept")
 }
 
@@ -102,8 +107,8 @@ async fn the_tpm_that_was_switched_off_outlasts_every_stop_of_its_successor() {
     let dir = tempfile::tempdir().expect("directory");
     let escrow = open(dir.path()).await;
     let keep = async |content, ek: &'static [u8], why| {
-        let (bundle, host) = (bundle_of(content, Some(ek)), host());
-        let kept = escrow.keep(&bundle, &host, why, "test").await;
+        let (bundle, writer) = (bundle_of(content, Some(ek)), writer());
+        let kept = escrow.keep(&bundle, &writer, why, "test").await;
         kept.expect("kept").version
     };
     keep(1, b"former", VersionReason::Stopped).await;
@@ -161,8 +166,8 @@ async fn a_bundle_that_is_not_whole_is_refused_and_remembered() {
     let mut half = bundle(2);
     half.state.truncate(8);
     half.sha256 = half.digest();
-    let host = host();
-    let refused = escrow.keep(&half, &host, VersionReason::Stopped, "test");
+    let writer = writer();
+    let refused = escrow.keep(&half, &writer, VersionReason::Stopped, "test");
     let refused = refused.await.expect_err("half");
     assert_eq!(refused.code, ErrorCode::EscrowCorrupt);
     assert_eq!(escrow.missed(VM).expect("remembered"), refused);
@@ -172,14 +177,34 @@ async fn a_bundle_that_is_not_whole_is_refused_and_remembered() {
 }
 
 #[tokio::test]
+async fn what_wrote_a_state_is_noted_once_and_stays_until_it_is_written_again() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    let keep = async |content, libtpms| {
+        let writer = TpmWriter {
+            libtpms,
+            ..writer()
+        };
+        let bundle = bundle(content);
+        let kept = escrow.keep(&bundle, &writer, VersionReason::Stopped, "test");
+        kept.await.expect("kept").libtpms
+    };
+    let (old, new) = (Some(Version::new(0, 9, 2)), Some(Version::new(0, 10, 1)));
+    assert_eq!(keep(1, None).await, None, "of an agent that does not tell");
+    assert_eq!(keep(1, old).await, old);
+    assert_eq!(keep(1, new).await, old, "no byte of it is newer");
+    assert_eq!(keep(2, new).await, new);
+}
+
+#[tokio::test]
 async fn a_protector_of_another_vm_is_refused() {
     let dir = tempfile::tempdir().expect("directory");
     let escrow = open(dir.path()).await;
     let other = VmId(Uuid::from_u128(8));
     let parts = bundle(1).check().expect("parts");
     let foreign = TpmBundle::new(metadata(other), &parts);
-    let host = host();
-    let kept = escrow.keep(&foreign, &host, VersionReason::Stopped, "test");
+    let writer = writer();
+    let kept = escrow.keep(&foreign, &writer, VersionReason::Stopped, "test");
     let refused = kept.await.expect_err("foreign");
     assert!(refused.because.contains("key protector"), "{refused}");
 }
@@ -214,8 +239,8 @@ async fn confirmed(
     host: &str,
     why: VersionReason,
 ) -> (u64, VersionReason, String) {
-    let host: HostName = host.parse().expect("name");
-    let kept = escrow.keep(&bundle(1), &host, why, "somebody").await;
+    let writer = TpmWriter::of(&host.parse().expect("name"), None);
+    let kept = escrow.keep(&bundle(1), &writer, why, "somebody").await;
     let kept = kept.expect("kept");
     assert_eq!(
         escrow.newest(VM).as_ref(),
@@ -308,8 +333,8 @@ async fn a_copy_follows_the_vm_s_disks_too() {
     assert_eq!(lacks(1, before.clone()), Some(Lacking::Everything));
     let keep = async |metadata| {
         let bundle = TpmBundle::new(metadata, &bundle(1).check().expect("parts"));
-        let host = host();
-        let kept = escrow.keep(&bundle, &host, VersionReason::Redefined, "test");
+        let writer = writer();
+        let kept = escrow.keep(&bundle, &writer, VersionReason::Redefined, "test");
         kept.await.expect("kept").version
     };
     assert_eq!(keep(before.clone()).await, 1);

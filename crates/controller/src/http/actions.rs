@@ -331,7 +331,10 @@ async fn migrate(
     request: &MigrateRequest,
 ) -> Result<Accepted, Failure> {
     let world = &app.world;
-    let needs = Needs::of(vm, !request.offline, None);
+    let needs = Needs {
+        tpm_written: world.tpm_writer(vm),
+        ..Needs::of(vm, !request.offline, None)
+    };
     // Once more, from here to the submission alone: two requests must not count on the same room.
     let _turn = app.placing.lock().await;
     world.require_fit(cannot_move(vm, &request.to), &needs, &request.to)?;
@@ -373,9 +376,16 @@ fn version(world: &World, vm: &VmObserved, request: &TpmRequest) -> Result<u64, 
         (None, newest) => newest.ok_or_else(none)?.version,
     };
     let known = world.escrow.list(vm.id);
-    match known.iter().any(|kept| kept.version == version) {
-        true => Ok(version),
-        false => Err(none().because(format!("there is no version {version}"))),
+    let kept = known.iter().find(|kept| kept.version == version);
+    let kept = kept.ok_or_else(|| none().because(format!("there is no version {version}")))?;
+    let seen = world.inventory.seen(&vm.host);
+    let goes_back = seen
+        .facts
+        .and_then(|facts| world.writer_of(kept).goes_back(&vm.host, &facts));
+    let what = format!("version {version} of the TPM of VM {name} cannot be restored");
+    match Failure::from_findings(what, Vec::from_iter(goes_back)) {
+        None => Ok(version),
+        Some(failure) => Err(failure),
     }
 }
 

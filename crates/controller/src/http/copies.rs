@@ -51,12 +51,15 @@ async fn vm_clone(
         return Err(Failure::new(ErrorCode::VmHasNoTpm, what).into());
     }
     let linked = !request.full && shares_disks(&app, &vm, &to);
-    let needs = clone_needs(
-        &vm,
-        &request.name,
-        choice != CloneTpm::None,
-        linked || to != vm.host,
-    );
+    let needs = Needs {
+        tpm_written: world.tpm_writer(&vm).filter(|_| choice == CloneTpm::Copy),
+        ..clone_needs(
+            &vm,
+            &request.name,
+            choice != CloneTpm::None,
+            linked || to != vm.host,
+        )
+    };
     let what = format!("VM {} cannot be cloned to host {to}", vm.name);
     // Held until the job counts as under way, so that two requests do not count on the same room.
     let _turn = app.placing.lock().await;

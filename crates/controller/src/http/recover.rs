@@ -89,7 +89,10 @@ async fn vm_recover(
         return Err(not_of_the_last_state(vm, version).about(&names).into());
     }
     let outdated = outdated.is_some();
-    let needs = Needs::of_rebuilt(&metadata.spec);
+    let needs = Needs {
+        tpm_written: version.as_ref().map(|version| world.writer_of(version)),
+        ..Needs::of_rebuilt(&metadata.spec)
+    };
     let what = format!(
         "VM {} cannot be rebuilt on host {}",
         metadata.spec.name, request.to

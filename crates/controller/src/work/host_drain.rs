@@ -102,7 +102,10 @@ pub(crate) fn plan(world: &World, host: &HostName) -> Vec<Planned> {
         if vm.metadata.is_none() {
             continue;
         }
-        let needs = Needs::as_it_is(&vm, here.as_deref());
+        let needs = Needs {
+            tpm_written: world.tpm_writer(&vm),
+            ..Needs::as_it_is(&vm, here.as_deref())
+        };
         let to = match disputes.refusal(&vm) {
             Some(failure) => Err(failure),
             None => world.place(&needs, &elsewhere, &arrivals),

@@ -927,6 +927,7 @@ fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) -> HostFact
             libvirt: Version::new(11, 3, 0),
             qemu: Version::new(10, 0, 2),
             swtpm: Some(Version::new(0, 7, 1)),
+            libtpms: Some(Version::new(0, 9, 2)),
             agent: "fake".into(),
         },
         accelerator: Accelerator::Tcg,

@@ -49,6 +49,7 @@ pub(crate) fn facts(host: &str) -> HostFacts {
             libvirt: Version::new(11, 3, 0),
             qemu: Version::new(10, 0, 2),
             swtpm: Some(Version::new(0, 7, 1)),
+            libtpms: Some(Version::new(0, 9, 2)),
             agent: "0.1.0".into(),
         },
         accelerator: Accelerator::Tcg,

@@ -1,7 +1,7 @@
 use super::samples::{self, NOW};
 use super::*;
 use crate::ByteSize;
-use crate::host::{Accelerator, Confinement};
+use crate::host::{Accelerator, Confinement, Version};
 use crate::vm::{QemuProcess, TpmProcess, VmState};
 
 /// The facts of a move that fits, in pieces a test can spoil.
@@ -20,6 +20,7 @@ struct Case {
     /// Of both hosts.
     former: Vec<GuardianId>,
     members: usize,
+    written: Option<TpmWriter>,
 }
 
 fn fitting() -> Case {
@@ -42,6 +43,7 @@ fn fitting() -> Case {
         destination_group: GroupName::default(),
         former: Vec::new(),
         members: 2,
+        written: None,
     }
 }
 
@@ -68,6 +70,7 @@ impl Case {
             now: NOW,
             trust: self.trust,
             vm: &self.vm,
+            tpm_written: self.written.clone(),
             members: self.members,
             source: Side {
                 name: &here,
@@ -283,6 +286,77 @@ fn programs_too_old_or_older_than_at_the_source_are_refused() {
     let mut case = fitting();
     case.here.as_mut().expect("facts").versions.swtpm = Some(Version::new(0, 8, 0));
     assert_eq!(case.codes(), [ErrorCode::SwtpmTooOld]);
+}
+
+#[test]
+fn a_tpm_goes_to_the_same_or_a_newer_libtpms_and_never_back() {
+    const OLD: Version = Version::new(0, 9, 2);
+    const NEW: Version = Version::new(0, 10, 1);
+    let written = |libtpms| {
+        Some(TpmWriter {
+            host: "c".parse().expect("name"),
+            swtpm: None,
+            libtpms,
+        })
+    };
+    // source, destination, what the newest copy says; whether it would go back
+    let cases = [
+        (Some(OLD), Some(OLD), None, false),
+        (Some(OLD), Some(NEW), None, false),
+        (Some(NEW), Some(OLD), None, true),
+        (Some(NEW), None, None, false),
+        (None, Some(OLD), None, false),
+        (None, None, written(Some(NEW)), false),
+        // not written since it came from an older one
+        (Some(NEW), Some(OLD), written(Some(OLD)), false),
+        // the source's packages went back themselves
+        (Some(OLD), Some(OLD), written(Some(NEW)), true),
+        (None, Some(OLD), written(Some(NEW)), true),
+        (Some(OLD), Some(NEW), written(Some(NEW)), false),
+    ];
+    for (mode, case) in [Mode::Live, Mode::Stopped]
+        .into_iter()
+        .flat_map(|mode| cases.iter().map(move |case| (mode, case)))
+    {
+        let (here, there, written, back) = case;
+        let mut fits = fitting();
+        if mode == Mode::Stopped {
+            stop(&mut fits);
+        }
+        fits.here.as_mut().expect("facts").versions.libtpms = *here;
+        fits.there().versions.libtpms = *there;
+        fits.written = written.clone();
+        let expected: &[ErrorCode] = match back {
+            true => &[ErrorCode::SwtpmTooOld],
+            false => &[],
+        };
+        assert_eq!(fits.codes(), expected, "{mode:?} {case:?}");
+        fits.vm.tpm.enabled = false;
+        fits.vm.tpm.guardians.clear();
+        fits.incoming().opening = Opening::NoTpm;
+        assert_eq!(fits.codes(), [], "{mode:?} {case:?}: there is no TPM");
+    }
+
+    let mut fits = fitting();
+    fits.here.as_mut().expect("facts").versions.libtpms = Some(NEW);
+    let mut findings = fits.findings().into_iter();
+    let found = findings.find(|finding| finding.blocking);
+    let found = found.expect("a refusal");
+    for words in ["libtpms 0.9.2", "libtpms 0.10.1 on host a"] {
+        assert!(found.what.contains(words), "{found:?}");
+    }
+    assert!(
+        found.fix.contains("on host b: apt-get install"),
+        "{found:?}"
+    );
+
+    let mut at_home = fitting();
+    stop(&mut at_home);
+    at_home.mode = Mode::Start;
+    at_home.destination = "a".parse().expect("name");
+    at_home.there = at_home.here.clone();
+    at_home.written = written(Some(NEW));
+    assert!(at_home.codes().contains(&ErrorCode::SwtpmTooOld));
 }
 
 #[test]
