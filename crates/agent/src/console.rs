@@ -21,10 +21,9 @@ use tokio::net::unix::pipe;
 /// Bytes carried at a time.
 const PIECE: usize = 4096;
 
-/// An administrator's console: the terminal, and the VM whose it is.
+/// An administrator's console.
 pub(crate) struct Console {
-    host: Arc<Host>,
-    vm: VmId,
+    opened: firmware::Opened,
     pty: Pty,
 }
 
@@ -53,10 +52,8 @@ pub(crate) async fn open(host: &Arc<Host>, vm: VmId) -> Result<Console> {
     let pty = Pty::open(&path, uid).map_err(|error| {
         Trouble::file(format!("the console of VM {}", domain.name), path, &error)
     })?;
-    host.consoles.hand_over(vm);
     Ok(Console {
-        host: host.clone(),
-        vm,
+        opened: firmware::hand_over(host, vm),
         pty,
     })
 }
@@ -83,7 +80,7 @@ impl Pty {
 
 /// Carries raw bytes until either side ends.
 pub(crate) async fn carry_raw(upgraded: Upgraded, console: Console) {
-    let Console { host, vm, pty } = console;
+    let Console { opened, pty } = console;
     let Pty {
         mut from_guest,
         mut to_guest,
@@ -92,7 +89,7 @@ pub(crate) async fn carry_raw(upgraded: Upgraded, console: Console) {
     let output = async {
         let mut piece = [0; PIECE];
         while let Ok(length @ 1..) = from_guest.read(&mut piece).await {
-            firmware::hear(&host, vm, &piece[..length]);
+            opened.hear(&piece[..length]);
             if to_user.write_all(&piece[..length]).await.is_err() || to_user.flush().await.is_err()
             {
                 break;
@@ -110,7 +107,7 @@ pub(crate) async fn carry_raw(upgraded: Upgraded, console: Console) {
 
 /// Carries WebSocket frames until either side ends.
 pub(crate) async fn carry_frames(socket: WebSocket, console: Console) {
-    let Console { host, vm, pty } = console;
+    let Console { opened, pty } = console;
     let Pty {
         mut from_guest,
         mut to_guest,
@@ -119,7 +116,7 @@ pub(crate) async fn carry_frames(socket: WebSocket, console: Console) {
     let output = async {
         let mut piece = [0; PIECE];
         while let Ok(length @ 1..) = from_guest.read(&mut piece).await {
-            firmware::hear(&host, vm, &piece[..length]);
+            opened.hear(&piece[..length]);
             let frame = Message::Binary(piece[..length].to_vec().into());
             if to_user.send(frame).await.is_err() {
                 break;

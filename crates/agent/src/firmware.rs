@@ -4,8 +4,8 @@
 //!   booted ──► the console is read ─┬─ "starting Boot0001" ──► nothing is wrong, and no more is read
 //!                                   └─ "failed to load Boot0001 ...: Access Denied" ──► said, until it starts another one
 //! ```
-//! Nothing of the console is kept but the number of a boot option. An administrator's console takes the terminal over, and
-//! what passes through it is listened to in the same way. What a guest prints is never listened to, except what it has
+//! Nothing of the console is kept but the number of a boot option. An administrator's console takes the terminal over, for
+//! as long as it is open, and what passes through it is listened to in the same way. What a guest prints is never listened to, except what it has
 //! printed just before its firmware began anew.
 
 use crate::console::Pty;
@@ -37,9 +37,42 @@ const OWN: &[u8] = b"Fv(";
 /// How the firmware ends a message about a loader that Secure Boot does not let it start.
 const REFUSALS: [&[u8]; 2] = [b": Access Denied", b": Security Violation"];
 
-/// The consoles of VMs whose firmware was seen to begin, since this agent runs.
+/// The consoles of VMs: what was heard there, and who reads them.
 #[derive(Default)]
-pub(crate) struct Consoles(Mutex<HashMap<VmId, Boot>>);
+pub(crate) struct Consoles(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    /// VMs whose firmware was seen to begin, since this agent runs.
+    boots: HashMap<VmId, Boot>,
+    /// How many people have the console open. What one reader takes from a terminal no other gets, so then it is theirs alone.
+    open: HashMap<VmId, usize>,
+}
+
+/// Somebody has the console of a VM open, until this is dropped.
+pub(crate) struct Opened {
+    host: Arc<Host>,
+    vm: VmId,
+}
+
+impl Opened {
+    /// Takes note of what the VM has printed.
+    pub(crate) fn hear(&self, printed: &[u8]) {
+        hear(&self.host, self.vm, printed);
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let mut known = self.host.consoles.lock();
+        if let Some(open) = known.open.get_mut(&self.vm) {
+            *open -= 1;
+            if *open == 0 {
+                known.open.remove(&self.vm);
+            }
+        }
+    }
+}
 
 #[derive(Default)]
 struct Boot {
@@ -55,26 +88,32 @@ impl Drop for Boot {
 }
 
 impl Consoles {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Boot>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the firmware of a VM says of its loader.
     pub(crate) fn refused(&self, vm: VmId) -> Option<LoaderRefused> {
-        let boot_option = self.lock().get(&vm)?.listener.refused?;
+        let boot_option = self.lock().boots.get(&vm)?.listener.refused?;
         Some(LoaderRefused { boot_option })
     }
 
     /// A VM does not run here any more.
     pub(crate) fn forget(&self, vm: VmId) {
-        self.lock().remove(&vm);
+        self.lock().boots.remove(&vm);
     }
+}
 
-    /// Somebody else reads the console of a VM from now on, and lets [`hear`] know.
-    pub(crate) fn hand_over(&self, vm: VmId) {
-        if let Some(boot) = self.lock().get(&vm) {
-            boot.enough.cancel();
-        }
+/// Somebody reads the console of a VM from now on, and lets [`Opened::hear`] know.
+pub(crate) fn hand_over(host: &Arc<Host>, vm: VmId) -> Opened {
+    let mut known = host.consoles.lock();
+    *known.open.entry(vm).or_default() += 1;
+    if let Some(boot) = known.boots.get(&vm) {
+        boot.enough.cancel();
+    }
+    Opened {
+        host: host.clone(),
+        vm,
     }
 }
 
@@ -82,9 +121,15 @@ impl Consoles {
 pub(crate) fn booted(host: &Arc<Host>, vm: VmId) {
     let boot = Boot::default();
     let enough = boot.enough.clone();
-    let former = host.consoles.lock().insert(vm, boot);
+    let (former, read) = {
+        let mut known = host.consoles.lock();
+        (known.boots.insert(vm, boot), known.open.contains_key(&vm))
+    };
     if former.is_some_and(|former| former.listener.refused.is_some()) {
         host.observer.look_at(vm);
+    }
+    if read {
+        return;
     }
     let host = host.clone();
     tokio::spawn(async move {
@@ -129,9 +174,9 @@ async fn listen(host: &Host, vm: VmId) {
 }
 
 /// Takes note of what a VM has printed; whether more is wanted.
-pub(crate) fn hear(host: &Host, vm: VmId, printed: &[u8]) -> bool {
-    let mut boots = host.consoles.lock();
-    let Some(boot) = boots.get_mut(&vm) else {
+fn hear(host: &Host, vm: VmId, printed: &[u8]) -> bool {
+    let mut known = host.consoles.lock();
+    let Some(boot) = known.boots.get_mut(&vm) else {
         return false;
     };
     let before = boot.listener.refused;
