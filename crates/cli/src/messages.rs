@@ -610,6 +610,10 @@ pub(crate) fn screen_goes_on(name: &VmName) -> String {
     format!("the screen of {name} goes on")
 }
 
+pub(crate) fn screen_silent(name: &VmName) -> String {
+    format!("the screen of {name} did not answer; it was opened again")
+}
+
 pub(crate) fn screen_ended(reason: &str) -> String {
     format!("the screen has ended: {reason}")
 }

@@ -2,6 +2,9 @@
 
 use crate::{Encoding, Inbox, PixelFormat, Reader, Stop, Unreadable};
 
+/// FramebufferUpdateRequest (RFC 6143, 7.5.3).
+pub(crate) const REQUEST: u8 = 3;
+
 /// A message of a viewer, as it came or as it may pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ViewerMessage {
@@ -13,6 +16,11 @@ pub enum ViewerMessage {
 }
 
 impl ViewerMessage {
+    /// Whether the viewer asks for a part of the picture (FramebufferUpdateRequest).
+    pub fn asks_for_picture(&self) -> bool {
+        matches!(self, Self::Other(bytes) if bytes.first() == Some(&REQUEST))
+    }
+
     pub fn write(&self) -> Vec<u8> {
         match self {
             Self::SetPixelFormat(format) => [&[0; 4][..], &format.bytes()].concat(),
@@ -76,8 +84,7 @@ fn read(reader: &mut Reader<'_>) -> Result<Option<ViewerMessage>, Stop> {
             }
             return Ok(Some(ViewerMessage::SetEncodings(encodings)));
         }
-        // FramebufferUpdateRequest
-        3 => reader.skip(1, 9)?,
+        REQUEST => reader.skip(1, 9)?,
         // KeyEvent
         4 => reader.skip(1, 7)?,
         // PointerEvent

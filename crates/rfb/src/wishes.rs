@@ -1,5 +1,6 @@
 //! What a viewer has asked for: enough to ask another server for the same.
 
+use crate::viewer::REQUEST;
 use crate::{Encoding, Init, PixelFormat, ViewerMessage};
 
 /// The wishes of one viewer, and the picture that it believes there is.
@@ -45,10 +46,13 @@ impl Wishes {
         if let Some(encodings) = &self.encodings {
             bytes.extend(ViewerMessage::SetEncodings(encodings.clone()).write());
         }
-        bytes.extend([3, 0, 0, 0, 0, 0]);
-        bytes.extend(init.width.to_be_bytes());
-        bytes.extend(init.height.to_be_bytes());
+        bytes.extend(request(init.width, init.height));
         bytes
+    }
+
+    /// Asks for a corner of the picture, changed or not: a server sends it at once.
+    pub fn sign_of_life() -> Vec<u8> {
+        request(1, 1)
     }
 
     /// What the viewer must be told of the size of the picture of `init`: nothing, when it is the one that it knows.
@@ -78,6 +82,14 @@ impl Wishes {
         }
         Ok(bytes)
     }
+}
+
+/// A request for a part of the picture, from its upper left corner on, whether or not it has changed.
+fn request(width: u16, height: u16) -> Vec<u8> {
+    let mut bytes = vec![REQUEST, 0, 0, 0, 0, 0];
+    bytes.extend(width.to_be_bytes());
+    bytes.extend(height.to_be_bytes());
+    bytes
 }
 
 /// The picture has another size, and the viewer cannot change to it.

@@ -7,6 +7,10 @@
 //!               reopen ──────────────► not within REOPEN                Failed
 //! ```
 //! The viewer's own connection stays open throughout. Only whole messages reach it, so another server can go on at any time.
+//!
+//! A screen on which nothing changes says nothing. Nor does one whose server has lost sight of the viewer, as was seen after
+//! a migration: of two viewers one got no picture any more. To tell them apart a quiet screen is asked for its corner now and
+//! then; one that does not send it is opened again.
 
 use super::upstream::{Broken, Upstream};
 use crate::controller::Controller;
@@ -15,6 +19,7 @@ use crate::messages;
 use fleetward_model::{ErrorCode, Failure, VmName};
 use fleetward_rfb::{ServerMessages, VERSION, Version, ViewerMessage, ViewerMessages, Wishes};
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -26,6 +31,10 @@ const HANDSHAKE: Duration = Duration::from_secs(60);
 const REOPEN: Duration = Duration::from_secs(120);
 /// Between two attempts.
 const PACE: Duration = Duration::from_millis(250);
+/// A screen that has said nothing for so long is asked for its corner.
+const QUIET: Duration = Duration::from_secs(10);
+/// Within this it sends the corner.
+const ANSWER: Duration = Duration::from_secs(5);
 /// For how long a VM that moves may be on neither host.
 const BETWEEN_HOSTS: Duration = Duration::from_secs(3);
 
@@ -45,6 +54,16 @@ enum Cut {
     Ended(Ended),
     /// The screen: it may be opened again.
     Interrupted,
+    /// Nobody: but the screen does not answer.
+    Silent,
+}
+
+/// An open screen, and how much of it has been read.
+struct Screen {
+    upstream: Upstream,
+    shown: ServerMessages,
+    /// The viewer has to be told to begin anew with Tight's compressors.
+    restart: bool,
 }
 
 impl From<Broken> for Cut {
@@ -81,6 +100,7 @@ pub(super) async fn run(
         owed: VecDeque::new(),
         viewer,
         vm,
+        expects: false,
     };
     let init = upstream.init().write();
     match timeout(HANDSHAKE, session.introduce(&init)).await {
@@ -100,6 +120,8 @@ struct Session<'a> {
     /// Whole messages that the viewer has still to get.
     owed: VecDeque<u8>,
     wishes: Wishes,
+    /// Whether it has asked for a picture, and so expects one.
+    expects: bool,
 }
 
 impl Session<'_> {
@@ -126,24 +148,63 @@ impl Session<'_> {
         self.viewer.write_all(init).await
     }
 
-    async fn go_on(&mut self, controller: &Controller, mut upstream: Upstream) -> Ended {
-        let mut again = false;
+    async fn go_on(&mut self, controller: &Controller, upstream: Upstream) -> Ended {
+        let mut screen = Screen {
+            shown: ServerMessages::new(self.wishes.format()),
+            upstream,
+            restart: false,
+        };
         loop {
-            match self.carry(&mut upstream, again).await {
+            let Err(cut) = self.carry(&mut screen).await;
+            let upstream = match cut {
                 Cut::Ended(ended) => {
-                    upstream.close().await;
+                    screen.upstream.close().await;
                     return ended;
                 }
-                Cut::Interrupted => {}
-            }
-            say(&messages::screen_interrupted(self.vm));
-            upstream = match self.reopen(controller).await {
-                Ok(upstream) => upstream,
-                Err(ended) => return ended,
+                Cut::Interrupted => {
+                    say(&messages::screen_interrupted(self.vm));
+                    match self.reopen(controller).await {
+                        Ok(upstream) => upstream,
+                        Err(ended) => return ended,
+                    }
+                }
+                Cut::Silent => match Upstream::open(controller, self.vm).await {
+                    Ok(upstream) => upstream,
+                    // Where no other opens, everything stands still; this one goes on as soon as another would.
+                    Err(_) => continue,
+                },
             };
-            say(&messages::screen_goes_on(self.vm));
-            again = true;
+            let former = match self.again(upstream).await {
+                Ok(again) => std::mem::replace(&mut screen, again),
+                Err(Cut::Ended(ended)) => return ended,
+                Err(Cut::Interrupted | Cut::Silent) => continue,
+            };
+            if matches!(cut, Cut::Silent) {
+                former.upstream.close().await;
+                say(&messages::screen_silent(self.vm));
+            } else {
+                say(&messages::screen_goes_on(self.vm));
+            }
         }
+    }
+
+    /// The same wishes for another server, and what the viewer is to be told.
+    async fn again(&mut self, mut upstream: Upstream) -> Result<Screen, Cut> {
+        let init = upstream.init().clone();
+        let resized = self.wishes.resized(&init).map_err(|error| {
+            let what = format!("the screen of VM {}", self.vm);
+            Cut::Ended(Ended::Failed(
+                Failure::new(ErrorCode::HypervisorFailed, what).because(error),
+            ))
+        })?;
+        upstream.write(self.wishes.again(&init)).await?;
+        self.wishes.note_size((init.width, init.height));
+        self.owed.extend(resized);
+        Ok(Screen {
+            upstream,
+            shown: ServerMessages::new(self.wishes.format()),
+            restart: true,
+        })
     }
 
     async fn reopen(&mut self, controller: &Controller) -> Result<Upstream, Ended> {
@@ -176,34 +237,11 @@ impl Session<'_> {
         }
     }
 
-    /// Carries messages both ways until one side ends; `again`: the viewer has seen another server before.
-    async fn carry(&mut self, upstream: &mut Upstream, again: bool) -> Cut {
-        match self.carry_on(upstream, again).await {
-            Ok(never) => match never {},
-            Err(cut) => cut,
-        }
-    }
-
-    async fn carry_on(
-        &mut self,
-        upstream: &mut Upstream,
-        again: bool,
-    ) -> Result<std::convert::Infallible, Cut> {
+    /// Carries messages both ways until one side ends, or the screen does not answer.
+    async fn carry(&mut self, screen: &mut Screen) -> Result<Infallible, Cut> {
         let gone = |_: std::io::Error| Cut::Ended(Ended::Viewer);
-        let mut shown = ServerMessages::new(self.wishes.format());
-        let mut restart = again;
-        if again {
-            let init = upstream.init().clone();
-            let resized = self.wishes.resized(&init).map_err(|error| {
-                let what = format!("the screen of VM {}", self.vm);
-                Cut::Ended(Ended::Failed(
-                    Failure::new(ErrorCode::HypervisorFailed, what).because(error),
-                ))
-            })?;
-            self.wishes.note_size((init.width, init.height));
-            self.owed.extend(resized);
-            upstream.write(self.wishes.again(&init)).await?;
-        }
+        let mut patience = std::pin::pin!(sleep(QUIET));
+        let mut asked = false;
         let mut piece = vec![0; PIECE];
         let (mut from_viewer, mut to_viewer) = self.viewer.split();
         loop {
@@ -217,26 +255,39 @@ impl Session<'_> {
                     self.said.push(&piece[..length]);
                     while let Some(message) = self.said.take().map_err(|error| unreadable("viewer", self.vm, &error))? {
                         self.wishes.note(&message);
+                        self.expects |= message.asks_for_picture();
                         if let ViewerMessage::SetPixelFormat(format) = &message {
-                            shown.set_format(*format);
+                            screen.shown.set_format(*format);
                         }
-                        upstream.write(message.write()).await?;
+                        screen.upstream.write(message.write()).await?;
                     }
                 }
                 written = to_viewer.write_buf(&mut self.owed), if !self.owed.is_empty() => {
                     written.map_err(gone)?;
+                    // Meanwhile it was not read, and so could say nothing.
+                    patience.as_mut().reset(Instant::now() + QUIET);
                 }
-                bytes = upstream.read(), if self.owed.is_empty() => {
-                    shown.push(&bytes?);
-                    while let Some(mut message) = shown.take().map_err(|error| unreadable("screen", self.vm, &error))? {
+                bytes = screen.upstream.read(), if self.owed.is_empty() => {
+                    screen.shown.push(&bytes?);
+                    while let Some(mut message) = screen.shown.take().map_err(|error| unreadable("screen", self.vm, &error))? {
                         if let Some(size) = message.size {
                             self.wishes.note_size(size);
                         }
-                        if restart {
-                            restart = !message.restart_tight();
+                        if screen.restart {
+                            screen.restart = !message.restart_tight();
                         }
                         self.owed.extend(message.bytes);
                     }
+                    asked = false;
+                    patience.as_mut().reset(Instant::now() + QUIET);
+                }
+                () = &mut patience, if self.expects && self.owed.is_empty() => {
+                    if asked {
+                        return Err(Cut::Silent);
+                    }
+                    screen.upstream.write(Wishes::sign_of_life()).await?;
+                    asked = true;
+                    patience.as_mut().reset(Instant::now() + ANSWER);
                 }
             }
         }

@@ -17,4 +17,5 @@ mod help;
 mod hosts;
 mod jobs;
 mod lists;
+mod screen;
 mod tpm;
