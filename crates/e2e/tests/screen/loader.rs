@@ -50,6 +50,12 @@ fn until_not_found(fleet: &Fleet) -> Result<()> {
     })
 }
 
+/// Resets the paused VM, so that its firmware begins when it is resumed, and not while we look.
+fn begin_anew(fleet: &Fleet) -> Result<()> {
+    fleet.exec("b", &["virsh", "reset", BARRED])?.ok()?;
+    until_not_found(fleet)
+}
+
 pub(crate) fn refused(fleet: &Fleet) -> Result<()> {
     let create = [
         "vm",
@@ -84,9 +90,9 @@ pub(crate) fn refused(fleet: &Fleet) -> Result<()> {
     })?;
 
     // It is of this boot, and each boot is listened to.
-    let reset = ["virsh", "reset", BARRED];
-    fleet.exec("b", &reset)?.ok()?;
-    until_not_found(fleet)?;
+    fleet.cli(&["vm", "pause", BARRED])?.ok()?;
+    begin_anew(fleet)?;
+    fleet.cli(&["vm", "resume", BARRED])?.ok()?;
     until_found(fleet)?;
 
     // With the variables of an older firmware the certificates are what may be missing.
@@ -104,13 +110,12 @@ pub(crate) fn refused(fleet: &Fleet) -> Result<()> {
         }
         fleet.cli(&words)?.ok()?;
     }
-    // For the next case; it prints nothing until a console is open.
+    // For the next case; however far it has come, it prints all of it again once a console is open.
     fleet.cli(&["vm", "pause", BARRED])?.ok().map(drop)
 }
 
 /// Somebody watches the console from the beginning, so all of the firmware's text goes there.
 pub(crate) fn refused_with_a_console(fleet: &Fleet) -> Result<()> {
-    ensure!(found(fleet)?.is_none(), "it was too quick");
     let mut console = fleet
         .cli_command()
         .args(["vm", "console", BARRED])
@@ -126,6 +131,7 @@ pub(crate) fn refused_with_a_console(fleet: &Fleet) -> Result<()> {
             .then_some(()))
     });
     let seen = opened.and_then(|()| {
+        begin_anew(fleet)?;
         fleet.cli(&["vm", "resume", BARRED])?.ok()?;
         until_found(fleet)
     });
@@ -139,7 +145,11 @@ pub(crate) fn refused_with_a_console(fleet: &Fleet) -> Result<()> {
         "{fix}"
     );
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    ensure!(said.contains("failed to load Boot"), "{said:?}");
+    // All of it: nobody else reads there meanwhile.
+    ensure!(
+        said.contains("BdsDxe: failed to load Boot0001") && said.contains(": Access Denied"),
+        "{said:?}"
+    );
 
     fleet.cli(&["vm", "stop", BARRED, "--force"])?.ok()?;
     put_loader(fleet, CURE)?;
