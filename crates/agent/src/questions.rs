@@ -54,11 +54,16 @@ pub(crate) async fn detail(host: &Host, vm: VmId) -> Result<VmDetail> {
         }
         Some(_) | None => None,
     };
+    let tpm_states = match domain.tpm {
+        true => host.record(vm).tpm_states()?.all(),
+        false => Vec::new(),
+    };
     Ok(VmDetail {
         vm: observed,
         cpu_xml: domain.cpu_xml,
         can_open,
         tpm_state,
+        tpm_states,
     })
 }
 

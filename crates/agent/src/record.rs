@@ -63,6 +63,32 @@ impl TpmStates {
         self.newest == digest || self.is_former(digest)
     }
 
+    /// All of them, oldest first.
+    pub(crate) fn all(&self) -> Vec<String> {
+        let newest = (!self.newest.is_empty()).then_some(&self.newest);
+        self.former.iter().chain(newest).cloned().collect()
+    }
+
+    /// Another host has seen these before the VM came here; oldest first. What is no digest is left out.
+    pub(crate) fn learn(&mut self, former: &[String]) {
+        let is_digest =
+            |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let mut before: Vec<String> = Vec::new();
+        for digest in former.iter().filter(|digest| is_digest(digest)) {
+            if !self.knows(digest) && !before.contains(digest) {
+                before.push(digest.clone());
+            }
+        }
+        before.append(&mut self.former);
+        self.former = before;
+        self.forget_the_oldest();
+    }
+
+    fn forget_the_oldest(&mut self) {
+        let many = self.former.len().saturating_sub(Self::MANY);
+        self.former.drain(..many);
+    }
+
     /// From now on this one is the newest, whatever it was before.
     pub(crate) fn renew(&mut self, digest: &str) {
         let before = std::mem::replace(&mut self.newest, digest.to_owned());
@@ -70,8 +96,7 @@ impl TpmStates {
             self.former.push(before);
         }
         self.former.retain(|former| former != digest);
-        let many = self.former.len().saturating_sub(Self::MANY);
-        self.former.drain(..many);
+        self.forget_the_oldest();
     }
 }
 

@@ -8,7 +8,8 @@
 //!   the key does not open it       TPM_STATE_UNREADABLE  swtpm itself has tried, on a copy
 //! ```
 //! A state counts as seen when swtpm has written it for a running guest, when it has opened, or when a restore has put it in
-//! place; it is on the disk then. So a state from before is either somebody's doing or a power cut's.
+//! place; it is on the disk then. What was seen of a VM on other hosts comes here with it. So a state from before is either
+//! somebody's doing or a power cut's.
 
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
@@ -67,7 +68,7 @@ pub(crate) async fn whole(host: &Host, vm: VmId, name: &VmName) -> Result<Vec<u8
     }
     let what = format!("the TPM of VM {name}");
     let because = format!(
-        "its state on host {} is one from before, and the host has seen a later one: an old file was put in its place, or a \
+        "its state on host {} is one from before, and a later one was seen since: an old file was put in its place, or a \
          power cut has brought it back",
         host.member.host
     );
@@ -110,6 +111,15 @@ pub(crate) fn accept(host: &Host, vm: VmId, state: &[u8]) -> Result<()> {
     let _turn = host.proofs.states();
     let mut states = record.tpm_states()?;
     states.renew(&digest_of(state));
+    record.keep_tpm_states(&states)
+}
+
+/// States that the VM had on other hosts, before it came here. A key protector must be here, or nothing is kept.
+pub(crate) fn learn(host: &Host, vm: VmId, former: &[String]) -> Result<()> {
+    let record = host.record(vm);
+    let _turn = host.proofs.states();
+    let mut states = record.tpm_states()?;
+    states.learn(former);
     record.keep_tpm_states(&states)
 }
 

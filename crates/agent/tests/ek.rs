@@ -83,6 +83,7 @@ async fn a_tpm_arrives_only_with_an_ek_certificate_of_the_fleet_or_an_accepted_o
     };
     let arrives = |generation, live, ek: Option<String>, word: Option<EkWord>| {
         let prepare = operation::PrepareIncoming {
+            former_states: Vec::new(),
             metadata: Box::new(VmMetadata {
                 ek_certificate: ek,
                 ..metadata.clone()
@@ -201,6 +202,7 @@ async fn a_kept_tpm_with_a_strangers_ek_certificate_is_neither_restored_nor_rebu
     };
     undefined.on(&a, remove).await.unwrap();
     let rebuild = operation::RebuildIncoming {
+        former_states: Vec::new(),
         metadata: Box::new(metadata),
         bundle: Some(forged),
     };

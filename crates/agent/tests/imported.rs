@@ -83,6 +83,7 @@ async fn an_import_beside_the_running_agent_lets_a_vm_in_and_the_own_guardian_is
         disks: disks(true),
         live: false,
         from: a.peer(),
+        former_states: Vec::new(),
     };
     assert_eq!(
         job.on(&b, prepare()).await.unwrap_err().code,
@@ -300,6 +301,7 @@ async fn a_key_protector_that_a_stranger_signed_is_refused_by_name() {
             disks: disks(true),
             live: false,
             from: a.peer(),
+            former_states: Vec::new(),
         };
         let abandon = operation::AbandonIncoming {
             spec: spec.clone(),

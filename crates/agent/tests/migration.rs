@@ -66,6 +66,7 @@ impl Pair {
                 disks: disks(true),
                 live,
                 from: self.a.peer(),
+                former_states: Vec::new(),
             };
             self.job.on(&self.b, prepare).await.unwrap();
         }
@@ -194,6 +195,7 @@ async fn a_running_vm_moves_every_step_repeated_and_nothing_stays_behind() {
         disks: disks(true),
         live: true,
         from: b.peer(),
+        former_states: Vec::new(),
     };
     back.on(a, prepare).await.unwrap();
     back.on(
@@ -376,6 +378,58 @@ async fn the_sockets_of_a_migration_are_for_nobody_else() {
     assert_eq!(modes, Some((0o711, [0o600; 3])));
 }
 
+/// Yesterday's state is known again where the VM is today.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_state_from_before_a_move_is_refused_at_the_destination() {
+    let pair = Pair::prepared(false).await;
+    let (a, b, job) = (&pair.a, &pair.b, &pair.job);
+    let vm = pair.spec.id;
+    // The guest has written since, and that was seen.
+    let yesterday = std::fs::read(a.fake.tpm(vm)).unwrap();
+    job.on(a, operation::Start {}).await.unwrap();
+    a.detail(vm).await.unwrap();
+    let content = String::from_utf8_lossy(&yesterday[10..]).into_owned();
+    let today = support::fake::tpm_state(&format!("{content}, today"));
+    std::fs::write(a.fake.tpm(vm), &today).unwrap();
+    a.detail(vm).await.unwrap();
+    a.fake.stop_by_itself(vm);
+    let said = a.detail(vm).await.unwrap();
+    assert!(said.tpm_states.len() >= 2, "{:?}", said.tpm_states);
+
+    // What is no digest is not kept.
+    let prepare = operation::PrepareIncoming {
+        former_states: [said.tpm_states, vec!["../x".to_owned()]].concat(),
+        metadata: Box::new(said.vm.metadata.unwrap()),
+        disks: disks(true),
+        live: false,
+        from: a.peer(),
+    };
+    for _ in 0..2 {
+        job.on(b, prepare.clone()).await.unwrap();
+    }
+    let send = operation::SendStopped {
+        to: b.peer(),
+        disks: disks(true),
+    };
+    job.on(a, send).await.unwrap();
+    job.on(a, operation::Depart {}).await.unwrap();
+    let commit = operation::CommitIncoming { live: false };
+    job.on(b, commit).await.unwrap();
+    job.on(a, pair.clean_up()).await.unwrap();
+    assert_eq!(std::fs::read(b.fake.tpm(vm)).unwrap(), today);
+
+    std::fs::write(b.fake.tpm(vm), &yesterday).unwrap();
+    let start = async |generation| {
+        let job = Job::new(vm, generation);
+        job.on(b, operation::Start {}).await
+    };
+    let refused = start(20).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::TpmStateOutdated, "{refused}");
+    assert_eq!(std::fs::read(b.fake.tpm(vm)).unwrap(), yesterday);
+    std::fs::write(b.fake.tpm(vm), &today).unwrap();
+    start(21).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_that_is_there_already_is_not_overwritten() {
     let pair = Pair::prepared(true).await;
@@ -394,6 +448,7 @@ async fn a_vm_that_is_there_already_is_not_overwritten() {
         disks: disks(true),
         live: true,
         from: pair.b.peer(),
+        former_states: Vec::new(),
     };
     assert_eq!(
         job.on(&pair.a, prepare).await.unwrap_err().code,
@@ -425,6 +480,7 @@ async fn a_host_without_a_wrapping_refuses_to_prepare() {
         disks: disks(true),
         live: true,
         from: a.peer(),
+        former_states: Vec::new(),
     };
     assert_eq!(
         job.on(&b, prepare).await.unwrap_err().code,
@@ -542,6 +598,7 @@ async fn a_volume_of_another_vm_is_refused_on_every_way() {
     let job = Job::new(spec.id, 9);
     let from = a.peer();
     let incoming = operation::PrepareIncoming {
+        former_states: Vec::new(),
         metadata: Box::new(metadata.clone()),
         disks: disks(true),
         live: false,

@@ -437,6 +437,10 @@ pub struct VmDetail {
     /// None where a running guest may write it or there is no TPM, and from agents that do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm_state: Option<TpmStateJudged>,
+    /// The states of its TPM that the host has seen, as SHA-256 in hex, for the host that the VM goes to: only where custody is
+    /// asked for, too. Empty from agents that do not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tpm_states: Vec<String>,
 }
 
 /// What a host says of the TPM state in the place of a VM that stands still, without using its key.

@@ -831,6 +831,8 @@ pub(crate) struct Detail {
     pub(crate) cpu_xml: Option<String>,
     pub(crate) can_open: CanOpen,
     pub(crate) tpm_state: Option<TpmStateJudged>,
+    /// As digests, oldest first: only beside its custody.
+    pub(crate) tpm_states: Vec<String>,
 }
 
 impl From<VmDetail> for Detail {
@@ -840,6 +842,7 @@ impl From<VmDetail> for Detail {
             cpu_xml: detail.cpu_xml,
             can_open: detail.can_open,
             tpm_state: detail.tpm_state,
+            tpm_states: detail.tpm_states,
         }
     }
 }

@@ -189,6 +189,45 @@ async fn a_current_copy_is_used_without_a_question() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_a_vm_comes_to_is_told_of_the_states_of_its_tpm_from_before() {
+    let (controller, a, b, id) = with_a_copy().await;
+    b.look(|inner| inner.opens.insert(id));
+    a.knows(&b);
+    b.knows(&a);
+    let copies = async || -> Vec<String> {
+        let all: Vec<TpmVersion> = controller.get("/v1/vms/web/tpm/history").await;
+        all.into_iter().map(|kept| kept.state_sha256).collect()
+    };
+    // What its host has seen beside what there are copies of.
+    let seen = vec!["5e".repeat(32)];
+    a.look(|inner| inner.seen_states = seen.clone());
+    let before = copies().await;
+    let there = json!({ "to": "b", "offline": true });
+    controller
+        .done(Method::POST, "/v1/vms/web/migrate", &there)
+        .await;
+    assert_eq!(
+        b.look(|inner| inner.told_states.clone()),
+        [before, seen].concat()
+    );
+
+    b.cut();
+    controller.wait_online(&b.host, false).await;
+    a.look(|inner| inner.opens.insert(id));
+    let back = json!({ "to": "a", "outdated": true });
+    controller
+        .done(Method::POST, "/v1/vms/web/recover", &back)
+        .await;
+    let told = a.look(|inner| inner.told_states.clone());
+    let kept = copies().await;
+    assert!(!told.is_empty(), "{kept:?}");
+    assert!(
+        told.iter().all(|one| kept.contains(one)),
+        "{told:?} {kept:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_cannot_open_a_lost_vm_s_key_is_told_what_works() {
     let (controller, a, b, _) = with_a_copy().await;
     a.cut();

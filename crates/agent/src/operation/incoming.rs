@@ -15,8 +15,9 @@ use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::record::{Incoming, TransitRecord};
+use crate::tpm_judge;
 use crate::variables;
-use fleetward_api::agent::operation::Committed;
+use fleetward_api::agent::operation::{Committed, PrepareIncoming};
 use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_durable::{self as durable, SharedDirectory};
 use fleetward_hypervisor::{DomainChange, DomainState, Error as HypervisorError};
@@ -26,13 +27,15 @@ use std::path::{Path, PathBuf};
 
 impl Task<'_> {
     /// Opens the key protector, loads the secret, makes volumes for what is copied.
-    pub(super) async fn prepare_incoming(
-        &self,
-        metadata: &VmMetadata,
-        disks: &[IncomingDisk],
-        live: bool,
-        from: &Peer,
-    ) -> Result<()> {
+    pub(super) async fn prepare_incoming(&self, asked: &PrepareIncoming) -> Result<()> {
+        let PrepareIncoming {
+            metadata,
+            disks,
+            live,
+            from,
+            former_states,
+        } = asked;
+        let live = *live;
         let spec = &metadata.spec;
         self.require_same_vm(spec)?;
         match self.record.transit()? {
@@ -56,6 +59,7 @@ impl Task<'_> {
             let protector = self.judge_owner(protector, spec.name.as_str())?;
             self.load_secret(metadata, &protector, "the VM migrates to this host")
                 .await?;
+            tpm_judge::learn(self.host, self.vm, former_states)?;
         }
         self.progress(0, 0, "making room");
         if live {

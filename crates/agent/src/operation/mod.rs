@@ -108,15 +108,11 @@ impl Task<'_> {
             Operation::RestoreCertificates(o) => {
                 answer(o, self.restore_certificates(o.of_this_job).await)
             }
-            Operation::PrepareIncoming(o) => answer(
-                o,
-                self.prepare_incoming(&o.metadata, &o.disks, o.live, &o.from)
-                    .await,
-            ),
+            Operation::PrepareIncoming(o) => answer(o, self.prepare_incoming(o).await),
             Operation::AbandonIncoming(o) => answer(o, self.abandon_incoming(&o.spec).await),
             Operation::RebuildIncoming(o) => answer(
                 o,
-                self.rebuild_incoming(&o.metadata, o.bundle.as_deref())
+                self.rebuild_incoming(&o.metadata, o.bundle.as_deref(), &o.former_states)
                     .await,
             ),
             Operation::Supersede(o) => answer(o, self.supersede().await),

@@ -28,6 +28,7 @@ impl Task<'_> {
         &self,
         metadata: &VmMetadata,
         bundle: Option<&TpmBundle>,
+        former_states: &[String],
     ) -> Result<()> {
         let spec = &metadata.spec;
         self.require_same_vm(spec)?;
@@ -71,7 +72,7 @@ impl Task<'_> {
         };
         self.keep_incoming(metadata, &disks, false, &nobody, &[])?;
         if let Some(parts) = &parts {
-            self.put_in_place(metadata, parts).await?;
+            self.put_in_place(metadata, parts, former_states).await?;
         }
         if let Some(mut incoming) = self.record.incoming()? {
             incoming.complete = true;
@@ -152,7 +153,12 @@ impl Task<'_> {
         Ok(())
     }
 
-    async fn put_in_place(&self, metadata: &VmMetadata, parts: &BundleParts) -> Result<()> {
+    async fn put_in_place(
+        &self,
+        metadata: &VmMetadata,
+        parts: &BundleParts,
+        former_states: &[String],
+    ) -> Result<()> {
         if let Some(variables) = &parts.uefi_variables {
             variables::write(self.host, self.vm, variables)?;
         }
@@ -171,6 +177,7 @@ impl Task<'_> {
             .replace_state(self.vm, &parts.state)
             .await
             .attempt(|| format!("putting the TPM of VM {} in place", metadata.spec.name))?;
+        tpm_judge::learn(self.host, self.vm, former_states)?;
         tpm_judge::accept(self.host, self.vm, &parts.state)
     }
 

@@ -95,7 +95,9 @@ impl Operation {
             Self::CopyVm(CopyVm { to, .. }) | Self::UncopyVm(UncopyVm { to }) => Some(to),
             Self::Define(Define { metadata, .. })
             | Self::PrepareIncoming(PrepareIncoming { metadata, .. }) => Some(&metadata.spec),
-            Self::RebuildIncoming(RebuildIncoming { metadata, bundle }) => {
+            Self::RebuildIncoming(RebuildIncoming {
+                metadata, bundle, ..
+            }) => {
                 let kept = bundle.as_ref().map(|bundle| &bundle.metadata.spec);
                 return [Some(&metadata.spec), kept];
             }
@@ -365,6 +367,10 @@ pub struct PrepareIncoming {
     pub disks: Vec<IncomingDisk>,
     pub live: bool,
     pub from: Peer,
+    /// States of its TPM from before, as SHA-256 in hex: one of them that is put in place afterwards is told as such. An older
+    /// controller knows none, an older agent looks at none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_states: Vec<String>,
 }
 
 /// Destination: removes everything of an arrival that will not be completed. Refused once it is committed.
@@ -381,6 +387,9 @@ pub struct RebuildIncoming {
     pub metadata: Box<VmMetadata>,
     /// None for a VM without a TPM.
     pub bundle: Option<Box<TpmBundle>>,
+    /// Its TPM's other states, as SHA-256 in hex: as in [`PrepareIncoming`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_states: Vec<String>,
 }
 
 /// A host that was lost and is back: the VM has been rebuilt elsewhere. From here on forward only: ends the copy here,

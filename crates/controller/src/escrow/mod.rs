@@ -299,6 +299,12 @@ impl Escrow {
         versions.map(|indexed| indexed.version.clone()).collect()
     }
 
+    /// The states of a VM's TPM of which there are copies, as SHA-256 in hex, oldest first.
+    pub(crate) fn states(&self, vm: VmId) -> Vec<String> {
+        let versions = self.list(vm).into_iter();
+        versions.map(|version| version.state_sha256).collect()
+    }
+
     /// The newest version of a VM.
     pub(crate) fn newest(&self, vm: VmId) -> Option<TpmVersion> {
         self.newest_indexed(vm).map(|indexed| indexed.version)

@@ -352,11 +352,22 @@ impl Step<MigrateInput> for PrepareIncoming {
             ..metadata
         };
         let has_seed = metadata.spec.drives.iter().any(|drive| drive.seed);
+        let former_states = match metadata.spec.tpm {
+            true => {
+                let asked = self.0.agents.of(&input.from)?.custody(input.vm).await?;
+                let seen = asked.map(|(detail, _)| detail.tpm_states);
+                let mut states = self.0.escrow.states(input.vm);
+                states.extend(seen.unwrap_or_default());
+                states
+            }
+            false => Vec::new(),
+        };
         let operation = operation::PrepareIncoming {
             metadata: Box::new(metadata),
             disks: before.disks,
             live: input.live,
             from: before.source,
+            former_states,
         };
         let agent = self.0.agents.of(&input.to)?;
         agent.run(cx, input.vm, operation).await?;

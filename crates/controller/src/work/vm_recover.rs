@@ -177,7 +177,11 @@ impl Step<RecoverInput> for Rebuild {
             None => (Custody::default(), None),
         };
         let metadata = Box::new((*input.metadata).clone().with_custody(custody));
-        let operation = operation::RebuildIncoming { metadata, bundle };
+        let operation = operation::RebuildIncoming {
+            metadata,
+            bundle,
+            former_states: world.escrow.states(input.vm),
+        };
         let agent = world.agents.of(&input.to)?;
         let images = place_images::of_media(input.metadata.spec.media());
         place_images::place(world, cx, &input.to, &images).await?;

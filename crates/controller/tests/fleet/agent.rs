@@ -165,6 +165,10 @@ pub(crate) struct Inner {
     pub(crate) ek_authority: Option<Vec<u8>>,
     /// What it says of the TPM state of any VM.
     pub(crate) judged: Option<TpmStateJudged>,
+    /// Digests of TPM states that it says it has seen.
+    pub(crate) seen_states: Vec<String>,
+    /// Those that it was told of when a VM came.
+    pub(crate) told_states: Vec<String>,
     /// It answers with the TPM of this VM, whichever is asked for.
     pub(crate) answers_with: Option<VmId>,
     /// Its log cannot be read.
@@ -252,6 +256,8 @@ impl FakeAgent {
             audit: Vec::new(),
             no_copy: None,
             judged: None,
+            seen_states: Vec::new(),
+            told_states: Vec::new(),
             ek_authority: None,
             answers_with: None,
             audit_spoilt: false,
@@ -756,8 +762,12 @@ impl Inner {
             }
             Operation::PutProtector(_) => {}
             Operation::PrepareIncoming(operation::PrepareIncoming {
-                metadata, disks, ..
+                metadata,
+                disks,
+                former_states,
+                ..
             }) => {
+                self.told_states = former_states;
                 let spec = &metadata.spec;
                 self.arriving.insert(vm, job);
                 for disk in spec
@@ -790,7 +800,12 @@ impl Inner {
             Operation::SendStopped(operation::SendStopped { to, .. }) => {
                 return self.send(job, vm, &to.host, VmState::Stopped);
             }
-            Operation::RebuildIncoming(operation::RebuildIncoming { metadata, .. }) => {
+            Operation::RebuildIncoming(operation::RebuildIncoming {
+                metadata,
+                former_states,
+                ..
+            }) => {
+                self.told_states = former_states;
                 let transit = Some(Transit {
                     job,
                     side: TransitSide::Incoming,

@@ -197,6 +197,7 @@ pub(super) async fn vm(
             cpu_xml: None,
             can_open: CanOpen::Yes,
             tpm_state: inner.judged.clone(),
+            tpm_states: inner.seen_states.clone(),
         })
         .into_response(),
         None => refusal(Failure::new(ErrorCode::VmNotFound, "no such VM")),
