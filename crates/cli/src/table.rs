@@ -579,6 +579,9 @@ pub(crate) fn status(status: &Status) -> String {
     sheet.add("Controller", &status.version);
     sheet.add("Fleet", &status.fleet);
     sheet.add("Authority", &status.authority);
+    if let Some(ends) = status.authority_ends {
+        sheet.add("Authority until", day(ends));
+    }
     sheet.add("Trust", status.trust);
     sheet.add(
         "Hosts",
@@ -586,7 +589,14 @@ pub(crate) fn status(status: &Status) -> String {
     );
     sheet.add("VMs", status.vms);
     sheet.add("Jobs running", status.jobs_running);
-    sheet.text()
+    let mut text = sheet.text();
+    for finding in &status.findings {
+        text.push_str(&format!(
+            "\n\n{}: {}\n  fix: {}",
+            finding.code, finding.what, finding.fix
+        ));
+    }
+    text
 }
 
 pub(crate) fn codes(codes: &[ErrorCode]) -> String {

@@ -98,6 +98,9 @@ pub(crate) async fn against(
             finding.fix = cure;
         }
     }
+    if let Some(finding) = world.fleet.finding(OffsetDateTime::now_utc()) {
+        checked.findings.push(finding);
+    }
     let claimants = claimants(world, vm.id);
     if !claimants.is_empty() {
         return Ok(in_the_way(checked, disputed(&vm.name, &claimants)));

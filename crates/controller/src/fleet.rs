@@ -11,6 +11,8 @@ use fleetward_link::{
     AuthorityError, Credential, EkRoot, FleetAuthority, FleetTrust, Identity, KeyRequest,
     LiveCredential, Validity,
 };
+use fleetward_model::certificate::authority_finding;
+use fleetward_model::error::Finding;
 use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts};
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
 use fleetward_protector::ek::{AT_ANY_TIME, EkCertificate, Revocation, verify_chain};
@@ -67,6 +69,20 @@ impl Fleet {
             owners: Owners::open(dir)?,
             eks: Eks::open(dir)?,
         })
+    }
+
+    /// When the authority ends.
+    pub(crate) fn ends(&self) -> OffsetDateTime {
+        self.authority.validity().not_after
+    }
+
+    /// What is to be known of the authority's end, or of its beginning.
+    pub(crate) fn finding(&self, now: OffsetDateTime) -> Option<Finding> {
+        let Validity {
+            not_before,
+            not_after,
+        } = self.authority.validity();
+        authority_finding(not_before, not_after, now)
     }
 
     /// Gives the controller a new certificate; the old one's key is forgotten with it.

@@ -74,6 +74,31 @@ async fn gets_in(controller: &Controller, as_member: LiveCredential, at: &FakeAg
     )
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_the_fleets_authority_is_told_two_years_before() {
+    for (days, told) in [(17 * 365, false), (18 * 365 + 10, true)] {
+        let controller = Controller::start_of_fleet(days).await;
+        let a = controller.join("a", "default").await;
+        let b = controller.join("b", "default").await;
+        a.knows(&b);
+        let body = json!({ "name": "web", "host": "a", "tpm": false });
+        controller.done(Method::POST, "/v1/vms", &body).await;
+        let status: Value = controller.get("/v1/status").await;
+        let checks: Value = controller.get("/v1/check?vm=web&to=b&offline=true").await;
+        for (found, of) in [
+            (&status["findings"], &status),
+            (&checks[0]["findings"], &checks),
+        ] {
+            let found = found.as_array().into_iter().flatten();
+            let found = found.filter(|one| one["code"] == "AUTHORITY_ENDS");
+            assert_eq!(found.count(), usize::from(told), "{of}");
+        }
+        assert_eq!(checks[0]["possible"], true, "{checks}");
+        let until = status["authority_ends"].as_str().expect("an end");
+        assert!(until.starts_with("20"), "{status}");
+    }
+}
+
 #[tokio::test]
 async fn a_certificate_is_renewed_at_two_thirds_and_the_former_one_is_refused_then() {
     let controller = Controller::start_of_old_fleet().await;

@@ -80,6 +80,14 @@ impl FleetAuthority {
         self.trust.fleet()
     }
 
+    /// When it is good; no certificate of a member outlives it.
+    pub fn validity(&self) -> Validity {
+        Validity {
+            not_before: self.files.not_before,
+            not_after: self.files.not_after,
+        }
+    }
+
     /// The public half, which agents and administrators pin.
     pub fn trust(&self) -> &FleetTrust {
         &self.trust

@@ -8,6 +8,8 @@
 //! A refusal names one certificate by its serial number, or every certificate of a member that begins before a moment. The
 //! second also covers certificates whose numbers nobody has kept, and those of an earlier host of the same name.
 
+use crate::ErrorCode;
+use crate::error::Finding;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -115,6 +117,40 @@ impl CertificateFacts {
     pub fn left(&self, now: OffsetDateTime) -> Duration {
         self.not_after - now
     }
+}
+
+/// From so long before the end of the fleet's authority on it is told: nothing renews it, and another fleet takes planning.
+pub const AUTHORITY_WARNING: Duration = Duration::days(2 * 365);
+
+/// What is to be known of a fleet's authority that is good from `begins` to `ends`: it will end soon, it has ended, or it was made
+/// under a clock that was ahead.
+pub fn authority_finding(
+    begins: OffsetDateTime,
+    ends: OffsetDateTime,
+    now: OffsetDateTime,
+) -> Option<Finding> {
+    let what = if now < begins {
+        format!(
+            "the fleet's certificate authority begins on {}, and it is {} now: the controller's clock is wrong, or was when the \
+             fleet was made; no host believes its certificates before",
+            begins.date(),
+            now.date()
+        )
+    } else if now > ends {
+        format!(
+            "the fleet's certificate authority ended on {}, and with it every certificate of the fleet",
+            ends.date()
+        )
+    } else if ends - now < AUTHORITY_WARNING {
+        format!(
+            "the fleet's certificate authority ends on {}, in {} days, and with it every certificate of the fleet; nothing renews it",
+            ends.date(),
+            (ends - now).whole_days()
+        )
+    } else {
+        return None;
+    };
+    Some(Finding::warning(ErrorCode::AuthorityEnds, what))
 }
 
 /// Certificates that are refused although they have not ended.
@@ -308,6 +344,28 @@ mod tests {
                 until: at(400),
             }],
         }
+    }
+
+    #[test]
+    fn an_authority_is_told_of_from_two_years_before_its_end_and_before_its_beginning() {
+        let day = |days| OffsetDateTime::UNIX_EPOCH + Duration::days(days);
+        let (begins, ends) = (day(10_000), day(10_000 + 20 * 365));
+        let words = |days| authority_finding(begins, ends, day(days)).map(|found| found.what);
+        for (days, expected) in [
+            (9_990, Some("begins on 1997-05-19")),
+            (10_001, None),
+            (10_000 + 18 * 365, None),
+            (10_001 + 18 * 365, Some("in 729 days")),
+            (9_999 + 20 * 365, Some("in 1 days")),
+            (10_001 + 20 * 365, Some("ended on 2017-05-14")),
+        ] {
+            match (words(days), expected) {
+                (Some(words), Some(expected)) => assert!(words.contains(expected), "{words}"),
+                (words, expected) => assert_eq!(words.as_deref(), expected, "day {days}"),
+            }
+        }
+        let found = authority_finding(begins, ends, ends).expect("a remark");
+        assert!(!found.blocking, "it stops nothing");
     }
 
     #[test]

@@ -432,6 +432,9 @@ codes! {
         "A host's certificate has run out, was lost or is refused. Its VMs run on, and it keeps its guardian.",
         "fleetward host rejoin {host}; then on the host, with the token: fleetward-agent rejoin",
         "fleetward host rejoin, on the controller; then on the host, with the token: fleetward-agent rejoin";
+    AuthorityEnds = "AUTHORITY_ENDS", Refused,
+        "The fleet's certificate authority ends in less than two years, has ended, or begins in the future because the fleet was made under a wrong clock. It is made for 20 years and is not renewed; certificates of the controller and the hosts end with it. VMs run on.",
+        "set the clock if it is wrong; otherwise make another fleet in time, on the controller: fleetward controller run --data /var/lib/fleetward-next --listen 0.0.0.0:7450, and let the hosts join it as the user guide says (\"When the fleet's authority ends\")";
     HostExpelled = "HOST_EXPELLED", Refused,
         "The host was expelled from the fleet: its certificates and its guardians are refused for good.",
         "install the host anew, and then: fleetward host token {host}",

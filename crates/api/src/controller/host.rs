@@ -2,6 +2,7 @@
 
 use crate::bulk::Plan;
 use fleetward_model::certificate::{CertificateFacts, Serial};
+use fleetward_model::error::Finding;
 use fleetward_model::guardian::{GuardianFacts, TrustMode};
 use fleetward_model::host::{HostFacts, HostState};
 use fleetward_model::network::NetworkPlace;
@@ -19,6 +20,9 @@ pub struct Status {
     pub fleet: String,
     /// SHA-256 of the fleet authority's certificate, hex.
     pub authority: String,
+    /// When the authority ends, and every certificate of the fleet with it. None: from controllers that do not tell.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub authority_ends: Option<OffsetDateTime>,
     /// Who grants keys inside a group: jobs (`auto`), or only people (`manual`).
     #[serde(default)]
     pub trust: TrustMode,
@@ -26,6 +30,9 @@ pub struct Status {
     pub hosts_online: u32,
     pub vms: u32,
     pub jobs_running: u32,
+    /// What is to be known of the fleet as a whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
 }
 
 /// A host in lists and on its own.

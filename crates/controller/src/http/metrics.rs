@@ -150,6 +150,12 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
         "1 when a host's certificate should have been renewed and less than a sixth of its life is left",
         certificates_soon,
     );
+    family(
+        &mut registry,
+        "fleetward_authority_not_after_timestamp_seconds",
+        "When the fleet's authority ends, and every certificate of the fleet with it",
+        [(Vec::new(), world.fleet.ends().unix_timestamp())],
+    );
     let own = world.fleet.credential().current().not_after();
     family(
         &mut registry,

@@ -432,6 +432,7 @@ pub(super) fn status(app: &App) -> fleetward_api::controller::Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         fleet: world.fleet.id(),
         authority: world.fleet.trust().fingerprint().to_string(),
+        authority_ends: Some(world.fleet.ends()),
         hosts_online: online.count() as u32,
         hosts: hosts.len() as u32,
         vms: world
@@ -441,5 +442,6 @@ pub(super) fn status(app: &App) -> fleetward_api::controller::Status {
             .filter(|vm| vm.is_managed())
             .count() as u32,
         jobs_running: world.holders.count() as u32,
+        findings: Vec::from_iter(world.fleet.finding(OffsetDateTime::now_utc())),
     }
 }

@@ -89,10 +89,15 @@ impl Controller {
 
     /// One whose fleet is years old, so that certificates of its past can be made.
     pub(crate) async fn start_of_old_fleet() -> Self {
+        Self::start_of_fleet(15 * 365).await
+    }
+
+    /// One whose fleet was made so many days ago.
+    pub(crate) async fn start_of_fleet(days: i64) -> Self {
         let dir = tempfile::tempdir().expect("directory");
         let data = dir.path().join("data");
         std::fs::create_dir(&data).expect("directory");
-        let begun = OffsetDateTime::now_utc() - time::Duration::days(15 * 365);
+        let begun = OffsetDateTime::now_utc() - time::Duration::days(days);
         FleetAuthority::open(&data, begun).expect("authority");
         Self::start_in(dir, 0, None).await
     }
