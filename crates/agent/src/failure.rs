@@ -66,6 +66,16 @@ impl Trouble {
         {
             return Self::lasting(not_expected(what, unexpected));
         }
+        if let HypervisorError::Unending(_) = error {
+            return Self::lasting(
+                Failure::new(ErrorCode::QemuNotAnswering, what)
+                    .because(chain(error))
+                    .fix(
+                        "bring back what it waits for, as its storage: then the VM stops by itself; where that \
+                         cannot be, restart its host",
+                    ),
+            );
+        }
         let code = match error {
             HypervisorError::NoDomain(_) => ErrorCode::VmNotFound,
             HypervisorError::NameTaken { .. } => ErrorCode::NameTaken,
@@ -79,6 +89,7 @@ impl Trouble {
             HypervisorError::Tpm(_) => ErrorCode::TpmFailed,
             HypervisorError::TpmStateUnreadable(_) => ErrorCode::TpmStateUnreadable,
             HypervisorError::TpmLockoutGuarded => ErrorCode::TpmLockoutGuarded,
+            HypervisorError::Unending(_) => ErrorCode::QemuNotAnswering,
             HypervisorError::DeviceHeld { .. } => ErrorCode::DeviceHeld,
             HypervisorError::NoScreen(_) => ErrorCode::NoScreen,
             HypervisorError::Cancelled => ErrorCode::Cancelled,

@@ -118,8 +118,8 @@ async fn look(host: &Host, domains: Vec<DomainObserved>) {
     }
     stream::iter(running)
         .for_each_concurrent(AT_ONCE, |domain| async move {
-            // One that moves is asked where it arrives.
-            if !host.operations.is_busy(domain.id) {
+            // One that moves is asked where it arrives, and one that hangs when it goes on.
+            if !host.operations.is_busy(domain.id) && host.machines.answers(domain.id) {
                 ask(host, &domain).await;
             }
         })

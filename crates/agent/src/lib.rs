@@ -44,6 +44,7 @@ mod ek;
 pub mod failure;
 mod fence;
 mod firmware;
+mod flash;
 mod guest;
 pub mod hardening;
 mod history;

@@ -19,8 +19,8 @@ use fleetward_model::host::{
 use fleetward_model::network::NicObserved;
 use fleetward_model::secure_boot::SecureBootObserved;
 use fleetward_model::vm::{
-    DiskBus, DiskObserved, DriveContent, DriveObserved, Noted, Presence, TpmObserved, VmDefined,
-    VmMetadata, VmReport, VmState, protector_sha256,
+    DiskBus, DiskObserved, DriveContent, DriveObserved, Noted, Presence, QemuHangs, TpmObserved,
+    VmDefined, VmMetadata, VmReport, VmState, protector_sha256,
 };
 use fleetward_model::{ByteSize, VmId};
 use fleetward_protector::KeyProtector;
@@ -37,6 +37,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How often facts are sent: also the sign of life.
 const FACTS: Duration = Duration::from_secs(3);
+
+/// How long facts are waited for: without a sign of life the host counts as unreachable.
+const FACTS_PATIENCE: Duration = Duration::from_secs(4);
 
 /// How often a hypervisor that does not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -79,8 +82,27 @@ impl Observer {
     }
 }
 
-/// Follows the hypervisor until `stop`.
+/// Follows the hypervisor until `stop`. A look at a VM that takes long holds up no sign of life.
 pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
+    tokio::join!(follow(&host, &stop), tell_facts(&host, &stop));
+}
+
+async fn tell_facts(host: &Host, stop: &CancellationToken) {
+    let mut due = tokio::time::interval(FACTS);
+    due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = due.tick() => {}
+        }
+        if host.observer.has_reader() {
+            announce_facts(host, &mut last).await;
+        }
+    }
+}
+
+async fn follow(host: &Arc<Host>, stop: &CancellationToken) {
     let mut events = host.hypervisor.events();
     let mut looks = host
         .observer
@@ -89,43 +111,35 @@ pub(crate) async fn watch(host: Arc<Host>, stop: CancellationToken) {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .take()
         .expect("there is one watcher");
-    let mut facts_due = tokio::time::interval(FACTS);
-    facts_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             event = events.recv() => match event {
-                Ok(HypervisorEvent::Changed(vm)) => look(&host, vm).await,
-                Ok(HypervisorEvent::Booted(vm)) => firmware::booted(&host, vm),
+                Ok(HypervisorEvent::Changed(vm)) => look(host, vm).await,
+                Ok(HypervisorEvent::Booted(vm)) => firmware::booted(host, vm),
                 Ok(HypervisorEvent::Stopped(vm)) => {
                     host.consoles.forget(vm);
                     if !host.operations.is_busy(vm) {
                         host.tidy_after(vm).await;
                     }
-                    crash::stopped(&host, vm);
-                    look(&host, vm).await;
+                    crash::stopped(host, vm);
+                    look(host, vm).await;
                 }
-                Ok(HypervisorEvent::Removed(vm)) => look(&host, vm).await,
+                Ok(HypervisorEvent::Removed(vm)) => look(host, vm).await,
                 Ok(HypervisorEvent::Disconnected) => tracing::warn!("libvirt does not answer"),
                 Ok(HypervisorEvent::Connected) => {
                     tracing::info!("libvirt answers");
-                    tell_confinement(&host).await;
-                    crate::operation::copy::settle_all(&host).await;
+                    tell_confinement(host).await;
+                    crate::operation::copy::settle_all(host).await;
                     host.drop_unneeded_secrets().await;
-                    arrivals::load_secrets_again(&host).await;
-                    crash::look_at_all(&host).await;
-                    announce_snapshot(&host).await;
+                    arrivals::load_secrets_again(host).await;
+                    crash::look_at_all(host).await;
+                    announce_snapshot(host).await;
                 }
-                Err(RecvError::Lagged(_)) => announce_snapshot(&host).await,
+                Err(RecvError::Lagged(_)) => announce_snapshot(host).await,
                 Err(RecvError::Closed) => return,
             },
-            Some(vm) = looks.recv() => look(&host, vm).await,
-            _ = facts_due.tick() => {
-                if host.observer.events.receiver_count() > 0 {
-                    announce_facts(&host, &mut last).await;
-                }
-            }
+            Some(vm) = looks.recv() => look(host, vm).await,
         }
     }
 }
@@ -145,20 +159,22 @@ async fn look(host: &Host, vm: VmId) {
 
 /// Facts are also the sign of life: while libvirt is away, the last ones are sent again, with a note that it is away.
 async fn announce_facts(host: &Host, last: &mut Option<HostFacts>) {
-    let facts = match facts(host).await {
-        Ok(facts) => {
+    let asked = tokio::time::timeout(FACTS_PATIENCE, facts(host)).await;
+    let because = match asked {
+        Ok(Ok(facts)) => {
             *last = Some(facts.clone());
-            facts
+            None
         }
-        Err(trouble) => {
-            let Some(mut facts) = last.clone() else {
-                return;
-            };
-            facts.clock = OffsetDateTime::now_utc();
-            facts.warnings.push(trouble.failure.because);
-            facts
-        }
+        Ok(Err(trouble)) => Some(trouble.failure.because),
+        Err(_) => Some("libvirt takes long to answer".to_owned()),
     };
+    let Some(mut facts) = last.clone() else {
+        return;
+    };
+    if let Some(because) = because {
+        facts.clock = OffsetDateTime::now_utc();
+        facts.warnings.push(because);
+    }
     host.observer.announce(AgentEvent::Facts {
         facts: Box::new(facts),
     });
@@ -397,7 +413,15 @@ async fn describe(host: &Host, domain: DomainObserved, pools: &[PoolFacts]) -> V
             crashes,
             secure_boot,
             loader_refused: host.consoles.refused(domain.id).filter(|_| runs),
-            qemu: host.machines.of(domain.id).filter(|_| runs),
+            qemu: host.machines.stopped(domain.id).filter(|_| runs),
+            hangs: host
+                .machines
+                .hangs(domain.id)
+                .filter(|_| runs)
+                .map(|hangs| QemuHangs {
+                    shown_as_of: domain.as_of.map(OffsetDateTime::from),
+                    ..hangs
+                }),
         },
         name,
         metadata,

@@ -3,11 +3,12 @@
 
 use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
+use crate::flash;
 use crate::host::Host;
 use crate::observe;
 use crate::tpm_judge;
 use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, VmDetail};
-use fleetward_hypervisor::CpuVerdict;
+use fleetward_hypervisor::{CpuVerdict, DomainState};
 use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ErrorCode, Failure, VmId};
 
@@ -26,10 +27,12 @@ pub(crate) async fn answer(host: &Host, question: &Question) -> Result<IncomingA
             Err(error) => Some(format!("it could not be found out: {}", chain(&error))),
         },
     };
+    let flash_problem = question.flash.as_ref().and_then(flash::problem);
     Ok(IncomingAnswer {
         uuid_taken: taken(&|domain| domain.id == spec.id),
         name_taken: taken(&|domain| domain.name == spec.name && domain.id != spec.id),
         cpu_problem,
+        flash_problem,
         can_open: can_open(host, &question.metadata),
     })
 }
@@ -58,8 +61,14 @@ pub(crate) async fn detail(host: &Host, vm: VmId) -> Result<VmDetail> {
         true => host.record(vm).tpm_states()?.all(),
         false => Vec::new(),
     };
+    let runs = matches!(domain.state, DomainState::Running);
     Ok(VmDetail {
         vm: observed,
+        flash: domain
+            .loader
+            .filter(|_| runs)
+            .as_deref()
+            .and_then(flash::of),
         cpu_xml: domain.cpu_xml,
         can_open,
         tpm_state,

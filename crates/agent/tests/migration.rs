@@ -489,6 +489,7 @@ async fn a_host_without_a_wrapping_refuses_to_prepare() {
     let question = Question {
         metadata,
         cpu_xml: None,
+        flash: None,
     };
     let answer: IncomingAnswer = b.client.post(QUESTIONS, &question).await.unwrap();
     assert_eq!(answer.can_open, CanOpen::NotGranted);

@@ -36,7 +36,7 @@ use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::{DiskIo, Formats, HostFacts};
 use fleetward_model::keys::Chord;
 use fleetward_model::vm::{VmMetadata, VmReport};
-use fleetward_model::{Failure, GuardianId, HostName, JobId, VmId};
+use fleetward_model::{ByteSize, Failure, GuardianId, HostName, JobId, VmId};
 use operation::{Operation, OperationResult};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -337,6 +337,16 @@ pub struct Question {
     pub metadata: VmMetadata,
     /// The running guest's CPU; none when it is stopped.
     pub cpu_xml: Option<String>,
+    /// The running guest's flash; none when it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flash: Option<Flash>,
+}
+
+/// The file that a running VM's firmware was read from: it needs one of the same size where it goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flash {
+    pub path: String,
+    pub size: ByteSize,
 }
 
 /// The destination's answer. Each is none when it could not be found out, which counts as failed.
@@ -346,6 +356,9 @@ pub struct IncomingAnswer {
     pub name_taken: Option<bool>,
     /// None when the CPU fits; else what is missing.
     pub cpu_problem: Option<String>,
+    /// None when its flash fits, and from agents that do not look; else what is wrong with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flash_problem: Option<String>,
     pub can_open: CanOpen,
 }
 
@@ -432,6 +445,9 @@ pub fn size_of(report: &impl Serialize) -> usize {
 pub struct VmDetail {
     pub vm: VmReport,
     pub cpu_xml: Option<String>,
+    /// Of one that runs; none from agents that do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flash: Option<Flash>,
     /// Whether the host can open the key protector.
     pub can_open: CanOpen,
     /// None where a running guest may write it or there is no TPM, and from agents that do not say.

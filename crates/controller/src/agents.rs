@@ -14,8 +14,8 @@ use bytes::Bytes;
 use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
 use fleetward_api::agent::{
     self, AuditHead, CanOpen, CancelRequest, CertificateAnswer, CertificateRequest, ConversionLine,
-    ConversionQuery, ConverterState, EkAuthorityHeld, GuardianChange, IncomingAnswer, KeysRequest,
-    OperationLine, OperationRequest, Question, TpmStateJudged, VmDetail,
+    ConversionQuery, ConverterState, EkAuthorityHeld, Flash, GuardianChange, IncomingAnswer,
+    KeysRequest, OperationLine, OperationRequest, Question, TpmStateJudged, VmDetail,
 };
 use fleetward_api::tpm::TpmBundle;
 use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
@@ -829,6 +829,7 @@ fn header(formats: Formats) -> HeaderValue {
 pub(crate) struct Detail {
     pub(crate) vm: VmObserved,
     pub(crate) cpu_xml: Option<String>,
+    pub(crate) flash: Option<Flash>,
     pub(crate) can_open: CanOpen,
     pub(crate) tpm_state: Option<TpmStateJudged>,
     /// As digests, oldest first: only beside its custody.
@@ -840,6 +841,7 @@ impl From<VmDetail> for Detail {
         Self {
             vm: detail.vm.digested(),
             cpu_xml: detail.cpu_xml,
+            flash: detail.flash,
             can_open: detail.can_open,
             tpm_state: detail.tpm_state,
             tpm_states: detail.tpm_states,

@@ -71,10 +71,12 @@ pub(crate) async fn against(
                 .detail
                 .as_ref()
                 .and_then(|detail| detail.cpu_xml.clone());
+            let flash = home.detail.as_ref().and_then(|detail| detail.flash.clone());
             let custody = home.custody.clone().unwrap_or_default();
             let question = Question {
                 metadata: metadata.clone().with_custody(custody),
                 cpu_xml,
+                flash,
             };
             let answered = async { world.agents.of(to)?.ask(&question).await };
             match answered.await {
@@ -241,6 +243,7 @@ fn incoming(answer: IncomingAnswer) -> Incoming {
         uuid_taken: answer.uuid_taken,
         name_taken: answer.name_taken,
         cpu_problem: answer.cpu_problem,
+        flash_problem: answer.flash_problem,
         opening: opening(answer.can_open),
     }
 }

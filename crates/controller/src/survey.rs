@@ -64,6 +64,7 @@ pub(crate) async fn survey(
                         .any(|other| other.name == vm.name && other.id != vm.id),
                 ),
                 cpu_problem: None,
+                flash_problem: None,
                 opening: opening(vm, destination.facts()),
             });
             let at_home = source.facts().map(|facts| opening(vm, Some(facts)));

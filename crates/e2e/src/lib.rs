@@ -6,6 +6,7 @@
 
 pub mod fleet;
 pub mod former;
+pub mod freezer;
 pub mod guest;
 pub mod lan;
 pub mod residue;

@@ -2,8 +2,7 @@
 //! left, and once the harm is undone the VM moves there and back.
 //!
 //! What fails in the middle of a move is in suite `faults`: libvirtd killed, the disk that fills up, the link that is cut, a
-//! swtpm that stands still at the switch-over. What the check before a move finds, as a machine type that is absent, is in the
-//! tests of the model. Each row here is up to three moves, so this is a part of `make soak`
+//! swtpm that stands still at the switch-over. Each row here is up to three moves, so this is a part of `make soak`
 //! (`FLEETWARD_E2E_SOAK=1`).
 
 use anyhow::{Context, Result, ensure};
@@ -33,6 +32,8 @@ struct Row {
     /// Scripts on the destination; `$id` is the VM's.
     harm: &'static str,
     cure: &'static str,
+    /// libvirtd there learns of it when it starts.
+    libvirtd_anew: bool,
     ends: Ends,
 }
 
@@ -43,18 +44,21 @@ const ROWS: &[Row] = &[
         claim: "a_swtpm_that_does_nothing",
         harm: "mount --bind /bin/false $(readlink -f $(command -v swtpm))",
         cure: "umount $(readlink -f $(command -v swtpm))",
+        libvirtd_anew: false,
         ends: Ends::Refused("SWTPM_MISSING"),
     },
     Row {
         claim: "a_directory_of_tpm_states_that_cannot_be_written",
         harm: "mkdir -p $states; mount --bind $states $states; mount -o remount,bind,ro $states",
         cure: "umount $states",
+        libvirtd_anew: false,
         ends: Ends::Fails("HYPERVISOR_FAILED", "/var/lib/libvirt/swtpm/"),
     },
     Row {
         claim: "a_file_system_of_tpm_states_that_is_full",
         harm: "mkdir -p $states; mount -t tmpfs -o size=64k,mode=711 tmpfs $states; dd if=/dev/zero of=$states/full bs=4k || true",
         cure: "umount $states",
+        libvirtd_anew: false,
         ends: Ends::Fails("MIGRATION_FAILED", "swtpm_setup"),
     },
     Row {
@@ -62,6 +66,7 @@ const ROWS: &[Row] = &[
         harm: "f=$(mktemp); echo \"<secret ephemeral='yes' private='yes'><uuid>$id</uuid><usage type='vtpm'><name>$id</name></usage></secret>\" > $f; \
             virsh secret-define $f; virsh secret-set-value $id d3Jvbmc=; rm $f",
         cure: "true",
+        libvirtd_anew: false,
         ends: Ends::Works,
     },
     Row {
@@ -69,6 +74,7 @@ const ROWS: &[Row] = &[
         harm: "mkdir -p $states/$id/tpm2; head -c 300 /dev/urandom > $states/$id/tpm2/tpm2-00.volatilestate; \
             chown -R tss $states/$id",
         cure: "[ \"$(stat -c %s $states/$id/tpm2/tpm2-00.volatilestate 2> /dev/null)\" != 300 ]",
+        libvirtd_anew: false,
         ends: Ends::Works,
     },
     Row {
@@ -76,19 +82,44 @@ const ROWS: &[Row] = &[
         harm: "mv /var/lib/libvirt/qemu/nvram /var/lib/libvirt/qemu/away",
         cure: "[ -e /var/lib/libvirt/qemu/nvram ] || mv /var/lib/libvirt/qemu/away /var/lib/libvirt/qemu/nvram; \
             rm -rf /var/lib/libvirt/qemu/away",
+        libvirtd_anew: false,
         ends: Ends::Fails("MIGRATION_FAILED", "/var/lib/libvirt/qemu/nvram/"),
     },
     Row {
         claim: "another_firmware_of_another_size",
         harm: "mount --bind /usr/share/OVMF/OVMF_CODE.fd $(readlink -f /usr/share/OVMF/OVMF_CODE_4M.ms.fd)",
         cure: "umount $(readlink -f /usr/share/OVMF/OVMF_CODE_4M.ms.fd)",
-        // QEMU says no more of it than that.
-        ends: Ends::Fails("MIGRATION_FAILED", "load of migration failed"),
+        libvirtd_anew: false,
+        ends: Ends::Refused("FIRMWARE_DIFFERS"),
+    },
+    Row {
+        claim: "another_firmware_of_the_same_size",
+        harm: "mount --bind /usr/share/OVMF/OVMF_CODE_4M.fd $(readlink -f /usr/share/OVMF/OVMF_CODE_4M.ms.fd)",
+        // Its QEMU holds the file.
+        cure: "umount -l $(readlink -f /usr/share/OVMF/OVMF_CODE_4M.ms.fd)",
+        libvirtd_anew: false,
+        ends: Ends::Works,
+    },
+    Row {
+        claim: "no_firmware",
+        harm: "mkdir -p /run/none; mount --bind /run/none /usr/share/OVMF",
+        cure: "umount /usr/share/OVMF; rmdir /run/none",
+        libvirtd_anew: false,
+        ends: Ends::Refused("FIRMWARE_DIFFERS"),
+    },
+    Row {
+        claim: "a_machine_type_that_qemu_does_not_have",
+        // What libvirt remembers of the QEMU that is installed, as of one that calls its newest machine otherwise.
+        harm: "sed -i \"s/name='pc-q35-[0-9.]*' alias/name='pc-q35-0.1' alias/\" /var/cache/libvirt/qemu/capabilities/*.xml",
+        cure: "rm /var/cache/libvirt/qemu/capabilities/*.xml",
+        libvirtd_anew: true,
+        ends: Ends::Refused("MACHINE_MISSING"),
     },
     Row {
         claim: "a_port_that_is_closed_to_the_source",
         harm: "iptables -I INPUT -p tcp --dport 7443 -s $source -j DROP",
         cure: "iptables -D INPUT -p tcp --dport 7443 -s $source -j DROP",
+        libvirtd_anew: false,
         ends: Ends::Fails("LINK_LOST", "did not answer"),
     },
 ];
@@ -136,6 +167,18 @@ fn there(fleet: &Fleet, script: &str) -> Result<()> {
     fleet.exec("b", &["sh", "-ec", &script])?.ok().map(drop)
 }
 
+fn plant(fleet: &Fleet, row: &Row, script: &str) -> Result<()> {
+    there(fleet, script)?;
+    if !row.libvirtd_anew {
+        return Ok(());
+    }
+    fleet.kill("b/libvirtd")?;
+    fleet.start("b/libvirtd")?;
+    wait::until("libvirtd to answer", seconds(60), || {
+        Ok((fleet.exec("b", &["virsh", "list"])?.code == 0).then_some(()))
+    })
+}
+
 /// The guest goes on where it is to be, and nothing is left anywhere.
 fn unharmed(fleet: &Fleet, before: &guest::Tick, host: &str) -> Result<()> {
     wait::until("it to show as running", seconds(20), || {
@@ -168,7 +211,7 @@ fn checks(fleet: &Fleet, exit: i32) -> Result<()> {
 
 fn fails_and_then_works(fleet: &Fleet, row: &Row) -> Result<()> {
     let before = running(fleet)?;
-    there(fleet, row.harm)?;
+    plant(fleet, row, row.harm)?;
     if let Ends::Refused(_) = row.ends {
         checks(fleet, 4)?;
     }
@@ -176,7 +219,7 @@ fn fails_and_then_works(fleet: &Fleet, row: &Row) -> Result<()> {
     let said = fleet.cli(&["vm", "migrate", VM, "--to", "b"]);
     let took = begin.elapsed();
     let source = guest::goes_on(fleet, VM, &guest::last(fleet, VM)?.context("ticks")?);
-    there(fleet, row.cure)?;
+    plant(fleet, row, row.cure)?;
     // A job that waits for the cure goes on within a minute.
     wait::until("the job to have ended", seconds(100), || {
         Ok(fleet.vm(VM)?["job"].is_null().then_some(()))

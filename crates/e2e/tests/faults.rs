@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use fleetward_e2e::fleet::{Fleet, text};
+use fleetward_e2e::freezer::Frozen;
 use fleetward_e2e::wait::{self, seconds};
 use fleetward_e2e::{guest, residue, suite};
 use serde_json::Value;
@@ -56,6 +57,10 @@ fn main() -> ExitCode {
             (
                 "a_qemu_that_was_stopped_is_named_and_the_fix_lets_it_go_on",
                 qemu_stands_still,
+            ),
+            (
+                "a_qemu_that_hangs_in_the_kernel_is_named_and_holds_up_nothing_else",
+                qemu_hangs,
             ),
             (
                 "saved_memory_is_gone_on_with_and_nothing_changes_under_it",
@@ -421,6 +426,91 @@ fn qemu_stands_still(fleet: &Fleet) -> Result<()> {
     on_a(fix)?;
     named(false)?;
     unharmed(fleet, &before)
+}
+
+/// Its storage is gone, and somebody asks libvirt about it: libvirt waits for its QEMU, and all who ask wait for libvirt.
+fn qemu_hangs(fleet: &Fleet) -> Result<()> {
+    let before = running(fleet)?;
+    let whole = |vm: &Value| {
+        let disk = vm["disks"][0]["path"].clone();
+        let parts = ["nics", "drives", "firmware", "tpm"].map(|part| vm[part].clone());
+        (disk, parts)
+    };
+    let vm = fleet.vm("storm")?;
+    let Some(frozen) = Frozen::qemu(fleet, "storm")? else {
+        eprintln!("skipped: this machine has no freezer of control groups");
+        return Ok(());
+    };
+    let ask = "virsh dommemstat storm > /dev/null 2>&1 &";
+    fleet.exec("a", &["sh", "-c", ask])?.ok()?;
+    let begin = Instant::now();
+    let found = wait::until("the hang to be said", seconds(30), || {
+        answers_promptly(fleet)?;
+        finding_of_qemu(fleet)
+    })?;
+    eprintln!("said after {:.1} s", begin.elapsed().as_secs_f32());
+    let what = text(&found, "what")?;
+    ensure!(
+        what.contains("waits in the kernel") && what.contains("as they were at"),
+        "{what}"
+    );
+    let now = fleet.vm("storm")?;
+    ensure!(whole(&now) == whole(&vm), "{vm} is shown as {now}");
+    fleet
+        .cli(&["vm", "migrate", "storm", "--to", "b"])?
+        .refused(4, "QEMU_NOT_ANSWERING")?;
+    answers_promptly(fleet)?;
+    if std::env::var_os("FLEETWARD_E2E_SOAK").is_some() {
+        return power_is_cut(fleet, frozen, &before);
+    }
+    frozen.thaw()?;
+    wait::until("nothing to be said", seconds(30), || {
+        Ok(finding_of_qemu(fleet)?.is_none().then_some(()))
+    })?;
+    unharmed(fleet, &before)
+}
+
+/// The host is there, and tells of its other VMs.
+fn answers_promptly(fleet: &Fleet) -> Result<()> {
+    let host = fleet.json(&["host", "show", "a"])?;
+    ensure!(host["state"] == "online", "{host}");
+    Ok(())
+}
+
+/// A process in the kernel does not end. It has ended by itself when it leaves the kernel.
+fn power_is_cut(fleet: &Fleet, frozen: Frozen, before: &guest::Tick) -> Result<()> {
+    // Another VM of the host comes and goes as if nothing were.
+    let other = [
+        "vm",
+        "create",
+        "other",
+        "--image",
+        "lab-guest",
+        "--memory",
+        "512M",
+    ];
+    let begin = Instant::now();
+    fleet
+        .cli(&[&other[..], &["--host", "a", "--start"]].concat())?
+        .ok()?;
+    guest::booted(fleet, "other", 1)?;
+    fleet.cli(&["vm", "stop", "other", "--force"])?.ok()?;
+    fleet.cli(&["vm", "delete", "other", "--yes"])?.ok()?;
+    eprintln!("another VM took {:.1} s", begin.elapsed().as_secs_f32());
+    let begin = Instant::now();
+    let said = fleet.cli(&["vm", "stop", "storm", "--force"])?;
+    let took = begin.elapsed();
+    said.clone().refused(4, "QEMU_NOT_ANSWERING")?;
+    ensure!(took < seconds(90), "it took {took:?}: {said:?}");
+    answers_promptly(fleet)?;
+    frozen.thaw()?;
+    wait::until("its power to be cut", seconds(60), || {
+        Ok((fleet.place("storm")?.0 == "stopped").then_some(()))
+    })?;
+    fleet.cli(&["vm", "start", "storm"])?.ok()?;
+    let after = guest::booted(fleet, "storm", before.boots + 1)?;
+    ensure!(after.unseal == "ok" && after.ek == before.ek, "{after:?}");
+    residue::none_anywhere(fleet, HOSTS)
 }
 
 fn tpm_died(fleet: &Fleet) -> Result<()> {

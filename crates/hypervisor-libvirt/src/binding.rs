@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::ops::Deref;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Once;
+use std::time::Duration;
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::Domain;
@@ -459,6 +460,20 @@ pub(crate) struct JobStats {
 /// The current job's figures, or with `completed` those of the last that ended.
 ///
 /// (`virt` makes a `Vec` of libvirt's possibly null array.)
+/// For how long the domain's QEMU has not answered what libvirt asked it last; none while it owes no answer. libvirt tells
+/// that at once. Also none where it cannot be told, as of a domain that has stopped.
+pub(crate) fn unanswered(domain: &Domain) -> Option<Duration> {
+    let mut info = virt_sys::virDomainControlInfo {
+        state: 0,
+        details: 0,
+        stateTime: 0,
+    };
+    // SAFETY: a live domain, and a place for the answer.
+    let answer = unsafe { virt_sys::virDomainGetControlInfo(domain.as_ptr(), &mut info, 0) };
+    let occupied = answer == 0 && info.state == virt_sys::VIR_DOMAIN_CONTROL_OCCUPIED;
+    occupied.then(|| Duration::from_millis(info.stateTime))
+}
+
 pub(crate) fn job_stats(domain: &Domain, completed: bool) -> Result<JobStats, Error> {
     let flags = if completed {
         virt_sys::VIR_DOMAIN_JOB_STATS_COMPLETED

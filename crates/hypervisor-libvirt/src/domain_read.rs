@@ -140,6 +140,7 @@ pub(crate) fn observed_in_part(
         cpus: basics.cpus,
         memory: basics.memory,
         firmware: None,
+        loader: None,
         settings: MachineSettings::default(),
         machine: String::new(),
         accelerator,
@@ -153,6 +154,7 @@ pub(crate) fn observed_in_part(
         guest_agent: false,
         console: None,
         defined: None,
+        as_of: None,
     }
 }
 
@@ -174,6 +176,9 @@ pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
     seen.settings = boot_order::read(root);
     if let Some(os) = child(root, "os") {
         seen.firmware = firmware(os);
+        seen.loader = child(os, "loader")
+            .and_then(|loader| loader.text())
+            .map(PathBuf::from);
         seen.machine = machine(os).unwrap_or_default().to_owned();
         let nvram = child(os, "nvram");
         seen.nvram_path = nvram.and_then(|n| n.text()).map(PathBuf::from);
@@ -197,7 +202,7 @@ pub(crate) fn observed(basics: Basics, xml: &str) -> DomainObserved {
     seen
 }
 
-fn apart(found: Found) -> (Option<VmMetadata>, Option<NewerSpec>) {
+pub(crate) fn apart(found: Found) -> (Option<VmMetadata>, Option<NewerSpec>) {
     match found {
         None => (None, None),
         Some(Ok(metadata)) => (Some(metadata), None),

@@ -3,8 +3,9 @@
 use crate::binding::{Connection, secret_usage};
 use crate::connection::{LONG, Libvirt};
 use crate::disk_io::{IoOfVolumes, TriedDirectories};
-use crate::domain_read::{self, Basics};
+use crate::domain_read;
 use crate::domain_xml::{self, NEWEST_MACHINE};
+use crate::observe::{self, Told};
 use crate::owner::Owner;
 use crate::program::Programs;
 use crate::qemu_process;
@@ -20,12 +21,12 @@ use crate::{
 use async_trait::async_trait;
 use fleetward_hypervisor::{
     CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainObserved, DomainState, Error,
-    GuestTold, Hypervisor, HypervisorEvent, HypervisorFacts, MigrationOutcome, MigrationProgress,
-    MigrationRequest, MoveState, NicAddresses, Result, SecretText, Shutdown, StopReason,
-    StorageChange,
+    GuestTold, Hypervisor, HypervisorEvent, HypervisorFacts, MachineSeen, MigrationOutcome,
+    MigrationProgress, MigrationRequest, MoveState, NicAddresses, Result, SecretText, Shutdown,
+    StopReason, StorageChange,
 };
 use fleetward_model::host::Accelerator;
-use fleetward_model::vm::{QemuProcess, VmMetadata};
+use fleetward_model::vm::VmMetadata;
 use fleetward_model::{ByteSize, VmId};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -63,6 +64,7 @@ pub struct LibvirtHost {
     pub(crate) config: LibvirtConfig,
     pub(crate) tried: TriedDirectories,
     pub(crate) tpm_library: TpmLibrary,
+    pub(crate) told: Told,
 }
 
 impl LibvirtHost {
@@ -81,6 +83,7 @@ impl LibvirtHost {
             config,
             tried: TriedDirectories::default(),
             tpm_library: TpmLibrary::default(),
+            told: Told::default(),
         })
     }
 
@@ -113,7 +116,7 @@ impl Hypervisor for LibvirtHost {
     }
 
     async fn list(&self) -> Result<Vec<DomainObserved>> {
-        let accelerator = self.config.accelerator;
+        let (accelerator, told) = (self.config.accelerator, self.told.clone());
         self.libvirt
             .call(move |connection| {
                 let domains = connection
@@ -121,7 +124,7 @@ impl Hypervisor for LibvirtHost {
                     .map_err(failed("list domains"))?;
                 let mut seen = Vec::with_capacity(domains.len());
                 for domain in &domains {
-                    match observe(domain, accelerator) {
+                    match observe::observe(domain, accelerator, &told) {
                         Ok(observed) => seen.push(observed),
                         // Gone since the list was made.
                         Err(Error::NoDomain(_)) => {}
@@ -134,9 +137,11 @@ impl Hypervisor for LibvirtHost {
     }
 
     async fn inspect(&self, id: VmId) -> Result<DomainObserved> {
-        let accelerator = self.config.accelerator;
-        self.with_domain(id, move |domain| observe(domain, accelerator))
-            .await
+        let (accelerator, told) = (self.config.accelerator, self.told.clone());
+        self.with_domain(id, move |domain| {
+            observe::observe(domain, accelerator, &told)
+        })
+        .await
     }
 
     async fn is_ours(&self, id: VmId) -> Result<bool> {
@@ -216,12 +221,17 @@ impl Hypervisor for LibvirtHost {
             .await
     }
 
-    async fn not_answering(&self) -> Result<HashMap<VmId, QemuProcess>> {
-        blocking(|| {
-            let found = qemu_process::stopped(Path::new(PROC), Owner::qemu().uid.as_raw());
+    async fn look_at_machines(&self) -> Result<HashMap<VmId, MachineSeen>> {
+        let mut seen = blocking(|| {
+            let found = qemu_process::all(Path::new(PROC), Owner::qemu().uid.as_raw());
             found.map_err(file_error("list", Path::new(PROC)))
         })
-        .await
+        .await?;
+        let unanswered = self.libvirt.call(observe::unanswered).await?;
+        for (id, waiting) in unanswered {
+            seen.entry(id).or_default().unanswered = Some(waiting);
+        }
+        Ok(seen)
     }
 
     async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()> {
@@ -285,6 +295,10 @@ impl Hypervisor for LibvirtHost {
                             Ok(DomainState::Stopped(_)) | Err(Error::NoDomain(_)) => Ok(()),
                             _ => Err(failed("destroy the domain")(error)),
                         }
+                    }
+                    // It was sent SIGKILL, and the kernel does not end it.
+                    Err(error) if said::of_unending_process(&error) => {
+                        Err(Error::Unending(said::cause(error)))
                     }
                     Err(error) => Err(failed("destroy the domain")(error)),
                 }
@@ -502,16 +516,16 @@ pub(crate) fn observe_state(domain: &Domain) -> Result<DomainState> {
 }
 
 /// The part of a domain's state that libvirt returns at once, even while another call on the domain runs.
-struct QuickState {
-    id: VmId,
-    state: DomainState,
-    reason: &'static str,
-    persistent: bool,
+pub(crate) struct QuickState {
+    pub(crate) id: VmId,
+    pub(crate) state: DomainState,
+    pub(crate) reason: &'static str,
+    pub(crate) persistent: bool,
     /// libvirt answers a request for the definition only when the memory has arrived, or the process has started.
-    definition_waits: bool,
+    pub(crate) definition_waits: bool,
 }
 
-fn quick_state(domain: &Domain) -> Result<QuickState> {
+pub(crate) fn quick_state(domain: &Domain) -> Result<QuickState> {
     let id = domain_id(domain)?;
     let (state, reason) = domain
         .get_state()
@@ -546,48 +560,7 @@ fn quick_state(domain: &Domain) -> Result<QuickState> {
     })
 }
 
-/// Everything about one domain: one pass, a handful of calls.
-fn observe(domain: &Domain, accelerator: Accelerator) -> Result<DomainObserved> {
-    let seen = quick_state(domain)?;
-    let id = seen.id;
-    let name = domain.get_name().map_err(gone_or(id, "name the domain"))?;
-    let info = domain
-        .get_info()
-        .map_err(gone_or(id, "see the domain's size"))?;
-    let basics = Basics {
-        id,
-        name: domain_read::vm_name(&name, id),
-        domain_name: name,
-        state: seen.state,
-        reason: seen.reason,
-        persistent: seen.persistent,
-        cpus: info.nr_virt_cpu,
-        memory: ByteSize(info.max_mem * 1024),
-    };
-    if seen.definition_waits {
-        let metadata = read_metadata(domain);
-        return Ok(domain_read::observed_in_part(basics, metadata, accelerator));
-    }
-    let xml = domain
-        .get_xml_desc(0)
-        .map_err(gone_or(id, "read the domain's definition"))?;
-    let active = !matches!(basics.state, DomainState::Stopped(_));
-    let persistent = basics.persistent;
-    let mut observed = domain_read::observed(basics, &xml);
-    observed.defined = match (persistent, active) {
-        (false, _) => None,
-        (true, false) => domain_edit::defined(&xml),
-        (true, true) => {
-            let next = domain
-                .get_xml_desc(virt_sys::VIR_DOMAIN_XML_INACTIVE)
-                .map_err(gone_or(id, "read the domain's definition"))?;
-            domain_edit::defined(&next)
-        }
-    };
-    Ok(observed)
-}
-
-fn read_metadata(domain: &Domain) -> metadata::Found {
+pub(crate) fn read_metadata(domain: &Domain) -> metadata::Found {
     domain
         .get_metadata(
             virt_sys::VIR_DOMAIN_METADATA_ELEMENT as i32,
@@ -783,12 +756,12 @@ pub(crate) fn resume(domain: &Domain, id: VmId) -> Result<()> {
         .map_err(failed("resume the domain"))
 }
 
-fn domain_id(domain: &Domain) -> Result<VmId> {
+pub(crate) fn domain_id(domain: &Domain) -> Result<VmId> {
     let id: Uuid = domain.get_uuid().map_err(failed("read a domain's uuid"))?;
     Ok(VmId(id))
 }
 
-fn gone_or(id: VmId, attempt: &'static str) -> impl FnOnce(virt::error::Error) -> Error {
+pub(crate) fn gone_or(id: VmId, attempt: &'static str) -> impl FnOnce(virt::error::Error) -> Error {
     move |error| match error.code() {
         ErrorNumber::NoDomain => Error::NoDomain(id),
         _ => failed(attempt)(error),

@@ -39,6 +39,7 @@ mod live;
 mod metadata;
 mod migration;
 mod nic_xml;
+mod observe;
 mod overlay;
 mod owner;
 mod picture;

@@ -53,6 +53,17 @@ fn words_of_locked_tray(message: &str) -> bool {
         .any(|words| message.contains(words))
 }
 
+/// Whether a process did not end although it was sent SIGKILL: it waits in the kernel.
+///
+/// Source: libvirt 11.3, `virProcessKillPainfullyDelay`.
+pub(crate) fn of_unending_process(error: &virt::error::Error) -> bool {
+    words_of_unending_process(error.message())
+}
+
+fn words_of_unending_process(message: &str) -> bool {
+    message.contains("Failed to terminate process") && message.contains("with SIGKILL")
+}
+
 /// Whether swtpm_ioctl tells of a result of the TPM itself, not of a failed connection.
 pub(crate) fn of_tpm_result(error: &(dyn Error + 'static)) -> bool {
     error.to_string().contains("TPM result")
@@ -82,6 +93,17 @@ mod tests {
             "internal error: Device 'sda' is locked"
         ));
         assert!(!words_of_locked_tray("operation failed: no such device"));
+    }
+
+    #[test]
+    fn libvirts_words_for_a_process_that_does_not_end_are_known() {
+        // libvirt 11.3, a QEMU whose control group is frozen.
+        assert!(words_of_unending_process(
+            "Failed to terminate process 163 with SIGKILL: Device or resource busy"
+        ));
+        assert!(!words_of_unending_process(
+            "Failed to terminate process 163 with SIGTERM: Device or resource busy"
+        ));
     }
 
     #[test]

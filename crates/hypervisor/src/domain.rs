@@ -6,12 +6,13 @@ use fleetward_model::change::{MachineChange, NicPart};
 use fleetward_model::host::{Accelerator, Confinement, DiskIo, Version};
 use fleetward_model::machine::MachineSettings;
 use fleetward_model::network::NetworkPlace;
-use fleetward_model::vm::{Firmware, NewerSpec, NicSpec, QemuProcess, VmMetadata};
+use fleetward_model::vm::{Firmware, NewerSpec, NicSpec, VmMetadata};
 use fleetward_model::{ByteSize, DeviceId, NicLink, VlanId, VmId, VmName};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -158,7 +159,7 @@ pub enum StopReason {
 /// A domain as the hypervisor reports it.
 ///
 /// While memory is arriving ([`DomainState::Paused`] with `incoming`) or the domain is starting, libvirt does not
-/// return the definition: then `firmware`, `machine`, `disks`, `nics`, `nvram_path`, `tpm`, `cpu_xml` and `console` are empty.
+/// return the definition: then `firmware`, `loader`, `machine`, `disks`, `nics`, `nvram_path`, `tpm`, `cpu_xml` and `console` are empty.
 #[derive(Debug, Clone)]
 pub struct DomainObserved {
     /// The file that libvirt makes its UEFI variables of; none where it tells none.
@@ -179,6 +180,8 @@ pub struct DomainObserved {
     pub cpus: u32,
     pub memory: ByteSize,
     pub firmware: Option<Firmware>,
+    /// The file of its firmware, which is its flash memory while it runs.
+    pub loader: Option<PathBuf>,
     pub settings: MachineSettings,
     pub machine: String,
     pub accelerator: Accelerator,
@@ -199,6 +202,22 @@ pub struct DomainObserved {
     pub console: Option<PathBuf>,
     /// What it starts with next. None while libvirt does not tell, or when nothing of it stays after it stops.
     pub defined: Option<DomainDefined>,
+    /// Set while its machine does not answer: its devices are as the hypervisor told them then.
+    pub as_of: Option<SystemTime>,
+}
+
+/// What one look sees of a running domain's machine that may not answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MachineSeen {
+    /// Its process, QEMU.
+    pub pid: Option<u32>,
+    /// The process was stopped, by a signal or a debugger.
+    pub stopped: bool,
+    /// The process waits in the kernel, where nothing interrupts it; how often it has waited before. Two looks with the same
+    /// number saw the same wait.
+    pub in_kernel: Option<u64>,
+    /// For how long it has not answered what it was asked last.
+    pub unanswered: Option<Duration>,
 }
 
 /// Capabilities of the hypervisor on this host.
@@ -359,8 +378,8 @@ pub trait Hypervisor: Screens {
     /// Starts a stopped domain; does nothing if it runs. If the domain has a TPM, its secret must be loaded first.
     async fn start(&self, id: VmId) -> Result<()>;
 
-    /// Running domains whose machine does not answer. Asks the machines nothing.
-    async fn not_answering(&self) -> Result<HashMap<VmId, QemuProcess>>;
+    /// Running domains whose machine may not answer, as one look sees them. Asks the machines nothing.
+    async fn look_at_machines(&self) -> Result<HashMap<VmId, MachineSeen>>;
 
     /// Asks the guest to shut down; returns when it has been asked.
     ///

@@ -75,6 +75,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The machine's process was told to end and does not: it waits in the kernel.
+    #[error("the process does not end before what it waits for comes")]
+    Unending(#[source] Cause),
     /// No agent in the guest does what it is asked for, in time.
     #[error("the guest agent of domain {id} does not answer: {because}")]
     NoGuestAgent { id: VmId, because: String },

@@ -20,9 +20,9 @@ pub mod conformance;
 pub use conversion::{Conversion, ConversionError, ConversionProgress, Converted, Converter};
 pub use domain::{
     CopyState, CpuVerdict, DeviceChange, DomainChange, DomainDefined, DomainDefinition,
-    DomainObserved, DomainState, Hypervisor, HypervisorEvent, HypervisorFacts, MigrationDisks,
-    MigrationOutcome, MigrationProgress, MigrationRequest, NicDefinition, NicDeviceChange, NicSeen,
-    SecretText, SharedHypervisor, StopReason,
+    DomainObserved, DomainState, Hypervisor, HypervisorEvent, HypervisorFacts, MachineSeen,
+    MigrationDisks, MigrationOutcome, MigrationProgress, MigrationRequest, NicDefinition,
+    NicDeviceChange, NicSeen, SecretText, SharedHypervisor, StopReason,
 };
 pub use error::{Cause, Error, Result};
 pub use guest::{GuestTold, NicAddresses, Shutdown};

@@ -221,6 +221,9 @@ codes! {
     SecureBootMissing = "SECURE_BOOT_MISSING", Refused,
         "The host has no UEFI firmware with Secure Boot and enrolled keys.",
         "on that host: apt-get install ovmf";
+    FirmwareDiffers = "FIRMWARE_DIFFERS", Refused,
+        "The UEFI firmware that the running VM was started with is not on that host, or is one of another size. A running VM takes its firmware along, into flash of the size of the host's own.",
+        "install the same version of the firmware on the destination: apt-get install ovmf";
     HostUnconfined = "HOST_UNCONFINED", Refused,
         "libvirt on that host confines its VMs by neither AppArmor nor SELinux. QEMU and swtpm of all VMs run as the same two users there, so a guest that takes over its QEMU can read the disks of the others.",
         "on that host: apt-get install apparmor, security_driver = \"apparmor\" in /etc/libvirt/qemu.conf, systemctl restart apparmor libvirtd; the VMs that run there are confined when they start again";
@@ -345,7 +348,7 @@ codes! {
         "start the VM anew, its TPM's state is on the disk: fleetward vm restart {vm} --force",
         "start the VM anew, its TPM's state is on the disk";
     QemuNotAnswering = "QEMU_NOT_ANSWERING", Refused,
-        "The process of the running VM (QEMU) was stopped, by a signal or a debugger. Its guest stands still until it is let go on.",
+        "The process of the running VM (QEMU) was stopped, by a signal or a debugger, or waits in the kernel, as when its storage is gone, or does not answer libvirt. Its guest stands still until it is let go on, or until what it waits for is back.",
         "see why, and what lets it go on: fleetward vm show {vm}; or cut its power: fleetward vm stop {vm} --force",
         "see why with fleetward vm show; or cut its power with fleetward vm stop --force";
     AuditDamaged = "AUDIT_DAMAGED", Refused,

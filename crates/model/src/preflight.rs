@@ -10,7 +10,7 @@ use crate::fit::{self, HostOffer, Needs, Reserved, TpmWriter};
 use crate::guardian::{EXPIRY_WARNING, TrustMode, crowded};
 use crate::host::{Confinement, HostFacts, HostState, Version};
 use crate::secure_boot::CertificateState;
-use crate::vm::{QemuProcess, TpmProcess, VmObserved};
+use crate::vm::{TpmProcess, VmObserved};
 use crate::{ErrorCode, Failure, GroupName, GuardianId, HostName, Names, VmName};
 use time::{Duration, OffsetDateTime};
 
@@ -92,6 +92,8 @@ pub struct Incoming {
     pub name_taken: Option<bool>,
     /// None when the CPU fits.
     pub cpu_problem: Option<String>,
+    /// None when its flash fits.
+    pub flash_problem: Option<String>,
     pub opening: Opening,
 }
 
@@ -163,6 +165,7 @@ pub fn check(facts: &Facts<'_>) -> Vec<Finding> {
                 equipment,
                 not_older,
                 cpu,
+                flash,
                 taken,
                 clocks,
                 certificates,
@@ -605,9 +608,11 @@ fn tpm_process(facts: &Facts<'_>) -> Findings {
 
 /// A machine that does not answer does not move, and the job would wait for it.
 fn machine(facts: &Facts<'_>) -> Findings {
-    let process = facts.vm.noted.qemu.filter(|_| facts.mode == Mode::Live);
-    let finding = |process: QemuProcess| process.finding(&facts.vm.name, facts.source.name);
-    process.into_iter().map(finding).collect()
+    let finding = facts.vm.not_answering();
+    finding
+        .filter(|_| facts.mode == Mode::Live)
+        .into_iter()
+        .collect()
 }
 
 /// Programs of the host it starts on, missing or too old by themselves.
@@ -656,6 +661,19 @@ fn cpu(facts: &Facts<'_>) -> Findings {
         }
         (Mode::Live | Mode::Stopped | Mode::Start, _) => Vec::new(),
     }
+}
+
+/// A running VM has its firmware in its memory, and goes on in flash of the same size.
+fn flash(facts: &Facts<'_>) -> Findings {
+    let incoming = facts.incoming.as_ref();
+    let problem = incoming.and_then(|i| i.flash_problem.as_ref());
+    let problem = problem.filter(|_| facts.mode == Mode::Live);
+    let finding = |problem: &String| {
+        let host = facts.destination.name;
+        let what = format!("the UEFI firmware of host {host} does not fit: {problem}");
+        Finding::usual(ErrorCode::FirmwareDiffers, what)
+    };
+    problem.map(finding).into_iter().collect()
 }
 
 fn taken(facts: &Facts<'_>) -> Findings {

@@ -448,6 +448,62 @@ impl QemuProcess {
     }
 }
 
+/// A running VM whose QEMU answers nothing, although its process was not stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QemuHangs {
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// Of its process; none where it is not found.
+    pub pid: Option<u32>,
+    /// It waits in the kernel, where nothing interrupts it, as for storage that is gone. Else it does not answer libvirt.
+    pub in_kernel: bool,
+    /// When libvirt last told its definition: what is shown of its devices is as of then. None where libvirt still tells it.
+    #[serde(
+        default,
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub shown_as_of: Option<OffsetDateTime>,
+}
+
+impl QemuHangs {
+    /// What is said of a VM on a host.
+    pub fn finding(&self, vm: &VmName, host: &HostName) -> Finding {
+        let process = match self.pid {
+            Some(pid) => format!("QEMU (process {pid} on host {host})"),
+            None => format!("QEMU on host {host}"),
+        };
+        let does = match self.in_kernel {
+            true => "waits in the kernel, as when its storage is gone,",
+            false => "does not answer libvirt",
+        };
+        let shown = self.shown_as_of.map(|then| {
+            let then = moment(then);
+            format!("; its devices are shown as they were at {then}")
+        });
+        let what = format!(
+            "VM {vm} stands still: {process} {does} since {}{}",
+            moment(self.since),
+            shown.unwrap_or_default()
+        );
+        let fix = match self.pid {
+            Some(pid) => format!(
+                "on host {host}, see what it waits for: cat /proc/{pid}/stack; it goes on when that is back. Or cut its \
+                 power: fleetward vm stop {vm} --force"
+            ),
+            None => format!("cut its power: fleetward vm stop {vm} --force"),
+        };
+        Finding::blocking(ErrorCode::QemuNotAnswering, what, fix)
+    }
+}
+
+/// `2026-11-27 12:52:26Z`.
+fn moment(at: OffsetDateTime) -> String {
+    let (date, time) = (at.date(), at.time());
+    let (hour, minute, second) = time.as_hms();
+    format!("{date} {hour:02}:{minute:02}:{second:02}Z")
+}
+
 /// Why a running VM's TPM answers nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -534,6 +590,9 @@ pub struct Noted {
     /// Set while its QEMU was stopped, and from an agent that looks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu: Option<QemuProcess>,
+    /// Set while its QEMU answers nothing for another reason, and from an agent that looks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hangs: Option<QemuHangs>,
 }
 
 impl Noted {
@@ -688,7 +747,12 @@ impl VmObserved {
 
     /// That its QEMU does not answer, if it does not.
     pub fn not_answering(&self) -> Option<Finding> {
-        Some(self.noted.qemu?.finding(&self.name, &self.host))
+        let stopped = self
+            .noted
+            .qemu
+            .map(|qemu| qemu.finding(&self.name, &self.host));
+        let hangs = || Some(self.noted.hangs.as_ref()?.finding(&self.name, &self.host));
+        stopped.or_else(hangs)
     }
 
     /// That its firmware refuses to start its guest, if it does.

@@ -291,6 +291,7 @@ impl Fake {
             persistent: true,
             cpus: d.cpus,
             memory: d.memory,
+            as_of: None,
             defined: Some(DomainDefined {
                 cpus: d.cpus,
                 memory: d.memory,
@@ -316,6 +317,7 @@ impl Fake {
             tpm: d.tpm,
             guest_agent: self.with(|s| s.agents.contains(&id)) && d.state == DomainState::Running,
             cpu_xml: None,
+            loader: None,
             console: None,
             metadata: d.metadata.clone(),
             newer: d.newer.clone(),
@@ -609,9 +611,9 @@ impl Hypervisor for Fake {
         self.with(|s| s.frozen.push((id, false)));
         Ok(())
     }
-    async fn not_answering(
+    async fn look_at_machines(
         &self,
-    ) -> Result<std::collections::HashMap<VmId, fleetward_model::vm::QemuProcess>> {
+    ) -> Result<std::collections::HashMap<VmId, fleetward_hypervisor::MachineSeen>> {
         Ok(std::collections::HashMap::new())
     }
     async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()> {

@@ -213,6 +213,7 @@ async fn require_key(world: &World, metadata: &VmMetadata, to: &HostName) -> Res
     let question = Question {
         metadata: metadata.clone(),
         cpu_xml: None,
+        flash: None,
     };
     if world.agents.of(to)?.ask(&question).await?.can_open != CanOpen::NotGranted {
         // One that does not open for another reason, the host names itself.

@@ -2,7 +2,7 @@ use super::samples::{self, NOW};
 use super::*;
 use crate::ByteSize;
 use crate::host::{Accelerator, Confinement, Version};
-use crate::vm::{QemuProcess, TpmProcess, VmState};
+use crate::vm::{QemuHangs, QemuProcess, TpmProcess, VmState};
 
 /// The facts of a move that fits, in pieces a test can spoil.
 struct Case {
@@ -37,6 +37,7 @@ fn fitting() -> Case {
             uuid_taken: Some(false),
             name_taken: Some(false),
             cpu_problem: None,
+            flash_problem: None,
             opening: Opening::NotGranted,
         }),
         destination: "b".parse().expect("name"),
@@ -228,10 +229,21 @@ fn each_rule_alone_says_its_code() {
         (C::QemuNotAnswering, |c| {
             c.vm.noted.qemu = Some(QemuProcess::Stopped { pid: 7 })
         }),
+        (C::QemuNotAnswering, |c| {
+            c.vm.noted.hangs = Some(QemuHangs {
+                since: NOW,
+                pid: Some(7),
+                in_kernel: true,
+                shown_as_of: None,
+            })
+        }),
         (C::SwtpmMissing, |c| c.there().versions.swtpm = None),
         (C::MachineMissing, |c| c.there().machines.clear()),
         (C::CpuIncompatible, |c| {
             c.incoming().cpu_problem = Some("avx512f".into())
+        }),
+        (C::FirmwareDiffers, |c| {
+            c.incoming().flash_problem = Some("there is no OVMF_CODE_4M.fd".into())
         }),
         (C::AcceleratorDiffers, |c| {
             c.there().accelerator = Accelerator::Kvm

@@ -164,6 +164,7 @@ pub(super) async fn question(
                 .any(|vm| vm.metadata.spec.name == question.metadata.spec.name),
         ),
         cpu_problem: None,
+        flash_problem: None,
         can_open: match question.metadata.spec.tpm {
             true if inner.opens.contains(&question.metadata.spec.id) => CanOpen::Yes,
             true => CanOpen::NotGranted,
@@ -195,6 +196,7 @@ pub(super) async fn vm(
                 None => vm,
             },
             cpu_xml: None,
+            flash: None,
             can_open: CanOpen::Yes,
             tpm_state: inner.judged.clone(),
             tpm_states: inner.seen_states.clone(),
