@@ -18,24 +18,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 fn main() -> ExitCode {
-    suite::run(
-        "e2e-keys",
-        &["--hosts", "2"],
-        &[
-            (
-                "tpm_state_copied_away_does_not_open_without_the_key",
-                copied_state_is_useless,
-            ),
-            (
-                "the_emergency_recipe_opens_key_protector_and_tpm_state",
-                emergency_recipe,
-            ),
-            (
-                "a_vm_whose_protector_does_not_open_is_not_started_and_gets_no_new_tpm",
-                unreadable_protector,
-            ),
-        ],
-    )
+    let mut cases: Vec<suite::Case> = vec![
+        (
+            "tpm_state_copied_away_does_not_open_without_the_key",
+            copied_state_is_useless,
+        ),
+        (
+            "the_emergency_recipe_opens_key_protector_and_tpm_state",
+            emergency_recipe,
+        ),
+        (
+            "a_vm_whose_protector_does_not_open_is_not_started_and_gets_no_new_tpm",
+            unreadable_protector,
+        ),
+    ];
+    if std::env::var_os("FLEETWARD_E2E_SOAK").is_some() {
+        cases.push((
+            "after_thirty_starts_and_all_that_fails_only_running_vms_have_secrets_and_the_key_is_nowhere",
+            thirty_starts,
+        ));
+    }
+    suite::run("e2e-keys", &["--hosts", "2"], &cases)
 }
 
 /// A directory outside the lab, removed at the end.
@@ -150,12 +153,28 @@ fn copied_state_is_useless(fleet: &Fleet) -> Result<()> {
 /// Follows docs/emergency-recovery.md, then looks for the key it found everywhere it must not be.
 fn emergency_recipe(fleet: &Fleet) -> Result<()> {
     let scratch = Scratch::new("recipe")?;
-    let vm = fleet.vm("vault")?;
+    let key = key_by_the_recipe(fleet, "vault", &scratch)?;
+    // The state opens with stock swtpm and that key.
+    let id = text(&fleet.vm("vault")?, "id")?;
+    let state = scratch.path("state");
+    fs::create_dir(&state)?;
+    fetch(fleet, "a", &state_file(&id), &state.join("tpm2-00.permall"))?;
+    ensure!(
+        swtpm_opens(&state, &key)?,
+        "the state does not open with the recovered key"
+    );
+
+    the_key_is_nowhere(fleet, &STANDARD.decode(&key)?)
+}
+
+/// The TPM's key of a VM on host a, which owns it, as base64: what an administrator gets with OpenSSL.
+fn key_by_the_recipe(fleet: &Fleet, name: &str, scratch: &Scratch) -> Result<String> {
+    let vm = fleet.vm(name)?;
     let id = text(&vm, "id")?;
 
     // The private key, exported on the host by root with a password.
     let guardian = text(&vm["tpm"], "owner")?;
-    fleet.exec("a", &["sh", "-c", "mkdir -p /run/export && umask 077 && printf %s 'correct horse' > /run/export/password"])?.ok()?;
+    fleet.exec("a", &["sh", "-c", "rm -rf /run/export && mkdir /run/export && umask 077 && printf %s 'correct horse' > /run/export/password"])?.ok()?;
     fleet
         .exec(
             "a",
@@ -180,10 +199,7 @@ fn emergency_recipe(fleet: &Fleet) -> Result<()> {
         )?;
     }
     // The key protector, from the domain's metadata.
-    let xml = fleet
-        .exec("a", &["virsh", "dumpxml", "vault"])?
-        .ok()?
-        .stdout;
+    let xml = fleet.exec("a", &["virsh", "dumpxml", name])?.ok()?.stdout;
     let (_, rest) = xml
         .split_once(":key_protector>")
         .context("no key protector in the domain")?;
@@ -217,17 +233,7 @@ fn emergency_recipe(fleet: &Fleet) -> Result<()> {
         text(&record, "vm_id").or_else(|_| text(&record, "vm"))? == id,
         "the record is of another VM: {id}"
     );
-
-    // The state opens with stock swtpm and that key.
-    let state = scratch.path("state");
-    fs::create_dir(&state)?;
-    fetch(fleet, "a", &state_file(&id), &state.join("tpm2-00.permall"))?;
-    ensure!(
-        swtpm_opens(&state, &key)?,
-        "the state does not open with the recovered key"
-    );
-
-    the_key_is_nowhere(fleet, &STANDARD.decode(&key)?)
+    Ok(key)
 }
 
 /// Searches the lab's files, command lines, environments and logs while the VM runs.
@@ -350,5 +356,129 @@ fn unreadable_protector(fleet: &Fleet) -> Result<()> {
     fleet.cli(&["vm", "start", "vault"])?.ok()?;
     let tick = guest::booted(fleet, "vault", 2)?;
     ensure!(tick.unseal == "ok", "{tick:?}");
+    Ok(())
+}
+
+const WORN: &str = "worn";
+
+/// Its key is used in every way in which that can end, and it fails in between.
+fn thirty_starts(fleet: &Fleet) -> Result<()> {
+    let create = [
+        "vm",
+        "create",
+        WORN,
+        "--image",
+        "lab-guest",
+        "--memory",
+        "512M",
+    ];
+    fleet.cli(&[&create[..], &["--host", "a"]].concat())?.ok()?;
+    for count in 1..=30 {
+        fleet.cli(&["vm", "start", WORN])?.ok()?;
+        fleet.cli(&["vm", "stop", WORN, "--force"])?.ok()?;
+        if count % 10 == 0 {
+            start_fails(fleet)?;
+        }
+    }
+    fleet.cli(&["vm", "start", WORN])?.ok()?;
+    guest::booted(fleet, WORN, 1)?;
+    migration_fails(fleet)?;
+    migration_is_cancelled(fleet)?;
+    agent_is_killed(fleet)?;
+    fleet.cli(&["vm", "migrate", WORN, "--to", "b"])?.ok()?;
+    only_running_vms_have_secrets(fleet)?;
+    fleet.cli(&["vm", "migrate", WORN, "--to", "a"])?.ok()?;
+    only_running_vms_have_secrets(fleet)?;
+    let scratch = Scratch::new("worn")?;
+    let key = key_by_the_recipe(fleet, WORN, &scratch)?;
+    the_key_is_nowhere(fleet, &STANDARD.decode(&key)?)?;
+    fleet.cli(&["vm", "stop", WORN, "--force"])?.ok()?;
+    only_running_vms_have_secrets(fleet)?;
+    the_key_is_nowhere(fleet, &STANDARD.decode(&key)?)
+}
+
+/// After its secret is loaded: swtpm does nothing.
+fn start_fails(fleet: &Fleet) -> Result<()> {
+    let swtpm = "$(readlink -f $(command -v swtpm))";
+    let harm = format!("mount --bind /bin/false {swtpm}");
+    fleet.exec("a", &["sh", "-ec", &harm])?.ok()?;
+    let said = fleet.cli(&["vm", "start", WORN]);
+    let cure = format!("umount {swtpm}");
+    fleet.exec("a", &["sh", "-ec", &cure])?.ok()?;
+    let said = said?;
+    ensure!(said.code != 0, "it started without swtpm: {said:?}");
+    only_running_vms_have_secrets(fleet)
+}
+
+/// After its secret is loaded at the destination: there is no place for its UEFI variables.
+fn migration_fails(fleet: &Fleet) -> Result<()> {
+    let (there, away) = ("/var/lib/libvirt/qemu/nvram", "/var/lib/libvirt/qemu/away");
+    fleet.exec("b", &["mv", there, away])?.ok()?;
+    let said = fleet.cli(&["vm", "migrate", WORN, "--to", "b"]);
+    let cure = format!("rm -rf {there}; mv {away} {there}");
+    fleet.exec("b", &["sh", "-ec", &cure])?.ok()?;
+    let said = said?;
+    ensure!(said.code != 0, "it moved: {said:?}");
+    only_running_vms_have_secrets(fleet)
+}
+
+fn slow_migration(fleet: &Fleet) -> Result<String> {
+    let slow = ["virsh", "migrate-setspeed", WORN, "1"];
+    fleet.exec("a", &slow)?.ok()?;
+    let job = fleet.start_job(&["vm", "migrate", WORN, "--to", "b"])?;
+    wait::until("the destination to receive", seconds(60), || {
+        let list = fleet.exec("b", &["virsh", "-q", "list"])?;
+        Ok(list.stdout.contains(WORN).then_some(()))
+    })?;
+    Ok(job)
+}
+
+/// The job has ended, and the VM may be moved as fast as ever.
+fn after(fleet: &Fleet, job: &str) -> Result<()> {
+    wait::until("the job to end", seconds(120), || {
+        let state = text(&fleet.json(&["job", "show", job])?, "state")?;
+        Ok(matches!(state.as_str(), "done" | "undone" | "failed").then_some(()))
+    })?;
+    if fleet.place(WORN)?.1 == "b" {
+        fleet.cli(&["vm", "migrate", WORN, "--to", "a"])?.ok()?;
+    }
+    wait::until("the limit to be lifted", seconds(30), || {
+        let fast = fleet.exec("a", &["virsh", "migrate-setspeed", WORN, "10000"])?;
+        Ok((fast.code == 0).then_some(()))
+    })?;
+    only_running_vms_have_secrets(fleet)
+}
+
+fn migration_is_cancelled(fleet: &Fleet) -> Result<()> {
+    let job = slow_migration(fleet)?;
+    fleet.cli(&["job", "cancel", &job])?.ok()?;
+    after(fleet, &job)
+}
+
+fn agent_is_killed(fleet: &Fleet) -> Result<()> {
+    for host in ["a", "b"] {
+        let job = slow_migration(fleet)?;
+        fleet.kill(&format!("{host}/agent"))?;
+        fleet.start(&format!("{host}/agent"))?;
+        let _ = fleet.exec("a", &["virsh", "migrate-setspeed", WORN, "10000"]);
+        after(fleet, &job)?;
+    }
+    Ok(())
+}
+
+/// As libvirt says, and not as Fleetward does.
+fn only_running_vms_have_secrets(fleet: &Fleet) -> Result<()> {
+    let look = "virsh -q secret-list | awk '$1 ~ /-/ {print $1}' | sort > /run/secrets; \
+        virsh -q list --uuid | sed '/^$/d' | sort > /run/running; diff /run/secrets /run/running";
+    for host in ["a", "b"] {
+        wait::until(
+            &format!("only running VMs to have secrets on {host}"),
+            seconds(30),
+            || {
+                let said = fleet.exec(host, &["sh", "-c", look])?;
+                Ok((said.code == 0).then_some(()))
+            },
+        )?;
+    }
     Ok(())
 }
