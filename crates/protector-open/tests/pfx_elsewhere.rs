@@ -1,4 +1,5 @@
-//! PFX files and other programs than OpenSSL: GnuTLS, NSS and Java read what is exported, and what they write is read.
+//! PFX files and other programs than OpenSSL: GnuTLS, NSS, Java and Bouncy Castle read what is exported, and what they write
+//! is read.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -147,8 +148,7 @@ fn nss_reads_both_exports_and_its_own_files_are_read() {
         assert!(keys.contains("rsa"), "{file}: {keys}");
     }
 
-    // Each half lies in a database of its own. What it exports is BER, and read once OpenSSL has written it as DER, in the
-    // way that the refusal tells.
+    // Each half lies in a database of its own.
     read_back(HALVES.map(|(_, half)| {
         let database = format!("sql:{half}-Aes256.pfx.db");
         let listed = ran(&bench, "/usr/bin/certutil", &["-L", "-d", &database]);
@@ -167,17 +167,22 @@ fn nss_reads_both_exports_and_its_own_files_are_read() {
             "",
         ];
         ran(&bench, "/usr/bin/pk12util", &words);
-        let password = Zeroizing::new(PASSWORD.to_owned());
-        let refused = pfx::read(&bench.read("theirs.pfx"), &password).unwrap_err();
-        assert!(matches!(refused, PfxReadError::Ber(_)), "{refused}");
-        bench
-            .openssl("pkcs12 -in theirs.pfx -passin file:password -nodes -out both.pem")
-            .unwrap();
-        bench.made(
-            "pkcs12 -export -in both.pem -passout file:password -out der.pfx",
-            "der.pfx",
-        )
+        as_der(&bench)
     }));
+}
+
+/// `theirs.pfx` is BER. It is refused, and read once OpenSSL has written it as DER, in the way that the refusal tells.
+fn as_der(bench: &Bench) -> Vec<u8> {
+    let password = Zeroizing::new(PASSWORD.to_owned());
+    let refused = pfx::read(&bench.read("theirs.pfx"), &password).unwrap_err();
+    assert!(matches!(refused, PfxReadError::Ber(_)), "{refused}");
+    bench
+        .openssl("pkcs12 -legacy -in theirs.pfx -passin file:password -nodes -out both.pem")
+        .unwrap();
+    bench.made(
+        "pkcs12 -export -in both.pem -passout file:password -out der.pfx",
+        "der.pfx",
+    )
 }
 
 /// Java is large, so only where the long tests run.
@@ -238,6 +243,67 @@ fn java_reads_both_exports_and_its_own_file_is_read() {
     );
     let found = pfx::sort_out(keys.unwrap()).unwrap();
     assert!(matches!(found, Found::Guardian(_)), "{found:?}");
+}
+
+/// A provider of Java's, where that is.
+#[test]
+fn bouncy_castle_reads_both_exports_and_its_own_files_are_read() {
+    if std::env::var_os("FLEETWARD_E2E_SOAK").is_none() {
+        return;
+    }
+    let provider = [
+        "-providerclass",
+        "org.bouncycastle.jce.provider.BouncyCastleProvider",
+        "-providerpath",
+        "/usr/share/java/bcprov.jar",
+    ];
+    let keytool = |bench: &Bench, words: &[&str]| {
+        ran(bench, "/usr/bin/keytool", &[words, &provider[..]].concat())
+    };
+    let bench = exported();
+    for (role, file) in each_export() {
+        let store = [
+            "-keystore",
+            &file,
+            "-storetype",
+            "PKCS12",
+            "-providername",
+            "BC",
+        ];
+        let password = ["-storepass:file", "password"];
+        let said = keytool(&bench, &[&["-list", "-v"], &store[..], &password].concat());
+        assert!(said.contains("PrivateKeyEntry"), "{file}: {said}");
+        assert!(said.contains(&thumbprint(role, ":")), "{file}: {said}");
+        let alias = alias(&said);
+        let request = [&["-certreq", "-alias", &alias], &store[..], &password].concat();
+        let said = keytool(&bench, &request);
+        assert!(said.contains("BEGIN NEW CERTIFICATE REQUEST"), "{said}");
+    }
+    for kind in ["PKCS12", "PKCS12-3DES-3DES"] {
+        read_back(HALVES.map(|(_, half)| {
+            let from = format!("{half}-Aes256.pfx");
+            let _ = std::fs::remove_file(bench.path("theirs.pfx"));
+            let words = [
+                "-importkeystore",
+                "-srckeystore",
+                &from,
+                "-srcstoretype",
+                "PKCS12",
+                "-srcstorepass:file",
+                "password",
+                "-destkeystore",
+                "theirs.pfx",
+                "-deststoretype",
+                kind,
+                "-destprovidername",
+                "BC",
+                "-deststorepass:file",
+                "password",
+            ];
+            keytool(&bench, &words);
+            as_der(&bench)
+        }));
+    }
 }
 
 /// The name of the only entry in what keytool lists.

@@ -147,7 +147,7 @@ fn refusal(path: &Path, error: &PfxReadError) -> Failure {
         PfxReadError::Ber(_) => {
             let given = quoted(&path.display().to_string());
             failure.fix(format!(
-                "have OpenSSL write it as DER, with no copy in clear: openssl pkcs12 -in {given} -nodes | openssl pkcs12 -export -out der.pfx"
+                "have OpenSSL write it as DER, with no copy in clear: openssl pkcs12 -legacy -in {given} -nodes | openssl pkcs12 -export -out der.pfx"
             ))
         }
         _ => failure,
