@@ -457,9 +457,6 @@ pub(crate) struct JobStats {
     pub(crate) downtime_ms: Option<u64>,
 }
 
-/// The current job's figures, or with `completed` those of the last that ended.
-///
-/// (`virt` makes a `Vec` of libvirt's possibly null array.)
 /// For how long the domain's QEMU has not answered what libvirt asked it last; none while it owes no answer. libvirt tells
 /// that at once. Also none where it cannot be told, as of a domain that has stopped.
 pub(crate) fn unanswered(domain: &Domain) -> Option<Duration> {
@@ -474,6 +471,9 @@ pub(crate) fn unanswered(domain: &Domain) -> Option<Duration> {
     occupied.then(|| Duration::from_millis(info.stateTime))
 }
 
+/// The current job's figures, or with `completed` those of the last that ended.
+///
+/// (`virt` makes a `Vec` of libvirt's possibly null array.)
 pub(crate) fn job_stats(domain: &Domain, completed: bool) -> Result<JobStats, Error> {
     let flags = if completed {
         virt_sys::VIR_DOMAIN_JOB_STATS_COMPLETED
