@@ -20,6 +20,7 @@
 //! ```
 //! `default_network = "lan"`, above the tables, is the network of cards of which nothing else is said.
 
+use fleetward_model::ek::EkAddress;
 use fleetward_model::host::Accelerator;
 use fleetward_model::network::NetworkPlace;
 use fleetward_model::{ByteSize, NetworkName, PoolName};
@@ -54,6 +55,9 @@ pub struct Config {
     pub serial_log_dir: Option<PathBuf>,
     /// How many TPMs to keep ready, 0 to 64.
     pub tpm_pool_size: usize,
+    /// The address of the directory on a web server where what `fleetward ek publish` writes is published, such as
+    /// `http://pki.example/fleetward/`; none: EK certificates name no address. Best the same on all hosts.
+    pub ek_address: Option<EkAddress>,
     /// Memory that stays with the host and is never given to VMs, such as `"2G"`.
     #[serde(deserialize_with = "size")]
     pub memory_reserve: ByteSize,
@@ -179,6 +183,7 @@ impl Default for Config {
             accelerator: AcceleratorChoice::Auto,
             serial_log_dir: None,
             tpm_pool_size: 4,
+            ek_address: None,
             memory_reserve: ByteSize::gib(1),
             autostart_parallel: 2,
             autostart_pause: 5,
@@ -368,6 +373,7 @@ mod tests {
             ("data_dir = 'x'", "data_dir"),
             ("advertise = 'host'", "advertise"),
             ("tpm_pool_size = 1000", "tpm_pool_size"),
+            ("ek_address = 'pki.example'", "ek_address"),
             ("autostart_parallel = 0", "autostart_parallel"),
             ("autostart_patience = 0", "autostart_patience"),
             ("autostart_pause = 100000", "autostart_pause"),

@@ -16,6 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::EkWord;
 use fleetward_hypervisor::{EkIssuer, EkPublic};
+use fleetward_model::ek::EkAddress;
 use fleetward_model::{ErrorCode, Failure};
 use fleetward_protector::ek::{
     AT_ANY_TIME, EkAuthority, EkCertificate, EkChainError, EkPublicKey, RandomSerial, TpmIdentity,
@@ -79,6 +80,14 @@ impl EkCertifier {
             own,
             root,
         })
+    }
+
+    /// Certificates that are issued from now on name that place, if there is one.
+    pub(crate) fn published_at(self, address: Option<EkAddress>) -> Self {
+        Self {
+            authority: self.authority.published_at(address),
+            ..self
+        }
     }
 
     /// This host's EK authority, DER.

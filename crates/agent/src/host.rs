@@ -156,7 +156,7 @@ impl Host {
             member: membership.member,
             trust: membership.trust,
             authority: membership.authority,
-            ek: membership.ek,
+            ek: membership.ek.published_at(config.ek_address.clone()),
             hypervisor: machinery.hypervisor,
             volumes: machinery.volumes,
             tpms: machinery.tpms,

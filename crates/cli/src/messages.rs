@@ -724,6 +724,18 @@ pub(crate) fn ek_crl_written(file: &impl Display, list: &EkRevocationList) -> St
     )
 }
 
+pub(crate) fn ek_published(
+    directory: &impl Display,
+    authorities: usize,
+    list: &EkRevocationList,
+) -> String {
+    format!(
+        "{directory}: the certificates of {authorities} authorities, and the list of {} revoked, which counts until {}",
+        list.entries,
+        crate::table::moment(list.next_update)
+    )
+}
+
 pub(crate) fn confirm_revoke_ek(sha256: &str) -> String {
     format!("Revoke the EK certificate or authority {sha256}? That cannot be taken back")
 }

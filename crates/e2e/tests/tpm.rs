@@ -5,12 +5,13 @@
     reason = "tests make and damage files as they like"
 )]
 
-use anyhow::{Result, ensure};
-use fleetward_e2e::fleet::{Fleet, text};
+use anyhow::{Context, Result, ensure};
+use fleetward_e2e::fleet::{Fleet, run, text};
 use fleetward_e2e::guest::{self, Tick};
 use fleetward_e2e::wait::{self, seconds};
 use fleetward_e2e::{residue, secure_boot, suite};
 use serde_json::Value;
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
 const VM: &str = "desk";
@@ -144,6 +145,7 @@ fn listed_and_revoked(fleet: &Fleet) -> Result<()> {
     };
     let said = verified()?;
     ensure!(said.trim_end().ends_with(": OK"), "{said}");
+    published(fleet, directory.path())?;
     let revoke = ["ek", "revoke", &sha256, "--reason", "a test"];
     let asked = fleet.cli(&revoke)?;
     ensure!(asked.code == 2, "not asked: {asked:?}");
@@ -154,6 +156,44 @@ fn listed_and_revoked(fleet: &Fleet) -> Result<()> {
     let shown = fleet.cli(&["vm", "show", VM])?.ok()?.stdout;
     ensure!(shown.contains("EK_REVOKED"), "{shown}");
     Ok(())
+}
+
+/// What the VM's certificate says is published is what `ek publish` writes, under the names that it says.
+fn published(fleet: &Fleet, directory: &Path) -> Result<()> {
+    let file = |name: &str| directory.join(name).display().to_string();
+    let openssl = |line: String| -> Result<String> {
+        let mut command = std::process::Command::new("openssl");
+        run(command.args(line.split(' '))).and_then(|ran| Ok(ran.ok()?.stdout))
+    };
+    fleet.cli(&["ek", "publish", "--out", &file("www")])?.ok()?;
+    let told = openssl(format!("x509 -in {} -noout -text", file("tpm.pem")))?;
+    let place = "URI:http://pki.lab.example/fleetward/";
+    let named = |label: &str| -> Result<String> {
+        let mut lines = told.lines().map(str::trim);
+        let line = lines.find_map(|line| line.strip_prefix(label)?.strip_prefix(place));
+        // OpenSSL puts more behind the address of a list.
+        let name = line.and_then(|line| line.split_whitespace().next());
+        Ok(name
+            .with_context(|| format!("no {label}{place} in {told}"))?
+            .to_owned())
+    };
+    let (issuer, list) = (named("CA Issuers - ")?, named("")?);
+    for (name, pem) in [("ek-root.cer", "root.pem"), (&issuer, "issuer.pem")] {
+        let der = file(&format!("www/{name}"));
+        openssl(format!("x509 -inform DER -in {der} -out {}", file(pem)))?;
+    }
+    openssl(format!(
+        "verify -CAfile {} -untrusted {} {}",
+        file("root.pem"),
+        file("issuer.pem"),
+        file("tpm.pem")
+    ))?;
+    openssl(format!(
+        "crl -inform DER -in {} -noout -CAfile {}",
+        file(&format!("www/{list}")),
+        file("root.pem")
+    ))
+    .map(drop)
 }
 
 /// The guest has sealed its secret to PCR 7 as certificates of 2011 make it. Restored, the VM is left stopped: the next case

@@ -261,6 +261,12 @@ fn hosts_of_fleet(programs: &Programs, files: &LabFiles) -> Result<Value> {
 }
 
 fn write_agent_config(files: &LabFiles, record: &LabRecord, host: &HostRecord) -> Result<()> {
+    // An earlier version of the agent refuses what it does not know.
+    let known = host.agent_program.is_none();
+    let ek_address = match known {
+        true => r#"ek_address = "http://pki.lab.example/fleetward/""#,
+        false => "",
+    };
     let mut text = format!(
         r#"data_dir = "/var/lib/fleetward"
 run_dir = "/run/fleetward"
@@ -270,6 +276,7 @@ libvirt_uri = "qemu:///system"
 accelerator = "{accelerator}"
 serial_log_dir = "{serial}"
 tpm_pool_size = 4
+{ek_address}
 
 [[pool]]
 name = "default"
@@ -285,8 +292,6 @@ path = "{shared}"
         volumes = inside::VOLUMES,
         shared = inside::SHARED,
     );
-    // An earlier version of the agent refuses what it does not know.
-    let known = host.agent_program.is_none();
     for network in record.networks.iter().filter(|_| known) {
         let kind = match network.openvswitch {
             true => "openvswitch",

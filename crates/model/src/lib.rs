@@ -11,6 +11,7 @@ pub mod certutil;
 pub mod change;
 pub mod clone;
 pub mod disk;
+pub mod ek;
 pub mod error;
 pub mod fit;
 pub mod fix;

@@ -16,17 +16,21 @@ pub use public_key::{EkPublicKey, EkPublicKeyError};
 pub use revocation::{CRL_LIFETIME, Revocation, make_crl};
 
 use const_oid::ObjectIdentifier;
-use der::asn1::{SetOfVec, Utf8StringRef};
+use const_oid::db::rfc5280::ID_AD_CA_ISSUERS;
+use der::asn1::{Ia5String, SetOfVec, Utf8StringRef};
 use der::{Any, Encode, Sequence, ValueOrd};
 use fleetward_model::HostName;
+use fleetward_model::ek::EkAddress;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SerialNumber, SigningKey,
     SubjectPublicKeyInfo,
 };
+use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 use x509_cert::attr::{Attribute, AttributeTypeAndValue};
 use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{AccessDescription, AuthorityInfoAccessSyntax};
 use x509_cert::name::{Name, RdnSequence, RelativeDistinguishedName};
 
 /// `tcg-kp-EKCertificate`: the extended key usage that marks an EK certificate.
@@ -39,6 +43,7 @@ const TCG_TPM_SPECIFICATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.
 const SUBJECT_ALT_NAME: [u64; 4] = [2, 5, 29, 17];
 const SUBJECT_DIRECTORY_ATTRIBUTES: [u64; 4] = [2, 5, 29, 9];
 const CRL_DISTRIBUTION_POINTS: [u64; 4] = [2, 5, 29, 31];
+const AUTHORITY_INFO_ACCESS: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 1, 1];
 
 /// The name of a host's EK authority begins so; the host's follows.
 const AUTHORITY_NAME: &str = "Fleetward EK authority ";
@@ -150,6 +155,9 @@ pub struct EkAuthority<K: SigningKey> {
     issuer: Issuer<'static, K>,
     /// Who issued the authority's own certificate.
     above: Name,
+    /// SHA-256 of the authority's own certificate, hex.
+    sha256: String,
+    published: Option<EkAddress>,
 }
 
 impl<K: SigningKey> EkAuthority<K> {
@@ -170,7 +178,16 @@ impl<K: SigningKey> EkAuthority<K> {
         Ok(Self {
             issuer,
             above: parsed.tbs_certificate.issuer,
+            sha256: hex::encode(Sha256::digest(certificate)),
+            published: None,
         })
+    }
+
+    /// From now on EK certificates name the place where the authority's own certificate and the list of revoked ones are.
+    #[must_use]
+    pub fn published_at(mut self, address: Option<EkAddress>) -> Self {
+        self.published = address;
+        self
     }
 
     /// Issues a host's EK authority for the key pair that the host made (DER `SubjectPublicKeyInfo`). For the root.
@@ -226,10 +243,17 @@ impl<K: SigningKey> EkAuthority<K> {
             &SUBJECT_DIRECTORY_ATTRIBUTES,
             specification(tpm).map_err(EkIssueError::Attribute)?,
         );
-        let revoked_by =
-            revocation::listed_by_issuer_of(&self.above).map_err(EkIssueError::Attribute)?;
+        let crl = self.published.as_ref().map(EkAddress::of_crl);
+        let revoked_by = revocation::listed_by_issuer_of(&self.above, crl.as_deref())
+            .map_err(EkIssueError::Attribute)?;
         let revoked_by = CustomExtension::from_oid_content(&CRL_DISTRIBUTION_POINTS, revoked_by);
         params.custom_extensions = vec![maker, specification, revoked_by];
+        if let Some(address) = &self.published {
+            let place = issuer_at(&address.of_authority(&self.sha256));
+            let place = place.map_err(EkIssueError::Attribute)?;
+            let place = CustomExtension::from_oid_content(&AUTHORITY_INFO_ACCESS, place);
+            params.custom_extensions.push(place);
+        }
         let certificate = params
             .signed_by(&subject, &self.issuer)
             .map_err(|source| EkIssueError::Certificate { what: "EK", source })?;
@@ -263,6 +287,15 @@ fn authority_params(
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
+}
+
+/// `AuthorityInfoAccess` with the address of the issuer's certificate.
+fn issuer_at(address: &str) -> der::Result<Vec<u8>> {
+    let place = AccessDescription {
+        access_method: ID_AD_CA_ISSUERS,
+        access_location: GeneralName::UniformResourceIdentifier(Ia5String::new(address)?),
+    };
+    AuthorityInfoAccessSyntax(vec![place]).to_der()
 }
 
 /// `TPMSpecification` of the TCG EK Credential Profile.

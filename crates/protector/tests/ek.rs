@@ -12,6 +12,7 @@ use fleetward_protector::ek::{
 };
 use proptest::prelude::*;
 use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384, PublicKeyData};
+use sha2::Digest;
 use std::process::Command;
 use std::sync::LazyLock;
 use tempfile::TempDir;
@@ -151,6 +152,55 @@ fn openssl_reads_the_list_of_revoked_certificates() {
     }
     let another = make_crl(&fleet.root, &p384(), &[], now);
     assert!(matches!(another, Err(EkIssueError::IssuerKey)));
+}
+
+/// A verifier that looks up chain and list by itself finds them; each in the way that RFC 5280 has for it.
+#[test]
+fn an_ek_certificate_names_where_its_issuer_and_the_list_are_published() {
+    let (root_key, host_key) = (p384(), p384());
+    let root = make_root("published", &root_key, serial(1), NOW).unwrap();
+    let key = host_key.subject_public_key_info();
+    let intermediate = EkAuthority::new(&root, &root_key)
+        .unwrap()
+        .issue_host_authority(&host(), &key, serial(2), NOW)
+        .unwrap();
+    let longest = format!("http://pki.example/{}/", "x".repeat(180));
+    let mut text = String::new();
+    for address in [&longest, "http://pki.example/fleetward/"] {
+        let authority = EkAuthority::new(&intermediate, &host_key)
+            .unwrap()
+            .published_at(Some(address.parse().unwrap()));
+        let issue = |key: &EkPublicKey, byte| {
+            let issued = authority.issue_ek(key, &TpmIdentity::default(), serial(byte), NOW);
+            issued.unwrap()
+        };
+        let fleet = Fleet {
+            rsa_ek: issue(&rsa_key(), 3),
+            ecc_ek: issue(&ecc_key(), 4),
+            root: root.clone(),
+            root_key: p384(),
+            intermediate: intermediate.clone(),
+        };
+        let directory = written(&fleet);
+        let crl = make_crl(&root, &root_key, &[], OffsetDateTime::now_utc()).unwrap();
+        std::fs::write(directory.path().join("crl.der"), crl).unwrap();
+        openssl(&directory, "crl -inform DER -in crl.der -out crl.pem").unwrap();
+        openssl(
+            &directory,
+            "verify -x509_strict -crl_check_all -extended_crl -CAfile root.pem -CRLfile crl.pem \
+             -untrusted host.pem rsa.pem",
+        )
+        .unwrap();
+        text = openssl(&directory, "x509 -in rsa.pem -noout -text").unwrap();
+    }
+    let squeezed = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let authority = hex::encode(sha2::Sha256::digest(&intermediate));
+    for told in [
+        format!("CA Issuers - URI:http://pki.example/fleetward/{authority}.cer"),
+        "Full Name: URI:http://pki.example/fleetward/ek.crl CRL Issuer: DirName:".to_owned(),
+    ] {
+        assert!(squeezed.contains(&told), "{told} in {squeezed}");
+    }
 }
 
 #[test]

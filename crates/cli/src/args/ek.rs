@@ -49,6 +49,16 @@ pub enum EkCommand {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Writes what a web server has to offer to those who verify TPMs: the EK root, the hosts' authorities, and the list of
+    /// revoked certificates (DER)
+    ///
+    /// With ek_address in the hosts' agent.toml, new EK certificates name the place of these files. The list counts for seven
+    /// days: publish it anew every day.
+    Publish {
+        /// The directory that the web server offers; it is made if it is not there, and existing files are replaced
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Accepts the EK certificate of a TPM that this fleet did not make
     ///
     /// A host refuses such a TPM when it arrives, is restored or is rebuilt (EK_NOT_OF_FLEET), and names the certificate.

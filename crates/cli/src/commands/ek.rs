@@ -5,11 +5,15 @@ use crate::args::EkCommand;
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop};
 use crate::{messages, table};
-use fleetward_api::controller::{EkAuthorityView, EkCertificateView, EkRevokeRequest};
+use fleetward_api::controller::{
+    EkAuthorityView, EkCertificateView, EkRevocationList, EkRevokeRequest,
+};
 use fleetward_api::lists::{EkQuery, LibraryQuery};
 use fleetward_api::verbs::{EkAccept, EkAuthorities, EkCrl, EkList, EkRevoke, EkShow};
-use fleetward_durable::Access;
-use fleetward_model::{ErrorCode, Failure};
+use fleetward_durable::{Access, ensure_directory};
+use fleetward_model::{ErrorCode, Failure, ek};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use serde_json::json;
 use std::path::Path;
 
@@ -63,7 +67,7 @@ pub(super) async fn run(context: &Context, command: EkCommand) -> Result<Exit, S
             let list = controller.call::<EkCrl>([], &()).await?;
             match (out, output.is_table()) {
                 (Some(file), _) => {
-                    write(&file, &list.crl)?;
+                    write(&file, list.crl.as_bytes())?;
                     let written = json!({
                         "file": file, "entries": list.entries, "next_update": list.next_update,
                     });
@@ -74,6 +78,19 @@ pub(super) async fn run(context: &Context, command: EkCommand) -> Result<Exit, S
                 (None, true) => output.text(&list.crl)?,
                 (None, false) => output.document(&list, String::new)?,
             }
+        }
+        EkCommand::Publish { out } => {
+            let query = LibraryQuery::default();
+            let all: Vec<EkAuthorityView> =
+                controller.list::<EkAuthorities, _>(query, None).await?;
+            let list = controller.call::<EkCrl>([], &()).await?;
+            publish(&out, &all, &list)?;
+            let written = json!({
+                "directory": out, "authorities": all.len(), "entries": list.entries, "next_update": list.next_update,
+            });
+            output.success(&written, || {
+                messages::ek_published(&out.display(), all.len(), &list)
+            })?;
         }
         EkCommand::Accept { sha256 } => {
             let accepted = controller.call::<EkAccept>([sha256.as_str()], &()).await?;
@@ -91,13 +108,38 @@ pub(super) async fn run(context: &Context, command: EkCommand) -> Result<Exit, S
     Ok(Exit::Done)
 }
 
-fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    fleetward_durable::replace(file, text.as_bytes(), Access::PUBLIC).map_err(|error| {
-        Failure::new(
-            ErrorCode::InvalidArgument,
-            format!("cannot write {}", file.display()),
-        )
-        .because(error)
-        .fix("--out FILE, in a directory that can be written")
-    })
+/// The list of revoked certificates last: whoever finds it finds the certificates that it is about.
+fn publish(
+    directory: &Path,
+    authorities: &[EkAuthorityView],
+    list: &EkRevocationList,
+) -> Result<(), Failure> {
+    ensure_directory(directory, 0o755).map_err(|error| unwritten(directory, &error))?;
+    let unreadable = |error: rustls::pki_types::pem::Error| {
+        Failure::new(ErrorCode::Internal, "what the controller sent is no PEM").because(error)
+    };
+    for authority in authorities {
+        let name = match authority.host {
+            Some(_) => ek::authority_file(&authority.sha256),
+            None => ek::ROOT_FILE.to_owned(),
+        };
+        let der = CertificateDer::from_pem_slice(authority.certificate.as_bytes());
+        write(&directory.join(name), &der.map_err(unreadable)?)?;
+    }
+    let der = CertificateRevocationListDer::from_pem_slice(list.crl.as_bytes());
+    write(&directory.join(ek::CRL_FILE), &der.map_err(unreadable)?)
+}
+
+fn write(file: &Path, content: &[u8]) -> Result<(), Failure> {
+    fleetward_durable::replace(file, content, Access::PUBLIC)
+        .map_err(|error| unwritten(file, &error))
+}
+
+fn unwritten(path: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        ErrorCode::InvalidArgument,
+        format!("cannot write {}", path.display()),
+    )
+    .because(error)
+    .fix("give a place that can be written: --out PATH")
 }

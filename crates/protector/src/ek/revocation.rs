@@ -8,7 +8,7 @@ use super::certificate;
 use super::{EkChainError, EkIssueError};
 use const_oid::AssociatedOid;
 use const_oid::db::rfc5280::{ID_CE_CERTIFICATE_ISSUER, ID_CE_ISSUING_DISTRIBUTION_POINT};
-use der::asn1::{BitString, GeneralizedTime, OctetString, Uint, UtcTime};
+use der::asn1::{BitString, GeneralizedTime, Ia5String, OctetString, Uint, UtcTime};
 use der::{Decode, Encode};
 use rcgen::SigningKey;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use x509_cert::Certificate;
 use x509_cert::crl::{CertificateList, RevokedCert, TbsCertList};
 use x509_cert::ext::pkix::crl::dp::{DistributionPoint, IssuingDistributionPoint};
-use x509_cert::ext::pkix::name::{GeneralName, GeneralNames};
+use x509_cert::ext::pkix::name::{DistributionPointName, GeneralName, GeneralNames};
 use x509_cert::ext::pkix::{
     AuthorityKeyIdentifier, CrlDistributionPoints, CrlNumber, SubjectKeyIdentifier,
 };
@@ -148,11 +148,16 @@ fn extension(
     })
 }
 
-/// Where the certificates below `authority` (its certificate, DER) are revoked: in the list of the one that issued it.
-pub(super) fn listed_by_issuer_of(authority: &Name) -> der::Result<Vec<u8>> {
-    let by: GeneralNames = vec![GeneralName::DirectoryName(authority.clone())];
+/// Where certificates are revoked: in the list of `above`, who issued their authority's own certificate, at that address
+/// if it is published.
+pub(super) fn listed_by_issuer_of(above: &Name, address: Option<&str>) -> der::Result<Vec<u8>> {
+    let by: GeneralNames = vec![GeneralName::DirectoryName(above.clone())];
+    let place = address.map(|address| {
+        let place = GeneralName::UniformResourceIdentifier(Ia5String::new(address)?);
+        Ok::<_, der::Error>(DistributionPointName::FullName(vec![place]))
+    });
     CrlDistributionPoints(vec![DistributionPoint {
-        distribution_point: None,
+        distribution_point: place.transpose()?,
         reasons: None,
         crl_issuer: Some(by),
     }])
