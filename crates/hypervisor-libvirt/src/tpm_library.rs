@@ -15,8 +15,8 @@ use std::time::Duration;
 
 /// Where swtpm finds its end of the control channel.
 const CONTROL_FD: i32 = 3;
-/// How long it may take until swtpm has its libraries.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take until swtpm has its libraries: less than the agent waits for all that it tells of its host.
+const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// What the loader reads to find libraries; it is written anew when one comes or goes.
 const LOADERS_CACHE: &str = "/etc/ld.so.cache";
@@ -97,6 +97,10 @@ async fn mapped_by_a_new_one(programs: &Programs) -> Option<PathBuf> {
         loop {
             if let Some(library) = library_in(&std::fs::read_to_string(&maps).ok()?) {
                 return Some(library);
+            }
+            // What has ended has mapped nothing, and would be looked at in vain.
+            if child.try_wait().ok()?.is_some() {
+                return None;
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -195,5 +199,11 @@ mod tests {
         symlink("libtpms.so.0.99.8", dir.path().join("libtpms.so.0")).expect("a link");
         let there = known.version(&programs).await;
         assert_eq!(there, Some(Version::new(0, 99, 8)));
+
+        // One that does nothing is found out at once: a host's facts wait for this.
+        programs.swtpm = Some(Program::at("swtpm", PathBuf::from("/bin/false")));
+        let begin = std::time::Instant::now();
+        assert_eq!(known.version(&programs).await, None);
+        assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
     }
 }
