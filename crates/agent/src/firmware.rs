@@ -5,8 +5,8 @@
 //!                                   └─ "failed to load Boot0001 ...: Access Denied" ──► said, until it starts another one
 //! ```
 //! Nothing of the console is kept but the number of a boot option. An administrator's console takes the terminal over, for
-//! as long as it is open, and what passes through it is listened to in the same way. What a guest prints is never listened to, except what it has
-//! printed just before its firmware began anew.
+//! as long as it is open, and what passes through it is listened to in the same way. What a guest prints is never listened
+//! to, except what it has printed just before its firmware began anew.
 
 use crate::console::Pty;
 use crate::host::Host;
