@@ -32,6 +32,16 @@ const ARROWS: &[(&str, &[&str])] = &[
             "fleetward-protector",
         ],
     ),
+    (
+        "fleetward-sim",
+        &[
+            "fleetward-model",
+            "fleetward-protector",
+            "fleetward-protector-open",
+            "fleetward-api",
+            "fleetward-link",
+        ],
+    ),
     ("fleetward-hypervisor", &["fleetward-model"]),
     (
         "fleetward-hypervisor-libvirt",

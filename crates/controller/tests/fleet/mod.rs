@@ -1,6 +1,6 @@
 //! A controller and agents that keep their VMs in memory, over real mutual TLS on the loopback interface.
 
-pub(crate) mod agent;
+pub(crate) use fleetward_sim::agent;
 
 use agent::FakeAgent;
 use fleetward_api::controller::{

@@ -13,19 +13,19 @@ use std::time::Duration;
 
 /// How this host converts images.
 #[derive(Debug)]
-pub(crate) struct FakeConversion {
-    pub(crate) unable: Option<String>,
-    pub(crate) room: u64,
-    pub(crate) busy: u32,
+pub struct FakeConversion {
+    pub unable: Option<String>,
+    pub room: u64,
+    pub busy: u32,
     /// What becomes of any file.
-    pub(crate) disk: Vec<u8>,
-    pub(crate) fails: Option<Failure>,
+    pub disk: Vec<u8>,
+    pub fails: Option<Failure>,
     /// Half of the disk comes.
-    pub(crate) cut: bool,
+    pub cut: bool,
     /// Stays at 42 per cent.
-    pub(crate) waits: bool,
+    pub waits: bool,
     /// Queries and files.
-    pub(crate) asked: Vec<(String, Vec<u8>)>,
+    pub asked: Vec<(String, Vec<u8>)>,
 }
 
 impl Default for FakeConversion {

@@ -1,0 +1,162 @@
+//! An agent whose hypervisor is a map. Enough of one to hold the controller to the agents' contract: it refuses what the
+//! real one refuses, remembers what was asked, and can be told to fail.
+
+mod conversion;
+mod endpoints;
+mod inner;
+mod perform;
+mod report;
+mod vm;
+
+pub use conversion::FakeConversion;
+pub use inner::{Death, FakeCertificate, Inner};
+pub use vm::FakeVm;
+
+use fleetward_link::{
+    Client, ClientCertificates, ClientTls, Credential, FleetTrust, Identity, LiveCredential,
+    Refusals, ServerTls, TlsServer,
+};
+use fleetward_model::guardian::GuardianFacts;
+use fleetward_model::vm::VmState;
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
+use fleetward_protector_open::LocalGuardian;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use tokio_util::sync::CancellationToken;
+
+/// A running fake agent.
+#[derive(Debug, Clone)]
+pub struct FakeAgent {
+    pub host: HostName,
+    pub inner: Arc<Mutex<Inner>>,
+    pub credential: LiveCredential,
+    /// Its guardian with the private keys.
+    pub own: Option<Arc<LocalGuardian>>,
+    /// The key of its EK authority.
+    pub ek: Option<Arc<rcgen::KeyPair>>,
+    tls: ServerTls,
+    pub address: SocketAddr,
+    stop: Arc<Mutex<CancellationToken>>,
+}
+
+impl FakeAgent {
+    pub async fn start(
+        host: HostName,
+        group: GroupName,
+        guardian: GuardianFacts,
+        credential: Credential,
+        trust: FleetTrust,
+        address: SocketAddr,
+    ) -> Self {
+        let stop: Arc<Mutex<CancellationToken>> = Arc::default();
+        let (credential, refusals) = (LiveCredential::new(credential), Refusals::default());
+        let certificate = FakeCertificate {
+            live: credential.clone(),
+            refusals: refusals.clone(),
+            asked: None,
+            fails: false,
+        };
+        let facts = inner::facts(&host, group, guardian);
+        let inner = Inner::new(facts, certificate, stop.clone());
+        let tls = ServerTls::new(credential.clone(), trust, ClientCertificates::Required)
+            .with_refusals(refusals);
+        let inner = Arc::new(Mutex::new(inner));
+        let agent = Self {
+            host,
+            inner,
+            credential,
+            own: None,
+            ek: None,
+            tls,
+            address,
+            stop,
+        };
+        agent.serve().await;
+        agent
+    }
+
+    /// Listens again after [`cut`](Self::cut).
+    pub async fn serve(&self) {
+        let limits = fleetward_link::Limits {
+            shutdown_grace: std::time::Duration::ZERO,
+            ..Default::default()
+        };
+        let server = TlsServer::bind(self.address, self.tls.clone())
+            .await
+            .expect("bind")
+            .with_limits(limits);
+        let router = endpoints::router(self.inner.clone());
+        let stop = CancellationToken::new();
+        *self.stop.lock().expect("lock") = stop.clone();
+        tokio::spawn(server.serve(router, stop));
+    }
+
+    /// A client that shows this host's certificate.
+    pub fn client_of(&self, controller: SocketAddr, trust: FleetTrust) -> Client {
+        let tls = ClientTls::member(self.credential.clone(), trust, Identity::Controller);
+        Client::tls(controller.to_string(), tls)
+    }
+
+    /// No longer answers.
+    pub fn cut(&self) {
+        self.stop.lock().expect("lock").cancel();
+    }
+
+    /// Loses its power when `operation` is asked of it: before it is done, or after and before it is answered.
+    pub fn dies_at(&self, operation: &'static str, after: bool) {
+        let death = Death {
+            who: self.stop.clone(),
+            peer: false,
+            after,
+        };
+        self.look(|inner| inner.deaths.insert(operation, death));
+    }
+
+    /// Has power again: what ran does not run any more.
+    pub async fn comes_back(&self) {
+        self.look(|inner| {
+            for vm in inner.vms.values_mut() {
+                vm.state = VmState::Stopped;
+            }
+            inner.asked.clear();
+        });
+        self.serve().await;
+    }
+
+    /// `other` loses its power when `operation` is asked of this one.
+    pub fn outlives(&self, other: &FakeAgent, operation: &'static str, after: bool) {
+        let death = Death {
+            who: other.stop.clone(),
+            peer: true,
+            after,
+        };
+        self.look(|inner| inner.deaths.insert(operation, death));
+    }
+
+    pub fn look<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
+        look(&mut self.inner.lock().expect("lock"))
+    }
+
+    /// Lets the two move VMs between each other.
+    pub fn knows(&self, other: &FakeAgent) {
+        self.look(|inner| inner.peers.insert(other.host.clone(), other.inner.clone()));
+        other.look(|inner| inner.peers.insert(self.host.clone(), self.inner.clone()));
+    }
+
+    /// Nothing of any VM.
+    pub fn is_clean(&self) -> bool {
+        self.look(|inner| inner.vms.is_empty() && inner.volumes.is_empty() && inner.tpms.is_empty())
+    }
+
+    /// Fails `operation` once.
+    pub fn fail_once(&self, operation: &'static str, code: ErrorCode) {
+        self.look(|inner| {
+            inner.fail.insert(
+                operation,
+                Failure::new(code, format!("{operation} was told to fail")),
+            )
+        });
+    }
+}
+
+type Shared = Arc<Mutex<Inner>>;

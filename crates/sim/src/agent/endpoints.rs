@@ -1,0 +1,62 @@
+//! What a simulated agent answers over HTTP.
+
+mod events;
+mod files;
+mod membership;
+mod operations;
+mod vms;
+
+use super::conversion::{convert, converter};
+use super::{Inner, Shared};
+use axum::body::Bytes;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use files::{copy, delete_image, image, put_image};
+use fleetward_api::agent as api;
+use fleetward_model::Failure;
+use membership::{
+    ask_for_certificate, audit, certificate, ek_authority, put_certificate, refuse_certificates,
+    witness,
+};
+use vms::{delete_history, delete_seed, put_seed, seed, tpm, vm};
+
+pub(super) fn router(inner: Shared) -> Router {
+    Router::new()
+        .route(api::EVENTS, get(events::events))
+        .route(api::OPERATIONS, post(operations::operate))
+        .route(api::QUESTIONS, post(operations::question))
+        .route(api::VM, get(vm))
+        .route(api::VM_TPM, get(tpm))
+        .route(api::VM_HISTORY, delete(delete_history))
+        .route(api::VM_SEED, get(seed).put(put_seed).delete(delete_seed))
+        .route(api::IMAGE, get(image).put(put_image).delete(delete_image))
+        .route(api::CONVERSIONS, get(converter).post(convert))
+        .route(api::COPY, get(copy))
+        .route(api::AUDIT, get(audit))
+        .route(api::AUDIT_WITNESS, post(witness))
+        .route(
+            api::CERTIFICATE,
+            get(certificate)
+                .post(ask_for_certificate)
+                .put(put_certificate),
+        )
+        .route(api::EK_AUTHORITY, get(ek_authority))
+        .route(api::REFUSED_CERTIFICATES, put(refuse_certificates))
+        .with_state(inner)
+}
+
+fn line(value: &impl serde::Serialize) -> Result<Bytes, std::convert::Infallible> {
+    Ok(line_of(value).into())
+}
+
+fn line_of(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(value).expect("json");
+    line.push(b'\n');
+    line
+}
+
+fn refusal(failure: Failure) -> Response {
+    let status = http::StatusCode::from_u16(failure.code.class().http_status()).expect("status");
+    (status, Json(failure)).into_response()
+}

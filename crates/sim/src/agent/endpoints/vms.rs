@@ -1,0 +1,111 @@
+//! VMs, copies of their TPMs, and media for their first boots.
+
+use super::{Shared, refusal};
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use fleetward_api::agent::{CanOpen, VmDetail};
+use fleetward_api::tpm::{BundleParts, TpmBundle};
+use fleetward_model::{ErrorCode, Failure, VmId};
+use fleetward_protector::ExpiredAllowed;
+use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
+use http::HeaderMap;
+use std::sync::LazyLock;
+use time::OffsetDateTime;
+
+pub(super) async fn vm(
+    State(inner): State<Shared>,
+    Path(id): Path<VmId>,
+    headers: HeaderMap,
+) -> Response {
+    let inner = inner.lock().expect("lock");
+    match inner.observed(id) {
+        Some(vm) => Json(VmDetail {
+            vm: match inner.answers_in(&headers) {
+                Some(formats) => vm.readable_with(formats),
+                None => vm,
+            },
+            cpu_xml: None,
+            flash: None,
+            can_open: CanOpen::Yes,
+            tpm_state: inner.judged.clone(),
+            tpm_states: inner.seen_states.clone(),
+        })
+        .into_response(),
+        None => refusal(Failure::new(ErrorCode::VmNotFound, "no such VM")),
+    }
+}
+
+/// A bundle as it has to be, with a key protector for just this VM.
+pub(super) async fn tpm(State(inner): State<Shared>, Path(asked): Path<VmId>) -> Response {
+    static OWNER: LazyLock<LocalGuardian> = LazyLock::new(|| {
+        let host = "fake".parse().expect("name");
+        LocalGuardian::generate(&host, OffsetDateTime::now_utc()).expect("guardian")
+    });
+    let (id, metadata) = {
+        let inner = inner.lock().expect("lock");
+        let id = inner.answers_with.unwrap_or(asked);
+        if let Some(failure) = &inner.no_copy {
+            return refusal(failure.clone());
+        }
+        match inner.vms.get(&id) {
+            Some(vm) if inner.parts.contains_key(&id) => {
+                return Json(TpmBundle::new(vm.metadata.clone(), &inner.parts[&id]))
+                    .into_response();
+            }
+            Some(vm) if vm.metadata.spec.tpm => (id, vm.metadata.clone()),
+            _ => return refusal(Failure::new(ErrorCode::TpmStateMissing, "no TPM")),
+        }
+    };
+    let request = SealRequest {
+        vm_id: id,
+        key_id: fleetward_model::KeyId(id.0),
+        tpm_key: &TpmKey::generate().expect("key"),
+        owner: &OWNER,
+        recipients: &[],
+        now: OffsetDateTime::now_utc(),
+        expired: &ExpiredAllowed::none(),
+    };
+    let parts = BundleParts {
+        state: vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 11, 1],
+        key_protector: seal(&request).expect("seal").der().to_vec(),
+        ek_certificate: None,
+        uefi_variables: None,
+    };
+    Json(TpmBundle::new(metadata, &parts)).into_response()
+}
+
+pub(super) async fn delete_history(
+    State(inner): State<Shared>,
+    Path(vm): Path<VmId>,
+) -> http::StatusCode {
+    let mut inner = inner.lock().expect("lock");
+    inner.facts.histories.retain(|kept| *kept != vm);
+    inner.tell_facts();
+    http::StatusCode::NO_CONTENT
+}
+
+pub(super) async fn seed(State(inner): State<Shared>, Path(vm): Path<VmId>) -> Response {
+    match inner.lock().expect("lock").seeds.get(&vm) {
+        Some(content) => content.clone().into_response(),
+        None => refusal(Failure::new(ErrorCode::NotFound, "no such medium")),
+    }
+}
+
+pub(super) async fn put_seed(
+    State(inner): State<Shared>,
+    Path(vm): Path<VmId>,
+    content: Bytes,
+) -> http::StatusCode {
+    inner.lock().expect("lock").seeds.insert(vm, content);
+    http::StatusCode::NO_CONTENT
+}
+
+pub(super) async fn delete_seed(
+    State(inner): State<Shared>,
+    Path(vm): Path<VmId>,
+) -> http::StatusCode {
+    inner.lock().expect("lock").seeds.remove(&vm);
+    http::StatusCode::NO_CONTENT
+}

@@ -1,0 +1,261 @@
+//! The state of a simulated host: what it has, what was asked of it, and how it has been told to fail.
+
+use super::FakeConversion;
+use super::vm::FakeVm;
+use axum::body::Bytes;
+use fleetward_api::agent as api_agent;
+use fleetward_api::agent::{AgentEvent, AuditHead, TpmStateJudged};
+use fleetward_api::tpm::BundleParts;
+use fleetward_link::{KeyRequest, LiveCredential, Refusals};
+use fleetward_model::audit::AuditRecord;
+use fleetward_model::guardian::GuardianFacts;
+use fleetward_model::host::{
+    Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts, Version,
+};
+use fleetward_model::secure_boot::CertificateState;
+use fleetward_model::vm::VmReport;
+use fleetward_model::{ByteSize, Failure, GroupName, GuardianId, HostName, JobId, VmId};
+use http::HeaderMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use time::OffsetDateTime;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+#[derive(Debug)]
+pub struct Inner {
+    pub host: HostName,
+    pub facts: HostFacts,
+    pub vms: BTreeMap<VmId, FakeVm>,
+    pub volumes: BTreeSet<String>,
+    pub tpms: BTreeMap<VmId, Vec<GuardianId>>,
+    pub images: BTreeSet<String>,
+    pub conversion: FakeConversion,
+    /// Media for first boots.
+    pub seeds: BTreeMap<VmId, Bytes>,
+    /// TPMs that are whole and can be copied.
+    pub parts: BTreeMap<VmId, BundleParts>,
+    /// VMs whose key this host opens, as it says when asked.
+    pub opens: BTreeSet<VmId>,
+    /// Names of the operations asked for, in order.
+    pub asked: Vec<&'static str>,
+    /// Operations that fail the next time, with what.
+    pub fail: BTreeMap<&'static str, Failure>,
+    /// Operations that are done the next time, and reported as failed.
+    pub fail_after: BTreeSet<&'static str>,
+    /// Operations at which a host loses its power: this one or a peer, before the operation is done or after.
+    pub deaths: BTreeMap<&'static str, Death>,
+    /// The jobs whose arrivals are under way, by VM.
+    pub arriving: BTreeMap<VmId, JobId>,
+    /// Operations that fail each time.
+    pub broken: BTreeSet<&'static str>,
+    /// Bytes that every key protector has more: one for many guardians is long.
+    pub padding: usize,
+    /// Operations for which it is never the time.
+    pub busy: BTreeSet<&'static str>,
+    /// Operations that an older agent does not know.
+    pub unknown: BTreeSet<&'static str>,
+    /// The highest generation seen, by VM.
+    pub generations: BTreeMap<VmId, u64>,
+    pub audit: Vec<AuditRecord>,
+    /// Why no copy of any TPM is given.
+    pub no_copy: Option<Failure>,
+    /// Its EK authority, DER; an agent of before cannot be asked.
+    pub ek_authority: Option<Vec<u8>>,
+    /// What it says of the TPM state of any VM.
+    pub judged: Option<TpmStateJudged>,
+    /// Digests of TPM states that it says it has seen.
+    pub seen_states: Vec<String>,
+    /// Those that it was told of when a VM came.
+    pub told_states: Vec<String>,
+    /// It answers with the TPM of this VM, whichever is asked for.
+    pub answers_with: Option<VmId>,
+    /// Its log cannot be read.
+    pub audit_spoilt: bool,
+    /// The longest end of the controller's own records that was shown.
+    pub witnessed: Option<AuditHead>,
+    /// How it presents itself.
+    pub certificate: FakeCertificate,
+    /// The running peers of migrations, by host.
+    pub peers: BTreeMap<HostName, Arc<Mutex<Inner>>>,
+    /// Fires when it listens no longer.
+    pub(super) stop: Arc<Mutex<CancellationToken>>,
+    pub(super) events: broadcast::Sender<AgentEvent>,
+}
+
+/// A host's certificate, and whom it refuses.
+#[derive(Debug)]
+pub struct FakeCertificate {
+    pub live: LiveCredential,
+    pub refusals: Refusals,
+    pub asked: Option<KeyRequest>,
+    /// It gets no new one: what arrives is lost.
+    pub fails: bool,
+}
+
+/// How a host loses its power.
+#[derive(Debug, Clone)]
+pub struct Death {
+    /// Whose listening ends.
+    pub(super) who: Arc<Mutex<CancellationToken>>,
+    /// Whether it is the peer: this one then finds its link to it broken.
+    pub(super) peer: bool,
+    /// Whether the operation was done.
+    pub(super) after: bool,
+}
+
+impl Inner {
+    /// A host with nothing on it.
+    pub(super) fn new(
+        facts: HostFacts,
+        certificate: FakeCertificate,
+        stop: Arc<Mutex<CancellationToken>>,
+    ) -> Self {
+        Self {
+            stop,
+            host: facts.host.clone(),
+            facts,
+            vms: BTreeMap::new(),
+            volumes: BTreeSet::new(),
+            tpms: BTreeMap::new(),
+            images: BTreeSet::new(),
+            conversion: FakeConversion::default(),
+            seeds: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            opens: BTreeSet::new(),
+            asked: Vec::new(),
+            fail: BTreeMap::new(),
+            fail_after: BTreeSet::new(),
+            deaths: BTreeMap::new(),
+            arriving: BTreeMap::new(),
+            broken: BTreeSet::new(),
+            padding: 0,
+            busy: BTreeSet::new(),
+            unknown: BTreeSet::new(),
+            generations: BTreeMap::new(),
+            audit: Vec::new(),
+            no_copy: None,
+            judged: None,
+            seen_states: Vec::new(),
+            told_states: Vec::new(),
+            ek_authority: None,
+            answers_with: None,
+            audit_spoilt: false,
+            witnessed: None,
+            certificate,
+            peers: BTreeMap::new(),
+            events: broadcast::Sender::new(64),
+        }
+    }
+
+    /// Of a VM whose variables are looked at.
+    pub(super) fn certificates(&mut self, vm: VmId, state: CertificateState) {
+        let found = self.vms.get_mut(&vm);
+        if let Some(found) = found.and_then(|vm| vm.secure_boot.as_mut()) {
+            found.state = state;
+            found.former_kept = state == CertificateState::Ok;
+        }
+    }
+
+    pub fn tell(&self, id: VmId) {
+        let event = match self.observed(id) {
+            Some(vm) => AgentEvent::VmChanged { vm: Box::new(vm) },
+            None => AgentEvent::VmRemoved { id },
+        };
+        let _ = self.events.send(event);
+    }
+
+    pub fn tell_facts(&self) {
+        let facts = Box::new(self.facts.clone());
+        let _ = self.events.send(AgentEvent::Facts { facts });
+    }
+
+    pub fn tell_all(&self, vms: Vec<VmReport>) {
+        let facts = Box::new(self.facts.clone());
+        let more = false;
+        let _ = self.events.send(AgentEvent::Snapshot { facts, vms, more });
+    }
+
+    pub fn tell_of(&self, vm: VmReport) {
+        let vm = Box::new(vm);
+        let _ = self.events.send(AgentEvent::VmChanged { vm });
+    }
+
+    /// Whether it is an agent from before versions: it sends what it has, whatever the controller knows.
+    pub(super) fn is_former(&self) -> bool {
+        self.facts.formats == Formats::default()
+    }
+
+    /// The versions in which it answers a request with these headers.
+    pub(super) fn answers_in(&self, headers: &HeaderMap) -> Option<Formats> {
+        let said = headers.get(api_agent::FORMATS);
+        let said = said.and_then(|said| said.to_str().ok());
+        (!self.is_former()).then(|| said.map_or_else(Formats::default, Formats::parse))
+    }
+
+    pub(super) fn protector(&self, begin: &str) -> String {
+        format!("{begin}{}", "A".repeat(self.padding))
+    }
+
+    /// Gives a VM another key protector, unless a test has given it a real one; returns what it has.
+    pub(super) fn put_protector(&mut self, vm: VmId, begin: &str) -> String {
+        let text = self.protector(begin);
+        let real = self.parts.contains_key(&vm);
+        match self.vms.get_mut(&vm) {
+            Some(found) if real => found.metadata.key_protector.clone().unwrap_or_default(),
+            Some(found) => found.metadata.key_protector.insert(text).clone(),
+            None => text,
+        }
+    }
+
+    pub(super) fn own(&self) -> GuardianId {
+        self.facts.guardians[0].id.clone()
+    }
+}
+
+pub(super) fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) -> HostFacts {
+    HostFacts {
+        host: host.clone(),
+        group,
+        versions: HypervisorVersions {
+            libvirt: Version::new(11, 3, 0),
+            qemu: Version::new(10, 0, 2),
+            swtpm: Some(Version::new(0, 7, 1)),
+            libtpms: Some(Version::new(0, 9, 2)),
+            agent: "fake".into(),
+        },
+        accelerator: Accelerator::Tcg,
+        cpus: 4,
+        arch: "x86_64".into(),
+        cpu_model: "fake".into(),
+        memory: ByteSize::gib(64),
+        memory_available: ByteSize::gib(32),
+        machines: vec!["pc-q35-10.0".into()],
+        secure_boot: true,
+        confinement: None,
+        networks: Vec::new(),
+        default_network: Default::default(),
+        pools: vec![
+            pool("default", &format!("pool of {host}")),
+            pool("fast", &format!("other pool of {host}")),
+        ],
+        guardians: vec![guardian],
+        clock: OffsetDateTime::now_utc(),
+        tpm_pool: 4,
+        boot: None,
+        histories: Vec::new(),
+        formats: Formats::KNOWN,
+        warnings: Vec::new(),
+    }
+}
+
+fn pool(name: &str, id: &str) -> PoolFacts {
+    PoolFacts {
+        name: name.parse().expect("a name"),
+        id: id.to_owned(),
+        path: format!("/volumes/{name}"),
+        capacity: ByteSize::gib(1000),
+        available: ByteSize::gib(500),
+        io: Default::default(),
+    }
+}

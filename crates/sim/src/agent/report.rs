@@ -1,0 +1,106 @@
+//! What a simulated host reports of a VM.
+
+use super::Inner;
+use fleetward_model::network::NicObserved;
+use fleetward_model::vm::{
+    DiskObserved, DriveContent, DriveObserved, Noted, Presence, TpmObserved, VmDefined, VmReport,
+    protector_sha256,
+};
+use fleetward_model::{ByteSize, VmId};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+impl Inner {
+    pub fn observed(&self, id: VmId) -> Option<VmReport> {
+        let vm = self.vms.get(&id)?;
+        let spec = &vm.metadata.spec;
+        let guardians = self.tpms.get(&id).cloned().unwrap_or_default();
+        Some(VmReport {
+            domain_name: vm.domain.clone(),
+            defined: Some(VmDefined {
+                cpus: vm.size().cpus,
+                memory: vm.size().memory,
+                settings: vm.size().settings,
+                nics: Some(spec.nics.iter().map(NicObserved::from).collect()),
+            }),
+            newer: None,
+            noted: Noted {
+                secure_boot: vm.secure_boot.clone(),
+                ..Noted::default()
+            },
+            id,
+            name: spec.name.clone(),
+            host: self.host.clone(),
+            state: vm.state,
+            reason: "fake".into(),
+            cpus: vm.runs_with.unwrap_or(vm.size()).cpus,
+            memory: vm.runs_with.unwrap_or(vm.size()).memory,
+            settings: vm.runs_with.unwrap_or(vm.size()).settings,
+            firmware: Some(spec.firmware),
+            machine: "pc-q35-10.0".into(),
+            accelerator: "qemu".into(),
+            nics: Some(spec.nics.iter().map(NicObserved::from).collect()),
+            disks: spec
+                .disks
+                .iter()
+                .map(|disk| DiskObserved {
+                    id: Some(disk.id.clone()),
+                    serial: disk.serial.clone(),
+                    presence: Presence::Here,
+                    bases: Vec::new(),
+                    bases_allocated: ByteSize(0),
+                    target: disk.target.clone(),
+                    bus: disk.bus,
+                    pool: disk.pool.clone(),
+                    pool_id: self
+                        .facts
+                        .pool(&disk.pool)
+                        .map(|pool| pool.id.clone())
+                        .unwrap_or_default(),
+                    path: format!("/volumes/{}", disk.volume),
+                    format: "qcow2".into(),
+                    size: disk.size,
+                    allocated: ByteSize::mib(1),
+                })
+                .collect(),
+            drives: spec
+                .drives
+                .iter()
+                .map(|drive| DriveObserved {
+                    id: Some(drive.id.clone()),
+                    target: drive.target.clone(),
+                    image: drive.medium.as_ref().map(|medium| medium.image.clone()),
+                    holds: drive.seed.then_some(DriveContent::FirstBoot),
+                    path: None,
+                    presence: Presence::Here,
+                })
+                .collect(),
+            tpm: TpmObserved {
+                enabled: spec.tpm,
+                version: "2.0".into(),
+                model: "tpm-crb".into(),
+                state_present: self.tpms.contains_key(&id),
+                state_sha256: self
+                    .parts
+                    .get(&id)
+                    .map(|parts| hex::encode(Sha256::digest(&parts.state))),
+                key_id: None,
+                owner: guardians.first().cloned(),
+                guardians,
+                ek_certificate: self
+                    .parts
+                    .get(&id)
+                    .and_then(|parts| parts.ek_certificate.as_ref())
+                    .map(|ek| hex::encode(Sha256::digest(ek))),
+                protector_sha256: match self.is_former() {
+                    true => None,
+                    false => vm.metadata.key_protector.as_deref().map(protector_sha256),
+                },
+                lockout: None,
+                process: None,
+            },
+            metadata: Some(vm.metadata.clone()),
+            observed: OffsetDateTime::now_utc(),
+        })
+    }
+}
