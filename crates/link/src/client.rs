@@ -31,8 +31,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio_util::codec::{Decoder, LinesCodec, LinesCodecError};
 use tokio_util::io::ReaderStream;
+
+mod lines;
+
+pub use lines::{Event, Events, Lines};
 
 /// Largest response body that is read at once, in bytes.
 pub const MAX_RESPONSE: usize = 64 * 1024 * 1024;
@@ -376,18 +379,12 @@ impl Response {
 
     /// The same, with lines of at most `limit` bytes.
     pub fn lines_of(self, limit: usize) -> Lines {
-        Lines {
-            response: self,
-            buffer: BytesMut::new(),
-            codec: LinesCodec::new_with_max_length(limit),
-        }
+        Lines::new(self, limit)
     }
 
     /// The body as server-sent events, as they come.
     pub fn events(self) -> Events {
-        Events {
-            lines: self.lines(),
-        }
+        Events::new(self.lines())
     }
 
     /// The body as a stream of its pieces.
@@ -395,116 +392,6 @@ impl Response {
         futures_util::stream::try_unfold(self, |mut response| async {
             Ok(response.chunk().await?.map(|chunk| (chunk, response)))
         })
-    }
-}
-
-/// A body read line by line.
-#[derive(Debug)]
-pub struct Lines {
-    response: Response,
-    buffer: BytesMut,
-    codec: LinesCodec,
-}
-
-impl Lines {
-    /// The next line without its end, `None` after the last.
-    pub async fn next(&mut self) -> Result<Option<String>, ClientError> {
-        loop {
-            let limit = self.codec.max_length();
-            let unreadable = |error| unreadable(&error, limit);
-            if let Some(line) = self.codec.decode(&mut self.buffer).map_err(unreadable)? {
-                return Ok(Some(line));
-            }
-            match self.response.chunk().await? {
-                Some(chunk) => self.buffer.extend_from_slice(&chunk),
-                None => return self.codec.decode_eof(&mut self.buffer).map_err(unreadable),
-            }
-        }
-    }
-
-    /// What follows the lines read so far, as a stream of pieces: for bodies that begin with lines only.
-    pub fn into_rest(self) -> impl Stream<Item = Result<Bytes, ClientError>> + Send {
-        let first = futures_util::stream::iter([Ok(self.buffer.freeze())]);
-        futures_util::StreamExt::chain(first, self.response.into_stream())
-    }
-
-    /// The next line as a JSON document; skips empty lines.
-    pub async fn next_json<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
-        while let Some(line) = self.next().await? {
-            if !line.is_empty() {
-                return serde_json::from_str(&line)
-                    .map(Some)
-                    .map_err(ClientError::Decode);
-            }
-        }
-        Ok(None)
-    }
-}
-
-fn unreadable(error: &LinesCodecError, limit: usize) -> ClientError {
-    match error {
-        LinesCodecError::MaxLineLengthExceeded => ClientError::TooLong { limit },
-        LinesCodecError::Io(_) => ClientError::NotText,
-    }
-}
-
-/// One server-sent event.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Event {
-    /// The kind of event; empty if the server gave none.
-    pub event: String,
-    /// The event's id, if the server gave one.
-    pub id: Option<String>,
-    /// The data; several data lines are joined by line feeds.
-    pub data: String,
-}
-
-impl Event {
-    /// The data as a JSON document.
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
-        serde_json::from_str(&self.data).map_err(ClientError::Decode)
-    }
-}
-
-/// A body read as server-sent events.
-#[derive(Debug)]
-pub struct Events {
-    lines: Lines,
-}
-
-impl Events {
-    /// The next event, `None` when the server has ended the stream. Skips comments, which only keep the stream alive.
-    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
-        let mut event = Event::default();
-        let mut has_data = false;
-        while let Some(line) = self.lines.next().await? {
-            if line.is_empty() {
-                if has_data {
-                    return Ok(Some(event));
-                }
-                event = Event::default();
-                continue;
-            }
-            let (field, value) = line.split_once(':').unwrap_or((&line, ""));
-            let value = value.strip_prefix(' ').unwrap_or(value);
-            match field {
-                "event" => value.clone_into(&mut event.event),
-                "id" => event.id = Some(value.to_owned()),
-                "data" => {
-                    if has_data {
-                        event.data.push('\n');
-                    }
-                    event.data.push_str(value);
-                    has_data = true;
-                    if event.data.len() > MAX_LINE {
-                        return Err(ClientError::TooLong { limit: MAX_LINE });
-                    }
-                }
-                // Comments have an empty field name; fields we do not know mean nothing to us.
-                _ => {}
-            }
-        }
-        Ok(None)
     }
 }
 

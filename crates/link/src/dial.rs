@@ -1,15 +1,15 @@
 //! Connects to a member of the fleet: TCP, then TLS, within one deadline.
 
 use crate::identity::Identity;
+use crate::read_ahead::{ReadAhead, Window};
 use crate::refused::Wire;
-use crate::tls::{self, ClientTls, Moments, OutOfTime, PeerError};
+use crate::tls::{self, ALPN_TUNNEL, ClientTls, Moments, OutOfTime, PeerError};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
-use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, TlsStream};
 
@@ -17,11 +17,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection to a verified member.
-///
-/// TLS reads a few kilobytes at a time; the buffer saves a system call for each of them.
-pub(crate) type MemberStream = TlsStream<BufReader<Wire>>;
-
-const READ_BUFFER: usize = 256 * 1024;
+pub(crate) type MemberStream = TlsStream<ReadAhead<Wire>>;
 
 /// A peer that has lost power sends no notice. These values bound the time until that is detected: 10 s, whether data is
 /// in transit or not. A command ends within 30 s of a host's death, and the job needs the rest of that time.
@@ -46,10 +42,11 @@ pub(crate) async fn dial(
             .config(protocol)
             .map_err(|error| DialError::from_tls(address, &error))?;
         let stream = TlsConnector::from(config)
-            .connect(tls::unused_server_name(), buffered(tcp))
+            .connect(tls::unused_server_name(), unread(tcp))
             .await
             .map_err(|error| DialError::from_handshake(address, error))?;
         let mut stream = TlsStream::from(stream);
+        widen(&mut stream);
         tls.admit(&mut stream)
             .map_err(|error| DialError::from_tls(address, &error.into()))?;
         Ok(stream)
@@ -74,8 +71,17 @@ pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-pub(crate) fn buffered(tcp: TcpStream) -> BufReader<Wire> {
-    BufReader::with_capacity(READ_BUFFER, Wire::new(tcp))
+/// A connection before its handshake.
+pub(crate) fn unread(tcp: TcpStream) -> ReadAhead<Wire> {
+    ReadAhead::new(Wire::new(tcp))
+}
+
+/// Lets a connection read as much at once as the protocol needs that the handshake agreed on.
+pub(crate) fn widen(stream: &mut MemberStream) {
+    let (wire, tls) = stream.get_mut();
+    if tls.alpn_protocol() == Some(ALPN_TUNNEL) {
+        wire.set_window(Window::Tunnel);
+    }
 }
 
 /// Why the connection failed.

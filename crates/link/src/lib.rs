@@ -14,6 +14,7 @@
 //! | [`serve`], [`peer`] | the server: one router behind TLS and a Unix socket |
 //! | `strangers` | who may connect without a certificate, and how many at once |
 //! | [`client`], [`dial`] | the HTTP client, over either |
+//! | `read_ahead` | how much is read from a connection at once |
 //! | [`tunnel`] | byte tunnels and relays |
 //! | [`local`] | Unix sockets |
 
@@ -34,6 +35,7 @@ pub mod ek_root;
 pub mod identity;
 pub mod local;
 pub mod peer;
+mod read_ahead;
 pub mod refused;
 pub mod serve;
 mod strangers;

@@ -298,7 +298,7 @@ impl TlsConnections {
             tracing::debug!(%address, %error, "the connection was gone before its handshake");
             return None;
         }
-        let accepting = self.acceptor.accept(dial::buffered(tcp)).into_fallible();
+        let accepting = self.acceptor.accept(dial::unread(tcp)).into_fallible();
         let handshake = tokio::time::timeout(self.limits.handshake_timeout, accepting);
         let mut stream = tokio::select! {
             () = self.tracker.stop.cancelled() => return None,
@@ -321,6 +321,7 @@ impl TlsConnections {
                 }
             },
         };
+        dial::widen(&mut stream);
         match self.tls.client_identity(&mut stream) {
             Ok(client) => Some((stream, client)),
             Err(error) => {
