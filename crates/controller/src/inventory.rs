@@ -32,6 +32,8 @@ use tokio::sync::watch;
 const VMS: &str = "seen-vm/";
 const FACTS: &str = "seen-facts/";
 const SUPERSEDED: &str = "superseded/";
+/// What changes all the time, and is never asked for as it was.
+pub(crate) const WITHOUT_HISTORY: &[&str] = &[VMS, FACTS];
 /// Facts change with every report; this often is enough for a restart.
 const FACTS_EVERY: time::Duration = time::Duration::seconds(60);
 

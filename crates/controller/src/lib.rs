@@ -66,7 +66,7 @@ use fleetward_link::{ClientCertificates, ServerTls, SocketSpec, TlsServer, UnixS
 use fleetward_model::ErrorCode;
 use fleetward_model::error::chain;
 use fleetward_model::guardian::TrustMode;
-use fleetward_store::{Guard, SqliteOptions, SqliteStore, Store, StoreError, StoreExt};
+use fleetward_store::{Guard, Soundness, SqliteOptions, SqliteStore, Store, StoreError, StoreExt};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -120,7 +120,9 @@ pub async fn run_until(
 ) -> anyhow::Result<()> {
     make_private(&options.data)?;
     let now = OffsetDateTime::now_utc();
-    let store: Arc<dyn Store> = Arc::new(open_store(options.data.join("store.db")).await?);
+    let store = open_store(options.data.join("store.db")).await?;
+    let soundness = store.soundness();
+    let store: Arc<dyn Store> = Arc::new(store);
     let fleet = Arc::new(fleet::Fleet::open(&options.data, now)?);
     let tls = ServerTls::new(
         fleet.credential().clone(),
@@ -149,6 +151,7 @@ pub async fn run_until(
         now,
     };
     let app = App::start(store, begin, stop.clone()).await?;
+    let check = tokio::spawn(end_with_the_store(soundness, stop.clone()));
     tracing::info!(fleet = app.world.fleet.id(), %address, socket = %socket.display(), "the controller is ready");
     ready(address);
 
@@ -158,14 +161,30 @@ pub async fn run_until(
         local.serve(router, stop.clone())
     );
     app.stop().await;
+    check.await.context("the check of the store panicked")??;
     tls.context("the server for the fleet failed")?;
     unix.context("the server for local administrators failed")
+}
+
+/// Ends the controller when the store's file turns out to be damaged: it would end half of what it began.
+async fn end_with_the_store(
+    mut soundness: Soundness,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let known = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        known = soundness.known() => known,
+    };
+    known
+        .inspect_err(|_| stop.cancel())
+        .context("the store cannot be used")
 }
 
 /// Opens the store, and brings one of an earlier version up to date.
 async fn open_store(path: PathBuf) -> anyhow::Result<SqliteStore> {
     let options = SqliteOptions {
         convert: Some(layout::convert),
+        without_history: inventory::WITHOUT_HISTORY,
         ..SqliteOptions::default()
     };
     let opened = SqliteStore::open_with(path, options).await;

@@ -55,16 +55,20 @@ const LAYOUT: std::ops::Range<usize> = 60..64;
 
 /// Makes the store of a controller that does not run one of that layout.
 fn set_layout(data: &Path, layout: u32) {
+    wait_closed(data);
     let path = data.join("store.db");
-    // Tasks that were under way close the store a moment after the controller has ended.
+    let mut bytes = std::fs::read(&path).expect("the store");
+    bytes[LAYOUT].copy_from_slice(&layout.to_be_bytes());
+    std::fs::write(&path, bytes).expect("written");
+}
+
+/// Tasks that were under way close the store a moment after the controller has ended.
+fn wait_closed(data: &Path) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while data.join("store.db-wal").exists() {
         assert!(std::time::Instant::now() < deadline, "it is in the file");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    let mut bytes = std::fs::read(&path).expect("the store");
-    bytes[LAYOUT].copy_from_slice(&layout.to_be_bytes());
-    std::fs::write(&path, bytes).expect("written");
 }
 
 /// The bytes of the store, its side files included.
@@ -252,6 +256,44 @@ async fn of_an_earlier_store_no_key_protector_remains() {
     assert_eq!(bytes[LAYOUT], 2_u32.to_be_bytes());
 }
 
+fn options(data: &Path) -> fleetward_controller::Options {
+    fleetward_controller::Options {
+        data: data.to_owned(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        advertise: None,
+        socket: None,
+        trust: None,
+        retention: Default::default(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_ends_when_its_store_turns_out_to_be_damaged() {
+    let mut controller = Controller::start().await;
+    controller.end().await;
+    let data = controller.data().to_owned();
+    wait_closed(&data);
+    let path = data.join("store.db");
+    let store = SqliteStore::open(&path).await.expect("the store");
+    for i in 0..200 {
+        let put = Txn::new().put(format!("filler/{i}"), vec![7; 3500]);
+        let _ = store.commit(put).await.expect("a write");
+    }
+    drop(store);
+    wait_closed(&data);
+    let mut bytes = std::fs::read(&path).expect("the store");
+    let leaves = bytes.chunks_mut(4096).filter(|page| page[0] == 0x0d);
+    let mut filler = leaves.filter(|page| page.ends_with(&[7; 1000]));
+    filler.nth(50).expect("many pages").fill(0x5a);
+    std::fs::write(&path, &bytes).expect("damaged");
+
+    let run = fleetward_controller::run_until(options(&data), Default::default(), |_| {});
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(60), run).await;
+    let error = ended.expect("it ends").expect_err("a damaged store");
+    assert!(format!("{error:#}").contains("is damaged"), "{error:#}");
+    assert!(std::fs::read(&path).expect("the store") == bytes, "left");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_a_newer_controller_is_refused_and_left_as_it_is() {
     let mut controller = Controller::start().await;
@@ -259,15 +301,7 @@ async fn a_store_of_a_newer_controller_is_refused_and_left_as_it_is() {
     let data = controller.data().to_owned();
     set_layout(&data, 99);
     let before = std::fs::read(data.join("store.db")).expect("the store");
-    let options = fleetward_controller::Options {
-        data: data.clone(),
-        listen: ([127, 0, 0, 1], 0).into(),
-        advertise: None,
-        socket: None,
-        trust: None,
-        retention: Default::default(),
-    };
-    let run = fleetward_controller::run_until(options, Default::default(), |_| {});
+    let run = fleetward_controller::run_until(options(&data), Default::default(), |_| {});
     let error = run.await.expect_err("a newer store");
     let refusal = error.downcast_ref::<Failure>().expect("a coded error");
     assert_eq!(refusal.code, ErrorCode::StoreNewer);

@@ -8,11 +8,13 @@
 use fleetward_store::{
     Range, Revision, SqliteOptions, SqliteStore, Store, StoreError, Txn, store_conformance_tests,
 };
+use futures_util::StreamExt;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -174,6 +176,199 @@ async fn a_damaged_store_is_refused() {
         matches!(refused, Err(StoreError::Corrupt { .. })),
         "{refused:?}"
     );
+}
+
+/// A store of some 200 pages with values, and the bytes of its file.
+async fn filled(path: &Path) -> Vec<u8> {
+    let store = SqliteStore::open(path).await.expect("open");
+    for i in 0..200 {
+        put(&store, &format!("key/{i:03}"), vec![7; 3500]).await;
+    }
+    drop(store);
+    std::fs::read(path).expect("read")
+}
+
+#[tokio::test]
+async fn damage_that_shows_late_ends_all_writing_before_anything_is_written_on_the_file() {
+    let (_dir, path) = database();
+    let mut bytes = filled(&path).await;
+    // A page of the table's own, with some value: nothing that is read when the store is opened.
+    let mut pages: Vec<_> = bytes.chunks_mut(4096).collect();
+    let mut leaves = pages.iter_mut().filter(|page| page[0] == 0x0d);
+    leaves.nth(100).expect("many pages").fill(0x5a);
+    std::fs::write(&path, &bytes).expect("write");
+
+    let store = SqliteStore::open(&path).await.expect("open");
+    let early = store.commit(Txn::new().put("early", "x")).await;
+    assert!(
+        matches!(early, Ok(_) | Err(StoreError::Corrupt { .. })),
+        "{early:?}"
+    );
+    let known = store.soundness().known().await;
+    assert!(
+        matches!(known, Err(StoreError::Corrupt { .. })),
+        "{known:?}"
+    );
+    let refused = store.commit(Txn::new().put("late", "x")).await;
+    assert!(
+        matches!(refused, Err(StoreError::Corrupt { .. })),
+        "{refused:?}"
+    );
+    let whole = store.get("key/000").await.expect("what is whole is read");
+    assert_eq!(&whole.expect("there").value[..], [7; 3500]);
+    drop(store);
+    assert!(std::fs::read(&path).expect("read") == bytes, "the file");
+    let again = SqliteStore::open(&path).await.expect("open");
+    assert!(again.soundness().known().await.is_err(), "still known");
+}
+
+#[tokio::test]
+async fn all_changes_are_in_the_file_after_a_clean_end() {
+    let (dir, path) = database();
+    filled(&path).await;
+    let store = SqliteStore::open(&path).await.expect("open");
+    put(&store, "last", "x").await;
+    drop(store);
+    let copy = dir.path().join("copy.db");
+    std::fs::copy(&path, &copy).expect("copy");
+    let store = SqliteStore::open(&copy).await.expect("open the copy");
+    assert!(store.get("last").await.expect("get").is_some());
+}
+
+#[tokio::test]
+async fn changes_go_into_a_file_that_was_found_sound() {
+    let (dir, path) = database();
+    filled(&path).await;
+    let store = SqliteStore::open(&path).await.expect("open");
+    store.soundness().known().await.expect("sound");
+    for i in 0..600 {
+        put(&store, &format!("more/{i}"), vec![8; 20_000]).await;
+    }
+    let log = dir.path().join("store.db-wal");
+    let log = std::fs::metadata(log).expect("the log").len();
+    assert!(log < 6 << 20, "the log has {log} bytes of 12 MB");
+}
+
+/// A value that is counted for as long as somebody holds it.
+struct Counted(Vec<u8>, Arc<AtomicUsize>);
+
+impl Counted {
+    fn value(size: usize, held: &Arc<AtomicUsize>) -> bytes::Bytes {
+        held.fetch_add(size, Ordering::SeqCst);
+        bytes::Bytes::from_owner(Self(vec![1; size], Arc::clone(held)))
+    }
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.1.fetch_sub(self.0.len(), Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_burst_of_large_values_that_nobody_watches_leaves_nothing_in_memory() {
+    let (_dir, path) = database();
+    let store = SqliteStore::open(&path).await.expect("open");
+    let from = store.revision().await.expect("revision").next();
+    let mut watches = Vec::new();
+    for prefix in ["jobs/", "jobs/1", "job-cancels/"] {
+        watches.push(store.watch(prefix, from).await.expect("watch"));
+    }
+    // So that they wait for what comes.
+    put(&store, "jobs/1", "x").await;
+    put(&store, "job-cancels/1", "x").await;
+    for watch in &mut watches {
+        watch.next().await.expect("goes on").expect("a change");
+    }
+    let held = Arc::new(AtomicUsize::new(0));
+    for i in 0..300 {
+        let value = Counted::value(100_000, &held);
+        let outcome = store.commit(Txn::new().put(format!("vm/{i}"), value)).await;
+        outcome.expect("commit").committed().expect("no conflict");
+    }
+    assert_eq!(held.load(Ordering::SeqCst), 0, "bytes held");
+
+    let value = Counted::value(100_000, &held);
+    let both = Txn::new().put("jobs/2", "x").put("vm/1", value);
+    let _ = store.commit(both).await.expect("commit");
+    assert_eq!(held.load(Ordering::SeqCst), 0, "beside what is watched");
+    let value = Counted::value(5000, &held);
+    let _ = store.commit(Txn::new().put("jobs/3", value)).await;
+    assert_eq!(held.load(Ordering::SeqCst), 5000, "what is watched");
+    drop(watches);
+    assert_eq!(held.load(Ordering::SeqCst), 0, "after its watch");
+}
+
+#[tokio::test]
+async fn only_the_latest_value_is_kept_where_no_history_is_wanted() {
+    let (_dir, path) = database();
+    let options = SqliteOptions {
+        without_history: &["seen/"],
+        ..SqliteOptions::default()
+    };
+    let store = SqliteStore::open_with(&path, options).await.expect("open");
+    let kept = put(&store, "kept/a", "1").await;
+    let first = put(&store, "seen/a", "1").await;
+    for i in 0..50 {
+        put(&store, "seen/a", i.to_string()).await;
+        put(&store, "seen/b", "x").await;
+    }
+    put(&store, "kept/a", "2").await;
+    let latest = store.commit(Txn::new().delete("seen/b")).await;
+    let latest = latest.expect("commit").committed().expect("done");
+    let after = put(&store, "kept/b", "1").await;
+
+    let entry = store.get("seen/a").await.expect("get").expect("there");
+    assert_eq!((entry.create_revision, entry.version), (first, 51));
+    assert_eq!(store.get("seen/b").await.expect("get"), None);
+    for prefix in ["seen/", "seen/a", "see", ""] {
+        let past = store.list(Range::prefix(prefix).at(first)).await;
+        assert!(
+            matches!(past, Err(StoreError::Compacted { compacted, .. }) if compacted == latest),
+            "{prefix}: {past:?}"
+        );
+        let mut watch = store.watch(prefix, latest).await.expect("watch");
+        let past = watch.next().await.expect("an answer");
+        assert!(
+            matches!(past, Err(StoreError::Compacted { .. })),
+            "{prefix}: {past:?}"
+        );
+    }
+    // A page can be followed as long as nothing changed there, whatever changed elsewhere.
+    let page = store.list(Range::prefix("seen/").at(latest)).await;
+    assert_eq!(page.expect("list").entries.len(), 1);
+    let past = store.list(Range::prefix("kept/").at(kept)).await;
+    assert_eq!(&past.expect("history").entries[0].value[..], b"1");
+
+    let mut watch = store.watch("seen/", after.next()).await.expect("watch");
+    let seen = async { while !matches!(watch.next().await, None | Some(Ok(_))) {} };
+    let write = async {
+        for i in 0.. {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            put(&store, "seen/c", i.to_string()).await;
+        }
+    };
+    tokio::select! {
+        () = seen => {}
+        () = write => {}
+    }
+    drop(watch);
+    drop(store);
+    let connection = rusqlite::Connection::open(&path).expect("open");
+    let rows: i64 = connection
+        .query_row(
+            "SELECT count(*) FROM version WHERE key LIKE 'seen/%'",
+            [],
+            |row| row.get(0),
+        )
+        .expect("read");
+    assert_eq!(rows, 2, "one for each key");
 }
 
 /// The layout number of a file that nobody has open, after setting it.

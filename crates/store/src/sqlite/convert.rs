@@ -44,14 +44,22 @@ pub(super) fn all(step: &Transaction<'_>, convert: Convert) -> Result<()> {
     Ok(())
 }
 
-/// Rebuilds the file where that is still due after [`all`].
-pub(super) fn sweep(connection: &Connection) -> Result<()> {
+/// Whether the file is to be rebuilt after [`all`]. A file without our tables is not.
+pub(super) fn is_unswept(connection: &Connection) -> Result<bool> {
+    if !connection.table_exists(None, "counter")? {
+        return Ok(false);
+    }
     let due: Option<i64> = connection
         .query_row("SELECT value FROM counter WHERE name = ?1", [MARK], |row| {
             row.get(0)
         })
         .optional()?;
-    if due.is_none() {
+    Ok(due.is_some())
+}
+
+/// Rebuilds the file where that is due.
+pub(super) fn sweep(connection: &Connection) -> Result<()> {
+    if !is_unswept(connection)? {
         return Ok(());
     }
     connection.execute_batch("VACUUM")?;

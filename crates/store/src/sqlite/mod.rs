@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   commit, lease_* ──queue──► writer thread ──one SQLite transaction per batch──► file (WAL, fsync)
-//!                                   └──after the fsync: replies, then broadcast──► watches
+//!                                   └──after the fsync: what is watched──► watches, then the replies
 //!   get, list, catching-up watches ──► reader connections, each read in one snapshot
 //! ```
 //!
@@ -11,34 +11,36 @@
 //! it contains.
 
 mod convert;
+mod live;
 mod lock;
 mod query;
 mod reader;
 mod schema;
+mod soundness;
 mod watch;
 mod writer;
 
 use crate::txn::check_key;
-use crate::{
-    Change, Entry, LeaseId, Outcome, Page, Range, Revision, Store, StoreError, Txn, Watch,
-};
+use crate::{Entry, LeaseId, Outcome, Page, Range, Revision, Store, StoreError, Txn, Watch};
 use async_trait::async_trait;
+use live::Live;
 use reader::Readers;
+pub use soundness::Soundness;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::oneshot;
 use writer::{Request, Work, Writer};
-
-/// Changes a slow watch may fall behind before it goes back to reading the file.
-const LIVE_CHANGES: usize = 1024;
 
 /// How to open the store.
 #[derive(Debug, Clone)]
 pub struct SqliteOptions {
     /// Revisions of history to keep for watches and for lists of the past.
     pub history: u64,
+    /// Prefixes of keys of which only the latest value is kept. Lists of the past and watches from the past are refused there
+    /// with [`StoreError::Compacted`], as if history had been compacted up to the latest change.
+    pub without_history: &'static [&'static str],
     /// The largest size of the database file in bytes; writes beyond it fail as on a full disk.
     pub size_limit: Option<u64>,
     /// Converts the values of a file of an earlier layout, once, when it is opened.
@@ -52,6 +54,7 @@ impl Default for SqliteOptions {
     fn default() -> Self {
         Self {
             history: 10_000,
+            without_history: &[],
             size_limit: None,
             convert: None,
         }
@@ -64,14 +67,16 @@ pub struct SqliteStore {
     requests: Option<mpsc::Sender<Request>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     readers: Arc<Readers>,
-    changes: broadcast::Sender<Arc<Change>>,
+    live: Arc<Live>,
+    soundness: Soundness,
 }
 
 impl SqliteStore {
     /// Opens the store at `path`, making it (mode 0600) if it is not there.
     ///
     /// Fails with [`StoreError::InUse`], [`StoreError::Corrupt`], [`StoreError::TooNew`],
-    /// [`StoreError::DiskFull`] or [`StoreError::Failed`]; nothing is changed then.
+    /// [`StoreError::DiskFull`] or [`StoreError::Failed`]; nothing is changed then. Damage that does not show at once is
+    /// found later: see [`soundness`](Self::soundness).
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::open_with(path, SqliteOptions::default()).await
     }
@@ -89,10 +94,10 @@ impl SqliteStore {
 
     fn open_blocking(path: PathBuf, options: SqliteOptions) -> Result<Self, StoreError> {
         let lock = lock::take(&path)?;
-        let connection = schema::open(&path, &options)?;
-        let (changes, _) = broadcast::channel(LIVE_CHANGES);
+        let (connection, check) = schema::open(&path, &options)?;
+        let (live, soundness) = (Arc::new(Live::default()), check.soundness().clone());
         let (requests, queue) = mpsc::channel();
-        let writer = Writer::new(&path, connection, changes.clone(), options.history)?;
+        let writer = Writer::new(&path, connection, check, live.clone(), &options)?;
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || {
@@ -105,12 +110,18 @@ impl SqliteStore {
                 source: Arc::new(e),
             })?;
         Ok(Self {
-            readers: Arc::new(Readers::new(path.clone())),
+            readers: Arc::new(Readers::new(path.clone(), soundness.clone())),
             path,
             requests: Some(requests),
             writer: Mutex::new(Some(thread)),
-            changes,
+            live,
+            soundness,
         })
+    }
+
+    /// What is known of the file: all of it is read after the store was opened.
+    pub fn soundness(&self) -> Soundness {
+        self.soundness.clone()
     }
 
     /// Hands a request to the writer and waits for its reply.
@@ -151,8 +162,8 @@ impl Store for SqliteStore {
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
-        // subscribed before the first read of the file, so that nothing can fall in between
-        let live = self.changes.subscribe();
+        // begun before the first read of the file, so that nothing can fall in between
+        let live = self.live.watch(prefix);
         Ok(watch::follow(
             prefix.to_owned(),
             from,

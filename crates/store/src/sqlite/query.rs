@@ -8,6 +8,9 @@ type Result<T> = rusqlite::Result<T>;
 
 const ENTRY: &str = "key, value, create_revision, mod_revision, version, lease";
 
+/// Names of counters: up to where history is gone under the prefix that follows.
+const FORGOTTEN: &str = "forgotten/";
+
 /// Behind every key that starts with a given prefix: no key contains this (last) character's successor.
 const LAST: char = char::MAX;
 
@@ -129,8 +132,48 @@ pub(super) fn events(
         .collect()
 }
 
+/// Up to where history under `prefix` is gone: compacted, or never kept for some of the keys.
+pub(super) fn compacted_under(connection: &Connection, prefix: &str) -> Result<Revision> {
+    let mut gone = compacted(connection)?;
+    let mut statement =
+        connection.prepare_cached("SELECT name, value FROM counter WHERE name LIKE ?1")?;
+    let mut rows = statement.query([format!("{FORGOTTEN}%")])?;
+    while let Some(row) = rows.next()? {
+        let name = row.get_ref(0)?.as_str()?;
+        let forgetful = name.strip_prefix(FORGOTTEN).unwrap_or(name);
+        if forgetful.starts_with(prefix) || prefix.starts_with(forgetful) {
+            gone = gone.max(Revision(row.get(1)?));
+        }
+    }
+    Ok(gone)
+}
+
+/// Takes note that a former value under `prefix`, where none is kept, was replaced at `revision`.
+pub(super) fn set_forgotten(
+    connection: &Connection,
+    prefix: &str,
+    revision: Revision,
+) -> Result<()> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO counter (name, value) VALUES (?1, ?2)")?
+        .execute(params![format!("{FORGOTTEN}{prefix}"), revision.0])
+        .map(drop)
+}
+
+/// What becomes of the value that a change replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Former {
+    Kept,
+    Forgotten,
+}
+
 /// Carries out one change at `revision`; `None` when there was nothing to delete.
-pub(super) fn apply(connection: &Connection, op: Op, revision: Revision) -> Result<Option<Event>> {
+pub(super) fn apply(
+    connection: &Connection,
+    op: Op,
+    revision: Revision,
+    former: Former,
+) -> Result<Option<Event>> {
     let current = entry(connection, op.key())?;
     let (key, next) = match op {
         Op::Delete { key } if current.is_none() => {
@@ -152,9 +195,16 @@ pub(super) fn apply(connection: &Connection, op: Op, revision: Revision) -> Resu
             (key, Some(entry))
         }
     };
-    connection
-        .prepare_cached("UPDATE version SET superseded = ?2 WHERE key = ?1 AND superseded IS NULL")?
-        .execute(params![key, revision.0])?;
+    match former {
+        Former::Kept => connection
+            .prepare_cached(
+                "UPDATE version SET superseded = ?2 WHERE key = ?1 AND superseded IS NULL",
+            )?
+            .execute(params![key, revision.0])?,
+        Former::Forgotten => connection
+            .prepare_cached("DELETE FROM version WHERE key = ?1")?
+            .execute([&key])?,
+    };
     let mut insert = connection.prepare_cached(
         "INSERT INTO version (key, value, create_revision, mod_revision, version, lease)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -172,6 +222,7 @@ pub(super) fn apply(connection: &Connection, op: Op, revision: Revision) -> Resu
             ])?;
             Ok(Some(Event::Put(entry)))
         }
+        None if former == Former::Forgotten => Ok(Some(Event::Delete { key })),
         None => {
             insert.execute(params![
                 key,
@@ -186,11 +237,11 @@ pub(super) fn apply(connection: &Connection, op: Op, revision: Revision) -> Resu
     }
 }
 
-/// The keys hanging on `lease`, or on any lease.
+/// The keys hanging on `lease`, or on any lease. Left to itself, SQLite looks through all keys.
 pub(super) fn leased(connection: &Connection, lease: Option<LeaseId>) -> Result<Vec<String>> {
     connection
         .prepare_cached(
-            "SELECT key FROM version
+            "SELECT key FROM version INDEXED BY version_leased
              WHERE lease IS NOT NULL AND superseded IS NULL AND (?1 IS NULL OR lease = ?1)
              ORDER BY key",
         )?

@@ -1,5 +1,6 @@
 //! Read connections beside the writer's; each read uses one snapshot.
 
+use super::soundness::Soundness;
 use super::{query, schema, sqlite_failed};
 use crate::{Change, Page, Range, Revision, StoreError};
 use rusqlite::Connection;
@@ -12,6 +13,7 @@ const IDLE: usize = 4;
 #[derive(Debug)]
 pub(super) struct Readers {
     path: PathBuf,
+    soundness: Soundness,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -24,9 +26,10 @@ pub(super) struct Caught {
 }
 
 impl Readers {
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub(super) fn new(path: PathBuf, soundness: Soundness) -> Self {
         Self {
             path,
+            soundness,
             idle: Mutex::new(Vec::new()),
         }
     }
@@ -71,8 +74,11 @@ impl Readers {
     pub(super) async fn list(self: &Arc<Self>, range: Range) -> Result<Page, StoreError> {
         self.read("read", move |connection| {
             let current = query::revision(connection)?;
-            let compacted = query::compacted(connection)?;
             let at = range.at.unwrap_or(current);
+            let compacted = match at < current {
+                true => query::compacted_under(connection, &range.prefix)?,
+                false => Revision::ZERO,
+            };
             if at > current {
                 return Ok(Err(StoreError::FutureRevision { asked: at, current }));
             }
@@ -115,7 +121,7 @@ impl Readers {
         const EVENTS: usize = 1000;
         self.read("read the history of", move |connection| {
             let current = query::revision(connection)?;
-            let compacted = query::compacted(connection)?;
+            let compacted = query::compacted_under(connection, &prefix)?;
             if from <= compacted && from <= current && current > Revision::ZERO {
                 return Ok(Err(StoreError::Compacted {
                     asked: from,
@@ -147,5 +153,17 @@ impl Readers {
             }))
         })
         .await?
+    }
+}
+
+impl Drop for Readers {
+    /// A watch may hold these for longer than the writer lives: the last connection brings changes into the file.
+    fn drop(&mut self) {
+        let idle = self.idle.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for connection in idle.iter().filter(|_| self.soundness.is_sound()) {
+            if let Err(error) = schema::allow_checkpoint_on_close(connection, true) {
+                tracing::debug!(%error, "changes stay in the log beside the store");
+            }
+        }
     }
 }

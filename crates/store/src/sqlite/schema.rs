@@ -1,10 +1,12 @@
-//! The schema of the file; opening, checking and upgrading it.
+//! The schema of the file; opening and upgrading it.
 //!
 //! Each version of each key is a row. `superseded` is the later revision that replaced it, and a deletion is a version
 //! without a value. One table therefore answers reads of now, reads of a past revision, and watches.
 
-use super::{Convert, SqliteOptions, io_failed, sqlite_failed};
+use super::soundness::{self, Check};
+use super::{Convert, SqliteOptions, convert, io_failed, sqlite_failed};
 use crate::StoreError;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -51,7 +53,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
     clippy::disallowed_methods,
     reason = "SQLite writes the database; this gives the file its mode before SQLite sees it"
 )]
-pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Connection, StoreError> {
+pub(super) fn open(
+    path: &Path,
+    options: &SqliteOptions,
+) -> Result<(Connection, Check), StoreError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -76,6 +81,16 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Connection, S
             known,
         });
     }
+    let updating = |e| sqlite_failed("update the layout of", path, e);
+    let is_new = found == 0;
+    let is_rewritten = found < known || convert::is_unswept(&connection).map_err(updating)?;
+    if is_rewritten && !is_new {
+        soundness::check(&connection, path)?;
+    }
+    let check = match is_rewritten {
+        true => Check::done(),
+        false => Check::begin(path, &connection)?,
+    };
     connection
         .pragma_update(None, "journal_mode", "WAL")
         .map_err(failed)?;
@@ -95,11 +110,9 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Connection, S
             )
             .map_err(failed)?;
     }
-    let updating = |e| sqlite_failed("update the layout of", path, e);
     migrate(&mut connection, found, options.convert).map_err(updating)?;
-    super::convert::sweep(&connection).map_err(updating)?;
-    check(&connection, path)?;
-    Ok(connection)
+    convert::sweep(&connection).map_err(updating)?;
+    Ok((connection, check))
 }
 
 /// A further connection to a file that [`open`] has prepared, for reading.
@@ -111,11 +124,22 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
+/// Whether changes go into the file when this connection is closed as the last: not before the file is known to be sound.
+pub(super) fn allow_checkpoint_on_close(
+    connection: &Connection,
+    allow: bool,
+) -> rusqlite::Result<()> {
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !allow)
+        .map(drop)
+}
+
 fn connect(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let failed = |e| sqlite_failed("open", path, e);
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+    allow_checkpoint_on_close(&connection, false).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
 }
@@ -148,26 +172,11 @@ fn migrate(
         let step = connection.transaction()?;
         step.execute_batch(statements)?;
         if let (Some(convert), 1..) = (convert, found) {
-            super::convert::all(&step, convert)?;
+            convert::all(&step, convert)?;
         }
         step.pragma_update(None, "application_id", APPLICATION_ID)?;
         step.pragma_update(None, "user_version", number + 1)?;
         step.commit()?;
     }
     Ok(())
-}
-
-/// Finds damage now rather than in the middle of a job.
-fn check(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    let verdict: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-        .map_err(|e| sqlite_failed("check", path, e))?;
-    if verdict == "ok" {
-        Ok(())
-    } else {
-        Err(StoreError::Corrupt {
-            path: path.to_owned(),
-            detail: verdict,
-        })
-    }
 }

@@ -1,20 +1,20 @@
-//! Watches: read from the file until they have caught up, then from memory, and from the file again if they are too
+//! Watches: read from the file until they have caught up, then from their queue, and from the file again if they are too
 //! slow.
 //!
 //! ```text
-//!   behind ── all of the file seen ──► live ── fell out of the window ──► behind
+//!   behind ── all of the file seen ──► live ── queue full ──► behind
 //!      └── history gone ──► ended          └── store closed ──► ended
 //! ```
 //!
-//! The subscription begins before the first read of the file, and revisions below `next` are dropped, so every change
+//! The queue begins before the first read of the file, and revisions below `next` are dropped, so every change
 //! is reported exactly once.
 
+use super::live::{Ended, Queue};
 use super::reader::Readers;
 use crate::{Change, Revision, StoreError, Watch};
 use futures_util::{StreamExt, stream};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use tokio::sync::broadcast::{self, error::RecvError};
 
 enum State {
     Behind,
@@ -28,16 +28,11 @@ struct Follower {
     next: Revision,
     state: State,
     ready: VecDeque<Change>,
-    live: broadcast::Receiver<Arc<Change>>,
+    live: Queue,
     readers: Arc<Readers>,
 }
 
-pub(super) fn follow(
-    prefix: String,
-    from: Revision,
-    live: broadcast::Receiver<Arc<Change>>,
-    readers: Arc<Readers>,
-) -> Watch {
+pub(super) fn follow(prefix: String, from: Revision, live: Queue, readers: Arc<Readers>) -> Watch {
     // revision 0 has no change: "from the very beginning" starts with 1
     let next = from.max(Revision::ZERO.next());
     let follower = Follower {
@@ -72,32 +67,24 @@ impl Follower {
                     }
                     Err(error) => return self.end(error),
                 },
-                State::Live => match self.live.recv().await {
-                    Ok(change) => self.take(&change),
-                    Err(RecvError::Lagged(_)) => self.state = State::Behind,
-                    Err(RecvError::Closed) => return self.end(StoreError::Closed),
+                State::Live => match self.live.next().await {
+                    Ok(change) => self.take(change),
+                    Err(Ended::Lagged) => {
+                        self.live.restart();
+                        self.state = State::Behind;
+                    }
+                    Err(Ended::Closed) => return self.end(StoreError::Closed),
                 },
                 State::Ended => return None,
             }
         }
     }
 
-    fn take(&mut self, change: &Change) {
-        if change.revision < self.next {
-            return;
-        }
-        self.next = change.revision.next();
-        let events: Vec<_> = change
-            .events
-            .iter()
-            .filter(|e| e.key().starts_with(&self.prefix))
-            .cloned()
-            .collect();
-        if !events.is_empty() {
-            self.ready.push_back(Change {
-                revision: change.revision,
-                events,
-            });
+    /// Passes over what was read from the file before.
+    fn take(&mut self, change: Change) {
+        if change.revision >= self.next {
+            self.next = change.revision.next();
+            self.ready.push_back(change);
         }
     }
 

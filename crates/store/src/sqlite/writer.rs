@@ -4,15 +4,18 @@
 //! Replies and watch events are sent only after the batch is on disk. If the batch cannot be written, all its requests
 //! fail and the thread continues.
 
-use super::{query, sqlite_failed};
+use super::live::Live;
+use super::query::{self, Former};
+use super::soundness::Check;
+use super::{SqliteOptions, sqlite_failed};
 use crate::{Change, Event, LeaseId, Op, Outcome, Revision, StoreError, Txn};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::oneshot;
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -51,10 +54,12 @@ const COMPACT_EVERY: u64 = 1000;
 pub(super) struct Writer {
     path: PathBuf,
     connection: Connection,
-    changes: broadcast::Sender<Arc<Change>>,
+    check: Check,
+    live: Arc<Live>,
     leases: BTreeMap<LeaseId, Lease>,
     next_lease: u64,
     history: u64,
+    without_history: &'static [&'static str],
 }
 
 /// What a batch has put on disk: its changes in order, and a result for each request.
@@ -74,13 +79,15 @@ impl Writer {
     pub(super) fn new(
         path: &Path,
         mut connection: Connection,
-        changes: broadcast::Sender<Arc<Change>>,
-        history: u64,
+        check: Check,
+        live: Arc<Live>,
+        options: &SqliteOptions,
     ) -> Result<Self, StoreError> {
+        let without_history = options.without_history;
         let failed = |e| sqlite_failed("open", path, e);
         let transaction = connection.transaction().map_err(failed)?;
         let orphans = query::leased(&transaction, None).map_err(failed)?;
-        delete_all(&transaction, orphans).map_err(failed)?;
+        delete_all(&transaction, orphans, without_history).map_err(failed)?;
         transaction.commit().map_err(failed)?;
         // lease numbers of an earlier process must not come back to life
         let since = SystemTime::now()
@@ -90,10 +97,12 @@ impl Writer {
         Ok(Self {
             path: path.to_owned(),
             connection,
-            changes,
+            check,
+            live,
             leases: BTreeMap::new(),
             next_lease: next_lease << 15,
-            history,
+            history: options.history,
+            without_history,
         })
     }
 
@@ -103,7 +112,7 @@ impl Writer {
             let first = match queue.recv_timeout(self.until_expiry()) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => break,
             };
             let batch = first
                 .into_iter()
@@ -111,6 +120,9 @@ impl Writer {
                 .take(BATCH)
                 .collect();
             self.process(batch);
+        }
+        if let Err(error) = self.check.end(&self.connection) {
+            tracing::warn!(path = %self.path.display(), %error, "changes stay in the log beside the store until the next start");
         }
     }
 
@@ -146,10 +158,7 @@ impl Writer {
         match self.write(&due, works) {
             Ok(Written { changes, results }) => {
                 self.leases.retain(|id, _| !due.contains(id));
-                for change in changes {
-                    // no watcher is no error
-                    let _ = self.changes.send(Arc::new(change));
-                }
+                self.live.publish(changes);
                 for (reply, result) in replies.into_iter().zip(results) {
                     let _ = reply.send(result);
                 }
@@ -175,23 +184,30 @@ impl Writer {
         if due.is_empty() && works.is_empty() {
             return Ok(Written::default());
         }
+        if let Some(error) = self.check.soundness().refusal() {
+            return Err(error);
+        }
         self.try_write(due, works)
             .map_err(|e| sqlite_failed("write", &self.path, e))
     }
 
     fn try_write(&mut self, due: &[LeaseId], works: Vec<Work>) -> rusqlite::Result<Written> {
+        self.check.release(&self.connection)?;
+        let without_history = self.without_history;
         let mut transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut written = Written::default();
         for lease in due {
             let keys = query::leased(&transaction, Some(*lease))?;
-            written.changes.extend(delete_all(&transaction, keys)?);
+            let deleted = delete_all(&transaction, keys, without_history)?;
+            written.changes.extend(deleted);
         }
         for work in works {
             written.results.push(match work {
                 Work::Commit(txn) => {
-                    commit_one(&mut transaction, txn, &self.leases)?.map(|(outcome, change)| {
+                    let done = commit_one(&mut transaction, txn, &self.leases, without_history)?;
+                    done.map(|(outcome, change)| {
                         written.changes.extend(change);
                         outcome
                     })
@@ -267,6 +283,7 @@ fn commit_one(
     transaction: &mut Transaction<'_>,
     txn: Txn,
     leases: &BTreeMap<LeaseId, Lease>,
+    without_history: &[&str],
 ) -> Tried<(Outcome, Option<Change>)> {
     let now = Instant::now();
     for op in &txn.ops {
@@ -289,7 +306,7 @@ fn commit_one(
         }
     }
     let savepoint = transaction.savepoint()?;
-    let (revision, change) = apply_all(&savepoint, txn.ops)?;
+    let (revision, change) = apply_all(&savepoint, txn.ops, without_history)?;
     savepoint.commit()?;
     Ok(Ok((Outcome::Committed { revision }, change)))
 }
@@ -312,22 +329,46 @@ fn compact_one(transaction: &Transaction<'_>, revision: Revision) -> Tried<Outco
 fn apply_all(
     connection: &Connection,
     ops: Vec<Op>,
+    without_history: &[&str],
 ) -> rusqlite::Result<(Revision, Option<Change>)> {
     let current = query::revision(connection)?;
     let revision = current.next();
     let mut events: Vec<Event> = Vec::new();
+    let mut forgetful = BTreeSet::new();
     for op in ops {
-        events.extend(query::apply(connection, op, revision)?);
+        let mut prefixes = without_history.iter();
+        let prefix = prefixes.find(|prefix| op.key().starts_with(**prefix));
+        let former = match prefix {
+            Some(_) => Former::Forgotten,
+            None => Former::Kept,
+        };
+        if let Some(event) = query::apply(connection, op, revision, former)? {
+            events.push(event);
+            forgetful.extend(prefix);
+        }
     }
     if events.is_empty() {
         return Ok((current, None));
+    }
+    for prefix in forgetful {
+        query::set_forgotten(connection, prefix, revision)?;
     }
     events.sort_by(|a, b| a.key().cmp(b.key()));
     query::set_revision(connection, revision)?;
     Ok((revision, Some(Change { revision, events })))
 }
 
-fn delete_all(connection: &Connection, keys: Vec<String>) -> rusqlite::Result<Option<Change>> {
+fn delete_all(
+    connection: &Connection,
+    keys: Vec<String>,
+    without_history: &[&str],
+) -> rusqlite::Result<Option<Change>> {
     let ops = keys.into_iter().map(|key| Op::Delete { key }).collect();
-    apply_all(connection, ops).map(|(_, change)| change)
+    apply_all(connection, ops, without_history).map(|(_, change)| change)
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.live.close();
+    }
 }
