@@ -13,9 +13,11 @@ use fleet::Controller;
 use fleet::agent::FakeAgent;
 use fleetward_api::controller::{Accepted, HostView, JobState, JobView, VmView};
 use fleetward_model::ErrorCode;
+use fleetward_model::host::HostState;
 use fleetward_model::vm::VmState;
 use http::Method;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -804,4 +806,47 @@ async fn a_job_that_is_done_shows_no_start_of_a_vm_that_was_not_started() {
         (step(&job, "start"), step(&job, "make-tpm")),
         ("done", "done")
     );
+}
+
+/// All that a controller does stands still for longer than a host may be silent, as on a machine that has no time for it; its
+/// hosts go on meanwhile.
+#[test]
+fn a_controller_that_was_held_up_has_lost_no_host() {
+    const WORKERS: usize = 2;
+    let runtime = |threads| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .enable_all()
+            .build()
+            .expect("a runtime")
+    };
+    let (own, theirs) = (runtime(WORKERS), runtime(1));
+    let controller = own.block_on(Controller::start());
+    let hosts = ["a", "b", "c"].map(|name| theirs.block_on(controller.join(name, "default")));
+    let streams = || {
+        hosts
+            .each_ref()
+            .map(|host| host.look(|inner| inner.streams))
+    };
+    assert_eq!(streams(), [1; 3]);
+
+    let all = Arc::new(std::sync::Barrier::new(WORKERS));
+    let stalls: Vec<_> = (0..WORKERS)
+        .map(|_| {
+            let all = all.clone();
+            own.spawn(async move {
+                all.wait();
+                std::thread::sleep(Duration::from_secs(15));
+            })
+        })
+        .collect();
+    for stall in stalls {
+        own.block_on(stall).expect("no panic");
+    }
+    // Whoever takes them for lost does so now, and calls them again.
+    std::thread::sleep(Duration::from_secs(4));
+    let views: Vec<HostView> = theirs.block_on(controller.get("/v1/hosts"));
+    let online = |view: &HostView| view.state == HostState::Online;
+    assert!(views.iter().all(online), "{views:?}");
+    assert_eq!(streams(), [1; 3], "nobody was called again");
 }

@@ -4,6 +4,7 @@
 //! status of 400 or more is an error that carries the body, so no caller can overlook it.
 
 use crate::dial::{self, DialError};
+use crate::patience::within;
 use crate::tls::{ALPN_HTTP, ClientTls};
 use base64::Engine;
 use bytes::{Bytes, BytesMut};
@@ -311,9 +312,9 @@ impl Request<'_> {
         let response = self.client.pool.request(request);
         let response = match self.timeouts.response {
             None => response.await,
-            Some(limit) => tokio::time::timeout(limit, response)
+            Some(limit) => within(limit, response)
                 .await
-                .map_err(|_| ClientError::timeout(endpoint, limit))?,
+                .ok_or_else(|| ClientError::timeout(endpoint, limit))?,
         };
         response.map_err(|error| ClientError::broken(endpoint, error))
     }
@@ -338,9 +339,9 @@ impl Response {
             let frame = self.body.frame();
             let frame = match self.idle {
                 None => frame.await,
-                Some(limit) => tokio::time::timeout(limit, frame)
+                Some(limit) => within(limit, frame)
                     .await
-                    .map_err(|_| ClientError::timeout(&self.endpoint, limit))?,
+                    .ok_or_else(|| ClientError::timeout(&self.endpoint, limit))?,
             };
             match frame {
                 None => return Ok(None),

@@ -1,6 +1,7 @@
 //! Connects to a member of the fleet: TCP, then TLS, within one deadline.
 
 use crate::identity::Identity;
+use crate::patience::within;
 use crate::read_ahead::{ReadAhead, Window};
 use crate::refused::Wire;
 use crate::tls::{self, ALPN_TUNNEL, ClientTls, Moments, OutOfTime, PeerError};
@@ -51,9 +52,9 @@ pub(crate) async fn dial(
             .map_err(|error| DialError::from_tls(address, &error.into()))?;
         Ok(stream)
     };
-    match tokio::time::timeout(timeout, attempt).await {
-        Ok(result) => result,
-        Err(_) => Err(DialError::Timeout {
+    match within(timeout, attempt).await {
+        Some(result) => result,
+        None => Err(DialError::Timeout {
             address: address.to_owned(),
             after: timeout,
         }),

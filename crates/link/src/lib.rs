@@ -14,6 +14,7 @@
 //! | [`serve`], [`peer`] | the server: one router behind TLS and a Unix socket |
 //! | `strangers` | who may connect without a certificate, and how many at once |
 //! | [`client`], [`dial`] | the HTTP client, over either |
+//! | `patience` | waiting for a peer, without its own delays |
 //! | `read_ahead` | how much is read from a connection at once |
 //! | [`tunnel`] | byte tunnels and relays |
 //! | [`local`] | Unix sockets |
@@ -34,6 +35,7 @@ pub mod dial;
 pub mod ek_root;
 pub mod identity;
 pub mod local;
+mod patience;
 pub mod peer;
 mod read_ahead;
 pub mod refused;

@@ -11,7 +11,10 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use fleetward_link::client::Timeouts;
-use fleetward_link::{Client, ClientError, DialError, Identity, Limits, SocketSpec, UnixServer};
+use fleetward_link::{
+    Client, ClientCertificates, ClientError, DialError, Identity, Limits, ServerTls, SocketSpec,
+    TlsServer, UnixServer,
+};
 use futures_util::{SinkExt, StreamExt, TryStreamExt};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -301,4 +304,72 @@ async fn what_is_planted_in_the_place_of_a_socket_is_left_alone() {
     assert_eq!(mode(&secret), 0o600);
     let _live = UnixServer::bind(SocketSpec::new(&path).with_mode(0o660)).expect("without it");
     assert_eq!(mode(&path), 0o660);
+}
+
+/// A server in a runtime of its own, which says something every 50 ms.
+fn talking_server(fleet: &Fleet) -> std::net::SocketAddr {
+    let credential = fleet.live(&host("a"));
+    let tls = ServerTls::new(credential, fleet.trust(), ClientCertificates::Required);
+    let (sender, address) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let server = TlsServer::bind("127.0.0.1:0", tls).await.expect("bind");
+            sender
+                .send(server.local_addr().expect("address"))
+                .expect("the test waits");
+            let talk = get(|| async {
+                Body::from_stream(futures_util::stream::unfold((), |()| async {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    Some((Ok::<_, std::io::Error>("alive\n"), ()))
+                }))
+            });
+            let router = Router::new().route("/talk", talk);
+            let served = server.serve(router, CancellationToken::new());
+            // The test's end ends it.
+            let _ = served.await;
+        });
+    });
+    address.recv().expect("an address")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_was_held_up_does_not_take_its_peer_for_silent() {
+    let fleet = Fleet::new();
+    let address = talking_server(&fleet);
+    let client = fleet.client(&host("b"), address, &host("a"));
+    let (heard, hears) = tokio::sync::watch::channel(0);
+    let listening = tokio::spawn(async move {
+        let request = client.request(Method::GET, "/talk");
+        let request = request.idle_timeout(Some(Duration::from_millis(400)));
+        let mut lines = request.send().await?.lines();
+        while lines.next().await?.is_some() {
+            heard.send_modify(|n| *n += 1);
+        }
+        Ok::<_, ClientError>(())
+    });
+    soon(hears.clone().wait_for(|n| *n > 2))
+        .await
+        .expect("heard");
+    for _ in 0..3 {
+        let both = std::sync::Arc::new(std::sync::Barrier::new(2));
+        let stalls = [both.clone(), both].map(|both| {
+            tokio::spawn(async move {
+                both.wait();
+                std::thread::sleep(Duration::from_millis(1500));
+            })
+        });
+        for stall in stalls {
+            stall.await.expect("no panic");
+        }
+        let before = *hears.borrow();
+        let more = soon(hears.clone().wait_for(|n| *n > before + 2))
+            .await
+            .is_ok();
+        assert!(more, "{:?}", listening.await);
+    }
+    listening.abort();
 }

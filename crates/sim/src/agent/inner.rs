@@ -74,6 +74,8 @@ pub struct Inner {
     pub audit_spoilt: bool,
     /// The longest end of the controller's own records that was shown.
     pub witnessed: Option<AuditHead>,
+    /// How often somebody has begun to listen to what happens here.
+    pub streams: u64,
     /// How it presents itself.
     pub certificate: FakeCertificate,
     /// The running peers of migrations, by host.
@@ -142,6 +144,7 @@ impl Inner {
             answers_with: None,
             audit_spoilt: false,
             witnessed: None,
+            streams: 0,
             certificate,
             peers: BTreeMap::new(),
             events: broadcast::Sender::new(64),

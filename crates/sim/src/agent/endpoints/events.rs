@@ -11,7 +11,8 @@ use time::OffsetDateTime;
 
 pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> Response {
     let (formats, first, receiver) = {
-        let inner = inner.lock().expect("lock");
+        let mut inner = inner.lock().expect("lock");
+        inner.streams += 1;
         let vms = inner
             .vms
             .keys()
