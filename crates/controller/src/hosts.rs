@@ -125,6 +125,10 @@ impl Hosts {
         self.read(|known| known.values().cloned().collect())
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.read(BTreeMap::len)
+    }
+
     pub(crate) fn find(&self, host: &HostName) -> Option<HostRecord> {
         self.read(|known| known.get(host).cloned())
     }

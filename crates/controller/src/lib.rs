@@ -31,6 +31,7 @@ mod check;
 mod conversion;
 mod creation;
 mod debts;
+mod dials;
 mod ek;
 mod escrow;
 mod expulsion;
@@ -61,7 +62,7 @@ pub use http::openapi_json;
 
 use anyhow::Context;
 use app::App;
-use fleetward_link::serve::allow_many_connections;
+use fleetward_link::serve::allow_all_connections;
 use fleetward_link::{ClientCertificates, ServerTls, SocketSpec, TlsServer, UnixServer};
 use fleetward_model::ErrorCode;
 use fleetward_model::error::chain;
@@ -94,7 +95,7 @@ pub struct Options {
 
 /// Runs a controller until SIGTERM or SIGINT.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    allow_many_connections().context("cannot have more files open")?;
+    allow_all_connections().context("cannot have more files open")?;
     let stop = CancellationToken::new();
     let (mut term, mut int) = (
         signal(SignalKind::terminate())?,

@@ -4,8 +4,12 @@
 //! ```text
 //!   dial ──► snapshot ──► events … ──► connection lost, or silence ──► pause ──► dial
 //! ```
+//!
+//! Until the snapshot a host has one of a limited number of places ([`crate::dials`]).
 
+use crate::agents::Events;
 use crate::certificates;
+use crate::dials::{self, Call, Dials, Pauses};
 use crate::world::World;
 use fleetward_api::agent::AgentEvent;
 use fleetward_model::{Failure, HostName};
@@ -13,12 +17,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// Agents report their facts more often than this.
 const SILENCE: Duration = Duration::from_secs(10);
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const AUDIT_EVERY: Duration = Duration::from_secs(10);
 /// How often it is looked whether a host's certificate is due, and whether it knows which certificates are refused.
 const CERTIFICATE_EVERY: Duration = Duration::from_secs(60);
@@ -27,6 +31,7 @@ const CERTIFICATE_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Watchers {
     stop: CancellationToken,
+    dials: Arc<Dials>,
     tasks: Mutex<HashMap<HostName, CancellationToken>>,
 }
 
@@ -34,6 +39,7 @@ impl Watchers {
     pub(crate) fn new(stop: CancellationToken) -> Self {
         Self {
             stop,
+            dials: Arc::default(),
             tasks: Mutex::default(),
         }
     }
@@ -41,14 +47,17 @@ impl Watchers {
     /// Begins to watch a host, or begins anew.
     pub(crate) fn watch(&self, world: &Arc<World>, host: &HostName) {
         let stop = self.stop.child_token();
-        if let Some(former) = self.lock().insert(host.clone(), stop.clone()) {
-            former.cancel();
+        let mut tasks = self.lock();
+        match tasks.insert(host.clone(), stop.clone()) {
+            Some(former) => former.cancel(),
+            None => dials::warn_of_files(tasks.len(), host),
         }
-        let (world, host) = (Arc::clone(world), host.clone());
+        drop(tasks);
+        let (world, host, dials) = (Arc::clone(world), host.clone(), Arc::clone(&self.dials));
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = follow(&world, &host) => {}
+                () = follow(&world, &host, &dials) => {}
             }
         });
     }
@@ -64,59 +73,103 @@ impl Watchers {
     }
 }
 
-async fn follow(world: &Arc<World>, host: &HostName) {
-    let mut pause = FIRST_PAUSE;
+async fn follow(world: &Arc<World>, host: &HostName, dials: &Arc<Dials>) {
+    let (mut pauses, mut kind) = (Pauses::default(), Call::Hopeful);
     loop {
-        let before = world.inventory.seen(host).snapshots;
-        let ended = listen(world, host).await;
+        let mut online = false;
+        let ended = match call(world, host, dials, kind).await {
+            Ok(begun) => listen(world, host, dials, begun, &mut online).await,
+            Err(failure) => Err(failure),
+        };
         world.inventory.lost(host);
         if let Err(failure) = &ended {
             world.inventory.refused_events(host, failure);
         }
-        if world.inventory.seen(host).snapshots > before {
-            pause = FIRST_PAUSE;
+        if online {
+            (pauses, kind) = (Pauses::default(), Call::Hopeful);
             tracing::warn!(%host, reason = %reason(ended), "lost the host");
         } else {
+            kind = Call::Repeated;
             tracing::debug!(%host, reason = %reason(ended), "the host does not answer");
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        tokio::time::sleep(pauses.next()).await;
     }
 }
 
+/// Dials, and waits for the first event.
+async fn call(
+    world: &World,
+    host: &HostName,
+    dials: &Dials,
+    kind: Call,
+) -> Result<(Events, Option<AgentEvent>), Failure> {
+    let calling = async {
+        let agent = world.agents.of(host)?;
+        let mut events = agent.events(SILENCE).await?;
+        let first = events.next().await?;
+        Ok((events, first))
+    };
+    dials.run(kind, calling).await
+}
+
 /// Until the stream ends or breaks.
-async fn listen(world: &Arc<World>, host: &HostName) -> Result<(), Failure> {
-    let agent = world.agents.of(host)?;
-    let mut events = agent.events(SILENCE).await?;
-    let mut audit = tokio::time::interval(AUDIT_EVERY);
-    let mut certificate = tokio::time::interval(CERTIFICATE_EVERY);
+async fn listen(
+    world: &Arc<World>,
+    host: &HostName,
+    dials: &Arc<Dials>,
+    (mut events, first): (Events, Option<AgentEvent>),
+    online: &mut bool,
+) -> Result<(), Failure> {
+    let Some(first) = first else { return Ok(()) };
+    hear(world, host, first);
+    *online = true;
+    tracing::info!(%host, "the host is online");
+    let hosts = world.hosts.count();
+    let mut audit = every(AUDIT_EVERY, hosts);
+    let mut certificate = every(CERTIFICATE_EVERY, hosts);
     let mut refused = world.fleet.certificates.refusals().changes();
-    let mut online = false;
+    let mut fetching: Option<JoinHandle<()>> = None;
     loop {
         tokio::select! {
             event = events.next() => {
                 let Some(event) = event? else { return Ok(()) };
-                if let AgentEvent::Snapshot { facts, .. } | AgentEvent::Facts { facts } = &event {
-                    world.agents.learn(host, facts.formats);
-                }
-                world.inventory.apply(host, event, OffsetDateTime::now_utc());
-                if !std::mem::replace(&mut online, true) {
-                    tracing::info!(%host, "the host is online");
-                }
+                hear(world, host, event);
             }
-            _ = certificate.tick() => look_after_certificate(world, host),
-            Ok(()) = refused.changed() => look_after_certificate(world, host),
+            _ = certificate.tick() => look_after_certificate(world, host, dials),
+            Ok(()) = refused.changed() => look_after_certificate(world, host, dials),
             _ = audit.tick() => {
-                let (world, host) = (Arc::clone(world), host.clone());
-                tokio::spawn(async move { fetch_audit(&world, &host).await });
+                if fetching.as_ref().is_none_or(JoinHandle::is_finished) {
+                    let (world, host) = (Arc::clone(world), host.clone());
+                    fetching = Some(tokio::spawn(async move { fetch_audit(&world, &host).await }));
+                }
             }
         }
     }
 }
 
-fn look_after_certificate(world: &Arc<World>, host: &HostName) {
-    let (world, host) = (Arc::clone(world), host.clone());
-    tokio::spawn(async move { certificates::keep(&world, &host).await });
+fn hear(world: &World, host: &HostName, event: AgentEvent) {
+    if let AgentEvent::Snapshot { facts, .. } | AgentEvent::Facts { facts } = &event {
+        world.agents.learn(host, facts.formats);
+    }
+    world
+        .inventory
+        .apply(host, event, OffsetDateTime::now_utc());
+}
+
+/// Ticks every `period`; the hosts of a large fleet not in step.
+fn every(period: Duration, hosts: usize) -> Interval {
+    let first = Instant::now() + dials::phase(period, hosts);
+    let mut ticks = tokio::time::interval_at(first, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+fn look_after_certificate(world: &Arc<World>, host: &HostName, dials: &Arc<Dials>) {
+    let (world, host, dials) = (Arc::clone(world), host.clone(), Arc::clone(dials));
+    tokio::spawn(async move {
+        let looking = certificates::keep(&world, &host);
+        dials.run(Call::Hopeful, looking).await;
+    });
 }
 
 /// Fetches the audit records that are new on a host.

@@ -514,3 +514,26 @@ pub fn allow_many_connections() -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Lets this process have as many files open as its hard limit allows: for a controller, which has connections to every
+/// host.
+///
+/// # Errors
+/// The kernel refused.
+pub fn allow_all_connections() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(())
+}
+
+/// How many files this process may have open.
+///
+/// # Errors
+/// The kernel refused.
+pub fn allowed_files() -> io::Result<u64> {
+    getrlimit(Resource::RLIMIT_NOFILE)
+        .map(|(soft, _)| soft)
+        .map_err(io::Error::from)
+}

@@ -1,0 +1,175 @@
+//! How fast hosts are called: in steps, so that a start with thousands of hosts, or their return, does not do all
+//! handshakes and read all first reports at once.
+
+use fleetward_model::HostName;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Calls under way at the same time, of each kind.
+const AT_ONCE: usize = 64;
+/// A host that does not answer holds its place no longer.
+const HELD: Duration = Duration::from_secs(1);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How far apart hosts are in what is done for each of them from time to time.
+const APART: Duration = Duration::from_millis(10);
+
+/// Places for calls.
+#[derive(Debug)]
+pub(crate) struct Dials {
+    hopeful: Semaphore,
+    repeated: Semaphore,
+}
+
+/// Which hosts a call competes with: those that are gone do not hold up those that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Of a host that answered last, or was not called since the start.
+    Hopeful,
+    /// Of a host that did not answer last.
+    Repeated,
+}
+
+impl Default for Dials {
+    fn default() -> Self {
+        Self {
+            hopeful: Semaphore::new(AT_ONCE),
+            repeated: Semaphore::new(AT_ONCE),
+        }
+    }
+}
+
+impl Dials {
+    /// Runs a call in a place of its own, which is given back at its end, or when it takes long.
+    pub(crate) async fn run<T>(&self, kind: Call, call: impl Future<Output = T>) -> T {
+        let places = match kind {
+            Call::Hopeful => &self.hopeful,
+            Call::Repeated => &self.repeated,
+        };
+        let place = places.acquire().await.expect("it is never closed");
+        let mut call = std::pin::pin!(call);
+        match tokio::time::timeout(HELD, call.as_mut()).await {
+            Ok(done) => done,
+            Err(_) => {
+                drop(place);
+                call.await
+            }
+        }
+    }
+}
+
+/// The pauses between calls of one host: longer and longer, and no two hosts' the same.
+#[derive(Debug)]
+pub(crate) struct Pauses(Duration);
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self(FIRST_PAUSE)
+    }
+}
+
+impl Pauses {
+    /// The next.
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.0.mul_f64(0.5 + fastrand::f64());
+        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
+        pause
+    }
+}
+
+/// When something that is done for each of so many hosts every `period` is done for one for the first time: at once in a
+/// small fleet, and spread over the period in a large one.
+pub(crate) fn phase(period: Duration, hosts: usize) -> Duration {
+    let hosts = u32::try_from(hosts).unwrap_or(u32::MAX);
+    let spread = APART.saturating_mul(hosts).min(period);
+    spread.mul_f64(fastrand::f64())
+}
+
+/// Says when the files that may be open do not suffice for so many hosts.
+pub(crate) fn warn_of_files(hosts: usize, newest: &HostName) {
+    const OTHERS: u64 = 1000;
+    let needed = hosts as u64 * 2 + OTHERS;
+    match fleetward_link::serve::allowed_files() {
+        Ok(allowed) if allowed < needed => tracing::warn!(
+            host = %newest, hosts, needed, allowed,
+            "the limit of open files is too low for so many hosts: raise LimitNOFILE in the controller's unit"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::debug!(%error, "cannot read the limit of open files"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn hosts_are_called_in_steps() {
+        let dials = Arc::new(Dials::default());
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let calls = (0..1000).map(|_| {
+            let (dials, now, most) = (dials.clone(), now.clone(), most.clone());
+            tokio::spawn(async move {
+                let call = async {
+                    let running = now.fetch_add(1, Ordering::SeqCst) + 1;
+                    most.fetch_max(running, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    now.fetch_sub(1, Ordering::SeqCst);
+                };
+                dials.run(Call::Hopeful, call).await;
+            })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            call.await.expect("no panic");
+        }
+        assert_eq!(most.load(Ordering::SeqCst), AT_ONCE);
+    }
+
+    #[tokio::test]
+    async fn silent_hosts_hold_up_nobody_for_long() {
+        let dials = Arc::new(Dials::default());
+        for kind in [Call::Hopeful, Call::Repeated] {
+            for _ in 0..AT_ONCE {
+                let dials = dials.clone();
+                tokio::spawn(async move { dials.run(kind, std::future::pending::<()>()).await });
+            }
+        }
+        while dials.hopeful.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let begun = tokio::time::Instant::now();
+        dials.run(Call::Hopeful, async {}).await;
+        let waited = begun.elapsed();
+        assert!(
+            waited >= HELD / 2 && waited <= HELD + HELD / 10,
+            "{waited:?}"
+        );
+    }
+
+    #[test]
+    fn no_two_hosts_act_in_step() {
+        let period = Duration::from_secs(10);
+        assert!(phase(period, 3) <= 3 * APART);
+        let mut phases: Vec<_> = (0..5000).map(|_| phase(period, 5000)).collect();
+        phases.sort();
+        assert!(phases[4999] < period && phases[4999] > period / 2);
+        let busiest = (0..10).map(|second| {
+            let of_second = phases.iter().filter(|phase| phase.as_secs() == second);
+            of_second.count()
+        });
+        assert!(busiest.max() < Some(1000));
+    }
+
+    #[test]
+    fn pauses_grow_and_differ() {
+        let (mut one, mut other) = (Pauses::default(), Pauses::default());
+        let pauses: Vec<_> = (0..8).map(|_| (one.next(), other.next())).collect();
+        assert!(pauses.iter().any(|(one, other)| one != other));
+        assert!(pauses[0].0 <= FIRST_PAUSE * 3 / 2);
+        assert!(pauses[7].0 >= LONGEST_PAUSE / 2 && pauses[7].0 <= LONGEST_PAUSE * 3 / 2);
+    }
+}
