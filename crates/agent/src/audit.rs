@@ -25,7 +25,12 @@ pub struct AuditLog {
     host: HostName,
     /// Keeps the records of this process in order.
     turn: Mutex<()>,
+    /// The end that was read last, and of which file.
+    end: Mutex<Option<(FileMark, AuditHead)>>,
 }
+
+/// A file of which nothing was changed has the same: device, number, length, time of its last change.
+type FileMark = (u64, u64, u64, (i64, i64));
 
 /// What is recorded; time and host are added.
 #[derive(Debug, Clone)]
@@ -44,6 +49,7 @@ impl AuditLog {
             path,
             host,
             turn: Mutex::new(()),
+            end: Mutex::new(None),
         }
     }
 
@@ -180,6 +186,37 @@ impl AuditLog {
         Ok(known)
     }
 
+    /// How far the log goes; 0 before its first record. It is asked for all the time, and read only when the file has changed.
+    ///
+    /// # Errors
+    /// The file or its last record cannot be read.
+    pub fn head(&self) -> io::Result<AuditHead> {
+        let empty = AuditHead {
+            seq: 0,
+            hash: GENESIS.to_owned(),
+        };
+        let mut file = match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(empty),
+            other => other?,
+        };
+        let found = file.metadata()?;
+        let changed = (found.mtime(), found.mtime_nsec());
+        let mark = (found.dev(), found.ino(), found.len(), changed);
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, head)) = &*end
+            && *known == mark
+        {
+            return Ok(head.clone());
+        }
+        let (_, tail) = read_tail(&mut file)?;
+        let head = match parse_last(&tail)? {
+            Some(AuditRecord { seq, hash, .. }) => AuditHead { seq, hash },
+            None => empty,
+        };
+        *end = Some((mark, head.clone()));
+        Ok(head)
+    }
+
     /// Records with a higher number than `after`, oldest first, at most a thousand.
     pub fn after(&self, after: u64) -> io::Result<Vec<AuditRecord>> {
         read_after(&self.path, after)
@@ -281,20 +318,34 @@ fn read_after(path: &Path, after: u64) -> io::Result<Vec<AuditRecord>> {
 
 /// The last whole record. A line without its end was cut by a crash before its key was used, and is taken away.
 fn last_record(file: &mut File) -> io::Result<Option<AuditRecord>> {
+    let (start, tail) = read_tail(file)?;
+    let whole = whole_lines(&tail);
+    if whole < tail.len() {
+        tracing::warn!("the audit log ended in half a record, which is cut off");
+        file.set_len(start + whole as u64)?;
+    }
+    parse_last(&tail)
+}
+
+/// The end of the file that has its last record, and where that begins.
+fn read_tail(file: &mut File) -> io::Result<(u64, Vec<u8>)> {
     let length = file.seek(SeekFrom::End(0))?;
     let start = length.saturating_sub(MAX_RECORD);
     file.seek(SeekFrom::Start(start))?;
     let mut tail = Vec::new();
     file.read_to_end(&mut tail)?;
-    let whole = tail
-        .iter()
-        .rposition(|b| *b == b'\n')
-        .map_or(0, |at| at + 1);
-    if whole < tail.len() {
-        tracing::warn!("the audit log ended in half a record, which is cut off");
-        file.set_len(start + whole as u64)?;
-        tail.truncate(whole);
-    }
+    Ok((start, tail))
+}
+
+/// Bytes up to the end of the last whole line.
+fn whole_lines(tail: &[u8]) -> usize {
+    let end = tail.iter().rposition(|b| *b == b'\n');
+    end.map_or(0, |at| at + 1)
+}
+
+/// The last whole record; half a line behind it is being written.
+fn parse_last(tail: &[u8]) -> io::Result<Option<AuditRecord>> {
+    let tail = &tail[..whole_lines(tail)];
     let Some(line) = tail.split(|b| *b == b'\n').rfind(|line| !line.is_empty()) else {
         return Ok(None);
     };
@@ -323,6 +374,26 @@ mod tests {
             reason: reason.into(),
             job: None,
         }
+    }
+
+    #[test]
+    fn the_end_of_the_log_follows_what_is_recorded() {
+        let dir = tempfile::tempdir().expect("directory");
+        let (log, other) = (log(dir.path()), log(dir.path()));
+        assert_eq!(log.head().expect("no log yet").seq, 0);
+        for seq in 1..=3 {
+            // Another process may write, too.
+            let writer = if seq == 2 { &other } else { &log };
+            writer.record(opened("again")).expect("recorded");
+            let head = log.head().expect("readable");
+            let last = log.after(seq - 1).expect("readable").remove(0);
+            assert_eq!((head.seq, &head.hash), (seq, &last.hash));
+            assert_eq!(log.head().expect("readable"), head, "from memory");
+        }
+        let half = OpenOptions::new().append(true).open(&log.path);
+        half.and_then(|mut file| file.write_all(b"{\"seq\":4"))
+            .expect("written");
+        assert_eq!(log.head().expect("half a record is none").seq, 3);
     }
 
     #[test]

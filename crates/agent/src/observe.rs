@@ -175,8 +175,14 @@ async fn announce_facts(host: &Host, last: &mut Option<HostFacts>) {
         facts.clock = OffsetDateTime::now_utc();
         facts.warnings.push(because);
     }
+    let log = host.audit.clone();
+    let audit = tokio::task::spawn_blocking(move || log.head())
+        .await
+        .expect("reading the audit log does not panic");
     host.observer.announce(AgentEvent::Facts {
         facts: Box::new(facts),
+        // Whoever asks for the records is told why they cannot be read.
+        audit: audit.ok(),
     });
 }
 

@@ -121,6 +121,10 @@ pub enum AgentEvent {
     /// The host's facts, every few seconds: also the sign of life.
     Facts {
         facts: Box<HostFacts>,
+        /// How far its audit log goes, so that it is asked for records only when there are new ones. None from agents of before,
+        /// and where the log cannot be read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        audit: Option<AuditHead>,
     },
     VmChanged {
         vm: Box<VmReport>,
@@ -218,7 +222,7 @@ pub enum GuardianChange {
 }
 
 /// How far somebody has seen a chain of audit records: `POST /v1/audit/witness` gives the controller's to a host,
-/// which keeps the newest and answers with the one it had.
+/// which keeps the newest and answers with the one it had. A host says its own with its facts; an empty log ends with 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditHead {
     pub seq: u64,

@@ -21,6 +21,10 @@ use tokio::sync::Mutex;
 /// The name under which the controller keeps its own records; no host may have it.
 pub(crate) const CONTROLLER: &str = "controller";
 
+fn own_name() -> HostName {
+    CONTROLLER.parse().expect("a well-formed name")
+}
+
 /// `audit-retiring/<host>`: where the chain of a host that left is being moved.
 const RETIRING: &str = "audit-retiring/";
 /// Records moved in one transaction, each with two operations.
@@ -32,6 +36,8 @@ pub(crate) struct Audit {
     store: Arc<dyn Store>,
     /// The last record of each chain.
     last: Mutex<HashMap<HostName, AuditRecord>>,
+    /// The end of the controller's own.
+    own_head: StdMutex<Option<AuditHead>>,
     /// By the name of the chain: a host, or one that left, as `host@time`.
     broken: StdMutex<BTreeMap<String, String>>,
     /// Which host has seen which record of the controller's own that is not here, and where they ended then.
@@ -57,8 +63,10 @@ impl Audit {
                 broken.insert(chain.to_owned(), found.value);
             }
         }
+        let own_head = last.get(&own_name()).map(head_of);
         Ok(Self {
             store,
+            own_head: StdMutex::new(own_head),
             last: Mutex::new(last),
             broken: StdMutex::new(broken),
             cut_off: StdMutex::default(),
@@ -67,7 +75,7 @@ impl Audit {
 
     /// Records an act of the controller's own.
     pub(crate) async fn own(&self, act: Act) -> Result<(), Failure> {
-        let host: HostName = CONTROLLER.parse().expect("a well-formed name");
+        let host = own_name();
         let mut last = self.last.lock().await;
         let record = AuditRecord::chain(
             last.get(&host),
@@ -87,6 +95,7 @@ impl Audit {
             .put_json(&key(&record), &record, Guard::Absent)
             .await;
         let _ = put.map_err(|error| crate::store_failure(&error))?;
+        *self.own_head_now() = Some(head_of(&record));
         last.insert(host, record);
         Ok(())
     }
@@ -201,9 +210,12 @@ impl Audit {
     }
 
     /// The last of the controller's own records, as hosts are shown it.
-    pub(crate) async fn head(&self) -> Option<AuditHead> {
-        let host: HostName = CONTROLLER.parse().expect("a well-formed name");
-        self.last.lock().await.get(&host).map(head_of)
+    pub(crate) fn head(&self) -> Option<AuditHead> {
+        self.own_head_now().clone()
+    }
+
+    fn own_head_now(&self) -> std::sync::MutexGuard<'_, Option<AuditHead>> {
+        self.own_head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes what a host remembers of the controller's own chain: one that is longer, or other, than what is here means that
@@ -213,7 +225,7 @@ impl Audit {
         by: &HostName,
         seen: &AuditHead,
     ) -> Result<(), StoreError> {
-        let host: HostName = CONTROLLER.parse().expect("a well-formed name");
+        let host = own_name();
         let last = self.last.lock().await;
         let end = last.get(&host).map_or(0, |record| record.seq);
         if seen.seq > end {

@@ -697,7 +697,7 @@ impl Heard {
                 facts: measured_facts(*facts),
                 vms: vms.into_iter().map(measured).collect(),
             },
-            AgentEvent::Facts { facts } => {
+            AgentEvent::Facts { facts, .. } => {
                 let (facts, size) = measured_facts(*facts);
                 Self::Facts(facts, size)
             }

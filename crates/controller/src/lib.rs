@@ -24,6 +24,7 @@ mod admission;
 mod agents;
 mod app;
 mod audit;
+mod audit_follow;
 mod autostart;
 mod bulks;
 mod certificates;

@@ -8,6 +8,7 @@
 //! Until the snapshot a host has one of a limited number of places ([`crate::dials`]).
 
 use crate::agents::Events;
+use crate::audit_follow::{self, AuditFollower};
 use crate::certificates;
 use crate::dials::{self, Call, Dials, Pauses};
 use crate::world::World;
@@ -17,13 +18,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use time::OffsetDateTime;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// Agents report their facts more often than this.
 const SILENCE: Duration = Duration::from_secs(10);
-const AUDIT_EVERY: Duration = Duration::from_secs(10);
 /// How often it is looked whether a host's certificate is due, and whether it knows which certificates are refused.
 const CERTIFICATE_EVERY: Duration = Duration::from_secs(60);
 
@@ -125,30 +124,28 @@ async fn listen(
     *online = true;
     tracing::info!(%host, "the host is online");
     let hosts = world.hosts.count();
-    let mut audit = every(AUDIT_EVERY, hosts);
+    let mut audit = every(audit_follow::EVERY, hosts);
     let mut certificate = every(CERTIFICATE_EVERY, hosts);
     let mut refused = world.fleet.certificates.refusals().changes();
-    let mut fetching: Option<JoinHandle<()>> = None;
+    let mut log = AuditFollower::new(world, host);
     loop {
         tokio::select! {
             event = events.next() => {
                 let Some(event) = event? else { return Ok(()) };
+                if let AgentEvent::Facts { audit, .. } = &event {
+                    log.heard(audit.clone()).await;
+                }
                 hear(world, host, event);
             }
             _ = certificate.tick() => look_after_certificate(world, host, dials),
             Ok(()) = refused.changed() => look_after_certificate(world, host, dials),
-            _ = audit.tick() => {
-                if fetching.as_ref().is_none_or(JoinHandle::is_finished) {
-                    let (world, host) = (Arc::clone(world), host.clone());
-                    fetching = Some(tokio::spawn(async move { fetch_audit(&world, &host).await }));
-                }
-            }
+            _ = audit.tick() => log.tick().await,
         }
     }
 }
 
 fn hear(world: &World, host: &HostName, event: AgentEvent) {
-    if let AgentEvent::Snapshot { facts, .. } | AgentEvent::Facts { facts } = &event {
+    if let AgentEvent::Snapshot { facts, .. } | AgentEvent::Facts { facts, .. } = &event {
         world.agents.learn(host, facts.formats);
     }
     world
@@ -170,26 +167,6 @@ fn look_after_certificate(world: &Arc<World>, host: &HostName, dials: &Arc<Dials
         let looking = certificates::keep(&world, &host);
         dials.run(Call::Hopeful, looking).await;
     });
-}
-
-/// Fetches the audit records that are new on a host.
-pub(crate) async fn fetch_audit(world: &World, host: &HostName) {
-    let fetched = async {
-        let after = world.audit.position(host).await;
-        let agent = world.agents.of(host)?;
-        let head = world.audit.head().await;
-        // an agent that cannot say what it has witnessed still tells its records; whoever verifies hears of it
-        if let Ok(Some(seen)) = agent.witness(head.as_ref()).await {
-            let taken = world.audit.take_witness(host, &seen).await;
-            taken.map_err(|error| crate::store_failure(&error))?;
-        }
-        let records = agent.audit_after(after).await?;
-        let taken = world.audit.take(host, records).await;
-        taken.map_err(|error| crate::store_failure(&error))
-    };
-    if let Err(error) = fetched.await {
-        tracing::debug!(%host, error = %error.what, because = %error.because, "cannot fetch the host's audit log");
-    }
 }
 
 fn reason(ended: Result<(), Failure>) -> String {

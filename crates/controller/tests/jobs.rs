@@ -161,6 +161,28 @@ async fn an_audit_trail_is_intact_only_where_every_host_has_shown_its_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_at_rest_is_not_asked_for_its_audit_log() {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    let old = controller.join("old", "default").await;
+    old.look(|inner| inner.tells_audit = false);
+    let asked = |host: &FakeAgent| host.look(|inner| inner.audit_requests);
+    create(&controller, json!({"name": "web", "host": "a"})).await;
+    // Longer than a host that does not say how far its log goes is left alone, and than the controller's own records wait.
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    let (of_a, of_old) = (asked(&a), asked(&old));
+    assert!(of_a.0 > 0 && of_a.1 > 0, "{of_a:?}");
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(asked(&a), of_a, "nothing is new");
+    let now = asked(&old);
+    assert!(now.0 > of_old.0 && now.1 == of_old.1, "{of_old:?} {now:?}");
+
+    create(&controller, json!({"name": "db", "host": "a"})).await;
+    let fetched = async || asked(&a).0 > of_a.0 && asked(&a).1 > of_a.1;
+    controller.wait("what is new is exchanged", fetched).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_controllers_own_records_are_checked_and_their_end_is_remembered_by_hosts() {
     use fleetward_store::{SqliteStore, Store, StoreExt, Txn};
     let mut controller = Controller::start().await;

@@ -154,6 +154,6 @@ async fn fetch(app: &App) {
     let online = hosts
         .iter()
         .filter(|host| world.inventory.seen(&host.name).answers);
-    let fetched = join_all(online.map(|host| crate::watch::fetch_audit(world, &host.name)));
+    let fetched = join_all(online.map(|host| crate::audit_follow::fetch(world, &host.name)));
     let _ = tokio::time::timeout(FETCH_TIME, fetched).await;
 }

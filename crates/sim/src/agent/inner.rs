@@ -7,7 +7,7 @@ use fleetward_api::agent as api_agent;
 use fleetward_api::agent::{AgentEvent, AuditHead, TpmStateJudged};
 use fleetward_api::tpm::BundleParts;
 use fleetward_link::{KeyRequest, LiveCredential, Refusals};
-use fleetward_model::audit::AuditRecord;
+use fleetward_model::audit::{AuditRecord, GENESIS};
 use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::host::{
     Accelerator, Formats, HostFacts, HypervisorVersions, PoolFacts, Version,
@@ -74,6 +74,10 @@ pub struct Inner {
     pub audit_spoilt: bool,
     /// The longest end of the controller's own records that was shown.
     pub witnessed: Option<AuditHead>,
+    /// Whether it says how far its audit log goes; an agent of before does not.
+    pub tells_audit: bool,
+    /// How often it was asked for audit records, and shown the end of the controller's.
+    pub audit_requests: (u64, u64),
     /// How often somebody has begun to listen to what happens here.
     pub streams: u64,
     /// How it presents itself.
@@ -144,6 +148,8 @@ impl Inner {
             answers_with: None,
             audit_spoilt: false,
             witnessed: None,
+            tells_audit: true,
+            audit_requests: (0, 0),
             streams: 0,
             certificate,
             peers: BTreeMap::new(),
@@ -160,6 +166,16 @@ impl Inner {
         }
     }
 
+    /// How far its audit log goes, as its signs of life say.
+    pub(super) fn audit_head(&self) -> Option<AuditHead> {
+        let last = self.audit.last();
+        let (seq, hash) = last.map_or((0, GENESIS), |last| (last.seq, &last.hash));
+        (self.tells_audit && !self.audit_spoilt).then(|| AuditHead {
+            seq,
+            hash: hash.to_owned(),
+        })
+    }
+
     pub fn tell(&self, id: VmId) {
         let event = match self.observed(id) {
             Some(vm) => AgentEvent::VmChanged { vm: Box::new(vm) },
@@ -170,7 +186,10 @@ impl Inner {
 
     pub fn tell_facts(&self) {
         let facts = Box::new(self.facts.clone());
-        let _ = self.events.send(AgentEvent::Facts { facts });
+        let _ = self.events.send(AgentEvent::Facts {
+            facts,
+            audit: self.audit_head(),
+        });
     }
 
     pub fn tell_all(&self, vms: Vec<VmReport>) {

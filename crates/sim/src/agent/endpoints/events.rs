@@ -39,9 +39,13 @@ pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> R
                         .await
                     {
                         Ok(event) => event.ok()?,
-                        Err(_) => AgentEvent::Facts {
-                            facts: facts_now(&inner.lock().expect("lock")),
-                        },
+                        Err(_) => {
+                            let inner = inner.lock().expect("lock");
+                            AgentEvent::Facts {
+                                facts: facts_now(&inner),
+                                audit: inner.audit_head(),
+                            }
+                        }
                     }
                 }
             };

@@ -74,7 +74,8 @@ pub(super) async fn audit(
     State(inner): State<Shared>,
     axum::extract::Query(query): axum::extract::Query<After>,
 ) -> Response {
-    let inner = inner.lock().expect("lock");
+    let mut inner = inner.lock().expect("lock");
+    inner.audit_requests.0 += 1;
     if inner.audit_spoilt {
         let failure = Failure::new(ErrorCode::Internal, "the audit log");
         return refusal(failure.because("line 7 is no audit record"));
@@ -88,6 +89,7 @@ pub(super) async fn witness(
     Json(shown): Json<Option<AuditHead>>,
 ) -> Json<Option<AuditHead>> {
     let mut inner = inner.lock().expect("lock");
+    inner.audit_requests.1 += 1;
     let known = inner.witnessed.clone();
     let seq = |head: &Option<AuditHead>| head.as_ref().map_or(0, |head| head.seq);
     if seq(&shown) > seq(&known) {
