@@ -9,10 +9,10 @@ SUITES := $(sort $(basename $(notdir $(wildcard crates/e2e/tests/*.rs))) \
 	$(notdir $(patsubst %/main.rs,%,$(wildcard crates/e2e/tests/*/main.rs))))
 LANES := scripts/test-lanes
 
-.PHONY: help packages build demo test fuzz soak bench down clean
+.PHONY: help packages build demo test fuzz soak bench bench-scale down clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 packages: ## install the Debian packages that are missing
 	@scripts/install-packages
@@ -44,6 +44,13 @@ soak: build ## the end-to-end tests with every point of every job walked by kill
 bench: packages ## ratios against virt-install and virsh migrate, and the size of the idle services
 	cargo build --workspace --release --locked
 	$(TARGET)/release/fleetward-bench
+
+bench-scale: packages ## what a controller needs for fleets of several sizes (FLEETWARD_SCALE_SIZES says which), as a table in target/scale.md
+	cargo build --workspace --release --locked --bin fleetward --bin fleetward-sim
+	rm -rf $(TARGET)/scale
+	$(TARGET)/release/fleetward-sim scale --program $(TARGET)/release/fleetward --work $(TARGET)/scale \
+		--sizes $${FLEETWARD_SCALE_SIZES:-100x20,500x20,1000x25} --commit "$$(git rev-parse --short HEAD)" \
+		--markdown $(TARGET)/scale.md --json $(TARGET)/scale.json
 
 down: ## end the demo and the lab of the default name
 	@if [ -x $(LAB) ]; then $(LAB) down --name demo && $(LAB) down; fi

@@ -9,8 +9,8 @@ mod report;
 mod vm;
 
 pub use conversion::FakeConversion;
-pub use inner::{Death, FakeCertificate, Inner};
-pub use vm::FakeVm;
+pub use inner::{Death, FakeCertificate, Inner, Peers};
+pub use vm::{FakeVm, SimulatedTpm};
 
 use fleetward_link::{
     Client, ClientCertificates, ClientTls, Credential, FleetTrust, Identity, LiveCredential,
@@ -20,6 +20,7 @@ use fleetward_model::guardian::GuardianFacts;
 use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName};
 use fleetward_protector_open::LocalGuardian;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
@@ -40,7 +41,22 @@ pub struct FakeAgent {
 }
 
 impl FakeAgent {
+    /// One that listens.
     pub async fn start(
+        host: HostName,
+        group: GroupName,
+        guardian: GuardianFacts,
+        credential: Credential,
+        trust: FleetTrust,
+        address: SocketAddr,
+    ) -> Self {
+        let agent = Self::new(host, group, guardian, credential, trust, address);
+        agent.serve().await;
+        agent
+    }
+
+    /// One that does not listen yet.
+    pub fn new(
         host: HostName,
         group: GroupName,
         guardian: GuardianFacts,
@@ -61,7 +77,7 @@ impl FakeAgent {
         let tls = ServerTls::new(credential.clone(), trust, ClientCertificates::Required)
             .with_refusals(refusals);
         let inner = Arc::new(Mutex::new(inner));
-        let agent = Self {
+        Self {
             host,
             inner,
             credential,
@@ -70,25 +86,26 @@ impl FakeAgent {
             tls,
             address,
             stop,
-        };
-        agent.serve().await;
-        agent
+        }
     }
 
     /// Listens again after [`cut`](Self::cut).
     pub async fn serve(&self) {
+        self.listen().await.expect("bind");
+    }
+
+    /// Listens, also again after [`cut`](Self::cut).
+    pub async fn listen(&self) -> io::Result<()> {
         let limits = fleetward_link::Limits {
             shutdown_grace: std::time::Duration::ZERO,
             ..Default::default()
         };
-        let server = TlsServer::bind(self.address, self.tls.clone())
-            .await
-            .expect("bind")
-            .with_limits(limits);
+        let server = TlsServer::bind(self.address, self.tls.clone()).await?;
         let router = endpoints::router(self.inner.clone());
         let stop = CancellationToken::new();
         *self.stop.lock().expect("lock") = stop.clone();
-        tokio::spawn(server.serve(router, stop));
+        tokio::spawn(server.with_limits(limits).serve(router, stop));
+        Ok(())
     }
 
     /// A client that shows this host's certificate.
@@ -137,10 +154,21 @@ impl FakeAgent {
         look(&mut self.inner.lock().expect("lock"))
     }
 
+    /// Says and answers nothing from now on, or goes on. Its connections stay, as those of a host that hangs.
+    pub fn silence(&self, silent: bool) {
+        self.look(|inner| inner.silent.send_replace(silent));
+    }
+
     /// Lets the two move VMs between each other.
     pub fn knows(&self, other: &FakeAgent) {
-        self.look(|inner| inner.peers.insert(other.host.clone(), other.inner.clone()));
-        other.look(|inner| inner.peers.insert(self.host.clone(), self.inner.clone()));
+        self.look(|inner| inner.peers.add(&other.host, &other.inner));
+        other.look(|inner| inner.peers.add(&self.host, &self.inner));
+    }
+
+    /// Lets all those move VMs between each other.
+    pub fn meets(&self, peers: &Peers) {
+        peers.add(&self.host, &self.inner);
+        self.look(|inner| inner.peers = peers.clone());
     }
 
     /// Nothing of any VM.

@@ -36,6 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "fleetward-sim",
         &[
             "fleetward-model",
+            "fleetward-durable",
             "fleetward-protector",
             "fleetward-protector-open",
             "fleetward-api",

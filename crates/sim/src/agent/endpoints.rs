@@ -9,6 +9,8 @@ mod vms;
 use super::conversion::{convert, converter};
 use super::{Inner, Shared};
 use axum::body::Bytes;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
@@ -43,7 +45,25 @@ pub(super) fn router(inner: Shared) -> Router {
         )
         .route(api::EK_AUTHORITY, get(ek_authority))
         .route(api::REFUSED_CERTIFICATES, put(refuse_certificates))
+        .layer(from_fn_with_state(inner.clone(), patience))
         .with_state(inner)
+}
+
+/// A silent host answers when it speaks again, and a slow one after a while.
+async fn patience(State(inner): State<Shared>, request: Request, next: Next) -> Response {
+    speaks(&inner).await;
+    let delay = inner.lock().expect("lock").delay;
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    next.run(request).await
+}
+
+/// Returns while the host is not silent.
+async fn speaks(inner: &Shared) {
+    let mut silent = inner.lock().expect("lock").silent.subscribe();
+    // The sender lives as long as the host.
+    let _ = silent.wait_for(|silent| !silent).await;
 }
 
 fn line(value: &impl serde::Serialize) -> Result<Bytes, std::convert::Infallible> {

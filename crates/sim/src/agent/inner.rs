@@ -16,10 +16,12 @@ use fleetward_model::secure_boot::CertificateState;
 use fleetward_model::vm::VmReport;
 use fleetward_model::{ByteSize, Failure, GroupName, GuardianId, HostName, JobId, VmId};
 use http::HeaderMap;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 use time::OffsetDateTime;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Debug)]
@@ -83,10 +85,37 @@ pub struct Inner {
     /// How it presents itself.
     pub certificate: FakeCertificate,
     /// The running peers of migrations, by host.
-    pub peers: BTreeMap<HostName, Arc<Mutex<Inner>>>,
+    pub peers: Peers,
+    /// How often it reports its facts, which is its sign of life.
+    pub facts_every: Duration,
+    /// How long after its begin it does so first: hosts that begin together do not report together.
+    pub facts_phase: Duration,
+    /// When it began.
+    pub(super) begun: Instant,
+    /// How long each answer takes it.
+    pub delay: Duration,
+    /// How far its clock is ahead of the machine's.
+    pub clock_ahead: time::Duration,
+    /// It says and answers nothing while this is true, and its connections stay.
+    pub(super) silent: watch::Sender<bool>,
     /// Fires when it listens no longer.
     pub(super) stop: Arc<Mutex<CancellationToken>>,
     pub(super) events: broadcast::Sender<AgentEvent>,
+}
+
+/// Hosts that move VMs between each other, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Peers(Arc<Mutex<HashMap<HostName, Weak<Mutex<Inner>>>>>);
+
+impl Peers {
+    pub(super) fn add(&self, host: &HostName, inner: &Arc<Mutex<Inner>>) {
+        let mut peers = self.0.lock().expect("lock");
+        peers.insert(host.clone(), Arc::downgrade(inner));
+    }
+
+    pub(super) fn of(&self, host: &HostName) -> Option<Arc<Mutex<Inner>>> {
+        self.0.lock().expect("lock").get(host)?.upgrade()
+    }
 }
 
 /// A host's certificate, and whom it refuses.
@@ -152,7 +181,13 @@ impl Inner {
             audit_requests: (0, 0),
             streams: 0,
             certificate,
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
+            facts_every: Duration::from_secs(2),
+            facts_phase: Duration::ZERO,
+            begun: Instant::now(),
+            delay: Duration::ZERO,
+            clock_ahead: time::Duration::ZERO,
+            silent: watch::Sender::new(false),
             events: broadcast::Sender::new(64),
         }
     }
@@ -224,6 +259,10 @@ impl Inner {
         let text = self.protector(begin);
         let real = self.parts.contains_key(&vm);
         match self.vms.get_mut(&vm) {
+            Some(found) if found.simulated_tpm.is_some() => {
+                let unsealed = format!("unsealed {vm} {begin}");
+                found.metadata.key_protector.insert(unsealed).clone()
+            }
             Some(found) if real => found.metadata.key_protector.clone().unwrap_or_default(),
             Some(found) => found.metadata.key_protector.insert(text).clone(),
             None => text,

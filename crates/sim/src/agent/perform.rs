@@ -161,6 +161,10 @@ impl Inner {
                 };
                 let runs = std::mem::replace(&mut found.state, VmState::Stopped);
                 found.runs_with = None;
+                if let Some(tpm) = &mut found.simulated_tpm {
+                    // Nobody writes it any more, so its host can say what it is.
+                    tpm.told = true;
+                }
                 let by = match stop.force {
                     true => StoppedBy::PowerOff,
                     false => StoppedBy::GuestAgent,
@@ -349,14 +353,11 @@ impl Inner {
             .vms
             .get_mut(&vm)
             .ok_or_else(|| Failure::new(ErrorCode::VmNotFound, "not here"))?;
-        let there = self
-            .peers
-            .get(to)
-            .expect("the test made them known to each other");
+        let lost = || Failure::new(ErrorCode::LinkLost, "the link between the hosts");
+        let there = self.peers.of(to).ok_or_else(lost)?;
         let mut there = there.lock().expect("lock");
         if there.stop.lock().expect("lock").is_cancelled() {
-            let what = "the link between the hosts";
-            return Err(Failure::new(ErrorCode::LinkLost, what));
+            return Err(lost());
         }
         let transit = Some(Transit {
             job,
@@ -367,10 +368,11 @@ impl Inner {
             ..found.metadata.clone()
         };
         found.state = VmState::Stopped;
-        there
-            .vms
-            .entry(vm)
-            .or_insert(FakeVm::new(metadata, arrives));
+        let simulated_tpm = found.simulated_tpm;
+        there.vms.entry(vm).or_insert(FakeVm {
+            simulated_tpm,
+            ..FakeVm::new(metadata, arrives)
+        });
         let guardians = self.tpms.get(&vm).cloned();
         if let Some(guardians) = guardians {
             there.tpms.insert(vm, guardians);

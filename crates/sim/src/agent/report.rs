@@ -32,7 +32,7 @@ impl Inner {
             name: spec.name.clone(),
             host: self.host.clone(),
             state: vm.state,
-            reason: "fake".into(),
+            reason: vm.reason.clone().into_owned(),
             cpus: vm.runs_with.unwrap_or(vm.size()).cpus,
             memory: vm.runs_with.unwrap_or(vm.size()).memory,
             settings: vm.runs_with.unwrap_or(vm.size()).settings,
@@ -80,10 +80,13 @@ impl Inner {
                 version: "2.0".into(),
                 model: "tpm-crb".into(),
                 state_present: self.tpms.contains_key(&id),
-                state_sha256: self
-                    .parts
-                    .get(&id)
-                    .map(|parts| hex::encode(Sha256::digest(&parts.state))),
+                state_sha256: match (self.parts.get(&id), vm.simulated_tpm) {
+                    (Some(parts), _) => Some(hex::encode(Sha256::digest(&parts.state))),
+                    (None, Some(tpm)) if tpm.told => {
+                        Some(hex::encode(Sha256::digest(tpm.state(id))))
+                    }
+                    (None, _) => None,
+                },
                 key_id: None,
                 owner: guardians.first().cloned(),
                 guardians,

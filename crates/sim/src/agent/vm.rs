@@ -1,11 +1,36 @@
 //! A VM on a simulated host, and what a change of it does.
 
-use fleetward_model::ErrorCode;
 use fleetward_model::change::machine::MachineDefined;
 use fleetward_model::change::{self, ChangeStep, Direction};
 use fleetward_model::machine::MachineSettings;
 use fleetward_model::secure_boot::SecureBootObserved;
 use fleetward_model::vm::{VmMetadata, VmState};
+use fleetward_model::{ErrorCode, VmId};
+use std::borrow::Cow;
+
+/// A TPM whose state is made when somebody asks for it, so that it takes no memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SimulatedTpm {
+    /// How often its guest has written it.
+    pub writes: u32,
+    /// Whether its host tells a digest of its state, so that the controller takes a copy.
+    pub told: bool,
+}
+
+/// Bytes of a state, as of a TPM that a guest uses.
+const STATE: usize = 8192;
+
+impl SimulatedTpm {
+    /// What a host has for it: encrypted, as its header says.
+    pub(super) fn state(self, vm: VmId) -> Vec<u8> {
+        let mut state = vec![2, 1, 0, 10, 0, 9];
+        state.extend(u32::try_from(STATE).expect("fits").to_be_bytes());
+        state.extend(vm.0.as_bytes());
+        state.extend(self.writes.to_be_bytes());
+        state.resize(STATE, 0);
+        state
+    }
+}
 
 /// A VM's whole state on one host.
 #[derive(Debug, Clone)]
@@ -18,6 +43,10 @@ pub struct FakeVm {
     pub runs_with: Option<MachineDefined>,
     /// The domain's own name, where somebody renamed it.
     pub domain: Option<String>,
+    /// Why it is in that state, in libvirt's words.
+    pub reason: Cow<'static, str>,
+    /// Of a VM of a simulated fleet; others have what a test gives them.
+    pub simulated_tpm: Option<SimulatedTpm>,
     /// What its UEFI variables say; none: as from an agent that does not look.
     pub secure_boot: Option<SecureBootObserved>,
 }
@@ -30,6 +59,8 @@ impl FakeVm {
             defined: None,
             runs_with: None,
             domain: None,
+            reason: Cow::Borrowed("fake"),
+            simulated_tpm: None,
             secure_boot: None,
         }
     }

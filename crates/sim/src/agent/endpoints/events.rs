@@ -1,69 +1,94 @@
 //! The stream of what happens on a simulated host: a snapshot, then changes, and facts as a sign of life.
 
-use super::{Inner, Shared, line_of};
+use super::{Inner, Shared, line_of, speaks};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use fleetward_api::agent::AgentEvent;
-use fleetward_model::host::HostFacts;
+use fleetward_model::host::{Formats, HostFacts};
 use http::HeaderMap;
 use time::OffsetDateTime;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::time::{Instant, Interval, interval_at};
+
+/// What one reader is told.
+struct Reader {
+    inner: Shared,
+    formats: Option<Formats>,
+    receiver: broadcast::Receiver<AgentEvent>,
+    due: Interval,
+    /// Everything is told next: nothing was yet, or the reader was too slow for what changed.
+    anew: bool,
+}
 
 pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> Response {
-    let (formats, first, receiver) = {
-        let mut inner = inner.lock().expect("lock");
-        inner.streams += 1;
-        let vms = inner
-            .vms
-            .keys()
-            .filter_map(|id| inner.observed(*id))
-            .collect();
-        let facts = facts_now(&inner);
-        (
-            inner.answers_in(&headers),
-            AgentEvent::Snapshot {
-                facts,
-                vms,
-                more: false,
-            },
-            inner.events.subscribe(),
-        )
+    let reader = {
+        let mut host = inner.lock().expect("lock");
+        host.streams += 1;
+        Reader {
+            formats: host.answers_in(&headers),
+            receiver: host.events.subscribe(),
+            due: interval_at(next_facts(&host), host.facts_every),
+            anew: true,
+            inner: inner.clone(),
+        }
     };
-    let lines = futures_util::stream::unfold(
-        (Some(first), receiver, inner),
-        move |(first, mut receiver, inner)| async move {
-            let event = match first {
-                Some(first) => first,
-                None => {
-                    match tokio::time::timeout(std::time::Duration::from_secs(2), receiver.recv())
-                        .await
-                    {
-                        Ok(event) => event.ok()?,
-                        Err(_) => {
-                            let inner = inner.lock().expect("lock");
-                            AgentEvent::Facts {
-                                facts: facts_now(&inner),
-                                audit: inner.audit_head(),
-                            }
-                        }
-                    }
-                }
-            };
-            let parts = match formats {
-                Some(formats) => event.readable_with(formats).in_parts(formats),
-                None => vec![event],
-            };
-            let lines: Vec<u8> = parts.iter().flat_map(line_of).collect();
-            let lines = Ok::<_, std::convert::Infallible>(Bytes::from(lines));
-            Some((lines, (None, receiver, inner)))
-        },
-    );
+    let lines = futures_util::stream::unfold(reader, async |mut reader| {
+        let event = reader.next().await?;
+        speaks(&reader.inner).await;
+        let parts = match reader.formats {
+            Some(formats) => event.readable_with(formats).in_parts(formats),
+            None => vec![event],
+        };
+        let lines: Vec<u8> = parts.iter().flat_map(line_of).collect();
+        let lines = Ok::<_, std::convert::Infallible>(Bytes::from(lines));
+        Some((lines, reader))
+    });
     Body::from_stream(lines).into_response()
+}
+
+impl Reader {
+    async fn next(&mut self) -> Option<AgentEvent> {
+        if !std::mem::take(&mut self.anew) {
+            tokio::select! {
+                event = self.receiver.recv() => match event {
+                    Ok(event) => return Some(event),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return None,
+                },
+                _ = self.due.tick() => {
+                    let inner = self.inner.lock().expect("lock");
+                    return Some(AgentEvent::Facts {
+                        facts: facts_now(&inner),
+                        audit: inner.audit_head(),
+                    });
+                }
+            }
+        }
+        let inner = self.inner.lock().expect("lock");
+        Some(AgentEvent::Snapshot {
+            facts: facts_now(&inner),
+            vms: inner
+                .vms
+                .keys()
+                .filter_map(|id| inner.observed(*id))
+                .collect(),
+            more: false,
+        })
+    }
+}
+
+/// A host reports at its own moments, whenever it is asked.
+fn next_facts(inner: &Inner) -> Instant {
+    let first = inner.begun + inner.facts_phase;
+    let since = Instant::now().saturating_duration_since(first);
+    let rounds = since.as_nanos() / inner.facts_every.as_nanos().max(1);
+    first + inner.facts_every * (u32::try_from(rounds).unwrap_or(u32::MAX) + 1)
 }
 
 fn facts_now(inner: &Inner) -> Box<HostFacts> {
     Box::new(HostFacts {
-        clock: OffsetDateTime::now_utc(),
+        clock: OffsetDateTime::now_utc() + inner.clock_ahead,
         ..inner.facts.clone()
     })
 }

@@ -5,9 +5,11 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use fleetward_api::agent::operation::Operation;
 use fleetward_api::agent::{CanOpen, IncomingAnswer, OperationLine, OperationRequest, Question};
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
 use fleetward_model::{ErrorCode, Failure};
+use std::sync::Mutex;
 use time::OffsetDateTime;
 
 pub(super) async fn operate(
@@ -29,6 +31,13 @@ pub(super) async fn operate(
         return Body::from_stream(futures_util::stream::iter([line(&lost)])).into_response();
     }
     let outcome = {
+        // A move locks two hosts; two moves in opposite directions would wait for each other for ever.
+        static MOVES: Mutex<()> = Mutex::new(());
+        let moves = matches!(
+            request.operation,
+            Operation::MigrateLive(_) | Operation::SendStopped(_)
+        );
+        let _turn = moves.then(|| MOVES.lock().expect("lock"));
         let mut inner = inner.lock().expect("lock");
         inner.asked.push(name);
         let seen = inner.generations.entry(request.vm).or_default();

@@ -5,6 +5,8 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::{CanOpen, VmDetail};
 use fleetward_api::tpm::{BundleParts, TpmBundle};
 use fleetward_model::{ErrorCode, Failure, VmId};
@@ -39,11 +41,7 @@ pub(super) async fn vm(
 
 /// A bundle as it has to be, with a key protector for just this VM.
 pub(super) async fn tpm(State(inner): State<Shared>, Path(asked): Path<VmId>) -> Response {
-    static OWNER: LazyLock<LocalGuardian> = LazyLock::new(|| {
-        let host = "fake".parse().expect("name");
-        LocalGuardian::generate(&host, OffsetDateTime::now_utc()).expect("guardian")
-    });
-    let (id, metadata) = {
+    let (id, metadata, simulated) = {
         let inner = inner.lock().expect("lock");
         let id = inner.answers_with.unwrap_or(asked);
         if let Some(failure) = &inner.no_copy {
@@ -54,10 +52,36 @@ pub(super) async fn tpm(State(inner): State<Shared>, Path(asked): Path<VmId>) ->
                 return Json(TpmBundle::new(vm.metadata.clone(), &inner.parts[&id]))
                     .into_response();
             }
-            Some(vm) if vm.metadata.spec.tpm => (id, vm.metadata.clone()),
+            Some(vm) if vm.metadata.spec.tpm => (id, vm.metadata.clone(), vm.simulated_tpm),
             _ => return refusal(Failure::new(ErrorCode::TpmStateMissing, "no TPM")),
         }
     };
+    let former = metadata.key_protector.as_deref();
+    let sealed = match simulated.and_then(|_| STANDARD.decode(former?).ok()) {
+        Some(sealed) => sealed,
+        None => seal_for(id),
+    };
+    let parts = BundleParts {
+        state: simulated.map_or_else(
+            || vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 11, 1],
+            |tpm| tpm.state(id),
+        ),
+        key_protector: sealed,
+        ek_certificate: None,
+        uefi_variables: None,
+    };
+    if simulated.is_some() {
+        keep_protector(&inner, id, STANDARD.encode(&parts.key_protector));
+    }
+    Json(TpmBundle::new(metadata, &parts)).into_response()
+}
+
+/// A key protector for a VM. Its owner is of no fleet.
+fn seal_for(id: VmId) -> Vec<u8> {
+    static OWNER: LazyLock<LocalGuardian> = LazyLock::new(|| {
+        let host = "fake".parse().expect("name");
+        LocalGuardian::generate(&host, OffsetDateTime::now_utc()).expect("guardian")
+    });
     let request = SealRequest {
         vm_id: id,
         key_id: fleetward_model::KeyId(id.0),
@@ -67,13 +91,18 @@ pub(super) async fn tpm(State(inner): State<Shared>, Path(asked): Path<VmId>) ->
         now: OffsetDateTime::now_utc(),
         expired: &ExpiredAllowed::none(),
     };
-    let parts = BundleParts {
-        state: vec![2, 1, 0, 10, 0, 9, 0, 0, 0, 11, 1],
-        key_protector: seal(&request).expect("seal").der().to_vec(),
-        ek_certificate: None,
-        uefi_variables: None,
-    };
-    Json(TpmBundle::new(metadata, &parts)).into_response()
+    seal(&request).expect("seal").der().to_vec()
+}
+
+/// The VM has this key protector from now on, which its host tells: it was sealed when it was first asked for.
+fn keep_protector(inner: &Shared, id: VmId, text: String) {
+    let mut inner = inner.lock().expect("lock");
+    if let Some(vm) = inner.vms.get_mut(&id)
+        && vm.metadata.key_protector.as_ref() != Some(&text)
+    {
+        vm.metadata.key_protector = Some(text);
+        inner.tell(id);
+    }
 }
 
 pub(super) async fn delete_history(

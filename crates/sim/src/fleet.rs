@@ -1,0 +1,119 @@
+//! All hosts of a prepared fleet, in this process.
+
+use crate::agent::{FakeAgent, FakeVm, Peers};
+use crate::directory::{Directory, Fleet};
+use crate::plan::FleetPlan;
+use anyhow::{Context, Result};
+use fleetward_model::{ByteSize, GuardianId};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use std::borrow::Cow;
+use std::time::Duration;
+
+/// How often the agent of a real host reports its facts.
+pub const FACTS_EVERY: Duration = Duration::from_secs(3);
+
+/// The hosts, in the order of the plan. They answer until their process ends.
+#[derive(Debug)]
+pub struct RunningFleet {
+    pub plan: FleetPlan,
+    pub hosts: Vec<FakeAgent>,
+    pub shared_guardian: bool,
+}
+
+impl RunningFleet {
+    /// Every host that has joined listens at its address when this returns.
+    pub async fn start(directory: &Directory, fleet: &Fleet) -> Result<Self> {
+        let plan = &fleet.plan;
+        let trust = directory.trust()?;
+        let mut members = Vec::with_capacity(plan.hosts as usize);
+        for host in 0..plan.hosts {
+            members.push(directory.member(plan, host)?);
+        }
+        let guardians: Vec<GuardianId> = members
+            .iter()
+            .map(|member| member.public.guardian.id.clone())
+            .collect();
+        let peers = Peers::default();
+        let mut random = fastrand::Rng::with_seed(plan.random_seed);
+        let mut hosts = Vec::with_capacity(members.len());
+        for (host, member) in (0..plan.hosts).zip(members) {
+            let public = member.public;
+            let ek = CertificateDer::from_pem_slice(public.ek_certificate.as_bytes())
+                .context("the EK certificate of a host")?
+                .to_vec();
+            let agent = FakeAgent::new(
+                plan.host(host),
+                public.group,
+                public.guardian,
+                member.credential,
+                trust.clone(),
+                plan.address(host),
+            );
+            agent.meets(&peers);
+            let wrapped_for = plan.guardians_of(host, |host| guardians[host as usize].clone());
+            agent.look(|inner| {
+                inner.ek_authority = Some(ek);
+                inner.facts_every = FACTS_EVERY;
+                inner.facts_phase = FACTS_EVERY.mul_f64(random.f64());
+                inner.facts.cpus = 64;
+                inner.facts.memory = ByteSize::gib(1024);
+                inner.facts.memory_available = ByteSize::gib(512);
+                for (id, vm) in plan.vms_of(host) {
+                    for disk in &vm.metadata.spec.disks {
+                        inner.volumes.insert(disk.volume.clone());
+                    }
+                    inner.tpms.insert(id, wrapped_for.clone());
+                    inner.vms.insert(id, vm);
+                }
+            });
+            agent.listen().await.with_context(|| {
+                format!("host {} cannot listen on {}", agent.host, agent.address)
+            })?;
+            hosts.push(agent);
+        }
+        let plan = plan.clone();
+        Ok(Self {
+            plan,
+            hosts,
+            shared_guardian: fleet.shared_guardian,
+        })
+    }
+
+    /// No host answers any more.
+    pub fn stop(&self) {
+        self.hosts.iter().for_each(FakeAgent::cut);
+    }
+
+    /// The host on which the plan put a VM. It may have moved since.
+    pub fn first_host_of(&self, number: u32) -> &FakeAgent {
+        &self.hosts[(number / self.plan.vms.max(1)) as usize]
+    }
+
+    /// Changes something that a host sees of a VM, and tells of it; false where the VM is not on that host any more.
+    pub fn touch(&self, number: u32, reason: String) -> bool {
+        self.change(number, |vm| vm.reason = Cow::Owned(reason))
+    }
+
+    /// The guest writes its TPM, and its host tells of it.
+    pub fn write_tpm(&self, number: u32) -> bool {
+        self.change(number, |vm| {
+            if let Some(tpm) = &mut vm.simulated_tpm {
+                tpm.writes += 1;
+                tpm.told = true;
+            }
+        })
+    }
+
+    fn change(&self, number: u32, change: impl FnOnce(&mut FakeVm)) -> bool {
+        let id = self.plan.vm_id(number);
+        self.first_host_of(number).look(|inner| {
+            let Some(vm) = inner.vms.get_mut(&id) else {
+                return false;
+            };
+            change(vm);
+            inner.tell(id);
+            true
+        })
+    }
+}
