@@ -12,7 +12,7 @@ use std::process::Command;
 
 const CACHE: &str = "/var/cache/fleetward-lab";
 const ROOT_BYTES: u64 = 3 << 30;
-const PACKAGES: &str = "linux-image-cloud-amd64,initramfs-tools,kmod,apparmor,libvirt-daemon-system,\
+const PACKAGES: &str = "linux-image-cloud-amd64,tini,initramfs-tools,kmod,apparmor,libvirt-daemon-system,\
     libvirt-daemon-config-nwfilter,libvirt-clients,qemu-system-x86,qemu-utils,ovmf,swtpm,swtpm-tools,bubblewrap,bzip2,\
     unzip,iproute2,iptables,socat,procps,util-linux,mount,e2fsprogs,dmidecode,openssl,ca-certificates";
 /// As `scripts/install-packages` does on Debian 12; elsewhere there is nothing of that name.
@@ -30,7 +30,8 @@ mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 mount -t securityfs securityfs /sys/kernel/security
 mount -o ro /dev/vdb /mnt/given
-exec /mnt/given/start
+# Some process has to take note of the end of those that libvirt ends, or they count as alive.
+exec tini -- /mnt/given/start
 ";
 
 /// What QEMU boots such a machine from.

@@ -37,6 +37,12 @@ const CLAIMS: &[Claim] = &[
         apart,
     ),
     ("a_vm_moves_live_and_is_confined_where_it_arrives", moved),
+    ("a_clone_of_it_is_confined_apart_from_it", cloned),
+    ("a_vm_with_a_rolled_key_is_confined_as_before", rolled),
+    (
+        "a_vm_of_a_lost_host_is_confined_where_it_is_rebuilt",
+        rebuilt,
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -62,7 +68,11 @@ fn main() -> ExitCode {
                 eprintln!("{claim}: {:.1} s", start.elapsed().as_secs_f32());
                 proved
             };
-            proved().map_err(|error| Failed::from(format!("{error:#}")))
+            proved().map_err(|error| {
+                // Now, and not only at the end: a later case may hang.
+                eprintln!("{claim}: {error:#}");
+                Failed::from(format!("{error:#}"))
+            })
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
@@ -109,6 +119,16 @@ END
 const CONTROLLER: &str = r#"set -e
 setsid /mnt/given/fleetward controller run --data /var/lib/fwc --listen 0.0.0.0:7440 --advertise 10.9.0.1:7440 \
     --socket /run/fwc.sock > /var/log/controller.log 2>&1 &
+"#;
+
+/// Writes what arrives at port 9000 to `FILE`.
+const RECEIVE: &str = r#"setsid perl -MIO::Socket::INET -e '
+    my $listening = IO::Socket::INET->new(LocalAddr => "10.9.0.1", LocalPort => 9000, Listen => 1, ReuseAddr => 1) or die;
+    open(my $file, ">", "FILE") or die;
+    my $from = $listening->accept;
+    while (read($from, my $part, 65536)) { print $file $part }
+' > /var/log/receive.log 2>&1 &
+sleep 1
 "#;
 
 impl World {
@@ -193,9 +213,9 @@ impl World {
 fn confined(machine: &Machine, id: &str) -> Result<()> {
     let said = machine.ok(&format!(
         "for process in /proc/[0-9]*; do\n\
-           case \"$(tr '\\0' ' ' < $process/cmdline 2>/dev/null)\" in\n\
-             *swtpm*{id}*) echo \"swtpm $(cat $process/attr/current)\";;\n\
-             *qemu-system*{id}*) echo \"qemu $(cat $process/attr/current)\";;\n\
+           case \"$(cat $process/cmdline 2>/dev/null | tr '\\0' ' ')\" in\n\
+             *swtpm*/{id}/*) echo \"swtpm $(cat $process/attr/current)\";;\n\
+             *'-uuid {id} '*) echo \"qemu $(cat $process/attr/current)\";;\n\
            esac\n\
          done"
     ))?;
@@ -218,6 +238,31 @@ fn reads(machine: &Machine, id: &str, file: &str) -> Result<bool> {
 
 fn tpm_state(id: &str) -> String {
     format!("/var/lib/libvirt/swtpm/{id}/tpm2/tpm2-00.permall")
+}
+
+fn disk(id: &str) -> String {
+    format!("/srv/vms/{id}-vda.qcow2")
+}
+
+fn variables(id: &str) -> String {
+    format!("/var/lib/fleetward/uefi/{id}_VARS.fd")
+}
+
+/// Each of two VMs opens its own of these files, and not the other's.
+fn are_apart(
+    machine: &Machine,
+    one: &str,
+    other: &str,
+    files: &[fn(&str) -> String],
+) -> Result<()> {
+    for file in files {
+        for (mine, theirs) in [(one, other), (other, one)] {
+            let (own, foreign) = (file(mine), file(theirs));
+            ensure!(reads(machine, mine, &own)?, "its own: {own}");
+            ensure!(!reads(machine, mine, &foreign)?, "another's: {foreign}");
+        }
+    }
+    Ok(())
 }
 
 fn told(world: &mut World) -> Result<()> {
@@ -252,24 +297,10 @@ fn started(world: &mut World) -> Result<()> {
 fn apart(world: &mut World) -> Result<()> {
     world.fleetward("vm create other --image lab-guest --memory 512M --host a --start")?;
     let (one, other) = (world.id(VM)?, world.id("other")?);
-    let disk = |id: &str| format!("/srv/vms/{id}-vda.qcow2");
-    let variables = |id: &str| format!("/var/lib/fleetward/uefi/{id}_VARS.fd");
-    for file in [tpm_state, disk, variables] {
-        for (mine, theirs) in [(&one, &other), (&other, &one)] {
-            ensure!(
-                reads(&world.a, mine, &file(mine))?,
-                "its own: {}",
-                file(mine)
-            );
-            ensure!(
-                !reads(&world.a, mine, &file(theirs))?,
-                "another's: {}",
-                file(theirs)
-            );
-        }
-    }
+    are_apart(&world.a, &one, &other, &[tpm_state, variables, disk])?;
     let keys = world.a.ok("ls /var/lib/fleetward/guardians/*.guardian")?;
     ensure!(!reads(&world.a, &one, &keys)?, "the guardian: {keys}");
+    world.is("a", "online")?;
     world.fleetward("vm stop other --force")?;
     world.fleetward("vm delete other").map(drop)
 }
@@ -284,5 +315,56 @@ fn moved(world: &mut World) -> Result<()> {
     ensure!(reads(&world.b, &id, &tpm_state(&id))?);
     let gone = world.a.ok("aa-status | grep -c libvirt- || true")?;
     ensure!(gone == "0", "profiles are left at the source: {gone}");
+    Ok(())
+}
+
+fn cloned(world: &mut World) -> Result<()> {
+    world.fleetward(&format!("vm clone {VM} copy --tpm copy"))?;
+    world.fleetward("vm start copy")?;
+    let (source, clone) = (world.id(VM)?, world.id("copy")?);
+    // Its source has been running throughout.
+    confined(&world.b, &source)?;
+    confined(&world.b, &clone)?;
+    // A linked clone reads its source's disk.
+    are_apart(&world.b, &source, &clone, &[tpm_state, variables])?;
+    world.fleetward("vm stop copy --force")?;
+    world.fleetward("vm delete copy").map(drop)
+}
+
+fn rolled(world: &mut World) -> Result<()> {
+    let id = world.id(VM)?;
+    world.is("b", "online")?;
+    world.fleetward(&format!("vm stop {VM} --force"))?;
+    world.fleetward(&format!("tpm roll {VM}"))?;
+    world.fleetward(&format!("vm start {VM}"))?;
+    confined(&world.b, &id)?;
+    ensure!(reads(&world.b, &id, &tpm_state(&id))?);
+    world.fleetward(&format!("vm stop {VM} --force")).map(drop)
+}
+
+fn rebuilt(world: &mut World) -> Result<()> {
+    world.is("b", "online")?;
+    world.fleetward("vm create lost --image lab-guest --memory 512M --host b")?;
+    let id = world.id("lost")?;
+    wait::until("its copy at the controller", seconds(120), || {
+        let shown = world.json("vm show lost")?;
+        Ok((shown["escrow"]["current"] == true).then_some(()))
+    })?;
+    // The administrator's backup of the disk, which the controller does not keep.
+    world.a.ok(&RECEIVE.replace("FILE", &disk(&id)))?;
+    let sent = format!("cat {} > /dev/tcp/10.9.0.1/9000", disk(&id));
+    world.b.ok(&format!("bash -c '{sent}'"))?;
+    let sum = |machine: &Machine| machine.ok(&format!("sha256sum < {}", disk(&id)));
+    let sent = sum(&world.b)?;
+    wait::until("the backup to arrive", seconds(60), || {
+        Ok((sum(&world.a)? == sent).then_some(()))
+    })?;
+    world.b.kill();
+    world.is("b", "unreachable")?;
+    world.fleetward("vm recover lost --to a")?;
+    world.fleetward("vm start lost")?;
+    confined(&world.a, &id)?;
+    ensure!(reads(&world.a, &id, &tpm_state(&id))?);
+    ensure!(reads(&world.a, &id, &disk(&id))?);
     Ok(())
 }
