@@ -22,6 +22,7 @@ use fleetward_api::agent::{
     self as api, AuditHead, CancelRequest, EkAuthorityHeld, GuardianChange, KeysRequest,
     OperationLine, OperationRequest, Question, VmDetail,
 };
+use fleetward_api::tpm::TpmQuery;
 use fleetward_api::{MAX_BODY, NDJSON};
 use fleetward_link::{Identity, Peer};
 use fleetward_model::guardian::GuardianFacts;
@@ -237,9 +238,13 @@ async fn vm(
     Ok(Json(VmDetail { vm, ..detail }).into_response())
 }
 
-async fn vm_tpm(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer<Response> {
+async fn vm_tpm(
+    State(host): State<Arc<Host>>,
+    Path(id): Path<String>,
+    Query(query): Query<TpmQuery>,
+) -> Answer<Response> {
     let bundle = bundle::read(&host, vm_id(&id)?).await?;
-    Ok(Json(bundle).into_response())
+    Ok(Json(bundle.answering(&query)).into_response())
 }
 
 async fn vm_console(

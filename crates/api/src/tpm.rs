@@ -22,6 +22,15 @@ pub const MAX_CERTIFICATE: usize = 16 * 1024;
 /// Largest UEFI variable store taken, bytes: a request that carries one has at most [`crate::MAX_BODY`].
 pub const MAX_VARIABLES: usize = 720 * 1024;
 
+/// What is asked for with the TPM of a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TpmQuery {
+    /// SHA-256 of the UEFI variables that the asker has, as [`TpmBundle::variables_sha256`]: they are half a mebibyte, and a TPM
+    /// changes much more often than they do. An agent that does not know the question sends them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variables: Option<String>,
+}
+
 /// Everything of one VM's TPM at one moment, with what the VM is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TpmBundle {
@@ -36,6 +45,9 @@ pub struct TpmBundle {
     /// Base64 of the UEFI variables; none for a VM that has never started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uefi_variables: Option<String>,
+    /// The UEFI variables are those that the asker has already, and are left out. The digest is with them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub same_variables: bool,
     pub metadata: VmMetadata,
     /// [`TpmBundle::digest`] of the rest, hex.
     pub sha256: String,
@@ -75,11 +87,38 @@ impl TpmBundle {
             key_protector: text(&parts.key_protector),
             ek_certificate: parts.ek_certificate.as_ref().map(text),
             uefi_variables: parts.uefi_variables.as_ref().map(text),
+            same_variables: false,
             metadata,
             sha256: String::new(),
         };
         bundle.sha256 = bundle.digest();
         bundle
+    }
+
+    /// SHA-256 of the base64 of its UEFI variables, hex: what [`TpmQuery`] asks with.
+    pub fn variables_sha256(&self) -> Option<String> {
+        let variables = self.uefi_variables.as_ref()?;
+        Some(hex::encode(Sha256::digest(variables)))
+    }
+
+    /// As an answer to whoever has UEFI variables of that digest.
+    #[must_use]
+    pub fn answering(mut self, query: &TpmQuery) -> Self {
+        if query.variables.is_some() && query.variables == self.variables_sha256() {
+            self.uefi_variables = None;
+            self.same_variables = true;
+        }
+        self
+    }
+
+    /// With the UEFI variables that were left out, base64.
+    #[must_use]
+    pub fn with_variables(self, variables: Option<String>) -> Self {
+        Self {
+            uefi_variables: variables,
+            same_variables: false,
+            ..self
+        }
     }
 
     /// SHA-256 over id, state, key protector, EK certificate and variables, hex. The definition is left out: how it is

@@ -105,5 +105,5 @@ fn refuge(world: &World, vm: &VmObserved) -> Option<HostName> {
         });
         host.name != vm.host && host.group == *group && !host.drained && seen.online && has_disks
     });
-    hosts.next().map(|host| host.name)
+    hosts.next().map(|host| host.name.clone())
 }

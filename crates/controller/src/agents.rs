@@ -8,7 +8,7 @@ mod events;
 pub(crate) use self::events::Events;
 use crate::debts::unpaid;
 use crate::fleet::Fleet;
-use crate::hosts::{HostRecord, Hosts, Members};
+use crate::hosts::{Hosts, Members};
 use crate::presence::Presence;
 use bytes::Bytes;
 use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
@@ -17,7 +17,7 @@ use fleetward_api::agent::{
     ConversionQuery, ConverterState, EkAuthorityHeld, Flash, GuardianChange, IncomingAnswer,
     KeysRequest, OperationLine, OperationRequest, Question, TpmStateJudged, VmDetail,
 };
-use fleetward_api::tpm::TpmBundle;
+use fleetward_api::tpm::{TpmBundle, TpmQuery};
 use fleetward_jobs::{Data, DebtBook, StepContext, StepError};
 use fleetward_link::client::{Lines, Timeouts, UpgradedIo};
 use fleetward_link::{Client, ClientError, ClientTls, DialError, Identity};
@@ -107,7 +107,7 @@ impl Agents {
 
     /// The agent of a host of the fleet.
     pub(crate) fn of(&self, host: &HostName) -> Result<Agent, Failure> {
-        let HostRecord { address, .. } = self.hosts.of(host)?;
+        let address = self.hosts.of(host)?.address.clone();
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, client)) = clients.get(host)
             && *known == address
@@ -121,7 +121,7 @@ impl Agents {
 
     /// The same, over connections of its own.
     pub(crate) fn anew(&self, host: &HostName) -> Result<Agent, Failure> {
-        let HostRecord { address, .. } = self.hosts.of(host)?;
+        let address = self.hosts.of(host)?.address.clone();
         let client = self.client(host, &address);
         Ok(self.agent(host, client))
     }
@@ -390,9 +390,12 @@ impl Agent {
         }
     }
 
-    /// The VM's TPM as one piece.
-    pub(crate) async fn tpm(&self, id: VmId) -> Result<TpmBundle, Failure> {
-        let path = agent::VM_TPM.replace("{id}", &id.to_string());
+    /// The VM's TPM as one piece, without the UEFI variables if they have the digest in `query`.
+    pub(crate) async fn tpm(&self, id: VmId, query: &TpmQuery) -> Result<TpmBundle, Failure> {
+        let mut path = agent::VM_TPM.replace("{id}", &id.to_string());
+        if let Some(variables) = &query.variables {
+            path = format!("{path}?variables={variables}");
+        }
         let request = self
             .client
             .request(Method::GET, &path)

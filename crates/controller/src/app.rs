@@ -44,6 +44,7 @@ const FIRST_CALL: Duration = Duration::from_secs(2);
 /// Many events come together and are written as one. What is not written yet is not shown after a crash, until its host
 /// is heard again.
 const GATHER: Duration = Duration::from_millis(100);
+const WRITE_EVERY: Duration = Duration::from_secs(15);
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -233,7 +234,7 @@ impl App {
         tokio::spawn(async move {
             tokio::select! {
                 () = app.stop.cancelled() => {}
-                () = app.see_ended(id) => app.world.holders.remove(id),
+                () = app.see_ended(id) => app.world.release(id),
             }
         });
     }
@@ -243,7 +244,7 @@ impl App {
     pub(crate) async fn holder_of(&self, vm: VmId) -> Option<admission::Holder> {
         while let Some((holder, _)) = self.world.holders.of(vm) {
             match self.engine.get(holder.job).await {
-                Ok(job) if job.state.has_ended() => self.world.holders.remove(holder.job),
+                Ok(job) if job.state.has_ended() => self.world.release(holder.job),
                 Ok(_) | Err(_) => return Some(holder),
             }
         }
@@ -299,12 +300,17 @@ async fn call_everybody(world: &Arc<World>, watchers: &Watchers) {
     for host in &hosts {
         watchers.watch(world, &host.name);
     }
-    let tried = || {
-        hosts
-            .iter()
-            .all(|host| world.inventory.seen(&host.name).tried)
+    let mut awaited: Vec<_> = hosts.iter().map(|host| host.name.clone()).collect();
+    let all = async {
+        loop {
+            awaited.retain(|host| !world.inventory.seen(host).tried);
+            if awaited.is_empty() || changes.changed().await.is_err() {
+                return;
+            }
+            tokio::time::sleep(GATHER).await;
+            changes.mark_unchanged();
+        }
     };
-    let all = async { while !tried() && changes.changed().await.is_ok() {} };
     if tokio::time::timeout(FIRST_CALL, all).await.is_err() {
         tracing::info!("not every host answers yet");
     }
@@ -316,6 +322,8 @@ async fn keep_written(world: Arc<World>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
+            // When each host was last heard is no change, and is written now and then.
+            () = tokio::time::sleep(WRITE_EVERY) => {}
         }
         if let Err(error) = world.inventory.flush(OffsetDateTime::now_utc()).await {
             tracing::warn!(%error, "cannot write the inventory");

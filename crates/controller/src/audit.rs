@@ -12,7 +12,7 @@ use fleetward_api::agent::AuditHead;
 use fleetward_api::controller::{AuditBreakView, AuditVerdict};
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord, closings, verify};
 use fleetward_model::{Failure, HostName, JobId, VmId};
-use fleetward_store::{Guard, MAX_VALUE, Store, StoreError, StoreExt, Txn};
+use fleetward_store::{Guard, MAX_OPERATIONS, MAX_VALUE, Store, StoreError, StoreExt, Txn};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use time::OffsetDateTime;
@@ -119,8 +119,10 @@ impl Audit {
         if self.break_of(host).is_some() {
             return Ok(());
         }
+        let mut broken = None;
+        let mut good: Vec<AuditRecord> = Vec::new();
         for record in records {
-            let before = last.get(host);
+            let before = good.last().or_else(|| last.get(host));
             let size = serde_json::to_vec(&record).map_or(usize::MAX, |text| text.len());
             let follows = if size > MAX_VALUE {
                 Err(format!("record {} has {size} bytes", record.seq))
@@ -130,20 +132,29 @@ impl Audit {
                 Err(format!("host {host} sent a record of host {}", record.host))
             };
             if let Err(why) = follows {
-                tracing::error!(%host, %why, "the host's audit log is broken");
-                let _ = self
-                    .store
-                    .put_json(&format!("audit-break/{host}"), &why, Guard::Any)
-                    .await?;
-                self.broken().insert(host.to_string(), why);
-                return Ok(());
+                broken = Some(why);
+                break;
             }
-            let _ = self
-                .store
-                .put_json(&key(&record), &record, Guard::Any)
-                .await?;
-            last.insert(host.clone(), record);
+            good.push(record);
         }
+        // A host that was away for long has thousands: many to a transaction, in their order.
+        for some in good.chunks(MAX_OPERATIONS) {
+            let mut txn = Txn::new();
+            for record in some {
+                txn = txn.put_json(key(record), record)?;
+            }
+            let _ = self.store.commit(txn).await?;
+            if let Some(newest) = some.last() {
+                last.insert(host.clone(), newest.clone());
+            }
+        }
+        let Some(why) = broken else {
+            return Ok(());
+        };
+        tracing::error!(%host, %why, "the host's audit log is broken");
+        let mark = format!("audit-break/{host}");
+        let _ = self.store.put_json(&mark, &why, Guard::Any).await?;
+        self.broken().insert(host.to_string(), why);
         Ok(())
     }
 

@@ -37,6 +37,7 @@ pub(crate) async fn answer_agents(app: App, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(AGAIN), if !tried.is_empty() => {}
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -61,7 +62,7 @@ pub(crate) async fn answer_agents(app: App, stop: CancellationToken) {
 
 /// The VM, if the copy on `host` is it and can start.
 fn to_start(world: &World, host: &HostName, id: VmId) -> Option<Arc<VmObserved>> {
-    if world.inventory.is_superseded(host, id) || world.holders.of(id).is_some() {
+    if world.inventory.is_superseded(host, id) || world.holders.hold(id) {
         return None;
     }
     let vm = world.inventory.vm(id)?;

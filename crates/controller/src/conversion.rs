@@ -174,7 +174,7 @@ async fn offers(world: &World, size: u64) -> (Vec<Offer>, Vec<Reason>) {
                 too_old: true,
                 ..Reason::new(host, "its agent is too old to convert images")
             }),
-            HostState::Online => asked.push(record.name),
+            HostState::Online => asked.push(record.name.clone()),
         }
     }
     let answers = asked.iter().map(|host| async {

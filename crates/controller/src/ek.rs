@@ -279,7 +279,7 @@ impl Eks {
     /// Whether that is a member whose authority is not known: its agent is of a former version, or was not heard since.
     pub(crate) fn is_silent(&self, host: &HostName, members: &Members) -> bool {
         let told = self.held().authorities.contains_key(host);
-        !told && members.read(|hosts| hosts.contains_key(host))
+        !told && members.has(host)
     }
 
     fn is_accepted(&self, held: &Held, sha256: &str) -> bool {

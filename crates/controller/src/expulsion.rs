@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 /// A host that was expelled. Its name may be another machine's by now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,7 @@ pub(crate) struct Expulsions {
     file: PathBuf,
     known: RwLock<Vec<Expelled>>,
     writing: tokio::sync::Mutex<()>,
+    changed: watch::Sender<u64>,
 }
 
 impl Expulsions {
@@ -52,7 +54,13 @@ impl Expulsions {
             file,
             known: RwLock::new(known.unwrap_or_default()),
             writing: tokio::sync::Mutex::default(),
+            changed: watch::Sender::new(0),
         })
+    }
+
+    /// Wakes when a host is added.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     /// Adds a host, durably. The same guardians a second time change nothing.
@@ -73,6 +81,7 @@ impl Expulsions {
             Failure::new(ErrorCode::StoreFailed, what).because(error)
         })?;
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = all;
+        self.changed.send_modify(|n| *n += 1);
         Ok(())
     }
 
@@ -117,7 +126,7 @@ pub(crate) fn guardians_of(world: &World, host: &HostName) -> Result<Expelled, F
     guardians.insert(record.guardian.id.clone());
     Ok(Expelled {
         host: host.clone(),
-        group: record.group,
+        group: record.group.clone(),
         guardians,
         at: OffsetDateTime::now_utc(),
         by: String::new(),

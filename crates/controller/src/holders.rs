@@ -4,7 +4,8 @@
 use crate::work::{About, Reservation};
 use fleetward_model::admission;
 use fleetward_model::{JobId, VmId};
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 /// A job that has not ended.
@@ -17,22 +18,42 @@ pub(crate) struct Holder {
 
 /// All jobs that have not ended.
 #[derive(Debug, Default)]
-pub(crate) struct Holders(Mutex<HashMap<JobId, Holder>>);
+pub(crate) struct Holders(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    jobs: HashMap<JobId, Holder>,
+    /// The jobs of each VM.
+    vms: HashMap<VmId, BTreeSet<JobId>>,
+}
 
 impl Holders {
     pub(crate) fn add(&self, job: JobId, holder: Holder) {
-        self.lock().insert(job, holder);
+        let mut held = self.lock();
+        if let Some(vm) = holder.about.vm {
+            held.vms.entry(vm).or_default().insert(job);
+        }
+        held.jobs.insert(job, holder);
     }
 
-    pub(crate) fn remove(&self, job: JobId) {
-        self.lock().remove(&job);
+    /// The VM that the job held, if it held one until now.
+    pub(crate) fn remove(&self, job: JobId) -> Option<VmId> {
+        let mut held = self.lock();
+        let vm = held.jobs.remove(&job)?.about.vm?;
+        if let Entry::Occupied(mut jobs) = held.vms.entry(vm) {
+            jobs.get_mut().remove(&job);
+            if jobs.get().is_empty() {
+                jobs.remove();
+            }
+        }
+        Some(vm)
     }
 
     /// The job that works on a VM, and its kind.
     pub(crate) fn of(&self, vm: VmId) -> Option<(admission::Holder, String)> {
-        let holders = self.lock();
-        let mut all = holders.iter();
-        let (job, found) = all.find(|(_, holder)| holder.about.vm == Some(vm))?;
+        let held = self.lock();
+        let job = held.vms.get(&vm)?.first()?;
+        let found = held.jobs.get(job)?;
         let holder = admission::Holder {
             job: *job,
             request: found.about.request,
@@ -40,19 +61,24 @@ impl Holders {
         Some((holder, found.kind.clone()))
     }
 
+    /// Whether a job works on a VM.
+    pub(crate) fn hold(&self, vm: VmId) -> bool {
+        self.lock().vms.contains_key(&vm)
+    }
+
     pub(crate) fn reservations(&self) -> Vec<Reservation> {
-        let holders = self.lock();
-        holders
+        let held = self.lock();
+        held.jobs
             .values()
             .filter_map(|holder| holder.about.reservation.clone())
             .collect()
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.lock().len()
+        self.lock().jobs.len()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Holder>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

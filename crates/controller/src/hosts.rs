@@ -12,10 +12,11 @@ use fleetward_model::vm::{Revocation, VmSummary};
 use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName};
 use fleetward_store::{Guard, Outcome, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 /// A member of the fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,16 +64,60 @@ pub(crate) struct Hosts {
 }
 
 /// The hosts of the fleet at any moment. It holds no store open.
-#[derive(Debug, Default)]
-pub(crate) struct Members(RwLock<BTreeMap<HostName, HostRecord>>);
+#[derive(Debug)]
+pub(crate) struct Members {
+    known: RwLock<Known>,
+    changed: watch::Sender<u64>,
+}
 
-impl Members {
-    pub(crate) fn read<T>(&self, look: impl FnOnce(&BTreeMap<HostName, HostRecord>) -> T) -> T {
-        look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+impl Default for Members {
+    fn default() -> Self {
+        Self {
+            known: RwLock::default(),
+            changed: watch::Sender::new(0),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    hosts: BTreeMap<HostName, Arc<HostRecord>>,
+    groups: BTreeMap<GroupName, BTreeSet<HostName>>,
+}
+
+impl Known {
+    fn put(&mut self, record: HostRecord) {
+        self.remove(&record.name);
+        let group = self.groups.entry(record.group.clone()).or_default();
+        group.insert(record.name.clone());
+        self.hosts.insert(record.name.clone(), Arc::new(record));
     }
 
-    fn write<T>(&self, change: impl FnOnce(&mut BTreeMap<HostName, HostRecord>) -> T) -> T {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+    fn remove(&mut self, host: &HostName) {
+        if let Some(former) = self.hosts.remove(host)
+            && let Some(group) = self.groups.get_mut(&former.group)
+        {
+            group.remove(host);
+        }
+    }
+}
+
+impl Members {
+    pub(crate) fn has(&self, host: &HostName) -> bool {
+        self.read().hosts.contains_key(host)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<HostRecord>> {
+        self.read().hosts.values().cloned().collect()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Known)) {
+        change(&mut self.known.write().unwrap_or_else(PoisonError::into_inner));
+        self.changed.send_modify(|n| *n += 1);
     }
 }
 
@@ -113,7 +158,9 @@ impl Hosts {
         for record in known.values() {
             hosts.mirror(record).await;
         }
-        hosts.write(|all| *all = known);
+        hosts
+            .known
+            .change(|all| known.into_values().for_each(|record| all.put(record)));
         Ok(hosts)
     }
 
@@ -121,20 +168,39 @@ impl Hosts {
         &self.known
     }
 
-    pub(crate) fn all(&self) -> Vec<HostRecord> {
-        self.read(|known| known.values().cloned().collect())
+    /// Wakes when a host joins, leaves or changes.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.known.changed.subscribe()
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.read(BTreeMap::len)
+        self.known.read().hosts.len()
     }
 
-    pub(crate) fn find(&self, host: &HostName) -> Option<HostRecord> {
-        self.read(|known| known.get(host).cloned())
+    pub(crate) fn all(&self) -> Vec<Arc<HostRecord>> {
+        self.known.all()
+    }
+
+    /// The hosts of a group.
+    pub(crate) fn of_group(&self, group: &GroupName) -> Vec<Arc<HostRecord>> {
+        let known = self.known.read();
+        let names = known.groups.get(group).into_iter().flatten();
+        names
+            .filter_map(|name| known.hosts.get(name).cloned())
+            .collect()
+    }
+
+    /// How many hosts a group has.
+    pub(crate) fn count_of(&self, group: &GroupName) -> usize {
+        self.known.read().groups.get(group).map_or(0, BTreeSet::len)
+    }
+
+    pub(crate) fn find(&self, host: &HostName) -> Option<Arc<HostRecord>> {
+        self.known.read().hosts.get(host).cloned()
     }
 
     /// As [`find`](Self::find), `HOST_NOT_FOUND` else.
-    pub(crate) fn of(&self, host: &HostName) -> Result<HostRecord, Failure> {
+    pub(crate) fn of(&self, host: &HostName) -> Result<Arc<HostRecord>, Failure> {
         let missing = || Failure::new(ErrorCode::HostNotFound, format!("no host {host}"));
         self.find(host).ok_or_else(missing)
     }
@@ -155,7 +221,7 @@ impl Hosts {
         let outcome = self.store.commit(txn).await?;
         if outcome.committed().is_some() {
             self.mirror(&record).await;
-            self.write(|known| known.insert(record.name.clone(), record));
+            self.known.change(|known| known.put(record));
         }
         Ok(outcome)
     }
@@ -204,7 +270,7 @@ impl Hosts {
     ) -> Result<HostRecord, Failure> {
         let known = self.of(host)?;
         if known.certificate.as_ref() == Some(certificate) {
-            return Ok(known);
+            return Ok(HostRecord::clone(&known));
         }
         self.change(host, |record| {
             record.certificate = Some(certificate.clone())
@@ -217,12 +283,12 @@ impl Hosts {
         host: &HostName,
         change: impl FnOnce(&mut HostRecord),
     ) -> Result<HostRecord, Failure> {
-        let mut record = self.of(host)?;
+        let mut record = HostRecord::clone(&*self.of(host)?);
         change(&mut record);
         let put = self.store.put_json(&key(host), &record, Guard::Any).await;
         let _ = put.map_err(|error| crate::store_failure(&error))?;
         self.mirror(&record).await;
-        self.write(|known| known.insert(host.clone(), record.clone()));
+        self.known.change(|known| known.put(record.clone()));
         Ok(record)
     }
 
@@ -244,7 +310,7 @@ impl Hosts {
             .commit(txn)
             .await
             .map_err(|error| crate::store_failure(&error))?;
-        self.write(|known| known.remove(host));
+        self.known.change(|known| known.remove(host));
         Ok(())
     }
 
@@ -278,13 +344,5 @@ impl Hosts {
             }
         }
         Ok(found)
-    }
-
-    fn read<T>(&self, look: impl FnOnce(&BTreeMap<HostName, HostRecord>) -> T) -> T {
-        self.known.read(look)
-    }
-
-    fn write<T>(&self, change: impl FnOnce(&mut BTreeMap<HostName, HostRecord>) -> T) -> T {
-        self.known.write(change)
     }
 }

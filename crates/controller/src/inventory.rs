@@ -10,32 +10,36 @@
 //! VM that was rebuilt elsewhere is superseded: it is ignored until it is ended. A copy that its host owes to remove is
 //! ignored too.
 
+mod catalogue;
 mod claims;
+mod feed;
+mod heard;
+mod stored;
+#[cfg(test)]
+mod tests;
 
-use self::claims::{own_facts, own_word, same_name, wins};
-use crate::debts::subject;
+pub(crate) use self::feed::{News, Reader};
+pub(crate) use self::stored::WITHOUT_HISTORY;
+
+use self::catalogue::{Catalogue, Weight};
+use self::claims::{own_word, same_name};
+use self::feed::Feed;
+use self::heard::Heard;
+use crate::debts::vm_of;
 use crate::presence::Presence;
 use crate::refused_reports::RefusedReports;
 use fleetward_api::agent::{AgentEvent, size_of};
 use fleetward_jobs::DebtBook;
 use fleetward_model::guardian::{GuardianFacts, GuardianStanding};
 use fleetward_model::host::HostFacts;
-use fleetward_model::vm::{VmObserved, VmReport, VmSpec};
-use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
-use fleetward_store::{MAX_OPERATIONS, Store, StoreError, StoreExt, Txn};
+use fleetward_model::vm::{VmObserved, VmSpec};
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName, VmId, VmName};
+use fleetward_store::{Store, StoreError, Txn};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use time::OffsetDateTime;
 use tokio::sync::watch;
-
-const VMS: &str = "seen-vm/";
-const FACTS: &str = "seen-facts/";
-const SUPERSEDED: &str = "superseded/";
-/// What changes all the time, and is never asked for as it was.
-pub(crate) const WITHOUT_HISTORY: &[&str] = &[VMS, FACTS];
-/// Facts change with every report; this often is enough for a restart.
-const FACTS_EVERY: time::Duration = time::Duration::seconds(60);
 
 /// What is known of one host at the moment.
 #[derive(Debug, Clone, Default)]
@@ -53,14 +57,22 @@ pub(crate) struct Seen {
     pub(crate) snapshots: u64,
     /// Whether it was called since the start, with whatever success.
     pub(crate) tried: bool,
+}
+
+/// A host with all that it said.
+#[derive(Debug, Default)]
+struct Reported {
+    seen: Seen,
     vms: BTreeMap<VmId, Arc<VmObserved>>,
     /// Since when each VM has been in the state it is in.
     since: BTreeMap<VmId, OffsetDateTime>,
     /// What it said that was more than is taken.
     refused: RefusedReports,
+    /// When its facts were written to the store.
+    facts_written: Option<OffsetDateTime>,
 }
 
-impl Seen {
+impl Reported {
     /// Since when a VM that is reported so now has been in its state.
     fn since(&self, vm: &VmObserved) -> OffsetDateTime {
         match (self.vms.get(&vm.id), self.since.get(&vm.id)) {
@@ -70,38 +82,26 @@ impl Seen {
         }
     }
 
-    /// Takes a report of so many bytes, or leaves the VM as it was last seen.
-    fn put(&mut self, vm: VmObserved, size: usize) {
-        let known = self.vms.contains_key(&vm.id);
-        if self.refused.judge(&vm, size, known, self.vms.len()) {
-            self.since.insert(vm.id, self.since(&vm));
-            self.vms.insert(vm.id, Arc::new(vm));
-        }
-    }
-
-    fn remove(&mut self, id: VmId) {
-        self.since.remove(&id);
-        self.vms.remove(&id);
-        self.refused.forget(id);
-    }
-
     /// Takes facts of so many bytes, or keeps those of before. Whether there are any then.
     fn learn(&mut self, facts: HostFacts, size: usize, now: OffsetDateTime) -> bool {
         if self.refused.judge_facts(size) {
-            self.facts = Some(Arc::new(facts));
-            self.reported = Some(now);
+            self.seen.facts = Some(Arc::new(facts));
+            self.seen.reported = Some(now);
         }
-        self.facts.is_some()
+        self.seen.facts.is_some()
     }
 }
 
 #[derive(Debug, Default)]
 struct State {
-    hosts: HashMap<HostName, Seen>,
+    hosts: HashMap<HostName, Reported>,
+    catalogue: Catalogue,
     /// Keys of the store that are behind memory.
     dirty: BTreeSet<(HostName, VmId)>,
-    facts_written: HashMap<HostName, OffsetDateTime>,
     superseded: BTreeMap<(HostName, VmId), Superseded>,
+    /// Copies that hosts owe to remove, as the book of debts had them at `debts_seen`.
+    owed: BTreeSet<(HostName, VmId)>,
+    debts_seen: u64,
 }
 
 /// A copy on a host that was lost, of a VM that has been rebuilt elsewhere.
@@ -115,10 +115,6 @@ impl Superseded {
     fn id(&self) -> (HostName, VmId) {
         (self.host.clone(), self.spec.id)
     }
-
-    fn key(host: &HostName, vm: VmId) -> String {
-        format!("{SUPERSEDED}{host}/{vm}")
-    }
 }
 
 /// The inventory.
@@ -127,70 +123,15 @@ pub(crate) struct Inventory {
     store: Arc<dyn Store>,
     presence: Arc<Presence>,
     debts: Arc<DebtBook>,
+    debts_changed: watch::Receiver<u64>,
     state: RwLock<State>,
     changed: watch::Sender<u64>,
+    feed: Feed,
     /// Held from taking what is to be written to its end, so that nothing older is written over something newer.
     writing: tokio::sync::Mutex<()>,
 }
 
-/// A change that is not in the store yet: the VM with the time since which it is in its state, `None` when it is gone.
-type UnwrittenVm = (HostName, VmId, Option<(Arc<VmObserved>, OffsetDateTime)>);
-
-/// A VM as it is stored; programs of before the moment read and write the VM alone.
-#[derive(Serialize, Deserialize)]
-struct StoredVm<V> {
-    #[serde(flatten)]
-    vm: V,
-    #[serde(
-        default,
-        with = "time::serde::rfc3339::option",
-        skip_serializing_if = "Option::is_none"
-    )]
-    state_since: Option<OffsetDateTime>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredFacts {
-    facts: HostFacts,
-    #[serde(with = "time::serde::rfc3339")]
-    reported: OffsetDateTime,
-}
-
 impl Inventory {
-    /// Remembers what was last seen before the controller ended; nobody counts as online.
-    pub(crate) async fn open(
-        store: Arc<dyn Store>,
-        presence: Arc<Presence>,
-        debts: Arc<DebtBook>,
-    ) -> Result<Self, StoreError> {
-        let mut state = State::default();
-        for (_, found) in store.list_json::<StoredVm<VmObserved>>(VMS).await?.0 {
-            let StoredVm { vm, state_since } = found.value;
-            let vm = vm.by_its_specification();
-            let seen = state.hosts.entry(vm.host.clone()).or_default();
-            seen.since.insert(vm.id, state_since.unwrap_or(vm.observed));
-            seen.vms.insert(vm.id, Arc::new(vm));
-        }
-        for (_, found) in store.list_json::<StoredFacts>(FACTS).await?.0 {
-            let StoredFacts { facts, reported } = found.value;
-            let seen = state.hosts.entry(facts.host.clone()).or_default();
-            seen.facts = Some(Arc::new(facts));
-            seen.reported = Some(reported);
-            seen.last_seen = Some(reported);
-        }
-        for (_, found) in store.list_json::<Superseded>(SUPERSEDED).await?.0 {
-            state.superseded.insert(found.value.id(), found.value);
-        }
-        Ok(Self {
-            store,
-            presence,
-            debts,
-            state: RwLock::new(state),
-            changed: watch::Sender::new(0),
-            writing: tokio::sync::Mutex::default(),
-        })
-    }
-
     /// Takes the host's word that `guardian` is its own from now on: the next report is seconds away, and until then its
     /// VMs would look as if their own host could not open them.
     pub(crate) fn guardian_adopted(&self, host: &HostName, guardian: GuardianFacts) {
@@ -198,7 +139,7 @@ impl Inventory {
         let Some(facts) = state
             .hosts
             .get_mut(host)
-            .and_then(|seen| seen.facts.as_mut())
+            .and_then(|reported| reported.seen.facts.as_mut())
         else {
             return;
         };
@@ -209,112 +150,114 @@ impl Inventory {
             former.standing = GuardianStanding::Retired;
         }
         guardians.insert(0, guardian);
+        drop(state);
+        self.tell(&News::host(host));
     }
 
     /// Takes an event of `host`.
     pub(crate) fn apply(&self, host: &HostName, event: AgentEvent, now: OffsetDateTime) {
         // Before the lock: it takes a moment.
         let heard = Heard::of(host, event, now);
-        let mut state = self.write();
-        let State { hosts, dirty, .. } = &mut *state;
-        let seen = hosts.entry(host.clone()).or_default();
-        seen.last_seen = Some(now);
         self.presence.heard(host);
-        match heard {
+        let mut state = self.write();
+        let reported = state.hosts.entry(host.clone()).or_default();
+        reported.seen.last_seen = Some(now);
+        let news = match heard {
             Heard::Snapshot { facts, vms } => {
-                seen.refused = RefusedReports::default();
-                let mut new = BTreeMap::new();
-                for (vm, size) in vms {
-                    let former = seen.vms.get(&vm.id).cloned();
-                    let known = former.is_some() || new.contains_key(&vm.id);
-                    match seen.refused.judge(&vm, size, known, new.len()) {
-                        true => new.insert(vm.id, Arc::new(vm)),
-                        false => former.and_then(|former| new.insert(vm.id, former)),
-                    };
-                }
-                for id in seen.vms.keys().chain(new.keys()) {
-                    if seen.vms.get(id) != new.get(id) {
-                        dirty.insert((host.clone(), *id));
-                    }
-                }
-                seen.since = new.iter().map(|(id, vm)| (*id, seen.since(vm))).collect();
-                seen.vms = new;
-                seen.online = seen.learn(facts.0, facts.1, now);
-                seen.tried = true;
-                seen.snapshots += 1;
+                let mut news = News::host(host);
+                news.vms = state.replace_all(host, vms);
+                let reported = state.hosts.entry(host.clone()).or_default();
+                let online = reported.learn(facts.0, facts.1, now);
+                reported.seen.tried = true;
+                reported.seen.snapshots += 1;
+                state.set_online(host, online);
+                news
             }
             Heard::Facts(facts, size) => {
-                seen.learn(facts, size, now);
+                let before = reported.seen.facts.clone();
+                reported.learn(facts, size, now);
+                match (&before, &reported.seen.facts) {
+                    (Some(before), Some(now)) if before.differ_in_measurements_only(now) => return,
+                    _ => News::host(host),
+                }
             }
             Heard::Changed(vm, size) => {
-                dirty.insert((host.clone(), vm.id));
-                seen.put(*vm, size);
+                let (id, count) = (vm.id, reported.vms.len());
+                match state.put(host, *vm, size, count) {
+                    true => News::vm(id),
+                    false => return,
+                }
             }
             Heard::Removed(id) => {
-                dirty.insert((host.clone(), id));
-                seen.remove(id);
+                state.remove(host, id);
+                News::vm(id)
             }
-            Heard::Nothing => {}
-        }
+            Heard::Nothing => return,
+        };
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        self.tell(&news);
     }
 
     /// Takes what a host said of one VM outside its events: none when it is not there. Older news is ignored.
     pub(crate) fn observe(&self, host: &HostName, id: VmId, vm: Option<VmObserved>) {
+        // An answer about another VM is none.
+        if vm.as_ref().is_some_and(|vm| vm.id != id) {
+            return;
+        }
         let mut state = self.write();
-        let seen = state.hosts.entry(host.clone()).or_default();
         match vm {
-            // An answer about another VM is none.
-            Some(vm) if vm.id != id => return,
             Some(vm) => {
                 let vm = own_word(host, vm, OffsetDateTime::now_utc());
                 let size = size_of(&vm);
-                let newer = seen
-                    .vms
-                    .get(&id)
-                    .is_none_or(|known| known.observed <= vm.observed);
-                if newer {
-                    seen.put(vm, size);
+                let reported = state.hosts.get(host);
+                let count = reported.map_or(0, |host| host.vms.len());
+                let known = reported.and_then(|host| host.vms.get(&id));
+                if known.is_none_or(|known| known.observed <= vm.observed) {
+                    state.put(host, vm, size, count);
                 }
             }
-            None => seen.remove(id),
+            None => state.remove(host, id),
         }
-        state.dirty.insert((host.clone(), id));
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        self.tell(&News::vm(id));
     }
 
     /// Corrects what is known of one VM by what its host has just answered.
     pub(crate) fn amend(&self, host: &HostName, id: VmId, amend: impl FnOnce(&mut VmObserved)) {
         let mut state = self.write();
-        let seen = state.hosts.entry(host.clone()).or_default();
-        let Some(vm) = seen.vms.get_mut(&id) else {
+        let known = state.hosts.get_mut(host);
+        let Some(vm) = known.and_then(|reported| reported.vms.get_mut(&id)) else {
             return;
         };
         amend(Arc::make_mut(vm));
+        let vm = Arc::clone(vm);
+        state.file(host, id, Some(vm));
         state.dirty.insert((host.clone(), id));
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        self.tell(&News::vm(id));
     }
 
     /// Every domain of one host as it is there, also a copy that is not the VM.
     pub(crate) fn copies_on(&self, host: &HostName) -> Vec<Arc<VmObserved>> {
         let state = self.read();
-        let seen = state.hosts.get(host);
-        seen.into_iter()
-            .flat_map(|seen| seen.vms.values().cloned())
+        let reported = state.hosts.get(host);
+        reported
+            .into_iter()
+            .flat_map(|reported| reported.vms.values().cloned())
             .collect()
     }
 
     pub(crate) fn lost(&self, host: &HostName) {
         self.presence.lost(host);
         let mut state = self.write();
-        let seen = state.hosts.entry(host.clone()).or_default();
-        seen.online = false;
-        seen.tried = true;
+        let reported = state.hosts.entry(host.clone()).or_default();
+        let news = reported.seen.online || !reported.seen.tried;
+        reported.seen.tried = true;
+        state.set_online(host, false);
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        if news {
+            self.tell(&News::host(host));
+        }
     }
 
     /// From now on these copies count for nothing; durably.
@@ -328,11 +271,13 @@ impl Inventory {
         }
         let _ = self.store.commit(txn).await?;
         let mut state = self.write();
-        state
-            .superseded
-            .extend(copies.into_iter().map(|copy| (copy.id(), copy)));
+        for copy in copies {
+            let id = copy.spec.id;
+            state.superseded.insert(copy.id(), copy);
+            state.choose(id);
+        }
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        self.tell(&News::everything());
         Ok(())
     }
 
@@ -350,60 +295,27 @@ impl Inventory {
     pub(crate) async fn settle(&self, host: &HostName, vm: VmId) -> Result<(), StoreError> {
         let txn = Txn::new().delete(Superseded::key(host, vm));
         let _ = self.store.commit(txn).await?;
-        self.write().superseded.remove(&(host.clone(), vm));
-        self.changed.send_modify(|n| *n += 1);
+        let mut state = self.write();
+        state.superseded.remove(&(host.clone(), vm));
+        state.choose(vm);
+        drop(state);
+        self.tell(&News::vm(vm));
         Ok(())
     }
 
     /// Hosts that have, or had when they were last heard, a copy that counts.
     pub(crate) fn hosts_with(&self, id: VmId) -> Vec<HostName> {
         let state = self.read();
-        let copies = self.copies(&state).filter(|(_, vm)| vm.id == id);
-        copies.map(|(_, vm)| vm.host.clone()).collect()
-    }
-
-    /// Forgets a host that left the fleet.
-    pub(crate) async fn forget_host(&self, host: &HostName) -> Result<(), StoreError> {
-        let seen = self.write().hosts.remove(host).unwrap_or_default();
-        for id in seen.vms.keys() {
-            let _ = self
-                .store
-                .commit(Txn::new().delete(vm_key(host, *id)))
-                .await?;
-        }
-        let _ = self
-            .store
-            .commit(Txn::new().delete(format!("{FACTS}{host}")))
-            .await?;
-        let superseded = self.superseded().into_iter();
-        for copy in superseded.filter(|copy| copy.host == *host) {
-            self.settle(host, copy.spec.id).await?;
-        }
-        Ok(())
-    }
-
-    /// Forgets one copy, on a host that left the fleet.
-    pub(crate) async fn forget_copy(&self, host: &HostName, vm: VmId) -> Result<(), StoreError> {
-        if let Some(seen) = self.write().hosts.get_mut(host) {
-            seen.remove(vm);
-        }
-        let txn = Txn::new()
-            .delete(vm_key(host, vm))
-            .delete(Superseded::key(host, vm));
-        let _ = self.store.commit(txn).await?;
-        self.write().superseded.remove(&(host.clone(), vm));
-        self.touch();
-        Ok(())
+        let copies = state.catalogue.counting(id).iter();
+        copies.map(|vm| vm.host.clone()).collect()
     }
 
     /// Forgets all VMs, so that only what hosts say now counts.
     pub(crate) fn forget_vms(&self) {
         let mut state = self.write();
-        let State { hosts, dirty, .. } = &mut *state;
-        for (host, seen) in hosts.iter_mut() {
-            for id in std::mem::take(&mut seen.vms).into_keys() {
-                dirty.insert((host.clone(), id));
-            }
+        let hosts: Vec<_> = state.hosts.keys().cloned().collect();
+        for host in hosts {
+            state.forget(&host);
         }
     }
 
@@ -414,19 +326,20 @@ impl Inventory {
 
     /// The last sign of life of a host.
     pub(crate) fn last_seen(&self, host: &HostName) -> Option<OffsetDateTime> {
-        self.read().hosts.get(host)?.last_seen
+        self.read().hosts.get(host)?.seen.last_seen
     }
 
     /// Since when the VM on that host has been as its host reports it.
     pub(crate) fn state_since(&self, vm: &VmObserved) -> OffsetDateTime {
         let state = self.read();
-        let seen = state.hosts.get(&vm.host);
-        let since = seen.and_then(|seen| seen.since.get(&vm.id)).copied();
-        since.unwrap_or(vm.observed)
+        let reported = state.hosts.get(&vm.host);
+        let since = reported.and_then(|reported| reported.since.get(&vm.id));
+        since.copied().unwrap_or(vm.observed)
     }
 
     pub(crate) fn seen(&self, host: &HostName) -> Seen {
-        let mut seen = self.read().hosts.get(host).cloned().unwrap_or_default();
+        let reported = self.read().hosts.get(host).map(|host| host.seen.clone());
+        let mut seen = reported.unwrap_or_default();
         seen.answers = seen.online;
         seen.online &= !self.debts.holds_up(host.as_str());
         seen
@@ -435,9 +348,9 @@ impl Inventory {
     /// The VMs that agents ask for since their hosts have booted; of hosts that answer and owe nothing.
     pub(crate) fn asking(&self) -> Vec<(HostName, Vec<VmId>)> {
         let state = self.read();
-        let online = state.hosts.iter().filter(|(_, seen)| seen.online);
-        let asking = online.filter_map(|(host, seen)| {
-            let boot = seen.facts.as_ref()?.boot.as_ref()?;
+        let online = state.hosts.iter().filter(|(_, host)| host.seen.online);
+        let asking = online.filter_map(|(host, reported)| {
+            let boot = reported.seen.facts.as_ref()?.boot.as_ref()?;
             (!boot.asking.is_empty()).then(|| (host.clone(), boot.asking.clone()))
         });
         asking
@@ -447,47 +360,63 @@ impl Inventory {
 
     /// Something that is not in here, and that whoever waits for a change waits for too, has changed.
     pub(crate) fn touch(&self) {
-        self.changed.send_modify(|n| *n += 1);
+        self.tell(&News::everything());
     }
 
-    /// Wakes at every change.
+    /// No job works on the VM any more.
+    pub(crate) fn released(&self, vm: VmId) {
+        self.tell(&News::vm(vm));
+    }
+
+    /// Wakes at every change; a sign of life without news is none.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
+    /// What changes, from now on; everything at first.
+    pub(crate) fn news(&self) -> Reader {
+        self.feed.subscribe()
+    }
+
+    fn tell(&self, news: &News) {
+        self.feed.send(news);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
     /// Every VM once, by name.
     pub(crate) fn vms(&self) -> Vec<Arc<VmObserved>> {
+        self.read().catalogue.all().cloned().collect()
+    }
+
+    /// How many VMs Fleetward manages.
+    pub(crate) fn managed(&self) -> usize {
+        self.read().catalogue.managed()
+    }
+
+    /// The VMs of a group.
+    pub(crate) fn vms_of(&self, group: &GroupName) -> Vec<Arc<VmObserved>> {
         let state = self.read();
-        let mut best: HashMap<VmId, Arc<VmObserved>> = HashMap::new();
-        for (online, vm) in self.copies(&state) {
-            match best.get(&vm.id) {
-                Some(other) if !wins(online, vm, state.online(&other.host), other) => {}
-                _ => {
-                    best.insert(vm.id, vm.clone());
-                }
-            }
+        state.catalogue.of_group(group).cloned().collect()
+    }
+
+    /// At most so many VMs in the order of [`vms`](Self::vms), those that follow `vm` if it is given.
+    pub(crate) fn some_after(&self, vm: Option<&VmObserved>, limit: usize) -> Vec<Arc<VmObserved>> {
+        let catalogue = &self.read().catalogue;
+        match vm {
+            None => catalogue.all().take(limit).cloned().collect(),
+            Some(vm) => catalogue.after(vm).take(limit).cloned().collect(),
         }
-        let mut vms: Vec<_> = best.into_values().collect();
-        vms.sort_by(|a, b| (&a.name, &a.host).cmp(&(&b.name, &b.host)));
-        vms
+    }
+
+    /// At most so many VMs in that order, from the first that is called `name` or would follow it.
+    pub(crate) fn some_from(&self, name: &VmName, limit: usize) -> Vec<Arc<VmObserved>> {
+        let catalogue = &self.read().catalogue;
+        catalogue.from(name).take(limit).cloned().collect()
     }
 
     /// One VM by its id.
     pub(crate) fn vm(&self, id: VmId) -> Option<Arc<VmObserved>> {
-        let state = self.read();
-        let mut best: Option<(bool, &Arc<VmObserved>)> = None;
-        for (host, seen) in &state.hosts {
-            let Some(vm) = seen.vms.get(&id) else {
-                continue;
-            };
-            if state.superseded.contains_key(&(host.clone(), id)) || self.owed(host, id) {
-                continue;
-            }
-            if best.is_none_or(|(online, other)| wins(seen.online, vm, online, other)) {
-                best = Some((seen.online, vm));
-            }
-        }
-        best.map(|(_, vm)| vm.clone())
+        self.read().catalogue.vm(id).cloned()
     }
 
     /// One VM by its name or id; ours before domains that others made, and the name that Fleetward gave a VM before the one
@@ -502,7 +431,7 @@ impl Inventory {
                 .because(error)
                 .fix("fleetward vm list")
         })?;
-        let vms = self.vms();
+        let vms = self.called(&name);
         let named = |vm: &&Arc<VmObserved>| vm.name == name;
         let ours = |vm: &&Arc<VmObserved>| vm.is_managed();
         let renamed = |vm: &&Arc<VmObserved>| vm.domain_name.as_deref() == Some(name.as_str());
@@ -516,201 +445,210 @@ impl Inventory {
         found.cloned().ok_or_else(missing)
     }
 
+    /// VMs of which any copy, or its domain, has that name; each once, in the order of [`vms`](Self::vms).
+    fn called(&self, name: &VmName) -> Vec<Arc<VmObserved>> {
+        let state = self.read();
+        let copies = state.catalogue.named(name.as_str());
+        let mut vms: Vec<_> = copies
+            .filter_map(|copy| state.catalogue.vm(copy.id).cloned())
+            .collect();
+        vms.sort_by(|a, b| (&a.name, &a.host, a.id).cmp(&(&b.name, &b.host, b.id)));
+        vms.dedup_by_key(|vm| vm.id);
+        vms
+    }
+
     /// A copy of a domain of that name, on whatever host, of any VM but `except`.
     pub(crate) fn named(&self, name: &VmName, except: Option<VmId>) -> Option<(HostName, VmId)> {
         let state = self.read();
-        let copies = self.copies(&state);
+        let copies = state.catalogue.named(name.as_str());
         let found = copies
-            .filter(|(_, vm)| Some(vm.id) != except)
-            .find(|(_, vm)| vm.name == *name || vm.domain_name.as_deref() == Some(name.as_str()));
-        found.map(|(_, vm)| (vm.host.clone(), vm.id))
+            .filter(|vm| Some(vm.id) != except)
+            .find(|vm| vm.name == *name || vm.domain_name.as_deref() == Some(name.as_str()));
+        found.map(|vm| (vm.host.clone(), vm.id))
     }
 
     /// The VMs of one host, each as what it counts: a copy that only waits to be cleaned up is not there.
     pub(crate) fn vms_on(&self, host: &HostName) -> Vec<Arc<VmObserved>> {
-        self.vms()
-            .into_iter()
-            .filter(|vm| vm.host == *host)
-            .collect()
+        self.read().catalogue.on(host).cloned().collect()
+    }
+
+    /// How many these are.
+    pub(crate) fn count_on(&self, host: &HostName) -> usize {
+        self.read().catalogue.count_on(host)
     }
 
     /// Takes note that a host's events were given up because of their size.
     pub(crate) fn refused_events(&self, host: &HostName, failure: &Failure) {
         let mut state = self.write();
-        let seen = state.hosts.entry(host.clone()).or_default();
-        seen.refused.events(failure);
+        let reported = state.hosts.entry(host.clone()).or_default();
+        reported.refused.events(failure);
     }
 
     /// What a host says that is more than is taken, as warnings.
     pub(crate) fn refused_reports(&self, host: &HostName) -> Vec<String> {
         let state = self.read();
-        let seen = state.hosts.get(host);
-        seen.map(|seen| seen.refused.warnings()).unwrap_or_default()
+        let reported = state.hosts.get(host);
+        reported
+            .map(|reported| reported.refused.warnings())
+            .unwrap_or_default()
     }
 
-    /// Writes what changed to the store; on its return everything seen before the call is there.
-    pub(crate) async fn flush(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        let _turn = self.writing.lock().await;
-        let (vms, facts) = self.take_dirty(now);
-        // All are written again after a failure: which of them were is not worth knowing.
-        if let Err(error) = self.write_vms(&vms).await {
-            let still_behind = vms.into_iter().map(|(host, id, _)| (host, id));
-            self.write().dirty.extend(still_behind);
-            return Err(error);
-        }
-        for (host, facts, reported) in facts {
-            let stored = StoredFacts {
-                facts: HostFacts::clone(&facts),
-                reported,
-            };
-            let txn = Txn::new().put_json(format!("{FACTS}{host}"), &stored)?;
-            let _ = self.store.commit(txn).await?;
-        }
-        Ok(())
-    }
-
-    /// In as few transactions as hold them: no two VMs depend on each other.
-    async fn write_vms(&self, vms: &[UnwrittenVm]) -> Result<(), StoreError> {
-        for some in vms.chunks(MAX_OPERATIONS) {
-            let mut txn = Txn::new();
-            for (host, id, vm) in some {
-                let key = vm_key(host, *id);
-                txn = match vm {
-                    Some((vm, since)) => {
-                        let stored = StoredVm {
-                            vm: &**vm,
-                            state_since: Some(*since),
-                        };
-                        txn.put_json(key, &stored)?
-                    }
-                    None => txn.delete(key),
-                };
-            }
-            let _ = self.store.commit(txn).await?;
-        }
-        Ok(())
-    }
-
-    #[expect(clippy::type_complexity, reason = "two lists for the one caller above")]
-    fn take_dirty(
-        &self,
-        now: OffsetDateTime,
-    ) -> (
-        Vec<UnwrittenVm>,
-        Vec<(HostName, Arc<HostFacts>, OffsetDateTime)>,
-    ) {
-        let mut state = self.write();
-        let State {
-            hosts,
-            dirty,
-            facts_written,
-            ..
-        } = &mut *state;
-        let vms = std::mem::take(dirty)
-            .into_iter()
-            .map(|(host, id)| {
-                let vm = hosts.get(&host).and_then(|seen| {
-                    let vm = seen.vms.get(&id)?;
-                    let since = seen.since.get(&id).copied();
-                    Some((vm.clone(), since.unwrap_or(vm.observed)))
-                });
-                (host, id, vm)
-            })
-            .collect();
-        let mut facts = Vec::new();
-        for (host, seen) in hosts.iter() {
-            let (Some(latest), Some(reported)) = (&seen.facts, seen.reported) else {
-                continue;
-            };
-            let written = facts_written.get(host);
-            if seen.snapshots > 0 && written.is_none_or(|at| now - *at >= FACTS_EVERY) {
-                facts_written.insert(host.clone(), now);
-                facts.push((host.clone(), latest.clone(), reported));
-            }
-        }
-        (vms, facts)
-    }
-
-    /// All copies that count for something, with whether their host answers.
-    fn copies<'a>(&'a self, state: &'a State) -> impl Iterator<Item = (bool, &'a Arc<VmObserved>)> {
-        let debts = !self.debts.is_empty();
-        let counts = move |vm: &VmObserved| !debts || !self.owed(&vm.host, vm.id);
-        state.copies().filter(move |(_, vm)| counts(vm))
-    }
-
-    /// Whether the host owes to remove what it has of the VM.
-    fn owed(&self, host: &HostName, vm: VmId) -> bool {
-        !self.debts.is_empty() && self.debts.removes(host.as_str(), &subject(vm))
-    }
-
+    /// What is known now. Debts are kept elsewhere: which copies count is looked at anew after they have changed.
     fn read(&self) -> RwLockReadGuard<'_, State> {
+        let at = *self.debts_changed.borrow();
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        if state.debts_seen == at {
+            return state;
+        }
+        drop(state);
+        drop(self.write());
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let at = *self.debts_changed.borrow();
+        if state.debts_seen != at {
+            state.debts_seen = at;
+            let debts = self.debts.all().into_iter();
+            let removals = debts.filter(|debt| debt.debtor.removes);
+            let owed = removals.filter_map(|debt| {
+                let host = debt.debtor.key.parse().ok()?;
+                Some((host, vm_of(&debt)?))
+            });
+            state.set_owed(owed.collect());
+        }
+        state
     }
 }
 
 impl State {
-    fn copies(&self) -> impl Iterator<Item = (bool, &Arc<VmObserved>)> {
-        let hosts = self.hosts.values();
-        let all = hosts.flat_map(|seen| seen.vms.values().map(move |vm| (seen.online, vm)));
-        all.filter(|(_, vm)| {
-            // cloning a name for each is only worth it when there is anything to look for
-            self.superseded.is_empty() || !self.superseded.contains_key(&(vm.host.clone(), vm.id))
-        })
+    /// Takes a report of so many bytes from a host with so many VMs, or leaves the VM as it was last seen. Whether anything is
+    /// new.
+    fn put(&mut self, host: &HostName, mut vm: VmObserved, size: usize, count: usize) -> bool {
+        let reported = self.hosts.entry(host.clone()).or_default();
+        let id = vm.id;
+        let known = reported.vms.get(&id).cloned();
+        if !reported.refused.judge(&vm, size, known.is_some(), count) {
+            return false;
+        }
+        let is_news = known.is_none_or(|known| !is_same(&known, &mut vm));
+        let since = reported.since(&vm);
+        reported.since.insert(id, since);
+        let vm = Arc::new(vm);
+        reported.vms.insert(id, Arc::clone(&vm));
+        self.file(host, id, Some(vm));
+        if is_news {
+            self.dirty.insert((host.clone(), id));
+        }
+        is_news
+    }
+
+    fn remove(&mut self, host: &HostName, id: VmId) {
+        let reported = self.hosts.entry(host.clone()).or_default();
+        reported.since.remove(&id);
+        reported.vms.remove(&id);
+        reported.refused.forget(id);
+        self.file(host, id, None);
+        self.dirty.insert((host.clone(), id));
+    }
+
+    /// Takes all that a host has, and says of which VMs that is news.
+    fn replace_all(&mut self, host: &HostName, vms: Vec<(VmObserved, usize)>) -> HashSet<VmId> {
+        let reported = self.hosts.entry(host.clone()).or_default();
+        reported.refused = RefusedReports::default();
+        let former: BTreeSet<_> = reported.vms.keys().copied().collect();
+        let mut news = HashSet::new();
+        let mut has = BTreeSet::new();
+        for (vm, size) in vms {
+            let id = vm.id;
+            if self.put(host, vm, size, has.len()) {
+                news.insert(id);
+            }
+            has.insert(id);
+        }
+        for id in former.difference(&has) {
+            self.remove(host, *id);
+            news.insert(*id);
+        }
+        news
+    }
+
+    /// Forgets all that a host has.
+    fn forget(&mut self, host: &HostName) {
+        let Some(reported) = self.hosts.get_mut(host) else {
+            return;
+        };
+        for id in std::mem::take(&mut reported.vms).into_keys() {
+            self.file(host, id, None);
+            self.dirty.insert((host.clone(), id));
+        }
+    }
+
+    fn file(&mut self, host: &HostName, id: VmId, vm: Option<Arc<VmObserved>>) {
+        self.catalogue.put(host, id, vm);
+        self.choose(id);
+    }
+
+    /// Looks anew which copy of a VM is the VM.
+    fn choose(&mut self, id: VmId) {
+        let Self {
+            hosts,
+            catalogue,
+            superseded,
+            owed,
+            ..
+        } = self;
+        catalogue.choose(id, |vm| {
+            let is_in_none = superseded.is_empty() && owed.is_empty();
+            let waits = !is_in_none && {
+                let copy = (vm.host.clone(), id);
+                superseded.contains_key(&copy) || owed.contains(&copy)
+            };
+            let online = hosts.get(&vm.host).is_some_and(|host| host.seen.online);
+            match (waits, online) {
+                (true, _) => Weight::Nothing,
+                (false, true) => Weight::Online,
+                (false, false) => Weight::Away,
+            }
+        });
+    }
+
+    /// Of two copies the one whose host answers may be the VM.
+    fn set_online(&mut self, host: &HostName, online: bool) {
+        let Some(reported) = self.hosts.get_mut(host) else {
+            return;
+        };
+        if std::mem::replace(&mut reported.seen.online, online) == online {
+            return;
+        }
+        let ids = reported.vms.keys().copied();
+        let shared: Vec<_> = ids.filter(|id| self.catalogue.is_shared(*id)).collect();
+        for id in shared {
+            self.choose(id);
+        }
+    }
+
+    fn set_owed(&mut self, owed: BTreeSet<(HostName, VmId)>) {
+        let former = std::mem::replace(&mut self.owed, owed);
+        let changed: Vec<_> = former
+            .symmetric_difference(&self.owed)
+            .map(|(_, id)| *id)
+            .collect();
+        for id in changed {
+            self.choose(id);
+        }
     }
 
     fn online(&self, host: &HostName) -> bool {
-        self.hosts.get(host).is_some_and(|seen| seen.online)
+        self.hosts.get(host).is_some_and(|host| host.seen.online)
     }
 }
 
-/// An event, measured, with what a host may say under its own name.
-enum Heard {
-    Snapshot {
-        facts: (HostFacts, usize),
-        vms: Vec<(VmObserved, usize)>,
-    },
-    Facts(HostFacts, usize),
-    Changed(Box<VmObserved>, usize),
-    Removed(VmId),
-    /// A part of a snapshot: who reads the events puts them together.
-    Nothing,
-}
-
-impl Heard {
-    fn of(host: &HostName, event: AgentEvent, now: OffsetDateTime) -> Self {
-        let measured = |vm: VmReport| {
-            let vm = own_word(host, vm.digested(), now);
-            let size = size_of(&vm);
-            (vm, size)
-        };
-        let measured_facts = |facts: HostFacts| {
-            let facts = own_facts(host, facts);
-            let size = size_of(&facts);
-            (facts, size)
-        };
-        match event {
-            AgentEvent::Snapshot { facts, vms, .. } => Self::Snapshot {
-                facts: measured_facts(*facts),
-                vms: vms.into_iter().map(measured).collect(),
-            },
-            AgentEvent::Facts { facts, .. } => {
-                let (facts, size) = measured_facts(*facts);
-                Self::Facts(facts, size)
-            }
-            AgentEvent::VmChanged { vm } => {
-                let (vm, size) = measured(*vm);
-                Self::Changed(Box::new(vm), size)
-            }
-            AgentEvent::VmRemoved { id } => Self::Removed(id),
-            AgentEvent::SnapshotPart { .. } => Self::Nothing,
-        }
-    }
-}
-
-fn vm_key(host: &HostName, id: VmId) -> String {
-    format!("{VMS}{host}/{id}")
+/// Whether a report says the same as the one before it, whenever each was made.
+fn is_same(known: &VmObserved, new: &mut VmObserved) -> bool {
+    let made = std::mem::replace(&mut new.observed, known.observed);
+    let same = known == new;
+    new.observed = made;
+    same
 }

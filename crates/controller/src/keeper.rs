@@ -7,13 +7,16 @@
 //!   a guardian of an expelled host opens a VM's key          ──► guardian-revoke    (and its roll)
 //!   a lost host is back, and its VM was rebuilt elsewhere    ──► vm-supersede
 //! ```
-//! The task stores no state: it compares the wanted state with the hosts' reports, so it continues after a restart. A
-//! failed attempt is repeated after a pause, or as soon as something that it depends on has changed.
+//! The task stores no state: it compares the wanted state with the hosts' reports, so it continues after a restart. It
+//! looks at what has changed: at a VM, and at the hosts of its group; at a host, and at the VMs of its group. A failed
+//! attempt is repeated after a pause, or as soon as something that it depends on has changed. Now and then it looks at
+//! everything, a few VMs at a time.
 
 use crate::admission::{Disputes, shown_state};
 use crate::app::App;
 use crate::expulsion::exposed;
-use crate::inventory::Superseded;
+use crate::hosts::HostRecord;
+use crate::inventory::{News, Superseded};
 use crate::work::{
     GrantInput, GuardianGrant, GuardianRevoke, GuardianSettle, RevokeInput, RotateInput,
     SupersedeInput, VmSupersede, depending, plan_grant,
@@ -22,8 +25,10 @@ use crate::world::World;
 use fleetward_jobs::JobError;
 use fleetward_model::admission::{Answer, Request, TpmChange, answer};
 use fleetward_model::guardian::{MANY_GUARDIANS, TrustMode};
-use fleetward_model::{HostName, VmId};
+use fleetward_model::vm::VmObserved;
+use fleetward_model::{GuardianId, HostName, VmId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,8 +41,10 @@ const SETTLE: Duration = Duration::from_millis(500);
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// A copy that may run where it must not is no matter for long pauses.
 const TRY_AGAIN_SOON: Duration = Duration::from_secs(2);
-/// A look is taken this often even if nothing is reported to have changed.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Everything is looked at this often, also what is not reported to have changed.
+const SWEEP_EVERY: Duration = Duration::from_secs(300);
+/// VMs that are looked at before others get their turn.
+const SLICE: usize = 200;
 
 /// What was tried last, for one matter.
 struct Tried {
@@ -45,36 +52,226 @@ struct Tried {
     at: Instant,
 }
 
+/// Where it is looked again when the pause after an attempt is over.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Again {
+    Host(HostName),
+    Vm(VmId),
+}
+
+/// What was tried, and where it is to be looked again.
+#[derive(Default)]
+struct Attempts {
+    tried: BTreeMap<String, Tried>,
+    again: BTreeMap<Again, Instant>,
+}
+
+impl Attempts {
+    /// Adds to `news` what is to be looked at again by now.
+    fn add_due(&mut self, news: &mut News) {
+        let now = Instant::now();
+        self.again.retain(|place, at| {
+            if *at > now {
+                return true;
+            }
+            match place {
+                Again::Host(host) => drop(news.hosts.insert(host.clone())),
+                Again::Vm(vm) => drop(news.vms.insert(*vm)),
+            }
+            false
+        });
+    }
+
+    /// Since when a look is due, or when the next will be.
+    fn next(&self) -> Option<Instant> {
+        self.again.values().min().copied()
+    }
+
+    fn look_again(&mut self, place: Again, pause: Duration) {
+        self.again.entry(place).or_insert(Instant::now() + pause);
+    }
+}
+
 /// Looks after the keys until `stop`.
 pub(crate) async fn keep(app: App, stop: CancellationToken) {
-    let mut changes = app.world.inventory.changes();
-    let mut tried: BTreeMap<String, Tried> = BTreeMap::new();
+    let reports = app.world.inventory.news();
+    let mut hosts = app.world.hosts.changes();
+    let mut expulsions = app.world.expulsions.changes();
+    let mut attempts = Attempts::default();
+    let mut sweep = Instant::now() + SWEEP_EVERY;
     loop {
+        // A host that came, left or has another guardian, or keys that nobody may open any more: for all VMs.
+        let mut all = false;
+        let next = attempts.next().map_or(sweep, |next| next.min(sweep));
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(look_again(&app)) => {}
+            () = reports.arrived() => {}
+            changed = hosts.changed() => match changed {
+                Ok(()) => all = true,
+                Err(_) => return,
+            },
+            changed = expulsions.changed() => match changed {
+                Ok(()) => all = true,
+                Err(_) => return,
+            },
+            () = tokio::time::sleep_until(next) => {}
+            () = tokio::time::sleep(TRY_AGAIN_SOON), if !app.world.inventory.superseded().is_empty() => {}
         }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SETTLE) => {}
         }
-        changes.mark_unchanged();
-        look(&app, &mut tried).await;
+        let mut news = reports.take();
+        attempts.add_due(&mut news);
+        news.all |= all || sweep <= Instant::now();
+        if news.all {
+            sweep = Instant::now() + SWEEP_EVERY;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = look(&app, &news, &mut attempts) => {}
+        }
     }
 }
 
-/// When to look although nothing has changed.
-fn look_again(app: &App) -> Duration {
-    match app.world.inventory.superseded().is_empty() {
-        true => LOOK_EVERY,
-        false => TRY_AGAIN_SOON,
-    }
-}
-
-async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
+async fn look(app: &App, news: &News, attempts: &mut Attempts) {
     let world = &app.world;
     // Before all else: such a copy may be running.
+    end_superseded(app, &mut attempts.tried).await;
+    for (host, vms) in hosts_to_look_at(world, news).await {
+        let Some(record) = world.hosts.find(&host) else {
+            continue;
+        };
+        if !world.inventory.seen(&host).online {
+            continue;
+        }
+        let lacking = match world.trust {
+            TrustMode::Auto => lacking(world, &record, &vms),
+            TrustMode::Manual => Default::default(),
+        };
+        if !lacking.is_empty() {
+            attempts.look_again(Again::Host(host.clone()), TRY_AGAIN);
+        }
+        if let Some(matter) = due(&mut attempts.tried, format!("grant/{host}"), lacking) {
+            let input = GrantInput {
+                host: host.clone(),
+                vms: Some(matter.into_iter().collect()),
+                automatic: true,
+                expired: Vec::new(),
+                refused: Vec::new(),
+            };
+            log_submission(app.submit::<GuardianGrant>(&input, KEEPER).await, &host);
+        }
+        settle(app, &record, attempts).await;
+        tokio::task::yield_now().await;
+    }
+    forget_histories(world, news, attempts).await;
+    let expelled = world.expulsions.guardians();
+    let mut vms = Slices::of(world, news);
+    while let Some(some) = vms.next(world) {
+        let disputes = Disputes::now(world);
+        for vm in &some {
+            take_from_expelled(app, vm, &expelled, &disputes, attempts).await;
+            roll(app, vm, &disputes, attempts).await;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The VMs that have changed, or all, a few at a time.
+enum Slices {
+    These(Vec<VmId>),
+    /// All that follow this one.
+    All(Option<Arc<VmObserved>>),
+    Done,
+}
+
+impl Slices {
+    fn of(world: &World, news: &News) -> Self {
+        let nothing_to_do = !news.all && news.vms.is_empty() && news.hosts.is_empty();
+        match (news.all, nothing_to_do) {
+            (true, _) => Self::All(None),
+            (false, true) => Self::Done,
+            (false, false) => {
+                // What a host that is back could not be asked before.
+                let on = news
+                    .hosts
+                    .iter()
+                    .flat_map(|host| world.inventory.vms_on(host));
+                let ids: BTreeSet<_> = on.map(|vm| vm.id).chain(news.vms.iter().copied()).collect();
+                Self::These(ids.into_iter().collect())
+            }
+        }
+    }
+
+    fn next(&mut self, world: &World) -> Option<Vec<Arc<VmObserved>>> {
+        match self {
+            Self::Done => None,
+            Self::These(ids) if ids.is_empty() => None,
+            Self::These(ids) => {
+                let some = ids.split_off(ids.len().saturating_sub(SLICE));
+                let found = some.into_iter().filter_map(|id| world.inventory.vm(id));
+                Some(found.collect())
+            }
+            Self::All(after) => {
+                let some = world.inventory.some_after(after.as_deref(), SLICE);
+                *after = Some(Arc::clone(some.last()?));
+                Some(some)
+            }
+        }
+    }
+}
+
+/// VMs that a host may be granted.
+enum Grantable {
+    /// Those of its group.
+    All,
+    These(BTreeSet<VmId>),
+}
+
+/// The hosts that have to be looked at, each with the VMs whose keys it may lack.
+async fn hosts_to_look_at(world: &World, news: &News) -> BTreeMap<HostName, Grantable> {
+    if news.all {
+        let hosts = world.hosts.all().into_iter();
+        return hosts
+            .map(|host| (host.name.clone(), Grantable::All))
+            .collect();
+    }
+    let whole = news.hosts.iter().map(|host| (host.clone(), Grantable::All));
+    let mut hosts: BTreeMap<_, _> = whole.collect();
+    for (looked_at, vm) in news
+        .vms
+        .iter()
+        .filter_map(|id| world.inventory.vm(*id))
+        .enumerate()
+    {
+        let Some(metadata) = &vm.metadata else {
+            continue;
+        };
+        let group = &metadata.spec.group;
+        if world.members_of(group) <= MANY_GUARDIANS {
+            for host in world.hosts.of_group(group) {
+                let none = || Grantable::These(BTreeSet::new());
+                if let Grantable::These(vms) = hosts.entry(host.name.clone()).or_insert_with(none) {
+                    vms.insert(vm.id);
+                }
+            }
+        }
+        if looked_at % SLICE == SLICE - 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+    // A former guardian may be needed no more.
+    let unsettled = world.hosts.all().into_iter();
+    for host in unsettled.filter(|host| !host.unsettled.is_empty()) {
+        let none = || Grantable::These(BTreeSet::new());
+        hosts.entry(host.name.clone()).or_insert_with(none);
+    }
+    hosts
+}
+
+async fn end_superseded(app: &App, tried: &mut BTreeMap<String, Tried>) {
+    let world = &app.world;
     let superseded = world.inventory.superseded();
     let matter = |copy: &Superseded| format!("supersede/{}/{}", copy.host, copy.spec.id);
     // One that was ended is no reason for a pause, should the VM be lost and rebuilt once more.
@@ -84,7 +281,7 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
     for copy in superseded {
         let (vm, host) = (copy.spec.id, copy.host.clone());
         if world.inventory.seen(&host).online
-            && world.holders.of(vm).is_none()
+            && !world.holders.hold(vm)
             && pause_over(tried, matter(&copy), TRY_AGAIN_SOON)
         {
             let input = SupersedeInput {
@@ -95,150 +292,165 @@ async fn look(app: &App, tried: &mut BTreeMap<String, Tried>) {
             log_submission(app.submit::<VmSupersede>(&input, KEEPER).await, &host);
         }
     }
-    let hosts = world.hosts.all();
-    for host in &hosts {
-        if !world.inventory.seen(&host.name).online {
-            continue;
-        }
-        let lacking = match world.trust {
-            TrustMode::Auto => lacking(world, &host.name),
-            TrustMode::Manual => Default::default(),
-        };
-        if let Some(matter) = due(tried, format!("grant/{}", host.name), lacking) {
-            let input = GrantInput {
-                host: host.name.clone(),
-                vms: Some(matter.into_iter().collect()),
-                automatic: true,
-                expired: Vec::new(),
-                refused: Vec::new(),
-            };
-            log_submission(
-                app.submit::<GuardianGrant>(&input, KEEPER).await,
-                &host.name,
-            );
-        }
-        let unsettled = unsettled(world, &host.name, &host.unsettled);
-        // with nobody left that depends on it there is still the former pair to be retired
-        if !host.unsettled.is_empty()
-            && (due(tried, format!("settle/{}", host.name), unsettled.clone()).is_some()
-                || unsettled.is_empty()
-                    && pause_over(tried, format!("retire/{}", host.name), TRY_AGAIN))
-        {
-            let input = RotateInput {
-                host: host.name.clone(),
-            };
-            log_submission(
-                app.submit::<GuardianSettle>(&input, KEEPER).await,
-                &host.name,
-            );
-        }
+}
+
+/// What VMs still depend on of a host's former guardians is wrapped for the present one.
+async fn settle(app: &App, host: &HostRecord, attempts: &mut Attempts) {
+    if host.unsettled.is_empty() {
+        return;
     }
-    forget_histories(world, tried).await;
-    take_from_expelled(app, tried).await;
-    let disputes = Disputes::now(world);
-    for vm in world.inventory.vms() {
-        let mut guardians: Vec<_> = vm.roll_due().cloned().collect();
-        // Its own host seals every new key with its own guardian: that one loses it once the VM has moved away.
-        let here = world.hosts.find(&vm.host);
-        guardians.retain(|id| here.as_ref().is_none_or(|host| host.guardian.id != *id));
-        let roll = Request::Tpm {
-            change: TpmChange::Roll,
-            restart: false,
+    let vms = depending(&app.world, &host.unsettled).into_iter();
+    let vms = vms.filter(|planned| planned.decided.is_none());
+    let vms: BTreeSet<_> = vms.map(|planned| planned.vm).collect();
+    attempts.look_again(Again::Host(host.name.clone()), TRY_AGAIN);
+    let (name, tried) = (&host.name, &mut attempts.tried);
+    // with nobody left that depends on it there is still the former pair to be retired
+    if due(tried, format!("settle/{name}"), vms.clone()).is_some()
+        || vms.is_empty() && pause_over(tried, format!("retire/{name}"), TRY_AGAIN)
+    {
+        let input = RotateInput { host: name.clone() };
+        log_submission(app.submit::<GuardianSettle>(&input, KEEPER).await, name);
+    }
+}
+
+/// A VM that stopped, and whose key a revoked guardian knows, gets another.
+async fn roll(app: &App, vm: &VmObserved, disputes: &Disputes<'_>, attempts: &mut Attempts) {
+    let world = &app.world;
+    let mut guardians: Vec<_> = vm.roll_due().cloned().collect();
+    if guardians.is_empty() {
+        return;
+    }
+    // Its own host seals every new key with its own guardian: that one loses it once the VM has moved away.
+    let here = world.hosts.find(&vm.host);
+    guardians.retain(|id| here.as_ref().is_none_or(|host| host.guardian.id != *id));
+    let roll = Request::Tpm {
+        change: TpmChange::Roll,
+        restart: false,
+    };
+    let ready = answer(shown_state(world, vm), roll) == Answer::Accept
+        && vm.is_the_vm()
+        && disputes.refusal(vm).is_none()
+        && !world.holders.hold(vm.id);
+    if guardians.is_empty() || !ready {
+        return;
+    }
+    attempts.look_again(Again::Vm(vm.id), TRY_AGAIN);
+    if pause_over(&mut attempts.tried, format!("roll/{}", vm.id), TRY_AGAIN) {
+        let input = RevokeInput {
+            vm: vm.id,
+            name: vm.name.clone(),
+            host: vm.host.clone(),
+            from: "revoked earlier".to_owned(),
+            guardians,
         };
-        let ready = answer(shown_state(world, &vm), roll) == Answer::Accept
-            && vm.is_the_vm()
-            && disputes.refusal(&vm).is_none()
-            && world.holders.of(vm.id).is_none();
-        if guardians.is_empty() || !ready {
-            continue;
-        }
-        if pause_over(tried, format!("roll/{}", vm.id), TRY_AGAIN) {
-            let input = RevokeInput {
-                vm: vm.id,
-                name: vm.name.clone(),
-                host: vm.host.clone(),
-                from: "revoked earlier".to_owned(),
-                guardians,
-            };
-            log_submission(app.submit::<GuardianRevoke>(&input, KEEPER).await, &vm.host);
-        }
+        log_submission(app.submit::<GuardianRevoke>(&input, KEEPER).await, &vm.host);
     }
 }
 
 /// A VM that was deleted for good leaves nothing of its TPM behind, on hosts that had it before either.
-async fn forget_histories(world: &World, tried: &mut BTreeMap<String, Tried>) {
-    for host in world.hosts.all() {
-        let seen = world.inventory.seen(&host.name);
+async fn forget_histories(world: &Arc<World>, news: &News, attempts: &mut Attempts) {
+    let gone = news.vms.iter().any(|vm| world.inventory.vm(*vm).is_none());
+    let hosts: Vec<_> = match news.all || gone {
+        true => world
+            .hosts
+            .all()
+            .iter()
+            .map(|host| host.name.clone())
+            .collect(),
+        false => news.hosts.iter().cloned().collect(),
+    };
+    for host in hosts {
+        let seen = world.inventory.seen(&host);
         let Some(facts) = seen.facts.filter(|_| seen.online) else {
             continue;
         };
         let deleted = facts.histories.iter().copied().filter(|vm| {
-            let free = world.holders.of(*vm).is_none();
-            world.escrow.is_forgotten(*vm) && free && world.inventory.hosts_with(*vm).is_empty()
+            let free = !world.holders.hold(*vm);
+            free && world.escrow.is_forgotten(*vm) && world.inventory.hosts_with(*vm).is_empty()
         });
         for vm in deleted {
-            if !pause_over(tried, format!("history/{}/{vm}", host.name), TRY_AGAIN) {
-                continue;
-            }
-            let asked = async { world.agents.of(&host.name)?.delete_history(vm).await };
-            match asked.await {
-                Ok(()) => {
-                    tracing::info!(%vm, host = %host.name, "the history of a deleted VM is gone")
-                }
-                Err(failure) => tracing::warn!(
-                    %vm, host = %host.name, what = failure.what, because = failure.because,
-                    "the history of a deleted VM stays"
-                ),
+            attempts.look_again(Again::Host(host.clone()), TRY_AGAIN);
+            if pause_over(
+                &mut attempts.tried,
+                format!("history/{host}/{vm}"),
+                TRY_AGAIN,
+            ) {
+                // A host that hangs keeps nobody else waiting.
+                let (world, host) = (Arc::clone(world), host.clone());
+                tokio::spawn(async move { forget_history(&world, &host, vm).await });
             }
         }
+    }
+}
+
+async fn forget_history(world: &World, host: &HostName, vm: VmId) {
+    let asked = async { world.agents.of(host)?.delete_history(vm).await };
+    match asked.await {
+        Ok(()) => tracing::info!(%vm, %host, "the history of a deleted VM is gone"),
+        Err(failure) => tracing::warn!(
+            %vm, %host, what = failure.what, because = failure.because,
+            "the history of a deleted VM stays"
+        ),
     }
 }
 
 /// Guardians of hosts that were expelled lose every key that they open, whoever grants keys otherwise. A VM that runs keeps
 /// its key until it stops.
-async fn take_from_expelled(app: &App, tried: &mut BTreeMap<String, Tried>) {
-    let world = &app.world;
-    let expelled = world.expulsions.guardians();
+async fn take_from_expelled(
+    app: &App,
+    vm: &VmObserved,
+    expelled: &BTreeMap<GuardianId, HostName>,
+    disputes: &Disputes<'_>,
+    attempts: &mut Attempts,
+) {
     if expelled.is_empty() {
         return;
     }
-    let disputes = Disputes::now(world);
-    for vm in world.inventory.vms() {
-        let guardians = exposed(&vm, &expelled);
-        let Some(from) = guardians.first().and_then(|first| expelled.get(first)) else {
-            continue;
+    let world = &app.world;
+    let guardians = exposed(vm, expelled);
+    let Some(from) = guardians.first().and_then(|first| expelled.get(first)) else {
+        return;
+    };
+    let ready = answer(shown_state(world, vm), Request::Revoke) == Answer::Accept
+        && vm.is_the_vm()
+        && disputes.refusal(vm).is_none()
+        && world.inventory.seen(&vm.host).online
+        && !world.holders.hold(vm.id);
+    if !ready {
+        return;
+    }
+    attempts.look_again(Again::Vm(vm.id), TRY_AGAIN);
+    if pause_over(
+        &mut attempts.tried,
+        format!("expelled/{}", vm.id),
+        TRY_AGAIN,
+    ) {
+        let input = RevokeInput {
+            vm: vm.id,
+            name: vm.name.clone(),
+            host: vm.host.clone(),
+            from: format!("{from}, which was expelled"),
+            guardians,
         };
-        let ready = answer(shown_state(world, &vm), Request::Revoke) == Answer::Accept
-            && vm.is_the_vm()
-            && disputes.refusal(&vm).is_none()
-            && world.inventory.seen(&vm.host).online
-            && world.holders.of(vm.id).is_none();
-        if ready && pause_over(tried, format!("expelled/{}", vm.id), TRY_AGAIN) {
-            let input = RevokeInput {
-                vm: vm.id,
-                name: vm.name.clone(),
-                host: vm.host.clone(),
-                from: format!("{from}, which was expelled"),
-                guardians,
-            };
-            log_submission(app.submit::<GuardianRevoke>(&input, KEEPER).await, &vm.host);
-        }
+        log_submission(app.submit::<GuardianRevoke>(&input, KEEPER).await, &vm.host);
     }
 }
 
 /// VMs that a host of their group cannot open, although it should and could be granted now.
-fn lacking(world: &World, host: &HostName) -> BTreeSet<VmId> {
-    let Ok(record) = world.hosts.of(host) else {
-        return BTreeSet::new();
-    };
+fn lacking(world: &World, host: &HostRecord, vms: &Grantable) -> BTreeSet<VmId> {
     let now = time::OffsetDateTime::now_utc();
-    let expired = record.guardian.not_after().is_none_or(|end| end < now);
-    if expired || world.members_of(&record.group) > MANY_GUARDIANS {
+    let expired = host.guardian.not_after().is_none_or(|end| end < now);
+    if expired || world.members_of(&host.group) > MANY_GUARDIANS {
         return BTreeSet::new();
     }
+    let vms = match vms {
+        Grantable::All => None,
+        Grantable::These(vms) if vms.is_empty() => return BTreeSet::new(),
+        Grantable::These(vms) => Some(vms.iter().copied().collect()),
+    };
     let input = GrantInput {
-        host: host.clone(),
-        vms: None,
+        host: host.name.clone(),
+        vms,
         automatic: true,
         expired: Vec::new(),
         refused: Vec::new(),
@@ -248,22 +460,7 @@ fn lacking(world: &World, host: &HostName) -> BTreeSet<VmId> {
         .filter(|planned| planned.decided.is_none())
         .map(|planned| planned.vm)
         // a VM that a job has made or moves is looked at when that has ended
-        .filter(|vm| world.holders.of(*vm).is_none())
-        .collect()
-}
-
-fn unsettled(
-    world: &World,
-    host: &HostName,
-    former: &[fleetward_model::GuardianId],
-) -> BTreeSet<VmId> {
-    if former.is_empty() || !world.inventory.seen(host).online {
-        return BTreeSet::new();
-    }
-    depending(world, former)
-        .into_iter()
-        .filter(|planned| planned.decided.is_none())
-        .map(|planned| planned.vm)
+        .filter(|vm| !world.holders.hold(*vm))
         .collect()
 }
 

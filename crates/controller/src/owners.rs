@@ -71,12 +71,11 @@ impl Owners {
     /// All that count now.
     pub(crate) fn known(&self, members: &Members) -> KnownOwners {
         let departed = self.departed();
-        members.read(|hosts| {
-            let of_hosts = hosts
-                .values()
-                .flat_map(|host| host.former.iter().chain([&host.guardian.id]));
-            KnownOwners::new(of_hosts.cloned().chain(departed))
-        })
+        let hosts = members.all();
+        let of_hosts = hosts
+            .iter()
+            .flat_map(|host| host.former.iter().chain([&host.guardian.id]));
+        KnownOwners::new(of_hosts.cloned().chain(departed))
     }
 
     fn departed(&self) -> BTreeSet<GuardianId> {

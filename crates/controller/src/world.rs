@@ -24,7 +24,7 @@ use fleetward_model::host::{Formats, HostFacts, HostState};
 use fleetward_model::placement::{Candidate, Choice, place};
 use fleetward_model::preflight::Side;
 use fleetward_model::vm::{Revocation, VmObserved, VmSummary, protector_sha256};
-use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, VmId, VmName};
+use fleetward_model::{ErrorCode, Failure, GroupName, GuardianId, HostName, JobId, VmId, VmName};
 use fleetward_protector::KeyProtector;
 use fleetward_store::Store;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ impl World {
                         facts: seen.facts.as_deref(),
                         reserved: reserved(&reservations, &host.name, needs.vm),
                     },
-                    vms: (self.inventory.vms_on(&host.name).len() + coming) as u32,
+                    vms: (self.inventory.count_on(&host.name) + coming) as u32,
                 }
             })
             .collect();
@@ -234,12 +234,10 @@ impl World {
         first: &HostName,
         revoked: &[Revocation],
         now: OffsetDateTime,
-    ) -> Vec<HostRecord> {
-        let mut hosts = self.hosts.all();
+    ) -> Vec<Arc<HostRecord>> {
+        let mut hosts = self.hosts.of_group(group);
         hosts.retain(|host| {
-            host.group == *group
-                && host.guardian.not_after().is_some_and(|end| end > now)
-                && !host.is_among(revoked)
+            host.guardian.not_after().is_some_and(|end| end > now) && !host.is_among(revoked)
         });
         hosts.sort_by_key(|host| host.name != *first);
         hosts
@@ -247,20 +245,26 @@ impl World {
 
     fn endorse_all(
         &self,
-        hosts: &[HostRecord],
+        hosts: &[Arc<HostRecord>],
         now: OffsetDateTime,
     ) -> Result<Vec<EndorsedGuardian>, Failure> {
-        let endorse = |host: &HostRecord| {
+        let endorse = |host: &Arc<HostRecord>| {
             self.fleet
                 .endorse(&host.guardian, &host.name, &host.group, now)
         };
         hosts.iter().map(endorse).collect()
     }
 
+    /// A job has ended: its VM is free, and whoever looks after VMs hears of it.
+    pub(crate) fn release(&self, job: JobId) {
+        if let Some(vm) = self.holders.remove(job) {
+            self.inventory.released(vm);
+        }
+    }
+
     /// How many hosts a group has.
     pub(crate) fn members_of(&self, group: &GroupName) -> usize {
-        let hosts = self.hosts.all();
-        hosts.iter().filter(|host| host.group == *group).count()
+        self.hosts.count_of(group)
     }
 
     /// Takes note of a key protector that a host has just written for a VM.
@@ -399,7 +403,7 @@ fn arrivals<'a>(
 /// A host with what was last seen of it, for as long as a check takes.
 #[derive(Debug)]
 pub(crate) struct HostFactsNow {
-    record: HostRecord,
+    record: Arc<HostRecord>,
     seen: crate::inventory::Seen,
     members: usize,
     reservations: Vec<Reservation>,

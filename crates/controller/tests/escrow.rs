@@ -17,7 +17,7 @@ use fleet::Controller;
 use fleet::agent::FakeAgent;
 use fleetward_api::agent::TpmStateJudged;
 use fleetward_api::controller::{CheckView, JobState};
-use fleetward_api::tpm::{BundleParts, TpmVersion, VersionReason};
+use fleetward_api::tpm::{BundleParts, TpmBundle, TpmVersion, VersionReason};
 use fleetward_model::error::Finding;
 use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, Failure, HostName, KeyId, VmId};
@@ -96,6 +96,35 @@ async fn newest(controller: &Controller) -> TpmVersion {
 async fn age(controller: &Controller) -> u64 {
     let vm: Value = controller.get("/v1/vms/web").await;
     vm["escrow_age"].as_u64().expect("an age")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_that_have_not_changed_are_kept_with_a_new_state_and_not_sent_again() {
+    let (controller, a, _b, id) = with_a_copy().await;
+    let set = |content: u8| {
+        a.look(|inner| {
+            let parts = inner.parts.get_mut(&id).expect("its TPM");
+            parts.uefi_variables = Some(vec![content; 528 << 10]);
+        });
+    };
+    let left_out = || a.look(|inner| inner.variables_left_out);
+    let digest = || {
+        a.look(|inner| TpmBundle::new(inner.vms[&id].metadata.clone(), &inner.parts[&id]).sha256)
+    };
+    for (variables, state, expected) in [(7, 2, 0), (7, 3, 1), (7, 4, 2), (8, 5, 2), (8, 6, 3)] {
+        set(variables);
+        has_state(&a, id, state);
+        // The digest is over everything, the variables among it.
+        let kept = async || newest(&controller).await.sha256 == digest();
+        controller.wait("the whole new state", kept).await;
+        assert_eq!(left_out(), expected, "state {state}");
+    }
+    let controller = controller.restart().await;
+    controller.wait_online(&a.host, true).await;
+    has_state(&a, id, 9);
+    let kept = async || newest(&controller).await.sha256 == digest();
+    controller.wait("the whole new state", kept).await;
+    assert_eq!(left_out(), 4, "a restarted controller knows them too");
 }
 
 #[tokio::test(flavor = "multi_thread")]

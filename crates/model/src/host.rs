@@ -325,6 +325,23 @@ impl HostFacts {
         self.pools.iter().find(|p| &p.name == name)
     }
 
+    /// Whether two reports differ at most in what is measured anew each time: the clock, and how much is free.
+    pub fn differ_in_measurements_only(&self, other: &Self) -> bool {
+        let pools = other.pools.iter().cloned().map(|pool| {
+            let same = self.pools.iter().find(|known| known.name == pool.name);
+            let available = same.map_or(pool.available, |known| known.available);
+            PoolFacts { available, ..pool }
+        });
+        let other = Self {
+            clock: self.clock,
+            memory_available: self.memory_available,
+            tpm_pool: self.tpm_pool,
+            pools: pools.collect(),
+            ..other.clone()
+        };
+        *self == other
+    }
+
     /// A network beside `nat`.
     pub fn network(&self, name: &NetworkName) -> Option<&NetworkFacts> {
         self.networks.iter().find(|network| &network.name == name)

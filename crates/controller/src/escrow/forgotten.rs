@@ -32,7 +32,11 @@ impl Escrow {
     /// The newest version of every VM that is not there any more.
     pub(crate) fn without_vm(&self, is_there: impl Fn(VmId) -> bool) -> Vec<TpmVersion> {
         let known = self.read();
-        let gone = known.versions.iter().filter(|(vm, _)| !is_there(**vm));
+        let gone = known
+            .versions
+            .vms()
+            .iter()
+            .filter(|(vm, _)| !is_there(**vm));
         let newest = gone.filter_map(|(_, versions)| versions.values().next_back());
         let mut newest: Vec<_> = newest.map(|indexed| indexed.version.clone()).collect();
         newest.sort_by(|a, b| (&a.vm_name, a.vm).cmp(&(&b.vm_name, b.vm)));

@@ -20,6 +20,7 @@ mod forgotten;
 pub(crate) mod keeper;
 pub(crate) mod pull;
 pub(crate) mod retention;
+mod versions;
 
 pub(crate) use blob::parse;
 use blob::{Blobs, Kept};
@@ -33,9 +34,11 @@ use retention::Retention;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use time::OffsetDateTime;
+use versions::Versions;
 
 const INDEX: &str = "escrow/";
 /// The highest number of a version that was lost, by VM: no number is used twice.
@@ -51,6 +54,9 @@ struct Indexed {
     protector_sha256: String,
     /// SHA-256 of the VM's specification: a changed one makes a new version too.
     spec_sha256: String,
+    /// As [`TpmBundle::variables_sha256`]; none as well from programs that did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    variables_sha256: Option<String>,
 }
 
 /// What a host has of a VM that its newest version has not; the first of these.
@@ -65,8 +71,7 @@ pub(crate) enum Lacking {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Oldest first.
-    versions: HashMap<VmId, BTreeMap<u64, Indexed>>,
+    versions: Versions,
     /// As under [`LOST`].
     lost: HashMap<VmId, u64>,
     /// Why the newest try to take a copy failed, for `vm show`.
@@ -100,9 +105,7 @@ impl Escrow {
         let blobs = Blobs::open(data.join("escrow")).await?;
         let mut known = Known::default();
         for (_, found) in store.list_json::<Indexed>(INDEX).await?.0 {
-            let Indexed { version, .. } = &found.value;
-            let versions = known.versions.entry(version.vm).or_default();
-            versions.insert(version.version, found.value);
+            known.versions.put(found.value);
         }
         for (key, found) in store.list_json::<u64>(LOST).await?.0 {
             if let Some(Ok(vm)) = key.strip_prefix(LOST).map(str::parse) {
@@ -111,8 +114,7 @@ impl Escrow {
         }
         known.forgotten = forgotten::read(&*store).await?;
         for (vm, file) in blobs.list().await? {
-            let versions = known.versions.entry(vm).or_default();
-            if versions.values().any(|indexed| indexed.file == file) {
+            if known.versions.of(vm).any(|indexed| indexed.file == file) {
                 continue;
             }
             match blobs.read(vm, &file).await {
@@ -120,19 +122,20 @@ impl Escrow {
                     let indexed = Indexed {
                         protector_sha256: sha256(bundle.key_protector.as_bytes()),
                         spec_sha256: spec_sha256(&bundle.metadata.spec),
+                        variables_sha256: bundle.variables_sha256(),
                         version,
                         file,
                     };
                     let number = indexed.version.version;
                     // A number that another file has: this one was replaced, and was not removed any more.
-                    if versions.contains_key(&number) {
+                    if known.versions.get(vm, number).is_some() {
                         blobs.remove(vm, &indexed.file).await?;
                         continue;
                     }
                     let _ = store
                         .put_json(&key(vm, number), &indexed, Guard::Any)
                         .await?;
-                    versions.insert(number, indexed);
+                    known.versions.put(indexed);
                 }
                 Ok(_) => tracing::warn!(%vm, file, "an escrow file lies in another VM's directory"),
                 Err(failure) => {
@@ -140,7 +143,6 @@ impl Escrow {
                 }
             }
         }
-        known.versions.retain(|_, versions| !versions.is_empty());
         Ok(Self {
             store,
             blobs,
@@ -240,6 +242,7 @@ impl Escrow {
             version: version.clone(),
             protector_sha256: sha256(bundle.key_protector.as_bytes()),
             spec_sha256,
+            variables_sha256: bundle.variables_sha256(),
         };
         self.index(&indexed).await?;
         self.remember(bundle.vm).await?;
@@ -264,6 +267,7 @@ impl Escrow {
         by: &str,
     ) -> Result<TpmVersion, Failure> {
         let mut confirmed = newest.clone();
+        confirmed.variables_sha256 = bundle.variables_sha256();
         confirmed.version.host = writer.host.clone();
         // Not a byte of it was written since, so what is there now has not written it.
         if newest.version.libtpms.is_none() {
@@ -273,7 +277,7 @@ impl Escrow {
             confirmed.version.why = why;
             confirmed.version.by = by.to_owned();
         }
-        if confirmed.version == newest.version {
+        if confirmed == *newest {
             return Ok(confirmed.version);
         }
         let kept = Kept {
@@ -294,8 +298,7 @@ impl Escrow {
     /// The versions of a VM, oldest first.
     pub(crate) fn list(&self, vm: VmId) -> Vec<TpmVersion> {
         let known = self.read();
-        let versions = known.versions.get(&vm);
-        let versions = versions.into_iter().flat_map(BTreeMap::values);
+        let versions = known.versions.of(vm);
         versions.map(|indexed| indexed.version.clone()).collect()
     }
 
@@ -308,6 +311,11 @@ impl Escrow {
     /// The newest version of a VM.
     pub(crate) fn newest(&self, vm: VmId) -> Option<TpmVersion> {
         self.newest_indexed(vm).map(|indexed| indexed.version)
+    }
+
+    /// The digest of the UEFI variables of the newest version.
+    pub(crate) fn newest_variables(&self, vm: VmId) -> Option<String> {
+        self.read().versions.newest(vm)?.variables_sha256.clone()
     }
 
     /// What brings the TPM of a VM back whose state or key protector is gone or is not good, where there is a copy.
@@ -353,7 +361,7 @@ impl Escrow {
     /// VMs of that name that have versions, whether or not they exist at the moment.
     pub(crate) fn named(&self, name: &str) -> Vec<VmId> {
         let known = self.read();
-        let named = known.versions.iter().filter(|(_, versions)| {
+        let named = known.versions.vms().iter().filter(|(_, versions)| {
             let newest = versions.last_key_value();
             newest.is_some_and(|(_, indexed)| indexed.version.vm_name.as_str() == name)
         });
@@ -363,12 +371,8 @@ impl Escrow {
     /// The newest versions of those VMs that were last seen on `host`.
     pub(crate) fn last_from(&self, host: &HostName) -> Vec<TpmVersion> {
         let known = self.read();
-        let newest = known
-            .versions
-            .values()
-            .filter_map(|versions| versions.last_key_value());
-        let newest = newest.map(|(_, indexed)| &indexed.version);
-        newest.filter(|v| v.host == *host).cloned().collect()
+        let newest = known.versions.last_from(host);
+        newest.map(|indexed| indexed.version.clone()).collect()
     }
 
     /// Why the last try to take a copy failed, where it did.
@@ -388,13 +392,7 @@ impl Escrow {
     pub(crate) async fn bundle(&self, vm: VmId, version: u64) -> Result<TpmBundle, Failure> {
         // Between looking up a file and reading it nobody replaces it.
         let _turn = self.changing.lock().await;
-        let indexed = {
-            let known = self.read();
-            let versions = known.versions.get(&vm);
-            versions
-                .and_then(|versions| versions.get(&version))
-                .cloned()
-        };
+        let indexed = self.read().versions.get(vm, version).cloned();
         let indexed = indexed.ok_or_else(|| {
             let what = format!("there is no version {version} of the TPM of VM {vm}");
             Failure::new(ErrorCode::TpmVersionNotFound, what).about(&Names::default().vm(vm))
@@ -425,10 +423,8 @@ impl Escrow {
     ) -> Result<String, Failure> {
         let number = {
             let known = self.read();
-            let versions = known.versions.get(&version.vm);
+            let versions = known.versions.of(version.vm);
             let same_key: Vec<_> = versions
-                .into_iter()
-                .flat_map(BTreeMap::values)
                 .filter(|indexed| indexed.version.key_id == version.key_id)
                 .collect();
             let current = same_key
@@ -449,7 +445,7 @@ impl Escrow {
     pub(crate) async fn owners(&self) -> BTreeSet<GuardianId> {
         let versions: Vec<_> = {
             let known = self.read();
-            let all = known.versions.iter();
+            let all = known.versions.vms().iter();
             all.flat_map(|(vm, versions)| versions.keys().map(|version| (*vm, *version)))
                 .collect()
         };
@@ -468,7 +464,7 @@ impl Escrow {
     /// Every version of every VM.
     pub(crate) fn everything(&self) -> Vec<TpmVersion> {
         let known = self.read();
-        let all = known.versions.values().flat_map(BTreeMap::values);
+        let all = known.versions.vms().values().flat_map(BTreeMap::values);
         all.map(|indexed| indexed.version.clone()).collect()
     }
 
@@ -491,7 +487,7 @@ impl Escrow {
 
     /// Removes what the retention lets go, of all VMs. Returns how many versions went.
     pub(crate) async fn prune(&self, now: OffsetDateTime) -> Result<usize, Failure> {
-        let vms: Vec<_> = self.read().versions.keys().copied().collect();
+        let vms: Vec<_> = self.read().versions.vms().keys().copied().collect();
         let mut gone = 0;
         for vm in vms {
             let _turn = self.changing.lock().await;
@@ -500,10 +496,26 @@ impl Escrow {
         Ok(gone)
     }
 
-    /// Looks whether the newest version of each VM is what was written. One that is not is no version any more, so that the
-    /// copy is taken again from the VM's host; its file is set aside. Returns the VMs that lost one.
-    pub(crate) async fn verify(&self) -> Vec<VmId> {
-        let vms: Vec<_> = self.read().versions.keys().copied().collect();
+    /// How many VMs it has copies of.
+    pub(crate) fn vms(&self) -> usize {
+        self.read().versions.vms().len()
+    }
+
+    /// Looks whether the newest version of each of some VMs is what was written: of at most `most`, those that follow `after`
+    /// in the order of ids. One that is not is no version any more, so that the copy is taken again from the VM's host; its
+    /// file is set aside. Returns the VMs that lost one, and after which to go on, if there are more.
+    pub(crate) async fn verify(
+        &self,
+        after: Option<VmId>,
+        most: usize,
+    ) -> (Vec<VmId>, Option<VmId>) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let vms: Vec<_> = {
+            let known = self.read();
+            let following = known.versions.vms().range((from, Bound::Unbounded));
+            following.map(|(vm, _)| *vm).take(most).collect()
+        };
+        let last = vms.last().copied().filter(|_| vms.len() == most);
         let mut hurt = Vec::new();
         for vm in vms {
             let _turn = self.changing.lock().await;
@@ -528,7 +540,7 @@ impl Escrow {
             }
         }
         hurt.dedup();
-        hurt
+        (hurt, last)
     }
 
     async fn lose(&self, indexed: &Indexed, because: &str) -> Result<(), Failure> {
@@ -547,12 +559,7 @@ impl Escrow {
         let what = format!("version {version} of the TPM of VM {name} is lost");
         let mut known = self.write();
         known.lost.insert(vm, highest);
-        if let Some(versions) = known.versions.get_mut(&vm) {
-            versions.remove(&version);
-            if versions.is_empty() {
-                known.versions.remove(&vm);
-            }
-        }
+        known.versions.remove(vm, version);
         let failure = Failure::new(ErrorCode::EscrowCorrupt, what).because(because);
         let failure = failure.about(&Names::default().vm(name));
         known.missed.insert(vm, failure);
@@ -568,15 +575,7 @@ impl Escrow {
     /// Removes every version of a VM that was deleted for good.
     pub(crate) async fn forget(&self, vm: VmId) -> Result<(), Failure> {
         let _turn = self.changing.lock().await;
-        let all: Vec<_> = {
-            let known = self.read();
-            let versions = known.versions.get(&vm);
-            versions
-                .into_iter()
-                .flat_map(BTreeMap::values)
-                .cloned()
-                .collect()
-        };
+        let all: Vec<_> = self.read().versions.of(vm).cloned().collect();
         for indexed in all {
             self.drop_version(&indexed).await?;
         }
@@ -588,22 +587,14 @@ impl Escrow {
         let _ = gone.await.map_err(|error| crate::store_failure(&error))?;
         let mut known = self.write();
         known.forgotten.insert(vm);
-        known.versions.remove(&vm);
+        known.versions.remove_all(vm);
         known.lost.remove(&vm);
         known.missed.remove(&vm);
         Ok(())
     }
 
     async fn apply_retention(&self, vm: VmId, now: OffsetDateTime) -> Result<usize, Failure> {
-        let all: Vec<_> = {
-            let known = self.read();
-            let versions = known.versions.get(&vm);
-            versions
-                .into_iter()
-                .flat_map(BTreeMap::values)
-                .cloned()
-                .collect()
-        };
+        let all: Vec<_> = self.read().versions.of(vm).cloned().collect();
         let versions: Vec<_> = all.iter().map(|indexed| &indexed.version).collect();
         let superfluous = retention::superfluous(self.retention, &versions, now);
         for indexed in all
@@ -620,9 +611,7 @@ impl Escrow {
         let TpmVersion { vm, version, .. } = indexed.version;
         let gone = self.store.commit(Txn::new().delete(key(vm, version))).await;
         let _ = gone.map_err(|error| crate::store_failure(&error))?;
-        if let Some(versions) = self.write().versions.get_mut(&vm) {
-            versions.remove(&version);
-        }
+        self.write().versions.remove(vm, version);
         self.blobs.remove(vm, &indexed.file).await
     }
 
@@ -631,16 +620,12 @@ impl Escrow {
         let key = key(vm, version);
         let put = self.store.put_json(&key, indexed, Guard::Any).await;
         let _ = put.map_err(|error| crate::store_failure(&error))?;
-        let mut known = self.write();
-        let versions = known.versions.entry(vm).or_default();
-        versions.insert(version, indexed.clone());
+        self.write().versions.put(indexed.clone());
         Ok(())
     }
 
     fn newest_indexed(&self, vm: VmId) -> Option<Indexed> {
-        let known = self.read();
-        let (_, newest) = known.versions.get(&vm)?.last_key_value()?;
-        Some(newest.clone())
+        self.read().versions.newest(vm).cloned()
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Known> {

@@ -360,7 +360,7 @@ async fn a_newest_copy_that_is_damaged_or_gone_is_taken_again_under_a_new_number
     let now = observed(2, metadata(VM));
     keep(&escrow, 1, VersionReason::Created).await;
     keep(&escrow, 2, VersionReason::Stopped).await;
-    assert!(escrow.verify().await.is_empty(), "all is well");
+    assert!(escrow.verify(None, 9).await.0.is_empty(), "all is well");
     let directory = dir.path().join("escrow").join(VM.to_string());
     let file_of = |number: u64| {
         let files = std::fs::read_dir(&directory).expect("directory");
@@ -374,7 +374,7 @@ async fn a_newest_copy_that_is_damaged_or_gone_is_taken_again_under_a_new_number
     bytes[9] ^= 1;
     std::fs::write(&newest, bytes).expect("write");
     assert_eq!(escrow.lacks(&now), None, "nobody has looked");
-    assert_eq!(escrow.verify().await, [VM]);
+    assert_eq!(escrow.verify(None, 9).await.0, [VM]);
     assert_eq!(escrow.newest(VM).expect("the one before").version, 1);
     assert_eq!(escrow.lacks(&now), Some(Lacking::State));
     let told = escrow.missed(VM).expect("vm show says so");
@@ -391,7 +391,7 @@ async fn a_newest_copy_that_is_damaged_or_gone_is_taken_again_under_a_new_number
     assert!(escrow.missed(VM).is_none());
     std::fs::remove_file(file_of(3)).expect("gone");
     std::fs::remove_file(file_of(1)).expect("gone");
-    assert_eq!(escrow.verify().await, [VM]);
+    assert_eq!(escrow.verify(None, 9).await.0, [VM]);
     assert_eq!(escrow.lacks(&now), Some(Lacking::Everything));
     assert_eq!(keep(&escrow, 2, VersionReason::Written).await.version, 4);
     escrow.forget(VM).await.expect("forgotten");

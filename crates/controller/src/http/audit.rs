@@ -95,7 +95,7 @@ async fn audit_verify(State(app): State<App>) -> Answer<Json<AuditVerdict>> {
         match compared? {
             Compared::Same => {}
             Compared::Differs(found) => verdict.breaks.push(found),
-            Compared::NotAsked => verdict.not_compared.push(host.name),
+            Compared::NotAsked => verdict.not_compared.push(host.name.clone()),
         }
     }
     // What could not be checked does not count as good.

@@ -175,8 +175,8 @@ async fn join(
         Some(known) if usable.record.reinstalled => {
             require_reinstalled(world, &known, &group)?;
             // What was taken away from the host by name stays taken away.
-            record.former = known.former;
-            record.former.push(known.guardian.id);
+            record.former = known.former.clone();
+            record.former.push(known.guardian.id.clone());
             app.watchers.forget(&host);
             world.audit.retire(&host, now).await?;
             world.hosts.replace(record, usable.use_up()?).await?
@@ -309,7 +309,7 @@ async fn rejoin(
     let record = HostRecord {
         address: request.address,
         certificate: certificate.map(|certificate| certificate.facts),
-        ..known
+        ..HostRecord::clone(&known)
     };
     let changed = world.hosts.replace(record, usable.use_up()?).await?;
     if changed.committed().is_none() {
@@ -444,12 +444,7 @@ async fn rebuild(State(app): State<App>, peer: Peer) -> Answer<Json<RebuildView>
     Ok(Json(RebuildView {
         hosts_asked: hosts.len() as u32,
         hosts_answered: answered.iter().filter(|answered| **answered).count() as u32,
-        vms: world
-            .inventory
-            .vms()
-            .iter()
-            .filter(|vm| vm.is_managed())
-            .count() as u32,
+        vms: world.inventory.managed() as u32,
         warnings,
     }))
 }

@@ -38,7 +38,7 @@ async fn guardian_grant(
         .into());
     }
     let host = target(world, &request.to)?;
-    let guardian = world.hosts.of(&host)?.guardian;
+    let guardian = world.hosts.of(&host)?.guardian.clone();
     let expired = guardian
         .not_after()
         .is_none_or(|end| end < OffsetDateTime::now_utc());
@@ -215,9 +215,9 @@ fn losers(world: &World, vm: &VmObserved, text: &str) -> Result<Vec<GuardianId>,
                         host.name, imported.id
                     )));
             }
-            let mut guardians = host.former;
+            let mut guardians = host.former.clone();
             guardians.retain(|g| vm.tpm.guardians.contains(g));
-            guardians.push(host.guardian.id);
+            guardians.push(host.guardian.id.clone());
             guardians
         }
         None => {

@@ -21,7 +21,8 @@ use fleetward_link::Peer;
 use fleetward_model::admission::Request;
 use fleetward_model::audit::AuditAction;
 use fleetward_model::certificate::WhyRefused;
-use fleetward_model::{ErrorCode, Failure, HostName, JobId, VmId};
+use fleetward_model::host::HostState;
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName, JobId, VmId};
 use fleetward_store::StoreExt;
 use http::StatusCode;
 use std::collections::BTreeSet;
@@ -42,25 +43,28 @@ async fn host_list(
 ) -> Answer<Json<Vec<HostView>>> {
     let page = Page::new(query.limit, query.after)?;
     let world = &app.world;
-    let mut hosts: Vec<_> = world
-        .hosts
-        .all()
-        .iter()
-        .map(|host| view::host(world, host))
-        .collect();
     let now = OffsetDateTime::now_utc();
     let (tokens, _) = world.store.list_json::<TokenRecord>("token/").await?;
     let waiting = tokens.into_iter().map(|(_, found)| found.value);
+    // Only what is on the page is worth a view.
+    let wanted = |state: HostState, group: &GroupName| {
+        query.state.is_none_or(|wanted| state == wanted)
+            && query.group.as_ref().is_none_or(|wanted| *group == *wanted)
+    };
+    let joined = world.hosts.all();
+    let joined = joined
+        .iter()
+        .filter(|host| page.is_after(&[host.name.as_str()]))
+        .filter(|host| wanted(world.state_of(host), &host.group))
+        .take(page.limit());
+    let mut hosts: Vec<_> = joined.map(|host| view::host(world, host)).collect();
     hosts.extend(
         waiting
             .filter(|token| !token.used && token.expires > now)
             .filter(|token| world.hosts.find(&token.host).is_none())
             .map(view::invited),
     );
-    hosts.retain(|host| {
-        let wanted = query.state.is_none_or(|state| host.state == state);
-        wanted && query.group.as_ref().is_none_or(|g| host.group == *g)
-    });
+    hosts.retain(|host| wanted(host.state, &host.group));
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Json(page.of_named(hosts)))
 }
@@ -113,7 +117,7 @@ async fn host_remove(
     world.fleet.certificates.refuse(vec![entry], now).await?;
     app.watchers.forget(&host);
     let record = world.hosts.of(&host)?;
-    let guardians = record.former.into_iter().chain([record.guardian.id]);
+    let guardians = record.former.iter().chain([&record.guardian.id]).cloned();
     world.fleet.owners.keep(guardians).await?;
     world.hosts.remove(&host).await?;
     world.inventory.forget_host(&host).await?;

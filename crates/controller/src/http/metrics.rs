@@ -9,12 +9,15 @@ use axum::response::{IntoResponse, Response};
 use fleetward_model::guardian::EXPIRY_WARNING;
 use fleetward_model::host::HostState;
 use fleetward_model::secure_boot::CertificateState;
-use fleetward_model::vm::VmState;
+use fleetward_model::vm::{VmObserved, VmState};
+use fleetward_model::{GroupName, GuardianId};
 use http::header;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use strum::VariantArray;
 use time::OffsetDateTime;
 
@@ -60,6 +63,38 @@ fn single(registry: &mut Registry, name: &str, help: &str, value: usize) {
     registry.register(name, help, gauge);
 }
 
+/// The keys of a group's VMs.
+#[derive(Default)]
+struct Grants<'a> {
+    /// VMs with a TPM.
+    vms: usize,
+    /// How many of them each guardian opens.
+    opened: HashMap<&'a GuardianId, usize>,
+}
+
+impl<'a> Grants<'a> {
+    /// In one pass over the VMs, however many hosts there are.
+    fn by_group(vms: &[&'a Arc<VmObserved>]) -> HashMap<&'a GroupName, Self> {
+        let mut groups: HashMap<_, Self> = HashMap::new();
+        for vm in vms.iter().filter(|vm| vm.tpm.enabled) {
+            let Some(metadata) = &vm.metadata else {
+                continue;
+            };
+            let group = groups.entry(&metadata.spec.group).or_default();
+            group.vms += 1;
+            for guardian in vm.tpm.guardians.iter().collect::<BTreeSet<_>>() {
+                *group.opened.entry(guardian).or_default() += 1;
+            }
+        }
+        groups
+    }
+
+    /// How many a guardian does not open.
+    fn lacking(&self, guardian: &GuardianId) -> usize {
+        self.vms - self.opened.get(guardian).copied().unwrap_or(0)
+    }
+}
+
 fn gauges(world: &World, now: OffsetDateTime) -> Registry {
     let mut registry = Registry::default();
     let (hosts, vms) = (world.hosts.all(), world.inventory.vms());
@@ -67,8 +102,9 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
     let joined = HostState::VARIANTS
         .iter()
         .filter(|state| **state != HostState::Invited);
+    let states: Vec<_> = hosts.iter().map(|host| world.state_of(host)).collect();
     let by_state = joined.map(|state| {
-        let count = hosts.iter().filter(|h| world.state_of(h) == *state).count();
+        let count = states.iter().filter(|found| *found == state).count();
         (vec![("state", state.into_str().to_owned())], count as i64)
     });
     family(
@@ -77,9 +113,9 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
         "Hosts of the fleet",
         by_state,
     );
+    let states: Vec<_> = ours.iter().map(|vm| shown_state(world, vm)).collect();
     let by_state = VmState::VARIANTS.iter().map(|state| {
-        let shown = ours.iter().map(|vm| shown_state(world, vm));
-        let count = shown.filter(|shown| shown == state).count();
+        let count = states.iter().filter(|found| *found == state).count();
         (vec![("state", state.into_str().to_owned())], count as i64)
     });
     family(
@@ -101,6 +137,7 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
     let mut certificates_soon = Vec::new();
     let mut lacking = Vec::new();
     let mut broken = Vec::new();
+    let grants = Grants::by_group(&ours);
     for host in &hosts {
         let of_host = || vec![("host", host.name.to_string())];
         if let Some(end) = host.guardian.not_after() {
@@ -116,13 +153,9 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
             let warn = certificate.ends_soon(now);
             certificates_soon.push((of_host(), i64::from(warn)));
         }
-        let without = ours.iter().filter(|vm| {
-            let group = vm.metadata.as_ref().map(|m| &m.spec.group);
-            vm.tpm.enabled
-                && group == Some(&host.group)
-                && !vm.tpm.guardians.contains(&host.guardian.id)
-        });
-        lacking.push((of_host(), without.count() as i64));
+        let group = grants.get(&host.group);
+        let without = group.map_or(0, |group| group.lacking(&host.guardian.id));
+        lacking.push((of_host(), without as i64));
         let break_seen = world.audit.break_of(&host.name).is_some();
         broken.push((of_host(), i64::from(break_seen)));
     }

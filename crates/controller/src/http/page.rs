@@ -29,6 +29,11 @@ impl Page {
         self.after.is_none()
     }
 
+    /// The first name of the cursor.
+    pub(super) fn after_name(&self) -> Option<&str> {
+        self.after.as_deref()?.split('/').next()
+    }
+
     pub(super) const fn limit(&self) -> usize {
         self.limit
     }

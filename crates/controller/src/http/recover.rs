@@ -234,7 +234,7 @@ async fn require_key(world: &World, metadata: &VmMetadata, to: &HostName) -> Res
                 has.any(|guardian| recipients.contains(&guardian.id))
             })
     });
-    let openers: Vec<_> = openers.into_iter().map(|host| host.name).collect();
+    let openers: Vec<_> = openers.iter().map(|host| host.name.clone()).collect();
     let name = &metadata.spec.name;
     let there = HostFactsNow::of(world, to)?;
     let finding =

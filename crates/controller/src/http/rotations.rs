@@ -99,7 +99,7 @@ fn expiring(world: &World, within_seconds: u64) -> Vec<HostName> {
         .hosts
         .all()
         .into_iter()
-        .map(|host| (end(world, &host.name), host.name))
+        .map(|host| (end(world, &host.name), host.name.clone()))
         .filter(|(end, _)| end.is_none_or(|end| end.unix_timestamp() - now <= within))
         .collect();
     hosts.sort();

@@ -100,7 +100,7 @@ async fn tpm_kept(State(app): State<App>) -> Json<Vec<TpmVersion>> {
 
 /// Whether a host has the VM, or had it when it was last heard, or a job works on it.
 fn is_there(world: &World, vm: VmId) -> bool {
-    world.inventory.vm(vm).is_some() || world.holders.of(vm).is_some()
+    world.inventory.vm(vm).is_some() || world.holders.hold(vm)
 }
 
 async fn tpm_forget(

@@ -201,7 +201,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         state: world.state_of(record),
         address: Some(record.address.clone()),
         last_seen: seen.last_seen,
-        vms: world.inventory.vms_on(&record.name).len() as u32,
+        vms: world.inventory.count_on(&record.name) as u32,
         facts: seen.facts.map(|facts| (*facts).clone()),
         warnings,
         debts: owed.iter().map(debt).collect(),
@@ -325,7 +325,7 @@ pub(super) fn invited(token: TokenRecord) -> HostView {
 /// is told here, before anybody else is.
 pub(super) fn job(world: &World, job: Job) -> JobView {
     if job.state.has_ended() {
-        world.holders.remove(job.id);
+        world.release(job.id);
     }
     let failure = job
         .failure
@@ -435,12 +435,7 @@ pub(super) fn status(app: &App) -> fleetward_api::controller::Status {
         authority_ends: Some(world.fleet.ends()),
         hosts_online: online.count() as u32,
         hosts: hosts.len() as u32,
-        vms: world
-            .inventory
-            .vms()
-            .iter()
-            .filter(|vm| vm.is_managed())
-            .count() as u32,
+        vms: world.inventory.managed() as u32,
         jobs_running: world.holders.count() as u32,
         findings: Vec::from_iter(world.fleet.finding(OffsetDateTime::now_utc())),
     }

@@ -5,26 +5,28 @@ use super::actions::act;
 use super::body::Asked;
 use super::page::Page;
 use super::{Answer, Refusal, view};
-use crate::admission::{Disputes, admit};
+use crate::admission::{Disputes, admit, shown_state};
 use crate::app::App;
 use crate::check::matrix;
 use crate::networks::mac_in_use;
 use crate::seed;
 use crate::survey::survey;
 use crate::work::{PauseInput, VmCreate, VmPause, VmResume};
+use crate::world::World;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use fleetward_api::bulk::VmAction;
-use fleetward_api::controller::{Accepted, CheckView, VmView};
+use fleetward_api::controller::{Accepted, CheckView, VmQuery, VmView};
 use fleetward_api::verbs;
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request, busy};
 use fleetward_model::host::Formats;
 use fleetward_model::vm::VmObserved;
-use fleetward_model::{ErrorCode, Failure, HostName, JobId};
+use fleetward_model::{ErrorCode, Failure, HostName, JobId, VmName};
 use http::StatusCode;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 serves! {
@@ -41,6 +43,9 @@ serves! {
     FleetCheck => check,
 }
 
+/// VMs that are looked at before others get their turn.
+const SLICE: usize = 500;
+
 async fn vm_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::VmList>,
@@ -52,24 +57,77 @@ async fn vm_list(
         })
     });
     let labels: Vec<(&str, &str)> = labels.collect::<Result<_, _>>()?;
-    let page = Page::new(query.limit, query.after)?;
-    let vms = app.world.inventory.vms();
-    let following = vms
-        .iter()
-        .filter(|vm| page.is_after(&[vm.name.as_str(), vm.host.as_str()]));
-    let disputes = Disputes::now(&app.world);
-    let shown = following.map(|vm| view::vm(&disputes, vm)).filter(|vm| {
+    let page = Page::new(query.limit, query.after.clone())?;
+    let world = &app.world;
+    // Asked of the VM itself: only what is shown is worth a view.
+    let wanted = |vm: &VmObserved| {
+        let spec = vm.metadata.as_ref().map(|metadata| &metadata.spec);
         let has = |(key, value): &(&str, &str)| {
-            let mut own = vm.labels.iter();
+            let mut own = spec.into_iter().flat_map(|spec| &spec.labels);
             own.any(|(k, v)| k.as_str() == *key && v == value)
         };
-        query.host.as_ref().is_none_or(|host| vm.host == *host)
+        let group = spec.map(|spec| &spec.group);
+        page.is_after(&[vm.name.as_str(), vm.host.as_str()])
+            && query.host.as_ref().is_none_or(|host| vm.host == *host)
             && query.tpm.is_none_or(|tpm| vm.tpm.enabled == tpm)
-            && query.state.is_none_or(|state| vm.state == state)
-            && (query.group.as_ref()).is_none_or(|group| vm.group.as_ref() == Some(group))
+            && (query.group.as_ref()).is_none_or(|wanted| group == Some(wanted))
             && labels.iter().all(has)
-    });
-    Ok(Json(shown.take(page.limit()).collect()))
+            && query
+                .state
+                .is_none_or(|state| shown_state(world, vm) == state)
+    };
+    let mut views = Vec::new();
+    let mut vms = Listed::of(world, &query, &page);
+    while views.len() < page.limit() {
+        let some = vms.next(world);
+        if some.is_empty() {
+            break;
+        }
+        let disputes = Disputes::now(world);
+        let room = page.limit() - views.len();
+        let shown = some.iter().filter(|vm| wanted(vm)).take(room);
+        views.extend(shown.map(|vm| view::vm(&disputes, vm)));
+        tokio::task::yield_now().await;
+    }
+    Ok(Json(views))
+}
+
+/// VMs that a list may show, in its order, some at a time, so that no list holds up anybody else.
+enum Listed {
+    These(VecDeque<Arc<VmObserved>>),
+    Following(Option<Arc<VmObserved>>),
+    From(VmName),
+}
+
+impl Listed {
+    fn of(world: &World, query: &VmQuery, page: &Page) -> Self {
+        if let Some(host) = &query.host {
+            return Self::These(world.inventory.vms_on(host).into());
+        }
+        if let Some(group) = &query.group {
+            let mut vms = world.inventory.vms_of(group);
+            vms.sort_by(|a, b| (&a.name, &a.host, a.id).cmp(&(&b.name, &b.host, b.id)));
+            return Self::These(vms.into());
+        }
+        match page.after_name().map(str::parse) {
+            Some(Ok(name)) => Self::From(name),
+            Some(Err(_)) | None => Self::Following(None),
+        }
+    }
+
+    /// Some more; none at the end.
+    fn next(&mut self, world: &World) -> Vec<Arc<VmObserved>> {
+        let some = match self {
+            Self::These(vms) => return vms.drain(..vms.len().min(SLICE)).collect(),
+            Self::Following(after) => world.inventory.some_after(after.as_deref(), SLICE),
+            Self::From(name) => world.inventory.some_from(name, SLICE),
+        };
+        *self = match some.last() {
+            Some(last) => Self::Following(Some(Arc::clone(last))),
+            None => Self::These(VecDeque::new()),
+        };
+        some
+    }
 }
 
 async fn vm_show(State(app): State<App>, Path(vm): Path<String>) -> Answer<Json<VmView>> {
@@ -92,7 +150,7 @@ async fn vm_create(
     let network = world.default_network(&host);
     let what = format!("VM {} cannot be made on host {host}", wanted.name);
     world.require_fit(what, &wanted.needs_with(&network), &host)?;
-    let group = world.hosts.of(&host)?.group;
+    let group = world.hosts.of(&host)?.group.clone();
     let input = wanted.on(host, group, &network, time::OffsetDateTime::now_utc());
     let medium = wanted.seed().map(|seed| seed::medium(seed, &input.spec));
     let medium = medium.transpose()?;
@@ -210,12 +268,12 @@ async fn check(
     };
     let whole_row = query.to.is_none();
     let hosts: Vec<HostName> = match query.to {
-        Some(host) => vec![world.hosts.of(&host)?.name],
+        Some(host) => vec![world.hosts.of(&host)?.name.clone()],
         None => world
             .hosts
             .all()
             .into_iter()
-            .map(|host| host.name)
+            .map(|host| host.name.clone())
             .collect(),
     };
     // one VM against one host is checked exactly as asked; a survey takes each VM as it is

@@ -5,7 +5,7 @@ use super::Inventory;
 use fleetward_model::host::HostFacts;
 use fleetward_model::vm::{TransitSide, VmObserved, VmState};
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
@@ -20,49 +20,39 @@ impl Inventory {
     /// What each host that claims the VM has of it; empty unless they are more than one.
     pub(crate) fn claims(&self, id: VmId) -> Vec<Arc<VmObserved>> {
         let state = self.read();
-        let copies = state
-            .hosts
-            .iter()
-            .filter_map(|(host, seen)| Some((host, seen.vms.get(&id)?)));
-        let counts = |host: &HostName| {
-            !state.superseded.contains_key(&(host.clone(), id)) && !self.owed(host, id)
-        };
-        let mut claims: Vec<_> = copies
-            .filter(|(host, vm)| vm.is_the_vm() && counts(host))
-            .map(|(_, vm)| vm.clone())
-            .collect();
-        if claims.len() < 2 {
+        if !state.catalogue.disputed().contains(&id) {
             return Vec::new();
         }
+        let copies = state.catalogue.counting(id).iter();
+        let mut claims: Vec<_> = copies.filter(|vm| vm.is_the_vm()).cloned().collect();
         claims.sort_by(|a, b| a.host.cmp(&b.host));
         claims
     }
 
     /// Every VM that more than one host says it has.
     pub(crate) fn disputed(&self) -> BTreeSet<VmId> {
-        let state = self.read();
-        let (mut once, mut disputed) = (HashSet::new(), BTreeSet::new());
-        for (_, vm) in self.copies(&state).filter(|(_, vm)| vm.is_the_vm()) {
-            if !once.insert(vm.id) {
-                disputed.insert(vm.id);
-            }
-        }
-        disputed
+        self.read().catalogue.disputed().clone()
     }
 
     /// VMs that two hosts both claim, and names that two VMs have.
     pub(crate) fn contradictions(&self, host: &HostName) -> Vec<String> {
         let state = self.read();
-        let Some(seen) = state.hosts.get(host) else {
+        let Some(reported) = state.hosts.get(host) else {
             return Vec::new();
         };
         let mut warnings = Vec::new();
-        let ours = seen.vms.values().filter(|vm| vm.is_managed());
-        for vm in ours.filter(|vm| !self.owed(host, vm.id)) {
-            for (_, other) in self.copies(&state).filter(|(_, other)| other.host != *host) {
-                if other.id == vm.id && vm.is_the_vm() && other.is_the_vm() {
+        let owes = |id| state.owed.contains(&(host.clone(), id));
+        let ours = reported.vms.values().filter(|vm| vm.is_managed());
+        for vm in ours.filter(|vm| !owes(vm.id)) {
+            let copies = state.catalogue.counting(vm.id).iter();
+            for other in copies.filter(|other| other.host != *host) {
+                if vm.is_the_vm() && other.is_the_vm() {
                     warnings.push(format!("VM {} is also on host {}", vm.name, other.host));
-                } else if other.id != vm.id && other.name == vm.name && other.is_managed() {
+                }
+            }
+            let same_name = state.catalogue.named(vm.name.as_str());
+            for other in same_name.filter(|other| other.host != *host && other.id != vm.id) {
+                if other.name == vm.name && other.is_managed() {
                     warnings.push(format!(
                         "host {} has another VM called {}",
                         other.host, vm.name

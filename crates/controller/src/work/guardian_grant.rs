@@ -94,15 +94,19 @@ fn outcome(
 /// What a grant means for each VM, as far as is known now. VMs that it does not concern are left out unless they were named.
 pub(crate) fn plan(world: &World, input: &GrantInput) -> Result<Vec<Planned>, Failure> {
     let target = world.hosts.of(&input.host)?;
-    let vms = world.inventory.vms();
+    let named = input.vms.is_some();
+    let mut vms = match &input.vms {
+        Some(named) => {
+            let named: BTreeSet<_> = named.iter().collect();
+            let found = named.into_iter().filter_map(|vm| world.inventory.vm(*vm));
+            found.collect()
+        }
+        None => world.inventory.vms_of(&target.group),
+    };
+    vms.sort_by(|a, b| (&a.name, &a.host).cmp(&(&b.name, &b.host)));
     let disputes = Disputes::now(world);
     let mut plan = Vec::new();
     for vm in vms {
-        let named = match &input.vms {
-            Some(named) if named.contains(&vm.id) => true,
-            Some(_) => continue,
-            None => false,
-        };
         let Some(metadata) = &vm.metadata else {
             continue;
         };
@@ -582,7 +586,7 @@ async fn rewrap_one(
     let why = input.change.why;
     let to = input.change.to.as_ref();
     let former = match (why, to.and_then(|host| world.hosts.find(host))) {
-        (RewrapReason::Granted, Some(host)) => host.former,
+        (RewrapReason::Granted, Some(host)) => host.former.clone(),
         _ => Vec::new(),
     };
     let change = KeyRewrap {

@@ -205,7 +205,7 @@ impl Step<RotateInput> for Settle {
 
     async fn run(&self, cx: &StepContext<RotateInput>) -> Result<Outcomes, StepError> {
         let (world, host) = (&self.0, &cx.input().host);
-        let former = world.hosts.of(host)?.unsettled;
+        let former = world.hosts.of(host)?.unsettled.clone();
         let change = Change {
             to: Some(host.clone()),
             drop: former.clone(),
@@ -266,7 +266,7 @@ impl Step<RotateInput> for Retire {
         let (world, host) = (&self.0, &cx.input().host);
         let mut retired = Vec::new();
         let mut waiting = 0;
-        for guardian in world.hosts.of(host)?.unsettled {
+        for guardian in world.hosts.of(host)?.unsettled.clone() {
             waiting += depending(world, std::slice::from_ref(&guardian)).len();
             if waiting > 0 {
                 continue;

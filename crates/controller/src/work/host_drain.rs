@@ -229,7 +229,7 @@ impl MoveVms {
         let kind = kind.to_owned();
         self.0.holders.add(job, Holder { kind, about });
         let ended = cx.wait_for_child(job).await;
-        self.0.holders.remove(job);
+        self.0.release(job);
         let ended = ended?;
         let unexplained =
             || Failure::new(ErrorCode::Internal, format!("job {job} did not end well"));

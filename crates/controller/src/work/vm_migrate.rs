@@ -238,7 +238,7 @@ impl Step<MigrateInput> for Check {
             disks,
             source: Peer {
                 host: input.from.clone(),
-                address: world.hosts.of(&input.from)?.address,
+                address: world.hosts.of(&input.from)?.address.clone(),
             },
             // By hand, the check has found that the destination opens the key with a guardian it holds already.
             grant: world.trust == TrustMode::Auto
@@ -246,7 +246,7 @@ impl Step<MigrateInput> for Check {
                 && !vm.tpm.guardians.contains(&destination.guardian.id),
             destination: Peer {
                 host: input.to.clone(),
-                address: destination.address,
+                address: destination.address.clone(),
             },
             metadata,
             protector,
@@ -305,7 +305,7 @@ impl UndoStep<MigrateInput> for Grant {
         let source = world.agents.of(&input.from)?;
         let change = KeyRewrap {
             add: Vec::new(),
-            drop: vec![world.hosts.of(&input.to)?.guardian.id],
+            drop: vec![world.hosts.of(&input.to)?.guardian.id.clone()],
             expired: Vec::new(),
             former: Vec::new(),
             why: RewrapReason::Automatic,

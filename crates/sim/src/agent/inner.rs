@@ -68,6 +68,8 @@ pub struct Inner {
     pub judged: Option<TpmStateJudged>,
     /// Digests of TPM states that it says it has seen.
     pub seen_states: Vec<String>,
+    /// How often a TPM went out without the UEFI variables that were there already.
+    pub variables_left_out: usize,
     /// Those that it was told of when a VM came.
     pub told_states: Vec<String>,
     /// It answers with the TPM of this VM, whichever is asked for.
@@ -172,6 +174,7 @@ impl Inner {
             no_copy: None,
             judged: None,
             seen_states: Vec::new(),
+            variables_left_out: 0,
             told_states: Vec::new(),
             ek_authority: None,
             answers_with: None,

@@ -3,12 +3,12 @@
 use super::{Shared, refusal};
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::agent::{CanOpen, VmDetail};
-use fleetward_api::tpm::{BundleParts, TpmBundle};
+use fleetward_api::tpm::{BundleParts, TpmBundle, TpmQuery};
 use fleetward_model::{ErrorCode, Failure, VmId};
 use fleetward_protector::ExpiredAllowed;
 use fleetward_protector_open::{LocalGuardian, SealRequest, TpmKey, seal};
@@ -40,17 +40,23 @@ pub(super) async fn vm(
 }
 
 /// A bundle as it has to be, with a key protector for just this VM.
-pub(super) async fn tpm(State(inner): State<Shared>, Path(asked): Path<VmId>) -> Response {
+pub(super) async fn tpm(
+    State(inner): State<Shared>,
+    Path(asked): Path<VmId>,
+    Query(query): Query<TpmQuery>,
+) -> Response {
     let (id, metadata, simulated) = {
-        let inner = inner.lock().expect("lock");
+        let mut inner = inner.lock().expect("lock");
         let id = inner.answers_with.unwrap_or(asked);
         if let Some(failure) = &inner.no_copy {
             return refusal(failure.clone());
         }
         match inner.vms.get(&id) {
             Some(vm) if inner.parts.contains_key(&id) => {
-                return Json(TpmBundle::new(vm.metadata.clone(), &inner.parts[&id]))
-                    .into_response();
+                let whole = TpmBundle::new(vm.metadata.clone(), &inner.parts[&id]);
+                let bundle = whole.answering(&query);
+                inner.variables_left_out += usize::from(bundle.same_variables);
+                return Json(bundle).into_response();
             }
             Some(vm) if vm.metadata.spec.tpm => (id, vm.metadata.clone(), vm.simulated_tpm),
             _ => return refusal(Failure::new(ErrorCode::TpmStateMissing, "no TPM")),

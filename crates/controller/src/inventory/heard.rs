@@ -1,0 +1,52 @@
+//! What a host says, measured, and cut to what it may say.
+
+use super::claims::{own_facts, own_word};
+use fleetward_api::agent::{AgentEvent, size_of};
+use fleetward_model::host::HostFacts;
+use fleetward_model::vm::{VmObserved, VmReport};
+use fleetward_model::{HostName, VmId};
+use time::OffsetDateTime;
+
+/// An event, measured, with what a host may say under its own name.
+pub(super) enum Heard {
+    Snapshot {
+        facts: (HostFacts, usize),
+        vms: Vec<(VmObserved, usize)>,
+    },
+    Facts(HostFacts, usize),
+    Changed(Box<VmObserved>, usize),
+    Removed(VmId),
+    /// A part of a snapshot: who reads the events puts them together.
+    Nothing,
+}
+
+impl Heard {
+    pub(super) fn of(host: &HostName, event: AgentEvent, now: OffsetDateTime) -> Self {
+        let measured = |vm: VmReport| {
+            let vm = own_word(host, vm.digested(), now);
+            let size = size_of(&vm);
+            (vm, size)
+        };
+        let measured_facts = |facts: HostFacts| {
+            let facts = own_facts(host, facts);
+            let size = size_of(&facts);
+            (facts, size)
+        };
+        match event {
+            AgentEvent::Snapshot { facts, vms, .. } => Self::Snapshot {
+                facts: measured_facts(*facts),
+                vms: vms.into_iter().map(measured).collect(),
+            },
+            AgentEvent::Facts { facts, .. } => {
+                let (facts, size) = measured_facts(*facts);
+                Self::Facts(facts, size)
+            }
+            AgentEvent::VmChanged { vm } => {
+                let (vm, size) = measured(*vm);
+                Self::Changed(Box::new(vm), size)
+            }
+            AgentEvent::VmRemoved { id } => Self::Removed(id),
+            AgentEvent::SnapshotPart { .. } => Self::Nothing,
+        }
+    }
+}
