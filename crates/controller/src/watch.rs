@@ -15,6 +15,7 @@ use crate::world::World;
 use fleetward_api::agent::AgentEvent;
 use fleetward_model::{Failure, HostName};
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -116,7 +117,7 @@ async fn listen(
     world: &Arc<World>,
     host: &HostName,
     dials: &Arc<Dials>,
-    (mut events, first): (Events, Option<AgentEvent>),
+    (events, first): (Events, Option<AgentEvent>),
     online: &mut bool,
 ) -> Result<(), Failure> {
     let Some(first) = first else { return Ok(()) };
@@ -128,9 +129,12 @@ async fn listen(
     let mut certificate = every(CERTIFICATE_EVERY, hosts);
     let mut refused = world.fleet.certificates.refusals().changes();
     let mut log = AuditFollower::new(world, host);
+    // One wait for the next event, whatever else there is to do meanwhile: its silence counts from the last one.
+    let mut waiting = pin!(next(events));
     loop {
         tokio::select! {
-            event = events.next() => {
+            (events, event) = &mut waiting => {
+                waiting.set(next(events));
                 let Some(event) = event? else { return Ok(()) };
                 if let AgentEvent::Facts { audit, .. } = &event {
                     log.heard(audit.clone()).await;
@@ -142,6 +146,11 @@ async fn listen(
             _ = audit.tick() => log.tick().await,
         }
     }
+}
+
+async fn next(mut events: Events) -> (Events, Result<Option<AgentEvent>, Failure>) {
+    let event = events.next().await;
+    (events, event)
 }
 
 fn hear(world: &World, host: &HostName, event: AgentEvent) {

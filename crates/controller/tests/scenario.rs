@@ -145,6 +145,16 @@ async fn silent_hosts_are_not_heard_and_speak_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_are_silent_on_an_open_connection_do_not_stay_online() {
+    let simulated = Simulated::start().await;
+    simulated.begin("[[fault]]\nkind = \"silent\"\npercent = 50\nfor_seconds = 60\n");
+    // Ten seconds of silence, of which the last sign of life may have begun a moment after the fault.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    simulated.wait_for(3).await;
+    assert!(Instant::now() < deadline, "it took too long");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_partition_cuts_its_share_off_and_ends() {
     let simulated = Simulated::start().await;
     simulated.begin("[[fault]]\nkind = \"partition\"\npercent = 33\nfor_seconds = 4\n");
