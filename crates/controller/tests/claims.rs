@@ -166,6 +166,8 @@ async fn an_administrator_says_whose_a_vm_is_and_what_others_have_is_ended() {
     c.comes_back().await;
     let gone = async || c.look(|inner| inner.vms.is_empty());
     controller.wait("c's copy to be ended", gone).await;
+    // the job that ended it has an end of its own
+    controller.wait("the VM to be free", free).await;
     // who said so is on record
     let audit: Value = controller.get("/v1/audit?vm=web").await;
     let said = audit.to_string();
