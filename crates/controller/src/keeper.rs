@@ -138,7 +138,8 @@ async fn look(app: &App, news: &News, attempts: &mut Attempts) {
     let world = &app.world;
     // Before all else: such a copy may be running.
     end_superseded(app, &mut attempts.tried).await;
-    for (host, vms) in hosts_to_look_at(world, news).await {
+    let changed = changed(world, news);
+    for (host, vms) in hosts_to_look_at(world, news, &changed).await {
         let Some(record) = world.hosts.find(&host) else {
             continue;
         };
@@ -167,7 +168,10 @@ async fn look(app: &App, news: &News, attempts: &mut Attempts) {
     }
     forget_histories(world, news, attempts).await;
     let expelled = world.expulsions.guardians();
-    let mut vms = Slices::of(world, news);
+    let mut vms = match news.all {
+        true => Slices::All(None),
+        false => Slices::These(changed.into_iter().collect()),
+    };
     while let Some(some) = vms.next(world) {
         let disputes = Disputes::now(world);
         for vm in &some {
@@ -183,30 +187,18 @@ enum Slices {
     These(Vec<VmId>),
     /// All that follow this one.
     All(Option<Arc<VmObserved>>),
-    Done,
+}
+
+/// The VMs that have changed, and those of hosts that have: of a host that is back others could be granted nothing before.
+fn changed(world: &World, news: &News) -> BTreeSet<VmId> {
+    let hosts = news.hosts.iter();
+    let on = hosts.flat_map(|host| world.inventory.vms_on(host));
+    on.map(|vm| vm.id).chain(news.vms.iter().copied()).collect()
 }
 
 impl Slices {
-    fn of(world: &World, news: &News) -> Self {
-        let nothing_to_do = !news.all && news.vms.is_empty() && news.hosts.is_empty();
-        match (news.all, nothing_to_do) {
-            (true, _) => Self::All(None),
-            (false, true) => Self::Done,
-            (false, false) => {
-                // What a host that is back could not be asked before.
-                let on = news
-                    .hosts
-                    .iter()
-                    .flat_map(|host| world.inventory.vms_on(host));
-                let ids: BTreeSet<_> = on.map(|vm| vm.id).chain(news.vms.iter().copied()).collect();
-                Self::These(ids.into_iter().collect())
-            }
-        }
-    }
-
     fn next(&mut self, world: &World) -> Option<Vec<Arc<VmObserved>>> {
         match self {
-            Self::Done => None,
             Self::These(ids) if ids.is_empty() => None,
             Self::These(ids) => {
                 let some = ids.split_off(ids.len().saturating_sub(SLICE));
@@ -230,7 +222,11 @@ enum Grantable {
 }
 
 /// The hosts that have to be looked at, each with the VMs whose keys it may lack.
-async fn hosts_to_look_at(world: &World, news: &News) -> BTreeMap<HostName, Grantable> {
+async fn hosts_to_look_at(
+    world: &World,
+    news: &News,
+    changed: &BTreeSet<VmId>,
+) -> BTreeMap<HostName, Grantable> {
     if news.all {
         let hosts = world.hosts.all().into_iter();
         return hosts
@@ -239,8 +235,7 @@ async fn hosts_to_look_at(world: &World, news: &News) -> BTreeMap<HostName, Gran
     }
     let whole = news.hosts.iter().map(|host| (host.clone(), Grantable::All));
     let mut hosts: BTreeMap<_, _> = whole.collect();
-    for (looked_at, vm) in news
-        .vms
+    for (looked_at, vm) in changed
         .iter()
         .filter_map(|id| world.inventory.vm(*id))
         .enumerate()

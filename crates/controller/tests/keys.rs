@@ -78,6 +78,21 @@ async fn with_manual_trust_every_new_key_is_for_the_vms_own_host_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_host_has_is_granted_to_those_that_joined_while_it_was_away() {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    create(&controller, "web", json!({})).await;
+    a.cut();
+    controller.wait_online(&a.host, false).await;
+    let b = controller.join("b", "default").await;
+    assert_eq!(holders(&controller, "web", &[&a, &b]).await, "a");
+    // It says nothing new of its VM when it is back.
+    a.serve().await;
+    let both = async || holders(&controller, "web", &[&a, &b]).await == "ab";
+    controller.wait("both to open it", both).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_host_gets_no_later_key_until_it_is_granted_by_name() {
     let controller = Controller::start().await;
     let (a, b, c) = tokio::join!(
