@@ -232,6 +232,8 @@ pub(crate) async fn opens(
         if let Err(trouble) = host.record(vm).keep_lockout(&known) {
             tracing::warn!(%vm, because = trouble.failure.because, "the lockout of its TPM is not kept");
         }
+        // Nothing else tells that more is known now.
+        host.observer.look_at(vm);
     }
     Ok(())
 }

@@ -805,6 +805,22 @@ async fn events_begin_with_a_snapshot_and_tell_of_changes() {
         }
     }
     assert!(begun.elapsed().as_secs_f32() < 2.0);
+
+    // What a copy has taught is told, although nothing has changed the VM.
+    let path = format!("/v1/vms/{}/tpm", spec.id);
+    let request = node.client.request(http::Method::GET, &path);
+    request.send().await.map_err(refusal).unwrap();
+    let told = async {
+        loop {
+            if let AgentEvent::VmChanged { vm } = lines.next_json().await.unwrap().unwrap()
+                && let Some(lockout) = vm.tpm.lockout
+            {
+                return lockout.counted;
+            }
+        }
+    };
+    let told = tokio::time::timeout(std::time::Duration::from_secs(20), told).await;
+    assert_eq!(told.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

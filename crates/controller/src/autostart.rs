@@ -37,7 +37,8 @@ pub(crate) async fn answer_agents(app: App, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(AGAIN), if !tried.is_empty() => {}
+            // What kept a VM off may end without anybody telling.
+            () = tokio::time::sleep(AGAIN) => {}
         }
         tokio::select! {
             () = stop.cancelled() => return,

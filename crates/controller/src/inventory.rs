@@ -368,9 +368,11 @@ impl Inventory {
         self.tell(&News::vm(vm));
     }
 
-    /// Wakes at every change; a sign of life without news is none.
+    /// Wakes at once, for what is known already, and at every change; a sign of life without news is none.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        let mut changes = self.changed.subscribe();
+        changes.mark_changed();
+        changes
     }
 
     /// What changes, from now on; everything at first.

@@ -77,6 +77,9 @@ use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// How long work that was under way at the end may use the store. Jobs are not among it: they end before.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
 /// How a controller is run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -123,7 +126,7 @@ pub async fn run_until(
     make_private(&options.data)?;
     let now = OffsetDateTime::now_utc();
     let store = open_store(options.data.join("store.db")).await?;
-    let soundness = store.soundness();
+    let (soundness, let_go) = (store.soundness(), store.let_go());
     let store: Arc<dyn Store> = Arc::new(store);
     let fleet = Arc::new(fleet::Fleet::open(&options.data, now)?);
     let tls = ServerTls::new(
@@ -163,7 +166,15 @@ pub async fn run_until(
         local.serve(router, stop.clone())
     );
     app.stop().await;
-    check.await.context("the check of the store panicked")??;
+    drop(app);
+    let check = check.await;
+    if tokio::time::timeout(LAST_WRITES, let_go.done())
+        .await
+        .is_err()
+    {
+        tracing::warn!("something is still at work with the store, and is not waited for");
+    }
+    check.context("the check of the store panicked")??;
     tls.context("the server for the fleet failed")?;
     unix.context("the server for local administrators failed")
 }

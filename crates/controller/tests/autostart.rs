@@ -74,6 +74,21 @@ async fn what_an_agent_asks_for_is_started_once_and_only_with_autostart() {
     assert_eq!(state_on(&a, plain.id), Some(VmState::Stopped));
 }
 
+/// The agent says the same whenever it is heard: it has nothing new to tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_for_without_a_controller_is_started_by_the_next_one() {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    let web = create(&controller, "web", "a").await;
+    let controller = controller.restart_after(|_| asks(&a, &[web.id])).await;
+    controller
+        .wait("the VM to come back", async || {
+            state_on(&a, web.id) == Some(VmState::Running)
+        })
+        .await;
+    assert_eq!(starts(&controller).await.len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_was_rebuilt_elsewhere_is_never_started_whatever_its_host_asks() {
     let controller = Controller::start().await;

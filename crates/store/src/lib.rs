@@ -29,7 +29,7 @@ mod typed;
 mod value;
 
 pub use error::{Cause, StoreError};
-pub use sqlite::{Convert, Soundness, SqliteOptions, SqliteStore};
+pub use sqlite::{Convert, LetGo, Soundness, SqliteOptions, SqliteStore};
 pub use txn::{Compare, MAX_KEY, MAX_OPERATIONS, MAX_VALUE, Op, Outcome, Txn};
 pub use typed::{Guard, StoreExt, Versioned};
 pub use value::{Change, Entry, Event, LeaseId, Page, Range, Revision};

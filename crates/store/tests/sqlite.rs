@@ -147,6 +147,22 @@ async fn a_second_opener_is_told_who_has_the_store() {
 }
 
 #[tokio::test]
+async fn whoever_waits_for_the_file_gets_it_once_its_last_user_has_gone() {
+    let (_dir, path) = database();
+    let store = Arc::new(SqliteStore::open(&path).await.expect("open"));
+    let mut free = tokio::spawn(store.let_go().done());
+    let last = Arc::clone(&store);
+    drop(store);
+    assert!(!free.is_finished());
+    put(&*last, "a", "1").await;
+    assert!(!free.is_finished());
+    std::thread::spawn(move || drop(last));
+    let waited = tokio::time::timeout(Duration::from_secs(20), &mut free).await;
+    waited.expect("in time").expect("no panic");
+    SqliteStore::open(&path).await.expect("free");
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_store_is_refused_and_left_alone() {
     let (_dir, path) = database();
     let text = "this is a letter, not a database\n".repeat(200);

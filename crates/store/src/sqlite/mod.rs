@@ -69,6 +69,18 @@ pub struct SqliteStore {
     readers: Arc<Readers>,
     live: Arc<Live>,
     soundness: Soundness,
+    held: tokio::sync::watch::Receiver<()>,
+}
+
+/// Tells when a store that was dropped has let its file go, so that another may open it.
+#[derive(Debug)]
+pub struct LetGo(tokio::sync::watch::Receiver<()>);
+
+impl LetGo {
+    /// Waits until the last write is done and the file's lock is given back.
+    pub async fn done(mut self) {
+        while self.0.changed().await.is_ok() {}
+    }
 }
 
 impl SqliteStore {
@@ -97,12 +109,14 @@ impl SqliteStore {
         let (connection, check) = schema::open(&path, &options)?;
         let (live, soundness) = (Arc::new(Live::default()), check.soundness().clone());
         let (requests, queue) = mpsc::channel();
+        let (holds, held) = tokio::sync::watch::channel(());
         let writer = Writer::new(&path, connection, check, live.clone(), &options)?;
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || {
                 writer.run(&queue);
                 drop(lock);
+                drop(holds);
             })
             .map_err(|e| StoreError::Failed {
                 attempt: "start the writer of",
@@ -116,7 +130,13 @@ impl SqliteStore {
             writer: Mutex::new(Some(thread)),
             live,
             soundness,
+            held,
         })
+    }
+
+    /// Tells, after this store was dropped, when its file is free.
+    pub fn let_go(&self) -> LetGo {
+        LetGo(self.held.clone())
     }
 
     /// What is known of the file: all of it is read after the store was opened.
