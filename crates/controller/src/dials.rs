@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(most.load(Ordering::SeqCst), AT_ONCE);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn silent_hosts_hold_up_nobody_for_long() {
         let dials = Arc::new(Dials::default());
         for kind in [Call::Hopeful, Call::Repeated] {
