@@ -6,7 +6,8 @@
 
 use crate::controller::{
     AdminCertificate, AuditQuery, EkAuthorityView, EkCertificateView, EkStanding, GuardianView,
-    HostView, ImageView, JobState, JobView, NetworkView, TemplateView, VmQuery, VmView,
+    HostCheckQuery, HostCheckView, HostView, ImageView, JobState, JobView, NetworkView,
+    TemplateView, VmQuery, VmView,
 };
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::certificate::Serial;
@@ -121,6 +122,7 @@ macro_rules! paged {
 
 paged!(
     HostQuery,
+    HostCheckQuery,
     LibraryQuery,
     EkQuery,
     JobQuery,
@@ -132,6 +134,12 @@ paged!(
 impl Row for HostView {
     fn cursor(&self) -> String {
         self.name.to_string()
+    }
+}
+
+impl Row for HostCheckView {
+    fn cursor(&self) -> String {
+        self.host.to_string()
     }
 }
 

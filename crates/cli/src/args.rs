@@ -179,7 +179,7 @@ pub enum Command {
     SecureBoot(SecureBootCommand),
     /// Checks whether VMs can move to hosts, and shows what prevents it
     ///
-    /// Without arguments: all VMs and all hosts. With a VM: that VM and all hosts. With a VM and --to: every finding,
+    /// Without arguments: all VMs and all hosts, in a small fleet. With --by-host: counts for each host. With a VM: that VM and all hosts. With a VM and --to: every finding,
     /// and exit code 4 if the VM cannot move there. Nothing is changed.
     Check(CheckArgs),
     /// Jobs: durable operations with steps
@@ -639,6 +639,19 @@ pub struct CheckArgs {
     /// Checks a move while the VM is stopped
     #[arg(long)]
     pub offline: bool,
+    /// Counts for each host how many of its VMs can start there and can move to another host of its group, and what keeps
+    /// the others
+    #[arg(long, conflicts_with_all = ["vm", "to", "offline"])]
+    pub by_host: bool,
+    /// Only hosts of this group
+    #[arg(long, requires = "by_host")]
+    pub group: Option<GroupName>,
+    /// At most so many hosts
+    #[arg(long, value_name = "N", value_parser = parse_limit, requires = "by_host")]
+    pub limit: Option<usize>,
+    /// Only hosts that follow this one
+    #[arg(long, value_name = "NAME", requires = "by_host")]
+    pub after: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -9,7 +9,8 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
     AdminCertificate, AdminStanding, CheckView, ClaimView, EkStanding, EscrowView, GuardianView,
-    HostView, ImageView, JobKindView, JobView, Status, StepView, TemplateView, VmView,
+    HostCheckView, HostView, ImageView, JobKindView, JobView, Status, StepView, TemplateView,
+    VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::change::ChangeKind;
@@ -331,6 +332,36 @@ pub(crate) fn check_matrix(checks: &[CheckView]) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// Counts by host, and what keeps VMs where they are.
+pub(crate) fn checked_hosts(hosts: &[HostCheckView]) -> String {
+    let mut table = Rows::new(&[
+        "HOST",
+        "GROUP",
+        "ONLINE",
+        ">VMS",
+        ">CAN START",
+        ">CAN MOVE",
+        "IN THE WAY OF OTHERS",
+    ]);
+    for host in hosts {
+        let codes = host
+            .in_the_way
+            .iter()
+            .map(|count| format!("{} {}", count.vms, count.code));
+        let codes = codes.collect::<Vec<_>>().join(", ");
+        table.add([
+            host.host.to_string(),
+            host.group.to_string(),
+            if host.online { "yes" } else { NONE }.to_owned(),
+            host.vms.to_string(),
+            host.can_start.to_string(),
+            host.can_move.to_string(),
+            or_none(Some(codes).filter(|codes| !codes.is_empty())),
+        ]);
+    }
+    table.text()
 }
 
 /// A finding and its fix, a line each.

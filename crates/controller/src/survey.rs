@@ -1,78 +1,63 @@
-//! The matrix: all VMs against all hosts, from what hosts have reported.
+//! Many VMs against many hosts, from what hosts have reported: as a matrix, and as counts by host.
 //!
-//! All answers except CPU compatibility come from reports that are at most seconds old. Hosts are asked only about VMs
-//! that run under KVM on another CPU model than the destination's. No key protector is opened for the matrix, so a
-//! granted but damaged one shows only in the check of a single VM, or in its migration.
+//! All answers except CPU compatibility come from reports that are at most seconds old. For the matrix, hosts are asked only
+//! about VMs that run under KVM on another CPU model than the destination's; for counts nobody is asked, and such a
+//! destination counts as none. No key protector is opened, so a granted but damaged one shows only in the check of a single
+//! VM, or in its migration.
 
 use crate::admission::Disputes;
 use crate::check::{AtHome, against, in_the_way, judge};
+use crate::hosts::HostRecord;
 use crate::world::{HostFactsNow, World};
-use fleetward_api::controller::CheckView;
+use fleetward_api::controller::{CheckView, CodeCount, HostCheckView};
 use fleetward_model::host::HostFacts;
 use fleetward_model::preflight::{Incoming, Mode, Opening};
 use fleetward_model::vm::VmObserved;
-use fleetward_model::{Failure, HostName};
+use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Questions to hosts at once.
 const ASKED_AT_ONCE: usize = 16;
+/// VM and host, of the largest matrix: some 60 MB of text.
+const MOST_PAIRS: usize = 100_000;
+/// Pairs that are judged before others get their turn.
+const SLICE: usize = 100;
 
 /// Checks VMs against hosts, in the order given; stopped VMs for a move while stopped.
+///
+/// # Errors
+/// `TOO_LARGE`.
 pub(crate) async fn survey(
     world: &World,
     vms: &[Arc<VmObserved>],
     hosts: &[HostName],
     offline: bool,
 ) -> Result<Vec<CheckView>, Failure> {
-    let mut facts = HashMap::new();
-    for host in hosts.iter().chain(vms.iter().map(|vm| &vm.host)) {
-        if !facts.contains_key(host) {
-            facts.insert(host.clone(), HostFactsNow::of(world, host)?);
-        }
+    if vms.len().saturating_mul(hosts.len()) > MOST_PAIRS {
+        let (vms, hosts) = (vms.len(), hosts.len());
+        let what = format!("the check of {vms} VMs against {hosts} hosts");
+        let because = format!("it is made for {MOST_PAIRS} pairs of VM and host at most");
+        return Err(Failure::new(ErrorCode::TooLarge, what)
+            .because(because)
+            .fix("fleetward check --by-host"));
     }
-    let copies: HashMap<_, _> = hosts
-        .iter()
-        .map(|host| (host, world.inventory.copies_on(host)))
-        .collect();
-    let disputes = Disputes::now(world);
-    let disputes = &disputes;
+    let mut known = Known::of(world);
+    for host in hosts.iter().chain(vms.iter().map(|vm| &vm.host)) {
+        known.learn(host)?;
+    }
+    let known = &known;
     let pairs = vms
         .iter()
         .flat_map(|vm| hosts.iter().map(move |to| (vm, to)));
     let checks = pairs.map(|(vm, to)| {
-        let (source, destination) = (&facts[&vm.host], &facts[to]);
         let offline = offline || vm.state.stands_still();
-        let there = &copies[to];
         async move {
-            let mode = match (offline, vm.host == *to) {
-                (_, true) => Mode::Start,
-                (true, false) => Mode::Stopped,
-                (false, false) => Mode::Live,
-            };
-            if mode == Mode::Live && must_ask(vm, source.facts(), destination.facts()) {
-                let home = AtHome::ask(world, vm).await;
-                return against(world, &home, to, offline).await;
+            match known.judge(vm, to, offline) {
+                Some(checked) => Ok(checked),
+                None => against(world, &AtHome::ask(world, vm).await, to, offline).await,
             }
-            let reachable = destination.online();
-            let incoming = reachable.then(|| Incoming {
-                uuid_taken: Some(there.iter().any(|other| other.id == vm.id)),
-                name_taken: Some(
-                    there
-                        .iter()
-                        .any(|other| other.name == vm.name && other.id != vm.id),
-                ),
-                cpu_problem: None,
-                flash_problem: None,
-                opening: opening(vm, destination.facts()),
-            });
-            let at_home = source.facts().map(|facts| opening(vm, Some(facts)));
-            let checked = judge(world, mode, vm, source, destination, at_home, incoming);
-            Ok(match disputes.refusal(vm) {
-                Some(failure) => in_the_way(checked, failure),
-                None => checked,
-            })
         }
     });
     let checks: Vec<_> = checks.collect();
@@ -80,6 +65,172 @@ pub(crate) async fn survey(
         .buffered(ASKED_AT_ONCE)
         .try_collect()
         .await
+}
+
+/// Counts, for each of `hosts`, which of its VMs can start there, and which another host of its group can take.
+pub(crate) async fn by_host(
+    world: &World,
+    hosts: &[Arc<HostRecord>],
+) -> Result<Vec<HostCheckView>, Failure> {
+    let mut known = Known::of(world);
+    let mut pace = Pace::default();
+    let mut counts = Vec::with_capacity(hosts.len());
+    for host in hosts {
+        let others = world.hosts.of_group(&host.group);
+        // The next ones first, so that not all VMs of a group are tried on the same host.
+        let (before, after): (Vec<_>, Vec<_>) = others
+            .iter()
+            .map(|other| &other.name)
+            .filter(|other| **other != host.name)
+            .partition(|other| **other < host.name);
+        let others: Vec<_> = after.into_iter().chain(before).collect();
+        let mut tally = Tally::default();
+        for vm in world.inventory.vms_on(&host.name) {
+            if !vm.is_managed() {
+                continue;
+            }
+            tally.vms += 1;
+            known.learn(&host.name)?;
+            pace.step().await;
+            match known.judge(&vm, &host.name, false) {
+                Some(checked) if checked.possible => tally.can_start += 1,
+                checked => tally.refused(checked),
+            }
+            let offline = vm.state.stands_still();
+            let mut first = None;
+            let mut moves = false;
+            for to in &others {
+                known.learn(to)?;
+                pace.step().await;
+                match known.judge(&vm, to, offline) {
+                    Some(checked) if checked.possible => {
+                        moves = true;
+                        break;
+                    }
+                    checked => first = first.or(Some(checked)),
+                }
+            }
+            match moves {
+                true => tally.can_move += 1,
+                false => tally.refused(first.flatten()),
+            }
+        }
+        counts.push(tally.of(host, world.inventory.seen(&host.name).online));
+    }
+    Ok(counts)
+}
+
+/// Lets others have their turn now and then.
+#[derive(Default)]
+struct Pace(usize);
+
+impl Pace {
+    async fn step(&mut self) {
+        self.0 += 1;
+        if self.0.is_multiple_of(SLICE) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Counts of one host.
+#[derive(Default)]
+struct Tally {
+    vms: u32,
+    can_start: u32,
+    can_move: u32,
+    in_the_way: BTreeMap<ErrorCode, u32>,
+}
+
+impl Tally {
+    /// None: no other host is there to be judged, or none of the same CPU model.
+    fn refused(&mut self, checked: Option<CheckView>) {
+        let code = checked.and_then(|checked| checked.code);
+        let code = code.unwrap_or(ErrorCode::NoHostFits);
+        *self.in_the_way.entry(code).or_default() += 1;
+    }
+
+    fn of(self, host: &HostRecord, online: bool) -> HostCheckView {
+        HostCheckView {
+            host: host.name.clone(),
+            group: host.group.clone(),
+            online,
+            vms: self.vms,
+            can_start: self.can_start,
+            can_move: self.can_move,
+            in_the_way: (self.in_the_way.into_iter())
+                .map(|(code, vms)| CodeCount { code, vms })
+                .collect(),
+        }
+    }
+}
+
+/// What is known of hosts, looked up once each.
+struct Known<'a> {
+    world: &'a World,
+    hosts: HashMap<HostName, Reported>,
+    disputes: Disputes<'a>,
+}
+
+struct Reported {
+    facts: HostFactsNow,
+    /// Every domain there, also a copy that is not the VM.
+    ids: HashSet<VmId>,
+    names: HashMap<VmName, VmId>,
+}
+
+impl<'a> Known<'a> {
+    fn of(world: &'a World) -> Self {
+        Self {
+            world,
+            hosts: HashMap::new(),
+            disputes: Disputes::now(world),
+        }
+    }
+
+    /// # Errors
+    /// `HOST_NOT_FOUND`.
+    fn learn(&mut self, host: &HostName) -> Result<(), Failure> {
+        if !self.hosts.contains_key(host) {
+            let facts = HostFactsNow::of(self.world, host)?;
+            let copies = self.world.inventory.copies_on(host);
+            let reported = Reported {
+                facts,
+                ids: copies.iter().map(|vm| vm.id).collect(),
+                names: copies.iter().map(|vm| (vm.name.clone(), vm.id)).collect(),
+            };
+            self.hosts.insert(host.clone(), reported);
+        }
+        Ok(())
+    }
+
+    /// One VM against one host; both hosts are known. None where the hosts have to be asked.
+    fn judge(&self, vm: &VmObserved, to: &HostName, offline: bool) -> Option<CheckView> {
+        let (source, there) = (&self.hosts[&vm.host].facts, &self.hosts[to]);
+        let destination = &there.facts;
+        let mode = match (offline, vm.host == *to) {
+            (_, true) => Mode::Start,
+            (true, false) => Mode::Stopped,
+            (false, false) => Mode::Live,
+        };
+        if mode == Mode::Live && must_ask(vm, source.facts(), destination.facts()) {
+            return None;
+        }
+        let incoming = destination.online().then(|| Incoming {
+            uuid_taken: Some(there.ids.contains(&vm.id)),
+            name_taken: Some(there.names.get(&vm.name).is_some_and(|id| *id != vm.id)),
+            cpu_problem: None,
+            flash_problem: None,
+            opening: opening(vm, destination.facts()),
+        });
+        let at_home = source.facts().map(|facts| opening(vm, Some(facts)));
+        let world = self.world;
+        let checked = judge(world, mode, vm, source, destination, at_home, incoming);
+        Some(match self.disputes.refusal(vm) {
+            Some(failure) => in_the_way(checked, failure),
+            None => checked,
+        })
+    }
 }
 
 /// Under translation every CPU is the same; under KVM one of the same model is.

@@ -10,7 +10,7 @@ mod fleet;
 
 use fleet::Controller;
 use fleet::agent::FakeAgent;
-use fleetward_api::controller::{Accepted, CheckView, JobState, JobView, VmView};
+use fleetward_api::controller::{Accepted, CheckView, HostCheckView, JobState, JobView, VmView};
 use fleetward_model::host::Formats;
 use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, Failure, VmId};
@@ -336,6 +336,52 @@ async fn a_host_of_another_group_is_refused_and_the_vm_untouched() {
         .map(|check| (check.to.as_str(), check.possible))
         .collect();
     assert_eq!(possible, [("a", true), ("b", true), ("edge", false)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_counts_of_hosts_say_how_many_vms_can_start_and_move_and_what_keeps_the_others() {
+    let (controller, _a, b, _vm) = two_hosts().await;
+    let _edge = controller.join("edge", "edge").await;
+    let body = json!({"name": "alone", "host": "edge"});
+    controller.done(Method::POST, "/v1/vms", &body).await;
+    let counts = async |path: &str| -> Vec<_> {
+        let hosts: Vec<HostCheckView> = controller.get(path).await;
+        let line = |host: HostCheckView| {
+            let codes: Vec<_> = host
+                .in_the_way
+                .iter()
+                .map(|count| format!("{} {}", count.vms, count.code))
+                .collect();
+            let numbers = (host.vms, host.can_start, host.can_move);
+            (
+                host.host.to_string(),
+                host.online,
+                numbers,
+                codes.join(", "),
+            )
+        };
+        hosts.into_iter().map(line).collect()
+    };
+    let of = |host: &str, online, numbers, codes: &str| {
+        (host.to_owned(), online, numbers, codes.to_owned())
+    };
+    let edge = of("edge", true, (1, 1, 0), "1 NO_HOST_FITS");
+    assert_eq!(
+        counts("/v1/check/hosts").await,
+        [
+            of("a", true, (1, 1, 1), ""),
+            of("b", true, (0, 0, 0), ""),
+            edge.clone()
+        ]
+    );
+    assert_eq!(counts("/v1/check/hosts?group=edge").await, [edge]);
+    b.cut();
+    controller.wait_online(&b.host, false).await;
+    let unreachable = of("a", true, (1, 1, 0), "1 HOST_UNREACHABLE");
+    let without_b = counts("/v1/check/hosts?limit=1").await;
+    assert_eq!(without_b, [unreachable]);
+    let b = of("b", false, (0, 0, 0), "");
+    assert_eq!(counts("/v1/check/hosts?limit=1&after=a").await, [b]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

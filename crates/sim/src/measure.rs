@@ -266,6 +266,9 @@ const QUESTIONS: &[Question] = &[
         let to = any_host(fleet, at + 1);
         format!("/v1/check?vm={}&to={to}", any_vm(fleet, at))
     }),
+    ("check_hosts_page", |fleet, at| {
+        format!("/v1/check/hosts?limit=100&after={}", any_host(fleet, at))
+    }),
 ];
 
 /// Spread over the fleet, so that no cache helps.

@@ -117,6 +117,9 @@ const ROWS: &[Row] = &[
     ("100 jobs", |r| requests(r, "jobs_page")),
     ("metrics", |r| requests(r, "metrics")),
     ("check of a VM against a host", |r| requests(r, "check_vm")),
+    ("check of 100 hosts, counts", |r| {
+        requests(r, "check_hosts_page")
+    }),
     ("start of a VM: submit p50, p99", |r| summary(r.job_submit)),
     ("the same, job end to end", |r| summary(r.job)),
     ("change to visible, idle", |r| summary(r.event_to_visible)),

@@ -1,7 +1,7 @@
 //! Checks and audit.
 
 use fleetward_model::error::Finding;
-use fleetward_model::{ErrorCode, HostName, VmName};
+use fleetward_model::{ErrorCode, GroupName, HostName, VmName};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -29,6 +29,41 @@ pub struct CheckView {
     /// The first blocking finding's code.
     pub code: Option<ErrorCode>,
     pub findings: Vec<Finding>,
+}
+
+/// Query of `GET /v1/check/hosts`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct HostCheckQuery {
+    #[param(value_type = Option<String>)]
+    pub group: Option<GroupName>,
+    /// at most so many rows, 1 to 1,000; without it all
+    pub limit: Option<u32>,
+    /// only what follows: a host's name
+    pub after: Option<String>,
+}
+
+/// What the VMs of one host can do, counted from what hosts have reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostCheckView {
+    pub host: HostName,
+    pub group: GroupName,
+    pub online: bool,
+    /// Fleetward's VMs that are there.
+    pub vms: u32,
+    /// Those that run there, or can start there.
+    pub can_start: u32,
+    /// Those that another host of the group can take as they are, running or stopped.
+    pub can_move: u32,
+    /// What keeps the others, in the order of the codes. A VM that can neither start nor move counts twice.
+    pub in_the_way: Vec<CodeCount>,
+}
+
+/// How many VMs have that code as the first thing in their way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CodeCount {
+    pub code: ErrorCode,
+    pub vms: u32,
 }
 
 /// Query of `GET /v1/audit`.

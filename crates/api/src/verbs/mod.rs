@@ -177,6 +177,7 @@ verbs! {
     vm_screenshot::VmScreenshot,
     vm_keys::VmKeys,
     fleet_check::FleetCheck,
+    host_check::HostCheck,
     job_kind_list::JobKindList,
     job_list::JobList,
     job_show::JobShow,

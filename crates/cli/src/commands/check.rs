@@ -4,12 +4,27 @@ use super::Context;
 use crate::args::CheckArgs;
 use crate::exit::{Exit, Stop};
 use crate::{messages, table};
-use fleetward_api::controller::{CheckQuery, CheckView};
-use fleetward_api::verbs::FleetCheck;
+use fleetward_api::controller::{CheckQuery, CheckView, HostCheckQuery, HostCheckView};
+use fleetward_api::verbs::{FleetCheck, HostCheck};
 use fleetward_model::{ErrorCode, Failure, HostName, VmName};
 
 pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<Exit, Stop> {
-    let CheckArgs { vm, to, offline } = args;
+    let CheckArgs {
+        vm, to, offline, ..
+    } = args;
+    if args.by_host {
+        let query = HostCheckQuery {
+            group: args.group,
+            limit: None,
+            after: args.after,
+        };
+        let asked = context.controller.list::<HostCheck, _>(query, args.limit);
+        let hosts: Vec<HostCheckView> = asked.await?;
+        context
+            .output
+            .document(&hosts, || table::checked_hosts(&hosts))?;
+        return Ok(Exit::Done);
+    }
     match (vm, to) {
         (Some(vm), Some(to)) => moves(context, &[vm], &to, offline).await,
         (Some(vm), None) => {

@@ -20,6 +20,7 @@ mod actions;
 mod audit;
 mod body;
 mod bulk;
+mod check;
 mod console;
 mod copies;
 mod ek;

@@ -7,24 +7,22 @@ use super::page::Page;
 use super::{Answer, Refusal, view};
 use crate::admission::{Disputes, admit, shown_state};
 use crate::app::App;
-use crate::check::matrix;
 use crate::networks::mac_in_use;
 use crate::seed;
-use crate::survey::survey;
 use crate::work::{PauseInput, VmCreate, VmPause, VmResume};
 use crate::world::World;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use fleetward_api::bulk::VmAction;
-use fleetward_api::controller::{Accepted, CheckView, VmQuery, VmView};
+use fleetward_api::controller::{Accepted, VmQuery, VmView};
 use fleetward_api::verbs;
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request, busy};
 use fleetward_model::host::Formats;
 use fleetward_model::vm::VmObserved;
-use fleetward_model::{ErrorCode, Failure, HostName, JobId, VmName};
+use fleetward_model::{ErrorCode, Failure, JobId, VmName};
 use http::StatusCode;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -40,7 +38,6 @@ serves! {
     VmPause => vm_pause,
     VmResume => vm_resume,
     VmMigrate => vm_migrate,
-    FleetCheck => check,
 }
 
 /// VMs that are looked at before others get their turn.
@@ -250,40 +247,6 @@ async fn vm_migrate(
     Asked(request): Asked<verbs::VmMigrate>,
 ) -> Answer<Response> {
     act(&app, &peer, &vm, VmAction::Migrate(request)).await
-}
-
-async fn check(
-    State(app): State<App>,
-    Asked(query): Asked<verbs::FleetCheck>,
-) -> Answer<Json<Vec<CheckView>>> {
-    let world = &app.world;
-    let vms: Vec<Arc<VmObserved>> = match &query.vm {
-        Some(name) => vec![world.inventory.find(name.as_str())?],
-        None => world
-            .inventory
-            .vms()
-            .into_iter()
-            .filter(|vm| vm.is_managed())
-            .collect(),
-    };
-    let whole_row = query.to.is_none();
-    let hosts: Vec<HostName> = match query.to {
-        Some(host) => vec![world.hosts.of(&host)?.name.clone()],
-        None => world
-            .hosts
-            .all()
-            .into_iter()
-            .map(|host| host.name.clone())
-            .collect(),
-    };
-    // one VM against one host is checked exactly as asked; a survey takes each VM as it is
-    let as_it_is = query.vm.is_none() || whole_row;
-    let checked = if query.vm.is_none() {
-        survey(world, &vms, &hosts, query.offline).await?
-    } else {
-        matrix(world, vms, hosts, query.offline, as_it_is).await?
-    };
-    Ok(Json(checked))
 }
 
 /// Whether the request can be made now. Some: there is nothing to do, or a job does it already.

@@ -217,6 +217,19 @@ fn the_matrix_shows_yes_here_and_the_reason_for_no() {
 }
 
 #[test]
+fn counts_by_host_name_what_keeps_vms_where_they_are() {
+    let fake = Fake::start();
+    let counts = stdout(fake.fleetward(&["check", "--by-host"]));
+    insta::assert_snapshot!("check_by_host", counts);
+    for wrong in [
+        &["check", "web", "--by-host"][..],
+        &["check", "--group", "x"],
+    ] {
+        assert_eq!(code_and_stderr(fake.fleetward(wrong)).0, 2, "{wrong:?}");
+    }
+}
+
+#[test]
 fn a_move_that_cannot_be_is_exit_4_with_the_finding() {
     let fake = Fake::start();
     for arguments in [

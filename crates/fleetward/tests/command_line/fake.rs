@@ -124,6 +124,7 @@ fn router() -> Router {
         .route("/v1/jobs/{job}", get(async || axum::Json(granting())))
         .route("/v1/jobs/{job}/events", get(events))
         .route("/v1/check", get(check))
+        .route("/v1/check/hosts", get(check_hosts))
         .route("/v1/guardians", get(async || axum::Json(guardians())))
         .route("/v1/images/{image}", put(import))
         .route("/v1/audit/verify", get(async || {
@@ -346,6 +347,15 @@ pub(crate) fn vm(name: &str, host: &str) -> Value {
         "labels": { "tier": "front" }, "profile": "linux", "job": null,
         "created": "2026-11-23T08:00:00Z", "observed": "2026-11-23T09:00:00Z",
     })
+}
+
+async fn check_hosts() -> Response {
+    let counts = json!([
+        { "host": "a", "group": "default", "online": true, "vms": 12, "can_start": 12, "can_move": 9,
+          "in_the_way": [{ "code": "KEY_NOT_GRANTED", "vms": 2 }, { "code": "NO_HOST_FITS", "vms": 1 }] },
+        { "host": "b", "group": "default", "online": false, "vms": 0, "can_start": 0, "can_move": 0, "in_the_way": [] },
+    ]);
+    axum::Json(counts).into_response()
 }
 
 async fn check(Query(query): Query<HashMap<String, String>>) -> Response {
