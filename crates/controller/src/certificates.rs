@@ -8,6 +8,7 @@
 //! online, and at each change.
 
 use crate::fleet::Fleet;
+use crate::hosts::HostRecord;
 use crate::world::World;
 use anyhow::Context;
 use fleetward_durable::{self as durable, Access};
@@ -20,8 +21,14 @@ use fleetward_model::{ErrorCode, Failure, HostName};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use time::{Duration, OffsetDateTime};
+use tokio::time::Instant;
+
+/// Between looks at a host of which nothing is known to be behind.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(3600);
+/// Between looks at a host where something did not succeed.
+const TRY_AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Who appears in the audit trail as the one who asked.
 pub(crate) const RENEWAL: &str = "renewal";
@@ -41,6 +48,33 @@ pub(crate) struct Certificates {
 struct Turn {
     at_work: tokio::sync::Mutex<()>,
     waiting: AtomicBool,
+    last: Mutex<Option<Look>>,
+}
+
+impl Turn {
+    fn last(&self) -> MutexGuard<'_, Option<Look>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The last look after a host's certificate.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    begun: Instant,
+    /// Which list the host has learnt; none where that failed, or is under way.
+    learnt: Option<u64>,
+}
+
+impl Look {
+    fn is_over(self, list: u64, certificate_is_due: bool) -> bool {
+        let age = self.begun.elapsed();
+        match self.learnt {
+            None => age >= TRY_AGAIN,
+            Some(learnt) => {
+                learnt != list || age >= LOOK_AGAIN || certificate_is_due && age >= TRY_AGAIN
+            }
+        }
+    }
 }
 
 impl Certificates {
@@ -88,6 +122,19 @@ impl Certificates {
     fn turn(&self, host: &HostName) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.entry(host.clone()).or_default().clone()
+    }
+
+    /// A host is back: what it has learnt before is not relied on.
+    pub(crate) fn begin(&self, host: &HostName) {
+        *self.turn(host).last() = None;
+    }
+
+    /// Whether the host has to be asked: it has not learnt the list, or its certificate ends soon, or that was long ago.
+    pub(crate) fn is_behind(&self, record: &HostRecord, now: OffsetDateTime) -> bool {
+        let last = *self.turn(&record.name).last();
+        let facts = record.certificate.as_ref();
+        let certificate_is_due = facts.is_none_or(|facts| facts.is_due(now));
+        last.is_none_or(|look| look.is_over(self.refusals.revision(), certificate_is_due))
     }
 
     /// When a new certificate of `member` begins and ends: after the moment up to which earlier ones are refused.
@@ -149,8 +196,20 @@ pub(crate) async fn keep(world: &World, host: &HostName) {
     }
     let _turn = turn.at_work.lock().await;
     turn.waiting.store(false, Ordering::SeqCst);
-    if let Err(error) = bring_up_to_date(world, host).await {
-        tracing::warn!(%host, error = %error.what, because = %error.because, "cannot look after the host's certificate");
+    let list = world.fleet.certificates.refusals.revision();
+    let mut look = Look {
+        begun: Instant::now(),
+        learnt: None,
+    };
+    *turn.last() = Some(look);
+    match bring_up_to_date(world, host).await {
+        Ok(()) => {
+            look.learnt = Some(list);
+            *turn.last() = Some(look);
+        }
+        Err(error) => {
+            tracing::warn!(%host, error = %error.what, because = %error.because, "cannot look after the host's certificate");
+        }
     }
 }
 
@@ -198,16 +257,27 @@ async fn note(
     facts: &CertificateFacts,
     now: OffsetDateTime,
 ) -> Result<(), Failure> {
-    world.hosts.set_certificate(host, facts).await?;
+    let record = world.hosts.set_certificate(host, facts).await?;
     let certificates = &world.fleet.certificates;
     // A host speaks only for itself: a beginning that is not true refuses its own certificates.
     let member = host_identity(host);
     let known = certificates.refusals.list().earliest(&member_name(&member));
-    if known.is_none_or(|known| known < facts.not_before) && facts.not_before <= now {
+    let has_former = match known {
+        Some(known) => known < facts.not_before,
+        None => !is_its_first(&record, facts),
+    };
+    if has_former && facts.not_before <= now {
         let entry = earlier(&member, facts.not_before, WhyRefused::Superseded, now);
         certificates.refuse(vec![entry], now).await?;
     }
     Ok(())
+}
+
+/// Whether it is the certificate with which the host came into the fleet: it has had none before, so none is over. With one
+/// entry for each host the list would be long, and each host that joins would change it for all.
+fn is_its_first(record: &HostRecord, facts: &CertificateFacts) -> bool {
+    let first = Validity::starting(record.joined, MEMBER_LIFETIME);
+    record.former.is_empty() && facts.not_before == first.not_before.truncate_to_second()
 }
 
 pub(crate) fn host_identity(host: &HostName) -> Identity {

@@ -87,6 +87,14 @@ pub(crate) fn phase(period: Duration, hosts: usize) -> Duration {
     spread.mul_f64(fastrand::f64())
 }
 
+/// How often it is looked whether something is to be done for a host, which costs little: within `longest` in the largest
+/// fleet, and about as often for all hosts together in every fleet.
+pub(crate) fn pace(longest: Duration, hosts: usize) -> Duration {
+    let hosts = u32::try_from(hosts).unwrap_or(u32::MAX);
+    let shortest = Duration::from_secs(1).min(longest);
+    APART.saturating_mul(hosts).clamp(shortest, longest)
+}
+
 /// Says when the files that may be open do not suffice for so many hosts.
 pub(crate) fn warn_of_files(hosts: usize, newest: &HostName) {
     const OTHERS: u64 = 1000;

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use time::OffsetDateTime;
@@ -73,6 +74,7 @@ pub struct Refusals(Arc<Shared>);
 
 struct Shared {
     list: watch::Sender<RefusedCertificates>,
+    revision: AtomicU64,
     open: Mutex<Open>,
 }
 
@@ -94,6 +96,7 @@ impl Refusals {
     pub fn new(list: RefusedCertificates) -> Self {
         Self(Arc::new(Shared {
             list: watch::Sender::new(list),
+            revision: AtomicU64::new(0),
             open: Mutex::default(),
         }))
     }
@@ -103,7 +106,12 @@ impl Refusals {
         self.0.list.borrow().clone()
     }
 
-    /// Wakes at each change of the list.
+    /// Grows with each change of the list; two that are equal are of the same one.
+    pub fn revision(&self) -> u64 {
+        self.0.revision.load(Ordering::SeqCst)
+    }
+
+    /// Wakes when certificates are refused that may be in use. Those that were only superseded are no reason to hurry.
     pub fn changes(&self) -> watch::Receiver<RefusedCertificates> {
         self.0.list.subscribe()
     }
@@ -112,7 +120,15 @@ impl Refusals {
     pub fn merge(&self, other: &RefusedCertificates, now: OffsetDateTime) -> bool {
         // Held from before the change: a connection is admitted either before it, and is cut, or after it, and is refused.
         let open = self.open();
-        let changed = self.0.list.send_if_modified(|list| list.merge(other, now));
+        let hurry = other.entries.iter().any(|entry| entry.why.cuts());
+        let mut changed = false;
+        self.0.list.send_if_modified(|list| {
+            changed = list.merge(other, now);
+            if changed {
+                self.0.revision.fetch_add(1, Ordering::SeqCst);
+            }
+            changed && hurry
+        });
         if changed {
             let list = self.0.list.borrow();
             for (certificate, cut) in open.connections.values() {
