@@ -8,7 +8,7 @@ use crate::failure::{HypervisorResult, Result};
 use crate::history;
 use crate::host::Host;
 use crate::{arrivals, certificate, crash, firmware, tpm_judge, tpm_process, variables};
-use fleetward_api::agent::AgentEvent;
+use fleetward_api::agent::{AgentEvent, Telling};
 use fleetward_hypervisor::{
     DomainDefined, DomainObserved, DomainState, Error as HypervisorError, HypervisorEvent,
     StopReason,
@@ -199,10 +199,9 @@ async fn announce_snapshot(host: &Host) {
 /// The events of one reader, in the versions that it knows: a snapshot, then everything that changes.
 pub(crate) fn events(host: Arc<Host>, formats: Formats) -> impl Stream<Item = AgentEvent> {
     use futures_util::StreamExt;
-    all_events(host).flat_map(move |event| {
-        let event = AgentEvent::clone(&event).readable_with(formats);
-        futures_util::stream::iter(event.in_parts(formats))
-    })
+    let mut telling = Telling::to_reader_of(formats);
+    all_events(host)
+        .flat_map(move |event| futures_util::stream::iter(telling.tell(AgentEvent::clone(&event))))
 }
 
 fn all_events(host: Arc<Host>) -> impl Stream<Item = Arc<AgentEvent>> {

@@ -31,15 +31,17 @@
 //! attaches to it, or starts it again if a restarted agent has forgotten it. Each operation can be repeated safely.
 
 pub mod operation;
+mod telling;
 
 use fleetward_model::guardian::EndorsedGuardian;
-use fleetward_model::host::{DiskIo, Formats, HostFacts};
+use fleetward_model::host::{DiskIo, Formats, HostFacts, Measurements};
 use fleetward_model::keys::Chord;
 use fleetward_model::vm::{VmMetadata, VmReport};
 use fleetward_model::{ByteSize, Failure, GuardianId, HostName, JobId, VmId};
 use operation::{Operation, OperationResult};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+pub use telling::Telling;
 
 pub const EVENTS: &str = "/v1/events";
 pub const OPERATIONS: &str = "/v1/operations";
@@ -123,6 +125,14 @@ pub enum AgentEvent {
         facts: Box<HostFacts>,
         /// How far its audit log goes, so that it is asked for records only when there are new ones. None from agents of before,
         /// and where the log cannot be read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        audit: Option<AuditHead>,
+    },
+    /// A sign of life of a host whose facts are as it told them last but for what is measured, for readers that know
+    /// [`Formats::SIGNS`].
+    Alive {
+        measured: Measurements,
+        /// As in [`AgentEvent::Facts`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
         audit: Option<AuditHead>,
     },
@@ -383,8 +393,7 @@ pub enum CanOpen {
 
 impl AgentEvent {
     /// As a reader that knows `formats` can take it.
-    #[must_use]
-    pub fn readable_with(self, formats: Formats) -> Self {
+    fn readable_with(self, formats: Formats) -> Self {
         match self {
             Self::Snapshot { facts, vms, more } => Self::Snapshot {
                 facts,
@@ -398,13 +407,12 @@ impl AgentEvent {
             Self::VmChanged { vm } => Self::VmChanged {
                 vm: Box::new(vm.readable_with(formats)),
             },
-            Self::Facts { .. } | Self::VmRemoved { .. } => self,
+            Self::Facts { .. } | Self::Alive { .. } | Self::VmRemoved { .. } => self,
         }
     }
 
     /// The event as lines for a reader that knows `formats`: a snapshot of many VMs in parts of about [`PART`] bytes.
-    #[must_use]
-    pub fn in_parts(self, formats: Formats) -> Vec<Self> {
+    fn in_parts(self, formats: Formats) -> Vec<Self> {
         let (facts, vms) = match self {
             Self::Snapshot { facts, vms, .. } if formats.events >= Formats::PARTS => (facts, vms),
             other => return vec![other],

@@ -90,7 +90,9 @@ fn reported() -> Vec<VmReport> {
             |line| match serde_json::from_str(line.as_str()).expect("an event") {
                 AgentEvent::Snapshot { vms, .. } | AgentEvent::SnapshotPart { vms, .. } => vms,
                 AgentEvent::VmChanged { vm } => vec![*vm],
-                AgentEvent::Facts { .. } | AgentEvent::VmRemoved { .. } => Vec::new(),
+                AgentEvent::Facts { .. }
+                | AgentEvent::Alive { .. }
+                | AgentEvent::VmRemoved { .. } => Vec::new(),
             },
         );
     vms.collect()
@@ -128,9 +130,9 @@ fn an_earlier_controller_gets_nothing_that_it_cannot_read() {
     spec.description = "Büro".parse().expect("short");
     let changed = |formats| -> Vec<VmReport> {
         let vm = Box::new(vms[0].clone());
-        let one = AgentEvent::VmChanged { vm }.readable_with(formats);
-        let AgentEvent::VmChanged { vm } = one else {
-            panic!("{one:?}")
+        let told = Telling::to_reader_of(formats).tell(AgentEvent::VmChanged { vm });
+        let Ok([AgentEvent::VmChanged { vm }]) = <[_; 1]>::try_from(told) else {
+            panic!("one line")
         };
         let others = vms[1..].iter().cloned();
         let mut all = vec![*vm];
@@ -248,8 +250,9 @@ fn a_large_snapshot_comes_in_parts_and_in_one_piece_to_an_earlier_controller() {
         vms: vms.clone(),
         more: false,
     };
-    assert_eq!(snapshot.clone().in_parts(Formats::default()).len(), 1);
-    let parts = snapshot.in_parts(Formats::KNOWN);
+    let told = |formats| Telling::to_reader_of(formats).tell(snapshot.clone());
+    assert_eq!(told(Formats::default()).len(), 1);
+    let parts = told(Formats::KNOWN);
     let mut seen = Vec::new();
     assert!(parts.len() > 1);
     for (at, part) in parts.iter().enumerate() {
@@ -264,4 +267,67 @@ fn a_large_snapshot_comes_in_parts_and_in_one_piece_to_an_earlier_controller() {
     }
     let all: Vec<_> = vms.into_iter().map(|vm| vm.reason).collect();
     assert_eq!(seen, all);
+}
+
+#[test]
+fn facts_that_a_reader_has_are_told_as_a_sign_of_life_and_now_and_then_as_a_whole() {
+    let mut facts = lines("events.jsonl")
+        .into_iter()
+        .map(|line| serde_json::from_str(line.as_str()).expect("an event"))
+        .find_map(|event| match event {
+            AgentEvent::Snapshot { facts, .. } => Some(facts),
+            _ => None,
+        })
+        .expect("a snapshot");
+    let log = AuditHead {
+        seq: 7,
+        hash: "ab".into(),
+    };
+    let mut know = |formats: Formats| {
+        let mut telling = Telling::to_reader_of(formats);
+        let vms = Vec::new();
+        let first = facts.clone();
+        telling.tell(AgentEvent::Snapshot {
+            facts: first,
+            vms,
+            more: false,
+        });
+        let mut kinds = String::new();
+        for n in 0..60_u64 {
+            facts.clock += time::Duration::seconds(3);
+            facts.memory_available.0 += n;
+            for pool in &mut facts.pools {
+                pool.available.0 += n;
+            }
+            if n == 30 {
+                facts.warnings.push("something new".into());
+            }
+            let event = AgentEvent::Facts {
+                facts: facts.clone(),
+                audit: Some(log.clone()),
+            };
+            for told in telling.tell(event) {
+                kinds.push(match told {
+                    AgentEvent::Alive { measured, audit } => {
+                        assert_eq!(
+                            (measured, audit.as_ref()),
+                            (facts.measurements(), Some(&log))
+                        );
+                        '.'
+                    }
+                    AgentEvent::Facts { .. } => 'F',
+                    other => panic!("{other:?}"),
+                });
+            }
+        }
+        kinds
+    };
+    let before = Formats {
+        events: Formats::PARTS,
+        ..Formats::KNOWN
+    };
+    assert_eq!(know(before), "F".repeat(60));
+    let dots = |n| ".".repeat(n);
+    let expected = [dots(20), dots(9), dots(20), dots(8)].join("F");
+    assert_eq!(know(Formats::KNOWN), expected);
 }

@@ -31,7 +31,7 @@ use crate::refused_reports::RefusedReports;
 use fleetward_api::agent::{AgentEvent, size_of};
 use fleetward_jobs::DebtBook;
 use fleetward_model::guardian::{GuardianFacts, GuardianStanding};
-use fleetward_model::host::HostFacts;
+use fleetward_model::host::{HostFacts, Measurements};
 use fleetward_model::vm::{VmObserved, VmSpec};
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName, VmId, VmName};
 use fleetward_store::{Store, StoreError, Txn};
@@ -89,6 +89,14 @@ impl Reported {
             self.seen.reported = Some(now);
         }
         self.seen.facts.is_some()
+    }
+
+    /// Takes what was measured since the facts that are known; without any it is worth nothing.
+    fn measure(&mut self, measured: &Measurements, now: OffsetDateTime) {
+        if let Some(facts) = &mut self.seen.facts {
+            Arc::make_mut(facts).measure(measured);
+            self.seen.reported = Some(now);
+        }
     }
 }
 
@@ -180,6 +188,10 @@ impl Inventory {
                     (Some(before), Some(now)) if before.differ_in_measurements_only(now) => return,
                     _ => News::host(host),
                 }
+            }
+            Heard::Alive(measured) => {
+                reported.measure(&measured, now);
+                return;
             }
             Heard::Changed(vm, size) => {
                 let (id, count) = (vm.id, reported.vms.len());

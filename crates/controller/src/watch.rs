@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Agents report their facts more often than this.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How often it is looked whether a host's certificate is due, and whether it knows which certificates are refused.
-const CERTIFICATE_EVERY: Duration = Duration::from_secs(60);
+/// Within which it is seen that a host's certificate is due, or that it does not know which certificates are refused.
+const CERTIFICATE_WITHIN: Duration = Duration::from_secs(60);
 
 /// The tasks of all hosts.
 #[derive(Debug)]
@@ -126,7 +126,8 @@ async fn listen(
     tracing::info!(%host, "the host is online");
     let hosts = world.hosts.count();
     let mut audit = every(audit_follow::EVERY, hosts);
-    let mut certificate = every(CERTIFICATE_EVERY, hosts);
+    world.fleet.certificates.begin(host);
+    let mut certificate = every(dials::pace(CERTIFICATE_WITHIN, hosts), hosts);
     let mut refused = world.fleet.certificates.refusals().changes();
     let mut log = AuditFollower::new(world, host);
     // One wait for the next event, whatever else there is to do meanwhile: its silence counts from the last one.
@@ -136,12 +137,19 @@ async fn listen(
             (events, event) = &mut waiting => {
                 waiting.set(next(events));
                 let Some(event) = event? else { return Ok(()) };
-                if let AgentEvent::Facts { audit, .. } = &event {
+                if let AgentEvent::Facts { audit, .. } | AgentEvent::Alive { audit, .. } = &event {
                     log.heard(audit.clone()).await;
                 }
                 hear(world, host, event);
             }
-            _ = certificate.tick() => look_after_certificate(world, host, dials),
+            _ = certificate.tick() => {
+                let record = world.hosts.find(host);
+                let certificates = &world.fleet.certificates;
+                let now = OffsetDateTime::now_utc();
+                if record.is_some_and(|record| certificates.is_behind(&record, now)) {
+                    look_after_certificate(world, host, dials);
+                }
+            }
             Ok(()) = refused.changed() => look_after_certificate(world, host, dials),
             _ = audit.tick() => log.tick().await,
         }

@@ -7,6 +7,7 @@ use crate::network::NetworkFacts;
 use crate::spec::VmSpec;
 use crate::{ByteSize, GroupName, HostName, NetworkName, PoolName, VmId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use time::OffsetDateTime;
@@ -167,7 +168,7 @@ pub struct Formats {
     pub custody: u32,
     /// Newest version of the operations of a host; [`Formats::CHANGE_VM`] is the second, [`Formats::DEVICES`] the third.
     pub operations: u32,
-    /// 1: a snapshot is one event; 2: it may come in parts.
+    /// 1: a snapshot is one event; 2: it may come in parts; 3: a sign of life may be without facts.
     pub events: u32,
 }
 
@@ -188,6 +189,8 @@ impl Formats {
 
     /// The version of the events that has snapshots in parts.
     pub const PARTS: u32 = 2;
+    /// The version of the events that has signs of life without facts.
+    pub const SIGNS: u32 = 3;
     /// The version of the operations that added the certificates of Secure Boot.
     pub const SECURE_BOOT: u32 = 6;
 
@@ -199,7 +202,7 @@ impl Formats {
         spec: crate::spec::KNOWN,
         custody: 2,
         operations: Self::UNLOCK,
-        events: Self::PARTS,
+        events: Self::SIGNS,
     };
 
     /// What a program must know to read that specification.
@@ -315,6 +318,19 @@ pub struct HostFacts {
     pub warnings: Vec<String>,
 }
 
+/// The part of [`HostFacts`] that is measured anew for each report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measurements {
+    /// The host's.
+    #[serde(with = "time::serde::rfc3339")]
+    pub clock: OffsetDateTime,
+    pub memory_available: ByteSize,
+    pub tpm_pool: u32,
+    /// What is free in each pool.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pools: BTreeMap<PoolName, ByteSize>,
+}
+
 impl HostFacts {
     /// The guardian that owns what is made here.
     pub fn own_guardian(&self) -> Option<&GuardianFacts> {
@@ -325,21 +341,36 @@ impl HostFacts {
         self.pools.iter().find(|p| &p.name == name)
     }
 
-    /// Whether two reports differ at most in what is measured anew each time: the clock, and how much is free.
-    pub fn differ_in_measurements_only(&self, other: &Self) -> bool {
-        let pools = other.pools.iter().cloned().map(|pool| {
-            let same = self.pools.iter().find(|known| known.name == pool.name);
-            let available = same.map_or(pool.available, |known| known.available);
-            PoolFacts { available, ..pool }
-        });
-        let other = Self {
+    /// What is measured anew for each report.
+    pub fn measurements(&self) -> Measurements {
+        let pools = self.pools.iter();
+        Measurements {
             clock: self.clock,
             memory_available: self.memory_available,
             tpm_pool: self.tpm_pool,
-            pools: pools.collect(),
-            ..other.clone()
-        };
-        *self == other
+            pools: pools
+                .map(|pool| (pool.name.clone(), pool.available))
+                .collect(),
+        }
+    }
+
+    /// Takes newer measurements. Pools that it has not are left out.
+    pub fn measure(&mut self, measured: &Measurements) {
+        self.clock = measured.clock;
+        self.memory_available = measured.memory_available;
+        self.tpm_pool = measured.tpm_pool;
+        for pool in &mut self.pools {
+            if let Some(available) = measured.pools.get(&pool.name) {
+                pool.available = *available;
+            }
+        }
+    }
+
+    /// Whether two reports differ at most in what is measured anew each time: the clock, and how much is free.
+    pub fn differ_in_measurements_only(&self, other: &Self) -> bool {
+        let mut now = self.clone();
+        now.measure(&other.measurements());
+        now == *other
     }
 
     /// A network beside `nat`.

@@ -2,7 +2,7 @@
 
 use super::claims::{own_facts, own_word};
 use fleetward_api::agent::{AgentEvent, size_of};
-use fleetward_model::host::HostFacts;
+use fleetward_model::host::{HostFacts, Measurements};
 use fleetward_model::vm::{VmObserved, VmReport};
 use fleetward_model::{HostName, VmId};
 use time::OffsetDateTime;
@@ -14,6 +14,7 @@ pub(super) enum Heard {
         vms: Vec<(VmObserved, usize)>,
     },
     Facts(HostFacts, usize),
+    Alive(Measurements),
     Changed(Box<VmObserved>, usize),
     Removed(VmId),
     /// A part of a snapshot: who reads the events puts them together.
@@ -41,6 +42,7 @@ impl Heard {
                 let (facts, size) = measured_facts(*facts);
                 Self::Facts(facts, size)
             }
+            AgentEvent::Alive { measured, .. } => Self::Alive(measured),
             AgentEvent::VmChanged { vm } => {
                 let (vm, size) = measured(*vm);
                 Self::Changed(Box::new(vm), size)

@@ -5,7 +5,7 @@ use super::{Inventory, News, Superseded};
 use crate::presence::Presence;
 use fleetward_api::agent::AgentEvent;
 use fleetward_jobs::DebtBook;
-use fleetward_model::host::HostFacts;
+use fleetward_model::host::{HostFacts, Measurements};
 use fleetward_model::vm::{VmObserved, VmReport};
 use fleetward_model::{HostName, VmId};
 use fleetward_store::SqliteStore;
@@ -311,7 +311,25 @@ async fn a_sign_of_life_is_no_news_and_a_change_is_news_of_one_vm() {
     let mut facts = facts("a");
     facts.clock += time::Duration::seconds(3);
     facts.memory_available = fleetward_model::ByteSize(7);
+    let measured = facts.measurements();
     inventory.apply(&host, AgentEvent::Facts { facts, audit: None }, now());
+    let measured = Measurements {
+        memory_available: fleetward_model::ByteSize(8),
+        ..measured
+    };
+    let alive = AgentEvent::Alive {
+        measured: measured.clone(),
+        audit: None,
+    };
+    inventory.apply(&host, alive.clone(), now());
+    let known = inventory
+        .seen(&host)
+        .facts
+        .map(|facts| facts.measurements());
+    assert_eq!(known, Some(measured));
+    let unknown = name("x");
+    inventory.apply(&unknown, alive, now());
+    assert_eq!(inventory.seen(&unknown).facts, None, "none were told");
     // The same, looked at later.
     let later = Copy {
         observed: 5,

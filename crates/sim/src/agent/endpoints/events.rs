@@ -4,8 +4,8 @@ use super::{Inner, Shared, line_of, speaks};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use fleetward_api::agent::AgentEvent;
-use fleetward_model::host::{Formats, HostFacts};
+use fleetward_api::agent::{AgentEvent, Telling};
+use fleetward_model::host::HostFacts;
 use http::HeaderMap;
 use time::OffsetDateTime;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -14,7 +14,8 @@ use tokio::time::{Instant, Interval, interval_at};
 /// What one reader is told.
 struct Reader {
     inner: Shared,
-    formats: Option<Formats>,
+    /// None: everything as it is, as an agent of before versions.
+    telling: Option<Telling>,
     receiver: broadcast::Receiver<AgentEvent>,
     due: Interval,
     /// Everything is told next: nothing was yet, or the reader was too slow for what changed.
@@ -26,7 +27,7 @@ pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> R
         let mut host = inner.lock().expect("lock");
         host.streams += 1;
         Reader {
-            formats: host.answers_in(&headers),
+            telling: host.answers_in(&headers).map(Telling::to_reader_of),
             receiver: host.events.subscribe(),
             due: interval_at(next_facts(&host), host.facts_every),
             anew: true,
@@ -36,8 +37,8 @@ pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> R
     let lines = futures_util::stream::unfold(reader, async |mut reader| {
         let event = reader.next().await?;
         speaks(&reader.inner).await;
-        let parts = match reader.formats {
-            Some(formats) => event.readable_with(formats).in_parts(formats),
+        let parts = match &mut reader.telling {
+            Some(telling) => telling.tell(event),
             None => vec![event],
         };
         let lines: Vec<u8> = parts.iter().flat_map(line_of).collect();
