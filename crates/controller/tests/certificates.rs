@@ -99,6 +99,35 @@ async fn the_end_of_the_fleets_authority_is_told_two_years_before() {
     }
 }
 
+/// With one look at each host for each that joins, a fleet of a thousand is never done.
+#[tokio::test]
+async fn hosts_that_join_do_not_make_the_others_be_looked_at() {
+    let controller = Controller::start().await;
+    let mut hosts = Vec::new();
+    for n in 0..8 {
+        hosts.push(controller.join(&format!("host{n}"), "default").await);
+    }
+    let given = || -> Vec<u64> {
+        let given = |host: &FakeAgent| host.look(|inner| inner.lists_given);
+        hosts.iter().map(given).collect()
+    };
+    let all = "every host to be looked at";
+    controller
+        .wait(all, async || given().iter().all(|n| *n > 0))
+        .await;
+    // Of the longest pace that a fleet of this size has.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(given(), [1; 8]);
+    // What may be in use is known everywhere at once.
+    let removed = format!("/v1/hosts/{}", hosts[7].host);
+    let request = controller.local.request(Method::DELETE, &removed);
+    request.send().await.expect("it is empty");
+    let told = "every other host to know of it";
+    controller
+        .wait(told, async || given()[..7].iter().all(|n| *n > 1))
+        .await;
+}
+
 #[tokio::test]
 async fn a_certificate_is_renewed_at_two_thirds_and_the_former_one_is_refused_then() {
     let controller = Controller::start_of_old_fleet().await;

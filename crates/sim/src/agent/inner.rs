@@ -84,6 +84,8 @@ pub struct Inner {
     pub audit_requests: (u64, u64),
     /// How often somebody has begun to listen to what happens here.
     pub streams: u64,
+    /// How often it was given the list of refused certificates.
+    pub lists_given: u64,
     /// How it presents itself.
     pub certificate: FakeCertificate,
     /// The running peers of migrations, by host.
@@ -183,6 +185,7 @@ impl Inner {
             tells_audit: true,
             audit_requests: (0, 0),
             streams: 0,
+            lists_given: 0,
             certificate,
             peers: Peers::default(),
             facts_every: Duration::from_secs(2),

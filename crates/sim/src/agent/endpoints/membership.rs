@@ -58,7 +58,8 @@ pub(super) async fn refuse_certificates(
     State(inner): State<Shared>,
     Json(list): Json<RefusedCertificates>,
 ) -> Json<RefusedHeld> {
-    let inner = inner.lock().expect("lock");
+    let mut inner = inner.lock().expect("lock");
+    inner.lists_given += 1;
     let refusals = &inner.certificate.refusals;
     refusals.merge(&list, OffsetDateTime::now_utc());
     let entries = refusals.list().entries.len() as u32;
