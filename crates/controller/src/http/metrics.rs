@@ -16,8 +16,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::HashMap;
 use strum::VariantArray;
 use time::OffsetDateTime;
 
@@ -65,28 +64,22 @@ fn single(registry: &mut Registry, name: &str, help: &str, value: usize) {
 
 /// The keys of a group's VMs.
 #[derive(Default)]
-struct Grants<'a> {
+struct Grants {
     /// VMs with a TPM.
     vms: usize,
     /// How many of them each guardian opens.
-    opened: HashMap<&'a GuardianId, usize>,
+    opened: HashMap<GuardianId, usize>,
 }
 
-impl<'a> Grants<'a> {
-    /// In one pass over the VMs, however many hosts there are.
-    fn by_group(vms: &[&'a Arc<VmObserved>]) -> HashMap<&'a GroupName, Self> {
-        let mut groups: HashMap<_, Self> = HashMap::new();
-        for vm in vms.iter().filter(|vm| vm.tpm.enabled) {
-            let Some(metadata) = &vm.metadata else {
-                continue;
-            };
-            let group = groups.entry(&metadata.spec.group).or_default();
-            group.vms += 1;
-            for guardian in vm.tpm.guardians.iter().collect::<BTreeSet<_>>() {
-                *group.opened.entry(guardian).or_default() += 1;
+impl Grants {
+    fn add(&mut self, vm: &VmObserved) {
+        self.vms += 1;
+        let guardians = &vm.tpm.guardians;
+        for (at, guardian) in guardians.iter().enumerate() {
+            if !guardians[..at].contains(guardian) {
+                *self.opened.entry(guardian.clone()).or_default() += 1;
             }
         }
-        groups
     }
 
     /// How many a guardian does not open.
@@ -95,10 +88,45 @@ impl<'a> Grants<'a> {
     }
 }
 
+/// What is counted of VMs, in one pass over them.
+#[derive(Default)]
+struct Counted {
+    by_state: HashMap<VmState, i64>,
+    by_certificates: HashMap<CertificateState, i64>,
+    rolls_due: usize,
+    grants: HashMap<GroupName, Grants>,
+}
+
+impl Counted {
+    fn of(world: &World) -> Self {
+        let mut counted = Self::default();
+        for vm in world.inventory.vms() {
+            if !vm.is_managed() {
+                continue;
+            }
+            let state = shown_state(world, &vm);
+            *counted.by_state.entry(state).or_default() += 1;
+            if let Some(found) = &vm.noted.secure_boot {
+                *counted.by_certificates.entry(found.state).or_default() += 1;
+            }
+            counted.rolls_due += usize::from(vm.roll_due().next().is_some());
+            if let Some(metadata) = &vm.metadata
+                && vm.tpm.enabled
+            {
+                let group = &metadata.spec.group;
+                match counted.grants.get_mut(group) {
+                    Some(grants) => grants.add(&vm),
+                    None => counted.grants.entry(group.clone()).or_default().add(&vm),
+                }
+            }
+        }
+        counted
+    }
+}
+
 fn gauges(world: &World, now: OffsetDateTime) -> Registry {
     let mut registry = Registry::default();
-    let (hosts, vms) = (world.hosts.all(), world.inventory.vms());
-    let ours: Vec<_> = vms.iter().filter(|vm| vm.is_managed()).collect();
+    let (hosts, counted) = (world.hosts.all(), Counted::of(world));
     let joined = HostState::VARIANTS
         .iter()
         .filter(|state| **state != HostState::Invited);
@@ -113,10 +141,9 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
         "Hosts of the fleet",
         by_state,
     );
-    let states: Vec<_> = ours.iter().map(|vm| shown_state(world, vm)).collect();
     let by_state = VmState::VARIANTS.iter().map(|state| {
-        let count = states.iter().filter(|found| *found == state).count();
-        (vec![("state", state.into_str().to_owned())], count as i64)
+        let count = counted.by_state.get(state).copied().unwrap_or(0);
+        (vec![("state", state.into_str().to_owned())], count)
     });
     family(
         &mut registry,
@@ -137,7 +164,6 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
     let mut certificates_soon = Vec::new();
     let mut lacking = Vec::new();
     let mut broken = Vec::new();
-    let grants = Grants::by_group(&ours);
     for host in &hosts {
         let of_host = || vec![("host", host.name.to_string())];
         if let Some(end) = host.guardian.not_after() {
@@ -153,7 +179,7 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
             let warn = certificate.ends_soon(now);
             certificates_soon.push((of_host(), i64::from(warn)));
         }
-        let group = grants.get(&host.group);
+        let group = counted.grants.get(&host.group);
         let without = group.map_or(0, |group| group.lacking(&host.guardian.id));
         lacking.push((of_host(), without as i64));
         let break_seen = world.audit.break_of(&host.name).is_some();
@@ -202,20 +228,15 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
         "VMs of a host's group whose TPM key is not wrapped for the host",
         lacking,
     );
-    let due = ours
-        .iter()
-        .filter(|vm| vm.roll_due().next().is_some())
-        .count();
     single(
         &mut registry,
         "fleetward_tpm_rolls_due",
         "VMs whose TPM key a revoked guardian still knows",
-        due,
+        counted.rolls_due,
     );
     let by_certificates = CertificateState::VARIANTS.iter().map(|state| {
-        let noted = ours.iter().filter_map(|vm| vm.noted.secure_boot.as_ref());
-        let count = noted.filter(|found| found.state == *state).count();
-        (vec![("state", state.into_str().to_owned())], count as i64)
+        let count = counted.by_certificates.get(state).copied().unwrap_or(0);
+        (vec![("state", state.into_str().to_owned())], count)
     });
     family(
         &mut registry,

@@ -1,0 +1,127 @@
+//! What the controller needs for twice as many hosts: some more than twice the processor time, for whatever it is asked and
+//! while nothing happens. A square in it is four times as much, on any machine.
+//!
+//! Processor time and not time on a clock, so that a busy machine changes little.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
+#[expect(dead_code, reason = "each test program uses its own part")]
+mod fleet;
+
+use fleet::Controller;
+use fleetward_sim::directory::Fleet;
+use fleetward_sim::fleet::RunningFleet;
+use fleetward_sim::measure::controller::Controller as Measured;
+use fleetward_sim::measure::{ask, wait_online};
+use fleetward_sim::plan::FleetPlan;
+use fleetward_sim::prepare::prepare;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+/// For twice the hosts: 2 for what goes through all of them, and room for memory that no longer fits the caches. A square is 4.
+const MOST_GROWTH: f64 = 3.0;
+
+/// Goes through every VM and adds up by guardian: what 100 hosts have fits the caches, and what 200 have does not.
+const OUT_OF_CACHES: (&str, f64) = ("metrics", 3.7);
+
+/// What is too little to be told apart from chance: milliseconds a request, percent of a core while nothing happens.
+const LITTLE_MS: f64 = 2.0;
+const LITTLE_PERCENT: f64 = 15.0;
+
+/// At 200 hosts of 25 VMs, in a development build: some five times what was measured.
+const MOST_MS: f64 = 400.0;
+const MOST_IDLE_PERCENT: f64 = 50.0;
+
+const REQUESTS: u32 = 50;
+
+/// Of one kind.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// The body of the test by which this program becomes a controller.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_controller() {
+    fleet::be_the_controller().await;
+}
+
+/// Processor time by name: of each kind of request in milliseconds, and `idle` in percent of a core.
+async fn needed(hosts: u32) -> BTreeMap<String, f64> {
+    let holds = tempfile::tempdir().expect("directory");
+    let controller = Controller::spawn(holds.path()).await;
+    let plan = FleetPlan {
+        hosts,
+        vms: 25,
+        hosts_per_group: 2,
+        random_seed: 1,
+        first_address: addresses(),
+        port: 7443,
+    };
+    let fleet = Fleet {
+        plan,
+        shared_guardian: true,
+    };
+    let kept = holds.path().join("fleet");
+    let joined = prepare(&controller.local, &fleet, &kept, |_| {});
+    let (directory, _) = joined.await.expect("joined");
+    let running = RunningFleet::start(&directory, &fleet).await;
+    let running = running.expect("the hosts listen");
+    wait_online(&controller.local, &running)
+        .await
+        .expect("online");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    let measured = Measured::attach(&controller.data().join("controller.sock")).await;
+    let measured = measured.expect("the controller");
+    let watched = measured.watched().expect("its process");
+    let idle = watched.over(Duration::from_secs(6)).await.expect("usage");
+    let mut needed = BTreeMap::from([("idle".to_owned(), idle.cpu_percent)]);
+    // The least of some rounds is what it takes by itself.
+    for _ in 0..2 {
+        let asked = ask(&measured, &running, REQUESTS, LONGEST, &idle).await;
+        for (name, requests) in asked.expect("answers") {
+            let least = needed.entry(name).or_insert(f64::INFINITY);
+            *least = least.min(requests.cpu_ms);
+        }
+    }
+    running.stop();
+    needed
+}
+
+/// Loopback addresses that no other process of this test uses now.
+fn addresses() -> Ipv4Addr {
+    let place = std::process::id() % 8192;
+    Ipv4Addr::from_bits(Ipv4Addr::new(127, 64, 0, 1).to_bits() + place * 512)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twice_the_hosts_take_twice_the_processor_time_and_not_four_times() {
+    let (small, large) = (needed(100).await, needed(200).await);
+    let mut wrong = Vec::new();
+    for (name, large) in &large {
+        let small = small[name];
+        let (little, most) = match name.as_str() {
+            "idle" => (LITTLE_PERCENT, MOST_IDLE_PERCENT),
+            _ => (LITTLE_MS, MOST_MS),
+        };
+        println!(
+            "{name}: {small:.2} and {large:.2}, {:.2} times",
+            large / small
+        );
+        if *large > most {
+            wrong.push(format!("{name}: {large:.1}, at most {most}"));
+        }
+        let growth = match name.as_str() {
+            name if name == OUT_OF_CACHES.0 => OUT_OF_CACHES.1,
+            _ => MOST_GROWTH,
+        };
+        if *large > little && *large > small.max(little / growth) * growth {
+            wrong.push(format!(
+                "{name}: {small:.2} for 100 hosts, {large:.2} for 200"
+            ));
+        }
+    }
+    assert_eq!(wrong, [""; 0], "{small:?} {large:?}");
+}
