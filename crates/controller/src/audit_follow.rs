@@ -70,7 +70,7 @@ impl AuditFollower {
         self.exchange(end, records).await;
     }
 
-    /// Ten seconds have passed.
+    /// At least ten seconds have passed.
     pub(crate) async fn tick(&mut self) {
         if self.says_head == Some(false) {
             self.exchange(None, true).await;

@@ -66,7 +66,7 @@ struct Look {
 }
 
 impl Look {
-    fn is_over(self, list: u64, certificate_is_due: bool) -> bool {
+    fn is_due_again(self, list: u64, certificate_is_due: bool) -> bool {
         let age = self.begun.elapsed();
         match self.learnt {
             None => age >= TRY_AGAIN,
@@ -134,7 +134,7 @@ impl Certificates {
         let last = *self.turn(&record.name).last();
         let facts = record.certificate.as_ref();
         let certificate_is_due = facts.is_none_or(|facts| facts.is_due(now));
-        last.is_none_or(|look| look.is_over(self.refusals.revision(), certificate_is_due))
+        last.is_none_or(|look| look.is_due_again(self.refusals.revision(), certificate_is_due))
     }
 
     /// When a new certificate of `member` begins and ends: after the moment up to which earlier ones are refused.

@@ -19,7 +19,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use time::OffsetDateTime;
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Agents report their facts more often than this.
@@ -125,9 +125,11 @@ async fn listen(
     *online = true;
     tracing::info!(%host, "the host is online");
     let hosts = world.hosts.count();
-    let mut audit = every(audit_follow::EVERY, hosts);
+    let mut audit = Due::every(audit_follow::EVERY);
+    let pace = dials::pace(CERTIFICATE_WITHIN, hosts);
+    let mut certificate = Due::every(pace);
     world.fleet.certificates.begin(host);
-    let mut certificate = every(dials::pace(CERTIFICATE_WITHIN, hosts), hosts);
+    let mut first_look = pin!(tokio::time::sleep(dials::phase(pace, hosts)));
     let mut refused = world.fleet.certificates.refusals().changes();
     let mut log = AuditFollower::new(world, host);
     // One wait for the next event, whatever else there is to do meanwhile: its silence counts from the last one.
@@ -141,17 +143,17 @@ async fn listen(
                     log.heard(audit.clone()).await;
                 }
                 hear(world, host, event);
-            }
-            _ = certificate.tick() => {
-                let record = world.hosts.find(host);
-                let certificates = &world.fleet.certificates;
-                let now = OffsetDateTime::now_utc();
-                if record.is_some_and(|record| certificates.is_behind(&record, now)) {
+                if audit.is_now() {
+                    log.tick().await;
+                }
+                if certificate.is_now() && is_behind(world, host) {
                     look_after_certificate(world, host, dials);
                 }
             }
+            () = &mut first_look, if !first_look.is_elapsed() => {
+                look_after_certificate(world, host, dials);
+            }
             Ok(()) = refused.changed() => look_after_certificate(world, host, dials),
-            _ = audit.tick() => log.tick().await,
         }
     }
 }
@@ -170,12 +172,35 @@ fn hear(world: &World, host: &HostName, event: AgentEvent) {
         .apply(host, event, OffsetDateTime::now_utc());
 }
 
-/// Ticks every `period`; the hosts of a large fleet not in step.
-fn every(period: Duration, hosts: usize) -> Interval {
-    let first = Instant::now() + dials::phase(period, hosts);
-    let mut ticks = tokio::time::interval_at(first, period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
+/// What is done for a host from time to time, each time when it says something: it does so every few seconds, and a timer of
+/// its own would wake the controller as often again.
+struct Due {
+    next: Instant,
+    period: Duration,
+}
+
+impl Due {
+    fn every(period: Duration) -> Self {
+        Self {
+            next: Instant::now() + period,
+            period,
+        }
+    }
+
+    fn is_now(&mut self) -> bool {
+        let now = Instant::now();
+        let due = self.next <= now;
+        if due {
+            self.next = now + self.period;
+        }
+        due
+    }
+}
+
+fn is_behind(world: &World, host: &HostName) -> bool {
+    let now = OffsetDateTime::now_utc();
+    let record = world.hosts.find(host);
+    record.is_some_and(|record| world.fleet.certificates.is_behind(&record, now))
 }
 
 fn look_after_certificate(world: &Arc<World>, host: &HostName, dials: &Arc<Dials>) {

@@ -112,6 +112,10 @@ pub(super) fn open(
     }
     migrate(&mut connection, found, options.convert).map_err(updating)?;
     convert::sweep(&connection).map_err(updating)?;
+    // What undoes one statement of a transaction: a few pages each, which were written to a file for nothing.
+    connection
+        .pragma_update(None, "temp_store", "MEMORY")
+        .map_err(failed)?;
     Ok((connection, check))
 }
 
