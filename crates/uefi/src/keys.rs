@@ -87,12 +87,11 @@ fn look(file: &[u8]) -> Result<SecureBootObserved, KeysProblem> {
     let store = VariableStore::parse(file)?;
     let found = Found::of(&store)?;
     let dbx = store.get(SECURITY, "dbx");
-    let revoked = read(dbx, "dbx")?;
     Ok(SecureBootObserved {
         enforced: found.enforced,
         certificates: found.known().map(|known| known.name.to_owned()).collect(),
         others: u32::try_from(found.others()).unwrap_or(u32::MAX),
-        dbx_entries: u32::try_from(revoked.entries).unwrap_or(u32::MAX),
+        dbx_entries: u32::try_from(found.revoked).unwrap_or(u32::MAX),
         dbx_written: dbx.and_then(|dbx| date(&dbx.time)),
         ..SecureBootObserved::of(found.state())
     })
@@ -167,9 +166,13 @@ struct Found<'a> {
     enforced: bool,
     kek: Vec<&'a [u8]>,
     db: Vec<&'a [u8]>,
+    /// Entries of the list of what is refused.
+    revoked: usize,
 }
 
 impl<'a> Found<'a> {
+    /// # Errors
+    /// One of the three lists is damaged: such variables are not changed either.
     fn of(store: &'a VariableStore<'_>) -> Result<Self, KeysProblem> {
         let platform_key = store
             .get(GLOBAL, "PK")
@@ -186,6 +189,7 @@ impl<'a> Found<'a> {
             enforced: platform_key && on,
             kek: kek?.certificates,
             db: db?.certificates,
+            revoked: read(store.get(SECURITY, "dbx"), "dbx")?.entries,
         })
     }
 

@@ -251,6 +251,34 @@ fn what_has_no_keys_of_microsofts_is_refused_by_name() {
     assert!(found.because.is_some());
 }
 
+/// Found by fuzzing: what cannot be read afterwards was changed all the same.
+#[test]
+fn nothing_is_added_where_the_list_of_what_is_refused_is_damaged() {
+    const SHA256: [u8; 16] = [
+        0x26, 0x16, 0xc4, 0xc1, 0x4c, 0x50, 0x92, 0x40, 0xac, 0xa9, 0x41, 0xf9, 0x36, 0x93, 0x43,
+        0x28,
+    ];
+    let mut file = MICROSOFT.clone();
+    let list = file.windows(16).position(|some| *some == SHA256);
+    let size = list.expect("hashes in dbx") + 16;
+    file[size..size + 4].fill(0xff);
+    let because = assess(&file).because.expect("it cannot be read");
+    assert!(because.starts_with("dbx: "), "{because}");
+    for wanted in [Wanted::Successors, Wanted::All] {
+        let refused = with_certificates(&file, wanted);
+        assert!(
+            matches!(
+                refused,
+                Err(KeysProblem::Signatures {
+                    database: "dbx",
+                    ..
+                })
+            ),
+            "{refused:?}"
+        );
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
