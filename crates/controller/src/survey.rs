@@ -67,15 +67,16 @@ pub(crate) async fn survey(
         .await
 }
 
-/// Counts, for each of `hosts`, which of its VMs can start there, and which another host of its group can take.
-pub(crate) async fn by_host(
-    world: &World,
-    hosts: &[Arc<HostRecord>],
-) -> Result<Vec<HostCheckView>, Failure> {
+/// Counts, for each of `hosts`, which of its VMs can start there, and which another host of its group can take. A host that
+/// leaves the fleet meanwhile is left out.
+pub(crate) async fn by_host(world: &World, hosts: &[Arc<HostRecord>]) -> Vec<HostCheckView> {
     let mut known = Known::of(world);
     let mut pace = Pace::default();
     let mut counts = Vec::with_capacity(hosts.len());
     for host in hosts {
+        if known.learn(&host.name).is_err() {
+            continue;
+        }
         let others = world.hosts.of_group(&host.group);
         // The next ones first, so that not all VMs of a group are tried on the same host.
         let (before, after): (Vec<_>, Vec<_>) = others
@@ -90,7 +91,6 @@ pub(crate) async fn by_host(
                 continue;
             }
             tally.vms += 1;
-            known.learn(&host.name)?;
             pace.step().await;
             match known.judge(&vm, &host.name, false) {
                 Some(checked) if checked.possible => tally.can_start += 1,
@@ -100,8 +100,10 @@ pub(crate) async fn by_host(
             let mut first = None;
             let mut moves = false;
             for to in &others {
-                known.learn(to)?;
                 pace.step().await;
+                if known.learn(to).is_err() {
+                    continue;
+                }
                 match known.judge(&vm, to, offline) {
                     Some(checked) if checked.possible => {
                         moves = true;
@@ -117,7 +119,7 @@ pub(crate) async fn by_host(
         }
         counts.push(tally.of(host, world.inventory.seen(&host.name).online));
     }
-    Ok(counts)
+    counts
 }
 
 /// Lets others have their turn now and then.
@@ -176,7 +178,16 @@ struct Reported {
     facts: HostFactsNow,
     /// Every domain there, also a copy that is not the VM.
     ids: HashSet<VmId>,
-    names: HashMap<VmName, VmId>,
+    /// Two may have one name, where Fleetward knows one of them by another than libvirt.
+    names: HashMap<VmName, Vec<VmId>>,
+}
+
+impl Reported {
+    /// Whether another domain there has the VM's name.
+    fn has_other_of(&self, vm: &VmObserved) -> bool {
+        let named = self.names.get(&vm.name);
+        named.is_some_and(|ids| ids.iter().any(|id| *id != vm.id))
+    }
 }
 
 impl<'a> Known<'a> {
@@ -194,10 +205,14 @@ impl<'a> Known<'a> {
         if !self.hosts.contains_key(host) {
             let facts = HostFactsNow::of(self.world, host)?;
             let copies = self.world.inventory.copies_on(host);
+            let mut names: HashMap<_, Vec<_>> = HashMap::new();
+            for vm in &copies {
+                names.entry(vm.name.clone()).or_default().push(vm.id);
+            }
             let reported = Reported {
                 facts,
                 ids: copies.iter().map(|vm| vm.id).collect(),
-                names: copies.iter().map(|vm| (vm.name.clone(), vm.id)).collect(),
+                names,
             };
             self.hosts.insert(host.clone(), reported);
         }
@@ -218,7 +233,7 @@ impl<'a> Known<'a> {
         }
         let incoming = destination.online().then(|| Incoming {
             uuid_taken: Some(there.ids.contains(&vm.id)),
-            name_taken: Some(there.names.get(&vm.name).is_some_and(|id| *id != vm.id)),
+            name_taken: Some(there.has_other_of(vm)),
             cpu_problem: None,
             flash_problem: None,
             opening: opening(vm, destination.facts()),

@@ -104,6 +104,17 @@ fn other_group_refuses(fleet: &Fleet) -> Result<()> {
     fleet
         .cli(&["vm", "migrate", "desk1", "--to", "d", "--check"])?
         .refused(4, "KEY_NOT_GRANTED")?;
+    let counts = fleet.json(&["check", "--by-host"])?;
+    let of = |host: &str| {
+        let mut rows = counts.as_array().into_iter().flatten();
+        let row = rows.find(|row| row["host"] == host).cloned();
+        row.unwrap_or_default()
+    };
+    let (b, d) = (of("b"), of("d"));
+    ensure!(
+        b["vms"] == 1 && b["can_start"] == 1 && b["can_move"] == 1 && d["vms"] == 0,
+        "{counts}"
+    );
     let after = fleet.vm("desk1")?;
     ensure!(
         vm["tpm"] == after["tpm"] && after["host"] == "b" && after["state"] == "running",
