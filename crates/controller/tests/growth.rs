@@ -9,6 +9,7 @@
 )]
 
 #[expect(dead_code, reason = "each test program uses its own part")]
+#[path = "controller/fleet/mod.rs"]
 mod fleet;
 
 use fleet::Controller;

@@ -1,0 +1,36 @@
+//! The controller from outside: over its real API, with hosts that are simulated.
+//!
+//! One program: to link each file on its own takes minutes and gigabytes. What measures the whole process is in `growth.rs`.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests make and damage files as they like"
+)]
+
+mod absence;
+mod api;
+mod autostart;
+mod bulk;
+mod certificates;
+mod change;
+mod claims;
+mod crash;
+mod ek;
+mod escrow;
+mod fit;
+mod fleet;
+mod former;
+mod generated;
+mod images;
+mod jobs;
+mod keys;
+mod lists;
+mod networks;
+mod scenario;
+mod seed;
+
+/// The body of the test by which this program becomes a controller that can be killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_controller() {
+    fleet::be_the_controller().await;
+}
