@@ -325,7 +325,8 @@ async fn keep_written(world: Arc<World>, stop: CancellationToken) {
             // When each host was last heard is no change, and is written now and then.
             () = tokio::time::sleep(WRITE_EVERY) => {}
         }
-        if let Err(error) = world.inventory.flush(OffsetDateTime::now_utc()).await {
+        let now = OffsetDateTime::now_utc();
+        if let Err(error) = world.inventory.flush_due(now).await {
             tracing::warn!(%error, "cannot write the inventory");
         }
         tokio::select! {

@@ -14,9 +14,11 @@ mod catalogue;
 mod claims;
 mod feed;
 mod heard;
+mod held;
 mod stored;
 #[cfg(test)]
 mod tests;
+mod writing;
 
 pub(crate) use self::feed::{News, Reader};
 pub(crate) use self::stored::WITHOUT_HISTORY;
@@ -25,6 +27,7 @@ use self::catalogue::{Catalogue, Weight};
 use self::claims::{own_word, same_name};
 use self::feed::Feed;
 use self::heard::Heard;
+use self::held::{Difference, Held};
 use crate::debts::vm_of;
 use crate::presence::Presence;
 use crate::refused_reports::RefusedReports;
@@ -40,6 +43,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use time::OffsetDateTime;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// What is known of one host at the moment.
 #[derive(Debug, Clone, Default)]
@@ -63,9 +67,7 @@ pub(crate) struct Seen {
 #[derive(Debug, Default)]
 struct Reported {
     seen: Seen,
-    vms: BTreeMap<VmId, Arc<VmObserved>>,
-    /// Since when each VM has been in the state it is in.
-    since: BTreeMap<VmId, OffsetDateTime>,
+    vms: BTreeMap<VmId, Held>,
     /// What it said that was more than is taken.
     refused: RefusedReports,
     /// When its facts were written to the store.
@@ -73,15 +75,6 @@ struct Reported {
 }
 
 impl Reported {
-    /// Since when a VM that is reported so now has been in its state.
-    fn since(&self, vm: &VmObserved) -> OffsetDateTime {
-        match (self.vms.get(&vm.id), self.since.get(&vm.id)) {
-            (Some(before), Some(since)) if before.state == vm.state => *since,
-            (Some(before), None) if before.state == vm.state => before.observed,
-            (Some(_) | None, Some(_) | None) => vm.observed,
-        }
-    }
-
     /// Takes facts of so many bytes, or keeps those of before. Whether there are any then.
     fn learn(&mut self, facts: HostFacts, size: usize, now: OffsetDateTime) -> bool {
         if self.refused.judge_facts(size) {
@@ -104,8 +97,12 @@ impl Reported {
 struct State {
     hosts: HashMap<HostName, Reported>,
     catalogue: Catalogue,
-    /// Keys of the store that are behind memory.
+    /// VMs whose records are behind memory.
     dirty: BTreeSet<(HostName, VmId)>,
+    /// Hosts whose VMs have conditions that are not in the store, and since when.
+    behind: HashMap<HostName, Instant>,
+    /// When it was last looked whose facts are to be written.
+    facts_looked: Option<Instant>,
     superseded: BTreeMap<(HostName, VmId), Superseded>,
     /// Copies that hosts owe to remove, as the book of debts had them at `debts_seen`.
     owed: BTreeSet<(HostName, VmId)>,
@@ -224,7 +221,7 @@ impl Inventory {
                 let reported = state.hosts.get(host);
                 let count = reported.map_or(0, |host| host.vms.len());
                 let known = reported.and_then(|host| host.vms.get(&id));
-                if known.is_none_or(|known| known.observed <= vm.observed) {
+                if known.is_none_or(|known| known.vm.observed <= vm.observed) {
                     state.put(host, vm, size, count);
                 }
             }
@@ -238,11 +235,12 @@ impl Inventory {
     pub(crate) fn amend(&self, host: &HostName, id: VmId, amend: impl FnOnce(&mut VmObserved)) {
         let mut state = self.write();
         let known = state.hosts.get_mut(host);
-        let Some(vm) = known.and_then(|reported| reported.vms.get_mut(&id)) else {
+        let Some(held) = known.and_then(|reported| reported.vms.get_mut(&id)) else {
             return;
         };
-        amend(Arc::make_mut(vm));
-        let vm = Arc::clone(vm);
+        amend(Arc::make_mut(&mut held.vm));
+        held.recorded = None;
+        let vm = Arc::clone(&held.vm);
         state.file(host, id, Some(vm));
         state.dirty.insert((host.clone(), id));
         drop(state);
@@ -255,7 +253,8 @@ impl Inventory {
         let reported = state.hosts.get(host);
         reported
             .into_iter()
-            .flat_map(|reported| reported.vms.values().cloned())
+            .flat_map(|reported| reported.vms.values())
+            .map(|held| Arc::clone(&held.vm))
             .collect()
     }
 
@@ -345,8 +344,8 @@ impl Inventory {
     pub(crate) fn state_since(&self, vm: &VmObserved) -> OffsetDateTime {
         let state = self.read();
         let reported = state.hosts.get(&vm.host);
-        let since = reported.and_then(|reported| reported.since.get(&vm.id));
-        since.copied().unwrap_or(vm.observed)
+        let held = reported.and_then(|reported| reported.vms.get(&vm.id));
+        held.map_or(vm.observed, |held| held.since)
     }
 
     pub(crate) fn seen(&self, host: &HostName) -> Seen {
@@ -539,28 +538,46 @@ impl Inventory {
 impl State {
     /// Takes a report of so many bytes from a host with so many VMs, or leaves the VM as it was last seen. Whether anything is
     /// new.
-    fn put(&mut self, host: &HostName, mut vm: VmObserved, size: usize, count: usize) -> bool {
+    fn put(&mut self, host: &HostName, vm: VmObserved, size: usize, count: usize) -> bool {
         let reported = self.hosts.entry(host.clone()).or_default();
         let id = vm.id;
-        let known = reported.vms.get(&id).cloned();
+        let known = reported.vms.get(&id);
         if !reported.refused.judge(&vm, size, known.is_some(), count) {
             return false;
         }
-        let is_news = known.is_none_or(|known| !is_same(&known, &mut vm));
-        let since = reported.since(&vm);
-        reported.since.insert(id, since);
+        let difference = known.map_or(Difference::More, |known| {
+            Difference::between(&known.vm, &vm)
+        });
+        let since = match known {
+            Some(known) if known.vm.state == vm.state => known.since,
+            Some(_) | None => vm.observed,
+        };
+        let recorded = known.and_then(|known| known.recorded);
+        let has_moved = known.is_some_and(|known| known.has_moved);
         let vm = Arc::new(vm);
-        reported.vms.insert(id, Arc::clone(&vm));
-        self.file(host, id, Some(vm));
-        if is_news {
-            self.dirty.insert((host.clone(), id));
+        let held = Held {
+            vm: Arc::clone(&vm),
+            since,
+            recorded: recorded.filter(|_| difference != Difference::More),
+            has_moved: has_moved || difference == Difference::Condition,
+        };
+        reported.vms.insert(id, held);
+        match difference {
+            Difference::Nothing => {}
+            Difference::Condition => {
+                let behind = self.behind.entry(host.clone());
+                behind.or_insert_with(Instant::now);
+            }
+            Difference::More => {
+                self.dirty.insert((host.clone(), id));
+            }
         }
-        is_news
+        self.file(host, id, Some(vm));
+        difference != Difference::Nothing
     }
 
     fn remove(&mut self, host: &HostName, id: VmId) {
         let reported = self.hosts.entry(host.clone()).or_default();
-        reported.since.remove(&id);
         reported.vms.remove(&id);
         reported.refused.forget(id);
         self.file(host, id, None);
@@ -657,12 +674,4 @@ impl State {
     fn online(&self, host: &HostName) -> bool {
         self.hosts.get(host).is_some_and(|host| host.seen.online)
     }
-}
-
-/// Whether a report says the same as the one before it, whenever each was made.
-fn is_same(known: &VmObserved, new: &mut VmObserved) -> bool {
-    let made = std::mem::replace(&mut new.observed, known.observed);
-    let same = known == new;
-    new.observed = made;
-    same
 }

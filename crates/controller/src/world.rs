@@ -367,7 +367,8 @@ impl World {
         match asked.await {
             Ok(detail) => {
                 self.inventory.observe(host, vm, detail.map(|d| d.vm));
-                if let Err(error) = self.inventory.flush(OffsetDateTime::now_utc()).await {
+                let now = OffsetDateTime::now_utc();
+                if let Err(error) = self.inventory.flush_of(host, now).await {
                     tracing::warn!(%error, "cannot write the inventory");
                 }
             }

@@ -42,7 +42,8 @@ impl Inventory {
         };
         let mut warnings = Vec::new();
         let owes = |id| state.owed.contains(&(host.clone(), id));
-        let ours = reported.vms.values().filter(|vm| vm.is_managed());
+        let vms = reported.vms.values().map(|held| &held.vm);
+        let ours = vms.filter(|vm| vm.is_managed());
         for vm in ours.filter(|vm| !owes(vm.id)) {
             let copies = state.catalogue.counting(vm.id).iter();
             for other in copies.filter(|other| other.host != *host) {

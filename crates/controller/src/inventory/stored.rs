@@ -1,50 +1,55 @@
 //! What a restarted controller knows before the hosts report: the inventory in the store.
 
-use super::{Inventory, Reported, State, Superseded};
+use super::held::{Conditions, Held};
+use super::{Inventory, State, Superseded};
 use crate::presence::Presence;
 use fleetward_jobs::DebtBook;
 use fleetward_model::host::HostFacts;
 use fleetward_model::vm::VmObserved;
 use fleetward_model::{HostName, VmId};
-use fleetward_store::{MAX_OPERATIONS, Store, StoreError, StoreExt, Txn};
+use fleetward_store::{Entry, MAX_OPERATIONS, Range, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::sync::{Arc, RwLock};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
 const VMS: &str = "seen-vm/";
+const CONDITIONS: &str = "seen-now/";
 const FACTS: &str = "seen-facts/";
 const SUPERSEDED: &str = "superseded/";
+/// Records that are read and decoded in one go: some hundred kilobytes.
+const RECORDS: usize = 200;
 /// What changes all the time, and is never asked for as it was.
-pub(crate) const WITHOUT_HISTORY: &[&str] = &[VMS, FACTS];
-/// Facts change with every report; this often is enough for a restart.
-const FACTS_EVERY: time::Duration = time::Duration::seconds(60);
+pub(crate) const WITHOUT_HISTORY: &[&str] = &[VMS, CONDITIONS, FACTS];
 
-/// A change that is not in the store yet: the VM with the time since which it is in its state, `None` when it is gone.
-type UnwrittenVm = (HostName, VmId, Option<(Arc<VmObserved>, OffsetDateTime)>);
-
-/// A VM as it is stored; programs of before the moment read and write the VM alone.
-#[derive(Serialize, Deserialize)]
-struct StoredVm<V> {
+/// A VM as it is stored, in one object; programs of before the moment read and write the VM alone.
+#[derive(Serialize)]
+pub(super) struct StoredVm<'a> {
     #[serde(flatten)]
-    vm: V,
+    pub(super) vm: &'a VmObserved,
+    #[serde(flatten)]
+    pub(super) state: StoredState,
+}
+
+/// What a VM's record has beside the VM. Read on its own, because serde takes three times as long for an object in parts.
+#[derive(Serialize, Deserialize)]
+pub(super) struct StoredState {
     #[serde(
         default,
         with = "time::serde::rfc3339::option",
         skip_serializing_if = "Option::is_none"
     )]
-    state_since: Option<OffsetDateTime>,
+    pub(super) state_since: Option<OffsetDateTime>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct StoredFacts<F> {
-    facts: F,
+pub(super) struct StoredFacts<F> {
+    pub(super) facts: F,
     #[serde(with = "time::serde::rfc3339")]
-    reported: OffsetDateTime,
+    pub(super) reported: OffsetDateTime,
 }
-
-/// Facts that are not in the store yet, and when they arrived.
-type UnwrittenFacts = (HostName, Arc<HostFacts>, OffsetDateTime);
 
 impl Superseded {
     pub(super) fn key(host: &HostName, vm: VmId) -> String {
@@ -52,8 +57,16 @@ impl Superseded {
     }
 }
 
-fn vm_key(host: &HostName, id: VmId) -> String {
+pub(super) fn vm_key(host: &HostName, id: VmId) -> String {
     format!("{VMS}{host}/{id}")
+}
+
+pub(super) fn conditions_key(host: &HostName) -> String {
+    format!("{CONDITIONS}{host}")
+}
+
+pub(super) fn facts_key(host: &HostName) -> String {
+    format!("{FACTS}{host}")
 }
 
 impl Inventory {
@@ -67,17 +80,24 @@ impl Inventory {
         for (_, found) in store.list_json::<Superseded>(SUPERSEDED).await?.0 {
             state.superseded.insert(found.value.id(), found.value);
         }
-        for (_, found) in store.list_json::<StoredVm<VmObserved>>(VMS).await?.0 {
-            let StoredVm { vm, state_since } = found.value;
-            let vm = Arc::new(vm.by_its_specification());
-            let (host, id) = (vm.host.clone(), vm.id);
-            let reported = state.hosts.entry(host.clone()).or_default();
-            reported
-                .since
-                .insert(id, state_since.unwrap_or(vm.observed));
-            reported.vms.insert(id, Arc::clone(&vm));
-            state.file(&host, id, Some(vm));
+        let mut conditions = BTreeMap::new();
+        for (key, found) in store.list_json::<Conditions>(CONDITIONS).await?.0 {
+            if let Some(host) = key.strip_prefix(CONDITIONS) {
+                conditions.insert(host.to_owned(), found.value);
+            }
         }
+        read_vms(&*store, |mut held| {
+            let (host, id) = (held.vm.host.clone(), held.vm.id);
+            let of_host = conditions.get_mut(host.as_str());
+            if let Some(condition) = of_host.and_then(|of_host| of_host.remove(&id)) {
+                held.take(condition);
+            }
+            let vm = Arc::clone(&held.vm);
+            let reported = state.hosts.entry(host.clone()).or_default();
+            reported.vms.insert(id, held);
+            state.file(&host, id, Some(vm));
+        })
+        .await?;
         for (_, found) in store.list_json::<StoredFacts<HostFacts>>(FACTS).await?.0 {
             let StoredFacts { facts, reported } = found.value;
             let host = state.hosts.entry(facts.host.clone()).or_default();
@@ -102,19 +122,27 @@ impl Inventory {
 
     /// Forgets a host that left the fleet.
     pub(crate) async fn forget_host(&self, host: &HostName) -> Result<(), StoreError> {
-        let had: Vec<_> = self.copies_on(host).iter().map(|vm| vm.id).collect();
+        let turn = self.writing.lock().await;
         {
             let mut state = self.write();
             state.forget(host);
             state.hosts.remove(host);
             state.dirty.retain(|(other, _)| other != host);
+            state.behind.remove(host);
         }
-        let keys = had.iter().map(|id| vm_key(host, *id));
-        let keys: Vec<_> = keys.chain([format!("{FACTS}{host}")]).collect();
+        // Also of VMs that were removed before, and that had not yet been removed from the store.
+        let mut keys = vec![conditions_key(host), facts_key(host)];
+        let mut next = Some(Range::prefix(format!("{VMS}{host}/")).limit(RECORDS));
+        while let Some(range) = next {
+            let page = self.store.list(range.clone()).await?;
+            next = range.following(&page);
+            keys.extend(page.entries.into_iter().map(|entry| entry.key));
+        }
         for some in keys.chunks(MAX_OPERATIONS) {
             let txn = some.iter().fold(Txn::new(), |txn, key| txn.delete(key));
             let _ = self.store.commit(txn).await?;
         }
+        drop(turn);
         let superseded = self.superseded().into_iter();
         for copy in superseded.filter(|copy| copy.host == *host) {
             self.settle(host, copy.spec.id).await?;
@@ -138,81 +166,46 @@ impl Inventory {
         self.touch();
         Ok(())
     }
+}
 
-    /// Writes what changed to the store; on its return everything seen before the call is there.
-    pub(crate) async fn flush(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        let _turn = self.writing.lock().await;
-        let (vms, facts) = self.take_dirty(now);
-        // All are written again after a failure: which of them were is not worth knowing.
-        if let Err(error) = self.write_vms(&vms).await {
-            let still_behind = vms.into_iter().map(|(host, id, _)| (host, id));
-            self.write().dirty.extend(still_behind);
-            return Err(error);
+/// Reads all records of VMs, in their order. To decode them takes most of a start's time, so every processor does some.
+async fn read_vms(store: &dyn Store, mut take: impl FnMut(Held)) -> Result<(), StoreError> {
+    let at_once = std::thread::available_parallelism().map_or(1, NonZeroUsize::get) + 1;
+    let mut decoding = VecDeque::new();
+    let mut next = Some(Range::prefix(VMS).limit(RECORDS));
+    loop {
+        if let Some(range) = next.take() {
+            let page = store.list(range.clone()).await?;
+            next = range.following(&page);
+            let decode = move || -> Result<Vec<Held>, StoreError> {
+                page.entries.iter().map(decode_vm).collect()
+            };
+            decoding.push_back(tokio::task::spawn_blocking(decode));
         }
-        self.write_facts(&facts).await
-    }
-
-    /// In as few transactions as hold them: no two VMs depend on each other.
-    async fn write_vms(&self, vms: &[UnwrittenVm]) -> Result<(), StoreError> {
-        for some in vms.chunks(MAX_OPERATIONS) {
-            let mut txn = Txn::new();
-            for (host, id, vm) in some {
-                let key = vm_key(host, *id);
-                txn = match vm {
-                    Some((vm, since)) => {
-                        let stored = StoredVm {
-                            vm: &**vm,
-                            state_since: Some(*since),
-                        };
-                        txn.put_json(key, &stored)?
-                    }
-                    None => txn.delete(key),
-                };
-            }
-            let _ = self.store.commit(txn).await?;
+        if next.is_some() && decoding.len() < at_once {
+            continue;
         }
-        Ok(())
-    }
-
-    async fn write_facts(&self, facts: &[UnwrittenFacts]) -> Result<(), StoreError> {
-        for some in facts.chunks(MAX_OPERATIONS) {
-            let mut txn = Txn::new();
-            for (host, facts, reported) in some {
-                let stored = StoredFacts {
-                    facts: &**facts,
-                    reported: *reported,
-                };
-                txn = txn.put_json(format!("{FACTS}{host}"), &stored)?;
-            }
-            let _ = self.store.commit(txn).await?;
-        }
-        Ok(())
-    }
-
-    fn take_dirty(&self, now: OffsetDateTime) -> (Vec<UnwrittenVm>, Vec<UnwrittenFacts>) {
-        let mut state = self.write();
-        let dirty = std::mem::take(&mut state.dirty);
-        let latest = |host: &Reported, id| {
-            let vm = host.vms.get(&id)?;
-            let since = host.since.get(&id).copied();
-            Some((Arc::clone(vm), since.unwrap_or(vm.observed)))
+        let Some(decoded) = decoding.pop_front() else {
+            return Ok(());
         };
-        let vms = dirty.into_iter().map(|(host, id)| {
-            let vm = state.hosts.get(&host).and_then(|host| latest(host, id));
-            (host, id, vm)
-        });
-        let vms = vms.collect();
-        let mut facts = Vec::new();
-        for (host, reported) in &mut state.hosts {
-            let due = |at: OffsetDateTime| now - at >= FACTS_EVERY;
-            if reported.seen.snapshots == 0 || !reported.facts_written.is_none_or(due) {
-                continue;
-            }
-            if let (Some(latest), Some(at)) = (&reported.seen.facts, reported.seen.reported) {
-                reported.facts_written = Some(now);
-                facts.push((host.clone(), Arc::clone(latest), at));
-            }
-        }
-        (vms, facts)
+        let decoded = decoded
+            .await
+            .unwrap_or_else(|ended| match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The program ends.
+                Err(_) => Ok(Vec::new()),
+            });
+        decoded?.into_iter().for_each(&mut take);
     }
+}
+
+fn decode_vm(entry: &Entry) -> Result<Held, StoreError> {
+    let vm: VmObserved = entry.json()?;
+    let StoredState { state_since } = entry.json()?;
+    Ok(Held {
+        since: state_since.unwrap_or(vm.observed),
+        vm: Arc::new(vm.by_its_specification()),
+        recorded: Some(entry.mod_revision),
+        has_moved: false,
+    })
 }

@@ -6,9 +6,9 @@ use crate::presence::Presence;
 use fleetward_api::agent::AgentEvent;
 use fleetward_jobs::DebtBook;
 use fleetward_model::host::{HostFacts, Measurements};
-use fleetward_model::vm::{VmObserved, VmReport};
+use fleetward_model::vm::{VmObserved, VmReport, VmState};
 use fleetward_model::{HostName, VmId};
-use fleetward_store::SqliteStore;
+use fleetward_store::{Range, SqliteStore, Store};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -138,10 +138,29 @@ fn something() -> impl Strategy<Value = Happens> {
 async fn inventory() -> (tempfile::TempDir, Inventory) {
     let directory = tempfile::tempdir().expect("a directory");
     let store = SqliteStore::open(directory.path().join("store.db")).await;
-    let store = Arc::new(store.expect("a store"));
+    let inventory = open(Arc::new(store.expect("a store"))).await;
+    (directory, inventory)
+}
+
+async fn open(store: Arc<dyn Store>) -> Inventory {
     let debts = Arc::new(DebtBook::default());
     let inventory = Inventory::open(store, Arc::<Presence>::default(), debts).await;
-    (directory, inventory.expect("an inventory"))
+    inventory.expect("an inventory")
+}
+
+/// All copies and since when each is in its state, as of now.
+fn known(inventory: &Inventory) -> Vec<(VmObserved, OffsetDateTime)> {
+    let hosts = HOSTS.iter().map(|host| name(host));
+    let copies = hosts.flat_map(|host| inventory.copies_on(&host));
+    copies
+        .map(|copy| {
+            let since = inventory.state_since(&copy);
+            let mut copy = (*copy).clone();
+            // When the same was looked at again is not kept.
+            copy.observed = now();
+            (copy, since)
+        })
+        .collect()
 }
 
 async fn happen(inventory: &Inventory, what: Happens) {
@@ -282,6 +301,128 @@ proptest! {
             }
         });
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_store_that_was_written_says_what_memory_said(
+        happens in proptest::collection::vec((something(), proptest::option::weighted(0.3, 0..4_usize)), 1..30)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let (_directory, inventory) = inventory().await;
+            for (what, write) in happens {
+                happen(&inventory, what).await;
+                match write {
+                    None => {}
+                    Some(3) => inventory.flush_due(now()).await.expect("written"),
+                    Some(host) => inventory.flush_of(&name(HOSTS[host]), now()).await.expect("written"),
+                }
+            }
+            inventory.flush(now()).await.expect("written");
+            let again = open(Arc::clone(&inventory.store)).await;
+            assert_eq!(known(&again), known(&inventory));
+        });
+    }
+}
+
+/// What is under a prefix, with the revision of each.
+async fn stored(inventory: &Inventory, prefix: &str) -> Vec<(String, u64)> {
+    let page = inventory.store.list(Range::prefix(prefix)).await;
+    let entries = page.expect("a page").entries.into_iter();
+    entries
+        .map(|entry| (entry.key, entry.mod_revision.0))
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_starts_and_stops_is_not_written_whole_each_time() {
+    let (_directory, inventory) = inventory().await;
+    let copy = |running, observed| Copy {
+        vm: 1,
+        name: "web",
+        domain: None,
+        managed: true,
+        transit: None,
+        running,
+        group: "default",
+        observed,
+    };
+    happen(&inventory, Happens::Snapshot(0, vec![copy(false, 0)])).await;
+    inventory.flush_due(now()).await.expect("written");
+    let record = stored(&inventory, "seen-vm/").await;
+    assert_eq!(record.len(), 1);
+
+    for at in 1..6 {
+        happen(&inventory, Happens::Changed(0, copy(at % 2 == 1, at))).await;
+        inventory.flush_due(now()).await.expect("written");
+    }
+    assert_eq!(stored(&inventory, "seen-vm/").await, record);
+    let none_yet = stored(&inventory, "seen-now/").await;
+    assert!(none_yet.is_empty(), "it waits: {none_yet:?}");
+    let ended = open(Arc::clone(&inventory.store)).await;
+    assert!(ended.copies_on(&name("a"))[0].state == VmState::Stopped);
+
+    tokio::time::advance(std::time::Duration::from_secs(31)).await;
+    inventory.flush_due(now()).await.expect("written");
+    assert_eq!(stored(&inventory, "seen-vm/").await, record);
+    let again = open(Arc::clone(&inventory.store)).await;
+    assert_eq!(known(&again), known(&inventory), "as it is by now");
+
+    // Of a host that is lost nobody tells it again.
+    happen(&inventory, Happens::Changed(0, copy(false, 9))).await;
+    happen(&inventory, Happens::Lost(0)).await;
+    inventory.flush_due(now()).await.expect("written");
+    let again = open(Arc::clone(&inventory.store)).await;
+    assert_eq!(
+        known(&again),
+        known(&inventory),
+        "as it was when it was lost"
+    );
+
+    // A condition of before is not mixed with a record that was written after it.
+    happen(
+        &inventory,
+        Happens::Changed(
+            0,
+            Copy {
+                group: "other",
+                ..copy(true, 10)
+            },
+        ),
+    )
+    .await;
+    inventory.flush_due(now()).await.expect("written");
+    assert_ne!(stored(&inventory, "seen-vm/").await, record);
+    let again = open(Arc::clone(&inventory.store)).await;
+    assert_eq!(
+        known(&again),
+        known(&inventory),
+        "of the newer record alone"
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_leaves_takes_along_what_it_had_just_lost() {
+    let (_directory, inventory) = inventory().await;
+    let copy = Copy {
+        vm: 1,
+        name: "web",
+        domain: None,
+        managed: true,
+        transit: None,
+        running: false,
+        group: "default",
+        observed: 0,
+    };
+    happen(&inventory, Happens::Snapshot(0, vec![copy])).await;
+    inventory.flush(now()).await.expect("written");
+    happen(&inventory, Happens::Removed(0, 1)).await;
+    happen(&inventory, Happens::Left(0)).await;
+    let again = open(Arc::clone(&inventory.store)).await;
+    assert_eq!(known(&again), []);
 }
 
 #[tokio::test]
