@@ -46,6 +46,11 @@ pub const MAX_LINE: usize = 4 * 1024 * 1024;
 const MAX_ERROR_BODY: usize = 1024 * 1024;
 const UPLOAD_CHUNK: usize = 256 * 1024;
 
+/// A record of TLS, and the most that the head of an answer may take. What a connection has read into once it keeps.
+///
+/// Source: RFC 8446, section 5.1.
+const READ_AT_ONCE: usize = 16 * 1024;
+
 /// Shorter than the idle timeout of servers, so that the client closes the connection first.
 const POOL_IDLE: Duration = Duration::from_secs(20);
 
@@ -110,6 +115,7 @@ impl Client {
         let pool = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
+            .http1_max_buf_size(READ_AT_ONCE)
             .build(connector);
         Self {
             endpoint,

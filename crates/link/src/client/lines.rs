@@ -75,12 +75,12 @@ impl Pieces {
         self.buffer.extend_from_slice(piece);
     }
 
-    /// The next whole line. The room that a long one took is given back: a stream of events begins with everything, and
-    /// then has lines of a few kilobytes for as long as it lasts.
+    /// The next whole line. Room is given back when all was read, and what a long line took at once: a stream of events
+    /// begins with everything, and then mostly waits, for as long as it lasts and one for each host.
     fn line(&mut self) -> Result<Option<String>, ClientError> {
         let line = self.codec.decode(&mut self.buffer);
         let line = line.map_err(|error| self.unreadable(&error))?;
-        if line.as_ref().is_some_and(|line| line.len() > LONG_LINE) {
+        if self.buffer.is_empty() || line.as_ref().is_some_and(|line| line.len() > LONG_LINE) {
             self.buffer = BytesMut::from(&self.buffer[..]);
         }
         Ok(line)
@@ -192,9 +192,15 @@ mod tests {
             pieces.push(b"\n");
             assert_eq!(pieces.line().expect("a line").map(|l| l.len()), Some(8192));
         }
-        // Whatever is still held can be taken by the next piece.
-        assert!(pieces.buffer.capacity() <= 2 * LONG_LINE);
+        // Nothing is held that the next piece could take.
+        assert_eq!(pieces.buffer.capacity(), 0);
         pieces.buffer.reserve(1);
-        assert!(pieces.buffer.capacity() <= 2 * LONG_LINE);
+        assert!(pieces.buffer.capacity() <= 64);
+        pieces.push(b"a whole line\nand a part");
+        assert_eq!(
+            pieces.line().expect("a line").as_deref(),
+            Some("a whole line")
+        );
+        assert_eq!(&pieces.buffer[..], b"and a part");
     }
 }
