@@ -26,6 +26,7 @@ demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves t
 # Programs as tests need them, tests included: built without them first, everything above tokio would be built twice.
 .PHONY: build-tests
 build-tests: packages
+	@scripts/room-for-tests $(TARGET)
 	cargo build --workspace --all-targets --locked
 
 test: build-tests ## everything that must hold before a change lands (goal: 50 minutes on two cores); needs root
