@@ -33,7 +33,8 @@ pub(super) struct StoredVm<'a> {
     pub(super) state: StoredState,
 }
 
-/// What a VM's record has beside the VM. Read on its own, because serde takes three times as long for an object in parts.
+/// What a VM's record has beside the VM. Read on its own: serde copies the whole of an object that has such parts before it
+/// reads any of it.
 #[derive(Serialize, Deserialize)]
 pub(super) struct StoredState {
     #[serde(
