@@ -33,8 +33,9 @@ async fn nothing_is_left(node: &Node) {
     let directory = node.config.data_dir.join("conversions");
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let left: Vec<_> = std::fs::read_dir(&directory).unwrap().flatten().collect();
+        // An agent that has just begun removes the directory and makes it anew before it answers.
         let state: ConverterState = node.client.get(CONVERSIONS).await.unwrap();
+        let left: Vec<_> = std::fs::read_dir(&directory).unwrap().flatten().collect();
         if left.is_empty() && state.busy == 0 {
             return;
         }
