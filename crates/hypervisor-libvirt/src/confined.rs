@@ -17,7 +17,8 @@ use nix::sys::resource::{
     Resource::{self, RLIMIT_AS, RLIMIT_CPU, RLIMIT_FSIZE, RLIMIT_NOFILE, RLIMIT_NPROC},
     getrlimit,
 };
-use nix::unistd::{Gid, Uid, User};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Gid, Pid, Uid, User};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
@@ -317,10 +318,12 @@ impl Running {
         let (done, status) = match tokio::time::timeout(self.time, run).await {
             Ok(Ok(run)) => run,
             Ok(Err(failed)) => {
+                self.kill_all();
                 let _ = self.child.kill().await;
                 return Err(failed);
             }
             Err(_) => {
+                self.kill_all();
                 let _ = self.child.kill().await;
                 return Ok(Err(Ended::OverLimit("time")));
             }
@@ -334,6 +337,21 @@ impl Running {
             None => Ok(done),
             Some(failed) => Err(failed),
         })
+    }
+
+    /// Ends its processes. Killed in its first moment, bwrap leaves a child that has not yet asked to die with it, and that
+    /// waits for it for ever; that child is in its process group still.
+    fn kill_all(&self) {
+        // A process that was not waited for keeps its number, and its group's.
+        if let Some(group) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill_all();
     }
 }
 

@@ -448,14 +448,18 @@ async fn giving_a_conversion_up_ends_its_processes() {
         disk: None,
     };
     let tell = |_| {};
-    let begun = async {
-        while !is_open(&source) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+    // Also in its first moments, when nothing of it has asked yet to end with anything else.
+    for moment in 0..40 {
+        let begun = async {
+            while !is_open(&source) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tokio::time::sleep(Duration::from_micros(moment * 500)).await;
+        };
+        tokio::select! {
+            _ = converter.convert(conversion, &tell) => panic!("it takes longer"),
+            () = begun => {}
         }
-    };
-    tokio::select! {
-        _ = converter.convert(conversion, &tell) => panic!("it takes longer"),
-        () = begun => {}
     }
     let deadline = Instant::now() + Duration::from_secs(10);
     while is_open(&source) {
