@@ -332,9 +332,9 @@ impl Drop for Files {
     }
 }
 
-/// What conversions have on the host: directories, and processes in a confinement.
+/// What conversions have on the host: directories, and processes in a confinement. The states of TPMs are tried in one, too.
 fn conversions(fleet: &Fleet) -> Result<String> {
-    let look = "ls -A /var/lib/fleetward/conversions; pgrep -ax 'bwrap|zstd' || true";
+    let look = "ls -A /var/lib/fleetward/conversions; pgrep -ax zstd; pgrep -af '[b]wrap .*(qemu-img|zstd)' || true";
     let said = fleet.exec("a", &["sh", "-c", look])?.ok()?;
     Ok(said.stdout)
 }

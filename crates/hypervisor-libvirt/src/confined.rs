@@ -10,15 +10,14 @@
 //! ```
 //! This module knows no formats. A wall-clock deadline holds beside the limits of the kernel.
 
-use crate::program::Program;
+use crate::program::{Group, Program};
 use crate::syscalls;
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::resource::{
     Resource::{self, RLIMIT_AS, RLIMIT_CPU, RLIMIT_FSIZE, RLIMIT_NOFILE, RLIMIT_NPROC},
     getrlimit,
 };
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Gid, Pid, Uid, User};
+use nix::unistd::{Gid, Uid, User};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
@@ -211,6 +210,7 @@ impl Confinement {
         drop(command);
         let said = tokio::spawn(read_beginning(child.stderr.take()));
         Ok(Running {
+            group: Group::of(&child),
             child,
             said,
             time: limits.time,
@@ -289,6 +289,8 @@ impl Confinement {
 /// A run that has begun. Dropping it ends all of its processes.
 pub(crate) struct Running {
     child: Child,
+    /// Killed in its first moment, bwrap leaves a child that waits for it for ever.
+    group: Group,
     said: JoinHandle<String>,
     time: Duration,
 }
@@ -302,6 +304,7 @@ impl Running {
     /// Its last words, where it has ended already.
     pub(crate) async fn ended_early(&mut self) -> Option<Ended> {
         let status = self.child.try_wait().ok().flatten()?;
+        self.group.ended();
         let said = (&mut self.said).await.unwrap_or_default();
         ended(status, &said)
     }
@@ -318,40 +321,26 @@ impl Running {
         let (done, status) = match tokio::time::timeout(self.time, run).await {
             Ok(Ok(run)) => run,
             Ok(Err(failed)) => {
-                self.kill_all();
                 let _ = self.child.kill().await;
                 return Err(failed);
             }
             Err(_) => {
-                self.kill_all();
                 let _ = self.child.kill().await;
                 return Ok(Err(Ended::OverLimit("time")));
             }
         };
         let said = (&mut self.said).await.unwrap_or_default();
         let failed = match status {
-            Ok(status) => ended(status, &said),
+            Ok(status) => {
+                self.group.ended();
+                ended(status, &said)
+            }
             Err(error) => Some(Ended::NotConfined(error.to_string())),
         };
         Ok(match failed {
             None => Ok(done),
             Some(failed) => Err(failed),
         })
-    }
-
-    /// Ends its processes. Killed in its first moment, bwrap leaves a child that has not yet asked to die with it, and that
-    /// waits for it for ever; that child is in its process group still.
-    fn kill_all(&self) {
-        // A process that was not waited for keeps its number, and its group's.
-        if let Some(group) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
-            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.kill_all();
     }
 }
 

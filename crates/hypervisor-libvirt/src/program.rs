@@ -150,7 +150,7 @@ impl Program {
             });
         }
         let mut child = self.spawn(arguments, descriptors)?;
-        let group = Group(child.id());
+        let mut group = Group::of(&child);
         let stdout = child.stdout.take();
         let stderr = child.stderr.take();
         let work = async {
@@ -176,11 +176,18 @@ impl Program {
     }
 }
 
-/// Kills what is left of a process group when the run is given up.
-struct Group(Option<u32>);
+/// Kills what is left of a process group when the run is given up: also what its leader has just started, and what has not
+/// asked yet to end with its leader.
+pub(crate) struct Group(Option<u32>);
 
 impl Group {
-    fn ended(mut self) {
+    /// The group of a process that was started as the leader of one.
+    pub(crate) fn of(leader: &Child) -> Self {
+        Self(leader.id())
+    }
+
+    /// The leader has come to its own end.
+    pub(crate) fn ended(&mut self) {
         self.0 = None;
     }
 }

@@ -169,7 +169,7 @@ impl Inventory {
     }
 }
 
-/// Reads all records of VMs, in their order. To decode them takes most of a start's time, so every processor does some.
+/// Reads all records of VMs, in their order. Every processor decodes some.
 async fn read_vms(store: &dyn Store, mut take: impl FnMut(Held)) -> Result<(), StoreError> {
     let at_once = std::thread::available_parallelism().map_or(1, NonZeroUsize::get) + 1;
     let mut decoding = VecDeque::new();

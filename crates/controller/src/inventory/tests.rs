@@ -46,6 +46,18 @@ struct Copy {
 }
 
 impl Copy {
+    /// A stopped VM like any other.
+    const WEB: Self = Self {
+        vm: 1,
+        name: "web",
+        domain: None,
+        managed: true,
+        transit: None,
+        running: false,
+        group: "default",
+        observed: 0,
+    };
+
     fn report(&self) -> VmReport {
         let created = "2026-01-01T00:00:00Z";
         let transit = self
@@ -341,14 +353,9 @@ async fn stored(inventory: &Inventory, prefix: &str) -> Vec<(String, u64)> {
 async fn a_vm_that_starts_and_stops_is_not_written_whole_each_time() {
     let (_directory, inventory) = inventory().await;
     let copy = |running, observed| Copy {
-        vm: 1,
-        name: "web",
-        domain: None,
-        managed: true,
-        transit: None,
         running,
-        group: "default",
         observed,
+        ..Copy::WEB
     };
     happen(&inventory, Happens::Snapshot(0, vec![copy(false, 0)])).await;
     inventory.flush_due(now()).await.expect("written");
@@ -407,16 +414,7 @@ async fn a_vm_that_starts_and_stops_is_not_written_whole_each_time() {
 #[tokio::test]
 async fn a_host_that_leaves_takes_along_what_it_had_just_lost() {
     let (_directory, inventory) = inventory().await;
-    let copy = Copy {
-        vm: 1,
-        name: "web",
-        domain: None,
-        managed: true,
-        transit: None,
-        running: false,
-        group: "default",
-        observed: 0,
-    };
+    let copy = Copy::WEB;
     happen(&inventory, Happens::Snapshot(0, vec![copy])).await;
     inventory.flush(now()).await.expect("written");
     happen(&inventory, Happens::Removed(0, 1)).await;
@@ -434,16 +432,7 @@ async fn a_sign_of_life_is_no_news_and_a_change_is_news_of_one_vm() {
         reader.take().all,
         "whoever begins has everything to look at"
     );
-    let copy = Copy {
-        vm: 1,
-        name: "web",
-        domain: None,
-        managed: true,
-        transit: None,
-        running: false,
-        group: "default",
-        observed: 0,
-    };
+    let copy = Copy::WEB;
     happen(&inventory, Happens::Snapshot(0, vec![copy.clone()])).await;
     let mut both = News::host(&host);
     both.vms.insert(id(1));
