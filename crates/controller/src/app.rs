@@ -8,6 +8,7 @@ use crate::ek::KnownEks;
 use crate::escrow::retention::Retention;
 use crate::escrow::{Escrow, keeper};
 use crate::expulsion::Expulsions;
+use crate::first_call::FirstCall;
 use crate::fleet::Fleet;
 use crate::holders::Holder;
 use crate::hosts::Hosts;
@@ -23,12 +24,13 @@ use fleetward_jobs::{DebtBook, Engine, EngineOptions, Job, JobError, JobFilter, 
 use fleetward_model::admission;
 use fleetward_model::audit::AuditAction;
 use fleetward_model::guardian::TrustMode;
-use fleetward_model::{Failure, JobId, VmId};
+use fleetward_model::{Failure, HostName, JobId, VmId};
 use fleetward_store::{Guard, Store, StoreExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 /// How often it is looked whether the controller's own certificate is due; the new one is only for new connections. Clocks
@@ -38,12 +40,9 @@ const RENEWAL_LOOK: Duration = Duration::from_secs(60);
 /// How long a request waits for keys that are being re-wrapped.
 const REWRAP_PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long a start waits for hosts.
-const FIRST_CALL: Duration = Duration::from_secs(2);
-
 /// Many events come together and are written as one. What is not written yet is not shown after a crash, until its host
 /// is heard again.
-const GATHER: Duration = Duration::from_millis(100);
+pub(crate) const GATHER: Duration = Duration::from_millis(100);
 const WRITE_EVERY: Duration = Duration::from_secs(15);
 
 /// Cheap to clone.
@@ -52,6 +51,7 @@ pub(crate) struct App {
     pub(crate) world: Arc<World>,
     pub(crate) engine: Engine,
     pub(crate) watchers: Arc<Watchers>,
+    pub(crate) first_call: FirstCall,
     /// Held from choosing a host to the submission, so that two creations do not count on the same memory.
     pub(crate) placing: Arc<tokio::sync::Mutex<()>>,
     /// Bulk requests under way.
@@ -72,6 +72,8 @@ pub(crate) struct Begin<'a> {
     /// `host:port` that join tokens tell to hosts.
     pub(crate) advertise: String,
     pub(crate) now: OffsetDateTime,
+    /// Where the connections to hosts live.
+    pub(crate) host_runtime: Handle,
 }
 
 impl App {
@@ -88,6 +90,7 @@ impl App {
             retention,
             advertise,
             now,
+            host_runtime,
         } = begin;
         start_above_all_generations(&store, now).await?;
         let hosts = Arc::new(Hosts::open(store.clone(), data).await?);
@@ -138,17 +141,20 @@ impl App {
                 .take_over(seen.chain(kept).collect())
                 .await?;
         }
-        let watchers = Arc::new(Watchers::new(stop.clone()));
-        call_everybody(&world, &watchers).await;
+        let watchers = Arc::new(Watchers::new(host_runtime, stop.clone()));
+        let first_call = FirstCall::begin(&world, &watchers);
         let options = EngineOptions {
             debts,
             ..EngineOptions::default()
         };
-        let engine = Engine::start(store, work::registry(&world), options);
+        // Jobs that go on should not decide on old news.
+        let registry = work::registry(&world);
+        let engine = Engine::start_after(first_call.over(), store, registry, options);
         let app = Self {
             world,
             engine,
             watchers,
+            first_call,
             placing: Arc::default(),
             bulks: Arc::default(),
             advertise: advertise.into(),
@@ -165,13 +171,30 @@ impl App {
             app.follow(&job);
         }
         tokio::spawn(keep_written(app.world.clone(), stop.clone()));
-        tokio::spawn(crate::debts::keep_paid(app.clone(), stop.clone()));
-        tokio::spawn(crate::keeper::keep(app.clone(), stop.clone()));
-        tokio::spawn(crate::autostart::answer_agents(app.clone(), stop.clone()));
-        tokio::spawn(crate::ek::catch_up(app.world.clone(), stop.clone()));
-        tokio::spawn(keeper::keep_current(app.world.clone(), stop.clone()));
-        tokio::spawn(keep_certified(app.world.fleet.clone(), stop));
+        tokio::spawn(keep_certified(app.world.fleet.clone(), stop.clone()));
+        tokio::spawn(app.clone().look_after_fleet(stop));
         Ok(app)
+    }
+
+    /// Begins what is done for hosts and VMs without being asked, when it is known how they are.
+    async fn look_after_fleet(self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = self.first_call.over() => {}
+        }
+        let world = self.world.clone();
+        tokio::spawn(crate::debts::keep_paid(self.clone(), stop.clone()));
+        tokio::spawn(crate::keeper::keep(self.clone(), stop.clone()));
+        tokio::spawn(crate::autostart::answer_agents(self, stop.clone()));
+        tokio::spawn(crate::ek::catch_up(world.clone(), stop.clone()));
+        tokio::spawn(keeper::keep_current(world, stop));
+    }
+
+    /// Returns when these hosts were called since the start.
+    pub(crate) async fn heard(&self, hosts: &[HostName]) {
+        self.first_call
+            .over_for(&self.world, &self.watchers, hosts)
+            .await;
     }
 
     /// Submits a job for `by` and remembers that it holds what it works on.
@@ -291,29 +314,6 @@ async fn start_above_all_generations(
     Engine::raise_generation(store, above).await?;
     let _ = store.put_json(KEY, &above, Guard::Any).await?;
     Ok(())
-}
-
-/// Begins to watch all hosts, and waits a little for what they say: jobs that go on should not decide on old news.
-async fn call_everybody(world: &Arc<World>, watchers: &Watchers) {
-    let hosts = world.hosts.all();
-    let mut changes = world.inventory.changes();
-    for host in &hosts {
-        watchers.watch(world, &host.name);
-    }
-    let mut awaited: Vec<_> = hosts.iter().map(|host| host.name.clone()).collect();
-    let all = async {
-        loop {
-            awaited.retain(|host| !world.inventory.seen(host).tried);
-            if awaited.is_empty() || changes.changed().await.is_err() {
-                return;
-            }
-            tokio::time::sleep(GATHER).await;
-            changes.mark_unchanged();
-        }
-    };
-    if tokio::time::timeout(FIRST_CALL, all).await.is_err() {
-        tracing::info!("not every host answers yet");
-    }
 }
 
 async fn keep_written(world: Arc<World>, stop: CancellationToken) {

@@ -3,7 +3,7 @@
 
 use fleetward_model::HostName;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Calls under way at the same time, of each kind.
 const AT_ONCE: usize = 64;
@@ -19,13 +19,22 @@ const APART: Duration = Duration::from_millis(10);
 /// Places for calls.
 #[derive(Debug)]
 pub(crate) struct Dials {
+    preferred: Semaphore,
     hopeful: Semaphore,
     repeated: Semaphore,
+}
+
+/// A place for one call.
+#[derive(Debug)]
+pub(crate) struct Place<'d> {
+    held: SemaphorePermit<'d>,
 }
 
 /// Which hosts a call competes with: those that are gone do not hold up those that are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
+    /// Of a host that somebody waits for.
+    Preferred,
     /// Of a host that answered last, or was not called since the start.
     Hopeful,
     /// Of a host that did not answer last.
@@ -35,6 +44,7 @@ pub(crate) enum Call {
 impl Default for Dials {
     fn default() -> Self {
         Self {
+            preferred: Semaphore::new(AT_ONCE),
             hopeful: Semaphore::new(AT_ONCE),
             repeated: Semaphore::new(AT_ONCE),
         }
@@ -42,18 +52,26 @@ impl Default for Dials {
 }
 
 impl Dials {
-    /// Runs a call in a place of its own, which is given back at its end, or when it takes long.
-    pub(crate) async fn run<T>(&self, kind: Call, call: impl Future<Output = T>) -> T {
+    /// Waits for a place.
+    pub(crate) async fn place(&self, kind: Call) -> Place<'_> {
         let places = match kind {
+            Call::Preferred => &self.preferred,
             Call::Hopeful => &self.hopeful,
             Call::Repeated => &self.repeated,
         };
-        let place = places.acquire().await.expect("it is never closed");
+        let held = places.acquire().await.expect("it is never closed");
+        Place { held }
+    }
+}
+
+impl Place<'_> {
+    /// Runs a call in the place, which is given back at its end, or when it takes long.
+    pub(crate) async fn run<T>(self, call: impl Future<Output = T>) -> T {
         let mut call = std::pin::pin!(call);
         match tokio::time::timeout(HELD, call.as_mut()).await {
             Ok(done) => done,
             Err(_) => {
-                drop(place);
+                drop(self.held);
                 call.await
             }
         }
@@ -128,7 +146,7 @@ mod tests {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     now.fetch_sub(1, Ordering::SeqCst);
                 };
-                dials.run(Call::Hopeful, call).await;
+                dials.place(Call::Hopeful).await.run(call).await;
             })
         });
         for call in calls.collect::<Vec<_>>() {
@@ -143,14 +161,17 @@ mod tests {
         for kind in [Call::Hopeful, Call::Repeated] {
             for _ in 0..AT_ONCE {
                 let dials = dials.clone();
-                tokio::spawn(async move { dials.run(kind, std::future::pending::<()>()).await });
+                tokio::spawn(async move {
+                    let place = dials.place(kind).await;
+                    place.run(std::future::pending::<()>()).await;
+                });
             }
         }
         while dials.hopeful.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         let begun = tokio::time::Instant::now();
-        dials.run(Call::Hopeful, async {}).await;
+        dials.place(Call::Hopeful).await.run(async {}).await;
         let waited = begun.elapsed();
         assert!(
             waited >= HELD / 2 && waited <= HELD + HELD / 10,

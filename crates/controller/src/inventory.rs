@@ -59,8 +59,8 @@ pub(crate) struct Seen {
     pub(crate) last_seen: Option<OffsetDateTime>,
     /// Snapshots received since the start.
     pub(crate) snapshots: u64,
-    /// Whether it was called since the start, with whatever success.
-    pub(crate) tried: bool,
+    /// See [`Inventory::tried`].
+    tried: bool,
 }
 
 /// A host with all that it said.
@@ -333,6 +333,12 @@ impl Inventory {
     /// Whether a host answers.
     pub(crate) fn online(&self, host: &HostName) -> bool {
         self.read().online(host)
+    }
+
+    /// Whether a host was called since the start, with whatever success.
+    pub(crate) fn tried(&self, host: &HostName) -> bool {
+        let state = self.read();
+        state.hosts.get(host).is_some_and(|host| host.seen.tried)
     }
 
     /// The last sign of life of a host.

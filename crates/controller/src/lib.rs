@@ -36,6 +36,7 @@ mod dials;
 mod ek;
 mod escrow;
 mod expulsion;
+mod first_call;
 mod fleet;
 mod holders;
 mod hosts;
@@ -74,6 +75,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -114,11 +116,28 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         tracing::info!("stopping");
         asked.cancel();
     });
-    run_until(options, stop, |_| {}).await
+    // Requests do not queue behind the handshakes and first reports of thousands of hosts.
+    let hosts = runtime::Builder::new_multi_thread()
+        .thread_name("hosts")
+        .enable_all()
+        .build()
+        .context("cannot start the threads for hosts")?;
+    let ended = run_on(hosts.handle(), options, stop, |_| {}).await;
+    hosts.shutdown_background();
+    ended
 }
 
-/// Runs a controller until `stop`; `ready` hears the address it listens on.
+/// Runs a controller until `stop`, with everything in the runtime of the caller; `ready` hears the address it listens on.
 pub async fn run_until(
+    options: Options,
+    stop: CancellationToken,
+    ready: impl FnOnce(SocketAddr),
+) -> anyhow::Result<()> {
+    run_on(&Handle::current(), options, stop, ready).await
+}
+
+async fn run_on(
+    host_runtime: &Handle,
     options: Options,
     stop: CancellationToken,
     ready: impl FnOnce(SocketAddr),
@@ -154,6 +173,7 @@ pub async fn run_until(
         retention: options.retention,
         advertise,
         now,
+        host_runtime: host_runtime.clone(),
     };
     let app = App::start(store, begin, stop.clone()).await?;
     let check = tokio::spawn(end_with_the_store(soundness, stop.clone()));

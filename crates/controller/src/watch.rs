@@ -19,6 +19,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -30,14 +31,24 @@ const CERTIFICATE_WITHIN: Duration = Duration::from_secs(60);
 /// The tasks of all hosts.
 #[derive(Debug)]
 pub(crate) struct Watchers {
+    /// Where they run, each with its connection.
+    runtime: Handle,
     stop: CancellationToken,
     dials: Arc<Dials>,
-    tasks: Mutex<HashMap<HostName, CancellationToken>>,
+    tasks: Mutex<HashMap<HostName, Task>>,
+}
+
+#[derive(Debug, Clone)]
+struct Task {
+    stop: CancellationToken,
+    /// Somebody waits for what the host says.
+    preferred: CancellationToken,
 }
 
 impl Watchers {
-    pub(crate) fn new(stop: CancellationToken) -> Self {
+    pub(crate) fn new(runtime: Handle, stop: CancellationToken) -> Self {
         Self {
+            runtime,
             stop,
             dials: Arc::default(),
             tasks: Mutex::default(),
@@ -46,38 +57,53 @@ impl Watchers {
 
     /// Begins to watch a host, or begins anew.
     pub(crate) fn watch(&self, world: &Arc<World>, host: &HostName) {
-        let stop = self.stop.child_token();
+        let task = Task {
+            stop: self.stop.child_token(),
+            preferred: CancellationToken::new(),
+        };
         let mut tasks = self.lock();
-        match tasks.insert(host.clone(), stop.clone()) {
-            Some(former) => former.cancel(),
+        match tasks.insert(host.clone(), task.clone()) {
+            Some(former) => former.stop.cancel(),
             None => dials::warn_of_files(tasks.len(), host),
         }
         drop(tasks);
         let (world, host, dials) = (Arc::clone(world), host.clone(), Arc::clone(&self.dials));
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             tokio::select! {
-                () = stop.cancelled() => {}
-                () = follow(&world, &host, &dials) => {}
+                () = task.stop.cancelled() => {}
+                () = follow(&world, &host, &dials, &task.preferred) => {}
             }
         });
     }
 
     pub(crate) fn forget(&self, host: &HostName) {
-        if let Some(stop) = self.lock().remove(host) {
-            stop.cancel();
+        if let Some(task) = self.lock().remove(host) {
+            task.stop.cancel();
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<HostName, CancellationToken>> {
+    /// Calls the host before others that wait for their call.
+    pub(crate) fn prefer(&self, host: &HostName) {
+        if let Some(task) = self.lock().get(host) {
+            task.preferred.cancel();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<HostName, Task>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn follow(world: &Arc<World>, host: &HostName, dials: &Arc<Dials>) {
+async fn follow(
+    world: &Arc<World>,
+    host: &HostName,
+    dials: &Arc<Dials>,
+    preferred: &CancellationToken,
+) {
     let (mut pauses, mut kind) = (Pauses::default(), Call::Hopeful);
     loop {
         let mut online = false;
-        let ended = match call(world, host, dials, kind).await {
+        let ended = match call(world, host, dials, kind, preferred).await {
             Ok(begun) => listen(world, host, dials, begun, &mut online).await,
             Err(failure) => Err(failure),
         };
@@ -102,6 +128,7 @@ async fn call(
     host: &HostName,
     dials: &Dials,
     kind: Call,
+    preferred: &CancellationToken,
 ) -> Result<(Events, Option<AgentEvent>), Failure> {
     let calling = async {
         let agent = world.agents.of(host)?;
@@ -109,7 +136,13 @@ async fn call(
         let first = events.next().await?;
         Ok((events, first))
     };
-    dials.run(kind, calling).await
+    let place = async {
+        tokio::select! {
+            place = dials.place(kind) => place,
+            place = async { preferred.cancelled().await; dials.place(Call::Preferred).await } => place,
+        }
+    };
+    place.await.run(calling).await
 }
 
 /// Until the stream ends or breaks.
@@ -207,7 +240,7 @@ fn look_after_certificate(world: &Arc<World>, host: &HostName, dials: &Arc<Dials
     let (world, host, dials) = (Arc::clone(world), host.clone(), Arc::clone(dials));
     tokio::spawn(async move {
         let looking = certificates::keep(&world, &host);
-        dials.run(Call::Hopeful, looking).await;
+        dials.place(Call::Hopeful).await.run(looking).await;
     });
 }
 

@@ -165,7 +165,9 @@ fn drives(fleet: &Fleet) -> Result<()> {
     // The machine has a drive only after its next start; its image goes along before that, too.
     let result = fleet.json(&["vm", "media", "insert", VM, "drivers"])?;
     ensure!(result["next_start"] == json!(["drives"]), "{result}");
-    cli(fleet, "image delete drivers --yes")?.refused(4, "IMAGE_IN_USE")?;
+    let used = cli(fleet, "image delete drivers --yes")?.refused(4, "IMAGE_IN_USE")?;
+    let fix = "fix: fleetward vm media eject desk --drive ";
+    ensure!(used.stderr.contains(fix), "{}", used.stderr);
     // So does the firmware's order, which waits as well.
     let result = fleet.json(&["vm", "set", VM, "--boot", "iso"])?;
     ensure!(result["next_start"] == json!(["boot"]), "{result}");

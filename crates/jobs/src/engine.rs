@@ -161,6 +161,16 @@ impl Engine {
     /// Starts an engine on `store`. It takes the lead as soon as no other has it, resumes all jobs that
     /// have not ended, and runs new ones. Call within a tokio runtime.
     pub fn start(store: Arc<dyn Store>, registry: Registry, options: EngineOptions) -> Self {
+        Self::start_after(std::future::ready(()), store, registry, options)
+    }
+
+    /// As [`start`](Self::start); it takes no lead before `ready`. Jobs that are submitted until then are kept.
+    pub fn start_after(
+        ready: impl Future<Output = ()> + Send + 'static,
+        store: Arc<dyn Store>,
+        registry: Registry,
+        options: EngineOptions,
+    ) -> Self {
         let shared = Arc::new(Shared {
             ledger: Ledger { store },
             registry,
@@ -172,7 +182,14 @@ impl Engine {
             term: Mutex::default(),
             paying: Mutex::default(),
         });
-        let leader = tokio::spawn(leader::lead(Arc::clone(&shared)));
+        let leads = Arc::clone(&shared);
+        let leader = tokio::spawn(async move {
+            tokio::select! {
+                () = leads.stop.cancelled() => return,
+                () = ready => {}
+            }
+            leader::lead(leads).await;
+        });
         *lock(&shared.leader) = Some(leader);
         let alive = Arc::new(shared.stop.clone().drop_guard());
         Self {

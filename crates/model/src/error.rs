@@ -226,7 +226,7 @@ codes! {
         "install the same version of the firmware on the destination: apt-get install ovmf";
     HostUnconfined = "HOST_UNCONFINED", Refused,
         "libvirt on that host confines its VMs by neither AppArmor nor SELinux. QEMU and swtpm of all VMs run as the same two users there, so a guest that takes over its QEMU can read the disks of the others.",
-        "on that host: apt-get install apparmor, security_driver = \"apparmor\" in /etc/libvirt/qemu.conf, systemctl restart apparmor libvirtd; the VMs that run there are confined when they start again";
+        "on that host: apt-get install -y apparmor && sed -i '/^ *security_driver/d; $a security_driver = \"apparmor\"' /etc/libvirt/qemu.conf && systemctl restart apparmor libvirtd; the VMs that run there are confined when they start again";
     SecureBootOutdated = "SECURE_BOOT_OUTDATED", Refused,
         "The VM's firmware trusts Microsoft's certificates of 2011, which have run out, and not those of 2023. What boots today goes on booting; media and loaders that only the new ones sign do not boot, and updates of the lists are refused.",
         "see what it costs, then add them while the VM is stopped: fleetward secure-boot enroll {vm} --dry-run",
@@ -429,8 +429,8 @@ codes! {
         "What the guest is to find at its first boot (SSH keys, user data, answer file, address) cannot be used as it is.",
         "see the reason, which names file and line";
     ImageInUse = "IMAGE_IN_USE", Refused,
-        "VMs still need the image as their installer medium.",
-        "delete the VMs that the message names first";
+        "The image is in drives of VMs, now or from their next start.",
+        "fleetward vm media eject {vm}, for each VM that the message names";
     HostCertificateUnusable = "HOST_CERTIFICATE_UNUSABLE", Refused,
         "A host's certificate has run out, was lost or is refused. Its VMs run on, and it keeps its guardian.",
         "fleetward host rejoin {host}; then on the host, with the token: fleetward-agent rejoin",

@@ -71,6 +71,7 @@ async fn host_list(
 
 async fn host_show(State(app): State<App>, Path(host): Path<String>) -> Answer<Json<HostView>> {
     let host: HostName = parsed("host's name", &host)?;
+    app.heard(std::slice::from_ref(&host)).await;
     let world = &app.world;
     let found = world.hosts.of(&host);
     let record = found.map_err(|missing| expulsion::told(world, &host, missing))?;

@@ -13,8 +13,10 @@ use axum::extract::{Path, Request, State};
 use fleetward_api::agent::ConversionQuery;
 use fleetward_api::controller::{ImageSource, ImageView, ImportQuery, ImportStage, ImportView};
 use fleetward_api::verbs;
+use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, ImageName};
 use http::StatusCode;
+use std::sync::Arc;
 use time::OffsetDateTime;
 
 serves! {
@@ -108,28 +110,41 @@ async fn image_import_show(
     Ok(Json(app.world.images.under_way(&name)?))
 }
 
+/// Why an image with this SHA-256 is not deleted: drives hold it, also such as a machine has only from its next start.
+fn in_drives(vms: &[Arc<VmObserved>], image: &ImageName, sha256: &str) -> Option<Failure> {
+    /// Commands of a fix that are told at once.
+    const TOLD: usize = 5;
+    let drives = vms.iter().flat_map(|vm| {
+        let drives = vm.metadata.iter().flat_map(|known| &known.spec.drives);
+        let holding = drives.filter(|drive| {
+            let medium = drive.medium.as_ref();
+            medium.is_some_and(|medium| medium.sha256 == sha256)
+        });
+        holding.map(|drive| (&vm.name, &drive.target))
+    });
+    let drives: Vec<_> = drives.collect();
+    if drives.is_empty() {
+        return None;
+    }
+    let named = drives.iter().map(|(vm, drive)| format!("{drive} of {vm}"));
+    let ejects = drives.iter().take(TOLD);
+    let ejects = ejects.map(|(vm, drive)| format!("fleetward vm media eject {vm} --drive {drive}"));
+    Some(
+        Failure::new(
+            ErrorCode::ImageInUse,
+            format!("image {image} is in drives of VMs"),
+        )
+        .because(named.collect::<Vec<_>>().join(", "))
+        .fix(ejects.collect::<Vec<_>>().join(" && ")),
+    )
+}
+
 async fn image_delete(State(app): State<App>, Path(image): Path<String>) -> Answer<StatusCode> {
     let name: ImageName = parsed("image's name", &image)?;
     let world = &app.world;
     let known = world.images.of(&name)?;
-    let users: Vec<_> = world
-        .inventory
-        .vms()
-        .into_iter()
-        .filter(|vm| {
-            let mut media = vm.metadata.iter().flat_map(|m| m.spec.media());
-            media.any(|medium| medium.sha256 == known.sha256)
-        })
-        .map(|vm| vm.name.to_string())
-        .collect();
-    if !users.is_empty() {
-        let what = format!(
-            "image {name} is the installer medium of {} VMs",
-            users.len()
-        );
-        return Err(Failure::new(ErrorCode::ImageInUse, what)
-            .because(users.join(", "))
-            .into());
+    if let Some(failure) = in_drives(&world.inventory.vms(), &name, &known.sha256) {
+        return Err(failure.into());
     }
     if world
         .images

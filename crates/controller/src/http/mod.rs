@@ -2,7 +2,7 @@
 //! and says which at its top.
 //!
 //! ```text
-//!   request ─► log ─► guard (the verb's role; before the body is read) ─► handler ─► JSON, or a Failure
+//!   request ─► log ─► guard (the verb's role; before the body is read) ─► heard ─► handler ─► JSON, or a Failure
 //! ```
 
 /// Says which function answers a verb.
@@ -73,7 +73,7 @@ trait Served: Verb {
 /// Every verb behind its guard. One that nobody serves does not compile.
 pub(crate) fn router(app: App) -> Router {
     macro_rules! routes {
-        ($($verb:ident)*) => { Router::new()$(.merge(route::<verbs::$verb>()))* };
+        ($($verb:ident)*) => { Router::new()$(.merge(route::<verbs::$verb>(&app)))* };
     }
     each_verb!(routes)
         .fallback(no_endpoint)
@@ -82,9 +82,24 @@ pub(crate) fn router(app: App) -> Router {
         .with_state(app)
 }
 
-fn route<V: Served>() -> Router<App> {
-    let guarded = V::handler().layer(middleware::from_fn_with_state(V::ACCESS, guard));
+fn route<V: Served>(app: &App) -> Router<App> {
+    // What is about one VM or one host waits for its hosts alone.
+    let waits_itself =
+        [verbs::VmShow::OPERATION, verbs::HostShow::OPERATION].contains(&V::OPERATION);
+    let handler = match waits_itself {
+        true => V::handler(),
+        false => V::handler().layer(middleware::from_fn_with_state(app.clone(), heard)),
+    };
+    let guarded = handler.layer(middleware::from_fn_with_state(V::ACCESS, guard));
     Router::new().route(V::PATH, guarded)
+}
+
+/// After a start, lets the hosts be called first: what was known of them before may be old.
+async fn heard(State(app): State<App>, request: Request, next: Next) -> Response {
+    if !app.first_call.is_over() {
+        app.first_call.over().await;
+    }
+    next.run(request).await
 }
 
 /// # Panics

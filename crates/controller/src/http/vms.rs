@@ -128,7 +128,15 @@ impl Listed {
 }
 
 async fn vm_show(State(app): State<App>, Path(vm): Path<String>) -> Answer<Json<VmView>> {
-    let vm = app.world.inventory.find(&vm)?;
+    let inventory = &app.world.inventory;
+    if !app.first_call.is_over() {
+        match inventory.find(&vm) {
+            Ok(known) => app.heard(&inventory.hosts_with(known.id)).await,
+            // It may have been made while the controller was away.
+            Err(_) => app.first_call.over().await,
+        }
+    }
+    let vm = inventory.find(&vm)?;
     Ok(Json(view::vm(&Disputes::now(&app.world), &vm)))
 }
 

@@ -17,6 +17,7 @@ mod claims;
 mod crash;
 mod ek;
 mod escrow;
+mod first_call;
 mod fit;
 mod fleet;
 mod former;
