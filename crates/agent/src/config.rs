@@ -55,6 +55,9 @@ pub struct Config {
     pub serial_log_dir: Option<PathBuf>,
     /// How many TPMs to keep ready, 0 to 64.
     pub tpm_pool_size: usize,
+    /// How many TPMs to keep ready once the host has had nothing to do for a minute, 0 to 1,000; making them takes a tenth of
+    /// one processor at most. Not more than `tpm_pool_size`: the pool does not grow.
+    pub tpm_pool_at_rest: usize,
     /// The address of the directory on a web server where what `fleetward ek publish` writes is published, such as
     /// `http://pki.example/fleetward/`; none: EK certificates name no address. Best the same on all hosts.
     pub ek_address: Option<EkAddress>,
@@ -183,6 +186,7 @@ impl Default for Config {
             accelerator: AcceleratorChoice::Auto,
             serial_log_dir: None,
             tpm_pool_size: 4,
+            tpm_pool_at_rest: 200,
             ek_address: None,
             memory_reserve: ByteSize::gib(1),
             autostart_parallel: 2,
@@ -283,6 +287,9 @@ impl Config {
         if config.tpm_pool_size > 64 {
             return wrong("tpm_pool_size", "is at most 64".into());
         }
+        if config.tpm_pool_at_rest > 1000 {
+            return wrong("tpm_pool_at_rest", "is at most 1000".into());
+        }
         if !(1..=64).contains(&config.autostart_parallel) {
             return wrong("autostart_parallel", "is 1 to 64".into());
         }
@@ -373,6 +380,7 @@ mod tests {
             ("data_dir = 'x'", "data_dir"),
             ("advertise = 'host'", "advertise"),
             ("tpm_pool_size = 1000", "tpm_pool_size"),
+            ("tpm_pool_at_rest = 1001", "tpm_pool_at_rest"),
             ("ek_address = 'pki.example'", "ek_address"),
             ("autostart_parallel = 0", "autostart_parallel"),
             ("autostart_patience = 0", "autostart_patience"),

@@ -25,7 +25,7 @@ use crate::record::VmRecord;
 use crate::screen::Screens;
 use crate::seeds::Seeds;
 use crate::tpm_judge::Proofs;
-use crate::tpm_pool::TpmPool;
+use crate::tpm_pool::{PoolSizes, TpmPool};
 use crate::tpm_process::TpmProcesses;
 use fleetward_hypervisor::{
     Converter, DomainState, Error as HypervisorError, SharedHypervisor, TpmFactory, Volumes,
@@ -137,7 +137,13 @@ impl Host {
             proofs: Proofs::default(),
             tpm_processes: TpmProcesses::default(),
             machines: Machines::default(),
-            tpm_pool: TpmPool::new(layout.tpm_pool(), config.tpm_pool_size),
+            tpm_pool: TpmPool::new(
+                layout.tpm_pool(),
+                PoolSizes {
+                    at_once: config.tpm_pool_size,
+                    at_rest: config.tpm_pool_at_rest,
+                },
+            ),
             operations: OperationTable::default(),
             observer: Observer::new(),
             arrivals: Arrivals::default(),

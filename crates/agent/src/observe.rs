@@ -288,6 +288,7 @@ pub(crate) async fn facts(host: &Host) -> Result<HostFacts> {
         guardians: host.keyring.facts(),
         clock: OffsetDateTime::now_utc(),
         tpm_pool: host.tpm_pool.ready(),
+        tpm_pool_most: Some(host.tpm_pool.most()),
         boot: host.boot.facts(),
         histories: history::vms(&host.layout.history()),
         formats: Formats::KNOWN,

@@ -20,13 +20,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long refilling waits after a failure.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// How long the host must have been at rest before TPMs are made ahead.
+/// How often a host with work to do is looked at again.
 const CALM: Duration = Duration::from_secs(2);
+
+/// How long the host must have been at rest before the pool grows beyond its size.
+const REST: Duration = Duration::from_secs(60);
+
+/// The share of the time in which a pool that grows makes TPMs, as one of so many parts.
+const SHARE: u32 = 10;
 
 const MAKING: &str = "making-";
 
@@ -138,21 +145,59 @@ impl ReadyTpm {
     }
 }
 
+/// How many TPMs are kept ready.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PoolSizes {
+    /// As soon as the host has nothing to do.
+    pub(crate) at_once: usize,
+    /// When the host has been at rest for long.
+    pub(crate) at_rest: usize,
+}
+
+/// What a pool does next.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Nothing, until a TPM is taken.
+    Sleep,
+    Wait(Duration),
+    /// Makes one, and pauses for so many times as long as that took.
+    Make {
+        pauses: u32,
+    },
+}
+
+impl PoolSizes {
+    /// For so many that are ready, on a host that has had nothing to do for so long.
+    fn next(self, ready: usize, rest: Duration) -> Next {
+        if ready >= self.at_once.max(self.at_rest) {
+            Next::Sleep
+        } else if rest.is_zero() {
+            Next::Wait(CALM)
+        } else if ready < self.at_once {
+            Next::Make { pauses: 0 }
+        } else if rest < REST {
+            Next::Wait(REST - rest)
+        } else {
+            Next::Make { pauses: SHARE - 1 }
+        }
+    }
+}
+
 /// The ready TPMs of a host.
 #[derive(Debug)]
 pub(crate) struct TpmPool {
     directory: PathBuf,
-    size: usize,
+    sizes: PoolSizes,
     /// One taker at a time, so that two never take the same.
     taking: Mutex<()>,
     taken: Notify,
 }
 
 impl TpmPool {
-    pub(crate) fn new(directory: PathBuf, size: usize) -> Self {
+    pub(crate) fn new(directory: PathBuf, sizes: PoolSizes) -> Self {
         Self {
             directory,
-            size,
+            sizes,
             taking: Mutex::new(()),
             taken: Notify::new(),
         }
@@ -209,28 +254,43 @@ impl TpmPool {
             .map_err(|error| Trouble::file("a TPM made ahead of time", entry, &error))
     }
 
+    /// How many it may come to have.
+    pub(crate) fn most(&self) -> u32 {
+        u32::try_from(self.sizes.at_once.max(self.sizes.at_rest)).unwrap_or(u32::MAX)
+    }
+
     /// Keeps the pool full while the host has nothing better to do.
     pub(crate) async fn keep_full(&self, host: Arc<Host>, stop: CancellationToken) {
+        // Since when there was nothing to do, whenever it was looked.
+        let mut idle = Instant::now();
         while !stop.is_cancelled() {
-            let pause = if self.ready_entries().len() >= self.size {
-                None
-            } else if host.operations.is_any_under_way() {
-                Some(CALM)
-            } else {
-                match self.make_ahead(&host).await {
-                    Ok(()) => continue,
-                    Err(trouble) => {
-                        tracing::warn!(
-                            because = trouble.failure.because,
-                            "no TPM could be made ahead"
-                        );
-                        Some(PAUSE)
+            let rest = match host.operations.is_any_under_way() {
+                true => {
+                    idle = Instant::now();
+                    Duration::ZERO
+                }
+                false => idle.elapsed().max(Duration::from_nanos(1)),
+            };
+            let pause = match self.sizes.next(self.ready_entries().len(), rest) {
+                Next::Sleep => None,
+                Next::Wait(pause) => Some(pause.min(CALM)),
+                Next::Make { pauses } => {
+                    let begun = Instant::now();
+                    match self.make_ahead(&host).await {
+                        Ok(()) => Some(begun.elapsed() * pauses),
+                        Err(trouble) => {
+                            tracing::warn!(
+                                because = trouble.failure.because,
+                                "no TPM could be made ahead"
+                            );
+                            Some(PAUSE)
+                        }
                     }
                 }
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.taken.notified() => {}
+                () = self.taken.notified() => idle = Instant::now(),
                 () = sleep_or_wait(pause) => {}
             }
         }
@@ -311,5 +371,40 @@ async fn sleep_or_wait(pause: Option<Duration>) {
     match pause {
         Some(pause) => tokio::time::sleep(pause).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: PoolSizes = PoolSizes {
+        at_once: 4,
+        at_rest: 200,
+    };
+
+    #[test]
+    fn a_pool_is_filled_at_once_and_grows_when_the_host_is_at_rest() {
+        let (busy, calm) = (Duration::ZERO, Duration::from_secs(1));
+        assert_eq!(SIZES.next(3, busy), Next::Wait(CALM));
+        assert_eq!(SIZES.next(3, calm), Next::Make { pauses: 0 });
+        assert_eq!(SIZES.next(4, calm), Next::Wait(REST - calm));
+        assert_eq!(SIZES.next(4, REST), Next::Make { pauses: 9 });
+        assert_eq!(SIZES.next(199, REST), Next::Make { pauses: 9 });
+        assert_eq!(SIZES.next(200, REST), Next::Sleep);
+    }
+
+    #[test]
+    fn a_pool_that_does_not_grow_sleeps_when_it_is_full() {
+        let fixed = PoolSizes {
+            at_once: 4,
+            at_rest: 0,
+        };
+        assert_eq!(fixed.next(4, REST), Next::Sleep);
+        let none = PoolSizes {
+            at_once: 0,
+            at_rest: 0,
+        };
+        assert_eq!(none.next(0, REST), Next::Sleep);
     }
 }

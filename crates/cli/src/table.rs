@@ -139,7 +139,14 @@ pub(crate) fn host(host: &HostView) -> String {
         sheet.add("swtpm", swtpm_word(versions.swtpm));
         sheet.add("libtpms", or_none(versions.libtpms));
         sheet.add("Agent", &versions.agent);
-        sheet.add("TPMs ready", facts.tpm_pool);
+        let ready = facts.tpm_pool;
+        sheet.add(
+            "TPMs ready",
+            match facts.tpm_pool_most.filter(|most| *most > ready) {
+                Some(most) => format!("{ready}, up to {most} while the host is at rest"),
+                None => ready.to_string(),
+            },
+        );
         if let Some(boot) = &facts.boot {
             sheet.add(
                 "Boot",

@@ -263,8 +263,11 @@ fn hosts_of_fleet(programs: &Programs, files: &LabFiles) -> Result<Value> {
 fn write_agent_config(files: &LabFiles, record: &LabRecord, host: &HostRecord) -> Result<()> {
     // An earlier version of the agent refuses what it does not know.
     let known = host.agent_program.is_none();
-    let ek_address = match known {
-        true => r#"ek_address = "http://pki.lab.example/fleetward/""#,
+    let newer = match known {
+        true => {
+            r#"tpm_pool_at_rest = 4
+ek_address = "http://pki.lab.example/fleetward/""#
+        }
         false => "",
     };
     let mut text = format!(
@@ -276,7 +279,7 @@ libvirt_uri = "qemu:///system"
 accelerator = "{accelerator}"
 serial_log_dir = "{serial}"
 tpm_pool_size = 4
-{ek_address}
+{newer}
 
 [[pool]]
 name = "default"

@@ -304,6 +304,9 @@ pub struct HostFacts {
     pub clock: OffsetDateTime,
     /// TPMs manufactured ahead and ready.
     pub tpm_pool: u32,
+    /// As many as that become when the host is at rest. None: its agent is of before that was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm_pool_most: Option<u32>,
     /// What its last boot brings back; none when nothing was to come back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootFacts>,

@@ -109,6 +109,7 @@ cat > /etc/fleetward/agent.toml << END
 advertise = "ADDRESS:7443"
 accelerator = "tcg"
 tpm_pool_size = 1
+tpm_pool_at_rest = 1
 nvram_dir = "/var/lib/fleetward/uefi"
 
 [[pool]]

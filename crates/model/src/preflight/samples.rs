@@ -74,6 +74,7 @@ pub(crate) fn facts(host: &str) -> HostFacts {
         guardians: vec![guardian(host)],
         clock: NOW,
         tpm_pool: 4,
+        tpm_pool_most: Some(4),
         boot: None,
         histories: Vec::new(),
         formats: Formats::KNOWN,

@@ -309,6 +309,7 @@ pub(super) fn facts(host: &HostName, group: GroupName, guardian: GuardianFacts) 
         guardians: vec![guardian],
         clock: OffsetDateTime::now_utc(),
         tpm_pool: 4,
+        tpm_pool_most: Some(4),
         boot: None,
         histories: Vec::new(),
         formats: Formats::KNOWN,

@@ -323,7 +323,7 @@ pub fn refusal(error: ClientError) -> Failure {
 fn config(root: &Path, address: &str) -> Config {
     let text = format!(
         "data_dir = '{r}/data'\nrun_dir = '{r}/run'\nlisten = '{address}'\nadvertise = '{address}'\n\
-         nvram_dir = '{r}/nvram'\nformer_nvram_dir = '{r}/former-nvram'\nlibvirt_socket = '{r}/libvirt-sock'\ntpm_pool_size = 1\n\
+         nvram_dir = '{r}/nvram'\nformer_nvram_dir = '{r}/former-nvram'\nlibvirt_socket = '{r}/libvirt-sock'\ntpm_pool_size = 1\ntpm_pool_at_rest = 1\n\
          [[pool]]\nname = 'default'\npath = '{r}/pool'\n\
          [[network]]\nname = 'lan'\nbridge = 'br-there-is-not'\n\
          [[pool]]\nname = 'other'\npath = '{r}/other'\n",
