@@ -4,6 +4,7 @@
 //! status of 400 or more is an error that carries the body, so no caller can overlook it.
 
 use crate::dial::{self, DialError};
+use crate::local;
 use crate::patience::within;
 use crate::tls::{ALPN_HTTP, ClientTls};
 use base64::Engine;
@@ -31,7 +32,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
 use tokio_util::io::ReaderStream;
 
 mod lines;
@@ -507,10 +507,7 @@ impl fmt::Display for Endpoint {
 impl Endpoint {
     async fn connect(&self, timeout: Duration) -> Result<Wire, DialError> {
         let stream: Box<dyn Duplex> = match self {
-            Self::Unix(path) => {
-                let refused = |error| DialError::from_connect(&path.display().to_string(), error);
-                Box::new(UnixStream::connect(path).await.map_err(refused)?)
-            }
+            Self::Unix(path) => Box::new(local::connect_in_turn(path, timeout).await?),
             Self::Tls { address, tls } => {
                 Box::new(dial::dial(address, tls, ALPN_HTTP, timeout).await?)
             }

@@ -1,12 +1,21 @@
 //! Unix sockets that have the right permissions from the first moment, and are removed with their owner.
 
+use crate::dial::DialError;
+use crate::patience::within;
 use fleetward_durable::{SharedDirectory, Socket};
 use nix::unistd::geteuid;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 
-const BACKLOG: u32 = 128;
+/// Connections that wait to be accepted: as many as a server has at the same time. The kernel may allow fewer
+/// (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
+
+/// Pauses before a full queue is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Path and permissions of a Unix socket. The directory must exist.
 #[derive(Debug, Clone)]
@@ -89,6 +98,33 @@ fn remove(path: &Path) -> io::Result<()> {
     match SharedDirectory::open_if_there(directory)? {
         Some(directory) => directory.remove(name),
         None => Ok(()),
+    }
+}
+
+/// Connects to a server on this machine, and waits at most `limit` for a place in its queue: while that is full, a connection
+/// that does not block fails with `EAGAIN`.
+///
+/// Source: connect(2).
+pub(crate) async fn connect_in_turn(path: &Path, limit: Duration) -> Result<UnixStream, DialError> {
+    let address = path.display().to_string();
+    let attempt = async {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match UnixStream::connect(path).await {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                other => return other,
+            }
+        }
+    };
+    match within(limit, attempt).await {
+        Some(connected) => connected.map_err(|error| DialError::from_connect(&address, error)),
+        None => Err(DialError::Timeout {
+            address,
+            after: limit,
+        }),
     }
 }
 

@@ -224,6 +224,51 @@ async fn nobody_listening_is_told_apart_from_a_broken_exchange() {
 }
 
 #[tokio::test]
+async fn a_full_queue_of_the_unix_socket_is_waited_for() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("busy.sock");
+    let socket = tokio::net::UnixSocket::new_stream().expect("socket");
+    socket.bind(&path).expect("bind");
+    let listener = socket.listen(1).expect("listen");
+    let clients: Vec<_> = (0..20)
+        .map(|_| {
+            let client = Client::unix(&path);
+            tokio::spawn(async move { whoami_text(&client).await })
+        })
+        .collect();
+    let full = async {
+        loop {
+            match tokio::net::UnixStream::connect(&path).await {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    soon(full).await;
+    let impatient = Client::unix(&path).with_timeouts(Timeouts {
+        connect: Duration::from_millis(200),
+        ..Timeouts::default()
+    });
+    let error = soon(whoami_text(&impatient)).await.expect_err("full");
+    assert!(
+        matches!(error, ClientError::Dial(DialError::Timeout { .. })),
+        "{error:?}"
+    );
+
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nme";
+            let _ = stream.read(&mut [0; 1000]).await;
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    for client in clients {
+        let answer = soon(client).await.expect("no panic");
+        assert_eq!(answer.expect("an answer"), "me");
+    }
+}
+
+#[tokio::test]
 async fn a_silent_peer_at_the_address_is_a_timeout() {
     let fleet = Fleet::new();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
