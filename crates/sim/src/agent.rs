@@ -108,6 +108,20 @@ impl FakeAgent {
         Ok(())
     }
 
+    /// Listens again after [`cut`](Self::cut), as soon as what listened before has let go of the address. A host whose
+    /// address somebody else has taken stays away, and says so.
+    pub async fn listen_again(&self) {
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+        let begin = std::time::Instant::now();
+        while let Err(error) = self.listen().await {
+            if begin.elapsed() > PATIENCE {
+                tracing::warn!(host = %self.host, %error, "the host does not come back");
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
     /// A client that shows this host's certificate.
     pub fn client_of(&self, controller: SocketAddr, trust: FleetTrust) -> Client {
         let tls = ClientTls::member(self.credential.clone(), trust, Identity::Controller);

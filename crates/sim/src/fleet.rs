@@ -97,12 +97,7 @@ impl RunningFleet {
 
     /// The guest writes its TPM, and its host tells of it.
     pub fn write_tpm(&self, number: u32) -> bool {
-        self.change(number, |vm| {
-            if let Some(tpm) = &mut vm.simulated_tpm {
-                tpm.writes += 1;
-                tpm.told = true;
-            }
-        })
+        self.change(number, FakeVm::write_tpm)
     }
 
     fn change(&self, number: u32, change: impl FnOnce(&mut FakeVm)) -> bool {

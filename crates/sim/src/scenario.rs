@@ -6,20 +6,52 @@
 //! what = "state-reason"    # or "tpm": the guest writes its TPM
 //!
 //! [[fault]]                # something happens to hosts
-//! kind = "silent"          # or "partition", "restart", "slow", "clock"
+//! kind = "silent"          # or another one of the table below
 //! percent = 30             # of all hosts, always the same ones for the same seed
 //! after_seconds = 60
 //! for_seconds = 20
 //! every_seconds = 120      # optional: again and again
 //! ```
+//!
+//! | kind | what happens | what it takes |
+//! |---|---|---|
+//! | `silent` | connections stay, and nothing comes: a host that hangs | |
+//! | `partition` | connections end, and new ones are refused | |
+//! | `restart` | the agent ends, and is there again after `for_seconds` | |
+//! | `flapping` | connections end and come again, each host in a rhythm of its own | `up_seconds`, `down_seconds` |
+//! | `slow` | each answer takes its time | `delay_ms` |
+//! | `clock` | the host's clock is wrong | `ahead_seconds` |
+//! | `boot-storm` | the hosts lose their power and are back at once; the VMs that ran boot within `for_seconds`, and each writes its TPM | |
+//! | `lying` | the host says what is not so | `lie` |
+//!
+//! | lie | what the host says |
+//! |---|---|
+//! | `others-vms` | that it has `vms` VMs of the next host |
+//! | `any-vm` | asked for any VM, it answers with its first one: report and TPM, also where it does not have the VM |
+//! | `growing-reports` | of its first VM, reports of 1 KiB, 2 KiB and so on up to 4 MiB |
+//!
+//! The module reads a scenario; [`events`] lets it happen.
 
-use crate::fleet::RunningFleet;
-use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+mod events;
+mod lies;
+
+pub(crate) use events::keep_changing;
+
+use anyhow::{Context, Result};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+/// Every time of a scenario is shorter, seconds.
+const LONGEST: f64 = 1e6;
+/// A clock that is wrong by more is no clock: 30 years in seconds.
+const FARTHEST_CLOCK: i64 = 30 * 365 * 86_400;
+/// An answer that takes longer than any peer waits is silence, ms.
+const LONGEST_DELAY: u64 = 600_000;
+/// VMs of another host that one host claims.
+const MOST_CLAIMS: u32 = 1000;
 
 /// What happens. Nothing, by default.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -35,6 +67,7 @@ pub struct Scenario {
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
+    #[serde(deserialize_with = "rate")]
     pub per_second: f64,
     #[serde(default)]
     pub what: Changed,
@@ -52,42 +85,35 @@ pub enum Changed {
 
 /// What happens to some hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Written")]
 pub struct Fault {
     pub kind: FaultKind,
+    /// Of all hosts.
     pub percent: f64,
-    #[serde(default)]
-    pub after_seconds: f64,
-    #[serde(default = "Fault::shortest")]
-    pub for_seconds: f64,
-    pub every_seconds: Option<f64>,
-    /// Of `slow` hosts: how long each answer takes.
-    #[serde(default)]
-    pub delay_ms: u64,
-    /// Of hosts with a wrong `clock`: how far it is ahead.
-    #[serde(default)]
-    pub ahead_seconds: i64,
+    pub after: Duration,
+    pub lasts: Duration,
+    /// From one begin to the next; none: once.
+    pub every: Option<Duration>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+/// What a host does meanwhile; the table of the module says more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
-    /// Connections stay, and nothing comes: a host that hangs.
     Silent,
-    /// Connections end, and new ones are refused.
     Partition,
-    /// The agent ends and is there again after that time.
     Restart,
-    /// Each answer takes `delay_ms`.
-    Slow,
-    /// The clock is `ahead_seconds` ahead.
-    Clock,
+    Flapping { up: Duration, down: Duration },
+    Slow { delay: Duration },
+    Clock { ahead: time::Duration },
+    BootStorm,
+    Lying(Lie),
 }
 
-impl Fault {
-    fn shortest() -> f64 {
-        1.0
-    }
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    OthersVms { vms: u32 },
+    AnyVm,
+    GrowingReports,
 }
 
 impl Scenario {
@@ -98,140 +124,183 @@ impl Scenario {
     }
 
     /// # Errors
-    /// What is no scenario, and numbers that nothing can be done with.
+    /// What is no scenario, with the line and the reason.
     pub fn parse(text: &str) -> Result<Self> {
-        let scenario: Self = toml::from_str(text)?;
-        for change in &scenario.changes {
-            if !(change.per_second > 0.0 && change.per_second <= 100_000.0) {
-                bail!(
-                    "per_second is {}: it is more than 0 and at most 100,000",
-                    change.per_second
-                );
-            }
-        }
-        for fault in &scenario.faults {
-            if !(0.0..=100.0).contains(&fault.percent) {
-                bail!("percent is {}: it is 0 to 100", fault.percent);
-            }
-            let times = [
-                Some(fault.after_seconds),
-                Some(fault.for_seconds),
-                fault.every_seconds,
-            ];
-            if let Some(wrong) = times
-                .iter()
-                .flatten()
-                .find(|time| !(0.0..=1e6).contains(*time))
-            {
-                bail!("{wrong} seconds: times are 0 to 1,000,000");
-            }
-            if fault
-                .every_seconds
-                .is_some_and(|every| every <= fault.for_seconds)
-            {
-                bail!("every_seconds is not longer than for_seconds, so the fault would never end");
-            }
-        }
-        Ok(scenario)
-    }
-
-    /// Begins all of it. It ends with the runtime.
-    pub fn begin(self, fleet: &Arc<RunningFleet>) {
-        for change in self.changes {
-            tokio::spawn(keep_changing(fleet.clone(), change));
-        }
-        for (number, fault) in (0..).zip(self.faults) {
-            tokio::spawn(keep_failing(fleet.clone(), fault, number));
-        }
+        Ok(toml::from_str(text)?)
     }
 }
 
-/// Until the runtime ends.
-pub(crate) async fn keep_changing(fleet: Arc<RunningFleet>, change: Change) {
-    let vms = fleet.plan.all_vms();
-    if vms == 0 {
-        return;
-    }
-    let mut random = fastrand::Rng::with_seed(fleet.plan.random_seed);
-    let begin = Instant::now();
-    let mut due = interval(Duration::from_millis(10));
-    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut done = 0_u64;
-    loop {
-        due.tick().await;
-        let wanted = (begin.elapsed().as_secs_f64() * change.per_second) as u64;
-        while done < wanted {
-            done += 1;
-            let vm = random.u32(0..vms);
-            match change.what {
-                Changed::StateReason => fleet.touch(vm, format!("change {done}")),
-                Changed::Tpm => fleet.write_tpm(vm),
-            };
+/// A fault as the file has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    kind: Kind,
+    #[serde(deserialize_with = "percent")]
+    percent: f64,
+    #[serde(default, deserialize_with = "seconds")]
+    after_seconds: Option<Duration>,
+    #[serde(default, deserialize_with = "seconds")]
+    for_seconds: Option<Duration>,
+    #[serde(default, deserialize_with = "seconds")]
+    every_seconds: Option<Duration>,
+    #[serde(default, deserialize_with = "seconds")]
+    up_seconds: Option<Duration>,
+    #[serde(default, deserialize_with = "seconds")]
+    down_seconds: Option<Duration>,
+    #[serde(default, deserialize_with = "delay")]
+    delay_ms: Option<Duration>,
+    #[serde(default, deserialize_with = "clock")]
+    ahead_seconds: Option<time::Duration>,
+    lie: Option<LieKind>,
+    #[serde(default, deserialize_with = "claims")]
+    vms: Option<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    Silent,
+    Partition,
+    Restart,
+    Flapping,
+    Slow,
+    Clock,
+    BootStorm,
+    Lying,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum LieKind {
+    OthersVms,
+    AnyVm,
+    GrowingReports,
+}
+
+impl TryFrom<Written> for Fault {
+    type Error = String;
+
+    fn try_from(mut written: Written) -> Result<Self, String> {
+        let kind = written.take_kind()?;
+        if let Some(field) = written.left() {
+            return Err(format!("{field} is of another kind of fault than this one"));
         }
+        let lasts = written.for_seconds.unwrap_or(Duration::from_secs(1));
+        let every = written.every_seconds;
+        if every.is_some_and(|every| every <= lasts) {
+            return Err(
+                "every_seconds is not longer than for_seconds, so the fault would never end".into(),
+            );
+        }
+        Ok(Self {
+            kind,
+            percent: written.percent,
+            after: written.after_seconds.unwrap_or_default(),
+            lasts,
+            every,
+        })
     }
 }
 
-async fn keep_failing(fleet: Arc<RunningFleet>, fault: Fault, number: u64) {
-    let hosts = fault.hosts(&fleet, number);
-    sleep(Duration::from_secs_f64(fault.after_seconds)).await;
-    loop {
-        let begin = Instant::now();
-        for host in &hosts {
-            fault.begin(&fleet, *host);
-        }
-        tracing::info!(kind = ?fault.kind, hosts = hosts.len(), "a fault begins");
-        sleep(Duration::from_secs_f64(fault.for_seconds)).await;
-        for host in &hosts {
-            if let Err(error) = fault.end(&fleet, *host).await {
-                tracing::warn!(host = %fleet.hosts[*host].host, %error, "the host does not come back");
-            }
-        }
-        tracing::info!(kind = ?fault.kind, hosts = hosts.len(), "a fault has ended");
-        let Some(every) = fault.every_seconds else {
-            return;
-        };
-        let next = Duration::from_secs_f64(every).saturating_sub(begin.elapsed());
-        sleep(next).await;
+impl Written {
+    /// The kind, with what belongs to it taken out.
+    fn take_kind(&mut self) -> Result<FaultKind, String> {
+        Ok(match self.kind {
+            Kind::Silent => FaultKind::Silent,
+            Kind::Partition => FaultKind::Partition,
+            Kind::Restart => FaultKind::Restart,
+            Kind::Flapping => FaultKind::Flapping {
+                up: rhythm("up_seconds", self.up_seconds.take())?,
+                down: rhythm("down_seconds", self.down_seconds.take())?,
+            },
+            Kind::Slow => FaultKind::Slow {
+                delay: needed("slow", "delay_ms", self.delay_ms.take())?,
+            },
+            Kind::Clock => FaultKind::Clock {
+                ahead: needed("clock", "ahead_seconds", self.ahead_seconds.take())?,
+            },
+            Kind::BootStorm => FaultKind::BootStorm,
+            Kind::Lying => FaultKind::Lying(match needed("lying", "lie", self.lie.take())? {
+                LieKind::OthersVms => Lie::OthersVms {
+                    vms: self.vms.take().unwrap_or(1),
+                },
+                LieKind::AnyVm => Lie::AnyVm,
+                LieKind::GrowingReports => Lie::GrowingReports,
+            }),
+        })
+    }
+
+    /// What is there and belongs to another kind.
+    fn left(&self) -> Option<&'static str> {
+        let fields = [
+            ("up_seconds", self.up_seconds.is_some()),
+            ("down_seconds", self.down_seconds.is_some()),
+            ("delay_ms", self.delay_ms.is_some()),
+            ("ahead_seconds", self.ahead_seconds.is_some()),
+            ("lie", self.lie.is_some()),
+            ("vms", self.vms.is_some()),
+        ];
+        let left = fields.into_iter().find(|(_, is_there)| *is_there);
+        left.map(|(field, _)| field)
     }
 }
 
-impl Fault {
-    /// The hosts that it happens to.
-    fn hosts(&self, fleet: &RunningFleet, number: u64) -> Vec<usize> {
-        let mut random = fastrand::Rng::with_seed(fleet.plan.random_seed ^ (number + 1));
-        let mut hosts: Vec<usize> = (0..fleet.hosts.len()).collect();
-        random.shuffle(&mut hosts);
-        let share = (hosts.len() as f64 * self.percent / 100.0).round() as usize;
-        hosts.truncate(share);
-        hosts
-    }
+fn needed<T>(kind: &str, field: &str, value: Option<T>) -> Result<T, String> {
+    value.ok_or_else(|| format!("kind = \"{kind}\" needs {field}"))
+}
 
-    fn begin(&self, fleet: &RunningFleet, host: usize) {
-        let host = &fleet.hosts[host];
-        match self.kind {
-            FaultKind::Silent => host.silence(true),
-            FaultKind::Partition | FaultKind::Restart => host.cut(),
-            FaultKind::Slow => {
-                let delay = Duration::from_millis(self.delay_ms);
-                host.look(|inner| inner.delay = delay);
-            }
-            FaultKind::Clock => {
-                let ahead = time::Duration::seconds(self.ahead_seconds);
-                host.look(|inner| inner.clock_ahead = ahead);
-            }
-        }
+/// A host that flaps faster than this is one that does not listen at all.
+fn rhythm(field: &str, value: Option<Duration>) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(100);
+    let time = needed("flapping", field, value)?;
+    match time >= SHORTEST {
+        true => Ok(time),
+        false => Err(format!("{field} is at least 0.1")),
     }
+}
 
-    async fn end(&self, fleet: &RunningFleet, host: usize) -> std::io::Result<()> {
-        let host = &fleet.hosts[host];
-        match self.kind {
-            FaultKind::Silent => host.silence(false),
-            FaultKind::Partition | FaultKind::Restart => host.listen().await?,
-            FaultKind::Slow => host.look(|inner| inner.delay = Duration::ZERO),
-            FaultKind::Clock => host.look(|inner| inner.clock_ahead = time::Duration::ZERO),
-        }
-        Ok(())
+/// A value of the file within bounds; the name of what is outside stands in the message, and the reader adds the line.
+fn within<'de, T, D>(from: D, what: &str, bounds: RangeInclusive<T>) -> Result<T, D::Error>
+where
+    T: Deserialize<'de> + PartialOrd + std::fmt::Display,
+    D: Deserializer<'de>,
+{
+    let value = T::deserialize(from)?;
+    match bounds.contains(&value) {
+        true => Ok(value),
+        false => Err(D::Error::custom(format!(
+            "{what} is {value}: it is {} to {}",
+            bounds.start(),
+            bounds.end()
+        ))),
     }
+}
+
+fn rate<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    within(from, "per_second", 0.001..=100_000.0)
+}
+
+fn percent<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    within(from, "percent", 0.0..=100.0)
+}
+
+fn seconds<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let seconds = within(from, "a time in seconds", 0.0..=LONGEST)?;
+    Ok(Some(Duration::from_secs_f64(seconds)))
+}
+
+fn delay<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let ms = within(from, "delay_ms", 1..=LONGEST_DELAY)?;
+    Ok(Some(Duration::from_millis(ms)))
+}
+
+fn clock<'de, D: Deserializer<'de>>(from: D) -> Result<Option<time::Duration>, D::Error> {
+    let ahead = within(from, "ahead_seconds", -FARTHEST_CLOCK..=FARTHEST_CLOCK)?;
+    Ok(Some(time::Duration::seconds(ahead)))
+}
+
+fn claims<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    within(from, "vms", 1..=MOST_CLAIMS).map(Some)
 }
 
 #[cfg(test)]
@@ -239,26 +308,124 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scenario_is_read_and_one_that_cannot_be_is_refused_with_the_reason() {
-        let text = "[[change]]\nper_second = 5\n[[fault]]\nkind = \"silent\"\npercent = 30\n";
-        let scenario = Scenario::parse(text).expect("a scenario");
-        assert_eq!(scenario.changes[0].what, Changed::StateReason);
-        assert_eq!(scenario.faults[0].kind, FaultKind::Silent);
-        for (wrong, because) in [
-            ("[[change]]\nper_second = -1", "per_second"),
-            ("[[fault]]\nkind = \"silent\"\npercent = 130", "percent"),
-            ("[[fault]]\nkind = \"melts\"\npercent = 1", "melts"),
+    fn every_kind_of_fault_is_read() {
+        for (kind, read) in [
+            ("\"silent\"", FaultKind::Silent),
+            ("\"partition\"", FaultKind::Partition),
+            ("\"restart\"", FaultKind::Restart),
             (
-                "[[fault]]\nkind = \"slow\"\npercent = 1\nfor_seconds = 5\nevery_seconds = 4",
-                "never end",
+                "\"flapping\"\nup_seconds = 2\ndown_seconds = 0.5",
+                FaultKind::Flapping {
+                    up: Duration::from_secs(2),
+                    down: Duration::from_millis(500),
+                },
             ),
             (
-                "[[fault]]\nkind = \"slow\"\npercent = 1\nfor_seconds = -5",
-                "seconds",
+                "\"slow\"\ndelay_ms = 700",
+                FaultKind::Slow {
+                    delay: Duration::from_millis(700),
+                },
+            ),
+            (
+                "\"clock\"\nahead_seconds = -60",
+                FaultKind::Clock {
+                    ahead: time::Duration::seconds(-60),
+                },
+            ),
+            ("\"boot-storm\"", FaultKind::BootStorm),
+            (
+                "\"lying\"\nlie = \"others-vms\"\nvms = 3",
+                FaultKind::Lying(Lie::OthersVms { vms: 3 }),
+            ),
+            ("\"lying\"\nlie = \"any-vm\"", FaultKind::Lying(Lie::AnyVm)),
+            (
+                "\"lying\"\nlie = \"growing-reports\"",
+                FaultKind::Lying(Lie::GrowingReports),
             ),
         ] {
-            let error = format!("{:#}", Scenario::parse(wrong).expect_err(wrong));
-            assert!(error.contains(because), "{error}");
+            let text =
+                format!("[[change]]\nper_second = 5\n[[fault]]\npercent = 30\nkind = {kind}\n");
+            let scenario = Scenario::parse(&text).expect(kind);
+            assert_eq!(scenario.changes[0].what, Changed::StateReason);
+            assert_eq!(scenario.faults[0].kind, read);
+            assert_eq!(scenario.faults[0].lasts, Duration::from_secs(1));
+        }
+    }
+
+    #[test]
+    fn a_scenario_that_cannot_be_is_refused_with_the_line_and_the_reason() {
+        let fault = |rest: &str| format!("\n[[fault]]\npercent = 1\n{rest}");
+        for (wrong, line, because) in [
+            ("[[change]]\nper_second = -1".to_owned(), 2, "per_second"),
+            ("[[change]]\nper_second = nan".to_owned(), 2, "per_second"),
+            (
+                "[[change]]\nper_second = 5\nwhat = \"all\"".to_owned(),
+                3,
+                "all",
+            ),
+            ("[[chance]]\nper_second = 5".to_owned(), 1, "chance"),
+            (
+                "[[fault]]\nkind = \"silent\"\npercent = 130".to_owned(),
+                3,
+                "percent",
+            ),
+            ("[[fault]]\nkind = \"silent".to_owned(), 2, "string"),
+            ("\u{0}\u{1}".to_owned(), 1, "key"),
+            (fault("kind = \"melts\""), 4, "melts"),
+            (fault("kind = \"silent\"\nfor_second = 1"), 5, "for_second"),
+            (fault("kind = \"silent\"\nfor_seconds = -5"), 5, "seconds"),
+            (
+                fault("kind = \"silent\"\nfor_seconds = \"long\""),
+                5,
+                "string",
+            ),
+            (fault("kind = \"slow\"\ndelay_ms = 0"), 5, "delay_ms"),
+            (
+                fault("kind = \"clock\"\nahead_seconds = 9000000000"),
+                5,
+                "ahead_seconds",
+            ),
+            (fault("kind = \"lying\"\nlie = \"white\""), 5, "white"),
+            (
+                fault("kind = \"lying\"\nlie = \"others-vms\"\nvms = 0"),
+                6,
+                "vms",
+            ),
+            // What concerns several lines is told with the first of the fault.
+            (fault("kind = \"slow\""), 2, "needs delay_ms"),
+            (fault("kind = \"lying\""), 2, "needs lie"),
+            (
+                fault("kind = \"flapping\"\nup_seconds = 1"),
+                2,
+                "needs down_seconds",
+            ),
+            (
+                fault("kind = \"flapping\"\nup_seconds = 0\ndown_seconds = 1"),
+                2,
+                "at least 0.1",
+            ),
+            (
+                fault("kind = \"silent\"\ndelay_ms = 5"),
+                2,
+                "delay_ms is of another kind",
+            ),
+            (
+                fault("kind = \"lying\"\nlie = \"any-vm\"\nvms = 2"),
+                2,
+                "vms is of another kind",
+            ),
+            (
+                fault("kind = \"silent\"\nfor_seconds = 5\nevery_seconds = 4"),
+                2,
+                "never end",
+            ),
+        ] {
+            let error = format!("{:#}", Scenario::parse(&wrong).expect_err(&wrong));
+            assert!(
+                error.contains(&format!("line {line}, ")),
+                "{wrong}: {error}"
+            );
+            assert!(error.contains(because), "{wrong}: {error}");
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What a scenario says happens, seen through a real controller: who simulates a fault sees that fault.
 
 use crate::fleet::Controller;
-use fleetward_api::controller::{HostView, JobState, Status};
+use fleetward_api::controller::{HostView, JobState, Status, VmView};
 use fleetward_api::tpm::TpmVersion;
+use fleetward_model::ErrorCode;
+use fleetward_model::vm::VmState;
 use fleetward_sim::directory::Fleet;
 use fleetward_sim::fleet::RunningFleet;
 use fleetward_sim::measure::{changes_seen, wait_online};
@@ -81,9 +83,20 @@ impl Simulated {
     }
 
     async fn reason(&self, vm: u32) -> Value {
-        let name = self.running.plan.vm_name(vm);
-        let view: Value = self.controller.get(&format!("/v1/vms/{name}")).await;
+        let view: Value = self.controller.get(&self.path(vm)).await;
         view["reason"].clone()
+    }
+
+    fn path(&self, vm: u32) -> String {
+        format!("/v1/vms/{}", self.running.plan.vm_name(vm))
+    }
+
+    async fn vm(&self, vm: u32) -> VmView {
+        self.controller.get(&self.path(vm)).await
+    }
+
+    async fn vms(&self) -> Vec<VmView> {
+        self.controller.get("/v1/vms").await
     }
 }
 
@@ -252,4 +265,161 @@ async fn vms_move_between_simulated_hosts_in_both_directions_at_once() {
         .get(&format!("/v1/vms/{}", running.plan.vm_name(0)))
         .await;
     assert_eq!(vm["host"], "sim-00002");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flapping_hosts_go_and_come_and_are_there_at_the_end() {
+    let simulated = Simulated::start().await;
+    let streams = || {
+        let hosts = simulated.running.hosts.iter();
+        let streams = hosts.map(|host| host.look(|inner| inner.streams));
+        streams.collect::<Vec<_>>()
+    };
+    let before = streams();
+    simulated.begin(
+        "[[fault]]\nkind = \"flapping\"\npercent = 50\nfor_seconds = 8\nup_seconds = 1\ndown_seconds = 1\n",
+    );
+    // Each of the three is called several times, and none of the others.
+    let flapped = async || {
+        let pairs = before.iter().zip(streams());
+        let often = pairs.filter(|(before, after)| *after >= **before + 2);
+        often.count() == 3
+    };
+    simulated
+        .controller
+        .wait("the hosts to flap", flapped)
+        .await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    simulated.wait_for(6).await;
+    let pairs = before.iter().zip(streams());
+    assert_eq!(
+        pairs.filter(|(before, after)| *after == **before).count(),
+        3
+    );
+    assert_eq!(simulated.vms().await.len(), 18);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_boot_storm_boots_what_ran_and_each_guest_writes_its_tpm() {
+    let simulated = Simulated::start().await;
+    let controller = &simulated.controller;
+    let stop = format!("{}/stop", simulated.path(0));
+    controller
+        .done(Method::POST, &stop, &json!({ "force": true }))
+        .await;
+    simulated.begin("[[fault]]\nkind = \"boot-storm\"\npercent = 100\nfor_seconds = 5\n");
+    let in_state = async |state| {
+        let vms = simulated.vms().await;
+        vms.iter().filter(|vm| vm.state == state).count()
+    };
+    let cut = async || in_state(VmState::Stopped).await > 5;
+    controller.wait("the power cut to show", cut).await;
+    let booted = async || in_state(VmState::Running).await == 17;
+    controller.wait("the VMs to run", booted).await;
+    assert_eq!(simulated.vm(0).await.state, VmState::Stopped);
+    let copied = async || {
+        let vms = simulated.vms().await;
+        let escrow = |vm: &VmView| vm.escrow.as_ref().is_some_and(|copy| copy.current);
+        vms.iter().all(escrow)
+    };
+    controller.wait("a copy of every TPM", copied).await;
+}
+
+/// The host of the VM is the one that has it, and nothing is done with it while another one claims it.
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_claim_others_vms_get_nothing_and_the_dispute_ends_with_the_lie() {
+    let simulated = Simulated::start().await;
+    let controller = &simulated.controller;
+    simulated.begin(
+        "[[fault]]\nkind = \"lying\"\nlie = \"others-vms\"\nvms = 2\npercent = 17\nfor_seconds = 6\n",
+    );
+    let claimed = async || {
+        let vms = simulated.vms().await;
+        let claimed = vms.into_iter().filter(|vm| !vm.claims.is_empty());
+        claimed.map(|vm| vm.id).collect::<Vec<_>>()
+    };
+    let two = async || claimed().await.len() == 2;
+    controller.wait("the claims to show", two).await;
+    let disputed = claimed().await;
+    for id in &disputed {
+        let path = format!("/v1/vms/{id}/stop");
+        let refusal = controller
+            .refusal(Method::POST, &path, &json!({ "force": true }))
+            .await;
+        assert_eq!(refusal.code, ErrorCode::VmDisputed, "{refusal:?}");
+    }
+    let none = async || claimed().await.is_empty();
+    controller.wait("the dispute to end", none).await;
+    let plan = &simulated.running.plan;
+    for number in 0..plan.all_vms() {
+        let vm = simulated.vm(number).await;
+        assert_eq!(vm.host, plan.host(number / plan.vms), "{}", vm.name);
+        assert_eq!(vm.state, VmState::Running, "{}", vm.name);
+    }
+    let path = format!("/v1/vms/{}/stop", disputed[0]);
+    controller
+        .done(Method::POST, &path, &json!({ "force": true }))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_answer_with_another_vm_change_nothing_of_the_one_asked_for() {
+    let simulated = Simulated::start().await;
+    let controller = &simulated.controller;
+    simulated
+        .begin("[[fault]]\nkind = \"lying\"\nlie = \"any-vm\"\npercent = 100\nfor_seconds = 600\n");
+    let first_of = |number: u32| {
+        let host = &simulated.running.hosts[number as usize];
+        host.look(|inner| inner.answers_with)
+    };
+    controller
+        .wait("the lie", async || first_of(0).is_some())
+        .await;
+    let (lie, plan) = (first_of(0).expect("a VM"), &simulated.running.plan);
+    let honest = (0..plan.vms).find(|number| plan.vm_id(*number) != lie);
+    let number = honest.expect("another VM of the host");
+    // The look at the VM after the job is answered with another one.
+    let stop = format!("{}/stop", simulated.path(number));
+    controller
+        .done(Method::POST, &stop, &json!({ "force": true }))
+        .await;
+    let vm = simulated.vm(number).await;
+    assert_eq!(
+        (vm.id, vm.host, vm.state),
+        (plan.vm_id(number), plan.host(0), VmState::Stopped)
+    );
+    // So is the wish for its TPM.
+    let refused = async || {
+        let view: Value = controller.get(&simulated.path(number)).await;
+        view["escrow"]["failure"]["code"] == "ESCROW_CORRUPT"
+    };
+    controller.wait("the refusal to show", refused).await;
+    let history = format!("{}/tpm/history", simulated.path(number));
+    let kept: Vec<TpmVersion> = controller.get(&history).await;
+    assert!(kept.is_empty(), "{kept:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_that_grow_are_refused_for_their_host_alone_and_the_vm_stays_as_it_was() {
+    let simulated = Simulated::start().await;
+    let controller = &simulated.controller;
+    simulated.begin(
+        "[[fault]]\nkind = \"lying\"\nlie = \"growing-reports\"\npercent = 17\nfor_seconds = 6\n",
+    );
+    let warned = async || {
+        let hosts: Vec<HostView> = controller.get("/v1/hosts").await;
+        let large = |text: &String| text.starts_with("REPORT_TOO_LARGE");
+        let warned = hosts.iter().filter(|host| host.warnings.iter().any(large));
+        warned.count()
+    };
+    let one = async || warned().await == 1;
+    controller.wait("the host to be named", one).await;
+    let longest = simulated.vms().await.into_iter().map(|vm| vm.reason.len());
+    let longest = longest.max().expect("VMs");
+    assert!((1 << 10..1 << 20).contains(&longest), "{longest}");
+    assert_eq!(simulated.online().await, 6);
+    let none = async || warned().await == 0;
+    controller.wait("the host to be honest", none).await;
+    let vms = simulated.vms().await;
+    assert!(vms.iter().all(|vm| vm.reason.len() < 100), "{vms:?}");
 }

@@ -72,7 +72,7 @@ pub struct Inner {
     pub variables_left_out: usize,
     /// Those that it was told of when a VM came.
     pub told_states: Vec<String>,
-    /// It answers with the TPM of this VM, whichever is asked for.
+    /// Asked for a VM or its TPM, it answers with this one, whichever is asked for, also if it does not have that.
     pub answers_with: Option<VmId>,
     /// Its log cannot be read.
     pub audit_spoilt: bool,

@@ -65,6 +65,14 @@ impl FakeVm {
         }
     }
 
+    /// Its guest writes its TPM, of which its host will tell.
+    pub fn write_tpm(&mut self) {
+        if let Some(tpm) = &mut self.simulated_tpm {
+            tpm.writes += 1;
+            tpm.told = true;
+        }
+    }
+
     pub(super) fn size(&self) -> MachineDefined {
         let spec = &self.metadata.spec;
         self.defined.unwrap_or(MachineDefined {

@@ -22,7 +22,7 @@ pub(super) async fn vm(
     headers: HeaderMap,
 ) -> Response {
     let inner = inner.lock().expect("lock");
-    match inner.observed(id) {
+    match inner.observed(inner.answers_with.unwrap_or(id)) {
         Some(vm) => Json(VmDetail {
             vm: match inner.answers_in(&headers) {
                 Some(formats) => vm.readable_with(formats),
