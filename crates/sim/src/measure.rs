@@ -3,13 +3,16 @@
 //! Processor time is the controller's own, so a machine that is busy with something else changes it little; times until an
 //! answer are of the clock on the wall, and say how busy the machine was.
 
+pub mod beside;
 pub mod budget;
 pub mod controller;
 pub mod latencies;
+pub mod lists;
 pub mod process;
 
 use crate::fleet::RunningFleet;
 use anyhow::{Context, Result, bail};
+use beside::Beside;
 use controller::Controller;
 use fleetward_api::controller::{Accepted, JobState, JobView, Status};
 use fleetward_link::Client;
@@ -25,11 +28,11 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 /// What is given up waiting for.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 /// Requests of one kind end after this, however many they were to be.
 const LONGEST_ROUND: Duration = Duration::from_secs(20);
 /// Largest answer that is read.
-const LARGEST: usize = 512 << 20;
+pub(crate) const LARGEST: usize = 512 << 20;
 
 /// How much is done.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +60,8 @@ pub struct Report {
     pub idle: Usage,
     pub memory: Memory,
     pub requests: BTreeMap<String, Requests>,
+    /// Commands that are asked beside each other, by name.
+    pub beside: BTreeMap<String, Beside>,
     /// From the request to start a VM until it is accepted.
     pub job_submit: Summary,
     /// The same until its job has ended.
@@ -80,6 +85,18 @@ pub struct FleetSize {
     pub shared_guardian: bool,
     /// How key protectors are: `sized`, sealed only when a controller asks for them.
     pub protectors: &'static str,
+}
+
+impl FleetSize {
+    pub fn of(fleet: &RunningFleet) -> Self {
+        Self {
+            hosts: fleet.plan.hosts,
+            vms: fleet.plan.all_vms(),
+            hosts_per_group: fleet.plan.hosts_per_group,
+            shared_guardian: fleet.shared_guardian,
+            protectors: "sized",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -136,6 +153,8 @@ pub async fn run(
     let idle = controller.watched()?.over(effort.idle).await?;
     say("requests");
     let requests = ask(controller, fleet, effort.requests, LONGEST_ROUND, &idle).await?;
+    say("commands beside each other");
+    let beside = beside::measure(controller, fleet, effort.idle).await?;
     say("jobs");
     let (job_submit, job) = run_jobs(&controller.client, fleet, effort).await?;
     say("changes");
@@ -164,17 +183,12 @@ pub async fn run(
         commit: String::new(),
         controller_version: status.version,
         machine: machine.end()?,
-        fleet: FleetSize {
-            hosts: fleet.plan.hosts,
-            vms: fleet.plan.all_vms(),
-            hosts_per_group: fleet.plan.hosts_per_group,
-            shared_guardian: fleet.shared_guardian,
-            protectors: "sized",
-        },
+        fleet: FleetSize::of(fleet),
         start,
         idle,
         memory,
         requests,
+        beside,
         job_submit,
         job,
         event_to_visible,
@@ -272,7 +286,7 @@ const QUESTIONS: &[Question] = &[
 ];
 
 /// Spread over the fleet, so that no cache helps.
-fn any_vm(fleet: &RunningFleet, at: u32) -> String {
+pub(crate) fn any_vm(fleet: &RunningFleet, at: u32) -> String {
     let number = at.wrapping_mul(7919) % fleet.plan.all_vms().max(1);
     fleet.plan.vm_name(number).to_string()
 }

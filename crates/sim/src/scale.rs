@@ -1,6 +1,6 @@
 //! Measures a controller at several sizes, each with a fleet and data of its own, and writes a table.
 
-use crate::directory::Fleet;
+use crate::directory::{Directory, Fleet};
 use crate::fleet::RunningFleet;
 use crate::measure::controller::Controller;
 use crate::measure::latencies::Summary;
@@ -50,6 +50,23 @@ pub struct Setting {
     pub commit: String,
 }
 
+/// A controller of its own below `work`, which is empty or does not exist, with a fleet whose hosts have joined and do not
+/// run.
+pub async fn begin(
+    program: &Path,
+    listen: SocketAddr,
+    fleet: &Fleet,
+    work: &Path,
+) -> Result<(Controller, Directory)> {
+    fleetward_durable::ensure_directory(work, 0o700)
+        .with_context(|| format!("cannot make {}", work.display()))?;
+    let mut controller = Controller::of_program(program, &work.join("controller"), listen);
+    controller.spawn()?;
+    controller.wait_ready().await?;
+    let joined = prepare(&controller.client, fleet, &work.join("fleet"), |_| {}).await?;
+    Ok((controller, joined.0))
+}
+
 /// Measures one size below `work`, which is empty or does not exist.
 pub async fn measure_size(
     setting: &Setting,
@@ -57,10 +74,6 @@ pub async fn measure_size(
     work: &Path,
     say: impl Fn(&str),
 ) -> Result<Report> {
-    let data = work.join("controller");
-    fleetward_durable::ensure_directory(work, 0o700)
-        .with_context(|| format!("cannot make {}", work.display()))?;
-    let mut controller = Controller::of_program(&setting.program, &data, setting.listen);
     let fleet = Fleet {
         plan: FleetPlan {
             hosts: size.hosts,
@@ -70,9 +83,7 @@ pub async fn measure_size(
         shared_guardian: true,
     };
     say("the hosts join");
-    controller.spawn()?;
-    controller.wait_ready().await?;
-    let (directory, _) = prepare(&controller.client, &fleet, &work.join("fleet"), |_| {}).await?;
+    let (mut controller, directory) = begin(&setting.program, setting.listen, &fleet, work).await?;
     controller.kill().await?;
     let running = Arc::new(RunningFleet::start(&directory, &fleet).await?);
     say("the controller starts");
@@ -120,6 +131,15 @@ const ROWS: &[Row] = &[
     ("check of 100 hosts, counts", |r| {
         requests(r, "check_hosts_page")
     }),
+    ("beside each other, p99 alone and held up: status", |r| {
+        beside(r, "status")
+    }),
+    ("the same: host list", |r| beside(r, "host_list")),
+    ("the same: check --by-host", |r| beside(r, "check_by_host")),
+    ("the same: metrics", |r| beside(r, "metrics")),
+    ("the same: audit --vm", |r| beside(r, "audit_of_vm")),
+    ("the same: one VM", |r| beside(r, "vm")),
+    ("the same: 100 VMs of the list", |r| beside(r, "vms_page")),
     ("start of a VM: submit p50, p99", |r| summary(r.job_submit)),
     ("the same, job end to end", |r| summary(r.job)),
     ("change to visible, idle", |r| summary(r.event_to_visible)),
@@ -174,6 +194,15 @@ fn summary(summary: Summary) -> String {
 fn requests(report: &Report, name: &str) -> String {
     report.requests.get(name).map_or_else(nothing, |requests| {
         format!("{}; {:.2} ms", summary(requests.times), requests.cpu_ms)
+    })
+}
+
+fn beside(report: &Report, name: &str) -> String {
+    report.beside.get(name).map_or_else(nothing, |beside| {
+        format!(
+            "{:.1}, +{:.1} ms",
+            beside.alone.p99_ms, beside.held_up_p99_ms
+        )
     })
 }
 

@@ -13,6 +13,7 @@ use tokio::process::{Child, Command};
 #[derive(Debug)]
 pub struct Controller {
     pub client: Client,
+    socket: PathBuf,
     /// The process behind the socket of one that runs already.
     found: Option<i32>,
     ours: Option<Ours>,
@@ -35,6 +36,7 @@ impl Controller {
         let process = stream.peer_cred()?.pid();
         Ok(Self {
             client: Client::unix(socket),
+            socket: socket.to_owned(),
             found: Some(process.context("the kernel does not tell the controller's process")?),
             ours: None,
         })
@@ -42,8 +44,10 @@ impl Controller {
 
     /// One that is not started yet.
     pub fn of_program(program: &Path, data: &Path, listen: SocketAddr) -> Self {
+        let socket = data.join("controller.sock");
         Self {
-            client: Client::unix(data.join("controller.sock")),
+            client: Client::unix(&socket),
+            socket,
             found: None,
             ours: Some(Ours {
                 program: program.to_owned(),
@@ -52,6 +56,11 @@ impl Controller {
                 child: None,
             }),
         }
+    }
+
+    /// A client with connections of its own.
+    pub fn another_client(&self) -> Client {
+        Client::unix(&self.socket)
     }
 
     /// Whether it can be killed and started again.
