@@ -11,6 +11,7 @@
 //! | [`fleet`] | all hosts of a fleet in one process |
 //! | [`scenario`] | what happens to them |
 //! | [`measure`], [`scale`] | what a controller needs for them |
+//! | [`storm`] | what a controller shows when much happens at once |
 
 #![cfg_attr(
     test,
@@ -29,3 +30,4 @@ pub mod plan;
 pub mod prepare;
 pub mod scale;
 pub mod scenario;
+pub mod storm;

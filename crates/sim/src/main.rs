@@ -11,11 +11,12 @@ use fleetward_sim::measure::controller::Controller;
 use fleetward_sim::measure::{self, Effort, Report};
 use fleetward_sim::plan::{FleetPlan, MOST_HOSTS};
 use fleetward_sim::prepare::prepare;
-use fleetward_sim::scale::{Setting, Size, measure_size, table};
+use fleetward_sim::scale::{Setting, Size, begin, measure_size, table};
 use fleetward_sim::scenario::Scenario;
+use fleetward_sim::storm::{self, Strength};
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,9 @@ enum Verb {
     Agents(Agents),
     /// Be the hosts, and measure the controller
     Measure(Measure),
+    /// Start a controller with a fleet, let hosts vanish and return, kill the controller under changes, submit many jobs at once,
+    /// and say whether what a user sees stays right; exit code 1 where it does not
+    Storm(Storm),
     /// Start a controller for each size, join a fleet of that size, measure it, and print a table
     Scale(Scale),
 }
@@ -150,6 +154,71 @@ struct Scale {
     markdown: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct Storm {
+    /// The program `fleetward` whose controller is tried
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "work",
+        required_unless_present = "socket"
+    )]
+    program: Option<PathBuf>,
+    /// A directory that does not exist: data of the controller and the fleet. It stays
+    #[arg(long, value_name = "DIR", requires = "program")]
+    work: Option<PathBuf>,
+    /// In the place of --program: the socket of a controller that runs on this machine. It is not killed
+    #[arg(long, value_name = "PATH", requires = "dir", conflicts_with_all = ["program", "work"])]
+    socket: Option<PathBuf>,
+    /// What `prepare` has made for that controller; no other process may be these hosts now
+    #[arg(long, value_name = "DIR", requires = "socket", conflicts_with_all = ["size", "listen"])]
+    dir: Option<PathBuf>,
+    /// Hosts and VMs of each
+    #[arg(long, value_name = "HOSTSxVMS", default_value = "1000x25")]
+    size: Size,
+    /// Where the controller listens
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7490")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    plan: PlanOptions,
+    #[command(flatten)]
+    strength: StrengthOptions,
+    /// Writes the report into this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes the table into this file, too
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// What is tried, for the report
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    commit: String,
+}
+
+#[derive(Args)]
+struct StrengthOptions {
+    /// Hosts that vanish at once, of all
+    #[arg(long, value_name = "P", default_value_t = 30.0, value_parser = parse_percent)]
+    vanish_percent: f64,
+    /// How long they are away
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    away_seconds: u64,
+    /// VMs that change each second around the kill -9 of the controller
+    #[arg(long, value_name = "R", default_value_t = 500.0, value_parser = parse_rate)]
+    changes: f64,
+    /// How long VMs change before it, and again after it
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    changing_seconds: u64,
+    /// Jobs that are submitted at once, each for a VM of its own
+    #[arg(long, value_name = "N", default_value_t = 2000)]
+    jobs: u32,
+    /// Within which hosts are shown lost and back, the controller answers again, and every VM is shown as its host has it
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    within_seconds: u64,
+    /// What 99 of 100 answers may take during a storm
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    answer_ms: u64,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // Hosts that vanish on purpose leave connections that break.
@@ -180,6 +249,7 @@ async fn run(command: Verb) -> Result<ExitCode> {
         Verb::Prepare(options) => join(options).await,
         Verb::Agents(options) => be_hosts(options).await,
         Verb::Measure(options) => measure_one(options).await,
+        Verb::Storm(options) => storm(options).await,
         Verb::Scale(options) => measure_sizes(options).await,
     }
 }
@@ -266,13 +336,62 @@ async fn measure_one(options: Measure) -> Result<ExitCode> {
     })
 }
 
-async fn measure_sizes(options: Scale) -> Result<ExitCode> {
-    if options.work.exists() {
+async fn storm(options: Storm) -> Result<ExitCode> {
+    let (mut controller, directory, fleet) = match (&options.socket, &options.dir) {
+        (Some(socket), Some(dir)) => {
+            let (directory, fleet) = Directory::open(dir)?;
+            (Controller::attach(socket).await?, directory, fleet)
+        }
+        _ => {
+            let program = options.program.as_deref().context("--program is missing")?;
+            let work = options.work.as_deref().context("--work is missing")?;
+            require_absent(work)?;
+            let fleet = Fleet {
+                plan: options.plan.plan(options.size.hosts, options.size.vms),
+                shared_guardian: true,
+            };
+            say("the hosts join");
+            let (controller, directory) = begin(program, options.listen, &fleet, work).await?;
+            (controller, directory, fleet)
+        }
+    };
+    let running = Arc::new(RunningFleet::start(&directory, &fleet).await?);
+    let strength = options.strength.strength();
+    let mut report = storm::run(&mut controller, &running, &strength, say).await?;
+    report.commit.clone_from(&options.commit);
+    running.stop();
+    controller.kill().await?;
+    let text = storm::table(&report);
+    println!("{text}");
+    if let Some(path) = &options.markdown {
+        fleetward_durable::replace(path, text.as_bytes(), fleetward_durable::Access::PUBLIC)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &options.json {
+        fleetward_durable::replace_json(path, &report, fleetward_durable::Access::PUBLIC)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    for sentence in &report.broken {
+        eprintln!("does not hold: {sentence}");
+    }
+    Ok(match report.broken.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+fn require_absent(work: &Path) -> Result<()> {
+    if work.exists() {
         bail!(
             "{} exists: give a directory that does not, so that no fleet is measured with another one's data",
-            options.work.display()
+            work.display()
         );
     }
+    Ok(())
+}
+
+async fn measure_sizes(options: Scale) -> Result<ExitCode> {
+    require_absent(&options.work)?;
     let setting = Setting {
         program: options.program,
         listen: options.listen,
@@ -320,6 +439,20 @@ impl PlanOptions {
     }
 }
 
+impl StrengthOptions {
+    fn strength(&self) -> Strength {
+        Strength {
+            vanish_percent: self.vanish_percent,
+            away: Duration::from_secs(self.away_seconds),
+            changes_per_second: self.changes,
+            changing: Duration::from_secs(self.changing_seconds),
+            jobs: self.jobs,
+            within: Duration::from_secs(self.within_seconds),
+            answers_within: Duration::from_millis(self.answer_ms),
+        }
+    }
+}
+
 impl EffortOptions {
     fn effort(&self) -> Effort {
         Effort {
@@ -340,6 +473,13 @@ fn parse_loopback(text: &str) -> Result<Ipv4Addr, String> {
         false => Err(format!(
             "{address} is not in 127.0.0.0/8 with {MOST_HOSTS} addresses after it"
         )),
+    }
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err(format!("{text:?} is no share of 0 to 100 percent")),
     }
 }
 

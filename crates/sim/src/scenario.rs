@@ -35,7 +35,7 @@
 mod events;
 mod lies;
 
-pub(crate) use events::keep_changing;
+pub(crate) use events::{choose_hosts, keep_changing};
 
 use anyhow::{Context, Result};
 use serde::de::Error;

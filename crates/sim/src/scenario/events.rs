@@ -65,7 +65,7 @@ async fn keep_failing(fleet: Arc<RunningFleet>, fault: Fault, number: u64) {
 }
 
 /// The numbers of that share of `all` hosts.
-fn choose_hosts(all: usize, percent: f64, random: &mut fastrand::Rng) -> Vec<usize> {
+pub(crate) fn choose_hosts(all: usize, percent: f64, random: &mut fastrand::Rng) -> Vec<usize> {
     let mut hosts: Vec<usize> = (0..all).collect();
     random.shuffle(&mut hosts);
     hosts.truncate((all as f64 * percent / 100.0).round() as usize);
