@@ -28,6 +28,7 @@ macro_rules! store_conformance_tests {
             a_transaction_is_one_revision
             of_many_swaps_from_one_revision_one_wins
             a_list_is_in_key_order_and_keeps_to_its_prefix
+            a_list_from_the_end_begins_with_the_last_key
             pages_show_one_revision_whatever_happens_meanwhile
             a_watch_replays_the_past_and_goes_on_without_a_gap
             a_watch_sees_whole_revisions_of_its_prefix_only
@@ -209,6 +210,29 @@ pub async fn a_list_is_in_key_order_and_keeps_to_its_prefix(store: Shared) {
         keys(&store, Range::prefix("order/").after("order/a/z").limit(1)).await,
         ["order/b"]
     );
+}
+
+pub async fn a_list_from_the_end_begins_with_the_last_key(store: Shared) {
+    for key in ["end/1", "end/2", "end/2/a", "end/3", "ends/4"] {
+        put(&store, key, "").await;
+    }
+    let last = || Range::prefix("end/").descending().limit(2);
+    let page = store.list(last()).await.expect("list");
+    commit(&store, Txn::new().delete("end/2").delete("end/3")).await;
+    let of = |page: &crate::Page| -> Vec<String> {
+        page.entries.iter().map(|entry| entry.key.clone()).collect()
+    };
+    assert_eq!(of(&page), ["end/3", "end/2/a"]);
+    // the pages that follow show the same revision
+    let following = last().following(&page).expect("more");
+    let page = store.list(following).await.expect("list");
+    assert_eq!(
+        (of(&page), page.more),
+        (vec!["end/2".into(), "end/1".into()], false)
+    );
+
+    assert_eq!(keys(&store, last()).await, ["end/2/a", "end/1"]);
+    assert_eq!(keys(&store, last().after("end/2")).await, ["end/1"]);
 }
 
 pub async fn pages_show_one_revision_whatever_happens_meanwhile(store: Shared) {

@@ -50,7 +50,7 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// The entry under `key`, if there is one.
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
 
-    /// One page of the entries under a prefix, in key order, as they were at one revision.
+    /// One page of the entries under a prefix, in key order or against it, as they were at one revision.
     ///
     /// Fails with [`StoreError::Compacted`] when the revision asked for is no longer held.
     async fn list(&self, range: Range) -> Result<Page, StoreError>;

@@ -82,6 +82,7 @@ pub struct Range {
     pub(crate) after: Option<String>,
     pub(crate) at: Option<Revision>,
     pub(crate) limit: Option<usize>,
+    pub(crate) descending: bool,
 }
 
 impl Range {
@@ -105,7 +106,13 @@ impl Range {
         self
     }
 
-    /// Only keys behind `key`.
+    /// The last key first.
+    pub fn descending(mut self) -> Self {
+        self.descending = true;
+        self
+    }
+
+    /// Only keys that come after `key` in the order of the list.
     pub fn after(mut self, key: impl Into<String>) -> Self {
         self.after = Some(key.into());
         self
@@ -118,7 +125,7 @@ impl Range {
     }
 }
 
-/// Entries in key order, all as of `revision`.
+/// Entries in the order that was asked for, all as of `revision`.
 #[derive(Debug, Clone)]
 pub struct Page {
     pub entries: Vec<Entry>,

@@ -1,6 +1,6 @@
 //! The statements, each as a function on a connection. Revisions fit SQLite's signed integers.
 
-use crate::{Entry, Event, LeaseId, Op, Revision};
+use crate::{Entry, Event, LeaseId, Op, Range, Revision};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -70,45 +70,46 @@ pub(super) fn entry(connection: &Connection, key: &str) -> Result<Option<Entry>>
         .optional()
 }
 
-/// Current entries under `prefix` behind `after`.
-pub(super) fn entries(
-    connection: &Connection,
-    prefix: &str,
-    after: &str,
-    limit: usize,
-) -> Result<Vec<Entry>> {
+/// Which keys are listed, in which order; parameters 1 to 3 are the bounds of the prefix and what is passed already.
+fn of_range(range: &Range) -> (&'static str, String, String) {
+    let behind = format!("{}{LAST}", range.prefix);
+    let after = range.after.clone();
+    if range.descending {
+        let rows = "key >= ?1 AND key < ?2 AND key < ?3 ORDER BY key DESC LIMIT ?4";
+        (rows, behind.clone(), after.unwrap_or(behind))
+    } else {
+        let rows = "key >= ?1 AND key < ?2 AND key > ?3 ORDER BY key LIMIT ?4";
+        (rows, behind, after.unwrap_or_default())
+    }
+}
+
+/// Current entries of `range`, at most `limit`.
+pub(super) fn entries(connection: &Connection, range: &Range, limit: usize) -> Result<Vec<Entry>> {
+    let (rows, behind, after) = of_range(range);
     connection
         .prepare_cached(&format!(
             "SELECT {ENTRY} FROM version
-             WHERE superseded IS NULL AND value IS NOT NULL
-               AND key >= ?1 AND key < ?2 AND key > ?3 ORDER BY key LIMIT ?4"
+             WHERE superseded IS NULL AND value IS NOT NULL AND {rows}"
         ))?
-        .query_map(
-            params![prefix, format!("{prefix}{LAST}"), after, limit],
-            entry_of,
-        )?
+        .query_map(params![range.prefix, behind, after, limit], entry_of)?
         .collect()
 }
 
-/// Entries under `prefix` behind `after` as they were at `at`.
+/// Entries of `range` as they were at `at`, at most `limit`.
 pub(super) fn entries_at(
     connection: &Connection,
-    prefix: &str,
-    after: &str,
+    range: &Range,
     limit: usize,
     at: Revision,
 ) -> Result<Vec<Entry>> {
+    let (rows, behind, after) = of_range(range);
     connection
         .prepare_cached(&format!(
             "SELECT {ENTRY} FROM version
              WHERE mod_revision <= ?5 AND (superseded IS NULL OR superseded > ?5)
-               AND value IS NOT NULL
-               AND key >= ?1 AND key < ?2 AND key > ?3 ORDER BY key LIMIT ?4"
+               AND value IS NOT NULL AND {rows}"
         ))?
-        .query_map(
-            params![prefix, format!("{prefix}{LAST}"), after, limit, at.0],
-            entry_of,
-        )?
+        .query_map(params![range.prefix, behind, after, limit, at.0], entry_of)?
         .collect()
 }
 

@@ -92,11 +92,10 @@ impl Readers {
             let limit = range
                 .limit
                 .map_or(i64::MAX as usize, |limit| limit.saturating_add(1));
-            let (prefix, after) = (&range.prefix, range.after.as_deref().unwrap_or(""));
             let mut entries = if at == current {
-                query::entries(connection, prefix, after, limit)?
+                query::entries(connection, &range, limit)?
             } else {
-                query::entries_at(connection, prefix, after, limit, at)?
+                query::entries_at(connection, &range, limit, at)?
             };
             let more = range.limit.is_some_and(|limit| entries.len() > limit);
             if more {
