@@ -171,6 +171,7 @@ impl App {
             app.follow(&job);
         }
         tokio::spawn(keep_written(app.world.clone(), stop.clone()));
+        tokio::spawn(crate::audit::catch_up(app.world.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop.clone()));
         tokio::spawn(app.clone().look_after_fleet(stop));
         Ok(app)

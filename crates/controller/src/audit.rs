@@ -1,6 +1,6 @@
 //! The audit log: the controller's own records, and verified copies of the hosts' records.
 //!
-//! Each record has its own key in the store (`audit/<host>/<seq>`). A host whose records do not follow from the stored
+//! Each record has its own key in the store (`audit/<host>/<seq>`), and the keys by which it is found (`index`). A host whose records do not follow from the stored
 //! ones is marked (`audit-break/<host>`) and shown with a warning, and its further records are refused: the stored
 //! copy is the evidence.
 //!
@@ -8,15 +8,27 @@
 //! has copies of the hosts' records, and the hosts store the position of the controller's chain, which it sends them
 //! (`witness`).
 
+mod index;
+#[cfg(test)]
+mod tests;
+mod whole;
+
+pub(crate) use self::index::WITHOUT_HISTORY;
+
+use self::index::{ENTRIES, INDEXED, Pages, WRITTEN_AT_ONCE};
+use crate::world::World;
 use fleetward_api::agent::AuditHead;
-use fleetward_api::controller::{AuditBreakView, AuditVerdict};
-use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord, closings, verify};
+use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord, verify};
 use fleetward_model::{Failure, HostName, JobId, VmId};
-use fleetward_store::{Guard, MAX_OPERATIONS, MAX_VALUE, Store, StoreError, StoreExt, Txn};
+use fleetward_store::{
+    Entry, Guard, MAX_OPERATIONS, MAX_VALUE, Range, Store, StoreError, StoreExt, Txn,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::Duration;
 use time::OffsetDateTime;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, RwLock};
+use tokio_util::sync::CancellationToken;
 
 /// The name under which the controller keeps its own records; no host may have it.
 pub(crate) const CONTROLLER: &str = "controller";
@@ -27,8 +39,10 @@ fn own_name() -> HostName {
 
 /// `audit-retiring/<host>`: where the chain of a host that left is being moved.
 const RETIRING: &str = "audit-retiring/";
-/// Records moved in one transaction, each with two operations.
-const MOVED_AT_ONCE: usize = fleetward_store::MAX_OPERATIONS / 2;
+/// Records moved in one transaction, each with its entries from one place to the other, and the mark of their chain.
+const MOVED_AT_ONCE: usize = (MAX_OPERATIONS - 1) / (2 * (1 + ENTRIES));
+/// How long indexing waits after it has failed.
+const INDEX_AGAIN: Duration = Duration::from_secs(60);
 
 /// The audit trail.
 #[derive(Debug)]
@@ -36,6 +50,10 @@ pub(crate) struct Audit {
     store: Arc<dyn Store>,
     /// The last record of each chain.
     last: Mutex<HashMap<HostName, AuditRecord>>,
+    /// Which chains are not indexed to their end, and up to which record they are.
+    behind: StdMutex<BTreeMap<String, u64>>,
+    /// Held for writing while records are moved; before `last`.
+    moving: RwLock<()>,
     /// The end of the controller's own.
     own_head: StdMutex<Option<AuditHead>>,
     /// By the name of the chain: a host, or one that left, as `host@time`.
@@ -51,12 +69,13 @@ impl Audit {
                 retire_noted(&*store, &host).await?;
             }
         }
-        let mut last: HashMap<HostName, AuditRecord> = HashMap::new();
-        for (key, found) in store.list_json::<AuditRecord>("audit/").await?.0 {
-            if chain_of(&key) == found.value.host.as_str() {
-                last.insert(found.value.host.clone(), found.value); // in order of seq
-            }
-        }
+        let ends = index::ends(&*store).await?;
+        let behind = index::behind(&*store, &ends).await?;
+        let last: HashMap<_, _> = ends
+            .into_iter()
+            .filter(|(chain, end)| chain == end.host.as_str())
+            .map(|(_, end)| (end.host.clone(), end))
+            .collect();
         let mut broken = BTreeMap::new();
         for (key, found) in store.list_json::<String>("audit-break/").await?.0 {
             if let Some(chain) = key.strip_prefix("audit-break/") {
@@ -68,6 +87,8 @@ impl Audit {
             store,
             own_head: StdMutex::new(own_head),
             last: Mutex::new(last),
+            behind: StdMutex::new(behind),
+            moving: RwLock::default(),
             broken: StdMutex::new(broken),
             cut_off: StdMutex::default(),
         })
@@ -90,13 +111,31 @@ impl Audit {
                 job: act.job,
             },
         );
-        let put = self
-            .store
-            .put_json(&key(&record), &record, Guard::Absent)
-            .await;
-        let _ = put.map_err(|error| crate::store_failure(&error))?;
+        let txn = Txn::new().if_absent(record_key(CONTROLLER, record.seq));
+        let put = self.put(txn, &host, std::slice::from_ref(&record)).await;
+        put.map_err(|error| crate::store_failure(&error))?;
         *self.own_head_now() = Some(head_of(&record));
         last.insert(host, record);
+        Ok(())
+    }
+
+    /// Puts records at the end of their chain, at most [`WRITTEN_AT_ONCE`], while `last` is held.
+    async fn put(
+        &self,
+        mut txn: Txn,
+        host: &HostName,
+        records: &[AuditRecord],
+    ) -> Result<(), StoreError> {
+        for record in records {
+            txn = txn.put_json(record_key(host.as_str(), record.seq), record)?;
+        }
+        txn = index::put_entries(txn, host.as_str(), records);
+        // what is behind gets its mark when all that comes before is indexed
+        let is_behind = self.behind().contains_key(host.as_str());
+        if let Some(end) = records.last().filter(|_| !is_behind) {
+            txn = index::put_mark(txn, host.as_str(), end)?;
+        }
+        let _ = self.store.commit(txn).await?;
         Ok(())
     }
 
@@ -138,12 +177,8 @@ impl Audit {
             good.push(record);
         }
         // A host that was away for long has thousands: many to a transaction, in their order.
-        for some in good.chunks(MAX_OPERATIONS) {
-            let mut txn = Txn::new();
-            for record in some {
-                txn = txn.put_json(key(record), record)?;
-            }
-            let _ = self.store.commit(txn).await?;
+        for some in good.chunks(WRITTEN_AT_ONCE) {
+            self.put(Txn::new(), host, some).await?;
             if let Some(newest) = some.last() {
                 last.insert(host.clone(), newest.clone());
             }
@@ -164,12 +199,10 @@ impl Audit {
         host: &HostName,
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
+        let _alone = self.moving.write().await;
         let mut last = self.last.lock().await;
-        let (found, _) = self
-            .store
-            .list_json::<AuditRecord>(&format!("audit/{host}/"))
-            .await?;
-        if found.is_empty() && self.break_of(host).is_none() {
+        let any = index::end(&*self.store, host.as_str()).await?;
+        if any.is_none() && self.break_of(host).is_none() {
             return Ok(());
         }
         // Recorded before the first is moved, so that after a crash the rest is moved to the same place.
@@ -183,41 +216,13 @@ impl Audit {
             self.broken().insert(former, why);
         }
         last.remove(host);
+        self.behind().remove(host.as_str());
         Ok(())
     }
 
     /// Why the records of `host` are not trusted.
     pub(crate) fn break_of(&self, host: &HostName) -> Option<String> {
         self.broken().get(host.as_str()).cloned()
-    }
-
-    /// Records of all hosts, oldest first.
-    pub(crate) async fn list(
-        &self,
-        vms: Option<&BTreeSet<VmId>>,
-        since: Option<OffsetDateTime>,
-    ) -> Result<Vec<AuditRecord>, StoreError> {
-        let (found, _) = self.store.list_json::<AuditRecord>("audit/").await?;
-        let mut records: Vec<_> = found
-            .into_iter()
-            .map(|(_, found)| found.value)
-            .filter(|record| vms.is_none_or(|vms| record.vm.is_some_and(|vm| vms.contains(&vm))))
-            .filter(|record| since.is_none_or(|since| record.time >= since))
-            .collect();
-        records.sort_by(|a, b| (a.time, &a.host, a.seq).cmp(&(b.time, &b.host, b.seq)));
-        Ok(records)
-    }
-
-    /// VMs that had that name when a job of theirs was begun, whether or not they exist. A VM's records outlive it.
-    pub(crate) async fn named(&self, name: &str) -> Result<BTreeSet<VmId>, StoreError> {
-        let prefix = format!("audit/{CONTROLLER}/");
-        let (found, _) = self.store.list_json::<AuditRecord>(&prefix).await?;
-        let named = found.into_iter().map(|(_, found)| found.value);
-        let named = named.filter(|record| {
-            let target = record.reason.split_once(' ').map(|(_, target)| target);
-            record.action == AuditAction::SubmitJob && target == Some(name)
-        });
-        Ok(named.filter_map(|record| record.vm).collect())
     }
 
     /// The last of the controller's own records, as hosts are shown it.
@@ -245,135 +250,12 @@ impl Audit {
         }
         let found = self
             .store
-            .get_json::<AuditRecord>(&format!("audit/{CONTROLLER}/{:020}", seen.seq))
+            .get_json::<AuditRecord>(&record_key(CONTROLLER, seen.seq))
             .await?;
         if found.is_none_or(|found| found.value.hash != seen.hash) {
             self.cut_off().insert((by.clone(), seen.seq, end));
         }
         Ok(())
-    }
-
-    /// Checks every chain from its first record; one finding for each chain that does not hold.
-    pub(crate) async fn verdict(&self) -> Result<AuditVerdict, StoreError> {
-        let chains = self.chains().await?;
-        let records = chains.values().map(|chain| chain.len() as u64).sum();
-        let here = |chain: &str, seq, what: String| AuditBreakView {
-            chain: chain.to_owned(),
-            kept_by: CONTROLLER.to_owned(),
-            seq,
-            what,
-        };
-        let mut breaks: Vec<_> = chains
-            .iter()
-            .filter_map(|(name, chain)| {
-                let found = verify(None, chain).err()?;
-                Some(here(name, Some(found.seq()), found.to_string()))
-            })
-            .collect();
-        for (chain, why) in self.broken().iter() {
-            breaks.push(AuditBreakView {
-                kept_by: chain.clone(),
-                ..here(chain, None, why.clone())
-            });
-        }
-        let closed = chains.values().flat_map(closings).collect();
-        // the end cut off is seen only by who remembers it
-        let last = self.last.lock().await;
-        for record in last.values() {
-            let chain = chains.get(record.host.as_str());
-            let end = chain.and_then(|c| c.last());
-            if end.map(|r| &r.hash) != Some(&record.hash) {
-                let first = end.map_or(1, |end| end.seq + 1);
-                let what = format!(
-                    "records {first} to {} of host {} are missing at the end",
-                    record.seq, record.host
-                );
-                breaks.push(here(record.host.as_str(), Some(first), what));
-            }
-        }
-        drop(last);
-        for (by, seq, end) in self.cut_off().iter() {
-            let what = if seq > end {
-                format!(
-                    "host {by} has seen record {seq} of the controller, whose records end with {end}: {} are missing at the end",
-                    seq - end
-                )
-            } else {
-                format!(
-                    "host {by} has seen another record {seq} of the controller than the one that is here"
-                )
-            };
-            let first = (*seq).min(end + 1);
-            breaks.push(here(CONTROLLER, Some(first), what));
-        }
-        Ok(AuditVerdict {
-            closed,
-            intact: breaks.is_empty(),
-            records,
-            broken: breaks.first().map(|found| found.what.clone()),
-            breaks,
-            not_compared: Vec::new(),
-        })
-    }
-
-    /// Holds a host's own log, whole, against what was copied here up to `position`: the first record in which they differ.
-    pub(crate) async fn compare(
-        &self,
-        host: &HostName,
-        position: u64,
-        log: &[AuditRecord],
-    ) -> Result<Option<AuditBreakView>, StoreError> {
-        let there = |seq, what: String| AuditBreakView {
-            chain: host.to_string(),
-            kept_by: host.to_string(),
-            seq: Some(seq),
-            what: format!("in the log on host {host}: {what}"),
-        };
-        if let Err(found) = verify(None, log) {
-            return Ok(Some(there(found.seq(), found.to_string())));
-        }
-        let chains = self.chains().await?;
-        let copy = chains.get(host.as_str()).map_or(&[][..], Vec::as_slice);
-        // what was copied while the log was on its way here is not in it
-        let copy = copy.iter().filter(|record| record.seq <= position);
-        let known: BTreeMap<u64, &AuditRecord> =
-            log.iter().map(|record| (record.seq, record)).collect();
-        // What lies between the record that a closing follows and the closing was damaged there.
-        let closed = |seq: u64| {
-            log.iter().zip(log.iter().skip(1)).any(|(before, after)| {
-                after.action == AuditAction::CloseLog && before.seq < seq && seq < after.seq
-            })
-        };
-        let end = log.last().map_or(0, |last| last.seq);
-        let mut last = 0;
-        for record in copy {
-            last = record.seq;
-            match known.get(&record.seq) {
-                Some(there) if there.hash == record.hash => {}
-                None if closed(record.seq) || record.seq > end => {}
-                Some(_) | None => {
-                    let what =
-                        format!("record {} is another than the one read earlier", record.seq);
-                    return Ok(Some(there(record.seq, what)));
-                }
-            }
-        }
-        Ok((end < last).then(|| {
-            let what = format!("records {} to {last} are missing at the end", end + 1);
-            there(end + 1, what)
-        }))
-    }
-
-    async fn chains(&self) -> Result<BTreeMap<String, Vec<AuditRecord>>, StoreError> {
-        let (found, _) = self.store.list_json::<AuditRecord>("audit/").await?;
-        let mut chains: BTreeMap<String, Vec<AuditRecord>> = BTreeMap::new();
-        for (key, found) in found {
-            chains
-                .entry(chain_of(&key).to_owned())
-                .or_default()
-                .push(found.value);
-        }
-        Ok(chains)
     }
 
     fn cut_off(&self) -> std::sync::MutexGuard<'_, BTreeSet<(HostName, u64, u64)>> {
@@ -385,31 +267,73 @@ impl Audit {
     }
 }
 
-/// Moves what is left of a chain to the place that was noted for it.
+/// Moves what is left of a chain to the place that was noted for it, records and index together.
 async fn retire_noted(store: &dyn Store, host: &HostName) -> Result<(), StoreError> {
     let noted = format!("{RETIRING}{host}");
     let Some(former) = store.get_json::<String>(&noted).await? else {
         return Ok(());
     };
-    let (found, _) = store
-        .list_json::<AuditRecord>(&format!("audit/{host}/"))
-        .await?;
-    for some in found.chunks(MOVED_AT_ONCE) {
-        let mut txn = Txn::new();
-        for (key, found) in some {
-            let kept = format!("audit/{}/{:020}", former.value, found.value.seq);
-            txn = txn.delete(key.clone()).put_json(kept, &found.value)?;
+    let (chain, former) = (host.as_str(), former.value.as_str());
+    // A controller of before the index may have moved some; what it moved is indexed with the other chains.
+    let moved = index::end(store, former).await?.as_ref().map(head_of);
+    let mark = format!("{INDEXED}{former}");
+    let mark = store.get_json::<AuditHead>(&mark).await?;
+    let is_indexed = moved == mark.map(|mark| mark.value);
+    let mut pages = Pages::new(store, Range::prefix(format!("audit/{chain}/")));
+    while let Some(page) = pages.next().await? {
+        let records: Vec<AuditRecord> = page.iter().map(Entry::json).collect::<Result<_, _>>()?;
+        for some in records.chunks(MOVED_AT_ONCE) {
+            let mut txn = Txn::new();
+            for record in some {
+                txn = index::entries(chain, record)
+                    .into_iter()
+                    .fold(txn, Txn::delete)
+                    .delete(record_key(chain, record.seq))
+                    .put_json(record_key(former, record.seq), record)?;
+            }
+            txn = index::put_entries(txn, former, some);
+            if let Some(last) = some.last().filter(|_| is_indexed) {
+                txn = index::put_mark(txn, former, last)?;
+            }
+            let _ = store.commit(txn).await?;
         }
-        let _ = store.commit(txn).await?;
     }
     let mark = format!("audit-break/{host}");
     let broken = store.get_json::<String>(&mark).await?;
-    let mut txn = Txn::new().delete(mark).delete(noted);
+    let indexed = format!("{INDEXED}{host}");
+    let mut txn = Txn::new().delete(mark).delete(noted).delete(indexed);
     if let Some(broken) = broken {
-        txn = txn.put_json(format!("audit-break/{}", former.value), &broken.value)?;
+        txn = txn.put_json(format!("audit-break/{former}"), &broken.value)?;
     }
     let _ = store.commit(txn).await?;
     Ok(())
+}
+
+/// Indexes what a controller of before the index wrote, in the background, and ends.
+pub(crate) async fn catch_up(world: Arc<World>, stop: CancellationToken) {
+    let chains = world.audit.behind().len();
+    if chains == 0 {
+        return;
+    }
+    tracing::info!(
+        chains,
+        "the audit trail is being indexed; until that is done, questions about it read all that is not indexed yet"
+    );
+    while !stop.is_cancelled() {
+        match world.audit.index_some().await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::info!("the audit trail is indexed");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot index the audit trail; trying again in a minute");
+                let _ = stop
+                    .run_until_cancelled(tokio::time::sleep(INDEX_AGAIN))
+                    .await;
+            }
+        }
+    }
 }
 
 /// Something the controller did.
@@ -452,92 +376,6 @@ fn chain_of(key: &str) -> &str {
     key.split('/').nth(1).unwrap_or_default()
 }
 
-fn key(record: &AuditRecord) -> String {
-    format!("audit/{}/{:020}", record.host, record.seq)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use fleetward_store::SqliteStore;
-
-    fn chain(host: &HostName, length: usize) -> Vec<AuditRecord> {
-        let mut records: Vec<AuditRecord> = Vec::new();
-        for n in 0..length {
-            let event = AuditEvent {
-                time: OffsetDateTime::UNIX_EPOCH,
-                host: host.clone(),
-                actor: "controller".into(),
-                action: AuditAction::Open,
-                vm: None,
-                guardian: None,
-                reason: format!("start {n}"),
-                job: None,
-            };
-            records.push(AuditRecord::chain(records.last(), event));
-        }
-        records
-    }
-
-    #[tokio::test]
-    async fn a_chain_that_a_crash_left_half_retired_is_whole_again_and_a_new_one_begins() {
-        let dir = tempfile::tempdir().expect("directory");
-        let store: Arc<dyn Store> = Arc::new(
-            SqliteStore::open(dir.path().join("store.db"))
-                .await
-                .expect("store"),
-        );
-        let host: HostName = "a".parse().expect("name");
-        let audit = Audit::open(store.clone()).await.expect("audit");
-        let records = chain(&host, 300);
-        audit.take(&host, records.clone()).await.expect("taken");
-        // the crash: noted where to, and a hundred records moved
-        let put = store.put_json("audit-retiring/a", "a@7", Guard::Any).await;
-        let _ = put.expect("noted");
-        for record in &records[..100] {
-            let kept = format!("audit/a@7/{:020}", record.seq);
-            let txn = Txn::new().delete(key(record)).put_json(kept, record);
-            let _ = store.commit(txn.expect("json")).await.expect("moved");
-        }
-        drop(audit);
-
-        let audit = Audit::open(store.clone()).await.expect("audit");
-        let verdict = audit.verdict().await.expect("verdict");
-        assert!(verdict.intact, "{verdict:?}");
-        assert_eq!(verdict.records, 300);
-        assert_eq!(audit.position(&host).await, 0);
-        audit.take(&host, chain(&host, 3)).await.expect("a new one");
-        assert_eq!(audit.break_of(&host), None);
-
-        // and the whole way, more records than one transaction takes
-        audit
-            .retire(&host, OffsetDateTime::now_utc())
-            .await
-            .expect("retired");
-        let verdict = audit.verdict().await.expect("verdict");
-        assert!(verdict.intact && verdict.records == 303, "{verdict:?}");
-        assert_eq!(audit.position(&host).await, 0);
-    }
-
-    #[tokio::test]
-    async fn the_mark_of_a_broken_chain_outlives_its_host() {
-        let dir = tempfile::tempdir().expect("directory");
-        let store = SqliteStore::open(dir.path().join("store.db")).await;
-        let store: Arc<dyn Store> = Arc::new(store.expect("store"));
-        let audit = Audit::open(store.clone()).await.expect("audit");
-        let host: HostName = "a".parse().expect("name");
-        let mut records = chain(&host, 3);
-        records[2].reason = "another".to_owned();
-        audit.take(&host, records).await.expect("taken");
-        assert!(audit.break_of(&host).is_some());
-        let left = OffsetDateTime::UNIX_EPOCH;
-        audit.retire(&host, left).await.expect("retired");
-        let anew = Audit::open(store).await.expect("audit anew");
-        for audit in [audit, anew] {
-            assert_eq!(audit.break_of(&host), None, "a new machine begins anew");
-            let verdict = audit.verdict().await.expect("verdict");
-            let shown: Vec<_> = verdict.breaks.iter().map(|b| b.chain.as_str()).collect();
-            assert_eq!(shown, ["a@0"], "{verdict:?}");
-        }
-    }
+fn record_key(chain: &str, seq: u64) -> String {
+    format!("audit/{chain}/{seq:020}")
 }

@@ -213,11 +213,18 @@ async fn end_with_the_store(
         .context("the store cannot be used")
 }
 
+/// What is stored only as it is now.
+const WITHOUT_HISTORY: &[&str] = {
+    let [vms, conditions, facts] = inventory::WITHOUT_HISTORY;
+    let [by_vm, by_time, by_name, indexed] = audit::WITHOUT_HISTORY;
+    &[vms, conditions, facts, by_vm, by_time, by_name, indexed]
+};
+
 /// Opens the store, and brings one of an earlier version up to date.
 async fn open_store(path: PathBuf) -> anyhow::Result<SqliteStore> {
     let options = SqliteOptions {
         convert: Some(layout::convert),
-        without_history: inventory::WITHOUT_HISTORY,
+        without_history: WITHOUT_HISTORY,
         ..SqliteOptions::default()
     };
     let opened = SqliteStore::open_with(path, options).await;

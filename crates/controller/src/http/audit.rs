@@ -11,7 +11,7 @@ use fleetward_api::controller::{AuditBreakView, AuditVerdict};
 use fleetward_api::verbs;
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::error::Class;
-use fleetward_model::{ErrorCode, Failure, HostName, VmId};
+use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -40,7 +40,7 @@ async fn audit_list(
     });
     let since = since.transpose()?;
     let vms = match &query.vm {
-        Some(name) => Some(vms_of(&app.world, name.as_str()).await?),
+        Some(name) => Some(vms_of(&app.world, name).await?),
         None => None,
     };
     // The first page brings what is new; those that follow it show the same list.
@@ -52,19 +52,19 @@ async fn audit_list(
 }
 
 /// The VM of that name or id; where there is none, those that had it. Account is given of a VM that is gone too.
-async fn vms_of(world: &World, name: &str) -> Answer<BTreeSet<VmId>> {
-    let missing = match world.inventory.find(name) {
+async fn vms_of(world: &World, name: &VmName) -> Answer<BTreeSet<VmId>> {
+    let missing = match world.inventory.find(name.as_str()) {
         Ok(vm) => return Ok(BTreeSet::from([vm.id])),
         Err(missing) => missing,
     };
-    if let Ok(id) = name.parse::<VmId>() {
+    if let Ok(id) = name.as_str().parse::<VmId>() {
         let known = world.audit.list(Some(&BTreeSet::from([id])), None).await?;
         if !known.is_empty() {
             return Ok(BTreeSet::from([id]));
         }
     }
     let mut former = world.audit.named(name).await?;
-    former.extend(world.escrow.named(name));
+    former.extend(world.escrow.named(name.as_str()));
     match former.is_empty() {
         true => Err(missing.into()),
         false => Ok(former),

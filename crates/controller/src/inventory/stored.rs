@@ -22,7 +22,7 @@ const SUPERSEDED: &str = "superseded/";
 /// Records that are read and decoded in one go: some hundred kilobytes.
 const RECORDS: usize = 200;
 /// What changes all the time, and is never asked for as it was.
-pub(crate) const WITHOUT_HISTORY: &[&str] = &[VMS, CONDITIONS, FACTS];
+pub(crate) const WITHOUT_HISTORY: [&str; 3] = [VMS, CONDITIONS, FACTS];
 
 /// A VM as it is stored, in one object; programs of before the moment read and write the VM alone.
 #[derive(Serialize)]
