@@ -430,7 +430,7 @@ codes! {
         "see the reason, which names file and line";
     ImageInUse = "IMAGE_IN_USE", Refused,
         "The image is in drives of VMs, now or from their next start.",
-        "fleetward vm media eject {vm}, for each VM that the message names";
+        "empty the drives that the message names";
     HostCertificateUnusable = "HOST_CERTIFICATE_UNUSABLE", Refused,
         "A host's certificate has run out, was lost or is refused. Its VMs run on, and it keeps its guardian.",
         "fleetward host rejoin {host}; then on the host, with the token: fleetward-agent rejoin",
