@@ -1,8 +1,8 @@
 //! The audit log: the controller's own records, and verified copies of the hosts' records.
 //!
-//! Each record has its own key in the store (`audit/<host>/<seq>`), and the keys by which it is found (`index`). A host whose records do not follow from the stored
-//! ones is marked (`audit-break/<host>`) and shown with a warning, and its further records are refused: the stored
-//! copy is the evidence.
+//! Each record has its own key in the store (`audit/<host>/<seq>`), and the keys by which it is found (`index`). A host
+//! whose records do not follow from the stored ones is marked (`audit-break/<host>`) and shown with a warning, and its
+//! further records are refused: the stored copy is the evidence.
 //!
 //! A chain whose end is cut off is still a valid chain. So each side stores the other's last position: the controller
 //! has copies of the hosts' records, and the hosts store the position of the controller's chain, which it sends them

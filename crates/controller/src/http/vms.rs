@@ -127,14 +127,24 @@ impl Listed {
     }
 }
 
+/// After a start, waits for the hosts on which the VM may be. One that nobody knows may have been made while the controller
+/// was away, and one with which a job is at work, or that its host has no longer, may be on any host.
+async fn heard_of(app: &App, vm: &str) {
+    let world = &app.world;
+    let known = world.inventory.find(vm).ok();
+    if let Some(vm) = known.filter(|vm| !world.holders.hold(vm.id)) {
+        app.heard(&world.inventory.hosts_with(vm.id)).await;
+        if world.inventory.vm(vm.id).is_some() {
+            return;
+        }
+    }
+    app.first_call.over().await;
+}
+
 async fn vm_show(State(app): State<App>, Path(vm): Path<String>) -> Answer<Json<VmView>> {
     let inventory = &app.world.inventory;
     if !app.first_call.is_over() {
-        match inventory.find(&vm) {
-            Ok(known) => app.heard(&inventory.hosts_with(known.id)).await,
-            // It may have been made while the controller was away.
-            Err(_) => app.first_call.over().await,
-        }
+        heard_of(&app, &vm).await;
     }
     let vm = inventory.find(&vm)?;
     Ok(Json(view::vm(&Disputes::now(&app.world), &vm)))

@@ -10,6 +10,7 @@ use fleetward_sim::prepare::prepare;
 use http::Method;
 use serde_json::json;
 use std::net::{Ipv4Addr, TcpListener};
+use std::time::Duration;
 
 /// More than are called in the time that a start waits for hosts, if each of them takes a connection and is silent.
 const HANGING: u32 = 150;
@@ -62,4 +63,29 @@ async fn a_vm_of_a_host_that_answers_is_shown_as_it_is_while_others_hang() {
     assert_eq!(list.len(), 1);
     assert_eq!(list[0].state, VmState::Running);
     drop(hanging);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_moved_while_the_controller_was_away_is_not_missing_before_its_new_host_was_heard()
+ {
+    let controller = Controller::start().await;
+    let a = controller.join("a", "default").await;
+    let b = controller.join("b", "default").await;
+    let create = json!({"name": "web", "host": "a", "start": true});
+    let made = controller.done(Method::POST, "/v1/vms", &create).await;
+    assert_eq!(made.state, JobState::Done);
+    let web: VmView = controller.get("/v1/vms/web").await;
+    assert_eq!(web.host.as_str(), "a");
+
+    let controller = controller
+        .restart_after(|_| {
+            let moved = a.look(|inner| inner.vms.remove(&web.id)).expect("there");
+            b.look(|inner| {
+                inner.vms.insert(web.id, moved);
+                inner.delay = Duration::from_millis(300);
+            });
+        })
+        .await;
+    let web: VmView = controller.get("/v1/vms/web").await;
+    assert_eq!((web.host.as_str(), web.state), ("b", VmState::Running));
 }
