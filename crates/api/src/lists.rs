@@ -14,6 +14,10 @@ use fleetward_model::certificate::Serial;
 use fleetward_model::host::HostState;
 use fleetward_model::{GroupName, HostName, VmName};
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoParams, ToSchema};
 
 /// Rows of the longest page.
@@ -200,14 +204,106 @@ impl Row for GuardianView {
 
 impl Row for AuditRecord {
     fn cursor(&self) -> String {
-        format!("{}/{}", self.host, self.seq)
+        AuditPlace::of(self).to_string()
     }
 }
 
 /// Of records that are read as they are.
 impl Row for serde_json::Value {
     fn cursor(&self) -> String {
-        let host = self["host"].as_str().unwrap_or_default();
-        format!("{host}/{}", self["seq"])
+        let text = |field: &str| self[field].as_str().unwrap_or_default();
+        let seq = &self["seq"];
+        format!("{}/{}/{seq}/{}", text("time"), text("host"), text("hash"))
+    }
+}
+
+/// Where a record stands among those of all chains, in the order of the fields: `TIME/HOST/SEQ/HASH`.
+///
+/// A host that left and came back has two chains of the same numbers, so only the hash tells its records apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AuditPlace {
+    pub time: OffsetDateTime,
+    pub host: HostName,
+    pub seq: u64,
+    pub hash: String,
+}
+
+impl AuditPlace {
+    pub fn of(record: &AuditRecord) -> Self {
+        Self {
+            time: record.time,
+            host: record.host.clone(),
+            seq: record.seq,
+            hash: record.hash.clone(),
+        }
+    }
+}
+
+impl fmt::Display for AuditPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = self.time.format(&Rfc3339).map_err(|_| fmt::Error)?;
+        write!(f, "{time}/{}/{}/{}", self.host, self.seq, self.hash)
+    }
+}
+
+impl FromStr for AuditPlace {
+    type Err = Misplaced;
+
+    /// # Errors
+    /// Text that is not of that form.
+    fn from_str(text: &str) -> Result<Self, Misplaced> {
+        let place = || {
+            let mut parts = text.split('/');
+            let place = Self {
+                time: OffsetDateTime::parse(parts.next()?, &Rfc3339).ok()?,
+                host: parts.next()?.parse().ok()?,
+                seq: parts.next()?.parse().ok()?,
+                hash: parts.next()?.to_owned(),
+            };
+            parts.next().is_none().then_some(place)
+        };
+        place().ok_or(Misplaced)
+    }
+}
+
+/// Text that names no place of an audit record.
+#[derive(Debug, thiserror::Error)]
+#[error("a place in the audit log is written TIME/HOST/SEQ/HASH, as the record has them")]
+pub struct Misplaced;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fleetward_model::audit::{AuditAction, AuditEvent};
+
+    #[test]
+    fn an_audit_record_stands_where_its_text_says() {
+        let event = AuditEvent {
+            time: OffsetDateTime::from_unix_timestamp_nanos(1_790_000_000_123_456_789)
+                .expect("a time"),
+            host: "a".parse().expect("a name"),
+            actor: "controller".to_owned(),
+            action: AuditAction::Open,
+            vm: None,
+            guardian: None,
+            reason: String::new(),
+            job: None,
+        };
+        let record = AuditRecord::chain(None, event);
+        let cursor = record.cursor();
+        assert_eq!(
+            cursor.parse::<AuditPlace>().ok(),
+            Some(AuditPlace::of(&record))
+        );
+        let value = serde_json::to_value(&record).expect("JSON");
+        assert_eq!(value.cursor(), cursor);
+        for bad in [
+            "",
+            "a/7",
+            "2026-01-01T00:00:00Z/a/7",
+            "2026-01-01T00:00:00Z/a/7/0/0",
+        ] {
+            assert!(bad.parse::<AuditPlace>().is_err(), "{bad}");
+        }
     }
 }

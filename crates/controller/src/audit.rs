@@ -13,15 +13,15 @@ mod index;
 mod tests;
 mod whole;
 
-pub(crate) use self::index::WITHOUT_HISTORY;
+pub(crate) use self::index::{WITHOUT_HISTORY, Wanted};
 
 use self::index::{ENTRIES, INDEXED, Pages, WRITTEN_AT_ONCE};
 use crate::world::World;
 use fleetward_api::agent::AuditHead;
 use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord, verify};
-use fleetward_model::{Failure, HostName, JobId, VmId};
+use fleetward_model::{ErrorCode, Failure, HostName, JobId, VmId};
 use fleetward_store::{
-    Entry, Guard, MAX_OPERATIONS, MAX_VALUE, Range, Store, StoreError, StoreExt, Txn,
+    Entry, Guard, MAX_OPERATIONS, MAX_VALUE, Outcome, Range, Store, StoreError, StoreExt, Txn,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
@@ -98,25 +98,33 @@ impl Audit {
     pub(crate) async fn own(&self, act: Act) -> Result<(), Failure> {
         let host = own_name();
         let mut last = self.last.lock().await;
-        let record = AuditRecord::chain(
-            last.get(&host),
-            AuditEvent {
-                time: OffsetDateTime::now_utc(),
-                host: host.clone(),
-                actor: act.actor,
-                action: act.action,
-                vm: act.vm,
-                guardian: act.guardian,
-                reason: act.reason,
-                job: act.job,
-            },
-        );
-        let txn = Txn::new().if_absent(record_key(CONTROLLER, record.seq));
-        let put = self.put(txn, &host, std::slice::from_ref(&record)).await;
-        put.map_err(|error| crate::store_failure(&error))?;
-        *self.own_head_now() = Some(head_of(&record));
-        last.insert(host, record);
-        Ok(())
+        let event = AuditEvent {
+            time: OffsetDateTime::now_utc(),
+            host: host.clone(),
+            actor: act.actor,
+            action: act.action,
+            vm: act.vm,
+            guardian: act.guardian,
+            reason: act.reason,
+            job: act.job,
+        };
+        loop {
+            let record = AuditRecord::chain(last.get(&host), event.clone());
+            let txn = Txn::new().if_absent(record_key(CONTROLLER, record.seq));
+            let put = self.put(txn, &host, std::slice::from_ref(&record)).await;
+            let put = put.map_err(|error| crate::store_failure(&error))?;
+            if put.committed().is_some() {
+                *self.own_head_now() = Some(head_of(&record));
+                last.insert(host, record);
+                return Ok(());
+            }
+            // An earlier one is there, though writing it had failed. This one follows it.
+            let end = index::end(&*self.store, CONTROLLER).await;
+            match end.map_err(|error| crate::store_failure(&error))? {
+                Some(end) if end.seq >= record.seq => last.insert(host.clone(), end),
+                Some(_) | None => return Err(taken(&record)),
+            };
+        }
     }
 
     /// Puts records at the end of their chain, at most [`WRITTEN_AT_ONCE`], while `last` is held.
@@ -125,7 +133,7 @@ impl Audit {
         mut txn: Txn,
         host: &HostName,
         records: &[AuditRecord],
-    ) -> Result<(), StoreError> {
+    ) -> Result<Outcome, StoreError> {
         for record in records {
             txn = txn.put_json(record_key(host.as_str(), record.seq), record)?;
         }
@@ -135,8 +143,7 @@ impl Audit {
         if let Some(end) = records.last().filter(|_| !is_behind) {
             txn = index::put_mark(txn, host.as_str(), end)?;
         }
-        let _ = self.store.commit(txn).await?;
-        Ok(())
+        self.store.commit(txn).await
     }
 
     /// The number of the last record read of `host`.
@@ -178,7 +185,7 @@ impl Audit {
         }
         // A host that was away for long has thousands: many to a transaction, in their order.
         for some in good.chunks(WRITTEN_AT_ONCE) {
-            self.put(Txn::new(), host, some).await?;
+            let _ = self.put(Txn::new(), host, some).await?;
             if let Some(newest) = some.last() {
                 last.insert(host.clone(), newest.clone());
             }
@@ -206,7 +213,7 @@ impl Audit {
             return Ok(());
         }
         // Recorded before the first is moved, so that after a crash the rest is moved to the same place.
-        let former = format!("{host}@{}", now.unix_timestamp());
+        let former = self.free_place(host, now).await?;
         let noted = format!("{RETIRING}{host}");
         let _ = self.store.put_json(&noted, &former, Guard::Absent).await?;
         retire_noted(&*self.store, host).await?;
@@ -218,6 +225,19 @@ impl Audit {
         last.remove(host);
         self.behind().remove(host.as_str());
         Ok(())
+    }
+
+    /// A name for a chain that is put aside now. That of this second may be taken.
+    async fn free_place(&self, host: &HostName, now: OffsetDateTime) -> Result<String, StoreError> {
+        let mut second = now.unix_timestamp();
+        loop {
+            let former = format!("{host}@{second}");
+            let any = index::end(&*self.store, &former).await?;
+            if any.is_none() && !self.broken().contains_key(&former) {
+                return Ok(former);
+            }
+            second += 1;
+        }
     }
 
     /// Why the records of `host` are not trusted.
@@ -362,6 +382,16 @@ impl Act {
             job: None,
         }
     }
+}
+
+/// A record was taken away behind a running controller, and this one's number is still in use.
+fn taken(record: &AuditRecord) -> Failure {
+    let what = format!(
+        "record {} of the controller's audit log cannot be written",
+        record.seq
+    );
+    Failure::new(ErrorCode::StoreFailed, what)
+        .because("the store has another record there, which is not the end of the log")
 }
 
 fn head_of(record: &AuditRecord) -> AuditHead {

@@ -77,7 +77,7 @@ pub struct AuditQuery {
     pub since: Option<String>,
     /// at most so many rows, 1 to 1,000; without it all
     pub limit: Option<u32>,
-    /// only what follows: HOST/SEQ of a record
+    /// only what follows: TIME/HOST/SEQ/HASH of a record
     pub after: Option<String>,
 }
 

@@ -14,6 +14,7 @@
 
 use super::{Audit, CONTROLLER, chain_of, head_of, record_key};
 use fleetward_api::agent::AuditHead;
+use fleetward_api::lists::AuditPlace;
 use fleetward_model::audit::{AuditAction, AuditRecord};
 use fleetward_model::{VmId, VmName};
 use fleetward_store::{Entry, MAX_OPERATIONS, Outcome, Range, Store, StoreError, StoreExt, Txn};
@@ -82,6 +83,13 @@ pub(super) fn put_mark(txn: Txn, chain: &str, last: &AuditRecord) -> Result<Txn,
     txn.put_json(format!("{INDEXED}{chain}"), &head_of(last))
 }
 
+/// Where the record is that an entry leads to.
+fn place_of(entry: &Entry) -> Option<Place> {
+    let mut names = entry.key.rsplit('/');
+    let seq = names.next()?.parse().ok()?;
+    Some((names.next()?.to_owned(), seq))
+}
+
 /// The pages of a range.
 pub(super) struct Pages<'a> {
     store: &'a dyn Store,
@@ -97,6 +105,11 @@ impl<'a> Pages<'a> {
             next: Some(range.limit(PAGE)),
             one_revision: false,
         }
+    }
+
+    fn of_length(mut self, entries: usize) -> Self {
+        self.next = self.next.map(|range| range.limit(entries));
+        self
     }
 
     /// All pages as they were when the first was read.
@@ -174,54 +187,80 @@ pub(super) async fn behind(
     Ok(behind)
 }
 
-/// What is asked of the trail; what is left open is not asked for.
-#[derive(Debug, Clone, Copy)]
-struct Wanted<'a> {
-    vms: Option<&'a BTreeSet<VmId>>,
-    since: Option<OffsetDateTime>,
+/// What is asked of the trail: a page of it. What is left open is not asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) vms: Option<&'a BTreeSet<VmId>>,
+    pub(crate) since: Option<OffsetDateTime>,
+    /// Only what stands behind it.
+    pub(crate) after: Option<&'a AuditPlace>,
+    /// At most so many, the first of them.
+    pub(crate) limit: Option<usize>,
 }
 
 impl Wanted<'_> {
     fn is(&self, record: &AuditRecord) -> bool {
         let is_of = |vms: &BTreeSet<VmId>| record.vm.is_some_and(|vm| vms.contains(&vm));
-        self.vms.is_none_or(is_of) && self.since.is_none_or(|since| record.time >= since)
+        self.vms.is_none_or(is_of)
+            && self.since.is_none_or(|since| record.time >= since)
+            && self
+                .after
+                .is_none_or(|after| AuditPlace::of(record) > *after)
+    }
+
+    /// No record of before is wanted.
+    fn from(&self) -> Option<OffsetDateTime> {
+        self.since.max(self.after.map(|after| after.time))
+    }
+
+    /// Under which keys of the index everything that is wanted is; `None` where all is.
+    fn prefixes(&self) -> Option<Vec<String>> {
+        match self.vms {
+            Some(vms) => Some(vms.iter().map(|vm| format!("{VM}{vm}/")).collect()),
+            None => (self.from().is_some() || self.limit.is_some()).then(|| vec![TIME.to_owned()]),
+        }
+    }
+}
+
+/// Records in the order in which they are listed. One that was read from a host twice, before it left and after it came back, is one.
+#[derive(Debug, Default)]
+struct Found(BTreeMap<AuditPlace, AuditRecord>);
+
+impl Found {
+    fn add(&mut self, record: AuditRecord) {
+        self.0.insert(AuditPlace::of(&record), record);
+    }
+
+    /// Whether what begins with `time` stands behind the first `limit` of these.
+    fn are_before(&self, limit: Option<usize>, time: &str) -> bool {
+        let last = limit.and_then(|limit| self.0.keys().nth(limit.saturating_sub(1)));
+        last.is_some_and(|last| time_key(last.time).as_str() < time)
     }
 }
 
 impl Audit {
-    /// Records of all hosts, oldest first.
-    pub(crate) async fn list(
-        &self,
-        vms: Option<&BTreeSet<VmId>>,
-        since: Option<OffsetDateTime>,
-    ) -> Result<Vec<AuditRecord>, StoreError> {
-        let wanted = Wanted { vms, since };
+    /// Records of all chains by time, oldest first.
+    pub(crate) async fn list(&self, wanted: Wanted<'_>) -> Result<Vec<AuditRecord>, StoreError> {
         let _nothing_moves = self.moving.read().await;
         // Asked first: what is indexed from here on is found twice, and not missed.
         let behind = self.behind().clone();
-        let prefixes = match (vms, since) {
-            (Some(vms), _) => vms.iter().map(|vm| format!("{VM}{vm}/")).collect(),
-            (None, Some(_)) => vec![TIME.to_owned()],
-            (None, None) => Vec::new(),
-        };
-        let mut places = BTreeSet::new();
-        for prefix in &prefixes {
-            places.extend(self.places(prefix, since).await?);
-        }
-        let mut found = BTreeMap::new();
-        self.read(&places, &mut found).await?;
-        if prefixes.is_empty() && vms.is_none() {
-            self.scan(Range::prefix("audit/"), wanted, &mut found)
-                .await?;
-        } else {
-            for (chain, upto) in &behind {
-                self.scan(rest_of(chain, *upto), wanted, &mut found).await?;
+        let mut found = Found::default();
+        match wanted.prefixes() {
+            None => {
+                self.scan(Range::prefix("audit/"), wanted, &mut found)
+                    .await?;
+            }
+            Some(prefixes) => {
+                for prefix in &prefixes {
+                    self.find(prefix, wanted, &mut found).await?;
+                }
+                for (chain, upto) in &behind {
+                    self.scan(rest_of(chain, *upto), wanted, &mut found).await?;
+                }
             }
         }
-        let mut records: Vec<_> = found.into_values().collect();
-        records.retain(|record| wanted.is(record));
-        records.sort_by(|a, b| (a.time, &a.host, a.seq).cmp(&(b.time, &b.host, b.seq)));
-        Ok(records)
+        let records = found.0.into_values();
+        Ok(records.take(wanted.limit.unwrap_or(usize::MAX)).collect())
     }
 
     /// VMs that had that name when a job of theirs was begun, whether or not they exist. A VM's records outlive it.
@@ -247,34 +286,40 @@ impl Audit {
         Ok(named)
     }
 
-    /// What the entries under `prefix` lead to, from that time on.
-    async fn places(
+    /// Adds what the entries under `prefix` lead to, until the first `limit` of them are known.
+    async fn find(
         &self,
         prefix: &str,
-        since: Option<OffsetDateTime>,
-    ) -> Result<BTreeSet<Place>, StoreError> {
+        wanted: Wanted<'_>,
+        all: &mut Found,
+    ) -> Result<(), StoreError> {
         let mut range = Range::prefix(prefix);
-        if let Some(since) = since {
-            range = range.after(format!("{prefix}{}", time_key(since)));
+        if let Some(from) = wanted.from() {
+            range = range.after(format!("{prefix}{}", time_key(from)));
         }
-        let mut places = BTreeSet::new();
-        let mut pages = Pages::new(&*self.store, range);
+        let mut found = Found::default();
+        let at_once = wanted.limit.map_or(PAGE, |limit| limit.min(PAGE - 1) + 1);
+        let mut pages = Pages::new(&*self.store, range).of_length(at_once);
         while let Some(page) = pages.next().await? {
-            places.extend(page.iter().filter_map(|entry| {
-                let mut names = entry.key.rsplit('/');
-                let seq = names.next()?.parse().ok()?;
-                Some((names.next()?.to_owned(), seq))
-            }));
+            let places = page.iter().filter_map(place_of).collect();
+            let records = self.read(&places).await?;
+            records
+                .into_iter()
+                .filter(|record| wanted.is(record))
+                .for_each(|record| found.add(record));
+            // entries are in the order of their times
+            let last = page.last().and_then(|entry| entry.key.rsplit('/').nth(2));
+            if last.is_some_and(|last| found.are_before(wanted.limit, last)) {
+                break;
+            }
         }
-        Ok(places)
+        all.0.append(&mut found.0);
+        Ok(())
     }
 
     /// Reads the records at `places`, those that follow each other together.
-    async fn read(
-        &self,
-        places: &BTreeSet<Place>,
-        found: &mut BTreeMap<String, AuditRecord>,
-    ) -> Result<(), StoreError> {
+    async fn read(&self, places: &BTreeSet<Place>) -> Result<Vec<AuditRecord>, StoreError> {
+        let mut records = Vec::new();
         let places: Vec<_> = places.iter().collect();
         let runs = places.chunk_by(|(chain, seq), (next, after)| {
             chain == next && seq.checked_add(1) == Some(*after)
@@ -292,11 +337,10 @@ impl Audit {
                 tracing::debug!(%chain, first, "the index names records that are not there");
             }
             for entry in entries {
-                let record = entry.json()?;
-                found.insert(entry.key, record);
+                records.push(entry.json()?);
             }
         }
-        Ok(())
+        Ok(records)
     }
 
     /// Reads all of `range` for what is wanted.
@@ -304,14 +348,14 @@ impl Audit {
         &self,
         range: Range,
         wanted: Wanted<'_>,
-        found: &mut BTreeMap<String, AuditRecord>,
+        found: &mut Found,
     ) -> Result<(), StoreError> {
         let mut pages = Pages::new(&*self.store, range);
         while let Some(page) = pages.next().await? {
             for entry in page {
                 let record = entry.json()?;
                 if wanted.is(&record) {
-                    found.insert(entry.key, record);
+                    found.add(record);
                 }
             }
         }

@@ -1,6 +1,7 @@
 use super::*;
 use async_trait::async_trait;
-use fleetward_store::{LeaseId, Outcome, Page, Revision, SqliteStore, Watch};
+use fleetward_api::lists::AuditPlace;
+use fleetward_store::{LeaseId, Page, Revision, SqliteStore, Watch};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 fn chain(host: &HostName, length: usize) -> Vec<AuditRecord> {
@@ -173,8 +174,19 @@ async fn index_all(audit: &Audit) {
     while audit.index_some().await.expect("indexed") {}
 }
 
+fn from(since: Option<OffsetDateTime>) -> Wanted<'static> {
+    Wanted {
+        since,
+        ..Wanted::default()
+    }
+}
+
 async fn of_vm(audit: &Audit, vm: VmId) -> Vec<u64> {
-    let found = audit.list(Some(&BTreeSet::from([vm])), None).await;
+    let wanted = Wanted {
+        vms: Some(&BTreeSet::from([vm])),
+        ..Wanted::default()
+    };
+    let found = audit.list(wanted).await;
     found
         .expect("list")
         .iter()
@@ -202,7 +214,7 @@ async fn what_is_read_does_not_depend_on_how_many_records_there_are() {
         assert_eq!(of_vm(&audit, vm).await.len(), 11);
         let by_vm = counting.count();
         let since = Some(records[length - 20].time);
-        let found = audit.list(None, since).await.expect("list");
+        let found = audit.list(from(since)).await.expect("list");
         assert_eq!(found, records[length - 20..]);
         counts.push((at_start, by_vm, counting.count()));
     }
@@ -286,7 +298,7 @@ async fn records_of_a_host_that_left_are_found_by_their_vm() {
     for audit in [audit, opened] {
         assert_eq!(of_vm(&audit, vm).await, all);
         assert_eq!(of_vm(&audit, anew).await, all);
-        let found = audit.list(None, Some(records[50].time)).await;
+        let found = audit.list(from(Some(records[50].time))).await;
         assert_eq!(found.expect("list").len(), 100);
         let verdict = audit.verdict().await.expect("verdict");
         assert!(verdict.intact && verdict.records == 200, "{verdict:?}");
@@ -334,4 +346,116 @@ async fn a_vm_is_found_by_a_former_name() {
         let none = audit.named(&"db".parse().expect("name")).await;
         assert_eq!(none.expect("named"), BTreeSet::new());
     }
+}
+
+/// All pages of that length, put one after the other.
+async fn by_pages(audit: &Audit, wanted: Wanted<'_>, limit: usize) -> Vec<AuditRecord> {
+    let mut listed: Vec<AuditRecord> = Vec::new();
+    loop {
+        let after = listed.last().map(AuditPlace::of);
+        let page = Wanted {
+            after: after.as_ref(),
+            limit: Some(limit),
+            ..wanted
+        };
+        let page = audit.list(page).await.expect("a page");
+        let is_last = page.len() < limit;
+        listed.extend(page);
+        if is_last {
+            return listed;
+        }
+        assert!(listed.len() < 10_000, "the pages repeat");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_a_host_that_left_and_came_back_are_the_list() {
+    let (_dir, store) = new_store().await;
+    let audit = Audit::open(store.clone()).await.expect("audit");
+    let (first, second) = (VmId(uuid::Uuid::new_v4()), VmId(uuid::Uuid::new_v4()));
+    let (host, other): (HostName, HostName) =
+        ("a".parse().expect("name"), "b".parse().expect("name"));
+    // three chains of the same times and numbers, one of a host that came back
+    let of_first = long_chain(&host, 60, first);
+    let of_second = long_chain(&host, 60, second);
+    let of_other = long_chain(&other, 60, first);
+    audit.take(&host, of_first.clone()).await.expect("taken");
+    let left = OffsetDateTime::UNIX_EPOCH;
+    audit.retire(&host, left).await.expect("retired");
+    audit.take(&host, of_second.clone()).await.expect("taken");
+    audit.take(&other, of_other.clone()).await.expect("taken");
+
+    let mut all = [of_first.clone(), of_second, of_other].concat();
+    all.sort_by_key(AuditPlace::of);
+    let vms = BTreeSet::from([first, second]);
+    let of_vms = Wanted {
+        vms: Some(&vms),
+        ..Wanted::default()
+    };
+    let whole = audit.list(Wanted::default()).await.expect("list");
+    assert_eq!(whole, all);
+    for limit in [1, 7, 60, 179, 180, 1000] {
+        let listed = by_pages(&audit, Wanted::default(), limit).await;
+        assert_eq!(listed, all, "{limit} at once");
+        let late = by_pages(&audit, from(Some(all[90].time)), limit).await;
+        assert_eq!(late, all[90..], "{limit} at once");
+        let some = by_pages(&audit, of_vms, limit).await;
+        assert_eq!(some.len(), 33, "{limit} at once");
+    }
+
+    // It left again, in the same second, and came back with the log that it had: its records are there twice.
+    audit.retire(&host, left).await.expect("retired");
+    audit.take(&host, of_first).await.expect("taken");
+    let verdict = audit.verdict().await.expect("verdict");
+    assert!(verdict.intact && verdict.records == 240, "{verdict:?}");
+    for limit in [1, 7, 1000] {
+        let listed = by_pages(&audit, Wanted::default(), limit).await;
+        assert_eq!(listed, all, "{limit} at once");
+    }
+}
+
+#[tokio::test]
+async fn a_page_reads_about_what_it_shows() {
+    let mut counts = Vec::new();
+    for length in [400, 4000] {
+        let (_dir, store) = new_store().await;
+        let (host, vm): (HostName, _) = ("a".parse().expect("name"), VmId(uuid::Uuid::new_v4()));
+        let audit = Audit::open(store.clone()).await.expect("audit");
+        let records = long_chain(&host, length, vm);
+        audit.take(&host, records.clone()).await.expect("taken");
+        let counting = Arc::new(Counting {
+            store,
+            read: AtomicU64::new(0),
+        });
+        let audit = Audit::open(counting.clone()).await.expect("audit");
+        let _ = counting.count();
+        let after = AuditPlace::of(&records[length / 2]);
+        let page = Wanted {
+            after: Some(&after),
+            limit: Some(20),
+            ..Wanted::default()
+        };
+        let page = audit.list(page).await.expect("a page");
+        assert_eq!(page, records[length / 2 + 1..][..20]);
+        counts.push(counting.count());
+    }
+    assert_eq!(counts[0], counts[1]);
+    assert!(counts[0] < 100, "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_record_whose_predecessor_was_written_though_it_failed_follows_it() {
+    let (_dir, store) = new_store().await;
+    let audit = Audit::open(store.clone()).await.expect("audit");
+    let act = |what: &str| Act::new("admin", AuditAction::MakeToken, what);
+    audit.own(act("first")).await.expect("recorded");
+    // what another object wrote is to this one as a commit that it was told had failed
+    let same = Audit::open(store.clone()).await.expect("audit");
+    same.own(act("second")).await.expect("recorded");
+    audit.own(act("third")).await.expect("recorded");
+    let whole = audit.list(Wanted::default()).await.expect("list");
+    let reasons: Vec<_> = whole.iter().map(|record| record.reason.as_str()).collect();
+    assert_eq!(reasons, ["first", "second", "third"]);
+    let verdict = audit.verdict().await.expect("verdict");
+    assert!(verdict.intact, "{verdict:?}");
 }

@@ -3,11 +3,14 @@
 use super::Answer;
 use super::body::Asked;
 use super::page::Page;
+use super::rows::Rows;
 use crate::app::App;
+use crate::audit::Wanted;
 use crate::world::World;
 use axum::Json;
 use axum::extract::State;
 use fleetward_api::controller::{AuditBreakView, AuditVerdict};
+use fleetward_api::lists::AuditPlace;
 use fleetward_api::verbs;
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::error::Class;
@@ -29,8 +32,17 @@ const COMPARE_TIME: Duration = Duration::from_secs(30);
 async fn audit_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::AuditList>,
-) -> Answer<Json<Vec<AuditRecord>>> {
+) -> Answer<Rows<AuditRecord>> {
     let page = Page::new(query.limit, query.after)?;
+    let after = page.after().map(str::parse).transpose();
+    let after: Option<AuditPlace> = after.map_err(|error| {
+        Failure::new(
+            ErrorCode::InvalidArgument,
+            "after is no place in the audit log",
+        )
+        .because(error)
+        .fix("ask again from the beginning, without `after`")
+    })?;
     let since = query.since.map(|text| {
         OffsetDateTime::parse(&text, &Rfc3339).map_err(|error| {
             Failure::new(ErrorCode::InvalidArgument, "since is not a time")
@@ -47,8 +59,13 @@ async fn audit_list(
     if page.is_first() {
         fetch(&app).await;
     }
-    let records = app.world.audit.list(vms.as_ref(), since).await?;
-    Ok(Json(page.of_listed(records)?))
+    let wanted = Wanted {
+        vms: vms.as_ref(),
+        since,
+        after: after.as_ref(),
+        limit: page.limit_given(),
+    };
+    Ok(Rows(app.world.audit.list(wanted).await?))
 }
 
 /// The VM of that name or id; where there is none, those that had it. Account is given of a VM that is gone too.
@@ -58,7 +75,12 @@ async fn vms_of(world: &World, name: &VmName) -> Answer<BTreeSet<VmId>> {
         Err(missing) => missing,
     };
     if let Ok(id) = name.as_str().parse::<VmId>() {
-        let known = world.audit.list(Some(&BTreeSet::from([id])), None).await?;
+        let wanted = Wanted {
+            vms: Some(&BTreeSet::from([id])),
+            limit: Some(1),
+            ..Wanted::default()
+        };
+        let known = world.audit.list(wanted).await?;
         if !known.is_empty() {
             return Ok(BTreeSet::from([id]));
         }

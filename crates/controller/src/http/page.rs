@@ -29,6 +29,15 @@ impl Page {
         self.after.is_none()
     }
 
+    pub(super) fn after(&self) -> Option<&str> {
+        self.after.as_deref()
+    }
+
+    /// `None` without one.
+    pub(super) fn limit_given(&self) -> Option<usize> {
+        (self.limit < usize::MAX).then_some(self.limit)
+    }
+
     /// The first name of the cursor.
     pub(super) fn after_name(&self) -> Option<&str> {
         self.after.as_deref()?.split('/').next()
@@ -80,19 +89,24 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
 
     fn page(limit: u32, after: Option<&str>) -> Page {
         Page::new(Some(limit), after.map(str::to_owned)).expect("a page")
     }
 
-    fn record(host: &str, seq: u64) -> Value {
-        json!({ "host": host, "seq": seq })
+    /// A row of a list that has an order of its own.
+    #[derive(Debug, Clone, PartialEq)]
+    struct Numbered(u64);
+
+    impl Row for Numbered {
+        fn cursor(&self) -> String {
+            self.0.to_string()
+        }
     }
 
     #[test]
     fn pages_put_one_after_the_other_are_the_list() {
-        let rows: Vec<_> = (1..8).map(|seq| record("a", seq)).collect();
+        let rows: Vec<_> = (1..8).rev().map(Numbered).collect();
         for limit in 1..9 {
             let (mut seen, mut after) = (Vec::new(), None);
             loop {
@@ -119,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_cursor_of_no_row_and_a_page_without_rows_are_refused() {
-        let refused = page(1, Some("b/1")).of_listed(vec![record("a", 1)]);
+        let refused = page(1, Some("1")).of_listed(vec![Numbered(2)]);
         assert_eq!(
             refused.expect_err("refused").code,
             ErrorCode::InvalidArgument
