@@ -63,16 +63,20 @@ impl Controller {
         match V::FORM {
             Form::Nothing => serde_json::from_str("null")
                 .map_err(|error| self.failure(ClientError::Decode(error))),
-            Form::Json | Form::Lines | Form::Text | Form::Picture | Form::WebSocket => {
-                response.json().await.map_err(|e| self.failure(e))
-            }
+            Form::Json
+            | Form::Pages
+            | Form::Document
+            | Form::Lines
+            | Form::Text
+            | Form::Picture
+            | Form::WebSocket => response.json().await.map_err(|e| self.failure(e)),
         }
     }
 
-    /// The rows of the list that `V` gives, page by page: at most `limit`, or all.
+    /// The rows of the list that `V` gives: at most `limit`, or all.
     pub(crate) async fn list<V, T>(
         &self,
-        mut query: V::Request,
+        query: V::Request,
         limit: Option<usize>,
     ) -> Result<Vec<T>, Failure>
     where
@@ -80,26 +84,30 @@ impl Controller {
         V::Request: Paged,
         T: Row + DeserializeOwned,
     {
-        let wanted = limit.unwrap_or(usize::MAX);
-        let mut after = query.after().map(str::to_owned);
-        let mut rows: Vec<T> = Vec::new();
-        while rows.len() < wanted {
-            let length = PAGE.min(wanted - rows.len());
-            query.set_page(length as u32, after);
-            let page = self.read::<V, Vec<T>>([], &query).await?;
-            // A controller that knows of no pages gives the list whole, however often it is asked.
-            let whole =
-                page.len() != length || page.first().map(T::cursor) == rows.first().map(T::cursor);
-            if rows.is_empty() || page.first().map(T::cursor) != rows.first().map(T::cursor) {
-                rows.extend(page);
-            }
-            if whole {
-                break;
-            }
-            after = rows.last().map(T::cursor);
+        let mut pages = self.pages::<V, T>(query, limit);
+        let mut rows = Vec::new();
+        while let Some(page) = pages.next().await? {
+            rows.extend(page);
         }
-        rows.truncate(wanted);
         Ok(rows)
+    }
+
+    /// The same, a page at a time.
+    pub(crate) fn pages<V, T>(&self, query: V::Request, limit: Option<usize>) -> Pages<'_, V, T>
+    where
+        V: for<'a> Verb<Path<'a> = [&'a str; 0]>,
+        V::Request: Paged,
+        T: Row + DeserializeOwned,
+    {
+        Pages {
+            controller: self,
+            after: query.after().map(str::to_owned),
+            query,
+            wanted: limit.unwrap_or(usize::MAX),
+            first: None,
+            is_over: false,
+            of: PhantomData,
+        }
     }
 
     /// Asks for `V` and sends what `content` gives, `length` bytes where that is known.
@@ -180,6 +188,51 @@ impl Controller {
 
     fn failure(&self, error: ClientError) -> Failure {
         failure_of(&self.client.endpoint(), error)
+    }
+}
+
+/// A list that comes a page at a time.
+pub(crate) struct Pages<'c, V: Verb, T> {
+    controller: &'c Controller,
+    query: V::Request,
+    /// Rows that are still wanted.
+    wanted: usize,
+    after: Option<String>,
+    /// Where the list began.
+    first: Option<String>,
+    is_over: bool,
+    of: PhantomData<T>,
+}
+
+impl<V, T> Pages<'_, V, T>
+where
+    V: for<'a> Verb<Path<'a> = [&'a str; 0]>,
+    V::Request: Paged,
+    T: Row + DeserializeOwned,
+{
+    /// The next page; the first may be empty, the others are not.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<T>>, Failure> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let length = PAGE.min(self.wanted);
+        self.query.set_page(length as u32, self.after.take());
+        let asked = self.controller.read::<V, Vec<T>>([], &self.query);
+        let mut page = asked.await?;
+        let begins = page.first().map(T::cursor);
+        // A controller that knows of no pages gives the list whole, however often it is asked.
+        let is_first = self.first.is_none();
+        let is_repeated = !is_first && begins == self.first;
+        self.after = page.last().map(T::cursor);
+        self.is_over = page.len() != length || is_repeated;
+        if is_repeated || (!is_first && page.is_empty()) {
+            return Ok(None);
+        }
+        page.truncate(self.wanted);
+        self.wanted -= page.len();
+        self.is_over |= self.wanted == 0;
+        self.first = self.first.take().or(begins);
+        Ok(Some(page))
     }
 }
 

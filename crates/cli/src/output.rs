@@ -66,6 +66,14 @@ impl Output {
         }
     }
 
+    /// A list that is printed as its pages come.
+    pub(crate) fn listing(self) -> Listing {
+        Listing {
+            output: self,
+            is_begun: false,
+        }
+    }
+
     fn write(self, text: &str) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         if !text.is_empty() {
@@ -73,5 +81,85 @@ impl Output {
             stdout.write_all(b"\n")?;
         }
         stdout.flush()
+    }
+}
+
+/// A list, of which some is printed already. All of it is what [`Output::document`] prints of the whole list; where it ends
+/// without [`Listing::end`], JSON is left without its last bracket, so that no program takes it for whole.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    output: Output,
+    is_begun: bool,
+}
+
+impl Listing {
+    pub(crate) fn page<T: Serialize>(
+        &mut self,
+        values: &[T],
+        table: impl FnOnce() -> String,
+    ) -> io::Result<()> {
+        let text = match self.output.format {
+            Format::Table => plain::text(&table()).into_owned(),
+            Format::Json => json_rows(values, self.is_begun).map_err(io::Error::other)?,
+            Format::Yaml if values.is_empty() => String::new(),
+            Format::Yaml => serde_norway::to_string(values).map_err(io::Error::other)?,
+        };
+        // an empty list is said at its end
+        self.is_begun |= !values.is_empty();
+        let text = text.trim_end_matches('\n');
+        match self.output.format {
+            // without a line feed: a comma may follow
+            Format::Json => print(text),
+            Format::Table | Format::Yaml => self.output.write(text),
+        }
+    }
+
+    pub(crate) fn end(self) -> io::Result<()> {
+        match (self.output.format, self.is_begun) {
+            (Format::Table, _) | (Format::Yaml, true) => Ok(()),
+            (Format::Json, true) => print("\n]\n"),
+            (Format::Json | Format::Yaml, false) => self.output.write("[]"),
+        }
+    }
+}
+
+/// Values of a list in the form of `serde_json::to_string_pretty`.
+fn json_rows<T: Serialize>(values: &[T], is_begun: bool) -> serde_json::Result<String> {
+    let mut text = String::new();
+    for (n, value) in values.iter().enumerate() {
+        let begin = if n == 0 && !is_begun { "[" } else { "," };
+        text.push_str(begin);
+        for line in serde_json::to_string_pretty(value)?.lines() {
+            text.push_str("\n  ");
+            text.push_str(line);
+        }
+    }
+    Ok(text)
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn pages_of_json_are_the_document() {
+        let rows: Vec<Value> = (0..5)
+            .map(|n| json!({ "n": n, "of": [n, {}], "text": "a\nb" }))
+            .collect();
+        let whole = serde_json::to_string_pretty(&rows).expect("JSON");
+        for length in 1..=6 {
+            let mut text = String::new();
+            for page in rows.chunks(length) {
+                text += &json_rows(page, !text.is_empty()).expect("JSON");
+            }
+            assert_eq!(text + "\n]", whole, "{length} at once");
+        }
     }
 }

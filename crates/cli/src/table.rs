@@ -5,7 +5,7 @@ mod vms;
 
 use crate::messages;
 use crate::plain;
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, ColumnConstraint, Table, Width, presets};
 use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
     AdminCertificate, AdminStanding, CheckView, ClaimView, EkStanding, EscrowView, GuardianView,
@@ -26,6 +26,9 @@ use time::macros::format_description;
 
 pub(crate) use ek::{ek_authorities, ek_certificate, ek_certificates};
 pub(crate) use vms::{kept_tpms, secure_boot, tpm_versions, tpms, vm, vms};
+
+/// Between two columns.
+const GAP: u16 = 2;
 
 /// What stands where there is nothing.
 const NONE: &str = "-";
@@ -589,7 +592,7 @@ pub(crate) fn guardian(certificates: &[GuardianView]) -> String {
 }
 
 /// What a person asks first; the chain's hashes are in the JSON.
-pub(crate) fn audit(records: &[serde_json::Value]) -> String {
+pub(crate) fn audit(records: &[serde_json::Value], widths: &mut Widths) -> String {
     let mut table = Rows::new(&["TIME", "HOST", "WHO", "ACTION", "VM", "GUARDIAN", "WHY"]);
     for record in records {
         let field = |name: &str| match record.get(name) {
@@ -609,7 +612,7 @@ pub(crate) fn audit(records: &[serde_json::Value]) -> String {
             field("reason"),
         ]);
     }
-    table.text()
+    table.part(widths)
 }
 
 pub(crate) fn status(status: &Status) -> String {
@@ -678,7 +681,7 @@ impl Rows {
                 .map(|title| Cell::new(title.trim_start_matches('>'))),
         );
         for (column, is_number) in table.column_iter_mut().zip(numbers) {
-            column.set_padding((0, 2));
+            column.set_padding((0, GAP));
             if is_number {
                 column.set_cell_alignment(CellAlignment::Right);
             }
@@ -695,7 +698,30 @@ impl Rows {
     fn text(self) -> String {
         self.0.trim_fmt()
     }
+
+    /// One of several parts, under the heading of the first. Its columns are not narrower than those of the parts before.
+    fn part(mut self, widths: &mut Widths) -> String {
+        let is_first = widths.0.is_empty();
+        let own = self.0.column_max_content_widths();
+        widths.0.resize(own.len(), 0);
+        for (width, own) in widths.0.iter_mut().zip(own) {
+            *width = own.max(*width);
+        }
+        for (column, width) in self.0.column_iter_mut().zip(&widths.0) {
+            let with_padding = width.saturating_add(GAP);
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(with_padding)));
+        }
+        let text = self.0.trim_fmt();
+        match text.split_once('\n') {
+            Some((_heading, rows)) if !is_first => rows.to_owned(),
+            Some(_) | None => text,
+        }
+    }
 }
+
+/// How wide the columns of a table are, of which parts are printed already.
+#[derive(Debug, Default)]
+pub(crate) struct Widths(Vec<u16>);
 
 /// Names and values of one object, one pair a line.
 #[derive(Default)]
@@ -770,5 +796,32 @@ fn took(from: Option<OffsetDateTime>, to: Option<OffsetDateTime>) -> String {
     match (from, to) {
         (Some(from), Some(to)) => format!("{:.1} s", (to - from).as_seconds_f64()),
         _ => NONE.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_table_stand_under_its_heading() {
+        let part = |names: &[&str], widths: &mut Widths| {
+            let mut rows = Rows::new(&["NAME", ">VMS", "GROUP"]);
+            for name in names {
+                rows.add([(*name).to_owned(), "7".to_owned(), "default".to_owned()]);
+            }
+            rows.part(widths)
+        };
+        let whole = part(&["alpha-long", "b", "c"], &mut Widths::default());
+        let mut widths = Widths::default();
+        let parts: Vec<_> = [["alpha-long"], ["b"], ["c"]]
+            .iter()
+            .map(|names| part(names, &mut widths))
+            .collect();
+        assert_eq!(parts.join("\n"), whole);
+        for name in ["one-that-is-longer", "d"] {
+            let row = part(&[name], &mut widths);
+            assert_eq!(row, format!("{name:<18}    7  default"));
+        }
     }
 }

@@ -8,5 +8,5 @@ verb! {
     operation: "admin_list" in "fleet",
     access: Admin,
     request: query(LibraryQuery),
-    answer: list(AdminCertificate) { 200 },
+    answer: pages(AdminCertificate) { 200 },
 }

@@ -8,5 +8,5 @@ verb! {
     operation: "audit_list" in "audit",
     access: Keeper,
     request: query(AuditQuery),
-    answer: list(AuditRecord) { 200 },
+    answer: pages(AuditRecord) { 200 },
 }

@@ -8,7 +8,7 @@
 //!     access: Operator,                            a role, or JoinToken
 //!     request: json(StopRequest),                  json | query | upload (query and bytes), or none
 //!     answer: json(Accepted) { 202, 200 = "it is stopped already" },
-//!                                                  json | list | lines, or document | text | picture | nothing |
+//!                                                  json | list | pages | lines, or document | text | picture | nothing |
 //!                                                  socket; its statuses
 //!     patience: long,                              only where the answer waits for all hosts
 //! }
@@ -91,6 +91,13 @@ macro_rules! operation {
         $crate::verbs::declare::operation! { @whole $doc $set $request
             { $((status = $status, body = Vec<$answer> $(, description = $said)?)),* } }
     };
+    (@answer $doc:tt $set:tt $request:tt pages $answer:ident { $(($status:tt $(, $said:tt)?))* }) => {
+        $crate::verbs::declare::operation! { @whole $doc $set $request
+            { $((status = $status, content(
+                (Vec<$answer> = "application/json"),
+                ($answer = "application/x-ndjson")
+            ) $(, description = $said)?)),* } }
+    };
     (@answer $doc:tt $set:tt $request:tt lines $answer:ident { $(($status:tt $(, $said:tt)?))* }) => {
         $crate::verbs::declare::operation! { @whole $doc $set $request
             { $((status = $status, body = $answer, content_type = "application/x-ndjson" $(, description = $said)?)),* } }
@@ -165,8 +172,11 @@ macro_rules! form {
     (list) => {
         $crate::verbs::Form::Json
     };
+    (pages) => {
+        $crate::verbs::Form::Pages
+    };
     (document) => {
-        $crate::verbs::Form::Json
+        $crate::verbs::Form::Document
     };
     (lines) => {
         $crate::verbs::Form::Lines
@@ -205,6 +215,7 @@ macro_rules! request {
 
 macro_rules! answer {
     (list $answer:ident) => { Vec<$answer> };
+    (pages $answer:ident) => { Vec<$answer> };
     ($form:ident $answer:ident) => { $answer };
     (document) => { serde_json::Value };
     (text) => { String };

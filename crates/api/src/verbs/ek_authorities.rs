@@ -8,5 +8,5 @@ verb! {
     operation: "ek_authorities" in "ek",
     access: Viewer,
     request: query(LibraryQuery),
-    answer: list(EkAuthorityView) { 200 },
+    answer: pages(EkAuthorityView) { 200 },
 }

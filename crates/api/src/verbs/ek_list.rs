@@ -8,5 +8,5 @@ verb! {
     operation: "ek_list" in "ek",
     access: Viewer,
     request: query(EkQuery),
-    answer: list(EkCertificateView) { 200 },
+    answer: pages(EkCertificateView) { 200 },
 }

@@ -8,5 +8,5 @@ verb! {
     operation: "guardian_list" in "guardians",
     access: Viewer,
     request: query(GuardianQuery),
-    answer: list(GuardianView) { 200 },
+    answer: pages(GuardianView) { 200 },
 }

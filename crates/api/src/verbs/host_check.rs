@@ -7,6 +7,6 @@ verb! {
     operation: "check_hosts" in "hosts",
     access: Viewer,
     request: query(HostCheckQuery),
-    answer: list(HostCheckView) { 200 },
+    answer: pages(HostCheckView) { 200 },
     patience: long,
 }

@@ -8,5 +8,5 @@ verb! {
     operation: "host_list" in "hosts",
     access: Viewer,
     request: query(HostQuery),
-    answer: list(HostView) { 200 },
+    answer: pages(HostView) { 200 },
 }

@@ -8,5 +8,5 @@ verb! {
     operation: "image_list" in "images",
     access: Viewer,
     request: query(LibraryQuery),
-    answer: list(ImageView) { 200 },
+    answer: pages(ImageView) { 200 },
 }

@@ -8,5 +8,5 @@ verb! {
     operation: "job_list" in "jobs",
     access: Viewer,
     request: query(JobQuery),
-    answer: list(JobView) { 200 },
+    answer: pages(JobView) { 200 },
 }

@@ -47,6 +47,10 @@ pub enum Carried {
 pub enum Form {
     /// One JSON value.
     Json,
+    /// A list in pages: a JSON array, or one row a line.
+    Pages,
+    /// One JSON value without a type of its own.
+    Document,
     /// One JSON value a line, as they come.
     Lines,
     Text,

@@ -8,5 +8,5 @@ verb! {
     operation: "network_list" in "hosts",
     access: Viewer,
     request: query(LibraryQuery),
-    answer: list(NetworkView) { 200 },
+    answer: pages(NetworkView) { 200 },
 }

@@ -8,5 +8,5 @@ verb! {
     operation: "template_list" in "copies",
     access: Viewer,
     request: query(LibraryQuery),
-    answer: list(TemplateView) { 200 },
+    answer: pages(TemplateView) { 200 },
 }

@@ -7,5 +7,5 @@ verb! {
     operation: "vm_list" in "vms",
     access: Viewer,
     request: query(VmQuery),
-    answer: list(VmView) { 200 },
+    answer: pages(VmView) { 200 },
 }

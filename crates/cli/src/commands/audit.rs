@@ -3,7 +3,8 @@
 use super::Context;
 use crate::args::AuditArgs;
 use crate::exit::{Exit, Stop};
-use crate::{messages, table};
+use crate::messages;
+use crate::table::{self, Widths};
 use fleetward_api::controller::AuditQuery;
 use fleetward_api::verbs::{AuditList, AuditVerify};
 use fleetward_model::{ErrorCode, Failure};
@@ -27,13 +28,13 @@ pub(super) async fn run(context: &Context, args: AuditArgs) -> Result<Exit, Stop
         limit: None,
     };
     // Records as they are: fields are added over time, and all of them are evidence.
-    let records: Vec<serde_json::Value> = context
-        .controller
-        .list::<AuditList, _>(query, args.rows.limit)
-        .await?;
-    context
-        .output
-        .document(&records, || table::audit(&records))?;
+    let controller = &context.controller;
+    let mut pages = controller.pages::<AuditList, serde_json::Value>(query, args.rows.limit);
+    let (mut listing, mut widths) = (context.output.listing(), Widths::default());
+    while let Some(records) = pages.next().await? {
+        listing.page(&records, || table::audit(&records, &mut widths))?;
+    }
+    listing.end()?;
     Ok(Exit::Done)
 }
 

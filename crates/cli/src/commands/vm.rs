@@ -6,7 +6,8 @@ use crate::args::{Switch, TpmChoice, VmCommand, VmCreate};
 use crate::bulk;
 use crate::confirm::confirm;
 use crate::exit::{Exit, Stop, say};
-use crate::{console, interrupt, messages, table, wait};
+use crate::table::{self, Widths};
+use crate::{console, interrupt, messages, wait};
 use fleetward_api::bulk::VmAction;
 use fleetward_api::controller::{
     Accepted, CloneRequest, DeleteQuery, MigrateRequest, RecoverRequest, SettleRequest,
@@ -294,8 +295,12 @@ async fn list(
         labels: labels.collect(),
         ..query
     };
-    let vms: Vec<VmView> = context.controller.list::<VmList, _>(query, limit).await?;
-    context.output.document(&vms, || table::vms(&vms))?;
+    let mut pages = context.controller.pages::<VmList, VmView>(query, limit);
+    let (mut listing, mut widths) = (context.output.listing(), Widths::default());
+    while let Some(vms) = pages.next().await? {
+        listing.page(&vms, || table::vms(&vms, &mut widths))?;
+    }
+    listing.end()?;
     Ok(Exit::Done)
 }
 

@@ -7,7 +7,7 @@ use fleetward_model::guest::GuestObserved;
 use fleetward_model::secure_boot::{CertificateState, SecureBootObserved};
 use fleetward_model::vm::{DriveContent, Presence, TpmProcess};
 
-pub(crate) fn vms(vms: &[VmView]) -> String {
+pub(crate) fn vms(vms: &[VmView], widths: &mut Widths) -> String {
     let mut table = Rows::new(&[
         "NAME", "STATE", "HOST", ">CPUS", ">MEMORY", "TPM", "PROFILE", "ADDRESS", "LABELS", "ID",
     ]);
@@ -33,7 +33,7 @@ pub(crate) fn vms(vms: &[VmView]) -> String {
             short(&vm.id.to_string()),
         ]);
     }
-    table.text()
+    table.part(widths)
 }
 
 /// Of a domain that Fleetward did not make: the name that commands take, and its own in quotes where that is another.

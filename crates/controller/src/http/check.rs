@@ -3,6 +3,7 @@
 use super::Answer;
 use super::body::Asked;
 use super::page::Page;
+use super::rows::Rows;
 use crate::app::App;
 use crate::check::matrix;
 use crate::survey::{by_host, survey};
@@ -56,7 +57,7 @@ async fn check(
 async fn check_hosts(
     State(app): State<App>,
     Asked(query): Asked<verbs::HostCheck>,
-) -> Answer<Json<Vec<HostCheckView>>> {
+) -> Answer<Rows<HostCheckView>> {
     let page = Page::new(query.limit, query.after)?;
     let hosts = match &query.group {
         Some(group) => app.world.hosts.of_group(group),
@@ -66,5 +67,5 @@ async fn check_hosts(
         .into_iter()
         .filter(|host| page.is_after(&[host.name.as_str()]));
     let wanted: Vec<_> = wanted.take(page.limit()).collect();
-    Ok(Json(by_host(&app.world, &wanted).await))
+    Ok(Rows(by_host(&app.world, &wanted).await))
 }

@@ -2,6 +2,7 @@
 
 use super::body::Asked;
 use super::page::Page;
+use super::rows::Rows;
 use super::vms::decide;
 use super::{Answer, parsed};
 use crate::app::App;
@@ -189,9 +190,9 @@ async fn template_create(
 async fn template_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::TemplateList>,
-) -> Answer<Json<Vec<TemplateView>>> {
+) -> Answer<Rows<TemplateView>> {
     let page = Page::new(query.limit, query.after)?;
-    Ok(Json(page.of_named(app.world.templates.all())))
+    Ok(Rows(page.of_named(app.world.templates.all())))
 }
 
 async fn template_show(

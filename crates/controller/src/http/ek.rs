@@ -3,6 +3,7 @@
 use super::Answer;
 use super::body::Asked;
 use super::page::Page;
+use super::rows::Rows;
 use crate::app::App;
 use crate::audit::Act;
 use crate::ek::{Accepted, KnownEk, Revoked};
@@ -51,7 +52,7 @@ fn digest(text: &str) -> Result<String, Failure> {
 async fn ek_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::EkList>,
-) -> Answer<Json<Vec<EkCertificateView>>> {
+) -> Answer<Rows<EkCertificateView>> {
     let page = Page::new(query.limit, query.after)?;
     let world = &app.world;
     let vms = vms_by_certificate(world);
@@ -71,7 +72,7 @@ async fn ek_list(
                 .is_none_or(|standing| row.standing == standing)
         })
         .filter(|row| query.vm.as_ref().is_none_or(|vm| row.vms.contains(vm)));
-    Ok(Json(page.of_named(rows)))
+    Ok(Rows(page.of_named(rows)))
 }
 
 async fn ek_show(
@@ -102,7 +103,7 @@ async fn ek_show(
 async fn ek_authorities(
     State(app): State<App>,
     Asked(query): Asked<verbs::EkAuthorities>,
-) -> Answer<Json<Vec<EkAuthorityView>>> {
+) -> Answer<Rows<EkAuthorityView>> {
     let page = Page::new(query.limit, query.after)?;
     let world = &app.world;
     let member = |host: &HostName| world.hosts.of(host).is_ok();
@@ -117,7 +118,7 @@ async fn ek_authorities(
         let what = "an EK authority that is kept cannot be read";
         Failure::new(ErrorCode::StoreFailed, what)
     })?;
-    Ok(Json(page.of_listed(all)?))
+    Ok(Rows(page.of_listed(all)?))
 }
 
 async fn ek_crl(State(app): State<App>) -> Answer<Json<EkRevocationList>> {

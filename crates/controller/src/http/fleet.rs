@@ -2,6 +2,7 @@
 
 use super::body::Asked;
 use super::page::Page;
+use super::rows::Rows;
 use super::{Answer, view};
 use crate::admins::{self, Meant};
 use crate::app::App;
@@ -364,12 +365,12 @@ async fn admin(
 async fn admin_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::AdminList>,
-) -> Answer<Json<Vec<AdminCertificate>>> {
+) -> Answer<Rows<AdminCertificate>> {
     let page = Page::new(query.limit, query.after)?;
     let world = &app.world;
     let certificates = &world.fleet.certificates;
     let all = admins::list(&*world.store, certificates, OffsetDateTime::now_utc()).await?;
-    Ok(Json(page.of_listed(all)?))
+    Ok(Rows(page.of_listed(all)?))
 }
 
 async fn admin_revoke(

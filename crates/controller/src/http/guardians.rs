@@ -2,6 +2,7 @@
 
 use super::body::Asked;
 use super::page::Page;
+use super::rows::Rows;
 use super::{Answer, parsed};
 use crate::app::App;
 use crate::world::World;
@@ -21,11 +22,11 @@ serves! {
 async fn guardian_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::GuardianList>,
-) -> Answer<Json<Vec<GuardianView>>> {
+) -> Answer<Rows<GuardianView>> {
     let page = Page::new(query.limit, query.after)?;
     let mut rows = rows(&app.world, OffsetDateTime::now_utc());
     rows.retain(|row| query.host.as_ref().is_none_or(|host| row.host == *host));
-    Ok(Json(page.of_listed(rows)?))
+    Ok(Rows(page.of_listed(rows)?))
 }
 
 async fn guardian_show(

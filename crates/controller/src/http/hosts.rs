@@ -2,6 +2,7 @@
 
 use super::body::Asked;
 use super::page::Page;
+use super::rows::Rows;
 use super::{Answer, parsed, view};
 use crate::admission::admit;
 use crate::app::App;
@@ -40,7 +41,7 @@ serves! {
 async fn host_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::HostList>,
-) -> Answer<Json<Vec<HostView>>> {
+) -> Answer<Rows<HostView>> {
     let page = Page::new(query.limit, query.after)?;
     let world = &app.world;
     let now = OffsetDateTime::now_utc();
@@ -66,7 +67,7 @@ async fn host_list(
     );
     hosts.retain(|host| wanted(host.state, &host.group));
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Json(page.of_named(hosts)))
+    Ok(Rows(page.of_named(hosts)))
 }
 
 async fn host_show(State(app): State<App>, Path(host): Path<String>) -> Answer<Json<HostView>> {

@@ -2,6 +2,7 @@
 
 use super::body::{Asked, Params};
 use super::page::Page;
+use super::rows::Rows;
 use super::{Answer, parsed};
 use crate::app::App;
 use crate::conversion::{self, Converted};
@@ -29,9 +30,9 @@ serves! {
 async fn image_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::ImageList>,
-) -> Answer<Json<Vec<ImageView>>> {
+) -> Answer<Rows<ImageView>> {
     let page = Page::new(query.limit, query.after)?;
-    Ok(Json(page.of_named(app.world.images.all())))
+    Ok(Rows(page.of_named(app.world.images.all())))
 }
 
 async fn image_import(

@@ -3,6 +3,7 @@
 use super::body::Asked;
 use super::lines::lines;
 use super::page::Page;
+use super::rows::Rows;
 use super::{Answer, allowed, parsed, view};
 use crate::app::App;
 use crate::audit::Act;
@@ -34,7 +35,7 @@ serves! {
 async fn job_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::JobList>,
-) -> Answer<Json<Vec<JobView>>> {
+) -> Answer<Rows<JobView>> {
     let page = Page::new(Some(query.limit.unwrap_or(LONGEST_PAGE)), query.after)?;
     let filter = JobFilter {
         state: query.state,
@@ -46,7 +47,7 @@ async fn job_list(
     let jobs = app.engine.list(&filter).await?;
     let jobs = jobs.into_iter().map(|job| view::job(&app.world, job));
     let jobs = jobs.collect();
-    Ok(Json(page.of_listed(jobs)?))
+    Ok(Rows(page.of_listed(jobs)?))
 }
 
 async fn job_kinds(State(app): State<App>) -> Json<Vec<JobKindView>> {

@@ -38,6 +38,7 @@ mod page;
 mod recover;
 mod refusal;
 mod rotations;
+mod rows;
 mod screen;
 mod secure_boot;
 mod settle;
@@ -56,13 +57,14 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
 use fleetward_api::each_verb;
-use fleetward_api::verbs::{self, Access, Verb};
+use fleetward_api::verbs::{self, Access, Form, Verb};
 use fleetward_link::Peer;
 use fleetward_model::role::Role;
 use fleetward_model::{ErrorCode, Failure};
 use http::header::HeaderName;
 use http::{HeaderValue, Method, StatusCode};
 use std::time::Instant;
+use tower_http::compression::CompressionLayer;
 use uuid::Uuid;
 
 /// A verb that is answered here.
@@ -86,9 +88,21 @@ fn route<V: Served>(app: &App) -> Router<App> {
     // What is about one VM or one host waits for its hosts alone.
     let waits_itself =
         [verbs::VmShow::OPERATION, verbs::HostShow::OPERATION].contains(&V::OPERATION);
+    let handler = match V::FORM {
+        Form::Pages => V::handler().layer(middleware::from_fn_with_state(
+            app.stop.clone(),
+            rows::as_lines,
+        )),
+        _ => V::handler(),
+    };
+    let handler = match V::FORM {
+        // long, and without anything secret that its length could tell of
+        Form::Pages | Form::Text | Form::Document => handler.layer(CompressionLayer::new()),
+        _ => handler,
+    };
     let handler = match waits_itself {
-        true => V::handler(),
-        false => V::handler().layer(middleware::from_fn_with_state(app.clone(), heard)),
+        true => handler,
+        false => handler.layer(middleware::from_fn_with_state(app.clone(), heard)),
     };
     let guarded = handler.layer(middleware::from_fn_with_state(V::ACCESS, guard));
     Router::new().route(V::PATH, guarded)

@@ -3,8 +3,8 @@
 use super::Answer;
 use super::body::Asked;
 use super::page::Page;
+use super::rows::Rows;
 use crate::app::App;
-use axum::Json;
 use axum::extract::State;
 use fleetward_api::controller::NetworkView;
 use fleetward_api::verbs;
@@ -16,7 +16,7 @@ serves! {
 async fn network_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::NetworkList>,
-) -> Answer<Json<Vec<NetworkView>>> {
+) -> Answer<Rows<NetworkView>> {
     let page = Page::new(query.limit, query.after)?;
-    Ok(Json(page.of_named(app.world.networks())))
+    Ok(Rows(page.of_named(app.world.networks())))
 }

@@ -4,6 +4,7 @@
 use super::actions::act;
 use super::body::Asked;
 use super::page::Page;
+use super::rows::Rows;
 use super::{Answer, Refusal, view};
 use crate::admission::{Disputes, admit, shown_state};
 use crate::app::App;
@@ -46,7 +47,7 @@ const SLICE: usize = 500;
 async fn vm_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::VmList>,
-) -> Answer<Json<Vec<VmView>>> {
+) -> Answer<Rows<VmView>> {
     let labels = query.labels.iter().map(|text| {
         text.split_once('=').ok_or_else(|| {
             Failure::new(ErrorCode::InvalidArgument, "a label is KEY=VALUE")
@@ -86,7 +87,7 @@ async fn vm_list(
         views.extend(shown.map(|vm| view::vm(&disputes, vm)));
         tokio::task::yield_now().await;
     }
-    Ok(Json(views))
+    Ok(Rows(views))
 }
 
 /// VMs that a list may show, in its order, some at a time, so that no list holds up anybody else.
