@@ -7,6 +7,10 @@ mod service;
 
 use fleetward_cli::{Command, ControllerCommand};
 use std::process::ExitCode;
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let cli = match fleetward_cli::parse(std::env::args_os()) {

@@ -23,6 +23,7 @@ pub mod id;
 pub mod image;
 pub mod job;
 pub mod keys;
+mod labels;
 pub mod machine;
 pub mod name;
 pub mod network;
@@ -40,8 +41,9 @@ pub mod vm;
 pub use error::{ErrorCode, Failure};
 pub use fix::Names;
 pub use id::{GuardianId, JobId, KeyId, VmId};
+pub use labels::Labels;
 pub use name::{
-    DeviceId, GroupName, HostName, ImageName, LabelKey, Labels, NameError, NetworkName, PoolName,
+    DeviceId, GroupName, HostName, ImageName, LabelKey, NameError, NetworkName, PoolName,
     TemplateName, VmName,
 };
 pub use network::{Mac, NicFilter, NicLink, VlanId};

@@ -1,7 +1,6 @@
 //! Names that users choose: parsed once at the edge, and safe in paths, XML and URLs.
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use utoipa::ToSchema;
@@ -158,9 +157,6 @@ impl Default for PoolName {
         Self("default".to_owned())
     }
 }
-
-/// Labels of a VM. Values hold at most [`MAX_LABEL_VALUE`] characters, none of them a control character.
-pub type Labels = BTreeMap<LabelKey, String>;
 
 /// Longest label value, in bytes.
 pub const MAX_LABEL_VALUE: usize = 255;

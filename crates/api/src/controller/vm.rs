@@ -71,6 +71,7 @@ pub struct VmCreateRequest {
     #[serde(default)]
     pub start: bool,
     #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: Labels,
     /// Its network cards; none: the template's, or one in its host's default network. An empty list: no card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -192,6 +193,7 @@ pub struct VmView {
     /// What somebody changed past Fleetward.
     #[serde(default)]
     pub findings: Vec<Finding>,
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: Labels,
     pub profile: Option<Profile>,
     /// The job that holds it.

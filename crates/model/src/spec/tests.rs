@@ -1,7 +1,7 @@
 use super::*;
 use crate::machine::{BootFirst, Clock};
 use crate::vm::{DiskBus, Profile, VmMetadata};
-use crate::{ByteSize, NicFilter, NicLink, VmId};
+use crate::{ByteSize, Labels, NicFilter, NicLink, VmId};
 use serde_json::json;
 use time::OffsetDateTime;
 
@@ -34,7 +34,7 @@ fn windows() -> VmSpec {
         nics: vec![NicSpec::first(Profile::Windows11, "52:54:00:12:34:56")],
         drives: vec![DriveSpec::first(&disks, Some(medium))],
         disks,
-        labels: [("owner".parse().expect("name"), "ops".to_owned())].into(),
+        labels: Labels::from_iter([("owner".parse().expect("name"), "ops".to_owned())]),
         ..VmSpec::bare(id, name, Profile::Windows11, OffsetDateTime::UNIX_EPOCH)
     }
 }
