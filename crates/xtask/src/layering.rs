@@ -148,6 +148,7 @@ const PURE_MAY_NAME: &[&str] = &[
     "der",
     "encoding_rs",
     "hex",
+    "litemap",
     "icu_normalizer",
     "p12-keystore",
     "pkcs1",

@@ -61,11 +61,14 @@ struct Bench<'a> {
     fleet: &'a Fleet,
 }
 
+/// Prints the figures of one thing.
+type Measure<B> = fn(&B) -> Result<()>;
+
 /// One round's two figures.
 type Pair = (f64, f64);
 
 impl Bench<'_> {
-    const MEASURES: [(What, fn(&Self) -> Result<()>); 6] = [
+    const MEASURES: [(What, Measure<Self>); 6] = [
         (What::Memory, Self::idle_memory),
         (What::Create, Self::create_and_start),
         (What::Many, Self::many_at_once),
