@@ -38,6 +38,7 @@ use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use time::OffsetDateTime;
+use tokio::sync::{Mutex, MutexGuard};
 use versions::Versions;
 
 const INDEX: &str = "escrow/";
@@ -87,8 +88,25 @@ pub(crate) struct Escrow {
     blobs: Blobs,
     retention: Retention,
     known: RwLock<Known>,
-    /// One change at a time, so that version numbers are used once.
-    changing: tokio::sync::Mutex<()>,
+    turns: Turns,
+}
+
+/// One change to the versions of a VM at a time, so that version numbers are used once. Few VMs share a turn, so that a batch
+/// of some does not wait for the disk of others.
+#[derive(Debug)]
+struct Turns([Mutex<()>; 64]);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Mutex::default()))
+    }
+}
+
+impl Turns {
+    async fn of(&self, vm: VmId) -> MutexGuard<'_, ()> {
+        let turn = vm.0.as_u128() % self.0.len() as u128;
+        self.0[turn as usize].lock().await
+    }
 }
 
 fn key(vm: VmId, version: u64) -> String {
@@ -148,7 +166,7 @@ impl Escrow {
             blobs,
             retention,
             known: RwLock::new(known),
-            changing: tokio::sync::Mutex::default(),
+            turns: Turns::default(),
         })
     }
 
@@ -205,7 +223,7 @@ impl Escrow {
         let key_id = binding.key_id;
         let spec_sha256 = spec_sha256(&bundle.metadata.spec);
 
-        let _turn = self.changing.lock().await;
+        let _turn = self.turns.of(bundle.vm).await;
         let newest = self.newest_indexed(bundle.vm);
         if let Some(newest) = &newest
             && newest.version.sha256 == bundle.sha256
@@ -391,7 +409,7 @@ impl Escrow {
     /// `TPM_VERSION_NOT_FOUND`; `ESCROW_CORRUPT` when the file is missing, unreadable or not what was written.
     pub(crate) async fn bundle(&self, vm: VmId, version: u64) -> Result<TpmBundle, Failure> {
         // Between looking up a file and reading it nobody replaces it.
-        let _turn = self.changing.lock().await;
+        let _turn = self.turns.of(vm).await;
         let indexed = self.read().versions.get(vm, version).cloned();
         let indexed = indexed.ok_or_else(|| {
             let what = format!("there is no version {version} of the TPM of VM {vm}");
@@ -490,7 +508,7 @@ impl Escrow {
         let vms: Vec<_> = self.read().versions.vms().keys().copied().collect();
         let mut gone = 0;
         for vm in vms {
-            let _turn = self.changing.lock().await;
+            let _turn = self.turns.of(vm).await;
             gone += self.apply_retention(vm, now).await?;
         }
         Ok(gone)
@@ -518,7 +536,7 @@ impl Escrow {
         let last = vms.last().copied().filter(|_| vms.len() == most);
         let mut hurt = Vec::new();
         for vm in vms {
-            let _turn = self.changing.lock().await;
+            let _turn = self.turns.of(vm).await;
             while let Some(newest) = self.newest_indexed(vm) {
                 let Err(unread) = self.blobs.look_at(vm, &newest.file).await else {
                     break;
@@ -574,7 +592,7 @@ impl Escrow {
 
     /// Removes every version of a VM that was deleted for good.
     pub(crate) async fn forget(&self, vm: VmId) -> Result<(), Failure> {
-        let _turn = self.changing.lock().await;
+        let _turn = self.turns.of(vm).await;
         let all: Vec<_> = self.read().versions.of(vm).cloned().collect();
         for indexed in all {
             self.drop_version(&indexed).await?;

@@ -397,3 +397,26 @@ async fn a_newest_copy_that_is_damaged_or_gone_is_taken_again_under_a_new_number
     escrow.forget(VM).await.expect("forgotten");
     assert_eq!(keep(&escrow, 2, VersionReason::Found).await.version, 1);
 }
+
+#[tokio::test]
+async fn changes_of_one_vm_follow_each_other_and_hold_up_no_other() {
+    let dir = tempfile::tempdir().expect("directory");
+    let escrow = open(dir.path()).await;
+    keep(&escrow, 1, VersionReason::Created).await;
+    let other = VmId(Uuid::from_u128(8));
+    // a change of the other VM that does not end
+    let slow = escrow.turns.of(other).await;
+    let read = tokio::time::timeout(std::time::Duration::from_secs(30), escrow.bundle(VM, 1));
+    read.await.expect("it does not wait").expect("the copy");
+    drop(slow);
+    let bundles: Vec<_> = (2..10).map(bundle).collect();
+    let writer = writer();
+    let kept = bundles
+        .iter()
+        .map(|bundle| escrow.keep(bundle, &writer, VersionReason::Stopped, "test"));
+    let kept = futures_util::future::try_join_all(kept)
+        .await
+        .expect("kept");
+    let numbers: BTreeSet<_> = kept.iter().map(|version| version.version).collect();
+    assert_eq!(numbers, (2..10).collect(), "each number once");
+}
