@@ -150,11 +150,20 @@ async fn run(
     Ok(exchange)
 }
 
-/// Fetches what is new on a host now, and shows it the controller's.
-pub(crate) async fn fetch(world: &Arc<World>, host: &HostName) {
+/// What is fetched from a host at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum News {
+    /// Its records.
+    Records,
+    /// The same, and what it remembers of the controller's, whose end it is shown.
+    RecordsAndWitness,
+}
+
+/// Fetches what is new on a host now.
+pub(crate) async fn fetch(world: &Arc<World>, host: &HostName, news: News) {
     let exchange = Exchange {
         records: true,
-        witness: Some(world.audit.head()),
+        witness: (news == News::RecordsAndWitness).then(|| world.audit.head()),
         ..Exchange::default()
     };
     if let Err(error) = run(Arc::clone(world), host.clone(), exchange).await {

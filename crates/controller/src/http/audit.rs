@@ -6,6 +6,7 @@ use super::page::Page;
 use super::rows::Rows;
 use crate::app::App;
 use crate::audit::Wanted;
+use crate::audit_follow::{self, News};
 use crate::world::World;
 use axum::Json;
 use axum::extract::State;
@@ -17,6 +18,7 @@ use fleetward_model::error::Class;
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -57,7 +59,11 @@ async fn audit_list(
     };
     // The first page brings what is new; those that follow it show the same list.
     if page.is_first() {
-        fetch(&app).await;
+        let asked = match &vms {
+            Some(vms) => concerned(&app.world, vms).await?,
+            None => every_host(&app.world),
+        };
+        fetch(&app.world, asked, News::Records).await;
     }
     let wanted = Wanted {
         vms: vms.as_ref(),
@@ -93,9 +99,32 @@ async fn vms_of(world: &World, name: &VmName) -> Answer<BTreeSet<VmId>> {
     }
 }
 
+fn every_host(world: &World) -> BTreeSet<HostName> {
+    let hosts = world.hosts.all().into_iter();
+    hosts.map(|host| host.name.clone()).collect()
+}
+
+/// Hosts that may have news of these VMs: who has one, who may have had it, and who has told of it before. Any other host's
+/// word comes with its next sign of life.
+async fn concerned(world: &World, vms: &BTreeSet<VmId>) -> Answer<BTreeSet<HostName>> {
+    let wanted = Wanted {
+        vms: Some(vms),
+        ..Wanted::default()
+    };
+    let told = world.audit.list(wanted).await?;
+    let mut hosts: BTreeSet<_> = told.into_iter().map(|record| record.host).collect();
+    for vm in vms.iter().filter_map(|vm| world.inventory.vm(*vm)) {
+        let group = vm.metadata.as_ref().map(|metadata| &metadata.spec.group);
+        let members = group.map(|group| world.hosts.of_group(group));
+        hosts.extend(members.into_iter().flatten().map(|host| host.name.clone()));
+        hosts.insert(vm.host.clone());
+    }
+    Ok(hosts)
+}
+
 async fn audit_verify(State(app): State<App>) -> Answer<Json<AuditVerdict>> {
-    fetch(&app).await;
     let world = &app.world;
+    fetch(world, every_host(world), News::RecordsAndWitness).await;
     let hosts = world.hosts.all();
     let compared = join_all(hosts.iter().map(|host| async move {
         let position = world.audit.position(&host.name).await;
@@ -170,12 +199,10 @@ async fn own_log(world: &World, host: &HostName) -> Result<Vec<AuditRecord>, Fai
 }
 
 /// Hosts that do not answer now are caught up with later.
-async fn fetch(app: &App) {
-    let world = &app.world;
-    let hosts: Vec<_> = world.hosts.all();
+async fn fetch(world: &Arc<World>, hosts: BTreeSet<HostName>, news: News) {
     let online = hosts
         .iter()
-        .filter(|host| world.inventory.seen(&host.name).answers);
-    let fetched = join_all(online.map(|host| crate::audit_follow::fetch(world, &host.name)));
+        .filter(|host| world.inventory.seen(host).answers);
+    let fetched = join_all(online.map(|host| audit_follow::fetch(world, host, news)));
     let _ = tokio::time::timeout(FETCH_TIME, fetched).await;
 }

@@ -157,17 +157,31 @@ async fn a_host_at_rest_is_not_asked_for_its_audit_log() {
     let controller = Controller::start().await;
     let a = controller.join("a", "default").await;
     let old = controller.join("old", "default").await;
+    let stranger = controller.join("c", "other").await;
     old.look(|inner| inner.tells_audit = false);
     let asked = |host: &FakeAgent| host.look(|inner| inner.audit_requests);
     create(&controller, json!({"name": "web", "host": "a"})).await;
     // Longer than a host that does not say how far its log goes is left alone, and than the controller's own records wait.
-    tokio::time::sleep(Duration::from_secs(13)).await;
+    tokio::time::sleep(Duration::from_secs(17)).await;
     let (of_a, of_old) = (asked(&a), asked(&old));
     assert!(of_a.0 > 0 && of_a.1 > 0, "{of_a:?}");
     tokio::time::sleep(Duration::from_secs(11)).await;
     assert_eq!(asked(&a), of_a, "nothing is new");
     let now = asked(&old);
     assert!(now.0 > of_old.0 && now.1 == of_old.1, "{of_old:?} {now:?}");
+
+    let of_stranger = asked(&stranger);
+    let records: Vec<Value> = controller.get("/v1/audit?vm=web").await;
+    assert!(
+        records.iter().any(|record| record["host"] == "a"),
+        "{records:?}"
+    );
+    assert!(
+        asked(&a).0 > of_a.0,
+        "a question about a VM asks who has it"
+    );
+    assert_eq!(asked(&stranger), of_stranger, "and not who never had it");
+    let of_a = asked(&a);
 
     create(&controller, json!({"name": "db", "host": "a"})).await;
     let fetched = async || asked(&a).0 > of_a.0 && asked(&a).1 > of_a.1;
