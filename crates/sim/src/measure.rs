@@ -108,7 +108,7 @@ pub struct Memory {
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Start {
-    /// Until it answers at all.
+    /// Until it tells the state of the fleet.
     pub first_answer_s: f64,
     /// Until it tells a VM rightly.
     pub first_right_answer_s: f64,
@@ -204,37 +204,47 @@ pub async fn run(
 pub async fn time_start(controller: &mut Controller, fleet: &RunningFleet) -> Result<Start> {
     let begin = Instant::now();
     controller.spawn()?;
-    let (mut first, mut right) = (None, None);
     let some_vm = fleet.plan.vm_name(0);
-    let path = format!("/v1/vms/{some_vm}");
-    let host = fleet.plan.host(0);
-    loop {
-        if first.is_none() && controller.client.get::<Value>("/v1/status").await.is_ok() {
-            first = Some(begin.elapsed());
+    let (path, host) = (format!("/v1/vms/{some_vm}"), fleet.plan.host(0));
+    // Side by side: who asks for a VM does not wait for who asks for all.
+    let any = until(&controller.client, begin, "/v1/status", |_| true);
+    let right = until(&controller.client, begin, &path, |vm| {
+        vm["host"] == host.as_str()
+    });
+    let (first, right) = tokio::join!(any, async {
+        match fleet.plan.vms {
+            0 => Ok(None),
+            _ => right.await.map(Some),
         }
-        if first.is_some() && right.is_none() && fleet.plan.vms > 0 {
-            let vm = controller.client.get::<Value>(&path).await;
-            if vm.is_ok_and(|vm| vm["host"] == host.as_str()) {
-                right = Some(begin.elapsed());
-            }
-        }
-        if first.is_some() && (right.is_some() || fleet.plan.vms == 0) {
-            break;
-        }
-        if begin.elapsed() > PATIENCE {
-            bail!("the controller does not answer after {PATIENCE:?}");
-        }
-        controller.still_runs()?;
-        sleep(Duration::from_millis(5)).await;
-    }
+    });
+    controller.still_runs()?;
+    let (first, right) = (first?, right?);
     wait_online(&controller.client, fleet).await?;
-    let seconds = |time: Option<Duration>| time.unwrap_or_default().as_secs_f64();
     Ok(Start {
-        first_answer_s: seconds(first),
-        first_right_answer_s: seconds(right.or(first)),
+        first_answer_s: first.as_secs_f64(),
+        first_right_answer_s: right.unwrap_or(first).as_secs_f64(),
         all_online_s: begin.elapsed().as_secs_f64(),
         cpu_seconds: controller.watched()?.now()?.cpu,
     })
+}
+
+/// How long after `begin` it was that the controller's answer at `path` was the wanted one.
+async fn until(
+    client: &Client,
+    begin: Instant,
+    path: &str,
+    is_wanted: impl Fn(&Value) -> bool,
+) -> Result<Duration> {
+    loop {
+        let answer = client.get::<Value>(path).await;
+        if answer.is_ok_and(|answer| is_wanted(&answer)) {
+            return Ok(begin.elapsed());
+        }
+        if begin.elapsed() > PATIENCE {
+            bail!("the controller does not answer {path} after {PATIENCE:?}");
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Until the controller says that every host is online.

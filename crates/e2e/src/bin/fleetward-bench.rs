@@ -318,7 +318,7 @@ impl Bench<'_> {
         }
         let enable = || {
             timed(|| {
-                let enable = ["tpm", "enable", "--label", "bulk=yes"];
+                let enable = ["tpm", "enable", "--label", "bulk=yes", "--yes"];
                 self.fleet.cli(&enable)?.ok().map(drop)
             })
         };
@@ -347,8 +347,16 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Waits until each host has made that many TPMs in advance.
+    /// Waits until each host has made that many TPMs in advance, which a lab's do not make by themselves.
     fn rested(&self, ready: usize) -> Result<()> {
+        for host in ["a", "b"] {
+            let more = format!("s/^tpm_pool_at_rest = .*/tpm_pool_at_rest = {ready}/");
+            let edit = ["sed", "-i", &more, "/etc/fleetward/agent.toml"];
+            self.fleet.exec(host, &edit)?.ok()?;
+            let agent = format!("{host}/agent");
+            self.fleet.kill(&agent)?;
+            self.fleet.start(&agent)?;
+        }
         wait::until(
             "TPMs to be made in advance",
             Duration::from_secs(900),
