@@ -5,7 +5,7 @@
 //!   empty, cut, not encrypted      TPM_STATE_DAMAGED     by its size and its header, without the key
 //!   one from before                TPM_STATE_OUTDATED    by its digest, where this host has seen a later one
 //!   another owner, or mode         TPM_STATE_UNREADABLE  swtpm's user cannot open the file
-//!   the key does not open it       TPM_STATE_UNREADABLE  swtpm itself has tried, on a copy
+//!   the key does not open it       TPM_STATE_UNREADABLE  swtpm itself has tried, on a copy, or when the TPM was made
 //! ```
 //! A state counts as seen when swtpm has written it for a running guest, when it has opened, or when a restore has put it in
 //! place; it is on the disk then. What was seen of a VM on other hosts comes here with it. So a state from before is either
@@ -18,7 +18,7 @@ use crate::record::LockoutRecord;
 use fleetward_api::agent::TpmStateJudged;
 use fleetward_durable::Unexpected;
 use fleetward_hypervisor::Error as HypervisorError;
-use fleetward_model::vm::VmMetadata;
+use fleetward_model::vm::{TpmLockout, VmMetadata};
 use fleetward_model::{ErrorCode, VmId, VmName, tpm_state};
 use fleetward_protector::KeyProtector;
 use sha2::{Digest, Sha256};
@@ -123,7 +123,8 @@ pub(crate) fn learn(host: &Host, vm: VmId, former: &[String]) -> Result<()> {
     record.keep_tpm_states(&states)
 }
 
-fn digest_of(state: &[u8]) -> String {
+/// SHA-256, hex: what a state is called.
+pub(crate) fn digest_of(state: &[u8]) -> String {
     hex::encode(Sha256::digest(state))
 }
 
@@ -212,6 +213,7 @@ pub(crate) async fn opens(
     let protector = parse_protector(text, vm)?;
     let digest = proof(state, &protector);
     if host.proofs.has(vm, &digest) {
+        saw(host, vm, &digest_of(state)).await;
         return Ok(());
     }
     let secret = host.keyring.open_secret(&protector, vm, purpose)?;
@@ -223,17 +225,34 @@ pub(crate) async fn opens(
     host.proofs.keep(vm, digest);
     saw(host, vm, &digest_of(state)).await;
     if let Some(lockout) = lockout {
-        let state_sha256 = digest_of(state);
-        let known = LockoutRecord {
-            state_sha256,
-            lockout,
-        };
-        // It is only shown.
-        if let Err(trouble) = host.record(vm).keep_lockout(&known) {
-            tracing::warn!(%vm, because = trouble.failure.because, "the lockout of its TPM is not kept");
-        }
+        note_lockout(host, vm, state, lockout);
         // Nothing else tells that more is known now.
         host.observer.look_at(vm);
     }
     Ok(())
+}
+
+/// A TPM was made whose state has opened with the key that `protector` seals for the VM: it is not tried again.
+pub(crate) fn has_opened(
+    host: &Host,
+    vm: VmId,
+    protector: &KeyProtector,
+    state: &[u8],
+    lockout: Option<TpmLockout>,
+) {
+    host.proofs.keep(vm, proof(state, protector));
+    if let Some(lockout) = lockout {
+        note_lockout(host, vm, state, lockout);
+    }
+}
+
+fn note_lockout(host: &Host, vm: VmId, state: &[u8], lockout: TpmLockout) {
+    let known = LockoutRecord {
+        state_sha256: digest_of(state),
+        lockout,
+    };
+    // It is only shown.
+    if let Err(trouble) = host.record(vm).keep_lockout(&known) {
+        tracing::warn!(%vm, because = trouble.failure.because, "the lockout of its TPM is not kept");
+    }
 }

@@ -4,18 +4,22 @@
 //! and bound to the directory's id instead of a VM's. No part is in clear text. It becomes a VM's TPM by a rename.
 //!
 //! ```text
-//!   making-<id>/ ── all three files there ──► <id>/ ── taken ──► vms/<vm>/tpm-staged/
+//!   making-<id>/ ── all files there ──► <id>/ ── taken ──► vms/<vm>/tpm-staged/
 //!       └── found at start: removed
 //! ```
+//! swtpm has opened the state of each with its key, so that the first copy of a VM's TPM need not be tried.
 
 use crate::ek::JudgedEk;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::Keyring;
+use crate::tpm_judge;
 use fleetward_durable::{self as durable, Access};
 use fleetward_hypervisor::SecretText;
+use fleetward_model::vm::TpmLockout;
 use fleetward_model::{ErrorCode, Failure, VmId};
 use fleetward_protector_open::TpmKey;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +41,17 @@ const SHARE: u32 = 10;
 
 const MAKING: &str = "making-";
 
+/// What is known of the state since it was tried; an earlier version wrote none.
+const PROVEN: &str = "proven.json";
+
+/// A state that swtpm has opened with its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Proven {
+    /// SHA-256, hex.
+    pub(crate) state_sha256: String,
+    pub(crate) lockout: Option<TpmLockout>,
+}
+
 /// One TPM that belongs to no VM yet.
 #[derive(Debug, Clone)]
 pub(crate) struct ReadyTpm {
@@ -53,7 +68,7 @@ impl ReadyTpm {
         ["id", "key.der", "ek.der"]
             .iter()
             .all(|name| self.directory.join(name).is_file())
-            && self.state().join("tpm2-00.permall").is_file()
+            && self.state_file().is_file()
     }
 
     /// Puts one together out of state that lies encrypted under `key`; the file that makes it whole comes last.
@@ -70,13 +85,7 @@ impl ReadyTpm {
         })?;
         self.remove()?;
         durable::make_directory(&self.state(), 0o711)
-            .and_then(|()| {
-                durable::replace(
-                    &self.state().join("tpm2-00.permall"),
-                    state,
-                    Access::PRIVATE,
-                )
-            })
+            .and_then(|()| durable::replace(&self.state_file(), state, Access::PRIVATE))
             .and_then(|()| {
                 durable::replace(
                     &self.directory.join("ek.der"),
@@ -104,6 +113,17 @@ impl ReadyTpm {
     /// The directory of the encrypted state.
     pub(crate) fn state(&self) -> PathBuf {
         self.directory.join("state")
+    }
+
+    fn state_file(&self) -> PathBuf {
+        self.state().join("tpm2-00.permall")
+    }
+
+    /// Its state, if it is the one that has opened with its key, and what its TPM counted then.
+    pub(crate) fn proven(&self) -> Option<(Vec<u8>, Option<TpmLockout>)> {
+        let proven: Proven = serde_json::from_slice(&self.read(PROVEN).ok()?).ok()?;
+        let state = std::fs::read(self.state_file()).ok()?;
+        (tpm_judge::digest_of(&state) == proven.state_sha256).then_some((state, proven.lockout))
     }
 
     /// Of one that was put together here, or taken from the pool.
@@ -331,12 +351,22 @@ impl TpmPool {
             .manufacture(&directory.join("state"), &secret, &host.ek)
             .await
             .attempt(|| "making a TPM".to_owned())?;
+        let state = ReadyTpm::at(directory.to_owned()).state_file();
+        let state = std::fs::read(&state).map_err(|error| trouble(&error))?;
+        let lockout = host.tpms.prove_state(&state, &secret).await;
         drop(secret);
+        let proven = Proven {
+            state_sha256: tpm_judge::digest_of(&state),
+            lockout: lockout.attempt(|| "trying a new TPM".to_owned())?,
+        };
+        let proven = serde_json::to_vec(&proven)
+            .map_err(|error| Failure::new(ErrorCode::Internal, "a new TPM").because(error))?;
         let ek_certificate = host.ek.made_here(made.ek_certificate)?;
         let sealed = host.keyring.seal_ahead(id, &key).map_err(|because| {
             Trouble::refuse(ErrorCode::TpmFailed, "sealing a new TPM key", because)
         })?;
         durable::replace(&directory.join("ek.der"), &ek_certificate, Access::PRIVATE)
+            .and_then(|()| durable::replace(&directory.join(PROVEN), &proven, Access::PRIVATE))
             .and_then(|()| {
                 durable::replace(&directory.join("key.der"), sealed.der(), Access::PRIVATE)
             })

@@ -12,6 +12,7 @@ use super::Task;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::history;
 use crate::keyring::{admit, parse_protector_der};
+use crate::tpm_judge;
 use crate::tpm_pool::ReadyTpm;
 use fleetward_api::agent::operation::TpmMade;
 use fleetward_model::guardian::EndorsedGuardian;
@@ -99,7 +100,11 @@ impl Task<'_> {
         drop(key);
         self.record.keep_ek_certificate(&staged.ek_certificate()?)?;
         self.record.keep_protector(&protector)?;
-        Ok(KeyProtector::clone(&protector))
+        let protector = KeyProtector::clone(&protector);
+        if let Some((state, lockout)) = staged.proven() {
+            tpm_judge::has_opened(self.host, self.vm, &protector, &state, lockout);
+        }
+        Ok(protector)
     }
 
     async fn install(&self, staged: &ReadyTpm) -> Result<()> {

@@ -1032,6 +1032,42 @@ async fn a_forced_stop_lets_the_tpm_shut_down_and_waits_for_none_that_hangs() {
     }
 }
 
+/// A bulk operation makes a copy of each new TPM, and trying one takes a process of swtpm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_tpm_is_tried_when_it_is_made_and_its_first_copy_is_not() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    let place = node.fake.tpm(spec.id);
+    let tried = |state: &[u8]| {
+        let is_it = |proved: &&Vec<u8>| proved.as_slice() == state;
+        node.fake.with(|s| s.proved.iter().filter(is_it).count())
+    };
+    let bundle = async || {
+        let path = format!("/v1/vms/{}/tpm", spec.id);
+        let request = node.client.request(http::Method::GET, &path);
+        request.send().await.map(drop)
+    };
+    let state = std::fs::read(&place).unwrap();
+    bundle().await.unwrap();
+    bundle().await.unwrap();
+    assert_eq!(tried(&state), 1, "when it was made");
+    let content = String::from_utf8_lossy(&state[10..]).into_owned();
+    let written = crate::support::fake::tpm_state(&format!("{content}, written"));
+    std::fs::write(&place, &written).unwrap();
+    bundle().await.unwrap();
+    bundle().await.unwrap();
+    assert_eq!(tried(&written), 1, "what the guest wrote is another");
+    // the first one is known, though nobody has tried it as a VM's
+    std::fs::write(&place, &state).unwrap();
+    node.fake.stop_by_itself(spec.id);
+    let judged = node.detail(spec.id).await.unwrap().tpm_state;
+    let Some(TpmStateJudged::Refused { failure }) = judged else {
+        panic!("{judged:?}");
+    };
+    assert_eq!(failure.code, ErrorCode::TpmStateOutdated);
+}
+
 /// Yesterday's file is whole and opens: only by its digest is it known again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tpm_state_from_before_is_refused_until_a_restore_brings_one_back_on_purpose() {

@@ -65,6 +65,8 @@ pub struct State {
     pub waits: bool,
     /// The processes of TPMs that were stopped.
     pub stopped_tpms: std::collections::HashMap<VmId, u32>,
+    /// States that were tried with a key, each as often as that was done.
+    pub proved: Vec<Vec<u8>>,
     /// A migration takes this long before it ends.
     pub migration_takes: std::time::Duration,
     /// Modes of the directory of the latest migration and of its sockets: for libvirt, memory and disks.
@@ -1086,6 +1088,7 @@ impl TpmFactory for Fake {
         Ok(tpm_state(&format!("{content}, rolled to {}", new.expose())))
     }
     async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<Option<TpmLockout>> {
+        self.with(|s| s.proved.push(state.to_vec()));
         // The last key it was encrypted under; what was only made here opens with any.
         let text = String::from_utf8_lossy(state);
         match text.rsplit_once(", rolled to ") {
