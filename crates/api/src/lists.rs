@@ -183,10 +183,10 @@ impl Row for TemplateView {
     }
 }
 
-/// Domains that Fleetward did not make may have the name of a VM on another host.
+/// Hosts may say the same name of several VMs.
 impl Row for VmView {
     fn cursor(&self) -> String {
-        format!("{}/{}", self.name, self.host)
+        format!("{}/{}/{}", self.name, self.host, self.id)
     }
 }
 

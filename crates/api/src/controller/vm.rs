@@ -251,6 +251,6 @@ pub struct VmQuery {
     pub group: Option<GroupName>,
     /// at most so many rows, 1 to 1,000; without it all
     pub limit: Option<u32>,
-    /// only what follows: a VM's name, or NAME/HOST
+    /// only what follows: a VM's name, NAME/HOST or NAME/HOST/ID
     pub after: Option<String>,
 }

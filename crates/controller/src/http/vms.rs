@@ -65,7 +65,7 @@ async fn vm_list(
             own.any(|(k, v)| k.as_str() == *key && v == value)
         };
         let group = spec.map(|spec| &spec.group);
-        page.is_after(&[vm.name.as_str(), vm.host.as_str()])
+        page.is_after(&[vm.name.as_str(), vm.host.as_str(), &vm.id.to_string()])
             && query.host.as_ref().is_none_or(|host| vm.host == *host)
             && query.tpm.is_none_or(|tpm| vm.tpm.enabled == tpm)
             && (query.group.as_ref()).is_none_or(|wanted| group == Some(wanted))

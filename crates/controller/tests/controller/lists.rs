@@ -1,12 +1,15 @@
 //! Lists in pages, against a real controller.
 
+use crate::fleet::agent::FakeVm;
 use crate::fleet::{Controller, failure};
-use fleetward_api::controller::{GuardianView, HostView};
+use fleetward_api::controller::{GuardianView, HostView, VmView};
 use fleetward_api::lists::Row;
-use fleetward_model::ErrorCode;
+use fleetward_model::vm::VmState;
+use fleetward_model::{ErrorCode, VmId};
 use http::Method;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 /// Cursors of a list that is asked for in pages of two rows.
 async fn paged<T: Row + DeserializeOwned>(controller: &Controller, path: &str) -> Vec<String> {
@@ -60,6 +63,34 @@ async fn pages_put_together_are_the_whole_list() {
     let records = paged::<Value>(&controller, "/v1/audit?").await;
     assert!(records.len() > 5, "{records:?}");
     assert_eq!(whole::<Value>(&controller, "/v1/audit").await, records);
+}
+
+/// A host may say anything; what it says is shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn vms_of_one_name_on_one_host_are_all_on_some_page() {
+    let controller = Controller::start_with_manual_trust().await;
+    let a = controller.join("a", "default").await;
+    let body = json!({"name": "web", "host": "a"});
+    controller.done(Method::POST, "/v1/vms", &body).await;
+    let web: VmView = controller.get("/v1/vms/web").await;
+    a.look(|inner| {
+        let metadata = inner.vms[&web.id].metadata.clone();
+        for _ in 0..4 {
+            let mut other = metadata.clone();
+            other.spec.id = VmId(Uuid::new_v4());
+            let id = other.spec.id;
+            inner.vms.insert(id, FakeVm::new(other, VmState::Stopped));
+            inner.tell(id);
+        }
+    });
+    let five = async || whole::<VmView>(&controller, "/v1/vms").await.len() == 5;
+    controller.wait("all to be shown", five).await;
+    let all = whole::<VmView>(&controller, "/v1/vms").await;
+    assert_eq!(paged::<VmView>(&controller, "/v1/vms?").await, all);
+    assert_eq!(paged::<VmView>(&controller, "/v1/vms?host=a&").await, all);
+    // a cursor of before stands for all of that name on that host
+    let after: Vec<VmView> = controller.get("/v1/vms?limit=2&after=web/a").await;
+    assert!(after.is_empty(), "{after:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
