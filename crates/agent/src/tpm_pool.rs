@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::keyring::Keyring;
 use crate::tpm_judge;
 use fleetward_durable::{self as durable, Access};
-use fleetward_hypervisor::SecretText;
+use fleetward_hypervisor::{Error as HypervisorError, SecretText};
 use fleetward_model::vm::TpmLockout;
 use fleetward_model::{ErrorCode, Failure, VmId};
 use fleetward_protector_open::TpmKey;
@@ -45,11 +45,11 @@ const MAKING: &str = "making-";
 const PROVEN: &str = "proven.json";
 
 /// A state that swtpm has opened with its key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Proven {
+#[derive(Debug, Serialize, Deserialize)]
+struct Proven {
     /// SHA-256, hex.
-    pub(crate) state_sha256: String,
-    pub(crate) lockout: Option<TpmLockout>,
+    state_sha256: String,
+    lockout: Option<TpmLockout>,
 }
 
 /// One TPM that belongs to no VM yet.
@@ -351,22 +351,17 @@ impl TpmPool {
             .manufacture(&directory.join("state"), &secret, &host.ek)
             .await
             .attempt(|| "making a TPM".to_owned())?;
-        let state = ReadyTpm::at(directory.to_owned()).state_file();
-        let state = std::fs::read(&state).map_err(|error| trouble(&error))?;
-        let lockout = host.tpms.prove_state(&state, &secret).await;
+        let proven = try_new(host, directory, &secret).await?;
         drop(secret);
-        let proven = Proven {
-            state_sha256: tpm_judge::digest_of(&state),
-            lockout: lockout.attempt(|| "trying a new TPM".to_owned())?,
-        };
-        let proven = serde_json::to_vec(&proven)
-            .map_err(|error| Failure::new(ErrorCode::Internal, "a new TPM").because(error))?;
         let ek_certificate = host.ek.made_here(made.ek_certificate)?;
         let sealed = host.keyring.seal_ahead(id, &key).map_err(|because| {
             Trouble::refuse(ErrorCode::TpmFailed, "sealing a new TPM key", because)
         })?;
         durable::replace(&directory.join("ek.der"), &ek_certificate, Access::PRIVATE)
-            .and_then(|()| durable::replace(&directory.join(PROVEN), &proven, Access::PRIVATE))
+            .and_then(|()| match &proven {
+                Some(proven) => durable::replace(&directory.join(PROVEN), proven, Access::PRIVATE),
+                None => Ok(()),
+            })
             .and_then(|()| {
                 durable::replace(&directory.join("key.der"), sealed.der(), Access::PRIVATE)
             })
@@ -395,6 +390,36 @@ impl TpmPool {
             .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
             .unwrap_or_default()
     }
+}
+
+/// Tries the state of a TPM that was just made with its key; yields what is written down of that.
+///
+/// # Errors
+/// The key does not open it. Where it could not be tried, that is left to the first copy.
+async fn try_new(host: &Host, directory: &Path, key: &SecretText) -> Result<Option<Vec<u8>>> {
+    let file = ReadyTpm::at(directory.to_owned()).state_file();
+    let state = std::fs::read(&file).map_err(|error| Trouble::file("a new TPM", &file, &error))?;
+    let lockout = match host.tpms.prove_state(&state, key).await {
+        Ok(lockout) => lockout,
+        Err(error @ HypervisorError::TpmStateUnreadable(_)) => {
+            return Err(Trouble::hypervisor("a new TPM", &error));
+        }
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "a new TPM could not be tried"
+            );
+            return Ok(None);
+        }
+    };
+    let proven = Proven {
+        state_sha256: tpm_judge::digest_of(&state),
+        lockout,
+    };
+    let proven = serde_json::to_vec(&proven);
+    let proven =
+        proven.map_err(|error| Failure::new(ErrorCode::Internal, "a new TPM").because(error))?;
+    Ok(Some(proven))
 }
 
 async fn sleep_or_wait(pause: Option<Duration>) {

@@ -9,6 +9,10 @@
 //! source has departed, the destination is not committed yet), the arriving copy is the VM. A copy on a lost host of a
 //! VM that was rebuilt elsewhere is superseded: it is ignored until it is ended. A copy that its host owes to remove is
 //! ignored too.
+//!
+//! A host says what it has in two ways, over two connections: by events, in their order, and by answers to questions, such
+//! as the one at the end of each job. Either may overtake the other. What is older is passed over: an answer by when it was
+//! asked for, an event by the host's own clock; of the latter the host is asked again, because a clock may be set back.
 
 mod catalogue;
 mod claims;
@@ -26,7 +30,7 @@ pub(crate) use self::stored::WITHOUT_HISTORY;
 use self::catalogue::{Catalogue, Weight};
 use self::claims::{own_word, same_name};
 use self::feed::Feed;
-use self::heard::Heard;
+use self::heard::{Heard, Told};
 use self::held::{Difference, Held};
 use crate::debts::vm_of;
 use crate::presence::Presence;
@@ -159,18 +163,25 @@ impl Inventory {
         self.tell(&News::host(host));
     }
 
-    /// Takes an event of `host`.
-    pub(crate) fn apply(&self, host: &HostName, event: AgentEvent, now: OffsetDateTime) {
+    /// Takes an event of `host`. Returns the VMs of which it tells old news, since an answer of the host's has overtaken it: that
+    /// is passed over. The host has to be asked for these again, because its clock may have been set back meanwhile.
+    pub(crate) fn apply(
+        &self,
+        host: &HostName,
+        event: AgentEvent,
+        now: OffsetDateTime,
+    ) -> Vec<VmId> {
         // Before the lock: it takes a moment.
         let heard = Heard::of(host, event, now);
         self.presence.heard(host);
         let mut state = self.write();
         let reported = state.hosts.entry(host.clone()).or_default();
         reported.seen.last_seen = Some(now);
+        let mut overtaken = Vec::new();
         let news = match heard {
             Heard::Snapshot { facts, vms } => {
                 let mut news = News::host(host);
-                news.vms = state.replace_all(host, vms);
+                news.vms = state.replace_all(host, vms, &mut overtaken);
                 let reported = state.hosts.entry(host.clone()).or_default();
                 let online = reported.learn(facts.0, facts.1, now);
                 reported.seen.tried = true;
@@ -182,32 +193,75 @@ impl Inventory {
                 let before = reported.seen.facts.clone();
                 reported.learn(facts, size, now);
                 match (&before, &reported.seen.facts) {
-                    (Some(before), Some(now)) if before.differ_in_measurements_only(now) => return,
+                    (Some(before), Some(now)) if before.differ_in_measurements_only(now) => {
+                        return overtaken;
+                    }
                     _ => News::host(host),
                 }
             }
             Heard::Alive(measured) => {
                 reported.measure(&measured, now);
-                return;
+                return overtaken;
             }
-            Heard::Changed(vm, size) => {
-                let (id, count) = (vm.id, reported.vms.len());
-                match state.put(host, *vm, size, count) {
+            Heard::Changed(told) => {
+                let (id, count) = (told.vm.id, reported.vms.len());
+                if state.has_newer(host, &told) {
+                    return vec![id];
+                }
+                match state.put(host, told.vm, told.size, count) {
                     true => News::vm(id),
-                    false => return,
+                    false => return overtaken,
                 }
             }
             Heard::Removed(id) => {
                 state.remove(host, id);
                 News::vm(id)
             }
-            Heard::Nothing => return,
+            Heard::Nothing => return overtaken,
         };
         drop(state);
         self.tell(&news);
+        overtaken
     }
 
-    /// Takes what a host said of one VM outside its events: none when it is not there. Older news is ignored.
+    /// Takes what a host answered about one VM to a question of that time: none when it is not there. What was taken meanwhile
+    /// may be newer.
+    pub(crate) fn answer(
+        &self,
+        host: &HostName,
+        id: VmId,
+        answer: Option<VmObserved>,
+        asked: Instant,
+    ) {
+        // An answer about another VM is none.
+        if answer.as_ref().is_some_and(|vm| vm.id != id) {
+            return;
+        }
+        let answer = answer.map(|vm| Told::of(host, vm, OffsetDateTime::now_utc()));
+        let mut state = self.write();
+        let reported = state.hosts.get(host);
+        let count = reported.map_or(0, |host| host.vms.len());
+        let known = reported.and_then(|host| host.vms.get(&id));
+        let said = answer.as_ref().map(|told| &told.vm);
+        if known.is_some_and(|known| !known.is_before(asked, said)) {
+            return;
+        }
+        match answer {
+            Some(Told { vm, size, at }) => {
+                state.put(host, vm, size, count);
+                let reported = state.hosts.get_mut(host);
+                if let Some(held) = reported.and_then(|host| host.vms.get_mut(&id)) {
+                    held.answered = Some(at);
+                }
+            }
+            None => state.remove(host, id),
+        }
+        drop(state);
+        self.tell(&News::vm(id));
+    }
+
+    /// Takes what the controller knows of one VM on a host before that host says it: none when it is not there. Older news is
+    /// ignored.
     pub(crate) fn observe(&self, host: &HostName, id: VmId, vm: Option<VmObserved>) {
         // An answer about another VM is none.
         if vm.as_ref().is_some_and(|vm| vm.id != id) {
@@ -566,6 +620,8 @@ impl State {
             since,
             recorded: recorded.filter(|_| difference != Difference::More),
             has_moved: has_moved || difference == Difference::Condition,
+            at: Instant::now(),
+            answered: None,
         };
         reported.vms.insert(id, held);
         match difference {
@@ -590,16 +646,30 @@ impl State {
         self.dirty.insert((host.clone(), id));
     }
 
-    /// Takes all that a host has, and says of which VMs that is news.
-    fn replace_all(&mut self, host: &HostName, vms: Vec<(VmObserved, usize)>) -> HashSet<VmId> {
+    /// Whether an answer that is here has overtaken that event.
+    fn has_newer(&self, host: &HostName, event: &Told) -> bool {
+        let reported = self.hosts.get(host);
+        let known = reported.and_then(|host| host.vms.get(&event.vm.id));
+        known.is_some_and(|known| known.overtook(event.at))
+    }
+
+    /// Takes all that a host has, and says of which VMs that is news. Those of which an answer is newer stay as they are.
+    fn replace_all(
+        &mut self,
+        host: &HostName,
+        vms: Vec<Told>,
+        overtaken: &mut Vec<VmId>,
+    ) -> HashSet<VmId> {
         let reported = self.hosts.entry(host.clone()).or_default();
         reported.refused = RefusedReports::default();
         let former: BTreeSet<_> = reported.vms.keys().copied().collect();
         let mut news = HashSet::new();
         let mut has = BTreeSet::new();
-        for (vm, size) in vms {
-            let id = vm.id;
-            if self.put(host, vm, size, has.len()) {
+        for told in vms {
+            let id = told.vm.id;
+            if self.has_newer(host, &told) {
+                overtaken.push(id);
+            } else if self.put(host, told.vm, told.size, has.len()) {
                 news.insert(id);
             }
             has.insert(id);

@@ -196,13 +196,17 @@ async fn next(mut events: Events) -> (Events, Result<Option<AgentEvent>, Failure
     (events, event)
 }
 
-fn hear(world: &World, host: &HostName, event: AgentEvent) {
+fn hear(world: &Arc<World>, host: &HostName, event: AgentEvent) {
     if let AgentEvent::Snapshot { facts, .. } | AgentEvent::Facts { facts, .. } = &event {
         world.agents.learn(host, facts.formats);
     }
-    world
+    let overtaken = world
         .inventory
         .apply(host, event, OffsetDateTime::now_utc());
+    for vm in overtaken {
+        let (world, host) = (Arc::clone(world), host.clone());
+        tokio::spawn(async move { world.refresh(&host, vm).await });
+    }
 }
 
 /// What is done for a host from time to time, each time when it says something: it does so every few seconds, and a timer of

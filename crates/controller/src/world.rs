@@ -29,6 +29,7 @@ use fleetward_protector::KeyProtector;
 use fleetward_store::Store;
 use std::sync::Arc;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 /// The shared parts.
 #[derive(Debug)]
@@ -293,9 +294,10 @@ impl World {
         own: Option<VmId>,
     ) -> Result<(), Failure> {
         while let Some((host, vm)) = self.inventory.named(name, own) {
+            let begun = Instant::now();
             let asked = async { self.agents.of(&host)?.vm(vm).await };
             match asked.await {
-                Ok(None) => self.inventory.observe(&host, vm, None),
+                Ok(None) => self.inventory.answer(&host, vm, None, begun),
                 Ok(Some(_)) | Err(_) => {
                     let what = format!("there is a VM {name} already, on host {host}");
                     return Err(Failure::new(ErrorCode::NameTaken, what));
@@ -363,10 +365,11 @@ impl World {
         if !self.inventory.seen(host).answers {
             return;
         }
+        let begun = Instant::now();
         let asked = async { self.agents.of(host)?.vm(vm).await };
         match asked.await {
             Ok(detail) => {
-                self.inventory.observe(host, vm, detail.map(|d| d.vm));
+                self.inventory.answer(host, vm, detail.map(|d| d.vm), begun);
                 let now = OffsetDateTime::now_utc();
                 if let Err(error) = self.inventory.flush_of(host, now).await {
                     tracing::warn!(%error, "cannot write the inventory");

@@ -9,6 +9,7 @@ use fleetward_cli::{Command, ControllerCommand};
 use std::process::ExitCode;
 use tikv_jemallocator::Jemalloc;
 
+/// For the controller: why, and what it was compared with, is decision 0067.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 

@@ -207,18 +207,27 @@ pub async fn time_start(controller: &mut Controller, fleet: &RunningFleet) -> Re
     let some_vm = fleet.plan.vm_name(0);
     let (path, host) = (format!("/v1/vms/{some_vm}"), fleet.plan.host(0));
     // Side by side: who asks for a VM does not wait for who asks for all.
-    let any = until(&controller.client, begin, "/v1/status", |_| true);
-    let right = until(&controller.client, begin, &path, |vm| {
-        vm["host"] == host.as_str()
-    });
-    let (first, right) = tokio::join!(any, async {
+    let client = controller.client.clone();
+    let any = until(&client, begin, "/v1/status", |_| true);
+    let right = until(&client, begin, &path, |vm| vm["host"] == host.as_str());
+    let both = async {
         match fleet.plan.vms {
-            0 => Ok(None),
-            _ => right.await.map(Some),
+            0 => Ok((any.await?, None)),
+            _ => tokio::try_join!(any, async { right.await.map(Some) }),
         }
-    });
-    controller.still_runs()?;
-    let (first, right) = (first?, right?);
+    };
+    let ended = async {
+        loop {
+            if let Err(ended) = controller.still_runs() {
+                return ended;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let (first, right) = tokio::select! {
+        both = both => both?,
+        ended = ended => return Err(ended),
+    };
     wait_online(&controller.client, fleet).await?;
     Ok(Start {
         first_answer_s: first.as_secs_f64(),

@@ -23,3 +23,4 @@ mod screens;
 mod secure_boot;
 mod storage;
 mod support;
+mod tpm_states;

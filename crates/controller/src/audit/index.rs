@@ -213,7 +213,7 @@ impl Wanted<'_> {
         self.since.max(self.after.map(|after| after.time))
     }
 
-    /// Under which keys of the index everything that is wanted is; `None` where all is.
+    /// The prefixes of the index below which everything that is wanted is found; `None`: all chains are read.
     fn prefixes(&self) -> Option<Vec<String>> {
         match self.vms {
             Some(vms) => Some(vms.iter().map(|vm| format!("{VM}{vm}/")).collect()),
@@ -222,7 +222,8 @@ impl Wanted<'_> {
     }
 }
 
-/// Records in the order in which they are listed. One that was read from a host twice, before it left and after it came back, is one.
+/// Records in the order in which they are listed. A record that lies in two chains, because its host left and came back with
+/// the same log, is listed once.
 #[derive(Debug, Default)]
 struct Found(BTreeMap<AuditPlace, AuditRecord>);
 

@@ -104,8 +104,8 @@ fn every_host(world: &World) -> BTreeSet<HostName> {
     hosts.map(|host| host.name.clone()).collect()
 }
 
-/// Hosts that may have news of these VMs: who has one, who may have had it, and who has told of it before. Any other host's
-/// word comes with its next sign of life.
+/// Hosts that may have news of these VMs: who has one, the others of its group, and who has told of it before; of a VM that is
+/// gone, every host. Any other host's word comes with its next sign of life.
 async fn concerned(world: &World, vms: &BTreeSet<VmId>) -> Answer<BTreeSet<HostName>> {
     let wanted = Wanted {
         vms: Some(vms),
@@ -113,7 +113,10 @@ async fn concerned(world: &World, vms: &BTreeSet<VmId>) -> Answer<BTreeSet<HostN
     };
     let told = world.audit.list(wanted).await?;
     let mut hosts: BTreeSet<_> = told.into_iter().map(|record| record.host).collect();
-    for vm in vms.iter().filter_map(|vm| world.inventory.vm(*vm)) {
+    for vm in vms {
+        let Some(vm) = world.inventory.vm(*vm) else {
+            return Ok(every_host(world));
+        };
         let group = vm.metadata.as_ref().map(|metadata| &metadata.spec.group);
         let members = group.map(|group| world.hosts.of_group(group));
         hosts.extend(members.into_iter().flatten().map(|host| host.name.clone()));

@@ -96,7 +96,7 @@ pub(super) async fn as_lines(
 struct Pages {
     parts: Parts,
     next: Next,
-    /// The query without `after`, and without a limit where none was given.
+    /// What was asked, without `after`, and with the longest page where no limit was given.
     query: Vec<(String, String)>,
     after: Option<String>,
     /// One page was asked for.

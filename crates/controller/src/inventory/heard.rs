@@ -11,23 +11,37 @@ use time::OffsetDateTime;
 pub(super) enum Heard {
     Snapshot {
         facts: (HostFacts, usize),
-        vms: Vec<(VmObserved, usize)>,
+        vms: Vec<Told>,
     },
     Facts(HostFacts, usize),
     Alive(Measurements),
-    Changed(Box<VmObserved>, usize),
+    Changed(Box<Told>),
     Removed(VmId),
     /// A part of a snapshot: who reads the events puts them together.
     Nothing,
 }
 
+/// What a host said of one VM.
+pub(super) struct Told {
+    pub(super) vm: VmObserved,
+    /// Bytes of it.
+    pub(super) size: usize,
+    /// When it was so by the host's own clock, which may be ahead of the controller's.
+    pub(super) at: OffsetDateTime,
+}
+
+impl Told {
+    pub(super) fn of(host: &HostName, vm: VmObserved, now: OffsetDateTime) -> Self {
+        let at = vm.observed;
+        let vm = own_word(host, vm, now);
+        let size = size_of(&vm);
+        Self { vm, size, at }
+    }
+}
+
 impl Heard {
     pub(super) fn of(host: &HostName, event: AgentEvent, now: OffsetDateTime) -> Self {
-        let measured = |vm: VmReport| {
-            let vm = own_word(host, vm.digested(), now);
-            let size = size_of(&vm);
-            (vm, size)
-        };
+        let measured = |vm: VmReport| Told::of(host, vm.digested(), now);
         let measured_facts = |facts: HostFacts| {
             let facts = own_facts(host, facts);
             let size = size_of(&facts);
@@ -43,10 +57,7 @@ impl Heard {
                 Self::Facts(facts, size)
             }
             AgentEvent::Alive { measured, .. } => Self::Alive(measured),
-            AgentEvent::VmChanged { vm } => {
-                let (vm, size) = measured(*vm);
-                Self::Changed(Box::new(vm), size)
-            }
+            AgentEvent::VmChanged { vm } => Self::Changed(Box::new(measured(*vm))),
             AgentEvent::VmRemoved { id } => Self::Removed(id),
             AgentEvent::SnapshotPart { .. } => Self::Nothing,
         }

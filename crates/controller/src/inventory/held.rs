@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 /// A VM as one host told it last.
 #[derive(Debug)]
@@ -27,6 +28,10 @@ pub(super) struct Held {
     pub(super) recorded: Option<Revision>,
     /// It has another condition than its record says.
     pub(super) has_moved: bool,
+    /// When it was taken.
+    pub(super) at: Instant,
+    /// It answered a question, when it was so by the host's own clock: events of before may still be on their way.
+    pub(super) answered: Option<OffsetDateTime>,
 }
 
 /// How a VM is, as opposed to what it is: what changes while it is used, and is not kept at once. The digest of its TPM's
@@ -52,6 +57,16 @@ pub(super) struct Condition {
 pub(super) type Conditions = BTreeMap<VmId, Condition>;
 
 impl Held {
+    /// Whether an event of that time, by the host's own clock, was on its way when this was asked for.
+    pub(super) fn overtook(&self, event: OffsetDateTime) -> bool {
+        self.answered.is_some_and(|answered| event < answered)
+    }
+
+    /// Whether an answer is newer than this: it was asked for when this was here already, or the host's own clock says so.
+    pub(super) fn is_before(&self, asked: Instant, answer: Option<&VmObserved>) -> bool {
+        self.at <= asked || answer.is_some_and(|answer| self.vm.observed <= answer.observed)
+    }
+
     /// The condition to be written over its record; none where the record says all.
     pub(super) fn condition(&self) -> Option<Condition> {
         let over = self.recorded.filter(|_| self.has_moved)?;

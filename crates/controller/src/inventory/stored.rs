@@ -14,6 +14,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, RwLock};
 use time::OffsetDateTime;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 const VMS: &str = "seen-vm/";
 const CONDITIONS: &str = "seen-now/";
@@ -208,5 +209,7 @@ fn decode_vm(entry: &Entry) -> Result<Held, StoreError> {
         vm: Arc::new(vm.by_its_specification()),
         recorded: Some(entry.mod_revision),
         has_moved: false,
+        at: Instant::now(),
+        answered: None,
     })
 }

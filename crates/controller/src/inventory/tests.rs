@@ -13,7 +13,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 const HOSTS: [&str; 3] = ["a", "b", "c"];
@@ -485,4 +487,94 @@ async fn a_sign_of_life_is_no_news_and_a_change_is_news_of_one_vm() {
     )
     .await;
     assert_eq!(reader.take(), News::vm(id(1)));
+}
+
+/// An inventory in which host `a` has the stopped VM of [`Copy::WEB`].
+async fn with_web() -> (tempfile::TempDir, Inventory, HostName) {
+    let dir = tempfile::tempdir().expect("directory");
+    let store = SqliteStore::open(dir.path().join("store.db")).await;
+    let store: Arc<dyn Store> = Arc::new(store.expect("store"));
+    let inventory = open(store).await;
+    let a = name("a");
+    let snapshot = AgentEvent::Snapshot {
+        facts: facts("a"),
+        vms: vec![Copy::WEB.report()],
+        more: false,
+    };
+    inventory.apply(&a, snapshot, now());
+    (dir, inventory, a)
+}
+
+fn changed(copy: &Copy) -> AgentEvent {
+    AgentEvent::VmChanged {
+        vm: Box::new(copy.report()),
+    }
+}
+
+fn state(inventory: &Inventory) -> Option<VmState> {
+    inventory.vm(id(Copy::WEB.vm)).map(|vm| vm.state)
+}
+
+#[tokio::test]
+async fn an_event_that_an_answer_has_overtaken_is_passed_over_and_asked_about() {
+    let (_dir, inventory, a) = with_web().await;
+    let web = id(Copy::WEB.vm);
+    let running = Copy {
+        running: true,
+        observed: 10,
+        ..Copy::WEB
+    };
+    // a job started it and asked; the event of its definition, from before, comes now
+    inventory.answer(&a, web, Some(running.report().digested()), Instant::now());
+    let defined = Copy {
+        observed: 5,
+        ..Copy::WEB
+    };
+    assert_eq!(inventory.apply(&a, changed(&defined), now()), [web]);
+    assert_eq!(state(&inventory), Some(VmState::Running));
+    let again = AgentEvent::Snapshot {
+        facts: facts("a"),
+        vms: vec![defined.report()],
+        more: false,
+    };
+    assert_eq!(inventory.apply(&a, again, now()), [web]);
+    assert_eq!(state(&inventory), Some(VmState::Running));
+
+    // what is asked now is newer, whatever the host's clock says meanwhile
+    let set_back = Copy {
+        observed: -3600,
+        ..Copy::WEB
+    };
+    assert_eq!(inventory.apply(&a, changed(&set_back), now()), [web]);
+    let answer = Some(set_back.report().digested());
+    inventory.answer(&a, web, answer, Instant::now());
+    assert_eq!(state(&inventory), Some(VmState::Stopped));
+    let started = Copy {
+        observed: -3590,
+        ..running
+    };
+    assert_eq!(inventory.apply(&a, changed(&started), now()), []);
+    assert_eq!(state(&inventory), Some(VmState::Running));
+}
+
+#[tokio::test]
+async fn an_answer_that_an_event_has_overtaken_is_passed_over() {
+    let (_dir, inventory, a) = with_web().await;
+    let web = id(Copy::WEB.vm);
+    let asked = Instant::now();
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let running = Copy {
+        running: true,
+        observed: 10,
+        ..Copy::WEB
+    };
+    assert_eq!(inventory.apply(&a, changed(&running), now()), []);
+    // it was not there yet when the host was asked, or not running
+    inventory.answer(&a, web, None, asked);
+    assert_eq!(state(&inventory), Some(VmState::Running));
+    let before = Some(Copy::WEB.report().digested());
+    inventory.answer(&a, web, before, asked);
+    assert_eq!(state(&inventory), Some(VmState::Running));
+    inventory.answer(&a, web, None, Instant::now());
+    assert_eq!(state(&inventory), None);
 }

@@ -9,6 +9,7 @@
 
 mod absence;
 mod api;
+mod audit;
 mod autostart;
 mod bulk;
 mod certificates;

@@ -67,6 +67,8 @@ pub struct State {
     pub stopped_tpms: std::collections::HashMap<VmId, u32>,
     /// States that were tried with a key, each as often as that was done.
     pub proved: Vec<Vec<u8>>,
+    /// There is no swtpm that could try one.
+    pub proves_nothing: bool,
     /// A migration takes this long before it ends.
     pub migration_takes: std::time::Duration,
     /// Modes of the directory of the latest migration and of its sockets: for libvirt, memory and disks.
@@ -1088,6 +1090,9 @@ impl TpmFactory for Fake {
         Ok(tpm_state(&format!("{content}, rolled to {}", new.expose())))
     }
     async fn prove_state(&self, state: &[u8], key: &SecretText) -> Result<Option<TpmLockout>> {
+        if self.with(|s| s.proves_nothing) {
+            return Err(Error::Tpm("swtpm does not start".into()));
+        }
         self.with(|s| s.proved.push(state.to_vec()));
         // The last key it was encrypted under; what was only made here opens with any.
         let text = String::from_utf8_lossy(state);
