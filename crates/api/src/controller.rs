@@ -10,6 +10,7 @@ mod job;
 mod keys;
 mod secure_boot;
 mod template;
+mod token;
 mod vm;
 
 pub use act::*;
@@ -23,4 +24,5 @@ pub use job::*;
 pub use keys::*;
 pub use secure_boot::*;
 pub use template::*;
+pub use token::*;
 pub use vm::*;

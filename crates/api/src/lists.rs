@@ -5,9 +5,9 @@
 //! were written before there were pages miss nothing; of jobs only the newest 1,000 are given then.
 
 use crate::controller::{
-    AdminCertificate, AuditQuery, EkAuthorityView, EkCertificateView, EkStanding, GuardianView,
-    HostCheckQuery, HostCheckView, HostView, ImageView, JobState, JobView, NetworkView,
-    TemplateView, VmQuery, VmView,
+    AdminCertificate, ApiTokenView, AuditQuery, EkAuthorityView, EkCertificateView, EkStanding,
+    GuardianView, HostCheckQuery, HostCheckView, HostView, ImageView, JobState, JobView,
+    NetworkView, TemplateView, VmQuery, VmView,
 };
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::certificate::Serial;
@@ -49,7 +49,7 @@ pub struct HostQuery {
     pub after: Option<String>,
 }
 
-/// Query of `GET /v1/images`, of `GET /v1/templates` and of `GET /v1/networks`.
+/// Query of lists that are asked for nothing else: images, templates, networks, administrators, API tokens.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct LibraryQuery {
@@ -144,6 +144,12 @@ impl Row for HostView {
 impl Row for HostCheckView {
     fn cursor(&self) -> String {
         self.host.to_string()
+    }
+}
+
+impl Row for ApiTokenView {
+    fn cursor(&self) -> String {
+        self.name.to_string()
     }
 }
 

@@ -10,6 +10,7 @@ mod network;
 pub(crate) mod parse;
 mod secure_boot;
 pub(crate) mod seed;
+mod token;
 mod tpm;
 
 pub use ek::EkCommand;
@@ -17,6 +18,7 @@ pub use guardian::{GrantArgs, GuardianCommand, RotateArgs};
 pub use host::HostCommand;
 pub use network::{NetworkCommand, NicCommand, NicHow};
 pub use secure_boot::{SecureBootChange, SecureBootCommand};
+pub use token::TokenCommand;
 pub use tpm::{TpmChange, TpmCommand, TpmHow, Which};
 
 use crate::commands::vm_disk::parse_disk;
@@ -110,7 +112,19 @@ pub struct Global {
     )]
     pub key: Option<PathBuf>,
 
-    /// Certificate of the fleet's authority for --controller, PEM
+    /// API token for --controller, instead of a certificate: a file with what `token create` gave
+    #[arg(
+        long,
+        global = true,
+        env = "FLEETWARD_TOKEN_FILE",
+        hide_env_values = true,
+        hide_short_help = true,
+        value_name = "FILE"
+    )]
+    pub token_file: Option<PathBuf>,
+
+    /// Certificate of the fleet's authority for --controller, PEM; with --token-file the one to believe, by default those that this
+    /// machine believes
     #[arg(
         long,
         global = true,
@@ -196,6 +210,9 @@ pub enum Command {
     /// Client certificates for remote administrators
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// API tokens for programs
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// An overview of the fleet
     Status,
     /// Explains an error code and its fix; without a code, lists all
@@ -236,6 +253,15 @@ pub struct ControllerRun {
     /// grant` and PFX files. The controller remembers it
     #[arg(long, value_name = "auto|manual")]
     pub trust: Option<TrustMode>,
+    /// Address for programs with API tokens; without it there is no such listener
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub console: Option<SocketAddr>,
+    /// Certificate of that listener, PEM, read again when it changes; without it the controller makes one
+    #[arg(long, value_name = "FILE", requires_all = ["console", "console_key"])]
+    pub console_cert: Option<PathBuf>,
+    /// Private key of --console-cert, PEM
+    #[arg(long, value_name = "FILE", requires = "console_cert")]
+    pub console_key: Option<PathBuf>,
     /// Number of versions to keep of each VM's TPM, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub tpm_versions: u32,

@@ -2,18 +2,19 @@
 //! gives is declared in `fleetward_api::verbs`. Knows nothing of terminals.
 
 use crate::args::Global;
+use crate::messages;
+use crate::way;
 use bytes::Bytes;
 use fleetward_api::lists::{Paged, Row};
 use fleetward_api::verbs::{self, Carried, Form, Verb};
+use fleetward_link::DialError;
 use fleetward_link::client::{Client, ClientError, Lines, Request, UpgradedIo};
-use fleetward_link::{ClientTls, Credential, DialError, FleetTrust, Identity, LiveCredential};
 use fleetward_model::{ErrorCode, Failure};
 use futures_util::Stream;
 use serde::de::DeserializeOwned;
 use std::error::Error;
 use std::io;
 use std::marker::PhantomData;
-use std::path::Path;
 use std::time::Duration;
 
 /// A quiet stream says nothing; the controller sends an empty line more often than this.
@@ -25,22 +26,20 @@ const SLOW: Duration = Duration::from_secs(180);
 /// Rows asked for at once.
 const PAGE: usize = 500;
 
-const DEFAULT_PORT: u16 = 7440;
-
 /// The controller, reached over its socket or over TLS.
 #[derive(Debug, Clone)]
 pub(crate) struct Controller {
     client: Client,
+    /// It says who it is with an API token, to a server of the web.
+    has_token: bool,
 }
 
 impl Controller {
     /// The controller that the options name. Does not connect yet.
     pub(crate) fn from_options(options: &Global) -> Result<Self, Failure> {
-        let client = match &options.controller {
-            None => Client::unix(&options.socket),
-            Some(url) => Client::tls(address_of(url)?, tls(options)?),
-        };
-        Ok(Self { client })
+        let client = way::client(options)?;
+        let has_token = options.token_file.is_some();
+        Ok(Self { client, has_token })
     }
 
     /// Asks for `V`; `path` are the values of its path's parameters, in their order.
@@ -187,7 +186,13 @@ impl Controller {
     }
 
     fn failure(&self, error: ClientError) -> Failure {
-        failure_of(&self.client.endpoint(), error)
+        let is_not_believed =
+            matches!(error, ClientError::Dial(DialError::TlsRefused { .. })) && self.has_token;
+        let failure = failure_of(&self.client.endpoint(), error);
+        match is_not_believed {
+            true => failure.fix(messages::WHOM_TO_BELIEVE),
+            false => failure,
+        }
     }
 }
 
@@ -256,56 +261,6 @@ fn unsendable(operation: &str, error: &dyn Error) -> Failure {
     Failure::new(ErrorCode::Internal, what).because(error)
 }
 
-fn address_of(url: &str) -> Result<String, Failure> {
-    let refuse = || {
-        Failure::new(
-            ErrorCode::InvalidArgument,
-            format!("{url:?} is no address of a controller"),
-        )
-        .fix("write it like https://controller.example:7440")
-    };
-    let uri: http::Uri = url.parse().map_err(|_| refuse())?;
-    let (Some("https"), Some(authority), "" | "/") =
-        (uri.scheme_str(), uri.authority(), uri.path())
-    else {
-        return Err(refuse());
-    };
-    let port = match authority.as_str().strip_prefix(authority.host()) {
-        Some("") => DEFAULT_PORT,
-        Some(_) => authority.port_u16().ok_or_else(refuse)?,
-        None => return Err(refuse()),
-    };
-    Ok(format!("{}:{port}", authority.host()))
-}
-
-fn tls(options: &Global) -> Result<ClientTls, Failure> {
-    let missing = |option: &str, variable: &str| {
-        Failure::new(
-            ErrorCode::CredentialsMissing,
-            format!("--controller needs {option}"),
-        )
-        .fix(format!("give a file with {option}, or set {variable}"))
-    };
-    let cert = (options.cert.as_deref()).ok_or_else(|| missing("--cert", "FLEETWARD_CERT"))?;
-    let ca = (options.ca.as_deref()).ok_or_else(|| missing("--ca", "FLEETWARD_CA"))?;
-    let key = options.key.as_deref().unwrap_or(cert);
-    let unusable = |path: &Path, error: &dyn Error| {
-        Failure::new(
-            ErrorCode::CredentialsRefused,
-            format!("{} cannot be used", path.display()),
-        )
-        .because(causes(error))
-        .fix("get new files with fleetward admin create, on the controller's machine")
-    };
-    let credential = Credential::load_pair(cert, key).map_err(|error| unusable(cert, &error))?;
-    let trust = FleetTrust::load(ca).map_err(|error| unusable(ca, &error))?;
-    Ok(ClientTls::member(
-        LiveCredential::new(credential),
-        trust,
-        Identity::Controller,
-    ))
-}
-
 /// What went wrong, in the words of the contract.
 fn failure_of(endpoint: &str, error: ClientError) -> Failure {
     let because = causes(&error);
@@ -345,6 +300,7 @@ fn failure_of(endpoint: &str, error: ClientError) -> Failure {
         | ClientError::Decode(_)
         | ClientError::Encode(_)
         | ClientError::Path { .. }
+        | ClientError::Token
         | ClientError::Randomness => Failure::new(
             ErrorCode::Internal,
             format!("the controller at {endpoint} and this client do not understand each other"),
@@ -375,27 +331,6 @@ pub(crate) use fleetward_model::error::chain as causes;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_https_with_a_host_is_an_address() {
-        assert_eq!(address_of("https://c:7440").as_deref(), Ok("c:7440"));
-        assert_eq!(
-            address_of("https://10.0.0.1").as_deref(),
-            Ok("10.0.0.1:7440")
-        );
-        for bad in [
-            "http://c",
-            "c:7440",
-            "https://",
-            "https://c/v1",
-            "",
-            "https://c:99999",
-            "https://me@c",
-        ] {
-            let refused = address_of(bad).expect_err(bad);
-            assert_eq!(refused.code, ErrorCode::InvalidArgument);
-        }
-    }
 
     #[test]
     fn an_answer_that_is_no_failure_still_gets_a_code() {

@@ -32,6 +32,7 @@ pub mod reference;
 mod screen;
 mod table;
 mod wait;
+mod way;
 
 pub use args::{Cli, Command, ControllerCommand, ControllerRun};
 

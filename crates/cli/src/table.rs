@@ -8,9 +8,9 @@ use crate::messages;
 use crate::plain;
 use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
-    AdminCertificate, AdminStanding, CheckView, ClaimView, EkStanding, EscrowView, GuardianView,
-    HostCheckView, HostView, ImageView, JobKindView, JobView, Status, StepView, TemplateView,
-    VmView,
+    AdminCertificate, AdminStanding, ApiTokenStanding, ApiTokenView, CheckView, ClaimView,
+    EkStanding, EscrowView, GuardianView, HostCheckView, HostView, ImageView, JobKindView, JobView,
+    Status, StepView, TemplateView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::change::ChangeKind;
@@ -281,6 +281,34 @@ pub(crate) fn admins(admins: &[AdminCertificate]) -> String {
             one.certificate.serial.to_string(),
             moment(one.made),
             moment(one.certificate.not_after),
+            one.made_by.clone(),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn api_tokens(tokens: &[ApiTokenView]) -> String {
+    let mut table = Rows::new(&[
+        "NAME",
+        "ROLE",
+        "STANDING",
+        "LAST USED",
+        "UNTIL",
+        "MADE",
+        "MADE BY",
+    ]);
+    for one in tokens {
+        let standing = match one.standing {
+            ApiTokenStanding::Good => "good",
+            ApiTokenStanding::Ended => "ended",
+        };
+        table.add([
+            one.name.to_string(),
+            one.role.into_str().to_owned(),
+            standing.to_owned(),
+            one.last_used.map_or_else(|| "never".to_owned(), moment),
+            moment(one.expires),
+            moment(one.made),
             one.made_by.clone(),
         ]);
     }
@@ -630,6 +658,21 @@ pub(crate) fn status(status: &Status) -> String {
     );
     sheet.add("VMs", status.vms);
     sheet.add("Jobs running", status.jobs_running);
+    if let Some(console) = &status.console {
+        let kind = match console.self_made {
+            true => "made here",
+            false => "given",
+        };
+        sheet.add("Console", &console.url);
+        sheet.add(
+            "Its certificate",
+            format!(
+                "{kind}, until {}, SHA-256 {}",
+                day(console.not_after),
+                console.sha256
+            ),
+        );
+    }
     let mut text = sheet.text();
     for finding in &status.findings {
         text.push_str(&format!(

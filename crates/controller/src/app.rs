@@ -1,6 +1,7 @@
 //! The running controller: its state, the job engine, and the background tasks.
 
 use crate::agents::Agents;
+use crate::api_tokens::ApiTokens;
 use crate::audit::{Act, Audit};
 use crate::bulks::Bulks;
 use crate::certificates;
@@ -17,6 +18,7 @@ use crate::inventory::Inventory;
 use crate::presence::Presence;
 use crate::templates::Templates;
 use crate::watch::Watchers;
+use crate::web_server::Console;
 use crate::work::{self, GuardianRewrap};
 use crate::world::World;
 use anyhow::Context;
@@ -58,6 +60,8 @@ pub(crate) struct App {
     pub(crate) bulks: Arc<Bulks>,
     /// Where joining hosts find the controller.
     pub(crate) advertise: Arc<str>,
+    /// Where people and programs without a certificate of the fleet come in.
+    pub(crate) console: Option<Console>,
     /// Fires when the controller ends; what would go on for ever ends with it.
     pub(crate) stop: CancellationToken,
 }
@@ -74,6 +78,7 @@ pub(crate) struct Begin<'a> {
     pub(crate) now: OffsetDateTime,
     /// Where the connections to hosts live.
     pub(crate) host_runtime: Handle,
+    pub(crate) console: Option<Console>,
 }
 
 impl App {
@@ -91,6 +96,7 @@ impl App {
             advertise,
             now,
             host_runtime,
+            console,
         } = begin;
         start_above_all_generations(&store, now).await?;
         let hosts = Arc::new(Hosts::open(store.clone(), data).await?);
@@ -115,6 +121,7 @@ impl App {
                 .context("cannot read the EK certificates")?,
             holders: Default::default(),
             expulsions: Expulsions::open(data)?,
+            api_tokens: ApiTokens::open(store.clone()).await?,
             trust,
             hosts,
             fleet,
@@ -158,6 +165,7 @@ impl App {
             placing: Arc::default(),
             bulks: Arc::default(),
             advertise: advertise.into(),
+            console,
             stop: stop.clone(),
         };
         for job in app
@@ -171,6 +179,8 @@ impl App {
             app.follow(&job);
         }
         tokio::spawn(keep_written(app.world.clone(), stop.clone()));
+        let (world, ends) = (app.world.clone(), stop.clone());
+        tokio::spawn(async move { world.api_tokens.keep_written(&ends).await });
         tokio::spawn(crate::audit::catch_up(app.world.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop.clone()));
         tokio::spawn(app.clone().look_after_fleet(stop));

@@ -22,6 +22,7 @@
 mod admins;
 mod admission;
 mod agents;
+mod api_tokens;
 mod app;
 mod audit;
 mod audit_follow;
@@ -55,12 +56,14 @@ mod survey;
 mod templates;
 mod tokens;
 mod watch;
+mod web_server;
 mod work;
 mod world;
 
 pub use escrow::retention::Retention;
 pub use fleetward_model::Failure;
 pub use http::openapi_json;
+pub use web_server::{CertificateFiles, ConsoleOptions};
 
 use anyhow::Context;
 use app::App;
@@ -78,6 +81,7 @@ use time::OffsetDateTime;
 use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use web_server::WebServer;
 
 /// How long work that was under way at the end may use the store. Jobs are not among it: they end before.
 const LAST_WRITES: Duration = Duration::from_secs(5);
@@ -97,6 +101,8 @@ pub struct Options {
     pub trust: Option<TrustMode>,
     /// How many versions of each VM's TPM are kept.
     pub retention: Retention,
+    /// Where people and programs without a certificate of the fleet come in; none: nowhere.
+    pub console: Option<ConsoleOptions>,
 }
 
 /// Runs a controller until SIGTERM or SIGINT.
@@ -165,6 +171,10 @@ async fn run_on(
         .with_context(|| format!("cannot listen on {}", socket.display()))?;
 
     let advertise = options.advertise.unwrap_or_else(|| address.to_string());
+    let web = match options.console {
+        None => None,
+        Some(console) => Some(WebServer::bind(console, &options.data, &advertise, now).await?),
+    };
     let trust = keep_trust(&store, options.trust).await?;
     let begin = app::Begin {
         data: &options.data,
@@ -174,6 +184,7 @@ async fn run_on(
         advertise,
         now,
         host_runtime: host_runtime.clone(),
+        console: web.as_ref().map(WebServer::console),
     };
     let app = App::start(store, begin, stop.clone()).await?;
     let check = tokio::spawn(end_with_the_store(soundness, stop.clone()));
@@ -181,9 +192,19 @@ async fn run_on(
     ready(address);
 
     let router = http::router(app.clone());
-    let (tls, unix) = tokio::join!(
+    let console = async {
+        match web {
+            None => Ok(()),
+            Some(web) => {
+                web.serve(http::console_router(app.clone()), stop.clone())
+                    .await
+            }
+        }
+    };
+    let (tls, unix, console) = tokio::join!(
         server.serve(router.clone(), stop.clone()),
-        local.serve(router, stop.clone())
+        local.serve(router, stop.clone()),
+        console
     );
     app.stop().await;
     drop(app);
@@ -196,7 +217,8 @@ async fn run_on(
     }
     check.context("the check of the store panicked")??;
     tls.context("the server for the fleet failed")?;
-    unix.context("the server for local administrators failed")
+    unix.context("the server for local administrators failed")?;
+    console.context("the server for people and programs failed")
 }
 
 /// Ends the controller when the store's file turns out to be damaged: it would end half of what it began.

@@ -1,7 +1,7 @@
 //! The controller as a process: its log, its options, its exit code.
 
 use fleetward_cli::ControllerRun;
-use fleetward_controller::Failure;
+use fleetward_controller::{CertificateFiles, ConsoleOptions, Failure};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,6 +28,11 @@ pub(crate) async fn run(options: ControllerRun, socket: Option<PathBuf>) -> Exit
             versions: options.tpm_versions,
             days: options.tpm_days,
         },
+        console: options.console.map(|listen| ConsoleOptions {
+            listen,
+            certificate: (options.console_cert.zip(options.console_key))
+                .map(|(chain, key)| CertificateFiles { chain, key }),
+        }),
     };
     match fleetward_controller::run(options).await {
         Ok(()) => ExitCode::SUCCESS,

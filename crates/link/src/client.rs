@@ -1,4 +1,4 @@
-//! The HTTP client of every program: over a Unix socket, or over TLS to one expected member of the fleet.
+//! The HTTP client of every program: over a Unix socket, or over TLS to one expected server.
 //!
 //! Connections are reused. Bodies stream in both directions; lines and server-sent events are read as they arrive. A
 //! status of 400 or more is an error that carries the body, so no caller can overlook it.
@@ -33,6 +33,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::ReaderStream;
+use zeroize::Zeroizing;
 
 mod lines;
 
@@ -84,6 +85,8 @@ pub struct Client {
     endpoint: Arc<Endpoint>,
     pool: legacy::Client<Connector, Body>,
     timeouts: Timeouts,
+    /// Of every request.
+    headers: HeaderMap,
 }
 
 type Body = UnsyncBoxBody<Bytes, BoxError>;
@@ -95,7 +98,7 @@ impl Client {
         Self::new(Endpoint::Unix(path.into()), Timeouts::default())
     }
 
-    /// A client of the server at `address` (`host:port`), which must have the identity that `tls` expects.
+    /// A client of the server at `address` (`host:port`), which must be who `tls` expects.
     pub fn tls(address: impl Into<String>, tls: ClientTls) -> Self {
         Self::new(
             Endpoint::Tls {
@@ -121,13 +124,29 @@ impl Client {
             endpoint,
             pool,
             timeouts,
+            headers: HeaderMap::new(),
         }
+    }
+
+    /// Says in every request who makes it, with an API token (RFC 6750, section 2.1).
+    ///
+    /// # Errors
+    /// A token of characters that no header can carry.
+    pub fn with_token(mut self, token: &str) -> Result<Self, ClientError> {
+        let said = Zeroizing::new(format!("Bearer {token}"));
+        let mut value = HeaderValue::from_str(&said).map_err(|_| ClientError::Token)?;
+        value.set_sensitive(true);
+        self.headers.insert(header::AUTHORIZATION, value);
+        Ok(self)
     }
 
     /// A client with other time limits and connections of its own.
     pub fn with_timeouts(self, timeouts: Timeouts) -> Self {
         let endpoint = Arc::unwrap_or_clone(self.endpoint);
-        Self::new(endpoint, timeouts)
+        Self {
+            headers: self.headers,
+            ..Self::new(endpoint, timeouts)
+        }
     }
 
     /// The server's address, for messages.
@@ -141,7 +160,7 @@ impl Client {
             client: self,
             method,
             path: path.to_owned(),
-            headers: HeaderMap::new(),
+            headers: self.headers.clone(),
             body: Ok(Empty::new().map_err(|never| match never {}).boxed_unsync()),
             timeouts: self.timeouts,
         }
@@ -453,6 +472,9 @@ pub enum ClientError {
         /// What was given.
         path: String,
     },
+    /// A text that is no API token.
+    #[error("the API token has characters that cannot be sent")]
+    Token,
     /// No random numbers.
     #[error("the system gives no random numbers")]
     Randomness,

@@ -3,8 +3,8 @@
 use crate::identity::Identity;
 use crate::patience::within;
 use crate::read_ahead::{ReadAhead, Window};
-use crate::refused::Wire;
 use crate::tls::{self, ALPN_TUNNEL, ClientTls, Moments, OutOfTime, PeerError};
+use crate::wire::Wire;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::error::Error;
 use std::io;
@@ -27,7 +27,7 @@ const KEEPALIVE_INTERVAL_SECONDS: u32 = 2;
 const KEEPALIVE_PROBES: u32 = 3;
 const UNACKNOWLEDGED_MILLISECONDS: u32 = 10_000;
 
-/// Connects to `address` (`host:port`) and verifies the identity of the peer.
+/// Connects to `address` (`host:port`) and verifies that it is who `tls` expects.
 pub(crate) async fn dial(
     address: &str,
     tls: &ClientTls,
@@ -43,7 +43,7 @@ pub(crate) async fn dial(
             .config(protocol)
             .map_err(|error| DialError::from_tls(address, &error))?;
         let stream = TlsConnector::from(config)
-            .connect(tls::unused_server_name(), unread(tcp))
+            .connect(tls.server_name(), unread(tcp))
             .await
             .map_err(|error| DialError::from_handshake(address, error))?;
         let mut stream = TlsStream::from(stream);

@@ -9,12 +9,15 @@
 //! | [`trust`] | the pinned certificate of the authority |
 //! | [`credential`] | a program's own certificate and key, replaceable at run time |
 //! | [`token`] | join tokens |
+//! | [`api_token`] | what programs show instead of a certificate |
 //! | [`refused`] | certificates that are refused before their end, and connections under them |
 //! | [`tls`] | which peers must show a certificate, and which peers are accepted |
 //! | [`serve`], [`peer`] | the server: one router behind TLS and a Unix socket |
 //! | `strangers` | who may connect without a certificate, and how many at once |
+//! | [`web`], `visit` | the server and its connections for people and programs without a certificate of the fleet |
 //! | [`client`], [`dial`] | the HTTP client, over either |
 //! | `patience` | waiting for a peer, without its own delays |
+//! | `wire` | a TCP connection that can be ended from outside |
 //! | `read_ahead` | how much is read from a connection at once |
 //! | [`tunnel`] | byte tunnels and relays |
 //! | [`local`] | Unix sockets |
@@ -27,6 +30,7 @@
     )
 )]
 
+pub mod api_token;
 pub mod authority;
 mod authority_files;
 pub mod client;
@@ -45,7 +49,11 @@ pub mod tls;
 pub mod token;
 pub mod trust;
 pub mod tunnel;
+mod visit;
+pub mod web;
+mod wire;
 
+pub use api_token::{ApiToken, MAX_API_TOKEN};
 pub use authority::{AuthorityError, FleetAuthority, Validity};
 pub use client::{Client, ClientError};
 pub use credential::{
@@ -62,3 +70,5 @@ pub use strangers::StrangerLimits;
 pub use tls::{ClientCertificates, ClientTls, ServerTls};
 pub use token::{JoinSecret, JoinToken, SecretHash, TokenError};
 pub use trust::{Fingerprint, FleetTrust, TrustError};
+pub use visit::Visit;
+pub use web::{LiveWebCertificate, WebCertificate};

@@ -5,6 +5,7 @@
 
 use crate::identity::Identity;
 use axum::extract::FromRequestParts;
+use fleetward_model::TokenName;
 use fleetward_model::role::Role;
 use http::StatusCode;
 use http::request::Parts;
@@ -17,6 +18,13 @@ pub enum Peer {
     Anonymous,
     /// Over TLS with a certificate of the fleet.
     Member(Identity),
+    /// Over TLS with an API token.
+    Program {
+        /// The token's name.
+        token: TokenName,
+        /// With which rights.
+        role: Role,
+    },
     /// Over the Unix socket, whose file permissions decide who may open it.
     Local {
         /// The user id of the process at the other end.
@@ -31,7 +39,7 @@ impl Peer {
     pub fn identity(&self) -> Option<&Identity> {
         match self {
             Self::Member(identity) => Some(identity),
-            Self::Anonymous | Self::Local { .. } => None,
+            Self::Anonymous | Self::Program { .. } | Self::Local { .. } => None,
         }
     }
 
@@ -40,7 +48,7 @@ impl Peer {
     pub fn role(&self) -> Option<Role> {
         match self {
             Self::Local { .. } => Some(Role::Admin),
-            Self::Member(Identity::Admin { role, .. }) => Some(*role),
+            Self::Member(Identity::Admin { role, .. }) | Self::Program { role, .. } => Some(*role),
             Self::Member(Identity::Controller | Identity::Host(_)) | Self::Anonymous => None,
         }
     }
@@ -54,6 +62,7 @@ impl fmt::Display for Peer {
             Self::Member(Identity::Controller) => f.write_str("controller"),
             Self::Member(Identity::Host(name)) => write!(f, "host:{name}"),
             Self::Member(Identity::Admin { name, .. }) => write!(f, "admin:{name}"),
+            Self::Program { token, .. } => write!(f, "token:{token}"),
             Self::Local { uid, .. } => write!(f, "local:{uid}"),
         }
     }

@@ -14,16 +14,11 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use time::OffsetDateTime;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A member's certificate: whose it is, and what it says of itself.
@@ -162,8 +157,7 @@ impl Refusals {
         Some(Admitted {
             refusals: self.clone(),
             number,
-            read: Box::pin(cut.clone().cancelled_owned()),
-            write: Box::pin(cut.cancelled_owned()),
+            cut,
         })
     }
 
@@ -181,105 +175,22 @@ impl fmt::Debug for Refusals {
     }
 }
 
-/// A connection that is known, for as long as this lives. Reading and writing wait for the cut each by itself, because
-/// two tasks may do them.
+/// A connection that is known, for as long as this lives.
 pub(crate) struct Admitted {
     refusals: Refusals,
     number: u64,
-    read: Pin<Box<WaitForCancellationFutureOwned>>,
-    write: Pin<Box<WaitForCancellationFutureOwned>>,
+    cut: CancellationToken,
+}
+
+impl Admitted {
+    /// Fires when the certificate is refused.
+    pub(crate) fn cut(&self) -> &CancellationToken {
+        &self.cut
+    }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.refusals.open().connections.remove(&self.number);
-    }
-}
-
-/// A TCP connection that can be cut.
-pub(crate) struct Wire {
-    tcp: TcpStream,
-    admitted: Option<Admitted>,
-}
-
-impl fmt::Debug for Wire {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.tcp.fmt(f)
-    }
-}
-
-impl Wire {
-    pub(crate) fn new(tcp: TcpStream) -> Self {
-        Self {
-            tcp,
-            admitted: None,
-        }
-    }
-
-    /// From now on the connection ends when the certificate is refused.
-    pub(crate) fn bind(&mut self, admitted: Admitted) {
-        self.admitted = Some(admitted);
-    }
-}
-
-fn cut() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::ConnectionAborted,
-        "the certificate of the other side was revoked",
-    )
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if let Some(admitted) = &mut self.admitted
-            && admitted.read.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(cut()));
-        }
-        Pin::new(&mut self.tcp).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if let Some(admitted) = &mut self.admitted
-            && admitted.write.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(cut()));
-        }
-        Pin::new(&mut self.tcp).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if let Some(admitted) = &mut self.admitted
-            && admitted.write.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(cut()));
-        }
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }

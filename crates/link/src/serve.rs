@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!              accept (never waits for a peer)
-//!                 │ one task each, limited in number: in all, and per address until a certificate is shown
+//!                 │ one task each, limited in number: in all, and per address until it is known who is there
 //!   TCP ──► handshake ── http/1.1 ───────────► router, with Peer::Member or Peer::Anonymous
 //!              │  └───── fleetward-tunnel/1 ──► TunnelService, after its header has been read
 //!              └ refused, too slow: closed
@@ -19,6 +19,7 @@ use crate::peer::Peer;
 use crate::strangers::{Crowded, Place, StrangerLimits, Strangers};
 use crate::tls::{ALPN_HTTP, ALPN_TUNNEL, ServerTls};
 use crate::tunnel::{IncomingTunnel, TunnelService};
+use crate::visit::Visit;
 use axum::Router;
 use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
@@ -82,7 +83,7 @@ impl Default for Limits {
     }
 }
 
-/// The TLS server for the fleet.
+/// A TLS server: for the fleet, or for people and programs without a certificate of it.
 pub struct TlsServer {
     listener: TcpListener,
     tls: ServerTls,
@@ -215,7 +216,7 @@ impl UnixServer {
             };
             let (router, host) = (router.clone(), tracker.clone());
             tracker.spawn(async move {
-                host.serve_http(stream, peer, None, router).await;
+                host.serve_http(stream, Visitor::local(peer), router).await;
                 drop(permit);
             });
         }
@@ -250,15 +251,7 @@ impl TlsConnections {
             return;
         };
         let Some(client) = client else {
-            tokio::select! {
-                () = place.given_up() => {
-                    tracing::info!(%address, "a connection without a certificate gave way to another address");
-                }
-                () = tokio::time::sleep_until(end) => {
-                    tracing::info!(%address, "a connection without a certificate took too long");
-                }
-                () = self.serve_stranger(stream, address) => {}
-            }
+            self.receive_stranger(stream, address, place, end).await;
             return;
         };
         place.known(Instant::now());
@@ -272,20 +265,56 @@ impl TlsConnections {
             }
             _ => {
                 let peer = Peer::Member(client);
+                let visitor = Visitor::at(peer, address);
                 self.tracker
-                    .serve_http(stream, peer, Some(address), self.router.clone())
+                    .serve_http(stream, visitor, self.router.clone())
                     .await;
             }
         }
     }
 
-    async fn serve_stranger(&self, stream: MemberStream, address: SocketAddr) {
+    /// Until a request says who makes it, and is believed, all of it has one time.
+    async fn receive_stranger(
+        &self,
+        mut stream: MemberStream,
+        address: SocketAddr,
+        place: Place,
+        end: tokio::time::Instant,
+    ) {
+        let visit = Visit::new();
+        stream.get_mut().0.get_mut().end_with(visit.clone());
+        let mut served = std::pin::pin!(self.serve_stranger(stream, address, visit.clone()));
+        tokio::select! {
+            () = place.given_up() => {
+                tracing::info!(%address, "a connection without a certificate gave way to another address");
+                return;
+            }
+            () = tokio::time::sleep_until(end) => {
+                tracing::info!(%address, "a connection without a certificate took too long");
+                return;
+            }
+            () = served.as_mut() => return,
+            () = visit.welcomed() => {}
+        }
+        place.known(Instant::now());
+        let Some(_permit) = self.tracker.admit() else {
+            tracing::warn!(%address, "too many connections, closing the newest");
+            return;
+        };
+        served.await;
+    }
+
+    async fn serve_stranger(&self, stream: MemberStream, address: SocketAddr, visit: Visit) {
         if stream.get_ref().1.alpn_protocol() == Some(ALPN_TUNNEL) {
             tracing::warn!(%address, "a tunnel without a client certificate, closing it");
             return;
         }
+        let visitor = Visitor {
+            visit: Some(visit),
+            ..Visitor::at(Peer::Anonymous, address)
+        };
         self.tracker
-            .serve_http(stream, Peer::Anonymous, Some(address), self.router.clone())
+            .serve_http(stream, visitor, self.router.clone())
             .await;
     }
 
@@ -405,6 +434,33 @@ async fn linger(mut tcp: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
 }
 
+/// Who is at the other end of a connection, as far as the connection itself tells.
+struct Visitor {
+    peer: Peer,
+    /// None over a Unix socket.
+    address: Option<SocketAddr>,
+    /// Of one that has shown no certificate.
+    visit: Option<Visit>,
+}
+
+impl Visitor {
+    const fn at(peer: Peer, address: SocketAddr) -> Self {
+        Self {
+            peer,
+            address: Some(address),
+            visit: None,
+        }
+    }
+
+    const fn local(peer: Peer) -> Self {
+        Self {
+            peer,
+            address: None,
+            visit: None,
+        }
+    }
+}
+
 /// Counts and ends the connections of one server, and serves HTTP on them.
 struct ConnectionTracker {
     limits: Limits,
@@ -469,16 +525,23 @@ impl ConnectionTracker {
     async fn serve_http(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        peer: Peer,
-        address: Option<SocketAddr>,
+        visitor: Visitor,
         router: Router,
     ) {
+        let Visitor {
+            peer,
+            address,
+            visit,
+        } = visitor;
         let body_timeout = self.limits.body_timeout;
         let service = service_fn(move |request: http::Request<Incoming>| {
             let mut request = request.map(|body| TimeoutBody::new(body_timeout, body));
             request.extensions_mut().insert(peer.clone());
             if let Some(address) = address {
                 request.extensions_mut().insert(ConnectInfo(address));
+            }
+            if let Some(visit) = &visit {
+                request.extensions_mut().insert(visit.clone());
             }
             router.clone().call(request)
         });

@@ -8,16 +8,18 @@ use crate::dial::MemberStream;
 use crate::identity::{FleetIdentity, Identity, IdentityError};
 use crate::refused::{MemberCertificate, Refusals};
 use crate::trust::{Fingerprint, FleetTrust, TrustError};
+use crate::web::LiveWebCertificate;
 use fleetward_model::certificate::WhyRefused;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    ServerConfig, SignatureScheme,
+    RootCertStore, ServerConfig, SignatureScheme,
 };
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -48,7 +50,16 @@ pub enum ClientCertificates {
 
 /// TLS configuration of a server.
 #[derive(Debug, Clone)]
-pub struct ServerTls {
+pub struct ServerTls(Server);
+
+#[derive(Debug, Clone)]
+enum Server {
+    Fleet(FleetServer),
+    Web(LiveWebCertificate),
+}
+
+#[derive(Debug, Clone)]
+struct FleetServer {
     credential: LiveCredential,
     trust: FleetTrust,
     clients: ClientCertificates,
@@ -58,27 +69,48 @@ pub struct ServerTls {
 impl ServerTls {
     /// A server that presents `credential` and accepts clients of `trust`.
     pub fn new(credential: LiveCredential, trust: FleetTrust, clients: ClientCertificates) -> Self {
-        Self {
+        Self(Server::Fleet(FleetServer {
             credential,
             trust,
             clients,
             refusals: Refusals::default(),
-        }
+        }))
+    }
+
+    /// A server that presents an ordinary certificate, and asks for none: every client is anonymous to it.
+    pub fn web(certificate: LiveWebCertificate) -> Self {
+        Self(Server::Web(certificate))
     }
 
     /// Also refuses clients whose certificates are on this list, from the moment on at which they are.
     pub fn with_refusals(mut self, refusals: Refusals) -> Self {
-        self.refusals = refusals;
+        if let Server::Fleet(fleet) = &mut self.0 {
+            fleet.refusals = refusals;
+        }
         self
     }
 
     /// The configuration for `protocols`; a client that offers only others is refused.
     pub(crate) fn config(&self, protocols: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
-        let verifier = FleetClientVerifier::new(&self.trust, self.clients, &self.refusals)?;
-        let mut config = ServerConfig::builder_with_provider(provider().clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::new(self.credential.clone()));
+        let builder = ServerConfig::builder_with_provider(provider().clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?;
+        let mut config = match &self.0 {
+            Server::Fleet(fleet) => {
+                let FleetServer {
+                    trust,
+                    clients,
+                    refusals,
+                    credential,
+                } = fleet;
+                let verifier = FleetClientVerifier::new(trust, *clients, refusals)?;
+                builder
+                    .with_client_cert_verifier(Arc::new(verifier))
+                    .with_cert_resolver(Arc::new(credential.clone()))
+            }
+            Server::Web(certificate) => builder
+                .with_no_client_auth()
+                .with_cert_resolver(Arc::new(certificate.clone())),
+        };
         config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -91,15 +123,11 @@ impl ServerTls {
         &self,
         stream: &mut MemberStream,
     ) -> Result<Option<Identity>, PeerError> {
-        admit(&self.trust, &self.refusals, stream)
+        match &self.0 {
+            Server::Fleet(fleet) => admit(&fleet.trust, &fleet.refusals, stream),
+            Server::Web(_) => Ok(None),
+        }
     }
-}
-
-/// TLS configuration of a client for one expected server.
-#[derive(Debug, Clone)]
-pub struct ClientTls {
-    verifier: Arc<ServerVerifier>,
-    credential: Option<LiveCredential>,
 }
 
 /// Whose the certificate of the other side is; the connection ends when it is refused.
@@ -127,57 +155,110 @@ fn admit(
     Ok(Some(identity))
 }
 
+/// TLS configuration of a client for one expected server.
+#[derive(Debug, Clone)]
+pub struct ClientTls(Expected);
+
+#[derive(Debug, Clone)]
+enum Expected {
+    Member {
+        verifier: Arc<ServerVerifier>,
+        credential: Option<LiveCredential>,
+    },
+    /// Whoever has a certificate for this name or address.
+    Web {
+        name: ServerName<'static>,
+        verifier: Arc<dyn ServerCertVerifier>,
+    },
+}
+
 impl ClientTls {
     /// A member of the fleet that connects only to `expected`.
     pub fn member(credential: LiveCredential, trust: FleetTrust, expected: Identity) -> Self {
-        Self {
+        Self(Expected::Member {
             verifier: Arc::new(ServerVerifier {
                 anchor: Anchor::Pinned(trust),
                 expected,
                 refusals: Refusals::default(),
             }),
             credential: Some(credential),
-        }
+        })
     }
 
     /// Also refuses a server whose certificate is on this list, from the moment on at which it is.
     pub fn with_refusals(mut self, refusals: Refusals) -> Self {
-        let ServerVerifier {
-            anchor, expected, ..
-        } = &*self.verifier;
-        self.verifier = Arc::new(ServerVerifier {
-            anchor: anchor.clone(),
-            expected: expected.clone(),
-            refusals,
-        });
+        if let Expected::Member { verifier, .. } = &mut self.0 {
+            let ServerVerifier {
+                anchor, expected, ..
+            } = &**verifier;
+            *verifier = Arc::new(ServerVerifier {
+                anchor: anchor.clone(),
+                expected: expected.clone(),
+                refusals,
+            });
+        }
         self
+    }
+
+    /// A client of a web server: it shows no certificate, and the server's must be for `host`, a DNS name or an address.
+    /// Whom it believes: the certificates in `roots` (PEM) alone, or without them the authorities that this machine trusts.
+    ///
+    /// # Errors
+    /// A host that is no name, roots that are no certificates, or a machine that trusts nobody.
+    pub fn web(host: &str, roots: Option<&[u8]>) -> Result<Self, Error> {
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| Error::General(format!("{host:?} is no name of a server")))?;
+        let verifier: Arc<dyn ServerCertVerifier> = match roots {
+            Some(pem) => {
+                let mut roots = RootCertStore::empty();
+                for certificate in CertificateDer::pem_slice_iter(pem) {
+                    let certificate = certificate.map_err(|error| {
+                        Error::General(format!("the certificates to believe: {error}"))
+                    })?;
+                    roots.add(certificate)?;
+                }
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider().clone())
+                    .build()
+                    .map_err(|error| Error::General(error.to_string()))?
+            }
+            None => Arc::new(rustls_platform_verifier::Verifier::new(provider().clone())?),
+        };
+        Ok(Self(Expected::Web { name, verifier }))
     }
 
     /// A joining host: it has no certificate, and knows only the authority's fingerprint.
     ///
     /// The server must present the authority's certificate in its chain and be its fleet's controller.
     pub fn join(authority: Fingerprint) -> Self {
-        Self {
+        Self(Expected::Member {
             verifier: Arc::new(ServerVerifier {
                 anchor: Anchor::Fingerprint(authority),
                 expected: Identity::Controller,
                 refusals: Refusals::default(),
             }),
             credential: None,
-        }
-    }
-
-    /// The expected server.
-    pub fn expected(&self) -> &Identity {
-        &self.verifier.expected
+        })
     }
 
     /// Binds a finished handshake to the server's certificate.
     pub(crate) fn admit(&self, stream: &mut MemberStream) -> Result<(), PeerError> {
-        match &self.verifier.anchor {
-            Anchor::Pinned(trust) => admit(trust, &self.verifier.refusals, stream).map(drop),
+        let Expected::Member { verifier, .. } = &self.0 else {
+            return Ok(());
+        };
+        match &verifier.anchor {
+            Anchor::Pinned(trust) => admit(trust, &verifier.refusals, stream).map(drop),
             // It knows no list.
             Anchor::Fingerprint(_) => Ok(()),
+        }
+    }
+
+    /// Under which the server is asked for. Members of a fleet have none, and rustls wants one.
+    pub(crate) fn server_name(&self) -> ServerName<'static> {
+        match &self.0 {
+            Expected::Member { .. } => {
+                ServerName::try_from("member.fleetward.invalid").expect("a well-formed DNS name")
+            }
+            Expected::Web { name, .. } => name.clone(),
         }
     }
 
@@ -185,22 +266,29 @@ impl ClientTls {
         let builder = ClientConfig::builder_with_provider(provider().clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             // Not weaker than the standard verifier: the same chain check, another notion of name.
-            .dangerous()
-            .with_custom_certificate_verifier(self.verifier.clone());
-        let mut config = match &self.credential {
-            Some(credential) => builder.with_client_cert_resolver(Arc::new(credential.clone())),
-            None => builder.with_no_client_auth(),
+            .dangerous();
+        let mut config = match &self.0 {
+            Expected::Member {
+                verifier,
+                credential,
+            } => {
+                let builder = builder.with_custom_certificate_verifier(verifier.clone());
+                match credential {
+                    Some(credential) => {
+                        builder.with_client_cert_resolver(Arc::new(credential.clone()))
+                    }
+                    None => builder.with_no_client_auth(),
+                }
+            }
+            Expected::Web { verifier, .. } => builder
+                .with_custom_certificate_verifier(verifier.clone())
+                .with_no_client_auth(),
         };
         config.alpn_protocols = vec![protocol.to_vec()];
-        config.enable_sni = false;
+        config.enable_sni = matches!(self.0, Expected::Web { .. });
         config.resumption = Resumption::disabled();
         Ok(Arc::new(config))
     }
-}
-
-/// rustls requires a server name; our verifier ignores it.
-pub(crate) fn unused_server_name() -> ServerName<'static> {
-    ServerName::try_from("member.fleetward.invalid").expect("a well-formed DNS name")
 }
 
 /// Why a peer with a valid certificate is refused.

@@ -150,10 +150,7 @@ impl JoinSecret {
 
     /// What the controller keeps.
     pub fn hash(&self) -> SecretHash {
-        let mut digest = Sha256::new();
-        digest.update(b"fleetward join secret\0");
-        digest.update(self.0);
-        SecretHash(digest.finalize().into())
+        SecretHash::of("fleetward join secret", &self.0)
     }
 }
 
@@ -181,9 +178,19 @@ impl fmt::Debug for JoinSecret {
     }
 }
 
-/// SHA-256 over a join secret; as text 64 hex digits. Compares in constant time.
+/// SHA-256 over what a secret is for, a zero byte, and the secret; as text 64 hex digits. Compares in constant time.
 #[derive(Clone, Copy, Eq)]
 pub struct SecretHash([u8; 32]);
+
+impl SecretHash {
+    pub(crate) fn of(purpose: &str, secret: &[u8; 32]) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(purpose);
+        digest.update([0]);
+        digest.update(secret);
+        Self(digest.finalize().into())
+    }
+}
 
 impl PartialEq for SecretHash {
     fn eq(&self, other: &Self) -> bool {
@@ -228,21 +235,21 @@ impl<'de> Deserialize<'de> for SecretHash {
     }
 }
 
-fn checksum(payload: &str) -> String {
+pub(crate) fn checksum(payload: &str) -> String {
     URL_SAFE_NO_PAD.encode(&Sha256::digest(payload.as_bytes())[..CHECKSUM_BYTES])
 }
 
-/// Why a text is not a usable join token.
+/// Why a text is not a usable token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not a token of a version we know.
-    #[error("this is no join token: {0}")]
+    #[error("this is no token: {0}")]
     Malformed(&'static str),
     /// A token that was cut or changed.
-    #[error("the join token was altered: its checksum does not fit")]
+    #[error("the token was altered: its checksum does not fit")]
     Altered,
     /// A token past its time.
-    #[error("the join token expired at {at}")]
+    #[error("the token expired at {at}")]
     Expired {
         /// When.
         at: OffsetDateTime,

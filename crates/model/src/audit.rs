@@ -67,6 +67,10 @@ pub enum AuditAction {
     CertifyHost,
     /// Controller: an administrator's certificates were revoked.
     RevokeAdmin,
+    /// Controller: an API token was made for a program.
+    MakeApiToken,
+    /// Controller: an API token was revoked.
+    RevokeApiToken,
     /// Controller: a host was taken out of the fleet at once, and its certificates and keys were revoked.
     ExpelHost,
     /// Controller: a host was taken out of the fleet.

@@ -485,6 +485,9 @@ codes! {
     AdminNotFound = "ADMIN_NOT_FOUND", NotFound,
         "There is no certificate of an administrator of that name, or with that serial number.",
         "fleetward admin list";
+    ApiTokenNotFound = "API_TOKEN_NOT_FOUND", NotFound,
+        "There is no API token of that name: it was never made, or is revoked.",
+        "fleetward token list";
     HostNotFound = "HOST_NOT_FOUND", NotFound,
         "There is no host with that name.",
         "fleetward host list";
@@ -526,10 +529,10 @@ codes! {
         "check that the hosts reach each other on the agents' port";
     CredentialsMissing = "CREDENTIALS_MISSING", Denied,
         "The request carries no credentials.",
-        "use a client certificate of this fleet, or the local socket";
+        "use a client certificate of this fleet, an API token (--token-file), or the local socket";
     CredentialsRefused = "CREDENTIALS_REFUSED", Denied,
-        "The credentials are of another fleet, or have expired.",
-        "get a certificate from this fleet's controller";
+        "The credentials are of another fleet, were revoked, or have expired.",
+        "get a certificate or an API token from this fleet's controller: fleetward admin create, fleetward token create";
     RoleMissing = "ROLE_MISSING", Denied,
         "The caller's role does not allow the request.",
         "ask an administrator for the role that the message names";

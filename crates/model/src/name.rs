@@ -111,6 +111,10 @@ name!(
     PoolName, "pool"
 );
 name!(
+    /// An API token, by which a program comes in.
+    TokenName, "token"
+);
+name!(
     /// The key of a label.
     LabelKey, "label"
 );

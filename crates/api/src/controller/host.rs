@@ -1,6 +1,7 @@
 //! Hosts: joining, what is known of them, their networks; administrators; the controller itself.
 
 use crate::bulk::Plan;
+use crate::controller::ConsoleView;
 use fleetward_model::certificate::{CertificateFacts, Serial};
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::{GuardianFacts, TrustMode};
@@ -30,6 +31,9 @@ pub struct Status {
     pub hosts_online: u32,
     pub vms: u32,
     pub jobs_running: u32,
+    /// Where people and programs without a certificate of the fleet come in; none: nowhere.
+    #[serde(default)]
+    pub console: Option<ConsoleView>,
     /// What is to be known of the fleet as a whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,

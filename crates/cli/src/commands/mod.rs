@@ -15,6 +15,7 @@ mod network;
 mod secure_boot;
 mod seed;
 mod template;
+pub(crate) mod token;
 mod tpm;
 mod vm;
 pub(crate) mod vm_disk;
@@ -70,6 +71,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit, Sto
         Command::Guardian(command) => guardian::run(context, command).await,
         Command::Ek(command) => ek::run(context, command).await,
         Command::Admin(command) => admin::run(context, command).await,
+        Command::Token(command) => token::run(context, command).await,
         Command::Explain { code } => local::explain(context, code.as_deref()),
         Command::Completion { shell } => local::completion(shell),
         Command::Man { out } => local::man(&out),

@@ -42,10 +42,12 @@ mod rows;
 mod screen;
 mod secure_boot;
 mod settle;
+mod tokens;
 mod tpm;
 mod view;
 mod vm_change;
 mod vms;
+mod ways_in;
 
 pub use openapi::openapi_json;
 pub(crate) use refusal::{Answer, Refusal};
@@ -72,10 +74,26 @@ trait Served: Verb {
     fn handler() -> MethodRouter<App>;
 }
 
-/// Every verb behind its guard. One that nobody serves does not compile.
+/// Every verb behind its guard, for people and programs without a certificate of the fleet: each request says who makes it.
+pub(crate) fn console_router(app: App) -> Router {
+    let identify = middleware::from_fn_with_state(app.clone(), ways_in::identify);
+    router_of(app, |access| access != Access::JoinToken).layer(identify)
+}
+
+/// Every verb behind its guard, for the fleet and for local administrators.
 pub(crate) fn router(app: App) -> Router {
+    router_of(app, |_| true)
+}
+
+/// The verbs of these accesses. One that nobody serves does not compile.
+fn router_of(app: App, is_here: impl Fn(Access) -> bool) -> Router {
     macro_rules! routes {
-        ($($verb:ident)*) => { Router::new()$(.merge(route::<verbs::$verb>(&app)))* };
+        ($($verb:ident)*) => {
+            Router::new()$(.merge(match is_here(verbs::$verb::ACCESS) {
+                true => route::<verbs::$verb>(&app),
+                false => Router::new(),
+            }))*
+        };
     }
     each_verb!(routes)
         .fallback(no_endpoint)
@@ -156,7 +174,7 @@ fn no_credentials(peer: &Peer) -> Failure {
             ErrorCode::CredentialsMissing,
             "the request carries no credentials",
         ),
-        Peer::Member(_) | Peer::Local { .. } => Failure::new(
+        Peer::Member(_) | Peer::Program { .. } | Peer::Local { .. } => Failure::new(
             ErrorCode::CredentialsRefused,
             format!("{peer} is no administrator"),
         ),

@@ -7,6 +7,7 @@ use crate::ek;
 use crate::escrow::keeper;
 use crate::hosts::HostRecord;
 use crate::tokens::{TokenRecord, utc};
+use crate::web_server::Console;
 use crate::work;
 use crate::world::World;
 use fleetward_api::controller::{
@@ -437,6 +438,7 @@ pub(super) fn status(app: &App) -> fleetward_api::controller::Status {
         hosts: hosts.len() as u32,
         vms: world.inventory.managed() as u32,
         jobs_running: world.holders.count() as u32,
+        console: app.console.as_ref().map(Console::view),
         findings: Vec::from_iter(world.fleet.finding(OffsetDateTime::now_utc())),
     }
 }

@@ -30,6 +30,7 @@ mod lists;
 mod networks;
 mod scenario;
 mod seed;
+mod ways_in;
 
 /// The body of the test by which this program becomes a controller that can be killed.
 #[tokio::test(flavor = "multi_thread")]

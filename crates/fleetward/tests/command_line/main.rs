@@ -18,4 +18,5 @@ mod hosts;
 mod jobs;
 mod lists;
 mod screen;
+mod tokens;
 mod tpm;

@@ -10,3 +10,4 @@ mod strangers;
 mod support;
 mod trust;
 mod tunnels;
+mod web;

@@ -123,7 +123,7 @@ impl Drop for Running {
 }
 
 /// Answers with what audit records would name the caller.
-pub(crate) fn whoami() -> Router {
+pub(crate) fn whoami<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new().route("/whoami", get(|peer: Peer| async move { peer.to_string() }))
 }
 

@@ -7,7 +7,7 @@ use fleetward_api::controller::{
     AdminReply, AdminRequest, JobState, JobView, JoinReply, JoinRequest, Role, TokenRequest,
     TokenView,
 };
-use fleetward_controller::Options;
+use fleetward_controller::{ConsoleOptions, Options};
 use fleetward_link::{
     Client, ClientError, ClientTls, Credential, FleetAuthority, FleetTrust, Identity, KeyRequest,
     LiveCredential, Validity,
@@ -63,6 +63,13 @@ fn free_address() -> SocketAddr {
     free.expect("a free port")
 }
 
+fn any_console() -> ConsoleOptions {
+    ConsoleOptions {
+        listen: ([127, 0, 0, 1], 0).into(),
+        certificate: None,
+    }
+}
+
 /// The body of the test by which a test program becomes a controller that can be killed.
 pub(crate) async fn be_the_controller() {
     let Ok(text) = std::env::var(BE_CONTROLLER) else {
@@ -76,6 +83,7 @@ pub(crate) async fn be_the_controller() {
         socket: None,
         trust: None,
         retention: Default::default(),
+        console: None,
     };
     fleetward_controller::run(options)
         .await
@@ -126,7 +134,22 @@ impl Controller {
         Self::start_in(dir, 0, Some(TrustMode::Manual)).await
     }
 
+    /// One with a listener for people and programs, which makes its own certificate.
+    pub(crate) async fn start_with_console() -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        Self::start_whole(dir, 0, None, Some(any_console())).await
+    }
+
     async fn start_in(dir: TempDir, port: u16, trust: Option<TrustMode>) -> Self {
+        Self::start_whole(dir, port, trust, None).await
+    }
+
+    async fn start_whole(
+        dir: TempDir,
+        port: u16,
+        trust: Option<TrustMode>,
+        console: Option<ConsoleOptions>,
+    ) -> Self {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let stop = CancellationToken::new();
@@ -138,6 +161,7 @@ impl Controller {
                 socket: None,
                 trust,
                 retention: Default::default(),
+                console: console.clone(),
             };
             let local = Client::unix(options.data.join("controller.sock"));
             let run = fleetward_controller::run_until(options, stop.clone(), |address| {
@@ -222,6 +246,13 @@ impl Controller {
         between(&self.data());
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("directory"));
         Self::start_in(dir, self.address.port(), None).await
+    }
+
+    /// The same, with a listener for people and programs.
+    pub(crate) async fn restart_with_console(mut self) -> Self {
+        self.end().await;
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("directory"));
+        Self::start_whole(dir, self.address.port(), None, Some(any_console())).await
     }
 
     pub(crate) async fn end(&mut self) {
