@@ -21,6 +21,7 @@ use crate::record::{HostRecord, LabRecord, address_of};
 
 const AGENT_PORT: u16 = 7443;
 const CONTROLLER_PORT: u16 = 7440;
+const CONSOLE_PORT: u16 = 7480;
 
 /// What controller and agents have in their environment.
 fn environment(files: &LabFiles) -> Result<Vec<(&'static str, PathBuf)>> {
@@ -96,6 +97,7 @@ pub(crate) fn start_controller(
     files: &LabFiles,
     controller: ProcessId,
     trust: Option<&str>,
+    console: bool,
 ) -> Result<()> {
     if node::find(controller, "fleetward").is_none() {
         let (data, socket) = (files.controller_data(), files.socket());
@@ -114,6 +116,8 @@ pub(crate) fn start_controller(
             &socket,
         ];
         arguments.extend(trust.iter().flat_map(|trust| ["--trust", trust]));
+        let console = console.then(|| format!("0.0.0.0:{CONSOLE_PORT}"));
+        arguments.extend(console.iter().flat_map(|address| ["--console", address]));
         let log = files.node("controller").log("controller");
         let environment = environment(files)?;
         node::spawn(

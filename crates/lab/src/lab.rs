@@ -47,6 +47,8 @@ pub struct UpOptions {
     pub controller_program: Option<PathBuf>,
     /// The clock of a new lab can be moved while it is up.
     pub movable_clock: bool,
+    /// A new lab's controller listens for programs with API tokens, too.
+    pub console: bool,
     /// Networks of guests in a new lab.
     pub networks: Vec<LabNetwork>,
     pub quiet: bool,
@@ -80,6 +82,7 @@ impl UpOptions {
             accelerator: None,
             controller_program: None,
             movable_clock: false,
+            console: false,
             networks: vec![LabNetwork {
                 name: "lan".to_owned(),
                 openvswitch: false,
@@ -176,6 +179,7 @@ impl Lab {
             switch: None,
             controller: None,
             controller_program: None,
+            console: options.console,
             networks: options.networks.clone(),
             hosts: Vec::new(),
         });
@@ -311,6 +315,7 @@ impl Lab {
                     &self.files,
                     self.node("controller")?.0,
                     None,
+                    self.record.console,
                 )
             }
             Target::Host(host) => {
@@ -508,7 +513,8 @@ impl Lab {
         say: &dyn Fn(&str),
     ) -> Result<()> {
         let controller = self.node("controller")?.0;
-        fleet::start_controller(&self.programs, &self.files, controller, trust)?;
+        let console = self.record.console;
+        fleet::start_controller(&self.programs, &self.files, controller, trust, console)?;
         let strangers: Vec<HostRecord> = self
             .record
             .hosts

@@ -67,6 +67,9 @@ enum Verb {
         /// A new lab's clock can be moved, see `clock`
         #[arg(long)]
         movable_clock: bool,
+        /// A new lab's controller listens for programs with API tokens, too, on port 7480
+        #[arg(long)]
+        console: bool,
         /// A new lab's networks of guests, each on every host
         #[arg(
             long = "network",
@@ -211,6 +214,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             trust,
             accelerator,
             movable_clock,
+            console,
             networks,
         } => {
             let mut options = UpOptions::new(&lab.name, hosts);
@@ -218,6 +222,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             options.trust = trust;
             options.accelerator = accelerator;
             options.movable_clock = movable_clock;
+            options.console = console;
             options.networks = networks;
             options.controller_program = controller_program.as_deref().map(absolute).transpose()?;
             assign(&mut options, group, volume_size, agent_program)?;

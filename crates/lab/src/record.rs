@@ -26,6 +26,9 @@ pub struct LabRecord {
     /// The controller's program, where it is not the one beside `fleetward-lab`.
     #[serde(default)]
     pub controller_program: Option<PathBuf>,
+    /// Whether the controller listens for programs with API tokens, too.
+    #[serde(default)]
+    pub console: bool,
     /// Networks of guests.
     #[serde(default)]
     pub networks: Vec<LabNetwork>,
