@@ -9,8 +9,8 @@ use crate::plain;
 use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
     AdminCertificate, AdminStanding, ApiTokenStanding, ApiTokenView, CheckView, ClaimView,
-    EkStanding, EscrowView, GuardianView, HostCheckView, HostView, ImageView, JobKindView, JobView,
-    Status, StepView, TemplateView, VmView,
+    CodeCount, EkStanding, EscrowView, GuardianView, HostCheckView, HostView, ImageView,
+    JobKindView, JobView, Status, StepView, TemplateView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::change::ChangeKind;
@@ -69,15 +69,8 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
             count(host.warnings.len()),
         ]);
     }
-    let mut text = table.text();
-    let warnings = hosts
-        .iter()
-        .flat_map(|host| host.warnings.iter().map(move |one| (&host.name, one)));
-    for (n, (host, warning)) in warnings.enumerate() {
-        text.push_str(if n == 0 { "\n\n" } else { "\n" });
-        text.push_str(&format!("{host}: {}", plain::line(warning)));
-    }
-    text
+    let of = hosts.iter().map(|host| (&host.name, &host.warnings));
+    table.text() + &warnings_below(of)
 }
 
 /// An older one leaves its TPM as after a power cut when QEMU crashes or is killed.
@@ -382,13 +375,9 @@ pub(crate) fn checked_hosts(hosts: &[HostCheckView]) -> String {
         ">CAN START",
         ">CAN MOVE",
         "IN THE WAY OF OTHERS",
+        "REMARKS",
     ]);
     for host in hosts {
-        let codes = host
-            .in_the_way
-            .iter()
-            .map(|count| format!("{} {}", count.vms, count.code));
-        let codes = codes.collect::<Vec<_>>().join(", ");
         table.add([
             host.host.to_string(),
             host.group.to_string(),
@@ -396,10 +385,31 @@ pub(crate) fn checked_hosts(hosts: &[HostCheckView]) -> String {
             host.vms.to_string(),
             host.can_start.to_string(),
             host.can_move.to_string(),
-            or_none(Some(codes).filter(|codes| !codes.is_empty())),
+            code_counts(&host.in_the_way),
+            code_counts(&host.remarks),
         ]);
     }
-    table.text()
+    let of = hosts.iter().map(|host| (&host.host, &host.warnings));
+    table.text() + &warnings_below(of)
+}
+
+fn code_counts(counts: &[CodeCount]) -> String {
+    let codes = counts
+        .iter()
+        .map(|count| format!("{} {}", count.vms, count.code));
+    let codes = codes.collect::<Vec<_>>().join(", ");
+    or_none(Some(codes).filter(|codes| !codes.is_empty()))
+}
+
+/// What there is to know of each of several hosts, below their table.
+fn warnings_below<'a>(hosts: impl Iterator<Item = (&'a HostName, &'a Vec<String>)>) -> String {
+    let mut text = String::new();
+    let warnings = hosts.flat_map(|(host, warnings)| warnings.iter().map(move |one| (host, one)));
+    for (n, (host, warning)) in warnings.enumerate() {
+        text.push_str(if n == 0 { "\n\n" } else { "\n" });
+        text.push_str(&format!("{host}: {}", plain::line(warning)));
+    }
+    text
 }
 
 /// A finding and its fix, a line each.

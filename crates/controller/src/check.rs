@@ -2,16 +2,14 @@
 
 use crate::admission::claimants;
 use crate::agents::Detail;
-use crate::debts::unpaid;
-use crate::ek;
+use crate::unseen::Unseen;
 use crate::world::{HostFactsNow, World};
-use fleetward_api::agent::{CanOpen, IncomingAnswer, Question, TpmStateJudged};
+use fleetward_api::agent::{CanOpen, IncomingAnswer, Question};
 use fleetward_api::controller::CheckView;
 use fleetward_model::admission::disputed;
-use fleetward_model::error::Finding;
 use fleetward_model::preflight::{Facts, Incoming, Mode, Opening, check};
 use fleetward_model::vm::{Custody, VmObserved};
-use fleetward_model::{ErrorCode, Failure, HostName, Names};
+use fleetward_model::{Failure, HostName};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -93,84 +91,12 @@ pub(crate) async fn against(
         .detail
         .as_ref()
         .map(|detail| opening(detail.can_open.clone()));
-    let mut checked = judge(world, mode, vm, &source, &destination, at_home, incoming);
-    // The rules do not know which copies there are.
-    for finding in &mut checked.findings {
-        if let Some(cure) = world.escrow.cure(vm.id, vm.name.as_str(), finding.code) {
-            finding.fix = cure;
-        }
-    }
-    if let Some(finding) = world.fleet.finding(OffsetDateTime::now_utc()) {
-        checked.findings.push(finding);
-    }
+    let checked = judge(world, mode, vm, &source, &destination, at_home, incoming);
     let claimants = claimants(world, vm.id);
-    if !claimants.is_empty() {
-        return Ok(in_the_way(checked, disputed(&vm.name, &claimants)));
-    }
+    let dispute = (!claimants.is_empty()).then(|| disputed(&vm.name, &claimants));
     let judged = home.detail.as_ref().and_then(|d| d.tpm_state.as_ref());
-    let checked = match state_refused(world, vm, judged) {
-        Some(failure) if !checked.findings.iter().any(|f| f.code == failure.code) => {
-            in_the_way(checked, failure)
-        }
-        Some(_) | None => checked,
-    };
-    let checked = match ek::finding(world, vm, mode != Mode::Start) {
-        Some(finding) => with(checked, finding),
-        None => checked,
-    };
-    Ok(match unpaid(&world.debts, to, Some(vm.id)) {
-        // What the host still has of the VM, of a job that ended without it.
-        Some(failure) if destination.online() => in_the_way(checked, failure),
-        _ => checked,
-    })
-}
-
-/// What is wrong with the TPM state of a VM that stands still: as its host says now, and whether it opens as the host said
-/// when a copy of it was asked for. A former version of the agent says the one thing only then, too.
-fn state_refused(
-    world: &World,
-    vm: &VmObserved,
-    judged: Option<&TpmStateJudged>,
-) -> Option<Failure> {
-    if !vm.state.stands_still() {
-        return None;
-    }
-    let missed = || world.escrow.missed(vm.id);
-    let failure = match judged {
-        Some(TpmStateJudged::Opened) => None,
-        Some(TpmStateJudged::Refused { failure }) => Some(failure.clone()),
-        Some(TpmStateJudged::Untried) => {
-            missed().filter(|missed| missed.code == ErrorCode::TpmStateUnreadable)
-        }
-        None => missed().filter(|missed| {
-            let of_state = matches!(
-                missed.code,
-                ErrorCode::TpmStateDamaged
-                    | ErrorCode::TpmStateOutdated
-                    | ErrorCode::TpmStateUnreadable
-            );
-            of_state && world.escrow.lacks(vm).is_some()
-        }),
-    }?;
-    let fix = world.escrow.cure(vm.id, vm.name.as_str(), failure.code);
-    let fix = fix.unwrap_or_else(|| failure.fix.clone());
-    Some(failure.about(&Names::default().vm(&vm.name)).fix(fix))
-}
-
-/// The same, but for something that the rules do not see.
-pub(crate) fn in_the_way(checked: CheckView, failure: Failure) -> CheckView {
-    let what = format!("{}: {}", failure.what, failure.because);
-    let finding = Finding::blocking(failure.code, what, failure.fix);
-    with(checked, finding)
-}
-
-fn with(mut checked: CheckView, finding: Finding) -> CheckView {
-    if finding.blocking {
-        checked.possible = false;
-        checked.code = checked.code.or(Some(finding.code));
-    }
-    checked.findings.push(finding);
-    checked
+    let unseen = Unseen::of(world, vm, judged, dispute);
+    Ok(unseen.add(mode, checked, destination.online()))
 }
 
 /// What the rules say to facts that were collected.

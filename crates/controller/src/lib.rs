@@ -55,6 +55,7 @@ mod seed;
 mod survey;
 mod templates;
 mod tokens;
+mod unseen;
 mod watch;
 mod web_server;
 mod work;

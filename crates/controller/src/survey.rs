@@ -6,8 +6,9 @@
 //! VM, or in its migration.
 
 use crate::admission::Disputes;
-use crate::check::{AtHome, against, in_the_way, judge};
+use crate::check::{AtHome, against, judge};
 use crate::hosts::HostRecord;
+use crate::unseen::Unseen;
 use crate::world::{HostFactsNow, World};
 use fleetward_api::controller::{CheckView, CodeCount, HostCheckView};
 use fleetward_model::host::HostFacts;
@@ -15,7 +16,7 @@ use fleetward_model::preflight::{Incoming, Mode, Opening};
 use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, HostName, VmId, VmName};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Questions to hosts at once.
@@ -48,13 +49,14 @@ pub(crate) async fn survey(
         known.learn(host)?;
     }
     let known = &known;
+    let vms: Vec<_> = vms.iter().map(|vm| (vm, known.unseen(vm))).collect();
     let pairs = vms
         .iter()
-        .flat_map(|vm| hosts.iter().map(move |to| (vm, to)));
-    let checks = pairs.map(|(vm, to)| {
+        .flat_map(|of| hosts.iter().map(move |to| (of, to)));
+    let checks = pairs.map(|((vm, unseen), to)| {
         let offline = offline || vm.state.stands_still();
         async move {
-            match known.judge(vm, to, offline) {
+            match known.judge(vm, unseen, to, offline) {
                 Some(checked) => Ok(checked),
                 None => against(world, &AtHome::ask(world, vm).await, to, offline).await,
             }
@@ -92,30 +94,37 @@ pub(crate) async fn by_host(world: &World, hosts: &[Arc<HostRecord>]) -> Vec<Hos
             }
             tally.vms += 1;
             pace.step().await;
-            match known.judge(&vm, &host.name, false) {
+            let unseen = known.unseen(&vm);
+            let mut remarks = Remarks::default();
+            let here = known.judge(&vm, &unseen, &host.name, false);
+            remarks.note(here.as_ref());
+            match here {
                 Some(checked) if checked.possible => tally.can_start += 1,
-                checked => tally.refused(checked),
+                checked => tally.refused(checked.as_ref()),
             }
             let offline = vm.state.stands_still();
-            let mut first = None;
-            let mut moves = false;
+            let mut first: Option<Option<CheckView>> = None;
+            let mut moves = None;
             for to in &others {
                 pace.step().await;
                 if known.learn(to).is_err() {
                     continue;
                 }
-                match known.judge(&vm, to, offline) {
+                match known.judge(&vm, &unseen, to, offline) {
                     Some(checked) if checked.possible => {
-                        moves = true;
+                        moves = Some(checked);
                         break;
                     }
                     checked => first = first.or(Some(checked)),
                 }
             }
-            match moves {
-                true => tally.can_move += 1,
-                false => tally.refused(first.flatten()),
+            let first = first.flatten();
+            match &moves {
+                Some(_) => tally.can_move += 1,
+                None => tally.refused(first.as_ref()),
             }
+            remarks.note(moves.as_ref().or(first.as_ref()));
+            tally.remark(remarks);
         }
         counts.push(tally.of(host, world.inventory.seen(&host.name).online));
     }
@@ -142,11 +151,30 @@ struct Tally {
     can_start: u32,
     can_move: u32,
     in_the_way: BTreeMap<ErrorCode, u32>,
+    remarks: BTreeMap<ErrorCode, u32>,
+}
+
+/// What there is to know of one VM although it can start and move: each code once.
+#[derive(Default)]
+struct Remarks(BTreeSet<ErrorCode>);
+
+impl Remarks {
+    fn note(&mut self, checked: Option<&CheckView>) {
+        let findings = checked.iter().flat_map(|checked| &checked.findings);
+        let remarks = findings.filter(|finding| !finding.blocking);
+        self.0.extend(remarks.map(|finding| finding.code));
+    }
 }
 
 impl Tally {
+    fn remark(&mut self, remarks: Remarks) {
+        for code in remarks.0 {
+            *self.remarks.entry(code).or_default() += 1;
+        }
+    }
+
     /// None: no other host is there to be judged, or none of the same CPU model.
-    fn refused(&mut self, checked: Option<CheckView>) {
+    fn refused(&mut self, checked: Option<&CheckView>) {
         let code = checked.and_then(|checked| checked.code);
         let code = code.unwrap_or(ErrorCode::NoHostFits);
         *self.in_the_way.entry(code).or_default() += 1;
@@ -160,11 +188,17 @@ impl Tally {
             vms: self.vms,
             can_start: self.can_start,
             can_move: self.can_move,
-            in_the_way: (self.in_the_way.into_iter())
-                .map(|(code, vms)| CodeCount { code, vms })
-                .collect(),
+            in_the_way: counts(self.in_the_way),
+            remarks: counts(self.remarks),
+            // of the host itself, said by who shows it
+            warnings: Vec::new(),
         }
     }
+}
+
+fn counts(of: BTreeMap<ErrorCode, u32>) -> Vec<CodeCount> {
+    let counts = of.into_iter();
+    counts.map(|(code, vms)| CodeCount { code, vms }).collect()
 }
 
 /// What is known of hosts, looked up once each.
@@ -180,6 +214,8 @@ struct Reported {
     ids: HashSet<VmId>,
     /// Two may have one name, where Fleetward knows one of them by another than libvirt.
     names: HashMap<VmName, Vec<VmId>>,
+    /// Whether it answers, and has to do anything for jobs that ended without it.
+    owes: bool,
 }
 
 impl Reported {
@@ -209,8 +245,10 @@ impl<'a> Known<'a> {
             for vm in &copies {
                 names.entry(vm.name.clone()).or_default().push(vm.id);
             }
+            let owes = facts.online() && !self.world.debts.of(host.as_str()).is_empty();
             let reported = Reported {
                 facts,
+                owes,
                 ids: copies.iter().map(|vm| vm.id).collect(),
                 names,
             };
@@ -219,8 +257,22 @@ impl<'a> Known<'a> {
         Ok(())
     }
 
+    /// What the rules do not see of a VM.
+    fn unseen<'v>(&self, vm: &'v VmObserved) -> Unseen<'v>
+    where
+        'a: 'v,
+    {
+        Unseen::of(self.world, vm, None, self.disputes.refusal(vm))
+    }
+
     /// One VM against one host; both hosts are known. None where the hosts have to be asked.
-    fn judge(&self, vm: &VmObserved, to: &HostName, offline: bool) -> Option<CheckView> {
+    fn judge(
+        &self,
+        vm: &VmObserved,
+        unseen: &Unseen<'_>,
+        to: &HostName,
+        offline: bool,
+    ) -> Option<CheckView> {
         let (source, there) = (&self.hosts[&vm.host].facts, &self.hosts[to]);
         let destination = &there.facts;
         let mode = match (offline, vm.host == *to) {
@@ -241,10 +293,7 @@ impl<'a> Known<'a> {
         let at_home = source.facts().map(|facts| opening(vm, Some(facts)));
         let world = self.world;
         let checked = judge(world, mode, vm, source, destination, at_home, incoming);
-        Some(match self.disputes.refusal(vm) {
-            Some(failure) => in_the_way(checked, failure),
-            None => checked,
-        })
+        Some(unseen.add(mode, checked, there.owes))
     }
 }
 

@@ -57,9 +57,15 @@ pub struct HostCheckView {
     pub can_move: u32,
     /// What keeps the others, in the order of the codes. A VM that can neither start nor move counts twice.
     pub in_the_way: Vec<CodeCount>,
+    /// What is to be known of VMs although it stops nothing, in the order of the codes; each VM counts once a code.
+    #[serde(default)]
+    pub remarks: Vec<CodeCount>,
+    /// What is to be known of the host itself, as in its own view.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
-/// How many VMs have that code as the first thing in their way.
+/// How many VMs have that code: as the first thing in their way, or as a remark.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CodeCount {
     pub code: ErrorCode,

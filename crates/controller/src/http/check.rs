@@ -4,6 +4,7 @@ use super::Answer;
 use super::body::Asked;
 use super::page::Page;
 use super::rows::Rows;
+use super::view;
 use crate::app::App;
 use crate::check::matrix;
 use crate::survey::{by_host, survey};
@@ -67,5 +68,11 @@ async fn check_hosts(
         .into_iter()
         .filter(|host| page.is_after(&[host.name.as_str()]));
     let wanted: Vec<_> = wanted.take(page.limit()).collect();
-    Ok(Rows(by_host(&app.world, &wanted).await))
+    let mut counts = by_host(&app.world, &wanted).await;
+    for count in &mut counts {
+        if let Ok(record) = app.world.hosts.of(&count.host) {
+            count.warnings = view::warnings(&app.world, &record);
+        }
+    }
+    Ok(Rows(counts))
 }

@@ -7,6 +7,7 @@ use crate::ek;
 use crate::escrow::keeper;
 use crate::hosts::HostRecord;
 use crate::tokens::{TokenRecord, utc};
+use crate::unseen::noticed;
 use crate::web_server::Console;
 use crate::work;
 use crate::world::World;
@@ -87,12 +88,7 @@ pub(super) fn vm(disputes: &Disputes<'_>, vm: &VmObserved) -> VmView {
             .flatten(),
         pending: change::pending(vm),
         domain_name: vm.domain_name.clone(),
-        findings: change::differing(vm)
-            .into_iter()
-            .chain(ek::finding(world, vm, false))
-            .chain(vm.loader_refused().filter(|_| state == VmState::Running))
-            .chain(vm.not_answering().filter(|_| state != VmState::Unknown))
-            .collect(),
+        findings: noticed(world, vm, state).collect(),
         labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
         profile: spec.map(|spec| spec.profile),
         job: holder.map(|(holder, _)| holder.job),
@@ -173,8 +169,8 @@ fn escrow(world: &World, vm: &VmObserved) -> Option<(EscrowView, Option<u64>)> {
     Some((view, age))
 }
 
-/// A host of the fleet.
-pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
+/// What an administrator should know of a host.
+pub(super) fn warnings(world: &World, record: &HostRecord) -> Vec<String> {
     let seen = world.inventory.seen(&record.name);
     let mut warnings = seen
         .facts
@@ -196,6 +192,13 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
             .break_of(&record.name)
             .map(|why| format!("audit log: {why}")),
     );
+    warnings
+}
+
+/// A host of the fleet.
+pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
+    let seen = world.inventory.seen(&record.name);
+    let owed = world.debts.of(record.name.as_str());
     HostView {
         name: record.name.clone(),
         group: record.group.clone(),
@@ -204,7 +207,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         last_seen: seen.last_seen,
         vms: world.inventory.count_on(&record.name) as u32,
         facts: seen.facts.map(|facts| (*facts).clone()),
-        warnings,
+        warnings: warnings(world, record),
         debts: owed.iter().map(debt).collect(),
         certificate: record.certificate.clone(),
     }

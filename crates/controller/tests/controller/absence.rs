@@ -1,6 +1,7 @@
 //! A host dies in the middle of a job and stays away: the job ends soon, its VM is free, and when the host is back its
 //! remains go, before anything else is asked of it, and nothing else does.
 
+use crate::findings::fleet_wide;
 use crate::fleet::Controller;
 use crate::fleet::agent::FakeAgent;
 use fleetward_api::controller::{Accepted, HostView, JobState, JobView, VmView};
@@ -692,6 +693,8 @@ async fn what_a_host_cannot_clear_up_is_shown_keeps_that_vm_away_and_is_given_up
     let refused = scene.controller.refusal(Method::POST, migrate, &body).await;
     assert_eq!(refused.code, ErrorCode::DebtsUnpaid);
     assert!(refused.fix.contains(&job.id.to_string()), "{refused}");
+    let (named, _) = fleet_wide(&scene.controller, "a").await;
+    assert!(named.contains(&ErrorCode::DebtsUnpaid), "{named:?}");
 
     let given_up = format!("/v1/jobs/{}/give-up", job.id);
     let _: JobView = scene.controller.post(&given_up, &json!({})).await;

@@ -1,5 +1,6 @@
 //! The life of certificates, over real TLS: renewal, what ends it early, and the way back.
 
+use crate::findings::is_fleet_wide;
 use crate::fleet::Controller;
 use crate::fleet::agent::FakeAgent;
 use base64::Engine;
@@ -82,6 +83,7 @@ async fn the_end_of_the_fleets_authority_is_told_two_years_before() {
             let found = found.filter(|one| one["code"] == "AUTHORITY_ENDS");
             assert_eq!(found.count(), usize::from(told), "{of}");
         }
+        is_fleet_wide(&controller, "a", ErrorCode::AuthorityEnds, told).await;
         assert_eq!(checks[0]["possible"], true, "{checks}");
         let until = status["authority_ends"].as_str().expect("an end");
         assert!(until.starts_with("20"), "{status}");

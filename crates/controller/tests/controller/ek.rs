@@ -1,5 +1,6 @@
 //! EK certificates, over real TLS: which there are, what counts of them, and what administrators decide.
 
+use crate::findings::is_fleet_wide;
 use crate::fleet::Controller;
 use crate::fleet::agent::FakeAgent;
 use base64::Engine;
@@ -197,6 +198,7 @@ async fn a_strangers_certificate_is_shown_and_foreseen_until_it_is_accepted() {
             Some((ErrorCode::EkNotOfFleet, false)),
             "it may start"
         );
+        is_fleet_wide(&controller, "a", ErrorCode::EkNotOfFleet, true).await;
         let findings = view(&controller, "web").await.findings;
         let told = findings
             .iter()
@@ -214,6 +216,7 @@ async fn a_strangers_certificate_is_shown_and_foreseen_until_it_is_accepted() {
         Some(EkStanding::Accepted)
     );
     assert_eq!(checked(&controller, "web", "b").await, None);
+    is_fleet_wide(&controller, "a", ErrorCode::EkNotOfFleet, false).await;
     let taken_back = revoke(&controller, &sha256).await;
     assert!(
         !taken_back.listed,
@@ -263,6 +266,7 @@ async fn a_revoked_certificate_is_published_and_shown_and_its_vm_goes_on() {
     );
     let found = checked(&controller, "web", "b").await;
     assert_eq!(found, Some((ErrorCode::EkRevoked, false)), "a remark");
+    is_fleet_wide(&controller, "a", ErrorCode::EkRevoked, true).await;
 }
 
 /// A host was broken into: what its authority made until then is known, what turns up later is not believed.

@@ -1,5 +1,6 @@
 //! The controller's copies of TPMs, seen from outside: what history and recovery say is what happened.
 
+use crate::findings::is_fleet_wide;
 use crate::fleet::Controller;
 use crate::fleet::agent::FakeAgent;
 use base64::Engine;
@@ -393,6 +394,7 @@ async fn a_check_says_of_the_state_what_its_host_finds_now() {
         (then.code, then.blocking),
         (ErrorCode::TpmStateDamaged, true)
     );
+    is_fleet_wide(&controller, "a", ErrorCode::TpmStateDamaged, true).await;
 
     for fine in [TpmStateJudged::Untried, TpmStateJudged::Opened] {
         a.look(|inner| inner.judged = Some(fine.clone()));
@@ -420,6 +422,7 @@ async fn a_check_says_of_the_state_what_its_host_finds_now() {
     controller.wait("the refusal to show", unreadable).await;
     let now = found().await.expect("a finding");
     assert_eq!(now.code, ErrorCode::TpmStateUnreadable);
+    is_fleet_wide(&controller, "a", ErrorCode::TpmStateUnreadable, true).await;
     a.look(|inner| inner.judged = Some(TpmStateJudged::Opened));
     assert_eq!(found().await, None);
 }

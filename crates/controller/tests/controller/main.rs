@@ -18,6 +18,7 @@ mod claims;
 mod crash;
 mod ek;
 mod escrow;
+mod findings;
 mod first_call;
 mod fit;
 mod fleet;

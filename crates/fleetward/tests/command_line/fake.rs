@@ -352,7 +352,9 @@ pub(crate) fn vm(name: &str, host: &str) -> Value {
 async fn check_hosts() -> Response {
     let counts = json!([
         { "host": "a", "group": "default", "online": true, "vms": 12, "can_start": 12, "can_move": 9,
-          "in_the_way": [{ "code": "KEY_NOT_GRANTED", "vms": 2 }, { "code": "NO_HOST_FITS", "vms": 1 }] },
+          "in_the_way": [{ "code": "KEY_NOT_GRANTED", "vms": 2 }, { "code": "NO_HOST_FITS", "vms": 1 }],
+          "remarks": [{ "code": "AUTHORITY_ENDS", "vms": 12 }, { "code": "SECURE_BOOT_OUTDATED", "vms": 4 }],
+          "warnings": ["its guardian store is not sealed"] },
         { "host": "b", "group": "default", "online": false, "vms": 0, "can_start": 0, "can_move": 0, "in_the_way": [] },
     ]);
     axum::Json(counts).into_response()
