@@ -120,7 +120,8 @@ pub(crate) fn warn_of_files(hosts: usize, newest: &HostName) {
     match fleetward_link::serve::allowed_files() {
         Ok(allowed) if allowed < needed => tracing::warn!(
             host = %newest, hosts, needed, allowed,
-            "the limit of open files is too low for so many hosts: raise LimitNOFILE in the controller's unit"
+            "the limit of open files is too low for so many hosts: start the controller with a higher one (ulimit -Hn, or \
+             LimitNOFILE= of a systemd unit that starts it)"
         ),
         Ok(_) => {}
         Err(error) => tracing::debug!(%error, "cannot read the limit of open files"),
