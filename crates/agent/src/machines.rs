@@ -7,10 +7,11 @@
 //!             └─ none of that ──────────────────────────────────────────► nothing is said
 //! ```
 
+use crate::failure::Result;
 use crate::host::Host;
 use fleetward_hypervisor::MachineSeen;
-use fleetward_model::VmId;
 use fleetward_model::vm::{QemuHangs, QemuProcess};
+use fleetward_model::{Failure, VmId, VmName};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -149,6 +150,29 @@ pub(crate) async fn look(host: &Host) {
     for vm in changed {
         host.observer.look_at(vm);
     }
+}
+
+/// Refuses what a machine would have to answer, while it does not: libvirt would wait for it for half a minute, and all others
+/// for libvirt. Only a look of just now says that it does not.
+///
+/// # Errors
+/// `QEMU_NOT_ANSWERING`.
+pub(crate) async fn require_answer(host: &Host, vm: VmId, name: &VmName) -> Result<()> {
+    if host.machines.answers(vm) {
+        return Ok(());
+    }
+    look(host).await;
+    let said = host.machines.lock().said.get(&vm).cloned();
+    let Some(said) = said else {
+        return Ok(());
+    };
+    let on = &host.member.host;
+    let finding = match said {
+        Said::Stopped(stopped) => stopped.finding(name, on),
+        Said::Hangs(hangs) => hangs.finding(name, on),
+    };
+    let failure = Failure::new(finding.code, format!("VM {name} does not answer"));
+    Err(failure.because(finding.what).fix(finding.fix).into())
 }
 
 #[cfg(test)]

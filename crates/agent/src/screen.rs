@@ -8,6 +8,7 @@
 
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
+use crate::machines;
 use bytes::Bytes;
 use fleetward_api::agent::KeysRequest;
 use fleetward_hypervisor::{DomainState, Picture};
@@ -116,6 +117,7 @@ async fn running(
     };
     match domain.state {
         DomainState::Running | DomainState::Paused { incoming: false } => {
+            machines::require_answer(host, vm, &domain.name).await?;
             Ok((domain.name, domain.accelerator))
         }
         DomainState::Paused { incoming: true } => refused("the VM is still arriving"),

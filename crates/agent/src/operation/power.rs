@@ -4,6 +4,7 @@ use super::Task;
 use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::keyring::OwnedProtector;
+use crate::machines;
 use crate::tpm_judge;
 use fleetward_api::agent::operation::Stopped;
 use fleetward_hypervisor::{DomainObserved, DomainState, Shutdown, StopReason};
@@ -118,6 +119,7 @@ impl Task<'_> {
             }
             DomainState::Stopped(_) => return Err(self.not_running(&metadata)),
         }
+        machines::require_answer(self.host, self.vm, &metadata.spec.name).await?;
         self.host
             .hypervisor
             .suspend(self.vm)
@@ -131,7 +133,10 @@ impl Task<'_> {
         self.require_whole()?;
         match domain.state {
             DomainState::Running => Ok(()),
-            DomainState::Paused { incoming: false } => self.resume().await,
+            DomainState::Paused { incoming: false } => {
+                machines::require_answer(self.host, self.vm, &metadata.spec.name).await?;
+                self.resume().await
+            }
             DomainState::Paused { incoming: true } => {
                 Err(self.wrong_state("its memory is still arriving"))
             }
@@ -181,6 +186,7 @@ impl Task<'_> {
             self.destroy().await?;
             StoppedBy::PowerOff
         } else {
+            machines::require_answer(self.host, self.vm, &domain.name).await?;
             let patience = Duration::from_secs(deadline_seconds.into());
             self.shut_down(patience, domain.guest_agent).await?
         };

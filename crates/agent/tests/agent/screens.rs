@@ -1,11 +1,14 @@
 //! A VM's screen and keyboard over the agent's real API, with a hypervisor that echoes.
 
-use crate::support::{Fleet, Node, create_running, refusal};
+use crate::support::{Fleet, Job, Node, create_running, refusal};
+use fleetward_api::agent::operation;
 use fleetward_api::agent::{
-    KeysRequest, MAX_STROKES, SCREEN_PROTOCOL, VM_KEYS, VM_SCREEN, VM_SCREENSHOT,
+    EVENTS, KeysRequest, MAX_STROKES, SCREEN_PROTOCOL, VM_KEYS, VM_SCREEN, VM_SCREENSHOT,
 };
+use fleetward_hypervisor::MachineSeen;
 use fleetward_link::client::UpgradedIo;
 use fleetward_model::keys::{KeyInput, chords};
+use fleetward_model::vm::VmState;
 use fleetward_model::{ErrorCode, Failure, VmId};
 use http::Method;
 use serde_json::json;
@@ -137,4 +140,66 @@ async fn a_vm_that_does_not_run_has_no_screen_and_no_keyboard() {
     let unknown = VmId(uuid::Uuid::new_v4());
     let refused = open(&node, unknown).await.map(drop).expect_err("unknown");
     assert_eq!(refused.code, ErrorCode::VmNotFound);
+}
+
+/// What somebody has stopped (`kill -STOP`) answers nothing: libvirt would wait for it, and the user for libvirt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_was_stopped_is_asked_nothing_and_can_be_cut_off() {
+    let fleet = Fleet::start().await;
+    let node = Node::start(&fleet, "a").await;
+    let (spec, _) = create_running(&fleet, &node, "vm1").await;
+    // The agent looks at machines while somebody listens.
+    let events = node.client.request(Method::GET, EVENTS);
+    let _events = events.send().await.unwrap().lines();
+    let stopped = MachineSeen {
+        pid: Some(4711),
+        stopped: true,
+        ..MachineSeen::default()
+    };
+    node.fake
+        .with(|s| s.silent_machines.insert(spec.id, stopped));
+    let screenshot = async || {
+        let path = path(VM_SCREENSHOT, spec.id);
+        let request = node.client.request(Method::GET, &path);
+        request.send().await.map(drop).map_err(refusal)
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let refused = loop {
+        match screenshot().await {
+            Err(refused) => break refused,
+            Ok(()) => assert!(std::time::Instant::now() < deadline, "nobody notices"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    let same = |refused: Failure| {
+        assert_eq!(refused.code, ErrorCode::QemuNotAnswering, "{refused}");
+        assert_eq!(refused.fix, "on host a: kill -CONT 4711");
+        assert!(refused.because.contains("vm1"), "{refused}");
+    };
+    same(refused);
+    same(open(&node, spec.id).await.map(drop).unwrap_err());
+    let strokes = chords(&[KeyInput::Text("a".into())]).unwrap();
+    let keys = serde_json::to_value(KeysRequest { strokes }).unwrap();
+    same(press(&node, spec.id, &keys).await.unwrap_err());
+    let job = Job::new(spec.id, 2);
+    same(job.on(&node, operation::Pause {}).await.unwrap_err());
+    let stop = |force| operation::Stop {
+        force,
+        deadline_seconds: 60,
+        tell: false,
+    };
+    same(job.on(&node, stop(false)).await.unwrap_err());
+    assert_eq!(node.fake.with(|s| (s.shutdowns, s.typed.len())), (0, 0));
+
+    // It goes on, which is seen at once.
+    node.fake.with(|s| s.silent_machines.clear());
+    press(&node, spec.id, &keys).await.unwrap();
+    node.fake
+        .with(|s| s.silent_machines.insert(spec.id, stopped));
+    let job = Job::new(spec.id, 3);
+    job.on(&node, stop(true)).await.unwrap();
+    assert_eq!(
+        node.detail(spec.id).await.unwrap().vm.state,
+        VmState::Stopped
+    );
 }

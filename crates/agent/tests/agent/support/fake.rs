@@ -63,6 +63,8 @@ pub struct State {
     pub hangs: bool,
     /// Somebody waits for that.
     pub waits: bool,
+    /// Machines that do not answer, as a look sees them.
+    pub silent_machines: std::collections::HashMap<VmId, fleetward_hypervisor::MachineSeen>,
     /// The processes of TPMs that were stopped.
     pub stopped_tpms: std::collections::HashMap<VmId, u32>,
     /// States that were tried with a key, each as often as that was done.
@@ -618,7 +620,7 @@ impl Hypervisor for Fake {
     async fn look_at_machines(
         &self,
     ) -> Result<std::collections::HashMap<VmId, fleetward_hypervisor::MachineSeen>> {
-        Ok(std::collections::HashMap::new())
+        Ok(self.with(|s| s.silent_machines.clone()))
     }
     async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()> {
         if by == Shutdown::GuestAgent {
