@@ -22,6 +22,10 @@ const PBMAC1: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0e];
 const PKCS12_PBE: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x01];
 /// AES in CBC mode, by its last number: keys of 128, 192 and 256 bits.
 const AES: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01];
+/// Bags in a bag.
+const BAGS: &[u8] = &[
+    0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01, 0x06,
+];
 const SHROUDED_KEY: &[u8] = &[
     0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01, 0x02,
 ];
@@ -187,6 +191,9 @@ fn check_safe(safe: Value<'_>, derivations: &mut usize) -> Result<(), E> {
                 let [kind, value, ..] = bag.as_slice() else {
                     return Err(E::Damaged);
                 };
+                if kind.content == BAGS {
+                    return Err(E::Unsupported("it has bags inside of bags"));
+                }
                 if kind.content == SHROUDED_KEY {
                     let shrouded = only(value.content)?;
                     let parts = members(sequence(shrouded)?)?;

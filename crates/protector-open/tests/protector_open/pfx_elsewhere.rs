@@ -1,5 +1,10 @@
-//! PFX files and other programs than OpenSSL: GnuTLS, NSS, Java and Bouncy Castle read what is exported, and what they write
+//! PFX files and other programs than OpenSSL: GnuTLS, NSS, Java, Bouncy Castle and Go read what is exported, and what they write
 //! is read.
+//!
+//! Of .NET and of Smallstep's `step` there is no Debian package, and no test fetches a program from elsewhere. `step` reads and
+//! writes PFX files with the library for Go that is asked here (`software.sslmate.com/src/go-pkcs12`). What .NET accepts is known
+//! by reading: at most 600,000 rounds of key derivation, and exports have 3 x 100,000. Files that Windows itself wrote are read
+//! in `pfx_forms.rs`.
 
 use crate::support::{ALPHA, Bench, run_words};
 use fleetward_model::guardian::CertificateRole;
@@ -297,6 +302,41 @@ fn bouncy_castle_reads_both_exports_and_its_own_files_are_read() {
             as_der(&bench)
         }));
     }
+}
+
+/// A compiler is large, so only where the long tests run.
+#[test]
+fn go_reads_both_exports_and_its_own_files_are_read() {
+    if std::env::var_os("FLEETWARD_E2E_SOAK").is_none() {
+        return;
+    }
+    let bench = exported();
+    bench.write("main.go", include_bytes!("support/elsewhere.go"));
+    let cache = format!("GOCACHE={}", bench.path("cache").display());
+    let build = [
+        "GO111MODULE=off",
+        "GOPATH=/usr/share/gocode",
+        &cache,
+        "go",
+        "build",
+        "-o",
+        "elsewhere",
+        "main.go",
+    ];
+    ran(&bench, "/usr/bin/env", &build);
+    let program = bench.path("elsewhere").display().to_string();
+    for (role, file) in each_export() {
+        let said = ran(&bench, &program, &["read", &file, PASSWORD]);
+        let expected = format!("*rsa.PrivateKey {}", thumbprint(role, ""));
+        assert_eq!(said.trim(), expected, "{file}");
+    }
+    as_pem(&bench);
+    read_back(HALVES.map(|(_, half)| {
+        let (key, certificate) = (format!("{half}.key"), format!("{half}.crt"));
+        let words = ["write", &key, &certificate, PASSWORD, "theirs.pfx"];
+        ran(&bench, &program, &words);
+        bench.read("theirs.pfx")
+    }));
 }
 
 /// The name of the only entry in what keytool lists.

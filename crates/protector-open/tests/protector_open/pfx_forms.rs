@@ -130,6 +130,14 @@ fn algorithms_and_rounds() {
         let list = kit::seq(&[&shrouded, &cert_bag(&parts.certificates[0], &[])]);
         kit::pfx(&[encrypted(&encrypt(&list, PASSWORD, &null))], PASSWORD)
     };
+    // The key, and what it lies in.
+    let derived = |bits| {
+        let shrouded = kit::encrypt_by_sha2(&parts.keys[0], PASSWORD, bits);
+        let shrouded = shrouded_bag(&shrouded, &[]);
+        let list = kit::seq(&[&shrouded, &cert_bag(&parts.certificates[0], &[])]);
+        let part = kit::encrypt_by_sha2(&list, PASSWORD, bits);
+        kit::pfx(&[encrypted(&part)], PASSWORD)
+    };
     let aes = |rounds| kit::pbes2(rounds, &null, kit::AES_256_CBC, &[0; 16]);
     let half = "signing half, its own certificate";
     let no_rounds =
@@ -179,6 +187,8 @@ fn algorithms_and_rounds() {
             ),
             half,
         ),
+        ("a derivation by SHA-384", derived(384), half),
+        ("a derivation by SHA-512", derived(512), half),
         (
             "a cipher with NULL for its parameters",
             said(kit::digest(kit::PBES2, kit::NULL)),

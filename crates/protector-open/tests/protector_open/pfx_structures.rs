@@ -331,3 +331,30 @@ fn chains_and_many_keys() {
         ),
     ]);
 }
+
+/// Allowed (RFC 7292, 4.2.6), and written by no program that is known.
+#[test]
+fn bags_in_bags() {
+    let parts = Parts::new();
+    let half = parts.half();
+    let deep = (0..200).fold(half.clone(), |bags, _| vec![kit::nested_bag(&bags)]);
+    let nested = "PFX_UNSUPPORTED: it has bags inside of bags";
+    compare(&[
+        (
+            "a bag with both",
+            Parts::file(&[kit::nested_bag(&half)]),
+            nested,
+        ),
+        (
+            "the key in a bag, its certificate beside it",
+            Parts::file(&[kit::nested_bag(&half[..1]), half[1].clone()]),
+            nested,
+        ),
+        ("200 bags in each other", Parts::file(&deep), nested),
+        (
+            "certificates without a key",
+            Parts::file(&parts.certificates.each_ref().map(|der| cert_bag(der, &[]))),
+            "PFX_NO_KEY: the file holds a certificate, but no private key",
+        ),
+    ]);
+}

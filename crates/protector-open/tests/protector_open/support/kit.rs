@@ -13,7 +13,6 @@ const SHA256: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01];
 pub const PBES2: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0d];
 const PBKDF2: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0c];
 pub const PBMAC1: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0e];
-const HMAC_SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x02, 0x09];
 pub const AES_256_CBC: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x2a];
 pub const AES_256_GCM: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x2e];
 pub const NULL: &[u8] = &[0x05, 0x00];
@@ -118,15 +117,44 @@ pub fn pbes2(rounds: u64, prf: &[u8], cipher: &[u8], iv: &[u8]) -> Vec<u8> {
     ])
 }
 
+/// A bag of bags.
+pub fn nested_bag(bags: &[Vec<u8>]) -> Vec<u8> {
+    bag(6, &tlv(0x30, &bags.concat()), &[])
+}
+
+/// An HMAC by the last number of its identifier, 1.2.840.113549.2.N.
+fn hmac(last: u8, parameters: &[u8]) -> Vec<u8> {
+    let id = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x02, last];
+    seq(&[&oid(&id), parameters])
+}
+
 pub fn hmac_sha256(parameters: &[u8]) -> Vec<u8> {
-    seq(&[&oid(HMAC_SHA256), parameters])
+    hmac(9, parameters)
 }
 
 /// With AES-256-CBC and one round of HMAC-SHA-256; `prf` is its identifier in the parameters.
 pub fn encrypt(content: &[u8], password: &str, prf: &[u8]) -> Encrypted {
+    encrypt_by(content, password, pbkdf2::PBKDF2_HMAC_SHA256, prf)
+}
+
+/// With HMAC-SHA-384 or HMAC-SHA-512 as its pseudorandom function.
+pub fn encrypt_by_sha2(content: &[u8], password: &str, bits: u32) -> Encrypted {
+    let (derive_by, last) = match bits {
+        384 => (pbkdf2::PBKDF2_HMAC_SHA384, 10),
+        _ => (pbkdf2::PBKDF2_HMAC_SHA512, 11),
+    };
+    encrypt_by(content, password, derive_by, &hmac(last, NULL))
+}
+
+fn encrypt_by(
+    content: &[u8],
+    password: &str,
+    derive_by: pbkdf2::Algorithm,
+    prf: &[u8],
+) -> Encrypted {
     let mut key = [0; 32];
     pbkdf2::derive(
-        pbkdf2::PBKDF2_HMAC_SHA256,
+        derive_by,
         NonZeroU32::MIN,
         SALT,
         password.as_bytes(),
