@@ -46,6 +46,10 @@ const LIMITS: Limits = Limits {
     processes: 16_384,
 };
 
+/// How long a command of the control channel may take. swtpm answers from memory, but for the time that it reads or writes a
+/// state of some kilobytes.
+const ANSWER: Duration = Duration::from_secs(15);
+
 /// How long a swtpm that ended early is waited for, to hear why.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -287,8 +291,16 @@ impl Swtpm<'_> {
             .into_iter()
             .chain(command.iter().copied())
             .collect();
-        let Err(error) = self.ioctl.run(&arguments).await else {
-            return Ok(());
+        // Given up, it is killed.
+        let answer = tokio::time::timeout(ANSWER, self.ioctl.run(&arguments)).await;
+        let error = match answer {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                let seconds = ANSWER.as_secs();
+                let silent = format!("swtpm runs, and has not answered for {seconds} s");
+                return Err(self.last_words().await.unwrap_or(Error::Tpm(silent.into())));
+            }
         };
         match error {
             // The TPM itself said no; all else is the machine's trouble.
@@ -345,6 +357,60 @@ mod tests {
         SecretText::new(Zeroizing::new(
             "a key of a test, which opens nothing".to_owned(),
         ))
+    }
+
+    /// It takes every connection, and answers none: no program, and no failure of one, is waited for without end.
+    #[tokio::test(start_paused = true)]
+    async fn a_swtpm_that_is_silent_is_given_up_and_leaves_no_process() {
+        let mut programs = Programs::find().expect("the programs");
+        if !nix::unistd::geteuid().is_root() || programs.swtpm_ioctl.is_none() {
+            println!("skipped: needs root and swtpm_ioctl");
+            return;
+        }
+        // Seen in the confinement under this name.
+        programs.swtpm = Some(Program::at("swtpm", "/state/silent".into()));
+        let directory = tempfile::tempdir().expect("a directory");
+        let work = SwtpmDirectory::open_in(directory.path(), &programs).expect("confined");
+        let place = work.place("silent", None).expect("a place");
+        let script = place.join("silent");
+        std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").expect("a program");
+        std::fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("its mode");
+        let waits = |pid: &u32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.starts_with(b"sleep\x00600")
+        };
+        // The clock of the runtime stands still.
+        let until = |what: &str, condition: &dyn Fn() -> bool| {
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while !condition() {
+                assert!(std::time::Instant::now() < deadline, "in vain: {what}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        for command in ["-i", "-s"] {
+            let mut swtpm = work.start(&place, &key(), None).expect("started");
+            until("it runs", &|| below(std::process::id()).iter().any(waits));
+            let begin = tokio::time::Instant::now();
+            let refused = swtpm.ioctl(&[command]).await.expect_err("no answer");
+            let said = chain(&refused);
+            assert!(matches!(refused, Error::Tpm(_)), "{command}: {said}");
+            assert!(
+                said.contains("runs, and has not answered"),
+                "{command}: {said}"
+            );
+            assert!(begin.elapsed() <= ANSWER + LAST_WORDS, "{command}");
+            // Its data channel.
+            let begin = tokio::time::Instant::now();
+            let refused = swtpm.lockout().await.expect_err("no answer");
+            assert!(
+                chain(&refused).contains("TPM2_Startup has no answer"),
+                "{refused}"
+            );
+            assert!(begin.elapsed() <= ANSWER, "{command}");
+        }
+        until("it is gone", &|| {
+            !below(std::process::id()).iter().any(waits)
+        });
     }
 
     /// The processes below this one, as the kernel tells of them.
