@@ -284,9 +284,11 @@ pub(crate) fn host_identity(host: &HostName) -> Identity {
     Identity::Host(host.clone())
 }
 
-/// Renews the controller's own certificate when it is due. Its key lies nowhere, so a start makes a new one anyway.
+/// Renews the controller's own certificate when it is due, or was made by a clock that was ahead and has been set since. Its key
+/// lies nowhere, so a start makes a new one anyway.
 pub(crate) fn keep_own(fleet: &Fleet, now: OffsetDateTime) {
-    if !fleet.credential().current().facts().is_due(now) {
+    let own = fleet.credential().current();
+    if !own.facts().is_due(now) && own.facts().not_before <= now {
         return;
     }
     match fleet.renew(now) {

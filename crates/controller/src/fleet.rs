@@ -5,6 +5,7 @@
 use crate::certificates::Certificates;
 use crate::ek::Eks;
 use crate::owners::Owners;
+use crate::tokens::utc;
 use anyhow::Context;
 use fleetward_link::authority::MEMBER_LIFETIME;
 use fleetward_link::{
@@ -50,8 +51,8 @@ impl Fleet {
             return Err(Failure::new(ErrorCode::ClocksApart, "no fleet is made with this clock")
                 .because(format!(
                     "it says {}, and this program was written after {}; the fleet's certificates would end that much too early",
-                    crate::tokens::utc(now),
-                    crate::tokens::utc(WRITTEN)
+                    utc(now),
+                    utc(WRITTEN)
                 ))
                 .fix("set the clock (chrony or systemd-timesyncd), and start the controller again")
                 .into());
@@ -60,7 +61,14 @@ impl Fleet {
             FleetAuthority::open(dir, now).context("cannot open the fleet's authority")?;
         let ek_root = EkRoot::open(dir, authority.fleet(), now)
             .context("cannot open the root of the fleet's TPM certificates")?;
-        let own = LiveCredential::new(own_credential(&authority, now)?);
+        let own = own_credential(&authority, now).map_err(|error| {
+            let begins = authority.validity().not_before;
+            match now < begins {
+                true => behind(begins, now).into(),
+                false => error,
+            }
+        })?;
+        let own = LiveCredential::new(own);
         Ok(Self {
             authority,
             ek_root,
@@ -214,6 +222,18 @@ impl Fleet {
     }
 }
 
+/// The fleet is younger than that: no host would believe a certificate of this moment.
+fn behind(begins: OffsetDateTime, now: OffsetDateTime) -> Failure {
+    let what = "the controller does not start with this clock";
+    Failure::new(ErrorCode::ClocksApart, what)
+        .because(format!(
+            "it says {}, and the fleet's certificate authority begins at {}: it is behind, or was ahead when the fleet was made",
+            utc(now),
+            utc(begins)
+        ))
+        .fix("set the clock (chrony or systemd-timesyncd), and start the controller again; VMs run on meanwhile")
+}
+
 /// The controller's key is made at each start and lies nowhere.
 fn own_credential(authority: &FleetAuthority, now: OffsetDateTime) -> anyhow::Result<Credential> {
     let request = KeyRequest::generate()?;
@@ -235,6 +255,8 @@ mod tests {
     use super::*;
     use time::macros::datetime;
 
+    const NOW: OffsetDateTime = datetime!(2026-11-28 09:00 UTC);
+
     #[test]
     fn no_fleet_is_made_under_a_clock_of_2010_but_one_that_is_there_goes_on() {
         let then = datetime!(2010-01-01 00:00 UTC);
@@ -253,5 +275,34 @@ mod tests {
         let over = Fleet::open(dir.path(), datetime!(2031-01-01 00:00 UTC));
         let said = format!("{:#}", over.expect_err("refused"));
         assert!(said.contains("2029-12-27"), "{said}");
+    }
+
+    #[test]
+    fn a_fleet_is_not_opened_before_it_was_made_and_both_times_are_told() {
+        let dir = tempfile::tempdir().expect("directory");
+        FleetAuthority::open(dir.path(), NOW).expect("authority");
+        let refused = Fleet::open(dir.path(), datetime!(2010-01-01 00:00 UTC));
+        let refused = refused.expect_err("refused");
+        let failure = refused.downcast_ref::<Failure>().expect("a failure");
+        assert_eq!(failure.code, ErrorCode::ClocksApart);
+        for time in ["2010-01-01T00:00:00Z", "2026-11-27T09:00:00Z"] {
+            assert!(failure.because.contains(time), "{failure}");
+        }
+        Fleet::open(dir.path(), NOW).expect("the fleet is as it was");
+    }
+
+    /// A controller is started under such a clock, and the clock is set while it runs.
+    #[test]
+    fn a_clock_of_2040_that_is_set_leaves_a_certificate_that_is_good_now() {
+        let dir = tempfile::tempdir().expect("directory");
+        let authority = FleetAuthority::open(dir.path(), NOW).expect("authority");
+        let ahead = datetime!(2040-01-01 00:00 UTC);
+        let fleet = Fleet::open(dir.path(), ahead).expect("the fleet");
+        let same = authority.validity().not_after;
+        assert_eq!(fleet.ends(), same, "the same fleet");
+        crate::certificates::keep_own(&fleet, NOW);
+        let own = fleet.credential().current();
+        let facts = own.facts();
+        assert!(facts.not_before <= NOW && !facts.is_due(NOW), "{facts:?}");
     }
 }

@@ -30,6 +30,7 @@ mod autostart;
 mod bulks;
 mod certificates;
 mod check;
+mod clocks;
 mod conversion;
 mod creation;
 mod debts;

@@ -7,6 +7,7 @@
 
 use fleetward_api::controller::{TokenRequest, TokenView};
 use fleetward_link::{FleetTrust, JoinSecret, JoinToken, SecretHash};
+use fleetward_model::preflight::CLOCK_LIMIT;
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName, Names};
 use fleetward_store::{Guard, Revision, Store, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ pub(crate) struct TokenRecord {
     secret: SecretHash,
     #[serde(with = "time::serde::rfc3339")]
     pub(crate) expires: OffsetDateTime,
+    /// None: by a controller that did not note it.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    made: Option<OffsetDateTime>,
     #[serde(default)]
     pub(crate) used: bool,
     /// It takes the place of a host that has joined before.
@@ -82,6 +86,7 @@ pub(crate) async fn make(
         group: request.group.clone(),
         secret: token.secret.hash(),
         expires,
+        made: Some(now),
         used: false,
         reinstalled: request.reinstalled,
         rejoin,
@@ -169,8 +174,63 @@ pub(crate) async fn look_up(
     if record.expires <= now {
         return Err(expired(record.expires).fix(record.made_by()));
     }
+    if let Some(made) = record.made.filter(|made| *made - now > CLOCK_LIMIT) {
+        let what = format!("the token of host {} is not accepted", record.host);
+        return Err(Failure::new(ErrorCode::ClocksApart, what)
+            .because(format!(
+                "it was made at {}, and the controller's clock says {}: it was ahead then, and the token would be good for too long",
+                utc(made),
+                utc(now)
+            ))
+            .fix(record.made_by()));
+    }
     Ok(Usable {
         record,
         revision: found.revision,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fleetward_link::FleetAuthority;
+    use fleetward_store::SqliteStore;
+    use time::macros::datetime;
+
+    /// It would be good until then.
+    #[tokio::test]
+    async fn a_token_that_was_made_under_a_clock_of_2040_is_refused_once_the_clock_is_right() {
+        let (then, now) = (
+            datetime!(2040-01-01 0:00 UTC),
+            datetime!(2026-11-28 9:00 UTC),
+        );
+        let dir = tempfile::tempdir().expect("directory");
+        let store = SqliteStore::open(dir.path().join("store.db"));
+        let store = store.await.expect("store");
+        let authority = FleetAuthority::open(dir.path(), now).expect("authority");
+        let trust = authority.trust();
+        let token = async |made| {
+            let request = TokenRequest {
+                host: "a".parse().expect("name"),
+                group: GroupName::default(),
+                ttl_seconds: 3600,
+                reinstalled: false,
+            };
+            let made = make(&store, trust, "127.0.0.1:7450", request, false, made).await;
+            made.expect("a token").token
+        };
+        let early = token(then).await;
+        let refused = look_up(&store, trust, &early, now)
+            .await
+            .expect_err("refused");
+        assert_eq!(refused.code, ErrorCode::ClocksApart, "{refused}");
+        for time in ["2040-01-01T00:00:00Z", "2026-11-28T09:00:00Z"] {
+            assert!(refused.because.contains(time), "{refused}");
+        }
+        assert!(refused.fix.contains("fleetward host token a"), "{refused}");
+        let right = token(now).await;
+        look_up(&store, trust, &right, now)
+            .await
+            .expect("it is good");
+    }
 }

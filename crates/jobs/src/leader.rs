@@ -379,7 +379,10 @@ pub(crate) async fn prune_ended(shared: &Shared) -> Result<usize, StoreError> {
         })
         .collect();
     ended.sort_by_key(|(ended_at, ..)| std::cmp::Reverse(*ended_at));
-    let oldest = OffsetDateTime::now_utc() - shared.options.retention.age;
+    // By a clock of 2040 all of them would be old: they are by that of the last one.
+    let last = ended.first().map(|(ended_at, ..)| *ended_at);
+    let now = OffsetDateTime::now_utc();
+    let oldest = last.map_or(now, |last| last.min(now)) - shared.options.retention.age;
     let mut pruned = 0;
     for (ended_at, id, parent, revision) in ended.into_iter().skip(shared.options.retention.keep) {
         if ended_at < oldest && !parent.is_some_and(|parent| active.contains(&parent)) {

@@ -18,6 +18,8 @@ use utoipa::ToSchema;
 
 /// Most entries of a list that an agent takes.
 pub const MAX_REFUSED: usize = 4096;
+/// Beyond so many, those that are over leave the list.
+const MANY_REFUSED: usize = MAX_REFUSED / 2;
 
 /// The serial number of a certificate: lower-case hex digits, two a byte, at most 20 bytes (RFC 5280, 4.1.2.2).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -251,11 +253,14 @@ impl RefusedCertificates {
         moments.max()
     }
 
-    /// Takes the entries of `other`, too, and drops those that are over. Nothing that is refused becomes good by it.
-    /// Whether anything was added.
+    /// Takes the entries of `other`, too. Nothing that is refused becomes good by it. What is over by the clock goes only where
+    /// there are many entries: a clock that was ahead for a moment would bring back what was revoked. Whether anything was
+    /// added.
     pub fn merge(&mut self, other: &Self, now: OffsetDateTime) -> bool {
         let mut added = false;
-        for new in other.entries.iter().filter(|entry| entry.until >= now) {
+        let crowded = self.entries.len().max(other.entries.len()) > MANY_REFUSED;
+        let counts = |entry: &Refused| !crowded || entry.until >= now;
+        for new in other.entries.iter().filter(|entry| counts(entry)) {
             let known = self
                 .entries
                 .iter_mut()
@@ -272,7 +277,7 @@ impl RefusedCertificates {
                 }
             }
         }
-        self.entries.retain(|entry| entry.until >= now);
+        self.entries.retain(counts);
         added
     }
 }
@@ -424,7 +429,25 @@ mod tests {
             list.refuses("admin/kim", &certificate(7, 30)),
             Some(WhyRefused::Revoked)
         );
-        list.merge(&RefusedCertificates::default(), at(401));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_brings_nothing_back_and_a_long_list_loses_what_is_over() {
+        let serial = |n: usize| Which::Serial {
+            serial: Serial::from_bytes(&[0x40, (n >> 8) as u8, n as u8]),
+        };
+        let mut list = list(serial(1), WhyRefused::Revoked);
+        list.merge(&self::list(serial(2), WhyRefused::Revoked), at(4000));
+        assert_eq!(
+            list.entries.len(),
+            2,
+            "neither goes, and what is over counts"
+        );
+        for n in 3..=MANY_REFUSED + 1 {
+            list.merge(&self::list(serial(n), WhyRefused::Superseded), at(1));
+        }
+        assert_eq!(list.entries.len(), MANY_REFUSED + 1);
+        list.merge(&RefusedCertificates::default(), at(4000));
         assert_eq!(list, RefusedCertificates::default());
     }
 

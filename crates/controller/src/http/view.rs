@@ -2,10 +2,12 @@
 
 use crate::admission::{Disputes, shown_state};
 use crate::app::App;
+use crate::clocks;
 use crate::debts;
 use crate::ek;
 use crate::escrow::keeper;
 use crate::hosts::HostRecord;
+use crate::inventory::Seen;
 use crate::tokens::{TokenRecord, utc};
 use crate::unseen::noticed;
 use crate::web_server::Console;
@@ -180,7 +182,8 @@ pub(super) fn warnings(world: &World, record: &HostRecord) -> Vec<String> {
     warnings.extend(world.inventory.contradictions(&record.name));
     warnings.extend(world.inventory.refused_reports(&record.name));
     warnings.extend(expiry_warning(record));
-    warnings.extend(certificate_warning(world, record, seen.answers));
+    warnings.extend(certificate_warning(world, record, &seen));
+    warnings.extend(clocks::warning(record, &seen, OffsetDateTime::now_utc()));
     warnings.extend(crowded(&record.group, world.members_of(&record.group)));
     warnings.extend(lost_vms(world, record));
     warnings.extend(old_certificates(world, record));
@@ -285,18 +288,20 @@ fn expiry_warning(host: &HostRecord) -> Option<String> {
 }
 
 /// Said when its certificate should have been renewed long ago.
-fn certificate_warning(world: &World, host: &HostRecord, answers: bool) -> Option<String> {
-    let name = &host.name;
+fn certificate_warning(world: &World, host: &HostRecord, seen: &Seen) -> Option<String> {
+    let (name, answers) = (&host.name, seen.answers);
+    let now = OffsetDateTime::now_utc();
+    let doubt = clocks::doubt(host, seen, now);
     if let Some(why) = world.agents.distrusted_for(name) {
         return Some(format!(
-            "nobody speaks to it: {why}; it comes back with fleetward host rejoin {name}"
+            "nobody speaks to it: {why}; it comes back with fleetward host rejoin {name}{doubt}"
         ));
     }
-    let (now, facts) = (OffsetDateTime::now_utc(), host.certificate.as_ref()?);
+    let facts = host.certificate.as_ref()?;
     if facts.has_ended(now) && !answers {
         let ended = utc(facts.not_after);
         return Some(format!(
-            "its certificate ended {ended}, and the fleet refuses it: fleetward host rejoin {name}"
+            "its certificate ended {ended}, and the fleet refuses it: fleetward host rejoin {name}{doubt}"
         ));
     }
     facts.ends_soon(now).then(|| {
@@ -426,7 +431,7 @@ const fn step_state(state: StepState) -> &'static str {
 
 /// The numbers of `GET /v1/status`.
 pub(super) fn status(app: &App) -> fleetward_api::controller::Status {
-    let world = &app.world;
+    let (world, now) = (&app.world, OffsetDateTime::now_utc());
     let hosts = world.hosts.all();
     let online = hosts
         .iter()
@@ -442,6 +447,9 @@ pub(super) fn status(app: &App) -> fleetward_api::controller::Status {
         vms: world.inventory.managed() as u32,
         jobs_running: world.holders.count() as u32,
         console: app.console.as_ref().map(Console::view),
-        findings: Vec::from_iter(world.fleet.finding(OffsetDateTime::now_utc())),
+        findings: [world.fleet.finding(now), clocks::finding(world, now)]
+            .into_iter()
+            .flatten()
+            .collect(),
     }
 }

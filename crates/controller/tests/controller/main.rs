@@ -15,6 +15,7 @@ mod bulk;
 mod certificates;
 mod change;
 mod claims;
+mod clocks;
 mod crash;
 mod ek;
 mod escrow;

@@ -39,6 +39,16 @@ pub(crate) struct Controller {
     stop: CancellationToken,
     task: Option<JoinHandle<anyhow::Result<()>>>,
     process: Option<Child>,
+    /// How far its clock is from the machine's, for libfaketime: `+14y`. Only where it is a process.
+    clock: Option<&'static str>,
+}
+
+/// libfaketime, which stands between a process and the clock; none where it is not installed.
+pub(crate) fn library_of_clocks() -> Option<std::path::PathBuf> {
+    let machine = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let library = Path::new("/usr/lib").join(machine);
+    let library = library.join("faketime/libfaketimeMT.so.1");
+    library.exists().then_some(library)
 }
 
 /// Set in a process that is to be a controller: `DATA ADDRESS`.
@@ -176,6 +186,7 @@ impl Controller {
                     stop,
                     task: Some(task),
                     process: None,
+                    clock: None,
                 };
             }
             // one that ended within this process lets go of its files a moment later
@@ -197,6 +208,7 @@ impl Controller {
             stop: CancellationToken::new(),
             task: None,
             process: None,
+            clock: None,
         };
         controller.spawn_process(holds).await;
         controller
@@ -205,7 +217,16 @@ impl Controller {
     async fn spawn_process(&mut self, holds: &Path) {
         let own = std::env::current_exe().expect("this program");
         let said = self.dir.path().join("stderr");
-        let child = Command::new(own)
+        let mut command = Command::new(own);
+        if let Some(clock) = self.clock {
+            let library = library_of_clocks().expect("the caller has looked");
+            command
+                .env("LD_PRELOAD", library)
+                .env("FAKETIME", clock)
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+                .env("NO_FAKE_STAT", "1");
+        }
+        let child = command
             .args(["--exact", "the_controller"])
             .env(
                 BE_CONTROLLER,
@@ -224,6 +245,12 @@ impl Controller {
             assert!(Instant::now() < deadline, "{error:?}: {}", said());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// kill -9, and another in the same directory, whose clock is so far from the machine's.
+    pub(crate) async fn restart_under(&mut self, clock: Option<&'static str>, holds: &Path) {
+        self.clock = clock;
+        self.kill_and_restart(holds, || ()).await;
     }
 
     /// kill -9, and another in the same directory.
