@@ -5,7 +5,7 @@
     reason = "tests make and damage files as they like"
 )]
 
-use fleetward_sim::directory::Fleet;
+use fleetward_sim::directory::{Fleet, Protectors};
 use fleetward_sim::fleet::RunningFleet;
 use fleetward_sim::measure::controller::Controller;
 use fleetward_sim::plan::FleetPlan;
@@ -44,6 +44,7 @@ impl Trial {
                 port: 7443,
             },
             shared_guardian: true,
+            protectors: Protectors::Sized,
         };
         // The controller has an address of its own, too, right behind the hosts'.
         let own = Ipv4Addr::from_bits(fleet.plan.first_address.to_bits() + hosts);

@@ -1,6 +1,7 @@
 //! A guardian whose private keys are on this host: creation, signing and unwrapping.
 
 use crate::rsa_key::{RsaKeyError, RsaPrivateKey};
+use crate::storage::StorageError;
 use crate::tpm_key::RandomError;
 use fleetward_model::guardian::CertificateRole;
 use fleetward_model::{GuardianId, HostName};
@@ -11,6 +12,7 @@ use fleetward_protector::possession::RejoinProof;
 use fleetward_protector::{Guardian, GuardianError};
 use rcgen::{CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose};
 use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
 
 /// How long a new guardian's certificates last: ten years, as on Hyper-V.
 pub const LIFETIME: Duration = Duration::days(3652);
@@ -61,6 +63,23 @@ impl LocalGuardian {
             signing,
             encryption,
         })
+    }
+
+    /// A guardian of keys that were made elsewhere, PKCS #8 in DER, and the certificates that belong to them.
+    ///
+    /// # Errors
+    /// A key cannot be read, or is not the one that its certificate names.
+    pub fn from_pkcs8(
+        public: Guardian,
+        signing: &[u8],
+        encryption: &[u8],
+    ) -> Result<Self, StorageError> {
+        let private = |der: &[u8]| RsaPrivateKey::from_pkcs8(Zeroizing::new(der.to_vec()));
+        Ok(Self::from_parts(
+            public,
+            private(signing)?,
+            private(encryption)?,
+        )?)
     }
 
     pub(crate) fn from_parts(

@@ -1,15 +1,19 @@
 //! An agent whose hypervisor is a map. Enough of one to hold the controller to the agents' contract: it refuses what the
 //! real one refuses, remembers what was asked, and can be told to fail.
 
+mod audit;
 mod conversion;
 mod endpoints;
 mod inner;
 mod perform;
 mod report;
+mod rules;
+mod tpms;
+pub mod variables;
 mod vm;
 
 pub use conversion::FakeConversion;
-pub use inner::{Death, FakeCertificate, Inner, Peers};
+pub use inner::{Death, FakeCertificate, Given, Inner, Peers};
 pub use vm::{FakeVm, SimulatedTpm};
 
 use fleetward_link::{
@@ -126,6 +130,12 @@ impl FakeAgent {
     pub fn client_of(&self, controller: SocketAddr, trust: FleetTrust) -> Client {
         let tls = ClientTls::member(self.credential.clone(), trust, Identity::Controller);
         Client::tls(controller.to_string(), tls)
+    }
+
+    /// Its process is another one: it reports from its own begin on. What a real agent has on its disk stays: the newest
+    /// generations, the audit log, what it has witnessed, and VMs.
+    pub fn begin_anew(&self) {
+        self.look(inner::Inner::begin_anew);
     }
 
     /// No longer answers.

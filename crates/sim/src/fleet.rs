@@ -1,14 +1,17 @@
 //! All hosts of a prepared fleet, in this process.
 
-use crate::agent::{FakeAgent, FakeVm, Peers};
-use crate::directory::{Directory, Fleet};
-use crate::plan::FleetPlan;
+use crate::agent::{FakeAgent, FakeVm, Given, Peers};
+use crate::directory::{Directory, Fleet, Member, Protectors};
+use crate::plan::{FleetPlan, MADE};
 use anyhow::{Context, Result};
-use fleetward_model::{ByteSize, GuardianId};
+use fleetward_model::host::Confinement;
+use fleetward_model::{ByteSize, GuardianId, KeyId};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How often the agent of a real host reports its facts.
 pub const FACTS_EVERY: Duration = Duration::from_secs(3);
@@ -19,6 +22,7 @@ pub struct RunningFleet {
     pub plan: FleetPlan,
     pub hosts: Vec<FakeAgent>,
     pub shared_guardian: bool,
+    pub protectors: Protectors,
 }
 
 impl RunningFleet {
@@ -38,7 +42,20 @@ impl RunningFleet {
         let mut random = fastrand::Rng::with_seed(plan.random_seed);
         let mut hosts = Vec::with_capacity(members.len());
         for (host, member) in (0..plan.hosts).zip(members) {
-            let public = member.public;
+            let Member {
+                credential,
+                public,
+                secrets,
+            } = member;
+            let (custody, tpms) = match fleet.protectors {
+                Protectors::Sized => (None, None),
+                Protectors::Real => {
+                    let tpms = directory.tpms(plan, host)?;
+                    let missing = || format!("repeat prepare: TPMs of host {}", plan.host(host));
+                    let custody = secrets.with_context(missing)?.custody(&public)?;
+                    (Some(Arc::new(custody)), Some(tpms.with_context(missing)?))
+                }
+            };
             let ek = CertificateDer::from_pem_slice(public.ek_certificate.as_bytes())
                 .context("the EK certificate of a host")?
                 .to_vec();
@@ -46,7 +63,7 @@ impl RunningFleet {
                 plan.host(host),
                 public.group,
                 public.guardian,
-                member.credential,
+                credential,
                 trust.clone(),
                 plan.address(host),
             );
@@ -59,7 +76,22 @@ impl RunningFleet {
                 inner.facts.cpus = 64;
                 inner.facts.memory = ByteSize::gib(1024);
                 inner.facts.memory_available = ByteSize::gib(512);
-                for (id, vm) in plan.vms_of(host) {
+                inner.facts.confinement = Some(Confinement::None);
+                for pool in &mut inner.facts.pools {
+                    let name = format!("{} {}", inner.host, pool.name);
+                    pool.id = Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string();
+                }
+                inner.custody = custody;
+                inner.record_join(MADE);
+                let mut tpms = tpms.into_iter().flatten();
+                for (id, mut vm) in plan.vms_of(host) {
+                    let sealed = tpms.next();
+                    inner.key_ids.insert(id, KeyId(id.0));
+                    if let Some(sealed) = sealed {
+                        inner.key_ids.insert(id, sealed.key_id);
+                        vm.has_sealed(&sealed);
+                        inner.made.insert(id, sealed);
+                    }
                     for disk in &vm.metadata.spec.disks {
                         inner.volumes.insert(disk.volume.clone());
                     }
@@ -77,6 +109,7 @@ impl RunningFleet {
             plan,
             hosts,
             shared_guardian: fleet.shared_guardian,
+            protectors: fleet.protectors,
         })
     }
 
@@ -98,6 +131,35 @@ impl RunningFleet {
     /// The guest writes its TPM, and its host tells of it.
     pub fn write_tpm(&self, number: u32) -> bool {
         self.change(number, FakeVm::write_tpm)
+    }
+
+    /// The guest writes its UEFI variables and its TPM, and its host tells of the latter.
+    pub fn write_variables(&self, number: u32) -> bool {
+        self.change(number, FakeVm::write_variables)
+    }
+
+    /// How often guests have written their TPMs, all together.
+    pub fn tpm_writes(&self) -> u64 {
+        let of_host = |host: &FakeAgent| {
+            host.look(|inner| {
+                let tpms = inner.vms.values().filter_map(|vm| vm.simulated_tpm);
+                tpms.map(|tpm| u64::from(tpm.writes)).sum::<u64>()
+            })
+        };
+        self.hosts.iter().map(of_host).sum()
+    }
+
+    /// Copies of TPMs that all hosts gave.
+    pub fn given(&self) -> Given {
+        let hosts = self.hosts.iter();
+        hosts.fold(Given::default(), |sum, host| {
+            let given = host.look(|inner| inner.given);
+            Given {
+                copies: sum.copies + given.copies,
+                bytes: sum.bytes + given.bytes,
+                without_variables: sum.without_variables + given.without_variables,
+            }
+        })
     }
 
     fn change(&self, number: u32, change: impl FnOnce(&mut FakeVm)) -> bool {

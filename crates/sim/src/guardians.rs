@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use fleetward_model::HostName;
-use fleetward_model::guardian::{CertificateRole, GuardianFacts};
+use fleetward_model::guardian::CertificateRole;
 use fleetward_protector::Guardian;
 use fleetward_protector::ek::RandomSerial;
 use fleetward_protector::guardian::subject_common_name;
@@ -45,17 +45,24 @@ impl Guardians {
         Ok(Self::Shared(Box::new(keys)))
     }
 
-    /// A guardian for a host, as it reports it. Takes a second of processor time where each host has its own.
-    pub fn make(&self, host: &HostName) -> Result<GuardianFacts> {
+    /// A guardian for a host. Takes a second of processor time where each host has its own.
+    pub fn make(&self, host: &HostName) -> Result<LocalGuardian> {
         let now = OffsetDateTime::now_utc();
-        let guardian = match self {
-            Self::Own => LocalGuardian::generate(host, now)?.public().clone(),
-            Self::Shared(keys) => Guardian::from_der(
-                &certificate(CertificateRole::Signing, host, &keys.signing, now)?,
-                &certificate(CertificateRole::Encryption, host, &keys.encryption, now)?,
-            )?,
-        };
-        Ok(guardian.facts(host.clone(), true, true))
+        Ok(match self {
+            Self::Own => LocalGuardian::generate(host, now)?,
+            Self::Shared(keys) => {
+                let SharedKeys {
+                    signing,
+                    encryption,
+                } = &**keys;
+                let public = Guardian::from_der(
+                    &certificate(CertificateRole::Signing, host, signing, now)?,
+                    &certificate(CertificateRole::Encryption, host, encryption, now)?,
+                )?;
+                let (signing, encryption) = (signing.serialize_der(), encryption.serialize_der());
+                LocalGuardian::from_pkcs8(public, &signing, &encryption)?
+            }
+        })
     }
 }
 
@@ -97,8 +104,11 @@ mod tests {
         let guardians = Guardians::shared().expect("keys");
         let make = |host: &str| guardians.make(&host.parse().expect("name")).expect("made");
         let (a, b) = (make("a"), make("b"));
-        assert_ne!(a.id, b.id);
-        assert_ne!(a.certificates[0].serial, b.certificates[0].serial);
-        Guardian::from_facts(&a).expect("a guardian");
+        assert_ne!(a.id(), b.id());
+        let serial = |of: &LocalGuardian| {
+            let facts = of.public().facts("a".parse().expect("name"), true, true);
+            facts.certificates[0].serial.clone()
+        };
+        assert_ne!(serial(&a), serial(&b));
     }
 }

@@ -8,6 +8,7 @@
 //! | [`agent`] | one host |
 //! | [`plan`] | what a fleet looks like: names, addresses, groups, VMs |
 //! | [`guardians`], [`prepare`], [`directory`] | hosts that join a controller, and what is kept of them |
+//! | [`custody`] | what a host seals key protectors with |
 //! | [`fleet`] | all hosts of a fleet in one process |
 //! | [`scenario`] | what happens to them |
 //! | [`measure`], [`scale`] | what a controller needs for them |
@@ -22,6 +23,7 @@
 )]
 
 pub mod agent;
+pub mod custody;
 pub mod directory;
 pub mod fleet;
 pub mod guardians;

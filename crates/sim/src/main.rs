@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use fleetward_link::Client;
 use fleetward_link::serve::allow_many_connections;
-use fleetward_sim::directory::{Directory, Fleet};
+use fleetward_sim::directory::{Directory, Fleet, Protectors};
 use fleetward_sim::fleet::RunningFleet;
 use fleetward_sim::measure::budget::Budget;
 use fleetward_sim::measure::controller::Controller;
@@ -82,6 +82,9 @@ struct PlanOptions {
     /// The port of every host
     #[arg(long, value_name = "PORT", default_value_t = 7443)]
     port: u16,
+    /// What the key protectors of the VMs are. Real ones take some milliseconds of processor time for each VM
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    protectors: Protectors,
 }
 
 #[derive(Args)]
@@ -123,6 +126,9 @@ struct EffortOptions {
     /// VMs that change each second while the controller is looked at under changes; 0: not at all
     #[arg(long, value_name = "R", default_value_t = 200.0, value_parser = parse_rate)]
     changes: f64,
+    /// TPMs that guests write each second while the controller is looked at once more; 0: not at all
+    #[arg(long, value_name = "R", default_value_t = 0.0, value_parser = parse_rate)]
+    tpm_writes: f64,
     /// Writes the report into this file and not to standard output
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -258,6 +264,7 @@ async fn join(options: Prepare) -> Result<ExitCode> {
     let fleet = Fleet {
         plan: options.plan.plan(options.hosts, options.vms),
         shared_guardian: options.shared_guardian,
+        protectors: options.plan.protectors,
     };
     if fleet.shared_guardian {
         eprintln!(
@@ -277,7 +284,12 @@ async fn join(options: Prepare) -> Result<ExitCode> {
         options.vms, joined.now, joined.before
     );
     println!(
-        "Key protectors are sized: they are sealed when the controller asks for a copy of a TPM."
+        "{}",
+        match fleet.protectors {
+            Protectors::Sized =>
+                "Key protectors are sized: they are sealed when the controller asks for a copy of a TPM.",
+            Protectors::Real => "Key protectors are real: each host of a VM's group opens them.",
+        }
     );
     println!("next: fleetward-sim agents --dir {}", options.dir.display());
     Ok(ExitCode::SUCCESS)
@@ -289,6 +301,7 @@ async fn be_hosts(options: Agents) -> Result<ExitCode> {
         None => Scenario::default(),
     };
     let (directory, fleet) = Directory::open(&options.dir)?;
+    scenario.require_groups(&fleet.plan)?;
     let running = Arc::new(RunningFleet::start(&directory, &fleet).await?);
     println!(
         "{} hosts of {} VMs answer, from {} on",
@@ -349,6 +362,7 @@ async fn storm(options: Storm) -> Result<ExitCode> {
             let fleet = Fleet {
                 plan: options.plan.plan(options.size.hosts, options.size.vms),
                 shared_guardian: true,
+                protectors: options.plan.protectors,
             };
             say("the hosts join");
             let (controller, directory) = begin(program, options.listen, &fleet, work).await?;
@@ -396,6 +410,7 @@ async fn measure_sizes(options: Scale) -> Result<ExitCode> {
         program: options.program,
         listen: options.listen,
         plan: options.plan.plan(1, 1),
+        protectors: options.plan.protectors,
         effort: options.effort.effort(),
         commit: options.effort.commit.clone(),
     };
@@ -460,6 +475,7 @@ impl EffortOptions {
             requests: self.requests,
             jobs: self.jobs,
             changes_per_second: self.changes,
+            tpm_writes_per_second: self.tpm_writes,
         }
     }
 }

@@ -6,14 +6,17 @@
 pub mod beside;
 pub mod budget;
 pub mod controller;
+pub mod copies;
 pub mod latencies;
 pub mod lists;
 pub mod process;
 
+use crate::directory::Protectors;
 use crate::fleet::RunningFleet;
 use anyhow::{Context, Result, bail};
 use beside::Beside;
 use controller::Controller;
+use copies::{Copies, TpmWrites};
 use fleetward_api::controller::{Accepted, JobState, JobView, Status};
 use fleetward_link::Client;
 use http::Method;
@@ -45,6 +48,8 @@ pub struct Effort {
     pub jobs: u32,
     /// Changes of VMs a second, for the time under changes; 0: that is left out.
     pub changes_per_second: f64,
+    /// TPMs that are written each second, for as long; 0: that is left out.
+    pub tpm_writes_per_second: f64,
 }
 
 /// What was measured.
@@ -57,6 +62,9 @@ pub struct Report {
     /// The controller started with hosts that it has never heard.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<Start>,
+    /// Copies of TPMs that it had none of, of a fleet with real protectors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_copies: Option<Copies>,
     pub idle: Usage,
     pub memory: Memory,
     pub requests: BTreeMap<String, Requests>,
@@ -70,6 +78,8 @@ pub struct Report {
     pub event_to_visible: Summary,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub under_changes: Option<UnderChanges>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpm_writes: Option<TpmWrites>,
     /// The same controller after kill -9.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart: Option<Start>,
@@ -83,8 +93,7 @@ pub struct FleetSize {
     pub vms: u32,
     pub hosts_per_group: u32,
     pub shared_guardian: bool,
-    /// How key protectors are: `sized`, sealed only when a controller asks for them.
-    pub protectors: &'static str,
+    pub protectors: Protectors,
 }
 
 impl FleetSize {
@@ -94,7 +103,7 @@ impl FleetSize {
             vms: fleet.plan.all_vms(),
             hosts_per_group: fleet.plan.hosts_per_group,
             shared_guardian: fleet.shared_guardian,
-            protectors: "sized",
+            protectors: fleet.protectors,
         }
     }
 }
@@ -147,6 +156,13 @@ pub async fn run(
     let machine = MachineBegin::now()?;
     let status: Status = controller.client.get("/v1/status").await?;
     wait_online(&controller.client, fleet).await?;
+    let first_copies = match fleet.protectors {
+        Protectors::Sized => None,
+        Protectors::Real => {
+            say("first copies of TPMs");
+            copies::first(controller, fleet).await?
+        }
+    };
     say("nothing happens");
     // What follows from coming online is over by then.
     sleep(effort.idle.min(Duration::from_secs(10))).await;
@@ -162,6 +178,16 @@ pub async fn run(
         changes_seen(&controller.client, fleet, effort.requests.min(200)).await?;
     let under_changes = match effort.changes_per_second > 0.0 {
         true => Some(under_changes(controller, fleet, effort).await?),
+        false => None,
+    };
+    let rate = effort.tpm_writes_per_second;
+    let tpm_writes = match rate > 0.0 {
+        true => {
+            say("guests write their TPMs");
+            let writes =
+                copies::while_guests_write(controller, fleet, rate, effort.idle, &idle).await?;
+            Some(writes)
+        }
         false => None,
     };
     let now = controller.watched()?.now()?;
@@ -185,6 +211,7 @@ pub async fn run(
         machine: machine.end()?,
         fleet: FleetSize::of(fleet),
         start,
+        first_copies,
         idle,
         memory,
         requests,
@@ -193,6 +220,7 @@ pub async fn run(
         job,
         event_to_visible,
         under_changes,
+        tpm_writes,
         restart,
         files_mb: (files.unwrap_or_default().into_iter())
             .map(|(name, bytes)| (name, megabytes(bytes)))

@@ -15,7 +15,7 @@ use time::macros::datetime;
 use uuid::Uuid;
 
 /// Every VM was made at this time: a fleet of the same plan is the same, whenever it is made.
-const MADE: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
+pub const MADE: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
 /// One loopback address a host: so many are there, from the first one on.
 pub const MOST_HOSTS: u32 = 50_000;

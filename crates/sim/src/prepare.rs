@@ -1,12 +1,14 @@
 //! Joins the hosts of a plan to a controller, through its real API: a token for each over the controller's socket, then
 //! the request that a host makes. Repeating it joins the hosts that are missing.
 
-use crate::directory::{Directory, Fleet, Member, MemberPublic};
+use crate::custody::{self, SealedTpm};
+use crate::directory::{Directory, Fleet, Member, MemberPublic, Protectors, Secrets};
 use crate::guardians::Guardians;
 use crate::plan::FleetPlan;
 use anyhow::{Context, Result};
 use fleetward_api::controller::{JoinReply, JoinRequest, TokenRequest, TokenView};
 use fleetward_link::{Client, ClientTls, JoinToken, KeyRequest};
+use fleetward_model::guardian::GuardianFacts;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +47,7 @@ pub async fn prepare(
         let (guardians, directory) = (guardians.clone(), directory.clone());
         async move {
             let name = plan.host(host);
-            let joined = join(controller, &directory, plan, host, guardians).await;
+            let joined = join(controller, &directory, fleet, host, guardians).await;
             joined.with_context(|| format!("host {name} has not joined"))
         }
     });
@@ -57,18 +59,56 @@ pub async fn prepare(
     }
     drop(joins);
     let before = plan.hosts - now;
+    if fleet.protectors == Protectors::Real {
+        seal_tpms(&directory, plan).await?;
+    }
     Ok((directory, Joined { now, before }))
+}
+
+/// Seals the TPMs of all hosts that have not done so.
+async fn seal_tpms(directory: &Directory, plan: &FleetPlan) -> Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let sealings = (0..plan.hosts).map(|host| {
+        let (directory, plan) = (directory.clone(), plan.clone());
+        async move {
+            let sealed = tokio::task::spawn_blocking(move || seal_host(&directory, &plan, host));
+            sealed.await?
+        }
+    });
+    let mut sealings = stream::iter(sealings).buffer_unordered(cores);
+    while sealings.try_next().await?.is_some() {}
+    Ok(())
+}
+
+fn seal_host(directory: &Directory, plan: &FleetPlan, host: u32) -> Result<()> {
+    if directory.tpms(plan, host)?.is_some() {
+        return Ok(());
+    }
+    let Member {
+        public, secrets, ..
+    } = directory.member(plan, host)?;
+    let none = || format!("host {} has joined without its keys", plan.host(host));
+    let own = secrets.with_context(none)?.custody(&public)?;
+    let others = plan.guardian_hosts(host).filter(|other| *other != host);
+    let others = others.map(|other| Ok(directory.member(plan, other)?.public.guardian));
+    let others: Vec<GuardianFacts> = others.collect::<Result<_>>()?;
+    let recipients = custody::guardians(&others)?;
+    let tpms = plan.vms_of(host).map(|(vm, _)| own.make(vm, &recipients));
+    let tpms: Vec<SealedTpm> = tpms.collect::<Result<_>>()?;
+    directory.keep_tpms(plan, host, &tpms)
 }
 
 async fn join(
     controller: &Client,
     directory: &Directory,
-    plan: &FleetPlan,
+    fleet: &Fleet,
     host: u32,
     guardians: Arc<Guardians>,
 ) -> Result<()> {
+    let plan = &fleet.plan;
     let name = plan.host(host);
-    let guardian = tokio::task::spawn_blocking(move || guardians.make(&name)).await??;
+    let own = tokio::task::spawn_blocking(move || guardians.make(&name)).await??;
+    let guardian = own.public().facts(plan.host(host), true, true);
     let request = TokenRequest {
         host: plan.host(host),
         group: plan.group(host),
@@ -99,6 +139,10 @@ async fn join(
             guardian,
             ek_certificate: reply.ek_certificate,
         },
+        secrets: (fleet.protectors == Protectors::Real).then_some(Secrets {
+            guardian: own,
+            ek: ek_key,
+        }),
     };
     directory.keep(plan, host, &member)
 }

@@ -1,8 +1,9 @@
 //! Measures a controller at several sizes, each with a fleet and data of its own, and writes a table.
 
-use crate::directory::{Directory, Fleet};
+use crate::directory::{Directory, Fleet, Protectors};
 use crate::fleet::RunningFleet;
 use crate::measure::controller::Controller;
+use crate::measure::copies::Copies;
 use crate::measure::latencies::Summary;
 use crate::measure::process::Usage;
 use crate::measure::{self, Effort, Report};
@@ -46,6 +47,7 @@ pub struct Setting {
     /// Where the controller that is measured listens.
     pub listen: SocketAddr,
     pub plan: FleetPlan,
+    pub protectors: Protectors,
     pub effort: Effort,
     pub commit: String,
 }
@@ -81,6 +83,7 @@ pub async fn measure_size(
             ..setting.plan.clone()
         },
         shared_guardian: true,
+        protectors: setting.protectors,
     };
     say("the hosts join");
     let (mut controller, directory) = begin(&setting.program, setting.listen, &fleet, work).await?;
@@ -160,6 +163,15 @@ const ROWS: &[Row] = &[
             )
         })
     }),
+    ("first copies of TPMs", |r| {
+        r.first_copies.map_or_else(nothing, copies)
+    }),
+    ("copies of TPMs that guests write", |r| {
+        r.tpm_writes.map_or_else(nothing, |writes| {
+            let rate = writes.writes_per_second;
+            format!("{} at {rate:.0}/s", copies(writes.copies))
+        })
+    }),
     ("load of the machine, stolen", |r| {
         format!(
             "{:.1}, {:.1} %",
@@ -167,6 +179,13 @@ const ROWS: &[Row] = &[
         )
     }),
 ];
+
+fn copies(copies: Copies) -> String {
+    format!(
+        "{}: {:.0}/s, {:.1} ms CPU and {:.0} kB each",
+        copies.copies, copies.per_second, copies.cpu_ms_each, copies.kb_each
+    )
+}
 
 fn nothing() -> String {
     "-".to_owned()

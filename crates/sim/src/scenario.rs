@@ -3,11 +3,12 @@
 //! ```toml
 //! [[change]]               # somebody does something to VMs, all over the fleet
 //! per_second = 200
-//! what = "state-reason"    # or "tpm": the guest writes its TPM
+//! what = "state-reason"    # or "tpm": the guest writes its TPM; or "variables": its UEFI variables and its TPM
 //!
 //! [[fault]]                # something happens to hosts
 //! kind = "silent"          # or another one of the table below
 //! percent = 30             # of all hosts, always the same ones for the same seed
+//!                          # or group = "group-00002": the hosts of that group
 //! after_seconds = 60
 //! for_seconds = 20
 //! every_seconds = 120      # optional: again and again
@@ -37,7 +38,9 @@ mod lies;
 
 pub(crate) use events::{choose_hosts, keep_changing};
 
-use anyhow::{Context, Result};
+use crate::plan::FleetPlan;
+use anyhow::{Context, Result, ensure};
+use fleetward_model::GroupName;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use std::ops::RangeInclusive;
@@ -81,19 +84,28 @@ pub enum Changed {
     StateReason,
     /// The state of its TPM, of which the controller takes a copy.
     Tpm,
+    /// Its UEFI variables, and the state of its TPM with them.
+    Variables,
 }
 
 /// What happens to some hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Written")]
 pub struct Fault {
     pub kind: FaultKind,
-    /// Of all hosts.
-    pub percent: f64,
+    pub whom: Whom,
     pub after: Duration,
     pub lasts: Duration,
     /// From one begin to the next; none: once.
     pub every: Option<Duration>,
+}
+
+/// The hosts of a fault.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Whom {
+    /// So many of a hundred of all hosts.
+    Percent(f64),
+    Group(GroupName),
 }
 
 /// What a host does meanwhile; the table of the module says more.
@@ -124,6 +136,18 @@ impl Scenario {
     }
 
     /// # Errors
+    /// A group that this fleet does not have.
+    pub fn require_groups(&self, plan: &FleetPlan) -> Result<()> {
+        for fault in &self.faults {
+            if let Whom::Group(group) = &fault.whom {
+                let there = (0..plan.hosts).any(|host| plan.group(host) == *group);
+                ensure!(there, "a fault is of group {group}, which no host is of");
+            }
+        }
+        Ok(())
+    }
+
+    /// # Errors
     /// What is no scenario, with the line and the reason.
     pub fn parse(text: &str) -> Result<Self> {
         Ok(toml::from_str(text)?)
@@ -135,8 +159,9 @@ impl Scenario {
 #[serde(deny_unknown_fields)]
 struct Written {
     kind: Kind,
-    #[serde(deserialize_with = "percent")]
-    percent: f64,
+    #[serde(default, deserialize_with = "percent")]
+    percent: Option<f64>,
+    group: Option<GroupName>,
     #[serde(default, deserialize_with = "seconds")]
     after_seconds: Option<Duration>,
     #[serde(default, deserialize_with = "seconds")]
@@ -192,9 +217,14 @@ impl TryFrom<Written> for Fault {
                 "every_seconds is not longer than for_seconds, so the fault would never end".into(),
             );
         }
+        let whom = match (written.percent, written.group) {
+            (Some(percent), None) => Whom::Percent(percent),
+            (None, Some(group)) => Whom::Group(group),
+            _ => return Err("a fault needs either percent or group".into()),
+        };
         Ok(Self {
             kind,
-            percent: written.percent,
+            whom,
             after: written.after_seconds.unwrap_or_default(),
             lasts,
             every,
@@ -280,8 +310,8 @@ fn rate<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     within(from, "per_second", 0.001..=100_000.0)
 }
 
-fn percent<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-    within(from, "percent", 0.0..=100.0)
+fn percent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+    within(from, "percent", 0.0..=100.0).map(Some)
 }
 
 fn seconds<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
@@ -353,6 +383,26 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_can_be_of_the_hosts_of_a_group_that_the_fleet_has() {
+        let text = "[[fault]]\nkind = \"partition\"\ngroup = \"group-00002\"\n";
+        let scenario = Scenario::parse(text).expect("a scenario");
+        let group = "group-00002".parse().expect("a name");
+        assert_eq!(scenario.faults[0].whom, Whom::Group(group));
+        let plan = |hosts| FleetPlan {
+            hosts,
+            vms: 0,
+            hosts_per_group: 2,
+            random_seed: 1,
+            first_address: std::net::Ipv4Addr::LOCALHOST,
+            port: 7443,
+        };
+        scenario.require_groups(&plan(3)).expect("it has it");
+        scenario
+            .require_groups(&plan(2))
+            .expect_err("it has one group");
+    }
+
+    #[test]
     fn a_scenario_that_cannot_be_is_refused_with_the_line_and_the_reason() {
         let fault = |rest: &str| format!("\n[[fault]]\npercent = 1\n{rest}");
         for (wrong, line, because) in [
@@ -391,7 +441,22 @@ mod tests {
                 6,
                 "vms",
             ),
+            (
+                "\n[[fault]]\nkind = \"silent\"\ngroup = \"no group!\"".to_owned(),
+                4,
+                "group",
+            ),
             // What concerns several lines is told with the first of the fault.
+            (
+                "\n[[fault]]\nkind = \"silent\"".to_owned(),
+                2,
+                "either percent or group",
+            ),
+            (
+                fault("kind = \"silent\"\ngroup = \"group-00001\""),
+                2,
+                "either percent or group",
+            ),
             (fault("kind = \"slow\""), 2, "needs delay_ms"),
             (fault("kind = \"lying\""), 2, "needs lie"),
             (

@@ -12,6 +12,7 @@
 mod by_itself;
 mod certificates;
 mod change;
+mod conformance;
 mod conversions;
 mod ek;
 mod former;

@@ -91,7 +91,7 @@ async fn a_host_at_rest_is_not_asked_for_its_audit_log() {
         .await;
     let of_stranger = asked(&stranger);
     let records: Vec<Value> = controller.get("/v1/audit?vm=web").await;
-    let removed = |record: &Value| record["reason"] == "remove-tpm" && record["host"] == "a";
+    let removed = |record: &Value| record["action"] == "remove-tpm" && record["host"] == "a";
     assert!(records.iter().any(removed), "{records:?}");
     let now = asked(&stranger);
     assert!(

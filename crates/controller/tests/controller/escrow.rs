@@ -97,7 +97,7 @@ async fn variables_that_have_not_changed_are_kept_with_a_new_state_and_not_sent_
             parts.uefi_variables = Some(vec![content; 528 << 10]);
         });
     };
-    let left_out = || a.look(|inner| inner.variables_left_out);
+    let left_out = || a.look(|inner| inner.given.without_variables);
     let digest = || {
         a.look(|inner| TpmBundle::new(inner.vms[&id].metadata.clone(), &inner.parts[&id]).sha256)
     };

@@ -4,7 +4,7 @@ use crate::fleet::Controller;
 use fleetward_api::controller::{HostView, JobState, VmView};
 use fleetward_model::host::HostState;
 use fleetward_model::vm::VmState;
-use fleetward_sim::directory::Fleet;
+use fleetward_sim::directory::{Fleet, Protectors};
 use fleetward_sim::plan::FleetPlan;
 use fleetward_sim::prepare::prepare;
 use http::Method;
@@ -32,6 +32,7 @@ async fn a_vm_of_a_host_that_answers_is_shown_as_it_is_while_others_hang() {
     let fleet = Fleet {
         plan,
         shared_guardian: true,
+        protectors: Protectors::Sized,
     };
     let kept = controller.dir.path().join("fleet");
     let joined = prepare(&controller.local, &fleet, &kept, |_| {}).await;

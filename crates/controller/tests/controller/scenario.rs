@@ -4,8 +4,10 @@ use crate::fleet::Controller;
 use fleetward_api::controller::{HostView, JobState, Status, VmView};
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::ErrorCode;
+use fleetward_model::host::HostState;
 use fleetward_model::vm::VmState;
-use fleetward_sim::directory::Fleet;
+use fleetward_sim::agent::Given;
+use fleetward_sim::directory::{Fleet, Protectors};
 use fleetward_sim::fleet::RunningFleet;
 use fleetward_sim::measure::{changes_seen, wait_online};
 use fleetward_sim::plan::FleetPlan;
@@ -30,6 +32,10 @@ struct Simulated {
 
 impl Simulated {
     async fn start() -> Self {
+        Self::start_with(Protectors::Sized).await
+    }
+
+    async fn start_with(protectors: Protectors) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let controller = Controller::start().await;
         let dir = tempfile::tempdir().expect("directory");
@@ -47,6 +53,7 @@ impl Simulated {
         let fleet = Fleet {
             plan,
             shared_guardian: true,
+            protectors,
         };
         let joined = prepare(&controller.local, &fleet, dir.path(), |_| {}).await;
         let (directory, joined) = joined.expect("joined");
@@ -93,6 +100,16 @@ impl Simulated {
 
     async fn vm(&self, vm: u32) -> VmView {
         self.controller.get(&self.path(vm)).await
+    }
+
+    /// Until the newest copy of every TPM is as its host has it.
+    async fn all_copied(&self) {
+        let copied = async || {
+            let vms = self.vms().await;
+            let escrow = |vm: &VmView| vm.escrow.as_ref().is_some_and(|copy| copy.current);
+            vms.iter().all(escrow)
+        };
+        self.controller.wait("a copy of every TPM", copied).await;
     }
 
     async fn vms(&self) -> Vec<VmView> {
@@ -177,6 +194,13 @@ async fn agents_that_restart_keep_their_vms() {
     let status: Status = simulated.controller.get("/v1/status").await;
     assert_eq!(status.vms, 18);
     assert_eq!(simulated.reason(0).await, "before");
+    // Its log goes on where it was.
+    let stop = format!("{}/stop", simulated.path(0));
+    let controller = &simulated.controller;
+    let force = json!({ "force": true });
+    controller.done(Method::POST, &stop, &force).await;
+    let verdict: Value = controller.get("/v1/audit/verify").await;
+    assert_eq!(verdict["intact"], true, "{verdict}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -317,12 +341,97 @@ async fn a_boot_storm_boots_what_ran_and_each_guest_writes_its_tpm() {
     let booted = async || in_state(VmState::Running).await == 17;
     controller.wait("the VMs to run", booted).await;
     assert_eq!(simulated.vm(0).await.state, VmState::Stopped);
-    let copied = async || {
-        let vms = simulated.vms().await;
-        let escrow = |vm: &VmView| vm.escrow.as_ref().is_some_and(|copy| copy.current);
-        vms.iter().all(escrow)
+    simulated.all_copied().await;
+}
+
+/// A copy has half a mebibyte of UEFI variables, and a guest writes its TPM all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_that_is_written_costs_its_state_and_not_the_variables_again() {
+    let simulated = Simulated::start_with(Protectors::Real).await;
+    let running = &simulated.running;
+    simulated.all_copied().await;
+    let first = running.given();
+    assert!(first.copies >= 18, "{first:?}");
+    assert!(first.bytes / first.copies > 700_000, "{first:?}");
+    assert_eq!(first.without_variables, 0);
+
+    let next = async |before: Given| {
+        let copied = async || running.given().copies > before.copies;
+        simulated.controller.wait("another copy", copied).await;
+        simulated.all_copied().await;
+        running.given()
     };
-    controller.wait("a copy of every TPM", copied).await;
+    assert!(running.write_tpm(4));
+    let second = next(first).await;
+    assert_eq!(second.without_variables, 1);
+    assert!(second.bytes - first.bytes < 40_000, "{first:?} {second:?}");
+    assert!(running.write_variables(4));
+    let third = next(second).await;
+    assert_eq!(third.without_variables, 1, "they have changed");
+    assert!(third.bytes - second.bytes > 700_000, "{second:?} {third:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_protectors_that_are_real_open_where_the_vm_goes_and_are_made_anew() {
+    let simulated = Simulated::start_with(Protectors::Real).await;
+    let Simulated {
+        controller,
+        running,
+        ..
+    } = &simulated;
+    let jobs: Vec<Value> = controller.get("/v1/jobs").await;
+    assert_eq!(jobs, [Value::Null; 0], "every VM is granted to its group");
+    let migrate = format!("{}/migrate", simulated.path(0));
+    let to = json!({ "to": running.plan.host(1) });
+    controller.done(Method::POST, &migrate, &to).await;
+    let stop = format!("{}/stop", simulated.path(0));
+    let force = json!({ "force": true });
+    controller.done(Method::POST, &stop, &force).await;
+    let key_of = async || simulated.vm(0).await.tpm.key_id;
+    let before = key_of().await;
+    let roll = format!("{}/tpm/roll", simulated.path(0));
+    controller.done(Method::POST, &roll, &json!({})).await;
+    let rolled = async || key_of().await.is_some_and(|key| Some(key) != before);
+    controller.wait("another key", rolled).await;
+    let start = format!("{}/start", simulated.path(0));
+    controller.done(Method::POST, &start, &json!({})).await;
+    simulated.all_copied().await;
+    // It opens on the host that has it now, and on the one where it began.
+    for host in [1, 0] {
+        let protector = running.hosts[1].look(|inner| {
+            let vm = &inner.vms[&running.plan.vm_id(0)];
+            vm.metadata.key_protector.clone()
+        });
+        let opens = running.hosts[host].look(|inner| {
+            let custody = inner.custody.clone().expect("it seals");
+            custody.opens(running.plan.vm_id(0), &protector.expect("sealed"))
+        });
+        assert!(opens, "host {host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_is_cut_off_takes_no_other_host_with_it() {
+    let simulated = Simulated::start().await;
+    let streams = || {
+        let hosts = simulated.running.hosts.iter();
+        let streams = hosts.map(|host| host.look(|inner| inner.streams));
+        streams.collect::<Vec<_>>()
+    };
+    let before = streams();
+    simulated.begin("[[fault]]\nkind = \"partition\"\ngroup = \"group-00002\"\nfor_seconds = 4\n");
+    simulated.wait_for(3).await;
+    let hosts: Vec<HostView> = simulated.controller.get("/v1/hosts").await;
+    let away = hosts.iter().filter(|host| host.state != HostState::Online);
+    let groups: Vec<String> = away.map(|host| host.group.to_string()).collect();
+    assert_eq!(groups, ["group-00002"; 3]);
+    simulated.wait_for(6).await;
+    assert_eq!(
+        streams()[..3],
+        before[..3],
+        "group-00001 was there all the time"
+    );
+    assert_eq!(simulated.vms().await.len(), 18);
 }
 
 /// The host of the VM is the one that has it, and nothing is done with it while another one claims it.

@@ -9,18 +9,22 @@ mod vms;
 use super::conversion::{convert, converter};
 use super::{Inner, Shared};
 use axum::body::Bytes;
-use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use files::{copy, delete_image, image, put_image};
 use fleetward_api::agent as api;
-use fleetward_model::Failure;
+use fleetward_link::{Identity, Peer};
+use fleetward_model::{ErrorCode, Failure, VmId};
+use http::request::Parts;
 use membership::{
     ask_for_certificate, audit, certificate, ek_authority, put_certificate, refuse_certificates,
     witness,
 };
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
 use vms::{delete_history, delete_seed, put_seed, seed, tpm, vm};
 
 pub(super) fn router(inner: Shared) -> Router {
@@ -45,8 +49,60 @@ pub(super) fn router(inner: Shared) -> Router {
         )
         .route(api::EK_AUTHORITY, get(ek_authority))
         .route(api::REFUSED_CERTIFICATES, put(refuse_certificates))
+        .route(api::OPERATIONS_CANCEL, post(operations::cancel))
+        .fallback(nothing_here)
+        .layer(from_fn(only_the_controller))
         .layer(from_fn_with_state(inner.clone(), patience))
         .with_state(inner)
+}
+
+async fn only_the_controller(request: Request, next: Next) -> Response {
+    match request.extensions().get::<Peer>() {
+        Some(Peer::Member(Identity::Controller)) => next.run(request).await,
+        Some(Peer::Member(_)) => refusal(Failure::new(ErrorCode::RoleMissing, "the agent's API")),
+        _ => refusal(Failure::new(
+            ErrorCode::CredentialsMissing,
+            "the agent's API",
+        )),
+    }
+}
+
+async fn nothing_here() -> Response {
+    refusal(Failure::new(ErrorCode::NotFound, "that address"))
+}
+
+/// The JSON body; one that cannot be read is refused as the real agent refuses it.
+struct Body<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let refuse = |because: String| {
+            let failure = Failure::new(ErrorCode::InvalidRequest, "the request");
+            refusal(failure.because(because))
+        };
+        let body = Bytes::from_request(request, state).await;
+        let body = body.map_err(|error| refuse(error.to_string()))?;
+        let read = serde_json::from_slice(&body);
+        read.map(Self).map_err(|error| refuse(error.to_string()))
+    }
+}
+
+/// The id of a VM in a path.
+struct Vm(VmId);
+
+impl<S: Sync> FromRequestParts<S> for Vm {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Response> {
+        let Path(path) = Path::<HashMap<String, String>>::from_request_parts(parts, &())
+            .await
+            .map_err(IntoResponse::into_response)?;
+        let id = path.get("id").and_then(|id| id.parse().ok());
+        let failure = || Failure::new(ErrorCode::InvalidArgument, "the VM's id");
+        id.map(Self).ok_or_else(|| refusal(failure()))
+    }
 }
 
 /// A silent host answers when it speaks again, and a slow one after a while.

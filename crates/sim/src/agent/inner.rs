@@ -2,6 +2,7 @@
 
 use super::FakeConversion;
 use super::vm::FakeVm;
+use crate::custody::{Custody, SealedTpm};
 use axum::body::Bytes;
 use fleetward_api::agent as api_agent;
 use fleetward_api::agent::{AgentEvent, AuditHead, TpmStateJudged};
@@ -14,7 +15,7 @@ use fleetward_model::host::{
 };
 use fleetward_model::secure_boot::CertificateState;
 use fleetward_model::vm::VmReport;
-use fleetward_model::{ByteSize, Failure, GroupName, GuardianId, HostName, JobId, VmId};
+use fleetward_model::{ByteSize, Failure, GroupName, GuardianId, HostName, JobId, KeyId, VmId};
 use http::HeaderMap;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, Weak};
@@ -31,6 +32,15 @@ pub struct Inner {
     pub vms: BTreeMap<VmId, FakeVm>,
     pub volumes: BTreeSet<String>,
     pub tpms: BTreeMap<VmId, Vec<GuardianId>>,
+    /// What it seals with; none: key protectors are texts that nothing opens.
+    pub custody: Option<Arc<Custody>>,
+    /// TPMs that it has made, and those that it has of VMs, where it seals.
+    pub made: BTreeMap<VmId, SealedTpm>,
+    pub key_ids: BTreeMap<VmId, KeyId>,
+    /// Key protectors of TPMs that were prepared and are not in place, where it seals.
+    pub prepared: BTreeMap<VmId, String>,
+    /// Copies of TPMs that were asked for.
+    pub given: Given,
     pub images: BTreeSet<String>,
     pub conversion: FakeConversion,
     /// Media for first boots.
@@ -41,6 +51,8 @@ pub struct Inner {
     pub opens: BTreeSet<VmId>,
     /// Names of the operations asked for, in order.
     pub asked: Vec<&'static str>,
+    /// Operations that were carried out, or were refused by what is on the host, in order.
+    pub performed: Vec<(&'static str, JobId, VmId)>,
     /// Operations that fail the next time, with what.
     pub fail: BTreeMap<&'static str, Failure>,
     /// Operations that are done the next time, and reported as failed.
@@ -49,6 +61,9 @@ pub struct Inner {
     pub deaths: BTreeMap<&'static str, Death>,
     /// The jobs whose arrivals are under way, by VM.
     pub arriving: BTreeMap<VmId, JobId>,
+    /// The jobs that have moved VMs away, and that have brought some, by VM.
+    pub left: BTreeMap<VmId, JobId>,
+    pub committed: BTreeMap<VmId, JobId>,
     /// Operations that fail each time.
     pub broken: BTreeSet<&'static str>,
     /// Bytes that every key protector has more: one for many guardians is long.
@@ -68,8 +83,6 @@ pub struct Inner {
     pub judged: Option<TpmStateJudged>,
     /// Digests of TPM states that it says it has seen.
     pub seen_states: Vec<String>,
-    /// How often a TPM went out without the UEFI variables that were there already.
-    pub variables_left_out: usize,
     /// Those that it was told of when a VM came.
     pub told_states: Vec<String>,
     /// Asked for a VM or its TPM, it answers with this one, whichever is asked for, also if it does not have that.
@@ -105,6 +118,16 @@ pub struct Inner {
     /// Fires when it listens no longer.
     pub(super) stop: Arc<Mutex<CancellationToken>>,
     pub(super) events: broadcast::Sender<AgentEvent>,
+}
+
+/// Copies of TPMs that a host gave.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Given {
+    pub copies: u64,
+    /// Of all answers, without what TLS and HTTP add.
+    pub bytes: u64,
+    /// Copies without the UEFI variables, which were there already.
+    pub without_variables: u64,
 }
 
 /// Hosts that move VMs between each other, by name.
@@ -157,16 +180,24 @@ impl Inner {
             vms: BTreeMap::new(),
             volumes: BTreeSet::new(),
             tpms: BTreeMap::new(),
+            custody: None,
+            made: BTreeMap::new(),
+            key_ids: BTreeMap::new(),
+            prepared: BTreeMap::new(),
+            given: Given::default(),
             images: BTreeSet::new(),
             conversion: FakeConversion::default(),
             seeds: BTreeMap::new(),
             parts: BTreeMap::new(),
             opens: BTreeSet::new(),
             asked: Vec::new(),
+            performed: Vec::new(),
             fail: BTreeMap::new(),
             fail_after: BTreeSet::new(),
             deaths: BTreeMap::new(),
             arriving: BTreeMap::new(),
+            left: BTreeMap::new(),
+            committed: BTreeMap::new(),
             broken: BTreeSet::new(),
             padding: 0,
             busy: BTreeSet::new(),
@@ -176,7 +207,6 @@ impl Inner {
             no_copy: None,
             judged: None,
             seen_states: Vec::new(),
-            variables_left_out: 0,
             told_states: Vec::new(),
             ek_authority: None,
             answers_with: None,
@@ -207,6 +237,16 @@ impl Inner {
         }
     }
 
+    pub(super) fn begin_anew(&mut self) {
+        self.begun = Instant::now();
+        self.facts_phase = Duration::ZERO;
+    }
+
+    /// The time, by its own clock.
+    pub fn now(&self) -> OffsetDateTime {
+        OffsetDateTime::now_utc() + self.clock_ahead
+    }
+
     /// How far its audit log goes, as its signs of life say.
     pub(super) fn audit_head(&self) -> Option<AuditHead> {
         let last = self.audit.last();
@@ -225,8 +265,16 @@ impl Inner {
         let _ = self.events.send(event);
     }
 
+    /// Its facts as of now.
+    pub(super) fn facts_now(&self) -> Box<HostFacts> {
+        Box::new(HostFacts {
+            clock: self.now(),
+            ..self.facts.clone()
+        })
+    }
+
     pub fn tell_facts(&self) {
-        let facts = Box::new(self.facts.clone());
+        let facts = self.facts_now();
         let _ = self.events.send(AgentEvent::Facts {
             facts,
             audit: self.audit_head(),
@@ -234,7 +282,7 @@ impl Inner {
     }
 
     pub fn tell_all(&self, vms: Vec<VmReport>) {
-        let facts = Box::new(self.facts.clone());
+        let facts = self.facts_now();
         let more = false;
         let _ = self.events.send(AgentEvent::Snapshot { facts, vms, more });
     }

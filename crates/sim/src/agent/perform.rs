@@ -1,7 +1,7 @@
 //! Operations on a simulated host: what the real agent refuses is refused, what it changes changes.
 
 use super::Inner;
-use super::vm::FakeVm;
+use super::vm::{FakeVm, SimulatedTpm};
 use fleetward_api::agent::RewrapReason;
 use fleetward_api::agent::operation::{self, Operation, OperationResult, SourceState};
 use fleetward_model::change::{Direction, DiskAct};
@@ -17,7 +17,10 @@ impl Inner {
         operation: Operation,
     ) -> Result<OperationResult, Failure> {
         let refuse = |code, what: &str| Err(Failure::new(code, what.to_owned()));
+        self.admit(job, vm, &operation)?;
         match operation {
+            // Done: it is defined with them.
+            Operation::CreateVolumes(_) if self.vms.contains_key(&vm) => {}
             Operation::CreateVolumes(operation::CreateVolumes { spec, sources }) => {
                 for source in &sources {
                     if let fleetward_model::vm::VolumeSource::Image { sha256, .. } = source
@@ -30,9 +33,6 @@ impl Inner {
                     .extend(spec.disks.into_iter().map(|d| d.volume));
             }
             Operation::DeleteVolumes(operation::DeleteVolumes { spec }) => {
-                if self.vms.contains_key(&vm) {
-                    return refuse(ErrorCode::VmStateWrong, "it is defined");
-                }
                 for disk in spec.disks {
                     self.volumes.remove(&disk.volume);
                 }
@@ -59,57 +59,45 @@ impl Inner {
             }
             Operation::MakeTpm(operation::MakeTpm { recipients })
             | Operation::CopyTpm(operation::CopyTpm { recipients }) => {
-                let mut guardians = vec![self.own()];
-                for recipient in recipients {
-                    if !guardians.contains(&recipient.guardian.id) {
-                        guardians.push(recipient.guardian.id);
-                    }
-                }
-                self.tpms.insert(vm, guardians);
-                return Ok(operation::TpmMade {
-                    key_protector: self.protector("cHJvdGVjdG9y"),
-                    key_id: fleetward_model::KeyId(vm.0),
-                    ek_certificate: "ZWs=".into(),
-                }
-                .into());
+                return self.make_tpm(vm, &recipients).map(Into::into);
             }
-            Operation::RemoveTpm(_) => {
-                self.tpms.remove(&vm);
-            }
-            Operation::AttachTpm(_) => {
-                let made = self.protector("cHJvdGVjdG9y");
-                if let Some(found) = self.vms.get_mut(&vm) {
-                    found.metadata.spec.tpm = true;
-                    found.metadata.key_protector = Some(made);
+            Operation::RemoveTpm(operation::RemoveTpm { keep, history }) => {
+                self.remove_tpm(vm, keep && !history);
+                if history {
+                    self.facts.histories.retain(|kept| *kept != vm);
                 }
             }
-            Operation::DetachTpm(_) => {
-                if let Some(found) = self.vms.get_mut(&vm) {
-                    found.metadata.spec.tpm = false;
-                    found.metadata.key_protector = None;
-                }
-            }
+            Operation::AttachTpm(_) => self.attach_tpm(vm)?,
+            Operation::DetachTpm(_) => self.detach_tpm(vm),
             Operation::SetAsideTpm(_) => {
                 if self.vms.get(&vm).is_some_and(|vm| vm.metadata.spec.tpm) {
                     return refuse(ErrorCode::VmStateWrong, "its TPM is in use");
                 }
-                self.tpms.remove(&vm);
+                self.remove_tpm(vm, true);
             }
-            Operation::PrepareRoll(_)
-            | Operation::PrepareRestore(_)
-            | Operation::PrepareUnlock(_) => {
-                return Ok(operation::Protector {
-                    key_protector: self.protector("cm9sbGVk"),
-                }
-                .into());
+            Operation::PrepareRoll(operation::PrepareRoll { to }) => {
+                return self.prepare_roll(vm, &to).map(Into::into);
             }
-            Operation::CommitTpm(_) => drop(self.put_protector(vm, "cm9sbGVk")),
-            Operation::AbandonTpm(_) => {}
+            Operation::PrepareRestore(operation::PrepareRestore { bundle }) => {
+                return Ok(self.prepare_restore(vm, &bundle).into());
+            }
+            Operation::PrepareUnlock(_) => return Ok(self.prepare_unlock(vm).into()),
+            Operation::CommitTpm(operation::CommitTpm { key_protector }) => {
+                self.commit_tpm(vm, &key_protector)?;
+            }
+            Operation::AbandonTpm(_) => drop(self.prepared.remove(&vm)),
             Operation::Define(operation::Define { mut metadata }) => {
                 if metadata.spec.tpm {
-                    metadata.key_protector = Some(self.protector("cHJvdGVjdG9y"));
+                    let made = self.made.get(&vm);
+                    if let Some(made) = made {
+                        metadata.ek_certificate = Some(made.ek_certificate.clone());
+                    }
+                    metadata.key_protector = Some(match made {
+                        Some(made) => made.key_protector.clone(),
+                        None => self.protector("cHJvdGVjdG9y"),
+                    });
                 }
-                let vm_there = FakeVm::new(*metadata, VmState::Stopped);
+                let vm_there = self.simulated(FakeVm::new(*metadata, VmState::Stopped));
                 self.vms.entry(vm).or_insert(vm_there);
             }
             Operation::ChangeVm(operation::ChangeVm { steps, direction }) => {
@@ -139,26 +127,25 @@ impl Inner {
                 }
             }
             Operation::Undefine(_) => {
-                if self
-                    .vms
-                    .get(&vm)
-                    .is_some_and(|vm| vm.state != VmState::Stopped)
-                {
-                    return refuse(ErrorCode::VmRunning, "it runs");
-                }
                 self.vms.remove(&vm);
+                self.left.remove(&vm);
+                self.committed.remove(&vm);
             }
-            Operation::Start(_) => match self.vms.get_mut(&vm) {
-                None => return refuse(ErrorCode::VmNotFound, "not here"),
-                Some(found) if found.metadata.transit.is_some() => {
-                    return refuse(ErrorCode::VmStateWrong, "it is not the VM");
+            Operation::Start(_) => {
+                let seals = self.custody.is_some();
+                if let Some(found) = self.vms.get_mut(&vm) {
+                    found.state = VmState::Running;
+                    Self::has_booted(found, seals);
                 }
-                Some(found) => found.state = VmState::Running,
-            },
+            }
             Operation::Stop(stop) => {
+                let half = self.transit(vm).is_some();
                 let Some(found) = self.vms.get_mut(&vm) else {
-                    return Ok(OperationResult::Nothing);
+                    return Ok(operation::Stopped::default().into());
                 };
+                if half && found.state != VmState::Stopped {
+                    return refuse(ErrorCode::VmStateWrong, "it is half of a migration");
+                }
                 let runs = std::mem::replace(&mut found.state, VmState::Stopped);
                 found.runs_with = None;
                 if let Some(tpm) = &mut found.simulated_tpm {
@@ -183,22 +170,20 @@ impl Inner {
                 }
             }
             Operation::Grant(operation::Grant { to }) => {
-                let guardians = self.tpms.entry(vm).or_default();
-                for guardian in to {
-                    if !guardians.contains(&guardian.guardian.id) {
-                        guardians.push(guardian.guardian.id);
-                    }
-                }
-                let key_protector = self.put_protector(vm, "Z3JhbnRlZA");
-                return Ok(operation::Protector { key_protector }.into());
+                let add = to.iter().map(|guardian| &guardian.guardian);
+                let granted = self.rewrap(vm, add, &[], "Z3JhbnRlZA");
+                return granted.map(Into::into);
             }
             Operation::Rewrap(operation::Rewrap { change }) => {
+                let add = change.add.iter().map(|guardian| &guardian.guardian);
+                let wrapped = self.rewrap(vm, add, &change.drop, "cmV3cmFwcGVk")?;
                 if let Some(found) = self.vms.get_mut(&vm) {
                     let revoked = &mut found.metadata.revoked;
+                    let key_id = self.key_ids.get(&vm).copied();
                     if change.why == RewrapReason::Revoked {
                         revoked.extend(change.drop.iter().map(|guardian| Revocation {
                             guardian: guardian.clone(),
-                            key_id: fleetward_model::KeyId(vm.0),
+                            key_id: key_id.unwrap_or(fleetward_model::KeyId(vm.0)),
                         }));
                     }
                     let added = |r: &Revocation| {
@@ -207,17 +192,13 @@ impl Inner {
                     };
                     revoked.retain(|r| change.why != RewrapReason::Granted || !added(r));
                 }
-                let guardians = self.tpms.entry(vm).or_default();
-                guardians.retain(|g| !change.drop.contains(g));
-                for guardian in change.add {
-                    if !guardians.contains(&guardian.guardian.id) {
-                        guardians.push(guardian.guardian.id);
-                    }
-                }
-                let key_protector = self.put_protector(vm, "cmV3cmFwcGVk");
-                return Ok(operation::Protector { key_protector }.into());
+                return Ok(wrapped.into());
             }
-            Operation::PutProtector(_) => {}
+            Operation::PutProtector(operation::PutProtector { key_protector }) => {
+                if self.custody.is_some() {
+                    self.put_sealed(vm, &key_protector);
+                }
+            }
             Operation::PrepareIncoming(operation::PrepareIncoming {
                 metadata,
                 disks,
@@ -240,13 +221,9 @@ impl Inner {
                 if self.arriving.get(&vm) != Some(&job) {
                     return Ok(OperationResult::Nothing);
                 }
-                let here = self.vms.get(&vm);
-                if here.is_some_and(|here| here.metadata.transit.is_none()) {
-                    return refuse(ErrorCode::VmStateWrong, "it is committed");
-                }
                 self.arriving.remove(&vm);
                 self.vms.remove(&vm);
-                self.tpms.remove(&vm);
+                self.remove_tpm(vm, false);
                 for disk in spec.disks {
                     self.volumes.remove(&disk.volume);
                 }
@@ -276,13 +253,15 @@ impl Inner {
                 }
                 let state = VmState::Stopped;
                 self.arriving.insert(vm, job);
-                self.vms.insert(vm, FakeVm::new(metadata, state));
+                let here = self.simulated(FakeVm::new(metadata, state));
+                let protector = here.metadata.key_protector.clone();
+                self.vms.insert(vm, here);
+                if let Some(text) = protector.filter(|_| self.custody.is_some()) {
+                    self.put_sealed(vm, &text);
+                }
             }
             Operation::Supersede(_) => {
                 if let Some(found) = self.vms.get_mut(&vm) {
-                    if found.metadata.transit.is_some() {
-                        return refuse(ErrorCode::VmStateWrong, "it is arriving here");
-                    }
                     found.state = VmState::Stopped;
                     found.metadata.transit = Some(Transit {
                         job,
@@ -291,22 +270,20 @@ impl Inner {
                 }
             }
             Operation::MigrationState(_) => {
-                let here = self
-                    .vms
-                    .get(&vm)
-                    .is_some_and(|vm| vm.state == VmState::Running);
-                let state = if here {
-                    SourceState::Here
-                } else {
-                    SourceState::NotHere
+                let departed = self
+                    .transit(vm)
+                    .is_some_and(|(side, _)| side == TransitSide::Departed);
+                let left = departed || self.left.get(&vm) == Some(&job);
+                let state = match self.state(vm) {
+                    Some(VmState::Running | VmState::Paused) => SourceState::Here,
+                    // Ended by itself: its memory is nowhere, and what is here is the VM.
+                    Some(_) if !left => SourceState::Here,
+                    Some(_) | None => SourceState::NotHere,
                 };
                 return Ok(OperationResult::MigrationState { state });
             }
             Operation::Depart(_) => {
                 if let Some(found) = self.vms.get_mut(&vm) {
-                    if found.state == VmState::Running {
-                        return refuse(ErrorCode::VmRunning, "it runs here");
-                    }
                     found.metadata.transit = Some(Transit {
                         job,
                         side: TransitSide::Departed,
@@ -314,25 +291,22 @@ impl Inner {
                 }
             }
             Operation::CommitIncoming(operation::CommitIncoming { live }) => {
-                let Some(found) = self.vms.get_mut(&vm) else {
-                    return refuse(ErrorCode::VmNotFound, "it never arrived");
-                };
-                found.metadata.transit = None;
-                if live {
-                    found.state = VmState::Running;
+                self.arriving.remove(&vm);
+                self.committed.insert(vm, job);
+                self.left.remove(&vm);
+                if let Some(found) = self.vms.get_mut(&vm) {
+                    found.metadata.transit = None;
+                    if live {
+                        found.state = VmState::Running;
+                    }
                 }
                 return Ok(OperationResult::Committed);
             }
             Operation::CleanUpDeparted(operation::CleanUpDeparted { spec, .. }) => {
-                let departed = self
-                    .vms
-                    .get(&vm)
-                    .is_none_or(|vm| vm.metadata.transit.is_some());
-                if !departed {
-                    return refuse(ErrorCode::VmStateWrong, "it has not departed");
-                }
                 self.vms.remove(&vm);
-                self.tpms.remove(&vm);
+                self.left.remove(&vm);
+                self.committed.remove(&vm);
+                self.remove_tpm(vm, false);
                 for disk in spec.disks {
                     self.volumes.remove(&disk.volume);
                 }
@@ -349,6 +323,17 @@ impl Inner {
         to: &HostName,
         arrives: VmState,
     ) -> Result<OperationResult, Failure> {
+        let migrated = operation::Migrated {
+            total_ms: 1000,
+            downtime_ms: (arrives == VmState::Paused).then_some(100),
+            transferred: 12345,
+        };
+        if self.left.get(&vm) == Some(&job) {
+            return Ok(migrated.into());
+        }
+        if arrives == VmState::Stopped {
+            self.try_tpm(vm, Some(job));
+        }
         let found = self
             .vms
             .get_mut(&vm)
@@ -359,6 +344,10 @@ impl Inner {
         if there.stop.lock().expect("lock").is_cancelled() {
             return Err(lost());
         }
+        if there.arriving.get(&vm) != Some(&job) {
+            let refused = Failure::new(ErrorCode::CredentialsRefused, format!("VM {vm}"));
+            return Err(refused.because("the destination does not expect it"));
+        }
         let transit = Some(Transit {
             job,
             side: TransitSide::Incoming,
@@ -368,7 +357,11 @@ impl Inner {
             ..found.metadata.clone()
         };
         found.state = VmState::Stopped;
-        let simulated_tpm = found.simulated_tpm;
+        self.left.insert(vm, job);
+        let simulated_tpm = found.simulated_tpm.map(|tpm| SimulatedTpm {
+            tried: false,
+            ..tpm
+        });
         there.vms.entry(vm).or_insert(FakeVm {
             simulated_tpm,
             ..FakeVm::new(metadata, arrives)
@@ -377,12 +370,17 @@ impl Inner {
         if let Some(guardians) = guardians {
             there.tpms.insert(vm, guardians);
         }
-        there.tell(vm);
-        Ok(operation::Migrated {
-            total_ms: 1000,
-            downtime_ms: Some(100),
-            transferred: 12345,
+        if let Some(made) = self.made.get(&vm) {
+            there.made.insert(vm, made.clone());
         }
-        .into())
+        if let Some(key_id) = self.key_ids.get(&vm) {
+            there.key_ids.insert(vm, *key_id);
+        }
+        if arrives == VmState::Paused && there.custody.is_some() && there.tpms.contains_key(&vm) {
+            // The destination loads the key again when the memory begins to come.
+            there.record_open(vm, Some(job));
+        }
+        there.tell(vm);
+        Ok(migrated.into())
     }
 }

@@ -1,5 +1,6 @@
 //! A VM on a simulated host, and what a change of it does.
 
+use crate::custody::SealedTpm;
 use fleetward_model::change::machine::MachineDefined;
 use fleetward_model::change::{self, ChangeStep, Direction};
 use fleetward_model::machine::MachineSettings;
@@ -15,6 +16,10 @@ pub struct SimulatedTpm {
     pub writes: u32,
     /// Whether its host tells a digest of its state, so that the controller takes a copy.
     pub told: bool,
+    /// How often its guest has written its UEFI variables; none: there are none.
+    pub variables: Option<u32>,
+    /// Whether this state has been opened with the VM's key on this host.
+    pub tried: bool,
 }
 
 /// Bytes of a state, as of a TPM that a guest uses.
@@ -65,12 +70,33 @@ impl FakeVm {
         }
     }
 
+    /// It has a TPM that was sealed before, of which its host tells, and has been started.
+    pub fn has_sealed(&mut self, tpm: &SealedTpm) {
+        self.metadata.key_protector = Some(tpm.key_protector.clone());
+        self.metadata.ek_certificate = Some(tpm.ek_certificate.clone());
+        self.simulated_tpm = Some(SimulatedTpm {
+            writes: 0,
+            told: true,
+            variables: Some(0),
+            tried: false,
+        });
+    }
+
     /// Its guest writes its TPM, of which its host will tell.
     pub fn write_tpm(&mut self) {
         if let Some(tpm) = &mut self.simulated_tpm {
             tpm.writes += 1;
             tpm.told = true;
+            tpm.tried = false;
         }
+    }
+
+    /// Its guest writes its UEFI variables, where it has some, and its TPM with them: a host tells of a TPM only.
+    pub fn write_variables(&mut self) {
+        if let Some(SimulatedTpm { variables, .. }) = &mut self.simulated_tpm {
+            *variables = variables.map(|writes| writes + 1);
+        }
+        self.write_tpm();
     }
 
     pub(super) fn size(&self) -> MachineDefined {

@@ -1,7 +1,7 @@
 //! Lets a scenario happen in a running fleet. The same seed chooses the same hosts and VMs in the same order.
 
 use super::lies::{self, Lies};
-use super::{Change, Changed, Fault, FaultKind, Scenario};
+use super::{Change, Changed, Fault, FaultKind, Scenario, Whom};
 use crate::agent::FakeAgent;
 use crate::fleet::RunningFleet;
 use fleetward_model::VmId;
@@ -43,6 +43,7 @@ pub(crate) async fn keep_changing(fleet: Arc<RunningFleet>, change: Change) {
             match change.what {
                 Changed::StateReason => fleet.touch(vm, format!("change {done}")),
                 Changed::Tpm => fleet.write_tpm(vm),
+                Changed::Variables => fleet.write_variables(vm),
             };
         }
     }
@@ -50,7 +51,14 @@ pub(crate) async fn keep_changing(fleet: Arc<RunningFleet>, change: Change) {
 
 async fn keep_failing(fleet: Arc<RunningFleet>, fault: Fault, number: u64) {
     let mut random = fastrand::Rng::with_seed(fleet.plan.random_seed ^ number);
-    let hosts = choose_hosts(fleet.hosts.len(), fault.percent, &mut random);
+    let hosts = match &fault.whom {
+        Whom::Percent(percent) => choose_hosts(fleet.hosts.len(), *percent, &mut random),
+        Whom::Group(group) => {
+            let all = (0..fleet.plan.hosts).zip(0..);
+            let those = all.filter(|(host, _)| fleet.plan.group(*host) == *group);
+            those.map(|(_, at)| at).collect()
+        }
+    };
     sleep(fault.after).await;
     loop {
         let begin = Instant::now();
@@ -87,9 +95,15 @@ async fn happen(
             sleep(fault.lasts).await;
             each(&|host| host.silence(false));
         }
-        FaultKind::Partition | FaultKind::Restart => {
+        FaultKind::Partition => {
             each(&FakeAgent::cut);
             sleep(fault.lasts).await;
+            join_all(hosts.iter().map(|host| host.listen_again())).await;
+        }
+        FaultKind::Restart => {
+            each(&FakeAgent::cut);
+            sleep(fault.lasts).await;
+            each(&FakeAgent::begin_anew);
             join_all(hosts.iter().map(|host| host.listen_again())).await;
         }
         FaultKind::Flapping { up, down } => {
@@ -137,6 +151,7 @@ async fn boot(hosts: &[&FakeAgent], time: Duration, random: &mut fastrand::Rng) 
     let mut boots: Vec<(&FakeAgent, VmId)> = Vec::new();
     for host in hosts {
         host.cut();
+        host.begin_anew();
         let ran = host.look(|inner| {
             let running = inner.vms.iter_mut();
             let running = running.filter(|(_, vm)| vm.state == VmState::Running);

@@ -10,7 +10,6 @@ use crate::measure::{PATIENCE, lists};
 use anyhow::Result;
 use fleetward_api::controller::{Accepted, JobState, JobView};
 use fleetward_link::{Client, ClientError};
-use fleetward_model::audit::AuditRecord;
 use fleetward_model::{Failure, JobId, VmId};
 use futures_util::future::join_all;
 use serde::Serialize;
@@ -170,15 +169,13 @@ fn judge_list(accepted: &BTreeMap<JobId, VmId>, listed: &[JobView]) -> (usize, V
 
 /// The jobs of the kind for which hosts did something, each as often as they did, with the VM.
 fn performed(fleet: &RunningFleet) -> Vec<(JobId, VmId)> {
-    let of_host = |records: &[AuditRecord]| {
-        let stops = records.iter().filter(|record| record.reason == OPERATION);
-        stops
-            .filter_map(|record| record.job.zip(record.vm))
-            .collect::<Vec<_>>()
+    let of_host = |all: &[(&str, JobId, VmId)]| {
+        let stops = all.iter().filter(|(name, ..)| *name == OPERATION);
+        stops.map(|(_, job, vm)| (*job, *vm)).collect::<Vec<_>>()
     };
     let hosts = fleet.hosts.iter();
     hosts
-        .flat_map(|host| host.look(|inner| of_host(&inner.audit)))
+        .flat_map(|host| host.look(|inner| of_host(&inner.performed)))
         .collect()
 }
 

@@ -53,6 +53,8 @@ pub struct State {
     pub domains: BTreeMap<VmId, Domain>,
     pub secrets: BTreeMap<VmId, String>,
     pub started: Vec<VmId>,
+    /// The variables of every VM that has started or arrived.
+    pub firmware_writes: Option<Vec<u8>>,
     pub ignore_shutdown: bool,
     pub away: bool,
     /// Running guests keep their devices as they are.
@@ -156,6 +158,9 @@ impl Fake {
                             std::fs::write(fake.tpm(id), tpm_state("arrived")).unwrap();
                         }
                         let domain = fake.domain(metadata, DomainState::Paused { incoming: false });
+                        if let Some(variables) = &state.firmware_writes {
+                            std::fs::write(&domain.nvram, variables).unwrap();
+                        }
                         state.domains.insert(id, domain);
                         "ok\n"
                     }
@@ -589,7 +594,8 @@ impl Hypervisor for Fake {
                     source: "Secret not found".into(),
                 });
             }
-            std::fs::write(&domain.nvram, b"vars").unwrap();
+            let variables = s.firmware_writes.as_deref().unwrap_or(b"vars");
+            std::fs::write(&domain.nvram, variables).unwrap();
             domain.restarts();
             domain.state = DomainState::Running;
             s.started.push(id);

@@ -10,7 +10,9 @@ use fake::Fake;
 use fleetward_agent::{Agent, Config, Machinery, join};
 use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::{self, *};
-use fleetward_api::controller::{JoinReply, JoinRequest, RejoinReply, RejoinRequest};
+use fleetward_api::controller::{
+    JoinReply, JoinRequest, RejoinReply, RejoinRequest, TokenRequest, TokenView,
+};
 use fleetward_link::*;
 use fleetward_model::guardian::{EndorsedGuardian, GuardianFacts};
 use fleetward_model::vm::*;
@@ -29,6 +31,7 @@ pub struct Fleet {
     pub address: String,
     credential: LiveCredential,
     guardians: Arc<Mutex<BTreeMap<HostName, GuardianFacts>>>,
+    joins: Arc<Mutex<Vec<serde_json::Value>>>,
     pub dir: tempfile::TempDir,
 }
 
@@ -38,6 +41,16 @@ pub fn now() -> OffsetDateTime {
 
 fn validity() -> Validity {
     Validity::starting(now(), authority::MEMBER_LIFETIME)
+}
+
+fn new_token(controller: &str, authority: Fingerprint, host: &HostName) -> JoinToken {
+    JoinToken {
+        controller: controller.to_owned(),
+        authority,
+        host: host.clone(),
+        secret: JoinSecret::random().unwrap(),
+        expires: now() + time::Duration::hours(1),
+    }
 }
 
 impl Fleet {
@@ -56,9 +69,13 @@ impl Fleet {
             .unwrap();
         let credential = LiveCredential::new(request.into_credential(&chain).unwrap());
         let guardians: Arc<Mutex<BTreeMap<HostName, GuardianFacts>>> = Arc::default();
+        let joins: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
         let answer = {
             let (authority, guardians) = (authority.clone(), guardians.clone());
-            move |Json(body): Json<JoinRequest>| async move {
+            let joins = joins.clone();
+            move |Json(body): Json<serde_json::Value>| async move {
+                joins.lock().unwrap().push(body.clone());
+                let body: JoinRequest = serde_json::from_value(body).unwrap();
                 let token = JoinToken::parse(&body.token, now()).unwrap();
                 let host = token.host.clone();
                 guardians
@@ -106,7 +123,19 @@ impl Fleet {
         );
         let server = TlsServer::bind("127.0.0.1:0", tls).await.unwrap();
         let address = server.local_addr().unwrap().to_string();
+        let fingerprint = authority.trust().fingerprint();
+        let own = address.clone();
+        let tokens = move |Json(body): Json<TokenRequest>| async move {
+            let token = new_token(&own, fingerprint, &body.host);
+            Json(TokenView {
+                host: body.host,
+                group: body.group,
+                expires: token.expires,
+                token: token.encode().to_string(),
+            })
+        };
         let router = Router::new()
+            .route("/v1/host-tokens", post(tokens))
             .route("/v1/join", post(answer))
             .route("/v1/rejoin", post(rejoin));
         tokio::spawn(server.serve(router, CancellationToken::new()));
@@ -115,20 +144,20 @@ impl Fleet {
             address,
             credential,
             guardians,
+            joins,
             dir,
         }
     }
 
     pub fn token(&self, host: &str) -> String {
-        JoinToken {
-            controller: self.address.clone(),
-            authority: self.authority.trust().fingerprint(),
-            host: host.parse().unwrap(),
-            secret: JoinSecret::random().unwrap(),
-            expires: now() + time::Duration::hours(1),
-        }
-        .encode()
-        .to_string()
+        let fingerprint = self.authority.trust().fingerprint();
+        let token = new_token(&self.address, fingerprint, &host.parse().unwrap());
+        token.encode().to_string()
+    }
+
+    /// What hosts sent to join, in order.
+    pub fn joins(&self) -> Vec<serde_json::Value> {
+        self.joins.lock().unwrap().clone()
     }
 
     pub fn client(&self, host: &str, address: &str) -> Client {

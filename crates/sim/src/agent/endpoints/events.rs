@@ -5,9 +5,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use fleetward_api::agent::{AgentEvent, Telling};
-use fleetward_model::host::HostFacts;
 use http::HeaderMap;
-use time::OffsetDateTime;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, Interval, interval_at};
 
@@ -60,7 +58,7 @@ impl Reader {
                 _ = self.due.tick() => {
                     let inner = self.inner.lock().expect("lock");
                     return Some(AgentEvent::Facts {
-                        facts: facts_now(&inner),
+                        facts: inner.facts_now(),
                         audit: inner.audit_head(),
                     });
                 }
@@ -68,7 +66,7 @@ impl Reader {
         }
         let inner = self.inner.lock().expect("lock");
         Some(AgentEvent::Snapshot {
-            facts: facts_now(&inner),
+            facts: inner.facts_now(),
             vms: inner
                 .vms
                 .keys()
@@ -85,11 +83,4 @@ fn next_facts(inner: &Inner) -> Instant {
     let since = Instant::now().saturating_duration_since(first);
     let rounds = since.as_nanos() / inner.facts_every.as_nanos().max(1);
     first + inner.facts_every * (u32::try_from(rounds).unwrap_or(u32::MAX) + 1)
-}
-
-fn facts_now(inner: &Inner) -> Box<HostFacts> {
-    Box::new(HostFacts {
-        clock: OffsetDateTime::now_utc() + inner.clock_ahead,
-        ..inner.facts.clone()
-    })
 }

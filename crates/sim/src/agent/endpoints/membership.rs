@@ -1,6 +1,6 @@
 //! A host as a member of the fleet: its certificates, its audit log and what it has witnessed of the controller's.
 
-use super::{Shared, refusal};
+use super::{Body, Shared, refusal};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -39,7 +39,7 @@ pub(super) async fn ask_for_certificate(State(inner): State<Shared>) -> Response
 
 pub(super) async fn put_certificate(
     State(inner): State<Shared>,
-    Json(answer): Json<CertificateAnswer>,
+    Body(answer): Body<CertificateAnswer>,
 ) -> Response {
     let mut inner = inner.lock().expect("lock");
     let certificate = &mut inner.certificate;
@@ -56,7 +56,7 @@ pub(super) async fn put_certificate(
 
 pub(super) async fn refuse_certificates(
     State(inner): State<Shared>,
-    Json(list): Json<RefusedCertificates>,
+    Body(list): Body<RefusedCertificates>,
 ) -> Json<RefusedHeld> {
     let mut inner = inner.lock().expect("lock");
     inner.lists_given += 1;
@@ -87,7 +87,7 @@ pub(super) async fn audit(
 
 pub(super) async fn witness(
     State(inner): State<Shared>,
-    Json(shown): Json<Option<AuditHead>>,
+    Body(shown): Body<Option<AuditHead>>,
 ) -> Json<Option<AuditHead>> {
     let mut inner = inner.lock().expect("lock");
     inner.audit_requests.1 += 1;

@@ -1,20 +1,20 @@
 //! Operations, questions before them, and what they leave.
 
-use super::{Shared, line};
+use super::{Body as Asked, Shared, line, refusal};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use fleetward_api::agent::operation::Operation;
-use fleetward_api::agent::{CanOpen, IncomingAnswer, OperationLine, OperationRequest, Question};
-use fleetward_model::audit::{AuditAction, AuditEvent, AuditRecord};
+use fleetward_api::agent::{
+    CancelRequest, IncomingAnswer, OperationLine, OperationRequest, Question,
+};
 use fleetward_model::{ErrorCode, Failure};
 use std::sync::Mutex;
-use time::OffsetDateTime;
 
 pub(super) async fn operate(
     State(inner): State<Shared>,
-    Json(request): Json<OperationRequest>,
+    Asked(request): Asked<OperationRequest>,
 ) -> Response {
     let name = request.operation.name();
     let death = inner.lock().expect("lock").deaths.remove(name);
@@ -43,10 +43,11 @@ pub(super) async fn operate(
         let seen = inner.generations.entry(request.vm).or_default();
         let stale = request.generation < *seen;
         *seen = request.generation.max(*seen);
+        // What cannot be begun is refused; what was begun and fails says so in its last line.
         if stale {
-            Err(Failure::new(ErrorCode::StaleGeneration, name))
+            return refusal(Failure::new(ErrorCode::StaleGeneration, name));
         } else if inner.unknown.contains(name) {
-            Err(Failure::new(ErrorCode::InvalidRequest, name))
+            return refusal(Failure::new(ErrorCode::InvalidRequest, name));
         } else if inner.busy.contains(name) {
             Err(Failure::new(ErrorCode::HostUnreachable, "not now"))
         } else if inner.broken.contains(name) {
@@ -54,26 +55,20 @@ pub(super) async fn operate(
         } else if let Some(failure) = inner.fail.remove(name) {
             Err(failure)
         } else {
-            let mut outcome = inner.perform(request.job, request.vm, request.operation);
+            let (job, vm) = (request.job, request.vm);
+            let uses = inner.uses(vm, &request.operation);
+            inner.performed.push((name, job, vm));
+            let mut outcome = inner.perform(job, vm, request.operation);
+            if outcome.is_ok() {
+                inner.record(job, vm, uses);
+            }
             if inner.fail_after.remove(name) {
                 outcome = Err(Failure::new(
                     ErrorCode::MigrationFailed,
                     "the answer was lost",
                 ));
             }
-            inner.tell(request.vm);
-            let event = AuditEvent {
-                time: OffsetDateTime::now_utc(),
-                host: inner.host.clone(),
-                actor: "controller".into(),
-                action: AuditAction::Open,
-                vm: Some(request.vm),
-                guardian: None,
-                reason: name.into(),
-                job: Some(request.job),
-            };
-            let record = AuditRecord::chain(inner.audit.last(), event);
-            inner.audit.push(record);
+            inner.tell(vm);
             outcome
         }
     };
@@ -98,25 +93,24 @@ pub(super) async fn operate(
     Body::from_stream(futures_util::stream::iter([line(&progress), line(&last)])).into_response()
 }
 
+/// What a simulated host does is done at once: there is nothing to cancel.
+pub(super) async fn cancel(Asked(_): Asked<CancelRequest>) -> http::StatusCode {
+    http::StatusCode::NO_CONTENT
+}
+
 pub(super) async fn question(
     State(inner): State<Shared>,
-    Json(question): Json<Question>,
+    Asked(question): Asked<Question>,
 ) -> Json<IncomingAnswer> {
     let inner = inner.lock().expect("lock");
     Json(IncomingAnswer {
         uuid_taken: Some(inner.vms.contains_key(&question.metadata.spec.id)),
-        name_taken: Some(
-            inner
-                .vms
-                .values()
-                .any(|vm| vm.metadata.spec.name == question.metadata.spec.name),
-        ),
+        name_taken: Some(inner.vms.iter().any(|(id, vm)| {
+            let spec = &question.metadata.spec;
+            vm.metadata.spec.name == spec.name && *id != spec.id
+        })),
         cpu_problem: None,
         flash_problem: None,
-        can_open: match question.metadata.spec.tpm {
-            true if inner.opens.contains(&question.metadata.spec.id) => CanOpen::Yes,
-            true => CanOpen::NotGranted,
-            false => CanOpen::NoTpm,
-        },
+        can_open: inner.can_open(&question.metadata),
     })
 }

@@ -1,9 +1,9 @@
 //! VMs, copies of their TPMs, and media for their first boots.
 
-use super::{Shared, refusal};
+use super::{Inner, Shared, Vm, refusal};
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,25 +16,33 @@ use http::HeaderMap;
 use std::sync::LazyLock;
 use time::OffsetDateTime;
 
-pub(super) async fn vm(
-    State(inner): State<Shared>,
-    Path(id): Path<VmId>,
-    headers: HeaderMap,
-) -> Response {
+pub(super) async fn vm(State(inner): State<Shared>, Vm(id): Vm, headers: HeaderMap) -> Response {
     let inner = inner.lock().expect("lock");
-    match inner.observed(inner.answers_with.unwrap_or(id)) {
-        Some(vm) => Json(VmDetail {
-            vm: match inner.answers_in(&headers) {
-                Some(formats) => vm.readable_with(formats),
-                None => vm,
-            },
-            cpu_xml: None,
-            flash: None,
-            can_open: CanOpen::Yes,
-            tpm_state: inner.judged.clone(),
-            tpm_states: inner.seen_states.clone(),
-        })
-        .into_response(),
+    let id = inner.answers_with.unwrap_or(id);
+    match inner.observed(id) {
+        Some(vm) => {
+            let formats = inner.answers_in(&headers);
+            let can_open = match (&inner.custody, &vm.metadata) {
+                (Some(_), Some(metadata)) => inner.can_open(metadata),
+                _ => CanOpen::Yes,
+            };
+            let mut tpm_states = inner.seen_states.clone();
+            if inner.custody.is_some() && formats.is_none_or(|formats| formats.custody < 2) {
+                tpm_states.extend(vm.tpm.state_sha256.clone());
+            }
+            Json(VmDetail {
+                vm: match formats {
+                    Some(formats) => vm.readable_with(formats),
+                    None => vm,
+                },
+                cpu_xml: None,
+                flash: None,
+                can_open,
+                tpm_state: inner.judged(id),
+                tpm_states,
+            })
+            .into_response()
+        }
         None => refusal(Failure::new(ErrorCode::VmNotFound, "no such VM")),
     }
 }
@@ -42,7 +50,7 @@ pub(super) async fn vm(
 /// A bundle as it has to be, with a key protector for just this VM.
 pub(super) async fn tpm(
     State(inner): State<Shared>,
-    Path(asked): Path<VmId>,
+    Vm(asked): Vm,
     Query(query): Query<TpmQuery>,
 ) -> Response {
     let (id, metadata, simulated) = {
@@ -52,11 +60,21 @@ pub(super) async fn tpm(
             return refusal(failure.clone());
         }
         match inner.vms.get(&id) {
+            None => return refusal(Failure::new(ErrorCode::VmNotFound, "no such VM")),
+            Some(vm) if vm.metadata.transit.is_some() => {
+                let half = "the copy on this host is not the VM";
+                return refusal(Failure::new(ErrorCode::VmStateWrong, half));
+            }
+            Some(_) => {}
+        }
+        inner.try_tpm(id, None);
+        if let Some(whole) = inner.sealed_bundle(id) {
+            return give(&mut inner, whole, &query);
+        }
+        match inner.vms.get(&id) {
             Some(vm) if inner.parts.contains_key(&id) => {
                 let whole = TpmBundle::new(vm.metadata.clone(), &inner.parts[&id]);
-                let bundle = whole.answering(&query);
-                inner.variables_left_out += usize::from(bundle.same_variables);
-                return Json(bundle).into_response();
+                return give(&mut inner, whole, &query);
             }
             Some(vm) if vm.metadata.spec.tpm => (id, vm.metadata.clone(), vm.simulated_tpm),
             _ => return refusal(Failure::new(ErrorCode::TpmStateMissing, "no TPM")),
@@ -79,7 +97,19 @@ pub(super) async fn tpm(
     if simulated.is_some() {
         keep_protector(&inner, id, STANDARD.encode(&parts.key_protector));
     }
-    Json(TpmBundle::new(metadata, &parts)).into_response()
+    let mut inner = inner.lock().expect("lock");
+    give(&mut inner, TpmBundle::new(metadata, &parts), &query)
+}
+
+/// A copy as an answer, counted.
+fn give(inner: &mut Inner, whole: TpmBundle, query: &TpmQuery) -> Response {
+    let bundle = whole.answering(query);
+    let body = serde_json::to_vec(&bundle).expect("json");
+    inner.given.copies += 1;
+    inner.given.bytes += body.len() as u64;
+    inner.given.without_variables += u64::from(bundle.same_variables);
+    let kind = (http::header::CONTENT_TYPE, "application/json");
+    ([kind], body).into_response()
 }
 
 /// A key protector for a VM. Its owner is of no fleet.
@@ -111,17 +141,14 @@ fn keep_protector(inner: &Shared, id: VmId, text: String) {
     }
 }
 
-pub(super) async fn delete_history(
-    State(inner): State<Shared>,
-    Path(vm): Path<VmId>,
-) -> http::StatusCode {
+pub(super) async fn delete_history(State(inner): State<Shared>, Vm(vm): Vm) -> http::StatusCode {
     let mut inner = inner.lock().expect("lock");
     inner.facts.histories.retain(|kept| *kept != vm);
     inner.tell_facts();
     http::StatusCode::NO_CONTENT
 }
 
-pub(super) async fn seed(State(inner): State<Shared>, Path(vm): Path<VmId>) -> Response {
+pub(super) async fn seed(State(inner): State<Shared>, Vm(vm): Vm) -> Response {
     match inner.lock().expect("lock").seeds.get(&vm) {
         Some(content) => content.clone().into_response(),
         None => refusal(Failure::new(ErrorCode::NotFound, "no such medium")),
@@ -130,17 +157,14 @@ pub(super) async fn seed(State(inner): State<Shared>, Path(vm): Path<VmId>) -> R
 
 pub(super) async fn put_seed(
     State(inner): State<Shared>,
-    Path(vm): Path<VmId>,
+    Vm(vm): Vm,
     content: Bytes,
 ) -> http::StatusCode {
     inner.lock().expect("lock").seeds.insert(vm, content);
     http::StatusCode::NO_CONTENT
 }
 
-pub(super) async fn delete_seed(
-    State(inner): State<Shared>,
-    Path(vm): Path<VmId>,
-) -> http::StatusCode {
+pub(super) async fn delete_seed(State(inner): State<Shared>, Vm(vm): Vm) -> http::StatusCode {
     inner.lock().expect("lock").seeds.remove(&vm);
     http::StatusCode::NO_CONTENT
 }
