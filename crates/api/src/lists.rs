@@ -5,10 +5,12 @@
 //! were written before there were pages miss nothing; of jobs only the newest 1,000 are given then.
 
 use crate::controller::{
-    AdminCertificate, ApiTokenView, AuditQuery, EkAuthorityView, EkCertificateView, EkStanding,
-    GuardianView, HostCheckQuery, HostCheckView, HostView, ImageView, JobState, JobView,
-    NetworkView, TemplateView, VmQuery, VmView,
+    AdminCertificate, ApiTokenView, AuditQuery, CheckQuery, CheckView, EkAuthorityView,
+    EkCertificateView, EkStanding, GuardianView, HostCheckQuery, HostCheckView, HostView,
+    ImageView, JobState, JobView, NetworkView, SecureBootKind, SecureBootQuery, SecureBootView,
+    TemplateView, VmQuery, VmView,
 };
+use crate::tpm::TpmVersion;
 use fleetward_model::audit::AuditRecord;
 use fleetward_model::certificate::Serial;
 use fleetward_model::host::HostState;
@@ -109,6 +111,17 @@ pub struct GuardianQuery {
     pub after: Option<String>,
 }
 
+/// Query of lists that nothing is chosen from.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// at most so many rows, 1 to 1,000; without it all
+    pub limit: Option<u32>,
+    /// only what follows: of a guardian's certificates HOST/GUARDIAN/SHA256, of versions of a TPM ID/VERSION, of TPMs that are
+    /// kept NAME/ID, each of a row
+    pub after: Option<String>,
+}
+
 macro_rules! paged {
     ($($query:ident),*) => {
         $(impl Paged for $query {
@@ -131,6 +144,9 @@ paged!(
     EkQuery,
     JobQuery,
     GuardianQuery,
+    PageQuery,
+    CheckQuery,
+    SecureBootQuery,
     VmQuery,
     AuditQuery
 );
@@ -193,6 +209,44 @@ impl Row for TemplateView {
 impl Row for VmView {
     fn cursor(&self) -> String {
         format!("{}/{}/{}", self.name, self.host, self.id)
+    }
+}
+
+impl Row for CheckView {
+    fn cursor(&self) -> String {
+        let id = self.id.map(|id| id.to_string());
+        format!("{}/{}/{}", self.vm, id.unwrap_or_default(), self.to)
+    }
+}
+
+/// VMs, each before its versions; then templates.
+impl Row for SecureBootView {
+    fn cursor(&self) -> String {
+        let kind = match self.kind {
+            SecureBootKind::Vm | SecureBootKind::Version => SecureBootKind::Vm,
+            SecureBootKind::Template => SecureBootKind::Template,
+        };
+        let id = self.id.map(|id| format!("/{id}")).unwrap_or_default();
+        let version = self.version.map(|version| format!("/{version}"));
+        format!("{kind}/{}{id}{}", self.name, version.unwrap_or_default())
+    }
+}
+
+/// As the versions of one TPM follow one another. Of TPMs whose VMs are gone, see [`KeptTpm`].
+impl Row for TpmVersion {
+    fn cursor(&self) -> String {
+        format!("{}/{}", self.vm, self.version)
+    }
+}
+
+/// The newest version of the TPM of a VM that is gone: such TPMs are listed by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+pub struct KeptTpm(pub TpmVersion);
+
+impl Row for KeptTpm {
+    fn cursor(&self) -> String {
+        format!("{}/{}", self.0.vm_name, self.0.vm)
     }
 }
 

@@ -83,23 +83,43 @@ impl Controller {
         V::Request: Paged,
         T: Row + DeserializeOwned,
     {
-        let mut pages = self.pages::<V, T>(query, limit);
-        let mut rows = Vec::new();
-        while let Some(page) = pages.next().await? {
-            rows.extend(page);
-        }
-        Ok(rows)
+        self.pages::<V, T>(query, limit).all().await
     }
 
-    /// The same, a page at a time.
+    /// All rows of a list about one thing, which `path` names.
+    pub(crate) async fn list_of<'c, V, T>(&'c self, path: V::Path<'c>) -> Result<Vec<T>, Failure>
+    where
+        V: Verb,
+        V::Request: Paged + Default,
+        T: Row + DeserializeOwned,
+    {
+        let pages: Pages<'c, V, T> = self.pages_of(path, V::Request::default(), None);
+        pages.all().await
+    }
+
+    /// The rows of a list, a page at a time.
     pub(crate) fn pages<V, T>(&self, query: V::Request, limit: Option<usize>) -> Pages<'_, V, T>
     where
         V: for<'a> Verb<Path<'a> = [&'a str; 0]>,
         V::Request: Paged,
         T: Row + DeserializeOwned,
     {
+        self.pages_of([], query, limit)
+    }
+
+    fn pages_of<'c, V, T>(
+        &'c self,
+        path: V::Path<'c>,
+        query: V::Request,
+        limit: Option<usize>,
+    ) -> Pages<'c, V, T>
+    where
+        V: Verb,
+        V::Request: Paged,
+    {
         Pages {
             controller: self,
+            path,
             after: query.after().map(str::to_owned),
             query,
             wanted: limit.unwrap_or(usize::MAX),
@@ -199,6 +219,7 @@ impl Controller {
 /// A list that comes a page at a time.
 pub(crate) struct Pages<'c, V: Verb, T> {
     controller: &'c Controller,
+    path: V::Path<'c>,
     query: V::Request,
     /// Rows that are still wanted.
     wanted: usize,
@@ -211,10 +232,19 @@ pub(crate) struct Pages<'c, V: Verb, T> {
 
 impl<V, T> Pages<'_, V, T>
 where
-    V: for<'a> Verb<Path<'a> = [&'a str; 0]>,
+    V: Verb,
     V::Request: Paged,
     T: Row + DeserializeOwned,
 {
+    /// What is left of the list.
+    async fn all(mut self) -> Result<Vec<T>, Failure> {
+        let mut rows = Vec::new();
+        while let Some(page) = self.next().await? {
+            rows.extend(page);
+        }
+        Ok(rows)
+    }
+
     /// The next page; the first may be empty, the others are not.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<T>>, Failure> {
         if self.is_over {
@@ -222,7 +252,7 @@ where
         }
         let length = PAGE.min(self.wanted);
         self.query.set_page(length as u32, self.after.take());
-        let asked = self.controller.read::<V, Vec<T>>([], &self.query);
+        let asked = self.controller.read::<V, Vec<T>>(self.path, &self.query);
         let mut page = asked.await?;
         let begins = page.first().map(T::cursor);
         // A controller that knows of no pages gives the list whole, however often it is asked.

@@ -129,6 +129,7 @@ pub(crate) fn judge(
         .map(|finding| finding.code);
     CheckView {
         vm: vm.name.clone(),
+        id: Some(vm.id),
         from: vm.host.clone(),
         to: to_name,
         possible: code.is_none(),

@@ -44,6 +44,7 @@ use fleetward_model::{ErrorCode, Failure, GroupName, HostName, VmId, VmName};
 use fleetward_store::{Store, StoreError, Txn};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -485,6 +486,30 @@ impl Inventory {
     pub(crate) fn some_from(&self, name: &VmName, limit: usize) -> Vec<Arc<VmObserved>> {
         let catalogue = &self.read().catalogue;
         catalogue.from(name).take(limit).cloned().collect()
+    }
+
+    /// VMs by name and, of one name, by id, so that one which moves keeps its place: at least so many, and the others of the
+    /// last one's name.
+    pub(crate) fn by_name(&self, from: Bound<&VmName>, least: usize) -> Vec<Arc<VmObserved>> {
+        let state = self.read();
+        let catalogue = &state.catalogue;
+        let following: Box<dyn Iterator<Item = &Arc<VmObserved>>> = match from {
+            Bound::Unbounded => Box::new(catalogue.all()),
+            Bound::Included(name) => Box::new(catalogue.from(name)),
+            Bound::Excluded(name) => {
+                let from = catalogue.from(name);
+                Box::new(from.skip_while(move |vm| vm.name == *name))
+            }
+        };
+        let mut some: Vec<Arc<VmObserved>> = Vec::new();
+        for vm in following {
+            if some.len() >= least && some.last().is_some_and(|last| last.name != vm.name) {
+                break;
+            }
+            some.push(Arc::clone(vm));
+        }
+        some.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        some
     }
 
     /// One VM by its id.

@@ -21,39 +21,30 @@ use std::sync::Arc;
 
 /// Questions to hosts at once.
 const ASKED_AT_ONCE: usize = 16;
-/// VM and host, of the largest matrix: some 60 MB of text.
-const MOST_PAIRS: usize = 100_000;
 /// Pairs that are judged before others get their turn.
 const SLICE: usize = 100;
 
-/// Checks VMs against hosts, in the order given; stopped VMs for a move while stopped.
+/// Checks each VM against its host; stopped VMs for a move while stopped.
 ///
 /// # Errors
-/// `TOO_LARGE`.
+/// `HOST_NOT_FOUND`.
 pub(crate) async fn survey(
     world: &World,
-    vms: &[Arc<VmObserved>],
-    hosts: &[HostName],
+    pairs: &[(Arc<VmObserved>, &HostName)],
     offline: bool,
 ) -> Result<Vec<CheckView>, Failure> {
-    if vms.len().saturating_mul(hosts.len()) > MOST_PAIRS {
-        let (vms, hosts) = (vms.len(), hosts.len());
-        let what = format!("the check of {vms} VMs against {hosts} hosts");
-        let because = format!("it is made for {MOST_PAIRS} pairs of VM and host at most");
-        return Err(Failure::new(ErrorCode::TooLarge, what)
-            .because(because)
-            .fix("fleetward check --by-host"));
-    }
     let mut known = Known::of(world);
-    for host in hosts.iter().chain(vms.iter().map(|vm| &vm.host)) {
-        known.learn(host)?;
+    for (vm, to) in pairs {
+        known.learn(&vm.host)?;
+        known.learn(to)?;
     }
     let known = &known;
-    let vms: Vec<_> = vms.iter().map(|vm| (vm, known.unseen(vm))).collect();
-    let pairs = vms
-        .iter()
-        .flat_map(|of| hosts.iter().map(move |to| (of, to)));
-    let checks = pairs.map(|((vm, unseen), to)| {
+    let mut of_vms = HashMap::new();
+    for (vm, _) in pairs {
+        of_vms.entry(vm.id).or_insert_with(|| known.unseen(vm));
+    }
+    let checks = pairs.iter().map(|(vm, to)| {
+        let unseen = &of_vms[&vm.id];
         let offline = offline || vm.state.stands_still();
         async move {
             match known.judge(vm, unseen, to, offline) {

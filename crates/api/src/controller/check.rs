@@ -1,7 +1,7 @@
 //! Checks and audit.
 
 use fleetward_model::error::Finding;
-use fleetward_model::{ErrorCode, GroupName, HostName, VmName};
+use fleetward_model::{ErrorCode, Failure, GroupName, HostName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -17,12 +17,40 @@ pub struct CheckQuery {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[param(value_type = Option<bool>)]
     pub offline: bool,
+    /// at most so many rows, 1 to 1,000; without it all, where they are 100,000 at most
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// only what follows: VM/ID/TO of a row
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// Rows of the largest check that is given whole: some 60 MB of text.
+const MOST_PAIRS: usize = 100_000;
+
+/// Refuses to check so many VMs against so many hosts at once.
+///
+/// # Errors
+/// `TOO_LARGE`.
+pub fn require_pairs(vms: usize, hosts: usize) -> Result<(), Failure> {
+    if vms.saturating_mul(hosts) <= MOST_PAIRS {
+        return Ok(());
+    }
+    let what = format!("the check of {vms} VMs against {hosts} hosts");
+    let because =
+        format!("without a limit it is made for {MOST_PAIRS} pairs of VM and host at most");
+    Err(Failure::new(ErrorCode::TooLarge, what)
+        .because(because)
+        .fix("fleetward check --by-host"))
 }
 
 /// Whether one VM can move to (or, on its own host, start on) one host.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CheckView {
     pub vm: VmName,
+    /// The VM's; none where an older controller answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<VmId>,
     pub from: HostName,
     pub to: HostName,
     pub possible: bool,

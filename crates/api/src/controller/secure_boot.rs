@@ -1,7 +1,7 @@
 //! Secure Boot of VMs, templates and kept versions.
 
-use fleetward_model::HostName;
 use fleetward_model::secure_boot::{CertificateState, SecureBootObserved};
+use fleetward_model::{HostName, VmId};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
@@ -17,14 +17,23 @@ pub struct SecureBootQuery {
     #[serde(default)]
     #[param(value_type = Option<bool>)]
     pub versions: bool,
+    /// at most so many rows, 1 to 1,000; without it all
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// only what follows: KIND/NAME/ID/VERSION of a row, of which a VM has no version and a template neither that nor an id
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
 }
 
 /// What the UEFI variables of one thing say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SecureBootView {
     pub kind: SecureBootKind,
-    /// Of the VM, or of the template.
+    /// Of the VM, also where a kept version is of a time at which it had another; or of the template.
     pub name: String,
+    /// Of the VM; none of a template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<VmId>,
     /// Where the VM is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostName>,

@@ -7,6 +7,6 @@ verb! {
     operation: "check" in "vms",
     access: Viewer,
     request: query(CheckQuery),
-    answer: list(CheckView) { 200 },
+    answer: pages(CheckView) { 200 },
     patience: long,
 }

@@ -77,7 +77,7 @@ pub trait Verb {
     const LONG: bool;
 
     /// Values for the path's parameters, in their order.
-    type Path<'a>: AsRef<[&'a str]>;
+    type Path<'a>: AsRef<[&'a str]> + Copy;
     type Request: Serialize + DeserializeOwned;
     /// One line, where there are several.
     type Answer: Serialize + DeserializeOwned;

@@ -7,5 +7,5 @@ verb! {
     operation: "secure_boot_status" in "secure boot",
     access: Viewer,
     request: query(SecureBootQuery),
-    answer: list(SecureBootView) { 200 },
+    answer: pages(SecureBootView) { 200 },
 }

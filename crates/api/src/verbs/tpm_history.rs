@@ -1,3 +1,4 @@
+use crate::lists::PageQuery;
 use crate::tpm::TpmVersion;
 use crate::verbs::verb;
 
@@ -6,6 +7,6 @@ verb! {
     TpmHistory = get "/v1/vms/{vm}/tpm/history" ("vm" = "name or id"),
     operation: "tpm_history" in "tpm",
     access: Viewer,
-    request: none,
-    answer: list(TpmVersion) { 200 },
+    request: query(PageQuery),
+    answer: pages(TpmVersion) { 200 },
 }

@@ -1,11 +1,11 @@
-use crate::tpm::TpmVersion;
+use crate::lists::{KeptTpm, PageQuery};
 use crate::verbs::verb;
 
 verb! {
-    /// The TPMs that are kept of VMs which are not there any more: the newest version of each VM.
+    /// The TPMs that are kept of VMs which are not there any more: the newest version of each VM, by name.
     TpmKept = get "/v1/kept-tpms" (),
     operation: "tpm_kept" in "tpm",
     access: Viewer,
-    request: none,
-    answer: list(TpmVersion) { 200 },
+    request: query(PageQuery),
+    answer: pages(KeptTpm) { 200 },
 }

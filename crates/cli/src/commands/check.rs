@@ -4,8 +4,10 @@ use super::Context;
 use crate::args::CheckArgs;
 use crate::exit::{Exit, Stop};
 use crate::{messages, table};
-use fleetward_api::controller::{CheckQuery, CheckView, HostCheckQuery, HostCheckView};
-use fleetward_api::verbs::{FleetCheck, HostCheck};
+use fleetward_api::controller::{
+    CheckQuery, CheckView, HostCheckQuery, HostCheckView, require_pairs,
+};
+use fleetward_api::verbs::{FleetCheck, FleetStatus, HostCheck};
 use fleetward_model::{ErrorCode, Failure, HostName, VmName};
 
 pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<Exit, Stop> {
@@ -28,40 +30,39 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<Exit, Stop
     match (vm, to) {
         (Some(vm), Some(to)) => moves(context, &[vm], &to, offline).await,
         (Some(vm), None) => {
-            let checks = context
-                .controller
-                .call::<FleetCheck>(
-                    [],
-                    &CheckQuery {
-                        vm: Some(vm),
-                        to: None,
-                        offline,
-                    },
-                )
-                .await?;
+            let checks = checks(context, Some(vm), None, offline).await?;
             context
                 .output
                 .document(&checks, || table::findings(&checks))?;
             Ok(Exit::Done)
         }
         (None, to) => {
-            let checks = context
-                .controller
-                .call::<FleetCheck>(
-                    [],
-                    &CheckQuery {
-                        vm: None,
-                        to,
-                        offline,
-                    },
-                )
-                .await?;
+            let status = context.controller.call::<FleetStatus>([], &()).await?;
+            let hosts = if to.is_some() { 1 } else { status.hosts };
+            require_pairs(status.vms as usize, hosts as usize)?;
+            let checks = checks(context, None, to, offline).await?;
             context
                 .output
                 .document(&checks, || table::check_matrix(&checks))?;
             Ok(Exit::Done)
         }
     }
+}
+
+/// One VM or all against one host or all.
+async fn checks(
+    context: &Context,
+    vm: Option<VmName>,
+    to: Option<HostName>,
+    offline: bool,
+) -> Result<Vec<CheckView>, Failure> {
+    let query = CheckQuery {
+        vm,
+        to,
+        offline,
+        ..CheckQuery::default()
+    };
+    context.controller.list::<FleetCheck, _>(query, None).await
 }
 
 /// Whether each VM can move to `to`. One that cannot makes the command fail with the reason.
@@ -71,26 +72,14 @@ pub(super) async fn moves(
     to: &HostName,
     offline: bool,
 ) -> Result<Exit, Stop> {
-    let mut checks = Vec::new();
+    let mut found = Vec::new();
     for name in names {
-        checks.extend(
-            context
-                .controller
-                .call::<FleetCheck>(
-                    [],
-                    &CheckQuery {
-                        vm: Some(name.clone()),
-                        to: Some(to.clone()),
-                        offline,
-                    },
-                )
-                .await?,
-        );
+        found.extend(checks(context, Some(name.clone()), Some(to.clone()), offline).await?);
     }
     context
         .output
-        .document(&checks, || table::findings(&checks))?;
-    let mut refused = checks.into_iter().filter(|check| !check.possible);
+        .document(&found, || table::findings(&found))?;
+    let mut refused = found.into_iter().filter(|check| !check.possible);
     match (refused.next(), names.len()) {
         (None, _) => Ok(Exit::Done),
         (Some(check), 1) => Err(refusal(check).into()),

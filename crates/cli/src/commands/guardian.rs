@@ -37,12 +37,8 @@ pub(super) async fn run(context: &Context, command: GuardianCommand) -> Result<E
             output.document(&certificates, || table::guardians(&certificates))?;
         }
         GuardianCommand::Show { id } => {
-            let certificates = of_one(
-                controller
-                    .call::<GuardianList>([], &GuardianQuery::default())
-                    .await?,
-                &id,
-            )?;
+            let all = controller.list::<GuardianList, _>(GuardianQuery::default(), None);
+            let certificates = of_one(all.await?, &id)?;
             output.document(&certificates, || table::guardian(&certificates))?;
         }
         GuardianCommand::Grant(args) => return grants::grant(context, args).await,

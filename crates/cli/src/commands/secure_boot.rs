@@ -7,7 +7,7 @@ use crate::args::{SecureBootChange, SecureBootCommand};
 use crate::exit::{Exit, Stop};
 use crate::{bulk, table};
 use fleetward_api::bulk::{BulkRequest, How, VmAction};
-use fleetward_api::controller::{SecureBootQuery, SecureBootRequest};
+use fleetward_api::controller::{SecureBootQuery, SecureBootRequest, SecureBootView};
 use fleetward_api::verbs::{SecureBootStatus, VmBulk};
 
 pub(super) async fn run(context: &Context, command: SecureBootCommand) -> Result<Exit, Stop> {
@@ -16,10 +16,11 @@ pub(super) async fn run(context: &Context, command: SecureBootCommand) -> Result
             let query = SecureBootQuery {
                 vms: names.iter().map(ToString::to_string).collect(),
                 versions: all,
+                ..SecureBootQuery::default()
             };
-            let found = context
+            let found: Vec<SecureBootView> = context
                 .controller
-                .call::<SecureBootStatus>([], &query)
+                .list::<SecureBootStatus, _>(query, None)
                 .await?;
             context
                 .output

@@ -15,6 +15,8 @@ use fleetward_api::bulk::{
     BulkRequest, How, Matching, Plan, Question, Selection, Target, VmAction,
 };
 use fleetward_api::controller::{TpmRequest, VmQuery, VmView};
+use fleetward_api::lists::{KeptTpm, PageQuery};
+use fleetward_api::tpm::TpmVersion;
 use fleetward_api::verbs::{TpmForget, TpmHistory, TpmKept, VmBulk, VmList, VmShow};
 use fleetward_model::{ErrorCode, Failure, VmName};
 
@@ -40,12 +42,12 @@ pub(super) async fn run(context: &Context, command: TpmCommand) -> Result<Exit, 
             Ok(Exit::Done)
         }
         TpmCommand::Kept => {
-            let kept = context.controller.call::<TpmKept>([], &()).await?;
+            let kept = kept(context).await?;
             context.output.document(&kept, || table::kept_tpms(&kept))?;
             Ok(Exit::Done)
         }
         TpmCommand::Forget { id } => {
-            let kept = context.controller.call::<TpmKept>([], &()).await?;
+            let kept = kept(context).await?;
             let named = kept.iter().find(|version| version.vm.to_string() == id);
             let name = named.map_or_else(|| id.clone(), |version| version.vm_name.to_string());
             confirm(context.yes, &messages::confirm_forget(&name))?;
@@ -60,9 +62,9 @@ pub(super) async fn run(context: &Context, command: TpmCommand) -> Result<Exit, 
             Ok(Exit::Done)
         }
         TpmCommand::History { name } => {
-            let versions = context
+            let versions: Vec<TpmVersion> = context
                 .controller
-                .call::<TpmHistory>([name.as_str()], &())
+                .list_of::<TpmHistory, _>([name.as_str()])
                 .await?;
             context
                 .output
@@ -70,6 +72,13 @@ pub(super) async fn run(context: &Context, command: TpmCommand) -> Result<Exit, 
             Ok(Exit::Done)
         }
     }
+}
+
+/// The TPMs of VMs that are gone.
+async fn kept(context: &Context) -> Result<Vec<TpmVersion>, Failure> {
+    let query = PageQuery::default();
+    let kept: Vec<KeptTpm> = context.controller.list::<TpmKept, _>(query, None).await?;
+    Ok(kept.into_iter().map(|KeptTpm(version)| version).collect())
 }
 
 async fn change(

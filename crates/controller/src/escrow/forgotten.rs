@@ -6,9 +6,13 @@ use fleetward_api::tpm::TpmVersion;
 use fleetward_model::{Failure, VmId};
 use fleetward_store::{Range, Store, StoreError, Txn};
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 /// `escrow-forgotten/<vm>`, with nothing in it. It stays: a host may come back after a year.
 const FORGOTTEN: &str = "escrow-forgotten/";
+
+/// VMs that are looked at before others get their turn.
+const SLICE: usize = 1000;
 
 pub(super) fn key(vm: VmId) -> String {
     format!("{FORGOTTEN}{vm}")
@@ -29,18 +33,32 @@ impl Escrow {
         self.read().forgotten.contains(&vm)
     }
 
-    /// The newest version of every VM that is not there any more.
-    pub(crate) fn without_vm(&self, is_there: impl Fn(VmId) -> bool) -> Vec<TpmVersion> {
-        let known = self.read();
-        let gone = known
-            .versions
-            .vms()
-            .iter()
-            .filter(|(vm, _)| !is_there(**vm));
-        let newest = gone.filter_map(|(_, versions)| versions.values().next_back());
-        let mut newest: Vec<_> = newest.map(|indexed| indexed.version.clone()).collect();
-        newest.sort_by(|a, b| (&a.vm_name, a.vm).cmp(&(&b.vm_name, b.vm)));
-        newest
+    /// The newest version of every VM of which it is `wanted`, by id. Others have their turn in between.
+    pub(crate) async fn newest_where(
+        &self,
+        wanted: impl Fn(&TpmVersion) -> bool,
+    ) -> Vec<TpmVersion> {
+        let mut found = Vec::new();
+        let mut after = Bound::Unbounded;
+        loop {
+            let last = {
+                let known = self.read();
+                let some = known.versions.vms().range((after, Bound::Unbounded));
+                let mut last = None;
+                for (vm, versions) in some.take(SLICE) {
+                    last = Some(*vm);
+                    let newest = versions.values().next_back();
+                    let newest = newest.filter(|indexed| wanted(&indexed.version));
+                    found.extend(newest.map(|indexed| indexed.version.clone()));
+                }
+                last
+            };
+            let Some(last) = last else {
+                return found;
+            };
+            after = Bound::Excluded(last);
+            tokio::task::yield_now().await;
+        }
     }
 
     /// The id is in use again.

@@ -2,18 +2,20 @@
 
 use super::Answer;
 use super::body::Asked;
+use super::by_name::ByName;
 use super::page::Page;
 use super::rows::Rows;
 use super::view;
 use crate::app::App;
 use crate::check::matrix;
 use crate::survey::{by_host, survey};
-use axum::Json;
+use crate::world::World;
 use axum::extract::State;
-use fleetward_api::controller::{CheckView, HostCheckView};
+use fleetward_api::controller::{CheckView, HostCheckView, require_pairs};
 use fleetward_api::verbs;
-use fleetward_model::HostName;
 use fleetward_model::vm::VmObserved;
+use fleetward_model::{HostName, VmId, VmName};
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 serves! {
@@ -24,19 +26,18 @@ serves! {
 async fn check(
     State(app): State<App>,
     Asked(query): Asked<verbs::FleetCheck>,
-) -> Answer<Json<Vec<CheckView>>> {
+) -> Answer<Rows<CheckView>> {
+    let page = Page::new(query.limit, query.after)?;
+    let after = page.place("VM/ID/TO", |parts| match parts {
+        [vm, id, to] => Some(After {
+            vm: (vm.parse().ok()?, id.parse().ok()?),
+            to: to.parse().ok()?,
+        }),
+        _ => None,
+    })?;
     let world = &app.world;
-    let vms: Vec<Arc<VmObserved>> = match &query.vm {
-        Some(name) => vec![world.inventory.find(name.as_str())?],
-        None => world
-            .inventory
-            .vms()
-            .into_iter()
-            .filter(|vm| vm.is_managed())
-            .collect(),
-    };
     let whole_row = query.to.is_none();
-    let hosts: Vec<HostName> = match query.to {
+    let mut hosts: Vec<HostName> = match query.to {
         Some(host) => vec![world.hosts.of(&host)?.name.clone()],
         None => world
             .hosts
@@ -45,14 +46,60 @@ async fn check(
             .map(|host| host.name.clone())
             .collect(),
     };
-    // one VM against one host is checked exactly as asked; a survey takes each VM as it is
-    let as_it_is = query.vm.is_none() || whole_row;
-    let checked = if query.vm.is_none() {
-        survey(world, &vms, &hosts, query.offline).await?
-    } else {
-        matrix(world, vms, hosts, query.offline, as_it_is).await?
+    let Some(name) = &query.vm else {
+        if page.limit_given().is_none() {
+            require_pairs(world.inventory.managed(), hosts.len())?;
+        }
+        let pairs = pairs(world, &hosts, after.as_ref(), page.limit()).await;
+        return Ok(Rows(survey(world, &pairs, query.offline).await?));
     };
-    Ok(Json(checked))
+    let vm = world.inventory.find(name.as_str())?;
+    // There are no rows of other VMs, so whatever the VM is called by now, the destination says where to go on.
+    hosts.retain(|host| after.as_ref().is_none_or(|after| *host > after.to));
+    hosts.truncate(page.limit());
+    if hosts.is_empty() {
+        return Ok(Rows(Vec::new()));
+    }
+    // One VM against one host is checked exactly as asked; a survey takes each VM as it is.
+    let checked = matrix(world, vec![vm], hosts, query.offline, whole_row).await?;
+    Ok(Rows(checked))
+}
+
+/// Where a page of checks begins.
+struct After {
+    vm: (VmName, VmId),
+    to: HostName,
+}
+
+/// The VMs of Fleetward, each with all of `hosts`: at most `limit` pairs, those that follow `after`.
+async fn pairs<'h>(
+    world: &World,
+    hosts: &'h [HostName],
+    after: Option<&After>,
+    limit: usize,
+) -> Vec<(Arc<VmObserved>, &'h HostName)> {
+    let mut vms = ByName::from(after.map(|after| after.vm.0.clone()));
+    let mut pairs = Vec::new();
+    while pairs.len() < limit {
+        let some = vms.next(world);
+        if some.is_empty() {
+            break;
+        }
+        for vm in some.iter().filter(|vm| vm.is_managed()) {
+            let place = |after: &After| (&vm.name, vm.id).cmp(&(&after.vm.0, after.vm.1));
+            let row = hosts.iter().filter(|host| {
+                after.is_none_or(|after| match place(after) {
+                    Ordering::Less => false,
+                    Ordering::Equal => **host > after.to,
+                    Ordering::Greater => true,
+                })
+            });
+            let room = limit - pairs.len();
+            pairs.extend(row.take(room).map(|host| (Arc::clone(vm), host)));
+        }
+        tokio::task::yield_now().await;
+    }
+    pairs
 }
 
 async fn check_hosts(

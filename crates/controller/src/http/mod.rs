@@ -20,6 +20,7 @@ mod actions;
 mod audit;
 mod body;
 mod bulk;
+mod by_name;
 mod check;
 mod console;
 mod copies;

@@ -120,6 +120,50 @@ mod tests {
         assert_eq!(methods, verbs::ENDPOINTS.len());
     }
 
+    /// Lists that do not grow with the fleet, by operation, and why each does not.
+    const SHORT: [(&str, &str); 1] = [("job_kinds", "a kind of job is a part of the program")];
+
+    #[test]
+    fn a_list_that_grows_with_the_fleet_comes_in_pages() {
+        let resolve = |schema: &'static Value| {
+            let name = schema["$ref"]
+                .as_str()
+                .and_then(|text| text.rsplit('/').next());
+            name.map_or(schema, |name| &DESCRIPTION["components"]["schemas"][name])
+        };
+        let mut short = BTreeSet::new();
+        let paths = DESCRIPTION["paths"].as_object().expect("paths").values();
+        let operations = paths.flat_map(|item| item.as_object().expect("methods").values());
+        for operation in operations {
+            let id = operation["operationId"].as_str().expect("an operationId");
+            let responses = operation["responses"].as_object().expect("responses");
+            let contents = responses.values().map(|response| &response["content"]);
+            let mut lists = contents.filter(|content| {
+                resolve(&content["application/json"]["schema"])["type"] == "array"
+            });
+            let Some(list) = lists.next() else {
+                continue;
+            };
+            if SHORT.iter().any(|(known, _)| *known == id) {
+                short.insert(id);
+                continue;
+            }
+            let parameters = operation["parameters"].as_array();
+            let names = parameters.into_iter().flatten().map(|one| &one["name"]);
+            let names: Vec<_> = names.filter_map(Value::as_str).collect();
+            assert!(
+                names.contains(&"limit") && names.contains(&"after"),
+                "{id} gives a list and takes neither `limit` nor `after`: declare it as pages"
+            );
+            assert!(
+                !list["application/x-ndjson"].is_null(),
+                "{id} does not give its rows as lines: declare it as pages"
+            );
+        }
+        let known = BTreeSet::from(SHORT.map(|(id, _)| id));
+        assert_eq!(short, known, "these are no lists any more");
+    }
+
     #[test]
     fn every_kind_of_job_that_reports_says_in_which_form() {
         let result = &DESCRIPTION["components"]["schemas"]["JobView"]["properties"]["result"];

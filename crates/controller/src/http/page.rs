@@ -43,6 +43,27 @@ impl Page {
         self.after.as_deref()?.split('/').next()
     }
 
+    /// The cursor, as what it is made of.
+    ///
+    /// # Errors
+    /// It is not of that form.
+    pub(super) fn place<T>(
+        &self,
+        form: &str,
+        read: impl FnOnce(&[&str]) -> Option<T>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(after) = &self.after else {
+            return Ok(None);
+        };
+        let parts: Vec<_> = after.split('/').collect();
+        read(&parts).map(Some).ok_or_else(|| {
+            let what = format!("the list has no row {after:?} that others could follow");
+            Failure::new(ErrorCode::InvalidArgument, what)
+                .because(format!("its rows stand at {form}"))
+                .fix("ask again from the beginning, without `after`")
+        })
+    }
+
     pub(super) const fn limit(&self) -> usize {
         self.limit
     }

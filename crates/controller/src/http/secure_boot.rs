@@ -3,9 +3,11 @@
 use super::Answer;
 use super::actions::act;
 use super::body::Asked;
+use super::by_name::ByName;
+use super::page::Page;
+use super::rows::Rows;
 use crate::app::App;
 use crate::world::World;
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use fleetward_api::bulk::VmAction;
@@ -14,6 +16,7 @@ use fleetward_api::verbs;
 use fleetward_link::Peer;
 use fleetward_model::secure_boot::{CertificateState, SecureBootObserved};
 use fleetward_model::vm::VmObserved;
+use fleetward_model::{ErrorCode, Failure, VmId, VmName};
 use fleetward_uefi::{MAX_FILE, assess};
 use std::sync::Arc;
 use tokio::io::AsyncReadExt;
@@ -46,51 +49,149 @@ async fn secure_boot_restore(
 async fn secure_boot_status(
     State(app): State<App>,
     Asked(query): Asked<verbs::SecureBootStatus>,
-) -> Answer<Json<Vec<SecureBootView>>> {
-    let world = &app.world;
-    let named = !query.vms.is_empty();
-    let mut vms: Vec<Arc<VmObserved>> = match named {
-        true => {
-            let found = query.vms.iter().map(|vm| world.inventory.find(vm));
-            found.collect::<Result<_, _>>()?
-        }
-        false => world.inventory.vms(),
-    };
-    vms.retain(|vm| named || vm.is_managed());
-    let mut views = Vec::new();
-    for vm in vms {
-        views.push(SecureBootView {
-            kind: SecureBootKind::Vm,
-            name: vm.name.to_string(),
-            host: Some(vm.host.clone()),
-            version: None,
-            made: None,
-            state: vm.noted.secure_boot.as_ref().map(|found| found.state),
-            found: vm.noted.secure_boot.clone(),
-        });
-        if named || query.versions {
-            views.extend(versions(world, &vm));
-        }
+) -> Answer<Rows<SecureBootView>> {
+    let page = Page::new(query.limit, query.after)?;
+    let after = page.place("KIND/NAME/ID/VERSION", After::read)?;
+    let (world, limit) = (&app.world, page.limit());
+    if !query.vms.is_empty() {
+        let vms = named(world, &query.vms, after.as_ref())?;
+        let rows = vms
+            .iter()
+            .flat_map(|vm| of_vm(world, vm, true, after.as_ref()));
+        return Ok(Rows(rows.take(limit).collect()));
     }
-    if !named {
-        for template in world.templates.all() {
+    let mut views = Vec::new();
+    let mut vms = match &after {
+        Some(After::Template(_)) => None,
+        Some(After::Vm { name, .. }) => Some(ByName::from(Some(name.clone()))),
+        None => Some(ByName::from(None)),
+    };
+    while let Some(some) = vms.as_mut().map(|vms| vms.next(world)) {
+        if some.is_empty() || views.len() >= limit {
+            break;
+        }
+        let ours = some.iter().filter(|vm| vm.is_managed());
+        let following = ours.filter(|vm| after.as_ref().is_none_or(|after| after.reaches(vm)));
+        let rows = following.flat_map(|vm| of_vm(world, vm, query.versions, after.as_ref()));
+        views.extend(rows.take(limit - views.len()));
+        tokio::task::yield_now().await;
+    }
+    let last = match &after {
+        Some(After::Template(name)) => Some(name.as_str()),
+        Some(After::Vm { .. }) | None => None,
+    };
+    for template in world.templates.all() {
+        if views.len() >= limit {
+            break;
+        }
+        if last.is_none_or(|last| template.name.as_str() > last) {
             views.push(of_template(world, template).await);
         }
     }
-    Ok(Json(views))
+    Ok(Rows(views))
 }
 
-fn versions(world: &World, vm: &VmObserved) -> impl Iterator<Item = SecureBootView> {
-    let kept = world.escrow.list(vm.id).into_iter();
-    kept.map(|kept| SecureBootView {
-        kind: SecureBootKind::Version,
-        name: kept.vm_name.to_string(),
-        host: None,
-        version: Some(kept.version),
-        made: Some(kept.made),
-        state: kept.certificates,
-        found: None,
-    })
+/// Where a page begins.
+#[derive(Debug)]
+enum After {
+    Vm {
+        name: VmName,
+        id: VmId,
+        version: Option<u64>,
+    },
+    Template(String),
+}
+
+impl After {
+    fn read(parts: &[&str]) -> Option<Self> {
+        let vm = |name: &str, id: &str, version| {
+            Some(Self::Vm {
+                name: name.parse().ok()?,
+                id: id.parse().ok()?,
+                version,
+            })
+        };
+        match parts {
+            ["vm", name, id] => vm(name, id, None),
+            ["vm", name, id, version] => vm(name, id, Some(version.parse().ok()?)),
+            ["template", name] => Some(Self::Template((*name).to_owned())),
+            _ => None,
+        }
+    }
+
+    /// Whether rows of the VM may follow.
+    fn reaches(&self, vm: &VmObserved) -> bool {
+        match self {
+            Self::Vm { name, id, .. } => (&vm.name, vm.id) >= (name, *id),
+            Self::Template(_) => false,
+        }
+    }
+}
+
+/// The VMs that were named, each once, in the order in which they were named; from that of `after`.
+fn named(
+    world: &World,
+    names: &[String],
+    after: Option<&After>,
+) -> Result<Vec<Arc<VmObserved>>, Failure> {
+    let mut vms: Vec<Arc<VmObserved>> = Vec::new();
+    for name in names {
+        let vm = world.inventory.find(name)?;
+        if vms.iter().all(|other| other.id != vm.id) {
+            vms.push(vm);
+        }
+    }
+    let begin = match after {
+        None => Some(0),
+        Some(After::Vm { id, .. }) => vms.iter().position(|vm| vm.id == *id),
+        Some(After::Template(_)) => None,
+    };
+    let begin = begin.ok_or_else(|| {
+        let what = "the last row of the page before is of none of these VMs";
+        Failure::new(ErrorCode::InvalidArgument, what)
+            .fix("ask again from the beginning, without `after`")
+    })?;
+    Ok(vms.split_off(begin))
+}
+
+/// The rows of a VM, without those that were given up to `after`.
+fn of_vm(
+    world: &World,
+    vm: &VmObserved,
+    with_versions: bool,
+    after: Option<&After>,
+) -> Vec<SecureBootView> {
+    let given = match after {
+        Some(After::Vm { id, version, .. }) if *id == vm.id => Some(*version),
+        _ => None,
+    };
+    let own = SecureBootView {
+        kind: SecureBootKind::Vm,
+        name: vm.name.to_string(),
+        id: Some(vm.id),
+        host: Some(vm.host.clone()),
+        version: None,
+        made: None,
+        state: vm.noted.secure_boot.as_ref().map(|found| found.state),
+        found: vm.noted.secure_boot.clone(),
+    };
+    let mut rows = Vec::from_iter(given.is_none().then_some(own));
+    if with_versions {
+        let kept = world.escrow.list(vm.id).into_iter();
+        // of the VM itself, that is, before every version: None
+        let kept = kept.filter(|kept| given.is_none_or(|given| Some(kept.version) > given));
+        rows.extend(kept.map(|kept| SecureBootView {
+            kind: SecureBootKind::Version,
+            name: vm.name.to_string(),
+            id: Some(vm.id),
+            host: None,
+            version: Some(kept.version),
+            made: Some(kept.made),
+            state: kept.certificates,
+            found: None,
+        }));
+    }
+    rows
 }
 
 async fn of_template(world: &World, template: TemplateView) -> SecureBootView {
@@ -101,6 +202,7 @@ async fn of_template(world: &World, template: TemplateView) -> SecureBootView {
     SecureBootView {
         kind: SecureBootKind::Template,
         name: template.name.to_string(),
+        id: None,
         host: None,
         version: None,
         made: Some(template.created),

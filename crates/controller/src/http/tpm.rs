@@ -3,13 +3,15 @@
 use super::Answer;
 use super::actions::act;
 use super::body::Asked;
+use super::page::Page;
+use super::rows::Rows;
 use crate::app::App;
 use crate::audit::Act;
 use crate::world::World;
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use fleetward_api::bulk::VmAction;
+use fleetward_api::lists::KeptTpm;
 use fleetward_api::tpm::TpmVersion;
 use fleetward_api::verbs;
 use fleetward_link::Peer;
@@ -76,26 +78,44 @@ async fn tpm_unlock(
 async fn tpm_history(
     State(app): State<App>,
     Path(vm): Path<String>,
-) -> Answer<Json<Vec<TpmVersion>>> {
+    Asked(query): Asked<verbs::TpmHistory>,
+) -> Answer<Rows<TpmVersion>> {
+    let page = Page::new(query.limit, query.after)?;
+    let after: Option<(VmId, u64)> = page.place("ID/VERSION", |parts| match parts {
+        [vm, version] => Some((vm.parse().ok()?, version.parse().ok()?)),
+        _ => None,
+    })?;
     let escrow = &app.world.escrow;
-    match app.world.inventory.find(&vm) {
-        Ok(vm) => Ok(Json(escrow.list(vm.id))),
+    let vms = match app.world.inventory.find(&vm) {
+        Ok(vm) => vec![vm.id],
         // Its versions outlive a VM.
-        Err(failure) => {
-            let kept: Vec<_> = escrow.named(&vm).into_iter().collect();
-            if kept.is_empty() {
-                return Err(failure.into());
-            }
-            Ok(Json(
-                kept.into_iter().flat_map(|vm| escrow.list(vm)).collect(),
-            ))
-        }
-    }
+        Err(failure) => match escrow.named(&vm) {
+            kept if kept.is_empty() => return Err(failure.into()),
+            kept => kept,
+        },
+    };
+    let following = vms
+        .into_iter()
+        .filter(|vm| after.is_none_or(|(last, _)| *vm >= last));
+    let versions = following.flat_map(|vm| escrow.list(vm));
+    let versions = versions.filter(|one| after.is_none_or(|last| (one.vm, one.version) > last));
+    Ok(Rows(versions.take(page.limit()).collect()))
 }
 
-async fn tpm_kept(State(app): State<App>) -> Json<Vec<TpmVersion>> {
+async fn tpm_kept(
+    State(app): State<App>,
+    Asked(query): Asked<verbs::TpmKept>,
+) -> Answer<Rows<KeptTpm>> {
+    let page = Page::new(query.limit, query.after)?;
     let world = &app.world;
-    Json(world.escrow.without_vm(|vm| is_there(world, vm)))
+    let is_gone = |newest: &TpmVersion| {
+        !is_there(world, newest.vm)
+            && page.is_after(&[newest.vm_name.as_str(), &newest.vm.to_string()])
+    };
+    let mut kept = world.escrow.newest_where(is_gone).await;
+    kept.sort_by(|a, b| (&a.vm_name, a.vm).cmp(&(&b.vm_name, b.vm)));
+    let rows = kept.into_iter().take(page.limit()).map(KeptTpm);
+    Ok(Rows(rows.collect()))
 }
 
 /// Whether a host has the VM, or had it when it was last heard, or a job works on it.

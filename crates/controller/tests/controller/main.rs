@@ -30,6 +30,7 @@ mod jobs;
 mod keys;
 mod lists;
 mod networks;
+mod pages;
 mod scenario;
 mod seed;
 mod ways_in;
