@@ -2,7 +2,7 @@
 //! and says which at its top.
 //!
 //! ```text
-//!   request ─► log ─► guard (the verb's role; before the body is read) ─► heard ─► handler ─► JSON, or a Failure
+//!   request ─► log ─► guard (the verb's role; before the body is read) ─► heard ─► handler ─► JSON with a tag, or a Failure
 //! ```
 
 /// Says which function answers a verb.
@@ -43,6 +43,7 @@ mod rows;
 mod screen;
 mod secure_boot;
 mod settle;
+mod tags;
 mod tokens;
 mod tpm;
 mod view;
@@ -114,10 +115,20 @@ fn route<V: Served>(app: &App) -> Router<App> {
         )),
         _ => V::handler(),
     };
+    let is_tagged = V::METHOD == Method::GET.as_str()
+        && matches!(V::FORM, Form::Json | Form::Pages | Form::Document);
+    let handler = match is_tagged {
+        true => handler.layer(middleware::from_fn(tags::tagged)),
+        false => handler,
+    };
     let handler = match V::FORM {
         // long, and without anything secret that its length could tell of
         Form::Pages | Form::Text | Form::Document => handler.layer(CompressionLayer::new()),
         _ => handler,
+    };
+    let handler = match is_tagged {
+        true => handler.layer(middleware::from_fn(tags::unless_known)),
+        false => handler,
     };
     let handler = match waits_itself {
         true => handler,

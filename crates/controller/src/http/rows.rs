@@ -18,7 +18,7 @@ use fleetward_api::NDJSON;
 use fleetward_api::lists::{LONGEST_PAGE, Row};
 use fleetward_model::{ErrorCode, Failure};
 use futures_util::stream;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, VARY};
 use http::request::Parts;
 use http::{HeaderValue, Uri};
 use serde::Serialize;
@@ -56,8 +56,11 @@ pub(super) async fn as_lines(
     next: Next,
 ) -> Response {
     let wants = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains(NDJSON));
+    let by_accept = HeaderValue::from_static("accept");
     if !request.headers().get_all(ACCEPT).iter().any(wants) {
-        return next.run(request).await;
+        let mut response = next.run(request).await;
+        response.headers_mut().append(VARY, by_accept);
+        return response;
     }
     let (parts, _) = request.into_parts();
     let mut pages = match Pages::of(parts, next) {
@@ -89,6 +92,7 @@ pub(super) async fn as_lines(
     response.headers_mut().remove(CONTENT_LENGTH);
     let ndjson = HeaderValue::from_static(NDJSON);
     response.headers_mut().insert(CONTENT_TYPE, ndjson);
+    response.headers_mut().append(VARY, by_accept);
     response
 }
 

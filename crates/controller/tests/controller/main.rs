@@ -33,6 +33,7 @@ mod networks;
 mod pages;
 mod scenario;
 mod seed;
+mod tags;
 mod ways_in;
 
 /// The body of the test by which this program becomes a controller that can be killed.
