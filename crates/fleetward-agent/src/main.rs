@@ -12,12 +12,15 @@ mod audit;
 #[cfg(test)]
 mod documents;
 mod guardian;
+mod reference;
 mod typed_secret;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 use fleetward_agent::config::{AcceleratorChoice, Config, DEFAULT_PATH};
-use fleetward_agent::membership::MembershipError;
+use fleetward_agent::layout::Layout;
+use fleetward_agent::membership::{MembershipError, MembershipFiles};
 use fleetward_agent::{Agent, Machinery, RunError, hardening, join, rejoin};
 use fleetward_hypervisor::Converter;
 use fleetward_hypervisor_libvirt::{
@@ -74,7 +77,7 @@ enum Command {
         #[arg(hide = true, conflicts_with = "token_file")]
         token: Option<String>,
     },
-    /// Run in the foreground until SIGTERM or SIGINT.
+    /// Run in the foreground until SIGTERM or SIGINT. On a host that has not joined a fleet it ends at once, with exit code 78.
     Run,
     /// This host's guardians.
     Guardian {
@@ -86,7 +89,20 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Print the completion script of a shell.
+    Completion { shell: Shell },
+    /// Write a man page for each command.
+    Man {
+        /// The directory, made if it is missing.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
+
+/// Exit code of `run` on a host that has not joined: by it a service manager knows that another start would not help.
+///
+/// Source: sysexits.h, `EX_CONFIG`.
+const NOT_JOINED: u8 = 78;
 
 fn main() -> ExitCode {
     // swtpm_setup asks a program for EK certificates: this one, under another name.
@@ -94,14 +110,9 @@ fn main() -> ExitCode {
         return ek_certificate_tool_main();
     }
     let arguments = Arguments::parse();
+    let is_service = matches!(arguments.command, Command::Run);
     // A service tells what it does; a command only what is wrong.
-    let level = match arguments.command {
-        Command::Run => "info",
-        Command::Join { .. }
-        | Command::Rejoin { .. }
-        | Command::Guardian { .. }
-        | Command::Audit { .. } => "warn",
-    };
+    let level = if is_service { "info" } else { "warn" };
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level)),
@@ -117,7 +128,10 @@ fn main() -> ExitCode {
                 return ExitCode::from(failure.code.class().exit_code());
             }
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(MembershipError::NotJoined) if is_service => ExitCode::from(NOT_JOINED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -156,6 +170,8 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
         Command::Run => runtime.block_on(run(config)),
         Command::Audit { command } => audit::carry_out(&config, command),
         Command::Guardian { command } => runtime.block_on(guardian::carry_out(&config, command)),
+        Command::Completion { shell } => Ok(reference::print_completion(shell)?),
+        Command::Man { out } => Ok(reference::write_man_pages(&out)?),
     }
 }
 
@@ -215,6 +231,13 @@ fn boot_id() -> anyhow::Result<String> {
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
+    // Before the look at what starts VMs here, which takes a while.
+    if MembershipFiles::new(&Layout::new(&config))
+        .member()?
+        .is_none()
+    {
+        return Err(MembershipError::NotJoined.into());
+    }
     hardening::allow_many_connections().context("cannot have more files open")?;
     let accelerator = match config.accelerator {
         AcceleratorChoice::Auto => probe_accelerator().await,
