@@ -9,7 +9,7 @@ SUITES := $(sort $(basename $(notdir $(wildcard crates/e2e/tests/*.rs))) \
 	$(notdir $(patsubst %/main.rs,%,$(wildcard crates/e2e/tests/*/main.rs))))
 LANES := scripts/test-lanes
 
-.PHONY: help packages build demo test fuzz soak bench bench-scale down clean
+.PHONY: help packages build debs demo test fuzz soak bench bench-scale down clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ packages: ## install the Debian packages that are missing
 
 build: packages ## build all programs
 	cargo build --workspace --locked
+
+debs: packages ## build the Debian packages fleetward and fleetward-agent into target/debian
+	@scripts/debs
 
 demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves the lab up
 	$(LAB) demo
