@@ -20,7 +20,7 @@ use memchr::memmem;
 use sha2::{Digest, Sha256};
 
 /// How JSON begins a field that counts seconds, wherever it stands. Within a text a quotation mark has a backslash before it,
-/// so no text has this.
+/// so no text has this; a label may be called so, but its value is a text.
 const AGE: &[u8] = b"\"escrow_age\":";
 
 /// Bytes of a digest that make a tag.
@@ -100,11 +100,14 @@ async fn tag_of(json: &[u8]) -> String {
     let mut digest = Sha256::new();
     let (mut rest, mut has_ages) = (json, false);
     while let Some(at) = memmem::find(rest, AGE) {
-        has_ages = true;
         let (before, age) = rest.split_at(at + AGE.len());
         add(&mut digest, before).await;
-        let end = age.iter().position(|byte| matches!(byte, b',' | b'}'));
-        rest = &age[end.unwrap_or(age.len())..];
+        rest = age;
+        if matches!(age.first(), Some(b'0'..=b'9' | b'n')) {
+            has_ages = true;
+            let end = age.iter().position(|byte| matches!(byte, b',' | b'}'));
+            rest = &age[end.unwrap_or(age.len())..];
+        }
     }
     add(&mut digest, rest).await;
     let digest = hex::encode(&digest.finalize()[..LENGTH]);
@@ -141,6 +144,9 @@ mod tests {
         assert_eq!(tag(&vms(json!(123_456), "a")).await, one);
         assert_eq!(tag(&vms(Value::Null, "a")).await, one);
         assert_ne!(tag(&vms(json!(1), "b")).await, one);
+        // a label that is called so
+        let label = |value: &str| json!({ "labels": { "escrow_age": value } });
+        assert_ne!(tag(&label("1")).await, tag(&label("2")).await);
         // a text that looks like one
         let text = |n: u32| json!({ "text": format!("{{\"escrow_age\":{n}}}") });
         let (one, other) = (tag(&text(1)).await, tag(&text(2)).await);
