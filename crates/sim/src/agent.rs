@@ -13,6 +13,7 @@ pub mod variables;
 mod vm;
 
 pub use conversion::FakeConversion;
+pub use endpoints::TUNNEL;
 pub use inner::{Death, FakeCertificate, Given, Inner, Peers};
 pub use vm::{FakeVm, SimulatedTpm};
 

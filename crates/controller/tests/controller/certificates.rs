@@ -2,7 +2,7 @@
 
 use crate::findings::is_fleet_wide;
 use crate::fleet::Controller;
-use crate::fleet::agent::FakeAgent;
+use crate::fleet::agent::{FakeAgent, TUNNEL};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fleetward_api::controller::{
@@ -435,7 +435,7 @@ async fn an_expelled_host_that_keeps_talking_gets_nothing_and_loses_every_key() 
         Client::tls(b.address.to_string(), tls)
     };
     let stream = to_b
-        .request(Method::GET, "/v1/events")
+        .request(Method::GET, TUNNEL)
         .send()
         .await
         .expect("open");

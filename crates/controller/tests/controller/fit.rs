@@ -77,22 +77,6 @@ async fn fleet() -> (Controller, FakeAgent, FakeAgent) {
     (controller, a, b)
 }
 
-/// Changes what a host reports, and waits until the controller has it.
-async fn report(controller: &Controller, agent: &FakeAgent, change: impl Fn(&mut HostFacts)) {
-    let told = agent.look(|inner| {
-        change(&mut inner.facts);
-        inner.tell_facts();
-        serde_json::to_value(&inner.facts).expect("facts")
-    });
-    let path = format!("/v1/hosts/{}", agent.host);
-    controller
-        .wait("the new facts", async || {
-            let host: Value = controller.get(&path).await;
-            host["facts"] == told
-        })
-        .await;
-}
-
 /// Everything that was asked of the hosts.
 fn asked(agents: [&FakeAgent; 2]) -> Vec<&'static str> {
     let asked = agents.map(|agent| agent.look(|inner| inner.asked.clone()));
@@ -161,7 +145,7 @@ async fn a_host_that_cannot_run_a_vm_is_refused_by_everybody_before_anything_is_
         ),
     ];
     for (code, spoil, concerns) in cases {
-        report(&controller, &b, spoil).await;
+        controller.hears_from(&b, spoil).await;
         for caller in CALLERS.into_iter().filter(|caller| concerns(*caller)) {
             let refusal = refused(&controller, caller, [&a, &b]).await;
             assert_eq!(refusal.code, code, "{caller:?}: {refusal}");
@@ -176,7 +160,9 @@ async fn a_host_that_cannot_run_a_vm_is_refused_by_everybody_before_anything_is_
         let checks: Vec<CheckView> = controller.get("/v1/check?vm=web&to=b").await;
         let live = concerns(Caller::MigrateLive);
         assert_eq!(checks[0].possible, !live, "{code}: {checks:?}");
-        report(&controller, &b, |facts| *facts = whole.clone()).await;
+        controller
+            .hears_from(&b, |facts| *facts = whole.clone())
+            .await;
     }
 
     controller
@@ -246,7 +232,9 @@ async fn a_drain_leaves_the_vms_that_no_other_host_can_run() {
         let said = (plan.would, plan.message.as_str());
         assert_eq!(said, (Would::Change, "would move to host b"), "{plan:?}");
     }
-    report(&controller, &b, |facts| facts.versions.swtpm = None).await;
+    controller
+        .hears_from(&b, |facts| facts.versions.swtpm = None)
+        .await;
     let codes = dry_run()
         .await
         .into_iter()
@@ -292,12 +280,14 @@ async fn a_vm_is_not_rebuilt_where_it_could_not_run() {
     ];
     let before = b.look(|inner| inner.asked.clone());
     for (code, spoil) in cases {
-        report(&controller, &b, spoil).await;
+        controller.hears_from(&b, spoil).await;
         let refusal = controller
             .refusal(Method::POST, "/v1/vms/web/recover", &json!({"to": "b"}))
             .await;
         assert_eq!(refusal.code, code, "{refusal}");
-        report(&controller, &b, |facts| *facts = whole.clone()).await;
+        controller
+            .hears_from(&b, |facts| *facts = whole.clone())
+            .await;
     }
     assert_eq!(b.look(|inner| inner.asked.clone()), before);
     controller
@@ -307,7 +297,9 @@ async fn a_vm_is_not_rebuilt_where_it_could_not_run() {
 
 /// Makes `agent` one of version 7917ca9, or of today.
 async fn set_formats(controller: &Controller, agent: &FakeAgent, formats: Formats) {
-    report(controller, agent, |facts| facts.formats = formats).await;
+    controller
+        .hears_from(agent, |facts| facts.formats = formats)
+        .await;
 }
 
 fn assert_too_old(refusal: &Failure, host: &str) {
@@ -401,10 +393,11 @@ async fn a_vm_is_not_rebuilt_by_an_agent_that_is_too_old_for_it() {
 async fn what_a_clone_under_way_will_take_is_not_given_away_again() {
     let (controller, a, b) = fleet().await;
     // The VM's disk takes 1 MiB, so there is room for one.
-    report(&controller, &b, |facts| {
-        facts.pools[0].available = ByteSize(3 << 19);
-    })
-    .await;
+    controller
+        .hears_from(&b, |facts| {
+            facts.pools[0].available = ByteSize(3 << 19);
+        })
+        .await;
     a.look(|inner| inner.busy.insert("copy-vm"));
     let first: Value = controller
         .post(
@@ -465,10 +458,9 @@ async fn a_vm_on_a_silent_host_is_unknown_and_every_refusal_says_what_helps() {
         );
     }
     // A host that shares its pool could take it, should its own be lost for good.
-    report(&controller, &b, |facts| {
-        facts.pools[0].id = "pool of a".into()
-    })
-    .await;
+    controller
+        .hears_from(&b, |facts| facts.pools[0].id = "pool of a".into())
+        .await;
     let refusal = controller
         .refusal(Method::POST, "/v1/vms/web/start", &json!({}))
         .await;

@@ -324,6 +324,31 @@ fn give_vms(agent: &FakeAgent) {
     }
 }
 
+/// What both hosts know of the VMs that were on their way: `to` expects them, and `from` knows of those that have left it.
+fn know_of_moves(from: &FakeAgent, to: &FakeAgent) {
+    let jobs = shown("jobs");
+    let moves = jobs.iter().filter(|job| {
+        let kind = job["kind"].as_str().expect("a kind");
+        job["state"] == "running" && kind.starts_with("vm-migrate")
+    });
+    for job in moves {
+        let id: JobId = serde_json::from_value(job["id"].clone()).expect("an id");
+        let on = |agent: &FakeAgent| {
+            agent.look(|inner| {
+                let mut there = inner.vms.iter();
+                let found = there.find(|(_, vm)| job["target"] == vm.metadata.spec.name.as_str());
+                found.map(|(vm, _)| *vm)
+            })
+        };
+        let (here, there) = (on(from), on(to));
+        let vm = here.or(there).expect("one of them has it");
+        to.look(|inner| inner.arriving.insert(vm, id));
+        if there.is_some() {
+            from.look(|inner| inner.left.insert(vm, id));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_an_earlier_version_began_are_brought_to_their_end() {
     let controller = Controller::start().await;
@@ -332,6 +357,7 @@ async fn jobs_that_an_earlier_version_began_are_brought_to_their_end() {
     a.knows(&b);
     give_vms(&a);
     give_vms(&b);
+    know_of_moves(&a, &b);
     let controller = controller
         .restart_after(|data| {
             // The fleet is another one: its hosts and what they said of themselves stay.

@@ -24,17 +24,8 @@ fn lan(bridge: &str, vlans: bool) -> NetworkFacts {
 
 /// What a host offers from now on.
 async fn offer(controller: &Controller, agent: &FakeAgent, networks: Vec<NetworkFacts>) {
-    let told = agent.look(|inner| {
-        inner.facts.networks = networks.clone();
-        inner.tell_facts();
-        serde_json::to_value(&inner.facts).expect("facts")
-    });
-    let path = format!("/v1/hosts/{}", agent.host);
     controller
-        .wait("the new facts", async || {
-            let host: Value = controller.get(&path).await;
-            host["facts"] == told
-        })
+        .hears_from(agent, |facts| facts.networks.clone_from(&networks))
         .await;
 }
 

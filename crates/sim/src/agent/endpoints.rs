@@ -8,7 +8,7 @@ mod vms;
 
 use super::conversion::{convert, converter};
 use super::{Inner, Shared};
-use axum::body::Bytes;
+use axum::body::{self, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -18,6 +18,7 @@ use files::{copy, delete_image, image, put_image};
 use fleetward_api::agent as api;
 use fleetward_link::{Identity, Peer};
 use fleetward_model::{ErrorCode, Failure, VmId};
+use futures_util::{StreamExt, stream};
 use http::request::Parts;
 use membership::{
     ask_for_certificate, audit, certificate, ek_authority, put_certificate, refuse_certificates,
@@ -25,6 +26,7 @@ use membership::{
 };
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use vms::{delete_history, delete_seed, put_seed, seed, tpm, vm};
 
 pub(super) fn router(inner: Shared) -> Router {
@@ -52,8 +54,17 @@ pub(super) fn router(inner: Shared) -> Router {
         .route(api::OPERATIONS_CANCEL, post(operations::cancel))
         .fallback(nothing_here)
         .layer(from_fn(only_the_controller))
+        .route(TUNNEL, get(tunnel))
         .layer(from_fn_with_state(inner.clone(), patience))
         .with_state(inner)
+}
+
+/// Stands for the tunnels that a real agent takes from other hosts: any member may open it, and it stays open.
+pub const TUNNEL: &str = "/tunnel";
+
+async fn tunnel() -> body::Body {
+    let first = stream::iter([Ok::<_, Infallible>("open\n")]);
+    body::Body::from_stream(first.chain(stream::pending()))
 }
 
 async fn only_the_controller(request: Request, next: Next) -> Response {

@@ -13,6 +13,7 @@ use fleetward_link::{
     LiveCredential, Validity,
 };
 use fleetward_model::guardian::{GuardianFacts, TrustMode};
+use fleetward_model::host::HostFacts;
 use fleetward_model::{Failure, HostName, JobId};
 use fleetward_protector_open::LocalGuardian;
 use http::Method;
@@ -20,6 +21,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -337,6 +339,26 @@ impl Controller {
             Identity::Controller,
         );
         Client::tls(self.address.to_string(), tls)
+    }
+
+    /// Changes what a host reports, and waits until the controller has it.
+    pub(crate) async fn hears_from(&self, agent: &FakeAgent, change: impl Fn(&mut HostFacts)) {
+        // What its clock says, it says anew each time.
+        let timeless = |mut facts: Value| {
+            facts.as_object_mut().expect("facts").remove("clock");
+            facts
+        };
+        let told = agent.look(|inner| {
+            change(&mut inner.facts);
+            inner.tell_facts();
+            timeless(serde_json::to_value(&inner.facts).expect("facts"))
+        });
+        let path = format!("/v1/hosts/{}", agent.host);
+        self.wait("the new facts", async || {
+            let host: Value = self.get(&path).await;
+            timeless(host["facts"].clone()) == told
+        })
+        .await;
     }
 
     pub(crate) fn anonymous(&self) -> Client {
