@@ -111,11 +111,18 @@ async fn check_hosts(
         Some(group) => app.world.hosts.of_group(group),
         None => app.world.hosts.all(),
     };
-    let wanted = hosts
+    let mut wanted = hosts
         .into_iter()
         .filter(|host| page.is_after(&[host.name.as_str()]));
-    let wanted: Vec<_> = wanted.take(page.limit()).collect();
-    let mut counts = by_host(&app.world, &wanted).await;
+    // One that leaves meanwhile is not counted, and another takes its place: a page that is not full is the last.
+    let mut counts = Vec::new();
+    while counts.len() < page.limit() {
+        let some: Vec<_> = wanted.by_ref().take(page.limit() - counts.len()).collect();
+        if some.is_empty() {
+            break;
+        }
+        counts.extend(by_host(&app.world, &some).await);
+    }
     for count in &mut counts {
         if let Ok(record) = app.world.hosts.of(&count.host) {
             count.warnings = view::warnings(&app.world, &record);
