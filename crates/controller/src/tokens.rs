@@ -9,11 +9,14 @@ use fleetward_api::controller::{TokenRequest, TokenView};
 use fleetward_link::{FleetTrust, JoinSecret, JoinToken, SecretHash};
 use fleetward_model::preflight::CLOCK_LIMIT;
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName, Names};
-use fleetward_store::{Guard, Revision, Store, StoreExt, Txn};
+use fleetward_store::{Guard, Range, Revision, Store, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime, UtcOffset};
 
+const TOKENS: &str = "token/";
+/// Read from the store at once.
+const RECORDS: usize = 100;
 /// Longest life of a token, seconds.
 const MAX_TTL: u32 = 7 * 24 * 3600;
 
@@ -39,7 +42,7 @@ pub(crate) struct TokenRecord {
 }
 
 pub(crate) fn key(host: &HostName) -> String {
-    format!("token/{host}")
+    format!("{TOKENS}{host}")
 }
 
 impl TokenRecord {
@@ -101,6 +104,34 @@ pub(crate) async fn make(
         token: token.encode().to_string(),
         expires,
     })
+}
+
+/// What is remembered of the tokens of hosts that follow `after`, up to `last`; without these of all.
+pub(crate) async fn of_hosts(
+    store: &dyn Store,
+    after: Option<&str>,
+    last: Option<&HostName>,
+) -> Result<Vec<TokenRecord>, Failure> {
+    let mut range = Range::prefix(TOKENS).limit(RECORDS);
+    if let Some(after) = after {
+        range = range.after(format!("{TOKENS}{after}"));
+    }
+    let last = last.map(key);
+    let mut found = Vec::new();
+    let mut next = Some(range);
+    while let Some(range) = next {
+        let page = store.list(range.clone()).await;
+        let page = page.map_err(|error| crate::store_failure(&error))?;
+        next = range.following(&page);
+        for entry in &page.entries {
+            if last.as_ref().is_some_and(|last| entry.key > *last) {
+                return Ok(found);
+            }
+            let record = entry.json::<TokenRecord>();
+            found.push(record.map_err(|error| crate::store_failure(&error))?);
+        }
+    }
+    Ok(found)
 }
 
 /// A token that may be used, and the revision to use it at.

@@ -386,11 +386,16 @@ impl Escrow {
         named.map(|(vm, _)| *vm).collect()
     }
 
-    /// The newest versions of those VMs that were last seen on `host`.
-    pub(crate) fn last_from(&self, host: &HostName) -> Vec<TpmVersion> {
+    /// The newest versions of those VMs that were last seen on `host`, as far as they are `wanted`.
+    pub(crate) fn last_from(
+        &self,
+        host: &HostName,
+        wanted: impl Fn(&TpmVersion) -> bool,
+    ) -> Vec<TpmVersion> {
         let known = self.read();
         let newest = known.versions.last_from(host);
-        newest.map(|indexed| indexed.version.clone()).collect()
+        let newest = newest.map(|indexed| &indexed.version);
+        newest.filter(|version| wanted(version)).cloned().collect()
     }
 
     /// Why the last try to take a copy failed, where it did.

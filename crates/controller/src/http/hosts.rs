@@ -10,7 +10,7 @@ use crate::audit::Act;
 use crate::certificates::{all_until, host_identity};
 use crate::debts;
 use crate::expulsion::{self, Expelled};
-use crate::tokens::TokenRecord;
+use crate::tokens;
 use crate::work::{self, DrainInput, HostDrain, PlannedMove, plan_drain};
 use axum::Json;
 use axum::extract::{Path, State};
@@ -24,7 +24,6 @@ use fleetward_model::audit::AuditAction;
 use fleetward_model::certificate::WhyRefused;
 use fleetward_model::host::HostState;
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName, JobId, VmId};
-use fleetward_store::StoreExt;
 use http::StatusCode;
 use std::collections::BTreeSet;
 use time::OffsetDateTime;
@@ -38,6 +37,9 @@ serves! {
     HostResume => host_resume,
 }
 
+/// Hosts that are shown before others get their turn.
+const SLICE: usize = 50;
+
 async fn host_list(
     State(app): State<App>,
     Asked(query): Asked<verbs::HostList>,
@@ -45,27 +47,42 @@ async fn host_list(
     let page = Page::new(query.limit, query.after)?;
     let world = &app.world;
     let now = OffsetDateTime::now_utc();
-    let (tokens, _) = world.store.list_json::<TokenRecord>("token/").await?;
-    let waiting = tokens.into_iter().map(|(_, found)| found.value);
     // Only what is on the page is worth a view.
     let wanted = |state: HostState, group: &GroupName| {
         query.state.is_none_or(|wanted| state == wanted)
             && query.group.as_ref().is_none_or(|wanted| *group == *wanted)
     };
     let joined = world.hosts.all();
-    let joined = joined
+    let joined: Vec<_> = joined
         .iter()
         .filter(|host| page.is_after(&[host.name.as_str()]))
         .filter(|host| wanted(world.state_of(host), &host.group))
-        .take(page.limit());
-    let mut hosts: Vec<_> = joined.map(|host| view::host(world, host)).collect();
+        .take(page.limit())
+        .collect();
+    // Those that follow a full page are on another.
+    let last = joined.last().filter(|_| joined.len() == page.limit());
+    let waiting = match query.state {
+        None | Some(HostState::Invited) => {
+            let last = last.map(|host| &host.name);
+            tokens::of_hosts(&*world.store, page.after(), last).await?
+        }
+        Some(HostState::Online | HostState::Drained | HostState::Unreachable) => Vec::new(),
+    };
+    let mut hosts = Vec::new();
+    for host in joined {
+        hosts.push(view::host(world, host));
+        if hosts.len().is_multiple_of(SLICE) {
+            tokio::task::yield_now().await;
+        }
+    }
+    let waiting = waiting.into_iter();
     hosts.extend(
         waiting
             .filter(|token| !token.used && token.expires > now)
             .filter(|token| world.hosts.find(&token.host).is_none())
+            .filter(|token| wanted(HostState::Invited, &token.group))
             .map(view::invited),
     );
-    hosts.retain(|host| wanted(host.state, &host.group));
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Rows(page.of_named(hosts)))
 }

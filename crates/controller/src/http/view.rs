@@ -17,7 +17,7 @@ use fleetward_api::controller::{
     ClaimView, DebtView, EscrowView, HostView, JobState, JobView, LastSeen, ProgressView, StepView,
     VmView,
 };
-use fleetward_api::tpm::VersionReason;
+use fleetward_api::tpm::{TpmVersion, VersionReason};
 use fleetward_jobs::{Debt, Job, Owed, StepState};
 use fleetward_model::HostName;
 use fleetward_model::change;
@@ -246,12 +246,11 @@ fn unpaid_warnings(host: &HostName, answers: bool, owed: &[Debt]) -> Vec<String>
 
 /// VMs whose newest copy came from this host and that no host has now, because this host was reinstalled.
 fn lost_vms(world: &World, host: &HostRecord) -> Vec<String> {
-    let last = world.escrow.last_from(&host.name);
-    let gone = last
-        .iter()
-        .filter(|version| version.why != VersionReason::Deleted)
-        .filter(|version| world.inventory.vm(version.vm).is_none());
-    gone.map(|version| {
+    let is_gone = |version: &TpmVersion| {
+        version.why != VersionReason::Deleted && world.inventory.vm(version.vm).is_none()
+    };
+    let gone = world.escrow.last_from(&host.name, is_gone);
+    gone.iter().map(|version| {
         let name = &version.vm_name;
         format!("VM {name} was on this host and is on no host now; fleetward vm recover {name} rebuilds it on a host")
     })
