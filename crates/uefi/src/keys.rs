@@ -117,7 +117,8 @@ pub fn with_certificates(file: &[u8], wanted: Wanted) -> Result<Option<Enrolled>
         return Ok(None);
     }
     let added = missing.iter().map(|certificate| certificate.name).collect();
-    let former = kept(&store);
+    // What could not be brought back is not changed.
+    let former = kept(&store).ok_or(KeysProblem::Off)?;
     for certificate in missing {
         let (vendor, name) = (certificate.database.vendor(), certificate.database.name());
         let variable = store.get_mut(vendor, name).ok_or(KeysProblem::Off)?;
@@ -155,10 +156,13 @@ pub fn with_former(file: &[u8], former: &[u8]) -> Result<Vec<u8>, KeysProblem> {
     Ok(store.to_file()?)
 }
 
-fn kept(store: &VariableStore<'_>) -> Vec<u8> {
+/// Both databases, for [`with_former`]; none where one of them is not there.
+fn kept(store: &VariableStore<'_>) -> Option<Vec<u8>> {
     let databases = Database::BOTH.map(|database| store.get(database.vendor(), database.name()));
-    let databases: Vec<Variable> = databases.into_iter().flatten().cloned().collect();
-    write_variables(&databases)
+    let [Some(kek), Some(db)] = databases else {
+        return None;
+    };
+    Some(write_variables(&[kek.clone(), db.clone()]))
 }
 
 /// The certificates of a store.

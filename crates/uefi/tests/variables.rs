@@ -253,6 +253,19 @@ fn what_has_no_keys_of_microsofts_is_refused_by_name() {
 
 /// Found by fuzzing: what cannot be read afterwards was changed all the same.
 #[test]
+fn nothing_is_added_where_a_database_is_missing_that_could_not_be_brought_back() {
+    // `db` of the vendor that UEFI names, in UTF-16
+    const DB: &[u8] = b"\xcb\xb2\x19\xd7\x3a\x3d\x96\x45\xa3\xbc\xda\xd0\x0e\x67\x65\x6fd\0b\0\0\0";
+    let mut file = MICROSOFT.clone();
+    let at = file.windows(DB.len()).position(|at| at == DB);
+    file[at.expect("Debian's variables have one")] ^= 1;
+    for wanted in [Wanted::Successors, Wanted::All] {
+        let refused = with_certificates(&file, wanted).expect_err("refused");
+        assert_eq!(refused, KeysProblem::Off);
+    }
+}
+
+#[test]
 fn nothing_is_added_where_the_list_of_what_is_refused_is_damaged() {
     const SHA256: [u8; 16] = [
         0x26, 0x16, 0xc4, 0xc1, 0x4c, 0x50, 0x92, 0x40, 0xac, 0xa9, 0x41, 0xf9, 0x36, 0x93, 0x43,
