@@ -6,7 +6,7 @@
 //! ```
 //! What it serves is the API, as everywhere: only how somebody says who they are differs (`http::ways_in`).
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use axum::Router;
 use fleetward_api::controller::ConsoleView;
 use fleetward_durable::{self as durable, Access};
@@ -94,13 +94,18 @@ impl Source {
         let read = || -> anyhow::Result<_> {
             let present = Pair::read(&files)?;
             let certificate = present.certificate()?;
-            Ok((present, certificate))
+            // The controller may have got another name or address.
+            let lacks = |name: &&String| !certificate.names().contains(*name);
+            match made_for.iter().flatten().find(lacks) {
+                Some(name) => bail!("the former one is not for {name}"),
+                None => Ok((present, certificate)),
+            }
         };
         let (present, certificate) = match (read(), &made_for) {
             (Ok(read), _) => read,
-            // Nobody misses one of ours that is not there, or is damaged.
+            // One of ours that is not there, is damaged, or is for other names.
             (Err(error), Some(names)) => {
-                tracing::info!(
+                tracing::warn!(
                     because = format!("{error:#}"),
                     "making a certificate for the console"
                 );
@@ -158,14 +163,16 @@ fn make(files: &CertificateFiles, names: &[String], now: OffsetDateTime) -> anyh
         .with_context(|| format!("cannot write {}", files.chain.display()))
 }
 
-/// What a certificate of our own making is for: this machine, and what it listens on.
+/// What a certificate of our own making is for: this machine, and what it listens on. Addresses are in their usual form.
 fn names(listen: IpAddr, advertise: &str) -> Vec<String> {
     let mut names = BTreeSet::from(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
     if !listen.is_unspecified() {
         names.insert(listen.to_string());
     }
     if let Some((host, _)) = advertise.rsplit_once(':') {
-        names.insert(host.trim_matches(['[', ']']).to_owned());
+        let host = host.trim_matches(['[', ']']);
+        let address = host.parse::<IpAddr>();
+        names.insert(address.map_or_else(|_| host.to_owned(), |address| address.to_string()));
     }
     // Without it the certificate is for the addresses alone.
     if let Ok(machine) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
@@ -311,7 +318,30 @@ mod tests {
         given: Option<CertificateFiles>,
         dir: &TempDir,
     ) -> anyhow::Result<(Source, WebCertificate)> {
-        Source::open(given, dir.path(), vec!["localhost".to_owned()], now())
+        open_for(&["localhost"], given, dir)
+    }
+
+    fn open_for(
+        names: &[&str],
+        given: Option<CertificateFiles>,
+        dir: &TempDir,
+    ) -> anyhow::Result<(Source, WebCertificate)> {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        Source::open(given, dir.path(), names, now())
+    }
+
+    #[test]
+    fn one_of_our_own_is_made_anew_where_the_controller_has_another_name() {
+        let dir = tempfile::tempdir().expect("directory");
+        let both = ["localhost", "fd00::1"];
+        let (_, made) = open_for(&both, None, &dir).expect("made");
+        let fewer = open_for(&both[..1], None, &dir).expect("read").1;
+        assert_eq!(made.fingerprint(), fewer.fingerprint());
+        let other = open_for(&["localhost", "fleet.example"], None, &dir)
+            .expect("made")
+            .1;
+        assert_ne!(made.fingerprint(), other.fingerprint());
+        assert!(other.names().contains("fleet.example"));
     }
 
     #[test]
@@ -376,7 +406,7 @@ mod tests {
         assert!(everywhere.contains(&"fleet.example".to_owned()));
         assert!(everywhere.contains(&"localhost".to_owned()));
         assert!(!everywhere.contains(&"0.0.0.0".to_owned()));
-        let one = names([10, 0, 0, 1].into(), "[fd00::1]:7440");
+        let one = names([10, 0, 0, 1].into(), "[FD00:0::1]:7440");
         assert!(one.contains(&"10.0.0.1".to_owned()) && one.contains(&"fd00::1".to_owned()));
         self_made(one, now()).expect("all of them fit");
         let listen = SocketAddr::from(([0, 0, 0, 0], 7480));

@@ -7,17 +7,15 @@
 //! ```
 
 use crate::identity::{FleetIdentity, IdentityError};
+use crate::live::Presented;
 use crate::refused::MemberCertificate;
 use crate::tls;
 use crate::trust::FleetTrust;
-use arc_swap::ArcSwap;
 use base64::Engine;
 use fleetward_durable::{self as durable, Access};
 use fleetward_model::certificate::CertificateFacts;
-use rustls::client::ResolvesClientCert;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::Error as TlsError;
 use rustls::sign::CertifiedKey;
-use rustls::{Error as TlsError, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt::{self, Write};
@@ -87,22 +85,9 @@ pub struct Credential {
 impl Credential {
     /// Combines a chain and a key, both PEM; they must belong together.
     pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, CredentialError> {
-        let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| CredentialError::Chain)?;
-        let own = chain.first().ok_or(CredentialError::Chain)?;
+        let certified = certified(chain_pem, key_pem)?;
+        let own = certified.cert.first().ok_or(CredentialError::Chain)?;
         let certificate = MemberCertificate::from_der(own)?;
-
-        let key =
-            PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| CredentialError::Key)?;
-        let signing = tls::provider()
-            .key_provider
-            .load_private_key(key)
-            .map_err(|_| CredentialError::Key)?;
-        let certified = CertifiedKey::new(chain, signing);
-        certified
-            .keys_match()
-            .map_err(|_| CredentialError::Mismatch)?;
         Ok(Self {
             certified: Arc::new(certified),
             key_pem: Zeroizing::new(key_pem.to_owned()),
@@ -162,57 +147,18 @@ impl Credential {
     }
 }
 
+impl Presented for Credential {
+    fn certified(&self) -> &Arc<CertifiedKey> {
+        &self.certified
+    }
+}
+
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credential")
             .field("identity", &self.certificate.identity)
             .field("not_after", &self.certificate.facts.not_after)
             .finish_non_exhaustive()
-    }
-}
-
-/// The credential that a running program presents in handshakes. Replacing it does not affect open connections.
-#[derive(Clone)]
-pub struct LiveCredential(Arc<ArcSwap<Credential>>);
-
-impl LiveCredential {
-    /// Starts with `credential`.
-    pub fn new(credential: Credential) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(credential)))
-    }
-
-    /// Presents `credential` in all later handshakes.
-    pub fn replace(&self, credential: Credential) {
-        self.0.store(Arc::new(credential));
-    }
-
-    /// The present credential.
-    pub fn current(&self) -> Arc<Credential> {
-        self.0.load_full()
-    }
-}
-
-impl fmt::Debug for LiveCredential {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("LiveCredential")
-            .field(&self.current())
-            .finish()
-    }
-}
-
-impl ResolvesServerCert for LiveCredential {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load().certified.clone())
-    }
-}
-
-impl ResolvesClientCert for LiveCredential {
-    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load().certified.clone())
-    }
-
-    fn has_certs(&self) -> bool {
-        true
     }
 }
 
@@ -232,6 +178,30 @@ pub fn pem(label: &str, der: &[u8]) -> String {
     }
     pem.push_str(&format!("-----END {label}-----\n"));
     pem
+}
+
+/// A chain (its own certificate first) with its key, both PEM.
+///
+/// # Errors
+/// One of them cannot be read, or they do not belong together.
+pub(crate) fn certified(chain_pem: &str, key_pem: &str) -> Result<CertifiedKey, CredentialError> {
+    let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| CredentialError::Chain)?;
+    if chain.is_empty() {
+        return Err(CredentialError::Chain);
+    }
+    let key =
+        PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| CredentialError::Key)?;
+    let signing = tls::provider()
+        .key_provider
+        .load_private_key(key)
+        .map_err(|_| CredentialError::Key)?;
+    let certified = CertifiedKey::new(chain, signing);
+    certified
+        .keys_match()
+        .map_err(|_| CredentialError::Mismatch)?;
+    Ok(certified)
 }
 
 fn read(path: &Path) -> Result<Zeroizing<String>, CredentialError> {

@@ -7,7 +7,8 @@
 //! | [`authority`] | the controller's key, which signs members' certificates and statements |
 //! | [`ek_root`] | the root of the TPMs' endorsement-key certificates |
 //! | [`trust`] | the pinned certificate of the authority |
-//! | [`credential`] | a program's own certificate and key, replaceable at run time |
+//! | [`credential`] | a program's own certificate and key |
+//! | `live` | what a running program presents, replaceable while it runs |
 //! | [`token`] | join tokens |
 //! | [`api_token`] | what programs show instead of a certificate |
 //! | [`refused`] | certificates that are refused before their end, and connections under them |
@@ -38,6 +39,7 @@ pub mod credential;
 pub mod dial;
 pub mod ek_root;
 pub mod identity;
+mod live;
 pub mod local;
 mod patience;
 pub mod peer;
@@ -56,12 +58,11 @@ mod wire;
 pub use api_token::{ApiToken, MAX_API_TOKEN};
 pub use authority::{AuthorityError, FleetAuthority, Validity};
 pub use client::{Client, ClientError};
-pub use credential::{
-    Credential, CredentialError, KeyRequest, LiveCredential, certificate_pem, pem,
-};
+pub use credential::{Credential, CredentialError, KeyRequest, certificate_pem, pem};
 pub use dial::DialError;
 pub use ek_root::EkRoot;
 pub use identity::{AdminName, FleetId, FleetIdentity, Identity, IdentityError};
+pub use live::{Live, LiveCredential, LiveWebCertificate};
 pub use local::SocketSpec;
 pub use peer::Peer;
 pub use refused::{MemberCertificate, Refusals, member_name};
@@ -71,4 +72,4 @@ pub use tls::{ClientCertificates, ClientTls, ServerTls};
 pub use token::{JoinSecret, JoinToken, SecretHash, TokenError};
 pub use trust::{Fingerprint, FleetTrust, TrustError};
 pub use visit::Visit;
-pub use web::{LiveWebCertificate, WebCertificate};
+pub use web::WebCertificate;

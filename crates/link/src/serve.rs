@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A slow peer does not delay others: handshakes, headers and bodies have time limits, and everything that a peer without a
-//! certificate does has one together. [`crate::strangers`] says who gets in where many ask.
+//! certificate does has one together, until a request says who makes it and is believed ([`Visit`]). [`crate::strangers`]
+//! says who gets in where many ask.
 
 use crate::dial::{self, MemberStream};
 use crate::identity::Identity;

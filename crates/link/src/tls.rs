@@ -3,12 +3,11 @@
 //! A peer is identified by the [`Identity`] in its certificate, never by DNS name or address. Sessions are never
 //! resumed, so every connection verifies certificates. Versions below TLS 1.3 are not offered.
 
-use crate::credential::LiveCredential;
 use crate::dial::MemberStream;
 use crate::identity::{FleetIdentity, Identity, IdentityError};
+use crate::live::{LiveCredential, LiveWebCertificate};
 use crate::refused::{MemberCertificate, Refusals};
 use crate::trust::{Fingerprint, FleetTrust, TrustError};
-use crate::web::LiveWebCertificate;
 use fleetward_model::certificate::WhyRefused;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};

@@ -7,21 +7,19 @@
 //!                                                    ▲ replace: for the next handshakes
 //! ```
 
-use crate::credential::{CredentialError, certificate_pem};
-use crate::tls;
+use crate::credential::{CredentialError, certificate_pem, certified};
+use crate::live::Presented;
 use crate::trust::Fingerprint;
-use arc_swap::ArcSwap;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
 };
-use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
 /// How long a certificate of our own making lives; browsers refuse longer ones.
@@ -35,32 +33,23 @@ pub struct WebCertificate {
     certified: Arc<CertifiedKey>,
     fingerprint: Fingerprint,
     not_after: OffsetDateTime,
+    names: BTreeSet<String>,
 }
 
 impl WebCertificate {
     /// Combines a chain and a key, both PEM; they must belong together.
     pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, CredentialError> {
-        let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| CredentialError::Chain)?;
-        let own = chain.first().ok_or(CredentialError::Chain)?;
+        let certified = certified(chain_pem, key_pem)?;
+        let own = certified.cert.first().ok_or(CredentialError::Chain)?;
         let (_, parsed) = X509Certificate::from_der(own).map_err(|_| CredentialError::Chain)?;
         let not_after = parsed.validity().not_after.to_datetime();
+        let names = names_of(&parsed);
         let fingerprint = Fingerprint::of(own);
-        let key =
-            PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| CredentialError::Key)?;
-        let signing = tls::provider()
-            .key_provider
-            .load_private_key(key)
-            .map_err(|_| CredentialError::Key)?;
-        let certified = CertifiedKey::new(chain, signing);
-        certified
-            .keys_match()
-            .map_err(|_| CredentialError::Mismatch)?;
         Ok(Self {
             certified: Arc::new(certified),
             fingerprint,
             not_after,
+            names,
         })
     }
 
@@ -75,10 +64,39 @@ impl WebCertificate {
         self.fingerprint
     }
 
+    /// The host names and addresses that it is for.
+    pub fn names(&self) -> &BTreeSet<String> {
+        &self.names
+    }
+
     /// When it ends.
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
     }
+}
+
+impl Presented for WebCertificate {
+    fn certified(&self) -> &Arc<CertifiedKey> {
+        &self.certified
+    }
+}
+
+fn names_of(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let names = names.map_or(&[][..], |names| &names.value.general_names);
+    let read = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+        _ => None,
+    };
+    names.iter().filter_map(read).collect()
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(four) = <[u8; 4]>::try_from(bytes) {
+        return Some(four.into());
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
 }
 
 impl fmt::Debug for WebCertificate {
@@ -122,31 +140,4 @@ pub fn self_made(
         certificate_pem(certificate.der()),
         key.as_str()
     )))
-}
-
-/// The certificate that a running server presents. Replacing it does not affect open connections.
-#[derive(Debug, Clone)]
-pub struct LiveWebCertificate(Arc<ArcSwap<WebCertificate>>);
-
-impl LiveWebCertificate {
-    /// Starts with `certificate`.
-    pub fn new(certificate: WebCertificate) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(certificate)))
-    }
-
-    /// Presents `certificate` in all later handshakes.
-    pub fn replace(&self, certificate: WebCertificate) {
-        self.0.store(Arc::new(certificate));
-    }
-
-    /// The present one.
-    pub fn current(&self) -> Arc<WebCertificate> {
-        self.0.load_full()
-    }
-}
-
-impl ResolvesServerCert for LiveWebCertificate {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load().certified.clone())
-    }
 }

@@ -1,9 +1,9 @@
 //! Opening tunnels to other members of the fleet.
 
 use super::{Answer, Tunnel, TunnelError, TunnelHeader, read_frame, write_frame};
-use crate::credential::LiveCredential;
 use crate::dial::{self, DialError, MemberStream};
 use crate::identity::Identity;
+use crate::live::LiveCredential;
 use crate::refused::Refusals;
 use crate::tls::{ALPN_TUNNEL, ClientTls};
 use crate::trust::FleetTrust;
