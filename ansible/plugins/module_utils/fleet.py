@@ -56,12 +56,13 @@ class Fleet:
     def __init__(self, module: AnsibleModule):
         self.module = module
         options = module.params
-        self.how = {"timeout": ANSWER, "use_proxy": False, "http_agent": "ansible-fleetward"}
+        # The controller sends nobody elsewhere, and a token must not follow.
+        self.how = {"timeout": ANSWER, "use_proxy": False, "follow_redirects": "none", "http_agent": "ansible-fleetward"}
         if options["controller"]:
             self.base = options["controller"].rstrip("/")
             if not self.base.startswith("https://"):
                 self.fail("INVALID_ARGUMENT", f"{self.base!r} is no address of a controller",
-                          "it does not begin with https://", "controller: https://HOST:7480")
+                          "it does not begin with https://", "name the listener that the controller's status shows as Console")
             self.headers = {"Authorization": f"Bearer {self.token()}"}
             self.how["ca_path"] = options["ca_path"]
         else:

@@ -3,11 +3,12 @@
 //!
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
-use crate::commands::token::Kept;
+mod tokens;
+
 use crate::plain;
 use fleetward_api::controller::{
-    AdminRevoked, ApiTokenMade, AuditVerdict, EkAccepted, EkRevocationList, EkRevoked, ExpelAnswer,
-    ImageView, ImportStage, JobView, RollWhen, SettleAnswer, VmView,
+    AdminRevoked, AuditVerdict, EkAccepted, EkRevocationList, EkRevoked, ExpelAnswer, ImageView,
+    ImportStage, JobView, RollWhen, SettleAnswer, VmView,
 };
 use fleetward_model::certificate::Serial;
 use fleetward_model::change::{ChangeStep, DiskAct, DiskStep, DriveStep, Effect, PlannedStep};
@@ -22,6 +23,8 @@ use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+
+pub(crate) use tokens::*;
 
 pub(crate) const NOTHING_CHANGED: &str = "nothing was changed";
 pub(crate) const CONSOLE_LEFT: &str = "console closed";
@@ -715,49 +718,6 @@ pub(crate) fn admin_revoked(answer: &AdminRevoked) -> String {
         1 => format!("{name}: 1 certificate revoked"),
         many => format!("{name}: {many} certificates revoked"),
     }
-}
-
-/// Where an API token is good, and how it is used.
-pub(crate) fn token_made(made: &ApiTokenMade) -> String {
-    let until = crate::table::moment(made.view.expires);
-    match &made.console {
-        Some(console) => format!(
-            "this is shown once: keep it in a file that only you can read\n\
-             it is good until {until} at {}; --token-file names that file",
-            console.url
-        ),
-        None => format!("this is shown once, and good until {until}. {NO_CONSOLE}"),
-    }
-}
-
-/// Where a console's certificate is of no authority that this machine believes.
-pub(crate) const WHOM_TO_BELIEVE: &str = "name the certificate to believe with --ca FILE; one that the controller made itself is in console-ca.pem, beside the token";
-
-const NO_CONSOLE: &str = "It is good nowhere yet: start the controller with --console ADDR:PORT";
-
-pub(crate) fn token_kept(kept: &Kept<'_>) -> String {
-    let (name, file) = (&kept.view.name, kept.token_file.display());
-    let until = crate::table::moment(kept.view.expires);
-    let Some(controller) = kept.controller else {
-        return format!("{file} has the API token {name}, until {until}. {NO_CONSOLE}");
-    };
-    let mut text = format!(
-        "{name} can use the controller until {until} with:\n\
-         export FLEETWARD_CONTROLLER={controller}\n\
-         export FLEETWARD_TOKEN_FILE={file}"
-    );
-    if let Some(authority) = kept.authority {
-        text.push_str(&format!("\nexport FLEETWARD_CA={}", authority.display()));
-    }
-    text
-}
-
-pub(crate) fn confirm_revoke_token(name: &impl Display) -> String {
-    format!("Revoke API token {name}? Whoever uses it loses their connections")
-}
-
-pub(crate) fn token_revoked(name: &impl Display) -> String {
-    format!("{name}: API token revoked")
 }
 
 pub(crate) fn ek_crl_written(file: &impl Display, list: &EkRevocationList) -> String {

@@ -294,6 +294,7 @@ pub(crate) fn api_tokens(tokens: &[ApiTokenView]) -> String {
         let standing = match one.standing {
             ApiTokenStanding::Good => "good",
             ApiTokenStanding::Ended => "ended",
+            ApiTokenStanding::Early => "early",
         };
         table.add([
             one.name.to_string(),

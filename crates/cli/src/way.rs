@@ -30,7 +30,7 @@ pub(crate) fn client(options: &Global) -> Result<Client, Failure> {
             "--token-file needs --controller",
         )
         .because("an API token is good where the controller's --console listens")
-        .fix("--controller https://HOST:7480, or set FLEETWARD_CONTROLLER")),
+        .fix("name that address with --controller, or in FLEETWARD_CONTROLLER")),
     }
 }
 

@@ -6,8 +6,10 @@
 //! ```
 //! The store has hashes of secrets alone. All tokens are in memory too, so that a wrong one reads no file.
 
+use crate::tokens::utc;
 use fleetward_api::controller::{ApiTokenRequest, ApiTokenStanding, ApiTokenView};
 use fleetward_link::{ApiToken, SecretHash};
+use fleetward_model::preflight::CLOCK_LIMIT;
 use fleetward_model::role::Role;
 use fleetward_model::{ErrorCode, Failure, TokenName};
 use fleetward_store::{Guard, Store, StoreError, StoreExt, Txn};
@@ -25,6 +27,7 @@ const SHORTEST_TTL: u32 = 60;
 const LONGEST_TTL: u32 = 366 * 24 * 3600;
 /// How often it is written which tokens were used.
 const WRITE_EVERY: Duration = Duration::from_secs(60);
+const NOT_ACCEPTED: &str = "the API token is not accepted";
 /// Of a token that never came in.
 const NEVER: i64 = i64::MIN;
 
@@ -46,6 +49,45 @@ struct Record {
 impl Record {
     fn key(&self) -> String {
         format!("{PREFIX}{}", self.name)
+    }
+
+    fn standing(&self, now: OffsetDateTime) -> ApiTokenStanding {
+        if self.made - now > CLOCK_LIMIT {
+            ApiTokenStanding::Early
+        } else if self.expires <= now {
+            ApiTokenStanding::Ended
+        } else {
+            ApiTokenStanding::Good
+        }
+    }
+
+    /// Why the token lets nobody in now, if it does not.
+    fn refusal(&self, now: OffsetDateTime) -> Option<Failure> {
+        let Self {
+            name,
+            role,
+            made,
+            expires,
+            ..
+        } = self;
+        let (code, because) = match self.standing(now) {
+            ApiTokenStanding::Good => return None,
+            ApiTokenStanding::Ended => (
+                ErrorCode::CredentialsRefused,
+                format!("{name} ended at {}", utc(*expires)),
+            ),
+            ApiTokenStanding::Early => (
+                ErrorCode::ClocksApart,
+                format!(
+                    "{name} was made at {}, and the controller's clock says {}: it was ahead then, and the token would be good for too long",
+                    utc(*made),
+                    utc(now)
+                ),
+            ),
+        };
+        let fix =
+            format!("fleetward token revoke {name}; fleetward token create {name} --role {role}");
+        Some(Failure::new(code, NOT_ACCEPTED).because(because).fix(fix))
     }
 }
 
@@ -88,10 +130,7 @@ impl Known {
         ApiTokenView {
             name: name.clone(),
             role: *role,
-            standing: match *expires > now {
-                true => ApiTokenStanding::Good,
-                false => ApiTokenStanding::Ended,
-            },
+            standing: self.record.standing(now),
             made: *made,
             made_by: made_by.clone(),
             expires: *expires,
@@ -238,12 +277,7 @@ impl ApiTokens {
     /// # Errors
     /// Nobody's, or one whose time is over.
     pub(crate) fn bearer(&self, text: &str, now: OffsetDateTime) -> Result<Bearer, Failure> {
-        let refused = || {
-            Failure::new(
-                ErrorCode::CredentialsRefused,
-                "the API token is not accepted",
-            )
-        };
+        let refused = || Failure::new(ErrorCode::CredentialsRefused, NOT_ACCEPTED);
         let token: ApiToken = text.parse().map_err(|error| refused().because(error))?;
         let secret = token.hash();
         let known = self.read();
@@ -252,24 +286,15 @@ impl ApiTokens {
             refused()
                 .because("this controller does not know it: it was revoked, or is of another fleet")
         })?;
-        let Record {
-            name,
-            role,
-            expires,
-            ..
-        } = &known.record;
-        if *expires <= now {
-            let because = format!("{name} ended at {}", crate::tokens::utc(*expires));
-            return Err(refused().because(because).fix(format!(
-                "fleetward token revoke {name}; fleetward token create {name} --role {role}"
-            )));
+        if let Some(refusal) = known.record.refusal(now) {
+            return Err(refusal);
         }
         known
             .last_used
             .store(now.unix_timestamp(), Ordering::Relaxed);
         Ok(Bearer {
-            name: name.clone(),
-            role: *role,
+            name: known.record.name.clone(),
+            role: known.record.role,
             known: known.clone(),
         })
     }
@@ -327,6 +352,7 @@ impl ApiTokens {
 mod tests {
     use super::*;
     use fleetward_store::SqliteStore;
+    use tempfile::TempDir;
 
     const MINUTE: u32 = 60;
 
@@ -338,67 +364,107 @@ mod tests {
         }
     }
 
+    /// Tokens, with one of the name `ci`.
+    struct Made {
+        tokens: ApiTokens,
+        view: ApiTokenView,
+        text: Zeroizing<String>,
+        store: Arc<dyn Store>,
+        _dir: TempDir,
+    }
+
+    impl Made {
+        async fn at(moment: OffsetDateTime) -> Self {
+            let dir = tempfile::tempdir().expect("directory");
+            let store = SqliteStore::open(dir.path().join("store.db")).await;
+            let store: Arc<dyn Store> = Arc::new(store.expect("store"));
+            let tokens = ApiTokens::open(store.clone()).await.expect("open");
+            let made = tokens.make(asked("ci"), "local:0".to_owned(), moment);
+            let (view, text) = made.await.expect("made");
+            Self {
+                tokens,
+                view,
+                text,
+                store,
+                _dir: dir,
+            }
+        }
+
+        async fn after_a_restart(&self) -> ApiTokens {
+            self.tokens.write_uses().await.expect("written");
+            ApiTokens::open(self.store.clone()).await.expect("open")
+        }
+
+        fn standing(&self, now: OffsetDateTime) -> ApiTokenStanding {
+            let [listed] = &self.tokens.list(now)[..] else {
+                panic!("one token");
+            };
+            listed.standing
+        }
+
+        fn refused(&self, now: OffsetDateTime) -> Failure {
+            let refused = self.tokens.bearer(&self.text, now);
+            refused.err().expect("refused")
+        }
+    }
+
     #[tokio::test]
     async fn a_token_is_good_until_its_end_and_stays_listed() {
-        let dir = tempfile::tempdir().expect("directory");
-        let store = SqliteStore::open(dir.path().join("store.db")).await;
-        let store: Arc<dyn Store> = Arc::new(store.expect("store"));
-        let tokens = ApiTokens::open(store.clone()).await.expect("open");
         let now = OffsetDateTime::now_utc();
-        let made = tokens.make(asked("ci"), "local:0".to_owned(), now).await;
-        let (view, text) = made.expect("made");
-        let bearer = tokens.bearer(&text, now).expect("good");
+        let made = Made::at(now).await;
+        let bearer = made.tokens.bearer(&made.text, now).expect("good");
         assert_eq!((bearer.name.as_str(), bearer.role), ("ci", Role::Viewer));
 
-        let end = view.expires;
+        let end = made.view.expires;
         let before = end - time::Duration::SECOND;
-        tokens.bearer(&text, before).expect("still good");
-        let refused = tokens.bearer(&text, end).err().expect("over");
+        made.tokens.bearer(&made.text, before).expect("still good");
+        assert_eq!(made.standing(before), ApiTokenStanding::Good);
+        let refused = made.refused(end);
         assert_eq!(refused.code, ErrorCode::CredentialsRefused);
-        assert!(
-            refused
-                .fix
-                .contains("fleetward token create ci --role viewer"),
-            "{refused:?}"
-        );
+        let fix = "fleetward token create ci --role viewer";
+        assert!(refused.fix.contains(fix), "{refused:?}");
         // What goes on over its connections ends by then.
         tokio::time::timeout(Duration::from_secs(5), bearer.end(end))
             .await
             .expect("over");
-        let [listed] = &tokens.list(end)[..] else {
-            panic!("one token");
-        };
-        assert_eq!(listed.standing, ApiTokenStanding::Ended);
+        assert_eq!(made.standing(end), ApiTokenStanding::Ended);
         // A name is taken until the token is revoked.
-        let taken = tokens.make(asked("ci"), "local:0".to_owned(), end).await;
-        let Err(taken) = taken else {
+        let again = made.tokens.make(asked("ci"), "local:0".to_owned(), end);
+        let Err(taken) = again.await else {
             panic!("the name was given twice");
         };
         assert_eq!(taken.code, ErrorCode::NameTaken);
 
-        tokens.write_uses().await.expect("written");
-        let again = ApiTokens::open(store).await.expect("open");
+        let again = made.after_a_restart().await;
         let whole = before.replace_nanosecond(0).expect("a moment");
         assert_eq!(again.list(now)[0].last_used, Some(whole));
     }
 
     #[tokio::test]
     async fn a_revoked_token_does_not_come_back_with_its_last_use() {
-        let dir = tempfile::tempdir().expect("directory");
-        let store = SqliteStore::open(dir.path().join("store.db")).await;
-        let store: Arc<dyn Store> = Arc::new(store.expect("store"));
-        let tokens = ApiTokens::open(store.clone()).await.expect("open");
         let now = OffsetDateTime::now_utc();
-        let made = tokens.make(asked("ci"), "local:0".to_owned(), now).await;
-        let (view, text) = made.expect("made");
-        let bearer = tokens.bearer(&text, now).expect("good");
-        tokens.revoke(&view.name, now).await.expect("revoked");
-        tokens.write_uses().await.expect("written");
+        let made = Made::at(now).await;
+        let bearer = made.tokens.bearer(&made.text, now).expect("good");
+        let revoked = made.tokens.revoke(&made.view.name, now).await;
+        revoked.expect("revoked");
         tokio::time::timeout(Duration::from_secs(5), bearer.end(now))
             .await
             .expect("cut");
-        let again = ApiTokens::open(store).await.expect("open");
+        let again = made.after_a_restart().await;
         assert_eq!(again.list(now), []);
-        assert!(again.bearer(&text, now).is_err());
+        assert!(again.bearer(&made.text, now).is_err());
+    }
+
+    /// It would be good until then.
+    #[tokio::test]
+    async fn an_api_token_that_was_made_under_a_clock_of_2040_is_refused_once_the_clock_is_right() {
+        let now = OffsetDateTime::now_utc();
+        let made = Made::at(now + time::Duration::days(14 * 365)).await;
+        let refused = made.refused(now);
+        assert_eq!(refused.code, ErrorCode::ClocksApart);
+        for time in [made.view.made, now] {
+            assert!(refused.because.contains(&utc(time)), "{refused}");
+        }
+        assert_eq!(made.standing(now), ApiTokenStanding::Early);
     }
 }

@@ -58,6 +58,8 @@ pub enum ApiTokenStanding {
     Good,
     /// Its time is over.
     Ended,
+    /// It was made by a clock that was ahead, so that it would be good for too long.
+    Early,
 }
 
 /// The listener for people and programs without a certificate of the fleet.

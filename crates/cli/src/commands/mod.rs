@@ -15,7 +15,7 @@ mod network;
 mod secure_boot;
 mod seed;
 mod template;
-pub(crate) mod token;
+mod token;
 mod tpm;
 mod vm;
 pub(crate) mod vm_disk;

@@ -118,22 +118,22 @@ fn keep(context: &Context, made: &ApiTokenMade, directory: &Path) -> Result<(), 
         authority: authority.as_deref(),
         controller: made.console.as_ref().map(|console| console.url.as_str()),
     };
-    context
-        .output
-        .document(&kept, || messages::token_kept(&kept))?;
+    context.output.document(&kept, || {
+        messages::token_kept(kept.view, kept.token_file, kept.controller, kept.authority)
+    })?;
     Ok(())
 }
 
 /// A token whose text is in a file.
 #[derive(Debug, Serialize)]
-pub(crate) struct Kept<'a> {
+struct Kept<'a> {
     #[serde(flatten)]
-    pub(crate) view: &'a ApiTokenView,
-    pub(crate) token_file: &'a Path,
+    view: &'a ApiTokenView,
+    token_file: &'a Path,
     /// Whom to believe; none: whom the system believes.
-    pub(crate) authority: Option<&'a Path>,
+    authority: Option<&'a Path>,
     /// Where it is good; none: nowhere yet.
-    pub(crate) controller: Option<&'a str>,
+    controller: Option<&'a str>,
 }
 
 fn token_file(directory: &Path, name: &TokenName) -> PathBuf {

@@ -31,6 +31,12 @@ struct Simulated {
 }
 
 impl Simulated {
+    /// How often each host was called for its events.
+    fn streams(&self) -> Vec<u64> {
+        let hosts = self.running.hosts.iter();
+        hosts.map(|host| host.look(|inner| inner.streams)).collect()
+    }
+
     async fn start() -> Self {
         Self::start_with(Protectors::Sized).await
     }
@@ -294,18 +300,13 @@ async fn vms_move_between_simulated_hosts_in_both_directions_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn flapping_hosts_go_and_come_and_are_there_at_the_end() {
     let simulated = Simulated::start().await;
-    let streams = || {
-        let hosts = simulated.running.hosts.iter();
-        let streams = hosts.map(|host| host.look(|inner| inner.streams));
-        streams.collect::<Vec<_>>()
-    };
-    let before = streams();
+    let before = simulated.streams();
     simulated.begin(
         "[[fault]]\nkind = \"flapping\"\npercent = 50\nfor_seconds = 8\nup_seconds = 1\ndown_seconds = 1\n",
     );
     // Each of the three is called several times, and none of the others.
     let flapped = async || {
-        let pairs = before.iter().zip(streams());
+        let pairs = before.iter().zip(simulated.streams());
         let often = pairs.filter(|(before, after)| *after >= **before + 2);
         often.count() == 3
     };
@@ -315,7 +316,7 @@ async fn flapping_hosts_go_and_come_and_are_there_at_the_end() {
         .await;
     tokio::time::sleep(Duration::from_secs(8)).await;
     simulated.wait_for(6).await;
-    let pairs = before.iter().zip(streams());
+    let pairs = before.iter().zip(simulated.streams());
     assert_eq!(
         pairs.filter(|(before, after)| *after == **before).count(),
         3
@@ -413,12 +414,7 @@ async fn key_protectors_that_are_real_open_where_the_vm_goes_and_are_made_anew()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_that_is_cut_off_takes_no_other_host_with_it() {
     let simulated = Simulated::start().await;
-    let streams = || {
-        let hosts = simulated.running.hosts.iter();
-        let streams = hosts.map(|host| host.look(|inner| inner.streams));
-        streams.collect::<Vec<_>>()
-    };
-    let before = streams();
+    let before = simulated.streams();
     simulated.begin("[[fault]]\nkind = \"partition\"\ngroup = \"group-00002\"\nfor_seconds = 4\n");
     simulated.wait_for(3).await;
     let hosts: Vec<HostView> = simulated.controller.get("/v1/hosts").await;
@@ -427,7 +423,7 @@ async fn a_group_that_is_cut_off_takes_no_other_host_with_it() {
     assert_eq!(groups, ["group-00002"; 3]);
     simulated.wait_for(6).await;
     assert_eq!(
-        streams()[..3],
+        simulated.streams()[..3],
         before[..3],
         "group-00001 was there all the time"
     );

@@ -1,8 +1,9 @@
 //! The listener for programs: API tokens, and those who have none, a bad one, or one that is good no longer.
 
+use crate::api::{concrete, reaches_exactly};
 use crate::fleet::{Controller, failure};
 use fleetward_api::controller::{Accepted, ApiTokenMade, ApiTokenView, ConsoleView, Role, Status};
-use fleetward_api::verbs::{Access, ENDPOINTS};
+use fleetward_api::verbs::ENDPOINTS;
 use fleetward_link::{Client, ClientError, ClientTls};
 use fleetward_model::ErrorCode;
 use fleetward_model::audit::{AuditAction, AuditRecord};
@@ -56,7 +57,7 @@ async fn without_a_token_or_with_a_bad_one_nothing_is_served_there() {
     let nobody = anybody(&made);
     for endpoint in ENDPOINTS {
         let method: Method = endpoint.method.parse().expect("method");
-        let path = endpoint.path.replace('{', "no-").replace('}', "");
+        let path = concrete(endpoint.path);
         let (status, failure) = failure(&nobody, method, &path, &json!({})).await;
         // Not even hosts join there.
         assert_eq!(
@@ -91,25 +92,7 @@ async fn a_token_reaches_exactly_what_its_role_may_under_its_own_name() {
     let controller = Controller::start_with_console().await;
     for role in [Role::Viewer, Role::Operator, Role::Keeper, Role::Admin] {
         let made = make(&controller, role.into_str(), role).await;
-        let client = bearer(&made);
-        for endpoint in ENDPOINTS {
-            let Access::Role(needed) = endpoint.access else {
-                continue;
-            };
-            let path = endpoint.path.replace('{', "no-").replace('}', "");
-            let sent = client
-                .request(endpoint.method.parse().expect("method"), &path)
-                .json(&json!({"unknown": 1}))
-                .send()
-                .await;
-            let refused =
-                matches!(&sent, Err(ClientError::Status { code, .. }) if code.as_u16() == 403);
-            assert_eq!(
-                refused,
-                !role.allows(needed),
-                "{role} {endpoint:?} {sent:?}"
-            );
-        }
+        reaches_exactly(&bearer(&made), role).await;
     }
     let made = make(&controller, "robot", Role::Admin).await;
     let inner: ApiTokenMade = bearer(&made)
