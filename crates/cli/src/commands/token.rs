@@ -102,13 +102,13 @@ fn keep(context: &Context, made: &ApiTokenMade, directory: &Path) -> Result<(), 
     let file = token_file(directory, &made.view.name);
     let text = Zeroizing::new(format!("{}\n", made.token));
     durable::replace(&file, text.as_bytes(), Access::PRIVATE)
-        .map_err(|error| unwritable(directory, &error))?;
+        .map_err(|error| lost(directory, &made.view.name, &error))?;
     let authority = match &made.console_certificate {
         None => None,
         Some(pem) => {
             let file = directory.join("console-ca.pem");
             durable::replace(&file, pem.as_bytes(), Access::PUBLIC)
-                .map_err(|error| unwritable(directory, &error))?;
+                .map_err(|error| lost(directory, &made.view.name, &error))?;
             Some(file)
         }
     };
@@ -138,6 +138,19 @@ struct Kept<'a> {
 
 fn token_file(directory: &Path, name: &TokenName) -> PathBuf {
     directory.join(format!("{name}.token"))
+}
+
+/// The token is made already, and nobody has its text, or nobody can use it yet.
+fn lost(directory: &Path, name: &TokenName, error: &dyn Error) -> Failure {
+    Failure::new(
+        ErrorCode::InvalidArgument,
+        format!(
+            "the token {name} was made, and {} cannot be written to",
+            directory.display()
+        ),
+    )
+    .because(causes(error))
+    .fix(format!("fleetward token revoke {name} --yes"))
 }
 
 fn unwritable(directory: &Path, error: &dyn Error) -> Failure {
