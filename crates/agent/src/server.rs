@@ -88,9 +88,11 @@ async fn only_the_controller(request: Request, next: Next) -> Response {
                 .because(format!("only the controller may call it, not {other}")),
         )
         .into_response(),
-        Some(Peer::Anonymous | Peer::Program { .. } | Peer::Local { .. }) | None => Refusal(
-            Failure::new(ErrorCode::CredentialsMissing, "the agent's API"),
-        )
+        Some(Peer::Anonymous | Peer::Program { .. } | Peer::Person { .. } | Peer::Local { .. })
+        | None => Refusal(Failure::new(
+            ErrorCode::CredentialsMissing,
+            "the agent's API",
+        ))
         .into_response(),
     }
 }

@@ -11,6 +11,7 @@ mod keys;
 mod secure_boot;
 mod template;
 mod token;
+mod user;
 mod vm;
 
 pub use act::*;
@@ -25,4 +26,5 @@ pub use keys::*;
 pub use secure_boot::*;
 pub use template::*;
 pub use token::*;
+pub use user::*;
 pub use vm::*;

@@ -8,7 +8,7 @@ use crate::controller::{
     AdminCertificate, ApiTokenView, AuditQuery, CheckQuery, CheckView, EkAuthorityView,
     EkCertificateView, EkStanding, GuardianView, HostCheckQuery, HostCheckView, HostView,
     ImageView, JobState, JobView, NetworkView, SecureBootKind, SecureBootQuery, SecureBootView,
-    TemplateView, VmQuery, VmView,
+    TemplateView, UserView, VmQuery, VmView,
 };
 use crate::tpm::TpmVersion;
 use fleetward_model::audit::AuditRecord;
@@ -164,6 +164,12 @@ impl Row for HostCheckView {
 }
 
 impl Row for ApiTokenView {
+    fn cursor(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Row for UserView {
     fn cursor(&self) -> String {
         self.name.to_string()
     }

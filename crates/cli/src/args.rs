@@ -12,6 +12,7 @@ mod secure_boot;
 pub(crate) mod seed;
 mod token;
 mod tpm;
+mod user;
 
 pub use ek::EkCommand;
 pub use guardian::{GrantArgs, GuardianCommand, RotateArgs};
@@ -20,6 +21,7 @@ pub use network::{NetworkCommand, NicCommand, NicHow};
 pub use secure_boot::{SecureBootChange, SecureBootCommand};
 pub use token::TokenCommand;
 pub use tpm::{TpmChange, TpmCommand, TpmHow, Which};
+pub use user::UserCommand;
 
 use crate::commands::vm_disk::parse_disk;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -213,6 +215,9 @@ pub enum Command {
     /// API tokens for programs
     #[command(subcommand)]
     Token(TokenCommand),
+    /// People who log in with a password
+    #[command(subcommand)]
+    User(UserCommand),
     /// An overview of the fleet
     Status,
     /// Explains an error code and its fix; without a code, lists all
@@ -253,7 +258,7 @@ pub struct ControllerRun {
     /// grant` and PFX files. The controller remembers it
     #[arg(long, value_name = "auto|manual")]
     pub trust: Option<TrustMode>,
-    /// Address for programs with API tokens; without it there is no such listener
+    /// Address for people who log in, and programs with API tokens; without it there is no such listener
     #[arg(long, value_name = "ADDR:PORT")]
     pub console: Option<SocketAddr>,
     /// Certificate of that listener, PEM, read again when it changes; without it the controller makes one

@@ -4,6 +4,7 @@
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
 mod tokens;
+mod users;
 
 use crate::plain;
 use fleetward_api::controller::{
@@ -25,6 +26,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 pub(crate) use tokens::*;
+pub(crate) use users::*;
 
 pub(crate) const NOTHING_CHANGED: &str = "nothing was changed";
 pub(crate) const CONSOLE_LEFT: &str = "console closed";

@@ -10,7 +10,7 @@ use fleetward_api::controller::NetworkView;
 use fleetward_api::controller::{
     AdminCertificate, AdminStanding, ApiTokenStanding, ApiTokenView, CheckView, ClaimView,
     CodeCount, EkStanding, EscrowView, GuardianView, HostCheckView, HostView, ImageView,
-    JobKindView, JobView, Status, StepView, TemplateView, VmView,
+    JobKindView, JobView, Status, StepView, TemplateView, UserView, VmView,
 };
 use fleetward_api::tpm::TpmVersion;
 use fleetward_model::change::ChangeKind;
@@ -274,6 +274,21 @@ pub(crate) fn admins(admins: &[AdminCertificate]) -> String {
             one.certificate.serial.to_string(),
             moment(one.made),
             moment(one.certificate.not_after),
+            one.made_by.clone(),
+        ]);
+    }
+    table.text()
+}
+
+pub(crate) fn users(users: &[UserView]) -> String {
+    let mut table = Rows::new(&["NAME", "ROLE", "SESSIONS", "LAST LOGIN", "MADE", "MADE BY"]);
+    for one in users {
+        table.add([
+            one.name.to_string(),
+            one.role.into_str().to_owned(),
+            one.sessions.to_string(),
+            one.last_login.map_or_else(|| "never".to_owned(), moment),
+            moment(one.made),
             one.made_by.clone(),
         ]);
     }

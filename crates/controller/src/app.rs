@@ -15,6 +15,7 @@ use crate::holders::Holder;
 use crate::hosts::Hosts;
 use crate::images::Images;
 use crate::inventory::Inventory;
+use crate::people::People;
 use crate::presence::Presence;
 use crate::templates::Templates;
 use crate::watch::Watchers;
@@ -122,6 +123,7 @@ impl App {
             holders: Default::default(),
             expulsions: Expulsions::open(data)?,
             api_tokens: ApiTokens::open(store.clone()).await?,
+            people: People::open(store.clone(), now).await?,
             trust,
             hosts,
             fleet,
@@ -180,7 +182,12 @@ impl App {
         }
         tokio::spawn(keep_written(app.world.clone(), stop.clone()));
         let (world, ends) = (app.world.clone(), stop.clone());
-        tokio::spawn(async move { world.api_tokens.keep_written(&ends).await });
+        tokio::spawn(async move {
+            tokio::join!(
+                world.api_tokens.keep_written(&ends),
+                world.people.sessions.keep_written(&ends)
+            )
+        });
         tokio::spawn(crate::audit::catch_up(app.world.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop.clone()));
         tokio::spawn(app.clone().look_after_fleet(stop));

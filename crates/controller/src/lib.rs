@@ -50,6 +50,7 @@ mod keeper;
 mod layout;
 mod networks;
 mod owners;
+mod people;
 mod presence;
 mod refused_reports;
 mod seed;

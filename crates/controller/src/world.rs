@@ -11,6 +11,7 @@ use crate::holders::Holders;
 use crate::hosts::{HostRecord, Hosts};
 use crate::images::Images;
 use crate::inventory::Inventory;
+use crate::people::People;
 use crate::templates::Templates;
 use crate::work::Reservation;
 use fleetward_api::agent::CancelRequest;
@@ -40,6 +41,7 @@ pub(crate) struct World {
     pub(crate) hosts: Arc<Hosts>,
     pub(crate) expulsions: Expulsions,
     pub(crate) api_tokens: ApiTokens,
+    pub(crate) people: People,
     pub(crate) inventory: Inventory,
     pub(crate) agents: Agents,
     pub(crate) images: Images,

@@ -69,7 +69,7 @@ pub use refused::{MemberCertificate, Refusals, member_name};
 pub use serve::{Limits, TlsServer, UnixServer};
 pub use strangers::StrangerLimits;
 pub use tls::{ClientCertificates, ClientTls, ServerTls};
-pub use token::{JoinSecret, JoinToken, SecretHash, TokenError};
+pub use token::{JoinSecret, JoinToken, SecretHash, SessionSecret, TokenError};
 pub use trust::{Fingerprint, FleetTrust, TrustError};
 pub use visit::Visit;
 pub use web::WebCertificate;

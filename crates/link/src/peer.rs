@@ -5,8 +5,8 @@
 
 use crate::identity::Identity;
 use axum::extract::FromRequestParts;
-use fleetward_model::TokenName;
 use fleetward_model::role::Role;
+use fleetward_model::{TokenName, UserName};
 use http::StatusCode;
 use http::request::Parts;
 use std::fmt;
@@ -25,6 +25,13 @@ pub enum Peer {
         /// With which rights.
         role: Role,
     },
+    /// Over TLS with a session: a person who has logged in.
+    Person {
+        /// Who.
+        user: UserName,
+        /// With which rights.
+        role: Role,
+    },
     /// Over the Unix socket, whose file permissions decide who may open it.
     Local {
         /// The user id of the process at the other end.
@@ -39,7 +46,9 @@ impl Peer {
     pub fn identity(&self) -> Option<&Identity> {
         match self {
             Self::Member(identity) => Some(identity),
-            Self::Anonymous | Self::Program { .. } | Self::Local { .. } => None,
+            Self::Anonymous | Self::Program { .. } | Self::Person { .. } | Self::Local { .. } => {
+                None
+            }
         }
     }
 
@@ -48,7 +57,9 @@ impl Peer {
     pub fn role(&self) -> Option<Role> {
         match self {
             Self::Local { .. } => Some(Role::Admin),
-            Self::Member(Identity::Admin { role, .. }) | Self::Program { role, .. } => Some(*role),
+            Self::Member(Identity::Admin { role, .. })
+            | Self::Program { role, .. }
+            | Self::Person { role, .. } => Some(*role),
             Self::Member(Identity::Controller | Identity::Host(_)) | Self::Anonymous => None,
         }
     }
@@ -63,6 +74,7 @@ impl fmt::Display for Peer {
             Self::Member(Identity::Host(name)) => write!(f, "host:{name}"),
             Self::Member(Identity::Admin { name, .. }) => write!(f, "admin:{name}"),
             Self::Program { token, .. } => write!(f, "token:{token}"),
+            Self::Person { user, .. } => write!(f, "user:{user}"),
             Self::Local { uid, .. } => write!(f, "local:{uid}"),
         }
     }

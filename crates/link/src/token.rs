@@ -131,51 +131,71 @@ impl Drop for Record {
     }
 }
 
-/// 32 random bytes that prove possession of a token.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub struct JoinSecret([u8; 32]);
+macro_rules! secret {
+    ($(#[$doc:meta])* $name:ident, $purpose:literal) => {
+        $(#[$doc])*
+        #[derive(Zeroize, ZeroizeOnDrop)]
+        pub struct $name([u8; 32]);
 
-impl JoinSecret {
-    /// A new secret.
-    pub fn random() -> Result<Self, TokenError> {
-        let mut bytes = [0; 32];
-        aws_lc_rs::rand::fill(&mut bytes).map_err(|_| TokenError::Randomness)?;
-        Ok(Self(bytes))
-    }
+        impl $name {
+            /// A new secret.
+            ///
+            /// # Errors
+            /// The system gives no random numbers.
+            pub fn random() -> Result<Self, TokenError> {
+                let mut bytes = [0; 32];
+                aws_lc_rs::rand::fill(&mut bytes).map_err(|_| TokenError::Randomness)?;
+                Ok(Self(bytes))
+            }
 
-    /// As sent to the controller: base64url, 43 characters.
-    pub fn encode(&self) -> Zeroizing<String> {
-        Zeroizing::new(URL_SAFE_NO_PAD.encode(self.0))
-    }
+            /// As sent to the controller: base64url, 43 characters.
+            pub fn encode(&self) -> Zeroizing<String> {
+                Zeroizing::new(URL_SAFE_NO_PAD.encode(self.0))
+            }
 
-    /// What the controller keeps.
-    pub fn hash(&self) -> SecretHash {
-        SecretHash::of("fleetward join secret", &self.0)
-    }
-}
-
-impl FromStr for JoinSecret {
-    type Err = TokenError;
-
-    fn from_str(text: &str) -> Result<Self, TokenError> {
-        const WRONG: TokenError = TokenError::Malformed("its secret is not 32 bytes of base64url");
-        let mut bytes = Zeroizing::new(Vec::with_capacity(64));
-        if text.len() > 64 {
-            return Err(WRONG);
+            /// What the controller keeps.
+            pub fn hash(&self) -> SecretHash {
+                SecretHash::of($purpose, &self.0)
+            }
         }
-        URL_SAFE_NO_PAD
-            .decode_vec(text, &mut bytes)
-            .map_err(|_| WRONG)?;
-        <[u8; 32]>::try_from(bytes.as_slice())
-            .map(Self)
-            .map_err(|_| WRONG)
-    }
+
+        impl FromStr for $name {
+            type Err = TokenError;
+
+            fn from_str(text: &str) -> Result<Self, TokenError> {
+                bytes_of_secret(text).map(Self)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), "(redacted)"))
+            }
+        }
+    };
 }
 
-impl fmt::Debug for JoinSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JoinSecret(redacted)")
+secret!(
+    /// 32 random bytes that prove possession of a token.
+    JoinSecret,
+    "fleetward join secret"
+);
+secret!(
+    /// 32 random bytes by which a browser shows in each request who has logged in.
+    SessionSecret,
+    "fleetward session"
+);
+
+fn bytes_of_secret(text: &str) -> Result<[u8; 32], TokenError> {
+    const WRONG: TokenError = TokenError::Malformed("its secret is not 32 bytes of base64url");
+    let mut bytes = Zeroizing::new(Vec::with_capacity(64));
+    if text.len() > 64 {
+        return Err(WRONG);
     }
+    URL_SAFE_NO_PAD
+        .decode_vec(text, &mut bytes)
+        .map_err(|_| WRONG)?;
+    <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| WRONG)
 }
 
 /// SHA-256 over what a secret is for, a zero byte, and the secret; as text 64 hex digits. Compares in constant time.

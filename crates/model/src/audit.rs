@@ -71,6 +71,16 @@ pub enum AuditAction {
     MakeApiToken,
     /// Controller: an API token was revoked.
     RevokeApiToken,
+    /// Controller: a person got a name, a role and a password.
+    AddUser,
+    /// Controller: a person got another role or password.
+    SetUser,
+    /// Controller: a person may not log in any more.
+    RemoveUser,
+    /// Controller: a person logged in.
+    LogIn,
+    /// Controller: a person logged out, of all sessions.
+    LogOut,
     /// Controller: a host was taken out of the fleet at once, and its certificates and keys were revoked.
     ExpelHost,
     /// Controller: a host was taken out of the fleet.

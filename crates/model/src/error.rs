@@ -488,6 +488,9 @@ codes! {
     ApiTokenNotFound = "API_TOKEN_NOT_FOUND", NotFound,
         "There is no API token of that name: it was never made, or is revoked.",
         "fleetward token list";
+    UserNotFound = "USER_NOT_FOUND", NotFound,
+        "There is no user of that name.",
+        "fleetward user list";
     HostNotFound = "HOST_NOT_FOUND", NotFound,
         "There is no host with that name.",
         "fleetward host list";
@@ -529,10 +532,19 @@ codes! {
         "check that the hosts reach each other on the agents' port";
     CredentialsMissing = "CREDENTIALS_MISSING", Denied,
         "The request carries no credentials.",
-        "use a client certificate of this fleet, an API token (--token-file), or the local socket";
+        "use a client certificate of this fleet, an API token (--token-file), a session, or the local socket";
     CredentialsRefused = "CREDENTIALS_REFUSED", Denied,
         "The credentials are of another fleet, were revoked, or have expired.",
-        "get a certificate or an API token from this fleet's controller: fleetward admin create, fleetward token create";
+        "get a certificate or an API token from this fleet's controller: fleetward admin create, fleetward token create; with a session, log in again";
+    LoginRefused = "LOGIN_REFUSED", Denied,
+        "The name or the password is wrong. Which of them is not said.",
+        "try again; an administrator gives another password with `fleetward user set`";
+    LoginTooOften = "LOGIN_TOO_OFTEN", Denied,
+        "Too many wrong passwords came from this address. Others, and the same user elsewhere, are not held up.",
+        "wait as long as the answer says, and try again";
+    OriginRefused = "ORIGIN_REFUSED", Denied,
+        "A browser sent the request for a page that is not the controller's own, or did not say for which.",
+        "open the controller's own address; programs use an API token instead of a session: fleetward token create";
     RoleMissing = "ROLE_MISSING", Denied,
         "The caller's role does not allow the request.",
         "ask an administrator for the role that the message names";

@@ -44,7 +44,7 @@ pub use id::{GuardianId, JobId, KeyId, VmId};
 pub use labels::Labels;
 pub use name::{
     DeviceId, GroupName, HostName, ImageName, LabelKey, NameError, NetworkName, PoolName,
-    TemplateName, TokenName, VmName,
+    TemplateName, TokenName, UserName, VmName,
 };
 pub use network::{Mac, NicFilter, NicLink, VlanId};
 pub use size::ByteSize;

@@ -115,6 +115,10 @@ name!(
     TokenName, "token"
 );
 name!(
+    /// A person who logs in with a password.
+    UserName, "user"
+);
+name!(
     /// The key of a label.
     LabelKey, "label"
 );

@@ -5,7 +5,7 @@
 //!     /// What it does; OpenAPI says the same.
 //!     VmStop = post "/v1/vms/{vm}/stop" ("vm" = "name or id"),
 //!     operation: "vm_stop" in "vms",               its operationId, and the tag it is listed under
-//!     access: Operator,                            a role, or JoinToken
+//!     access: Operator,                            a role, JoinToken or Password
 //!     request: json(StopRequest),                  json | query | upload (query and bytes), or none
 //!     answer: json(Accepted) { 202, 200 = "it is stopped already" },
 //!                                                  json | list | pages | lines, or document | text | picture | nothing |
@@ -144,6 +144,9 @@ macro_rules! method {
 macro_rules! access {
     (JoinToken) => {
         $crate::verbs::Access::JoinToken
+    };
+    (Password) => {
+        $crate::verbs::Access::Password
     };
     ($role:ident) => {
         $crate::verbs::Access::Role($crate::controller::Role::$role)

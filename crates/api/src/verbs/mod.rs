@@ -28,6 +28,8 @@ pub enum Access {
     Role(Role),
     /// A join token in the body instead of a certificate.
     JoinToken,
+    /// Name and password in the body, at the listener for people alone.
+    Password,
 }
 
 /// How a request travels.
@@ -140,6 +142,14 @@ verbs! {
     admin_certify::AdminCertify,
     admin_list::AdminList,
     admin_revoke::AdminRevoke,
+    user_add::UserAdd,
+    user_list::UserList,
+    user_set::UserSet,
+    user_remove::UserRemove,
+    session_begin::SessionBegin,
+    session_show::SessionShow,
+    session_end::SessionEnd,
+    password_change::PasswordChange,
     token_create::TokenCreate,
     token_list::TokenList,
     token_revoke::TokenRevoke,

@@ -17,6 +17,7 @@ mod seed;
 mod template;
 mod token;
 mod tpm;
+mod user;
 mod vm;
 pub(crate) mod vm_disk;
 pub(crate) mod vm_screen;
@@ -72,6 +73,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit, Sto
         Command::Ek(command) => ek::run(context, command).await,
         Command::Admin(command) => admin::run(context, command).await,
         Command::Token(command) => token::run(context, command).await,
+        Command::User(command) => user::run(context, command).await,
         Command::Explain { code } => local::explain(context, code.as_deref()),
         Command::Completion { shell } => local::completion(shell),
         Command::Man { out } => local::man(&out),

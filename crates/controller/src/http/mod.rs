@@ -19,6 +19,7 @@ macro_rules! serves {
 mod actions;
 mod audit;
 mod body;
+mod browsers;
 mod bulk;
 mod by_name;
 mod check;
@@ -42,10 +43,12 @@ mod rotations;
 mod rows;
 mod screen;
 mod secure_boot;
+mod sessions;
 mod settle;
 mod tags;
 mod tokens;
 mod tpm;
+mod users;
 mod view;
 mod vm_change;
 mod vms;
@@ -79,12 +82,14 @@ trait Served: Verb {
 /// Every verb behind its guard, for people and programs without a certificate of the fleet: each request says who makes it.
 pub(crate) fn console_router(app: App) -> Router {
     let identify = middleware::from_fn_with_state(app.clone(), ways_in::identify);
-    router_of(app, |access| access != Access::JoinToken).layer(identify)
+    router_of(app, |access| access != Access::JoinToken)
+        .layer(identify)
+        .layer(middleware::from_fn(browsers::answer))
 }
 
 /// Every verb behind its guard, for the fleet and for local administrators.
 pub(crate) fn router(app: App) -> Router {
-    router_of(app, |_| true)
+    router_of(app, |access| access != Access::Password)
 }
 
 /// The verbs of these accesses. One that nobody serves does not compile.
@@ -157,7 +162,7 @@ fn method<V: Verb>() -> MethodFilter {
 /// Lets through who may use the verb.
 async fn guard(State(access): State<Access>, peer: Peer, request: Request, next: Next) -> Response {
     match access {
-        Access::JoinToken => next.run(request).await,
+        Access::JoinToken | Access::Password => next.run(request).await,
         Access::Role(needed) => match allowed(&peer, needed) {
             Ok(()) => next.run(request).await,
             Err(failure) => Refusal(failure).into_response(),
@@ -186,10 +191,12 @@ fn no_credentials(peer: &Peer) -> Failure {
             ErrorCode::CredentialsMissing,
             "the request carries no credentials",
         ),
-        Peer::Member(_) | Peer::Program { .. } | Peer::Local { .. } => Failure::new(
-            ErrorCode::CredentialsRefused,
-            format!("{peer} is no administrator"),
-        ),
+        Peer::Member(_) | Peer::Program { .. } | Peer::Person { .. } | Peer::Local { .. } => {
+            Failure::new(
+                ErrorCode::CredentialsRefused,
+                format!("{peer} is no administrator"),
+            )
+        }
     }
 }
 

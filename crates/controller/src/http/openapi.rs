@@ -94,6 +94,7 @@ fn add<V: Verb>(whole: &mut utoipa::openapi::OpenApi) {
 fn add_common(operation: &mut Value, access: Access) {
     operation["x-fleetward-access"] = match access {
         Access::JoinToken => json!("join-token"),
+        Access::Password => json!("password"),
         Access::Role(role) => json!(role.into_str()),
     };
     operation["responses"]["default"] = json!({

@@ -17,7 +17,8 @@ pub(crate) struct Refusal(pub(crate) Failure);
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = match self.0.code {
-            ErrorCode::CredentialsMissing => StatusCode::UNAUTHORIZED,
+            ErrorCode::CredentialsMissing | ErrorCode::LoginRefused => StatusCode::UNAUTHORIZED,
+            ErrorCode::LoginTooOften => StatusCode::TOO_MANY_REQUESTS,
             code => StatusCode::from_u16(code.class().http_status())
                 .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         };

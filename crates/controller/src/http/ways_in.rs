@@ -2,19 +2,21 @@
 //!
 //! ```text
 //!   Authorization: Bearer fwt1... ──► ApiTokens ──► Peer::Program, until the token's end
-//!   nothing                       ──► Peer::Anonymous, whom no verb of the console lets in
+//!   Cookie: __Host-fleetward=...  ──► for a page of ours? ──► Sessions ──► Peer::Person, until the session's end
+//!   nothing                       ──► Peer::Anonymous, who may log in and nothing else
 //! ```
 //! Source: RFC 6750 (bearer tokens), sections 2.1 and 3. Tokens in addresses and bodies are not read: they end in logs.
 
-use super::Refusal;
+use super::{Refusal, browsers};
 use crate::app::App;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use fleetward_api::verbs::{SessionBegin, Verb};
 use fleetward_link::{Peer, Visit};
 use fleetward_model::{ErrorCode, Failure};
 use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use time::OffsetDateTime;
 
 /// What a request without credentials is told.
@@ -26,7 +28,7 @@ const REFUSED: HeaderValue =
 /// Finds out who makes a request.
 pub(super) async fn identify(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let now = OffsetDateTime::now_utc();
-    match peer(&app, &request, now) {
+    match peer(&app, &mut request, now) {
         Ok(Some(peer)) => {
             request.extensions_mut().insert(peer);
             next.run(request).await
@@ -40,26 +42,54 @@ pub(super) async fn identify(State(app): State<App>, mut request: Request, next:
         }
         Err(failure) => {
             tracing::info!(because = failure.because, "a request with bad credentials");
+            let is_other =
+                [ErrorCode::OriginRefused, ErrorCode::InvalidRequest].contains(&failure.code);
             let mut response = Refusal(failure).into_response();
-            *response.status_mut() = StatusCode::UNAUTHORIZED;
-            response.headers_mut().insert(WWW_AUTHENTICATE, REFUSED);
+            if !is_other {
+                *response.status_mut() = StatusCode::UNAUTHORIZED;
+                response.headers_mut().insert(WWW_AUTHENTICATE, REFUSED);
+            }
             response
         }
     }
 }
 
-fn peer(app: &App, request: &Request, now: OffsetDateTime) -> Result<Option<Peer>, Failure> {
-    let Some(text) = bearer_token(request.headers())? else {
+fn peer(app: &App, request: &mut Request, now: OffsetDateTime) -> Result<Option<Peer>, Failure> {
+    match bearer_token(request.headers())? {
+        Some(text) => program(app, request, text, now).map(Some),
+        None => person(app, request, now),
+    }
+}
+
+/// Who has logged in, by the session in the cookie. Whoever logs in now is nobody yet, whatever cookie there is.
+fn person(app: &App, request: &mut Request, now: OffsetDateTime) -> Result<Option<Peer>, Failure> {
+    let logs_in = request.method() == Method::POST && request.uri().path() == SessionBegin::PATH;
+    let secret = match logs_in {
+        true => None,
+        false => browsers::session_secret(request.headers())?,
+    };
+    browsers::require_own_page(request, secret.is_some())?;
+    let Some(secret) = secret else {
         return Ok(None);
     };
+    let (session, role) = app.world.people.session(secret, now)?;
+    if let Some(visit) = request.extensions().get::<Visit>() {
+        visit.welcome(&session.label(), session.clone().end());
+    }
+    let user = session.user().clone();
+    request.extensions_mut().insert(session);
+    Ok(Some(Peer::Person { user, role }))
+}
+
+fn program(app: &App, request: &Request, text: &str, now: OffsetDateTime) -> Result<Peer, Failure> {
     let bearer = app.world.api_tokens.bearer(text, now)?;
     if let Some(visit) = request.extensions().get::<Visit>() {
         visit.welcome(bearer.name.as_str(), bearer.end(now));
     }
-    Ok(Some(Peer::Program {
+    Ok(Peer::Program {
         token: bearer.name,
         role: bearer.role,
-    }))
+    })
 }
 
 /// The token that the headers carry, if any.

@@ -102,7 +102,7 @@ impl Description {
         match self.access {
             Access::Role(role) => role,
             // No person made it.
-            Access::JoinToken => Role::Admin,
+            Access::JoinToken | Access::Password => Role::Admin,
         }
     }
 }

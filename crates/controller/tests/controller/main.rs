@@ -33,6 +33,7 @@ mod networks;
 mod pages;
 mod scenario;
 mod seed;
+mod sessions;
 mod tags;
 mod ways_in;
 

@@ -1,0 +1,10 @@
+use crate::verbs::verb;
+
+verb! {
+    /// Logs out: ends all sessions of whoever makes the request.
+    SessionEnd = delete "/v1/session" (),
+    operation: "session_end" in "fleet",
+    access: Viewer,
+    request: none,
+    answer: nothing { 204 },
+}

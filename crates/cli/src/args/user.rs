@@ -1,0 +1,43 @@
+//! `fleetward user ...`.
+
+use super::Rows;
+use super::parse::parse_role;
+use clap::Subcommand;
+use fleetward_api::controller::Role;
+use fleetward_model::UserName;
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Adds a user: a person who logs in with a password at the address of the controller's --console
+    Add {
+        /// The audit log has it as user:kim
+        name: UserName,
+        /// What the user may do
+        #[arg(long, value_parser = parse_role)]
+        role: Role,
+        /// Takes the password from the first line of FILE, or of standard input with -; without it the command asks for one
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+    /// Lists the users, with role, sessions and last login
+    List {
+        #[command(flatten)]
+        rows: Rows,
+    },
+    /// Gives a user another role or password; all sessions of the user end
+    Set {
+        name: UserName,
+        /// What the user may do from now on
+        #[arg(long, value_parser = parse_role)]
+        role: Option<Role>,
+        /// Asks for another password
+        #[arg(long, conflicts_with = "password_file", required_unless_present_any = ["role", "password_file"])]
+        new_password: bool,
+        /// Takes another password from the first line of FILE, or of standard input with -
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+    /// Removes a user; all sessions of the user end
+    Remove { name: UserName },
+}
