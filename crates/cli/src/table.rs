@@ -18,7 +18,7 @@ use fleetward_model::error::Finding;
 use fleetward_model::guardian::CertificateRole;
 use fleetward_model::host::{Confinement, Version};
 use fleetward_model::network::NicObserved;
-use fleetward_model::{ByteSize, ErrorCode, GuardianId, HostName, JobId};
+use fleetward_model::{ByteSize, ErrorCode, GroupName, GuardianId, HostName, JobId};
 use std::collections::{BTreeMap, BTreeSet};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -281,11 +281,20 @@ pub(crate) fn admins(admins: &[AdminCertificate]) -> String {
 }
 
 pub(crate) fn users(users: &[UserView]) -> String {
-    let mut table = Rows::new(&["NAME", "ROLE", "SESSIONS", "LAST LOGIN", "MADE", "MADE BY"]);
+    let mut table = Rows::new(&[
+        "NAME",
+        "ROLE",
+        "GROUPS",
+        "SESSIONS",
+        "LAST LOGIN",
+        "MADE",
+        "MADE BY",
+    ]);
     for one in users {
         table.add([
             one.name.to_string(),
             one.role.into_str().to_owned(),
+            groups(one.groups.as_ref()),
             one.sessions.to_string(),
             one.last_login.map_or_else(|| "never".to_owned(), moment),
             moment(one.made),
@@ -295,10 +304,17 @@ pub(crate) fn users(users: &[UserView]) -> String {
     table.text()
 }
 
+/// In which groups a role holds.
+fn groups(limits: Option<&BTreeSet<GroupName>>) -> String {
+    let names = limits.map(|groups| groups.iter().map(GroupName::as_str).collect::<Vec<_>>());
+    names.map_or_else(|| "all".to_owned(), |names| names.join(","))
+}
+
 pub(crate) fn api_tokens(tokens: &[ApiTokenView]) -> String {
     let mut table = Rows::new(&[
         "NAME",
         "ROLE",
+        "GROUPS",
         "STANDING",
         "LAST USED",
         "UNTIL",
@@ -314,6 +330,7 @@ pub(crate) fn api_tokens(tokens: &[ApiTokenView]) -> String {
         table.add([
             one.name.to_string(),
             one.role.into_str().to_owned(),
+            groups(one.groups.as_ref()),
             standing.to_owned(),
             one.last_used.map_or_else(|| "never".to_owned(), moment),
             moment(one.expires),

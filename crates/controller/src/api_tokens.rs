@@ -6,11 +6,12 @@
 //! ```
 //! The store has hashes of secrets alone. All tokens are in memory too, so that a wrong one reads no file.
 
+use crate::people::limited;
 use crate::tokens::utc;
 use fleetward_api::controller::{ApiTokenRequest, ApiTokenStanding, ApiTokenView};
 use fleetward_link::{ApiToken, SecretHash};
 use fleetward_model::preflight::CLOCK_LIMIT;
-use fleetward_model::role::Role;
+use fleetward_model::role::Rights;
 use fleetward_model::{ErrorCode, Failure, TokenName};
 use fleetward_store::{Guard, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
@@ -35,7 +36,8 @@ const NEVER: i64 = i64::MIN;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
     name: TokenName,
-    role: Role,
+    #[serde(flatten)]
+    rights: Rights,
     secret: SecretHash,
     #[serde(with = "time::serde::rfc3339")]
     made: OffsetDateTime,
@@ -65,11 +67,12 @@ impl Record {
     fn refusal(&self, now: OffsetDateTime) -> Option<Failure> {
         let Self {
             name,
-            role,
+            rights,
             made,
             expires,
             ..
         } = self;
+        let role = rights.role;
         let (code, because) = match self.standing(now) {
             ApiTokenStanding::Good => return None,
             ApiTokenStanding::Ended => (
@@ -121,7 +124,7 @@ impl Known {
     fn view(&self, now: OffsetDateTime) -> ApiTokenView {
         let Record {
             name,
-            role,
+            rights,
             made,
             made_by,
             expires,
@@ -129,7 +132,8 @@ impl Known {
         } = &self.record;
         ApiTokenView {
             name: name.clone(),
-            role: *role,
+            role: rights.role,
+            groups: rights.scope.groups().cloned(),
             standing: self.record.standing(now),
             made: *made,
             made_by: made_by.clone(),
@@ -157,7 +161,7 @@ pub(crate) struct ApiTokens {
 /// Who came in with a token.
 pub(crate) struct Bearer {
     pub(crate) name: TokenName,
-    pub(crate) role: Role,
+    pub(crate) rights: Rights,
     known: Arc<Known>,
 }
 
@@ -202,8 +206,10 @@ impl ApiTokens {
         let ApiTokenRequest {
             name,
             role,
+            groups,
             ttl_seconds,
         } = request;
+        let rights = limited(role, groups)?;
         if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl_seconds) {
             let what = format!(
                 "an API token lives {SHORTEST_TTL} to {LONGEST_TTL} seconds, not {ttl_seconds}"
@@ -217,7 +223,7 @@ impl ApiTokens {
         let now = now.replace_nanosecond(0).unwrap_or(now);
         let record = Record {
             name: name.clone(),
-            role,
+            rights,
             secret: token.hash(),
             made: now,
             made_by: by,
@@ -294,7 +300,7 @@ impl ApiTokens {
             .store(now.unix_timestamp(), Ordering::Relaxed);
         Ok(Bearer {
             name: known.record.name.clone(),
-            role: known.record.role,
+            rights: known.record.rights.clone(),
             known: known.clone(),
         })
     }
@@ -351,6 +357,7 @@ impl ApiTokens {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fleetward_model::role::Role;
     use fleetward_store::SqliteStore;
     use tempfile::TempDir;
 
@@ -360,6 +367,7 @@ mod tests {
         ApiTokenRequest {
             name: name.parse().expect("a name"),
             role: Role::Viewer,
+            groups: None,
             ttl_seconds: MINUTE,
         }
     }
@@ -413,7 +421,10 @@ mod tests {
         let now = OffsetDateTime::now_utc();
         let made = Made::at(now).await;
         let bearer = made.tokens.bearer(&made.text, now).expect("good");
-        assert_eq!((bearer.name.as_str(), bearer.role), ("ci", Role::Viewer));
+        assert_eq!(
+            (bearer.name.as_str(), bearer.rights.role),
+            ("ci", Role::Viewer)
+        );
 
         let end = made.view.expires;
         let before = end - time::Duration::SECOND;

@@ -5,10 +5,11 @@
 
 use crate::identity::Identity;
 use axum::extract::FromRequestParts;
-use fleetward_model::role::Role;
-use fleetward_model::{TokenName, UserName};
+use fleetward_model::role::{Rights, Role};
+use fleetward_model::{GroupName, TokenName, UserName};
 use http::StatusCode;
 use http::request::Parts;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// The sender of a request.
@@ -23,14 +24,14 @@ pub enum Peer {
         /// The token's name.
         token: TokenName,
         /// With which rights.
-        role: Role,
+        rights: Rights,
     },
     /// Over TLS with a session: a person who has logged in.
     Person {
         /// Who.
         user: UserName,
         /// With which rights.
-        role: Role,
+        rights: Rights,
     },
     /// Over the Unix socket, whose file permissions decide who may open it.
     Local {
@@ -57,10 +58,17 @@ impl Peer {
     pub fn role(&self) -> Option<Role> {
         match self {
             Self::Local { .. } => Some(Role::Admin),
-            Self::Member(Identity::Admin { role, .. })
-            | Self::Program { role, .. }
-            | Self::Person { role, .. } => Some(*role),
+            Self::Member(Identity::Admin { role, .. }) => Some(*role),
+            Self::Program { rights, .. } | Self::Person { rights, .. } => Some(rights.role),
             Self::Member(Identity::Controller | Identity::Host(_)) | Self::Anonymous => None,
+        }
+    }
+
+    /// The groups of hosts in which the role holds; none: the whole fleet.
+    pub fn groups(&self) -> Option<&BTreeSet<GroupName>> {
+        match self {
+            Self::Program { rights, .. } | Self::Person { rights, .. } => rights.scope.groups(),
+            Self::Anonymous | Self::Member(_) | Self::Local { .. } => None,
         }
     }
 }

@@ -536,6 +536,9 @@ codes! {
     CredentialsRefused = "CREDENTIALS_REFUSED", Denied,
         "The credentials are of another fleet, were revoked, or have expired.",
         "get a certificate or an API token from this fleet's controller: fleetward admin create, fleetward token create; with a session, log in again";
+    GroupsLimited = "GROUPS_LIMITED", Denied,
+        "The caller's role holds in some groups of hosts alone, and the request is about the whole fleet or another group.",
+        "ask an administrator: `fleetward user set` and `fleetward token create` say in which groups a role holds";
     LoginRefused = "LOGIN_REFUSED", Denied,
         "The name or the password is wrong. Which of them is not said.",
         "try again; an administrator gives another password with `fleetward user set`";

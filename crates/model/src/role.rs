@@ -1,6 +1,8 @@
 //! What administrators may do.
 
+use crate::GroupName;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use utoipa::ToSchema;
 
 /// The role of an administrator. Rights over keys (`keeper`) are separate from rights over VMs (`operator`); `admin` has both.
@@ -30,9 +32,95 @@ impl Role {
     }
 }
 
+/// Where a role holds: in the whole fleet, or in some groups of hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    try_from = "Option<BTreeSet<GroupName>>",
+    into = "Option<BTreeSet<GroupName>>"
+)]
+pub struct Scope(Option<BTreeSet<GroupName>>);
+
+/// Why somebody's role cannot hold in some groups alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ScopeProblem {
+    #[error("no group is named; without a list the role holds in the whole fleet")]
+    NoGroup,
+    #[error(
+        "role {0} is about the whole fleet; the roles viewer and operator can be limited to groups"
+    )]
+    WholeFleet(Role),
+}
+
+impl Scope {
+    /// # Errors
+    /// There are no groups in the list, or the role is not one of VMs and hosts.
+    pub fn of(role: Role, groups: Option<BTreeSet<GroupName>>) -> Result<Self, ScopeProblem> {
+        match (role, &groups) {
+            (Role::Keeper | Role::Admin, Some(_)) => Err(ScopeProblem::WholeFleet(role)),
+            _ => Self::try_from(groups),
+        }
+    }
+
+    /// The groups, if there are limits.
+    pub fn groups(&self) -> Option<&BTreeSet<GroupName>> {
+        self.0.as_ref()
+    }
+
+    pub fn covers(&self, group: &GroupName) -> bool {
+        self.0.as_ref().is_none_or(|groups| groups.contains(group))
+    }
+}
+
+impl TryFrom<Option<BTreeSet<GroupName>>> for Scope {
+    type Error = ScopeProblem;
+
+    fn try_from(groups: Option<BTreeSet<GroupName>>) -> Result<Self, ScopeProblem> {
+        match groups {
+            Some(groups) if groups.is_empty() => Err(ScopeProblem::NoGroup),
+            groups => Ok(Self(groups)),
+        }
+    }
+}
+
+impl From<Scope> for Option<BTreeSet<GroupName>> {
+    fn from(scope: Scope) -> Self {
+        scope.0
+    }
+}
+
+/// What somebody may do, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rights {
+    pub role: Role,
+    /// In records of before there were limits: the whole fleet.
+    #[serde(default, rename = "groups")]
+    pub scope: Scope,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_without_a_group_is_no_right_to_everything() {
+        let groups: BTreeSet<GroupName> = ["lab".parse().expect("a name")].into();
+        let limited = Scope::of(Role::Operator, Some(groups.clone())).expect("limited");
+        assert!(limited.covers(&"lab".parse().expect("a name")));
+        assert!(!limited.covers(&"default".parse().expect("a name")));
+        for bad in [
+            r#"{"role":"viewer","groups":[]}"#,
+            r#"{"role":"viewer","groups":["../x"]}"#,
+        ] {
+            assert!(serde_json::from_str::<Rights>(bad).is_err(), "{bad}");
+        }
+        let former: Rights = serde_json::from_str(r#"{"role":"viewer"}"#).expect("readable");
+        assert_eq!(former.scope, Scope::default());
+        for role in [Role::Keeper, Role::Admin] {
+            let refused = Scope::of(role, Some(groups.clone()));
+            assert_eq!(refused, Err(ScopeProblem::WholeFleet(role)));
+            Scope::of(role, None).expect("in the whole fleet");
+        }
+    }
     use strum::VariantArray;
 
     #[test]

@@ -1,8 +1,9 @@
 //! API tokens, by which programs come in, and the listener for them.
 
 use crate::controller::Role;
-use fleetward_model::TokenName;
+use fleetward_model::{GroupName, TokenName};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
@@ -12,6 +13,9 @@ use utoipa::ToSchema;
 pub struct ApiTokenRequest {
     pub name: TokenName,
     pub role: Role,
+    /// The groups of hosts in which the role holds, for the roles viewer and operator; none: the whole fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<BTreeSet<GroupName>>,
     /// Seconds, 60 to 31,622,400 (366 days); default 90 days.
     #[serde(default = "ninety_days")]
     pub ttl_seconds: u32,
@@ -39,6 +43,9 @@ pub struct ApiTokenMade {
 pub struct ApiTokenView {
     pub name: TokenName,
     pub role: Role,
+    /// The groups of hosts in which the role holds; none: the whole fleet.
+    #[serde(default)]
+    pub groups: Option<BTreeSet<GroupName>>,
     pub standing: ApiTokenStanding,
     #[serde(with = "time::serde::rfc3339")]
     pub made: OffsetDateTime,

@@ -1,8 +1,9 @@
 //! People who log in with a password, and their sessions.
 
 use crate::controller::Role;
-use fleetward_model::UserName;
-use serde::{Deserialize, Serialize, Serializer};
+use fleetward_model::{GroupName, UserName};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeSet;
 use std::fmt;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -51,6 +52,9 @@ impl fmt::Debug for Password {
 pub struct UserRequest {
     pub name: UserName,
     pub role: Role,
+    /// The groups of hosts in which the role holds, for the roles viewer and operator; none: the whole fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<BTreeSet<GroupName>>,
     /// At least 12 characters, at most 256 bytes.
     pub password: Password,
 }
@@ -61,9 +65,24 @@ pub struct UserRequest {
 pub struct UserChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
+    /// The groups of hosts in which the role holds; null: the whole fleet.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(value_type = Option<BTreeSet<GroupName>>)]
+    pub groups: Option<Option<BTreeSet<GroupName>>>,
     /// At least 12 characters, at most 256 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<Password>,
+}
+
+/// What is there is given, also a null.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// A user in lists.
@@ -71,6 +90,8 @@ pub struct UserChange {
 pub struct UserView {
     pub name: UserName,
     pub role: Role,
+    /// The groups of hosts in which the role holds; none: the whole fleet.
+    pub groups: Option<BTreeSet<GroupName>>,
     #[serde(with = "time::serde::rfc3339")]
     pub made: OffsetDateTime,
     /// Who made the user.
@@ -106,6 +127,8 @@ pub struct SessionView {
     /// As in the audit log: `user:kim`, `token:ci`, `admin:lee`, `local:0`.
     pub actor: String,
     pub role: Role,
+    /// The groups of hosts in which the role holds; none: the whole fleet.
+    pub groups: Option<BTreeSet<GroupName>>,
     /// When the session ends whatever happens; none where there is no session.
     #[serde(default, with = "time::serde::rfc3339::option")]
     pub expires: Option<OffsetDateTime>,

@@ -5,7 +5,7 @@
 //!     /// What it does; OpenAPI says the same.
 //!     VmStop = post "/v1/vms/{vm}/stop" ("vm" = "name or id"),
 //!     operation: "vm_stop" in "vms",               its operationId, and the tag it is listed under
-//!     access: Operator,                            a role, JoinToken or Password
+//!     access: Operator in Vm,                      a role, JoinToken or Password; where it reaches (nothing: the whole fleet)
 //!     request: json(StopRequest),                  json | query | upload (query and bytes), or none
 //!     answer: json(Accepted) { 202, 200 = "it is stopped already" },
 //!                                                  json | list | pages | lines, or document | text | picture | nothing |
@@ -19,7 +19,7 @@ macro_rules! verb {
         $(#[doc = $doc:tt])*
         $name:ident = $method:ident $path:tt ($($parameter:tt $(= $about:tt)?),*),
         operation: $operation:tt in $tag:tt,
-        access: $access:ident,
+        access: $access:ident $(in $reach:ident)?,
         request: $carried:ident $(($request:ident))?,
         answer: $form:ident $(($answer:ident))? { $($status:tt $(= $said:tt)?),* },
         $(patience: $patience:ident,)?
@@ -43,6 +43,7 @@ macro_rules! verb {
                 const OPERATION: &'static str = $operation;
                 const TAG: &'static str = $tag;
                 const ACCESS: $crate::verbs::Access = $crate::verbs::declare::access!($access);
+                const REACH: $crate::verbs::Reach = $crate::verbs::declare::reach!($($reach)?);
                 const CARRIED: $crate::verbs::Carried = $crate::verbs::declare::carried!($carried);
                 const FORM: $crate::verbs::Form = $crate::verbs::declare::form!($form);
                 const LONG: bool = $crate::verbs::declare::is_long!($($patience)?);
@@ -153,6 +154,15 @@ macro_rules! access {
     };
 }
 
+macro_rules! reach {
+    () => {
+        $crate::verbs::Reach::Fleet
+    };
+    ($reach:ident) => {
+        $crate::verbs::Reach::$reach
+    };
+}
+
 macro_rules! carried {
     (none) => {
         $crate::verbs::Carried::Nowhere
@@ -225,4 +235,4 @@ macro_rules! answer {
     ($form:ident) => { () };
 }
 
-pub(super) use {access, answer, carried, form, is_long, method, operation, request, verb};
+pub(super) use {access, answer, carried, form, is_long, method, operation, reach, request, verb};

@@ -5,7 +5,7 @@ verb! {
     /// What the fleet is made of and how it is.
     FleetStatus = get "/v1/status" (),
     operation: "status" in "fleet",
-    access: Viewer,
+    access: Viewer in Open,
     request: none,
     answer: json(Status) { 200 },
 }

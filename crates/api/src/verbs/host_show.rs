@@ -5,7 +5,7 @@ verb! {
     /// One host.
     HostShow = get "/v1/hosts/{host}" ("host"),
     operation: "host_show" in "hosts",
-    access: Viewer,
+    access: Viewer in Host,
     request: none,
     answer: json(HostView) { 200 },
 }

@@ -6,7 +6,7 @@ verb! {
     /// The images of the library.
     ImageList = get "/v1/images" (),
     operation: "image_list" in "images",
-    access: Viewer,
+    access: Viewer in Open,
     request: query(LibraryQuery),
     answer: pages(ImageView) { 200 },
 }

@@ -6,7 +6,7 @@ verb! {
     /// Newest first.
     JobList = get "/v1/jobs" (),
     operation: "job_list" in "jobs",
-    access: Viewer,
+    access: Viewer in Rows,
     request: query(JobQuery),
     answer: pages(JobView) { 200 },
 }

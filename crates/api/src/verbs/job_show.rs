@@ -5,7 +5,7 @@ verb! {
     /// One job.
     JobShow = get "/v1/jobs/{job}" ("job"),
     operation: "job_show" in "jobs",
-    access: Viewer,
+    access: Viewer in Job,
     request: none,
     answer: json(JobView) { 200 },
 }

@@ -32,6 +32,24 @@ pub enum Access {
     Password,
 }
 
+/// What of the fleet a verb is about, for those whose role holds for some groups alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "kebab-case")]
+pub enum Reach {
+    /// All of it, or what belongs to no group: it is not for them.
+    Fleet,
+    /// The VM in its path, which must be of one of their groups.
+    Vm,
+    /// The host in its path, which must be of one of their groups.
+    Host,
+    /// The job in its path, which must be of a VM or host of theirs, or begun by them.
+    Job,
+    /// VMs, hosts or jobs that its handler picks: of their groups alone.
+    Rows,
+    /// Nothing that belongs to a group.
+    Open,
+}
+
 /// How a request travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carried {
@@ -73,6 +91,7 @@ pub trait Verb {
     /// Under which it is listed in the description.
     const TAG: &'static str;
     const ACCESS: Access;
+    const REACH: Reach;
     const CARRIED: Carried;
     const FORM: Form;
     /// Whether the answer takes longer than others: it waits for all hosts.
@@ -101,6 +120,7 @@ pub struct Endpoint {
     pub method: &'static str,
     pub path: &'static str,
     pub access: Access,
+    pub reach: Reach,
 }
 
 impl Endpoint {
@@ -109,6 +129,7 @@ impl Endpoint {
             method: V::METHOD,
             path: V::PATH,
             access: V::ACCESS,
+            reach: V::REACH,
         }
     }
 }

@@ -6,7 +6,7 @@ verb! {
     /// The templates of the library.
     TemplateList = get "/v1/templates" (),
     operation: "template_list" in "copies",
-    access: Viewer,
+    access: Viewer in Open,
     request: query(LibraryQuery),
     answer: pages(TemplateView) { 200 },
 }

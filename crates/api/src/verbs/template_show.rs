@@ -5,7 +5,7 @@ verb! {
     /// One template.
     TemplateShow = get "/v1/templates/{template}" ("template"),
     operation: "template_show" in "copies",
-    access: Viewer,
+    access: Viewer in Open,
     request: none,
     answer: json(TemplateView) { 200 },
 }

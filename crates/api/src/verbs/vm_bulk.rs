@@ -6,7 +6,7 @@ verb! {
     /// a dry run, which changes nothing.
     VmBulk = post "/v1/bulk" (),
     operation: "vm_bulk" in "vms",
-    access: Viewer,
+    access: Viewer in Rows,
     request: json(BulkRequest),
     answer: lines(BulkEvent) { 200 },
 }

@@ -8,7 +8,7 @@ verb! {
     /// before anything is typed.
     VmKeys = post "/v1/vms/{vm}/keys" ("vm" = "name or id"),
     operation: "vm_keys" in "screen",
-    access: Operator,
+    access: Operator in Vm,
     request: json(VmKeysRequest),
     answer: json(KeysTyped) { 200 },
     patience: long,

@@ -5,7 +5,7 @@ verb! {
     /// VMs, by name.
     VmList = get "/v1/vms" (),
     operation: "vm_list" in "vms",
-    access: Viewer,
+    access: Viewer in Rows,
     request: query(VmQuery),
     answer: pages(VmView) { 200 },
 }

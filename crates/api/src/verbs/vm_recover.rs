@@ -6,7 +6,7 @@ verb! {
     /// in their pools there. When the lost host comes back, its own copy of the VM is ended; that one's disks stay.
     VmRecover = post "/v1/vms/{vm}/recover" ("vm" = "name or id"),
     operation: "vm_recover" in "recover",
-    access: Operator,
+    access: Operator in Vm,
     request: json(RecoverRequest),
     answer: json(Accepted) { 202, 200 = "a dry run" },
 }

@@ -7,7 +7,7 @@ verb! {
     /// What waits for its next start takes effect.
     VmRestart = post "/v1/vms/{vm}/restart" ("vm" = "name or id"),
     operation: "vm_restart" in "vms",
-    access: Operator,
+    access: Operator in Vm,
     request: json(StopRequest),
     answer: json(Accepted) { 202 },
 }

@@ -7,7 +7,7 @@ verb! {
     /// to be opened again, because the VM has moved or its host was interrupted.
     VmScreen = get "/v1/vms/{vm}/screen" ("vm" = "name or id"),
     operation: "vm_screen" in "screen",
-    access: Operator,
+    access: Operator in Vm,
     request: none,
     answer: socket { 101 = "WebSocket" },
 }

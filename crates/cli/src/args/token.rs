@@ -4,7 +4,7 @@ use super::Rows;
 use super::parse::parse_role;
 use clap::Subcommand;
 use fleetward_api::controller::Role;
-use fleetward_model::TokenName;
+use fleetward_model::{GroupName, TokenName};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +17,10 @@ pub enum TokenCommand {
         /// What its bearer may do
         #[arg(long, value_parser = parse_role)]
         role: Role,
+        /// A group of hosts in which the role holds, for the roles viewer and operator; can be given several times. Without it
+        /// the role holds in the whole fleet
+        #[arg(long = "group", value_name = "GROUP")]
+        groups: Vec<GroupName>,
         /// Lifetime of the token, at most 366d
         #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = humantime::parse_duration)]
         ttl: Duration,

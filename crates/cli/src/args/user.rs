@@ -4,7 +4,7 @@ use super::Rows;
 use super::parse::parse_role;
 use clap::Subcommand;
 use fleetward_api::controller::Role;
-use fleetward_model::UserName;
+use fleetward_model::{GroupName, UserName};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -16,6 +16,10 @@ pub enum UserCommand {
         /// What the user may do
         #[arg(long, value_parser = parse_role)]
         role: Role,
+        /// A group of hosts in which the role holds, for the roles viewer and operator; can be given several times. Without it
+        /// the role holds in the whole fleet
+        #[arg(long = "group", value_name = "GROUP")]
+        groups: Vec<GroupName>,
         /// Takes the password from the first line of FILE, or of standard input with -; without it the command asks for one
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
@@ -31,8 +35,14 @@ pub enum UserCommand {
         /// What the user may do from now on
         #[arg(long, value_parser = parse_role)]
         role: Option<Role>,
+        /// A group of hosts in which the role holds from now on; can be given several times
+        #[arg(long = "group", value_name = "GROUP")]
+        groups: Vec<GroupName>,
+        /// The role holds in the whole fleet from now on
+        #[arg(long, conflicts_with = "groups")]
+        whole_fleet: bool,
         /// Asks for another password
-        #[arg(long, conflicts_with = "password_file", required_unless_present_any = ["role", "password_file"])]
+        #[arg(long, conflicts_with = "password_file", required_unless_present_any = ["role", "groups", "whole_fleet", "password_file"])]
         new_password: bool,
         /// Takes another password from the first line of FILE, or of standard input with -
         #[arg(long, value_name = "FILE")]

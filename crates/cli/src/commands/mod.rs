@@ -28,7 +28,8 @@ use crate::controller::Controller;
 use crate::exit::{Exit, Stop};
 use crate::output::Output;
 use crate::progress::Progress;
-use fleetward_model::{ErrorCode, Failure};
+use fleetward_model::{ErrorCode, Failure, GroupName};
+use std::collections::BTreeSet;
 
 /// What every command works with.
 pub(crate) struct Context {
@@ -78,4 +79,9 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit, Sto
         Command::Completion { shell } => local::completion(shell),
         Command::Man { out } => local::man(&out),
     }
+}
+
+/// Groups that were named; none: the whole fleet.
+fn some_groups(named: Vec<GroupName>) -> Option<BTreeSet<GroupName>> {
+    (!named.is_empty()).then(|| named.into_iter().collect())
 }

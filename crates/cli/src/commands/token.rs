@@ -1,12 +1,12 @@
 //! `fleetward token ...`: API tokens, by which programs come in.
 
-use super::Context;
+use super::{Context, some_groups};
 use crate::args::TokenCommand;
 use crate::confirm::confirm;
 use crate::controller::causes;
 use crate::exit::{Exit, Stop, say};
 use crate::{messages, table};
-use fleetward_api::controller::{ApiTokenMade, ApiTokenRequest, ApiTokenView, Role};
+use fleetward_api::controller::{ApiTokenMade, ApiTokenRequest, ApiTokenView};
 use fleetward_api::lists::LibraryQuery;
 use fleetward_api::verbs::{TokenCreate, TokenList, TokenRevoke};
 use fleetward_durable::{self as durable, Access};
@@ -23,9 +23,18 @@ pub(super) async fn run(context: &Context, command: TokenCommand) -> Result<Exit
         TokenCommand::Create {
             name,
             role,
+            groups,
             ttl,
             out,
-        } => create(context, name, role, ttl, out.as_deref()).await,
+        } => {
+            let request = ApiTokenRequest {
+                name,
+                role,
+                groups: some_groups(groups),
+                ttl_seconds: seconds(ttl)?,
+            };
+            create(context, request, out.as_deref()).await
+        }
         TokenCommand::List { rows } => {
             let query = LibraryQuery {
                 after: rows.after,
@@ -52,25 +61,26 @@ pub(super) async fn run(context: &Context, command: TokenCommand) -> Result<Exit
     }
 }
 
-async fn create(
-    context: &Context,
-    name: TokenName,
-    role: Role,
-    ttl: Duration,
-    out: Option<&Path>,
-) -> Result<Exit, Stop> {
-    let ttl_seconds = u32::try_from(ttl.as_secs()).map_err(|_| {
+fn seconds(ttl: Duration) -> Result<u32, Failure> {
+    u32::try_from(ttl.as_secs()).map_err(|_| {
         Failure::new(
             ErrorCode::InvalidArgument,
             "an API token is not good for that long",
         )
         .fix("--ttl 366d or less")
-    })?;
+    })
+}
+
+async fn create(
+    context: &Context,
+    request: ApiTokenRequest,
+    out: Option<&Path>,
+) -> Result<Exit, Stop> {
     // Before the token is made, so that none is made in vain.
     if let Some(directory) = out {
         durable::ensure_directory(directory, 0o755)
             .map_err(|error| unwritable(directory, &error))?;
-        let file = token_file(directory, &name);
+        let file = token_file(directory, &request.name);
         if file.exists() {
             let what = format!("{} exists already", file.display());
             return Err(Failure::new(ErrorCode::NameTaken, what)
@@ -78,11 +88,6 @@ async fn create(
                 .into());
         }
     }
-    let request = ApiTokenRequest {
-        name,
-        role,
-        ttl_seconds,
-    };
     let made = context.controller.call::<TokenCreate>([], &request).await?;
     match out {
         Some(directory) => keep(context, &made, directory)?,

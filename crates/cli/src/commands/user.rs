@@ -1,6 +1,6 @@
 //! `fleetward user ...`: people who log in with a password.
 
-use super::Context;
+use super::{Context, some_groups};
 use crate::args::UserCommand;
 use crate::confirm::confirm;
 use crate::controller::causes;
@@ -20,6 +20,7 @@ pub(super) async fn run(context: &Context, command: UserCommand) -> Result<Exit,
         UserCommand::Add {
             name,
             role,
+            groups,
             password_file,
         } => {
             let password = match password_file {
@@ -29,6 +30,7 @@ pub(super) async fn run(context: &Context, command: UserCommand) -> Result<Exit,
             let request = UserRequest {
                 name,
                 role,
+                groups: some_groups(groups),
                 password,
             };
             let added = context.controller.call::<UserAdd>([], &request).await?;
@@ -50,6 +52,8 @@ pub(super) async fn run(context: &Context, command: UserCommand) -> Result<Exit,
         UserCommand::Set {
             name,
             role,
+            groups,
+            whole_fleet,
             new_password,
             password_file,
         } => {
@@ -58,7 +62,15 @@ pub(super) async fn run(context: &Context, command: UserCommand) -> Result<Exit,
                 (None, true) => Some(ask_twice(&name)?),
                 (None, false) => None,
             };
-            let change = UserChange { role, password };
+            let groups = match (some_groups(groups), whole_fleet) {
+                (None, false) => None,
+                (groups, _) => Some(groups),
+            };
+            let change = UserChange {
+                role,
+                groups,
+                password,
+            };
             let changed = context
                 .controller
                 .call::<UserSet>([name.as_str()], &change)

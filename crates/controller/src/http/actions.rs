@@ -6,8 +6,8 @@
 //!                                                  └─► begin: the job
 //! ```
 
-use super::Answer;
 use super::vms::{accepted, submit};
+use super::{Answer, scope};
 use crate::admission::admit;
 use crate::app::App;
 use crate::audit::Act;
@@ -32,6 +32,7 @@ use fleetward_model::{ErrorCode, Failure, HostName, Names};
 /// Answers the verb of one VM.
 pub(super) async fn act(app: &App, peer: &Peer, vm: &str, action: VmAction) -> Answer<Response> {
     action.check()?;
+    scope::require_hosts_of(&app.world, peer, &action)?;
     let vm = app.world.inventory.find(vm)?;
     if let VmAction::Delete(_) = action
         && let Some(expelled) = left_behind(app, &vm)

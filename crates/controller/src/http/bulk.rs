@@ -7,7 +7,7 @@ pub(super) use run::{Each, run};
 use super::actions::{begin, is_spared, plan};
 use super::body::Asked;
 use super::lines::lines;
-use super::{Answer, allowed, parsed};
+use super::{Answer, allowed, parsed, scope};
 use crate::app::App;
 use crate::world::World;
 use axum::extract::{Path, State};
@@ -48,12 +48,13 @@ async fn vm_bulk(
         action, vms, how, ..
     } = request;
     action.check()?;
+    scope::require_hosts_of(&app.world, &peer, &action)?;
     check(how.parallel)?;
-    let targets = selected(&app.world, &vms, &action)?;
+    let targets = selected(&app.world, &peer, &vms, &action)?;
     let each = EachVm {
         ids: ids(&app.world, &targets),
         app: app.clone(),
-        by: peer.to_string(),
+        peer,
         action,
         chosen: vms.is_chosen(),
     };
@@ -95,7 +96,12 @@ pub(super) fn check(parallel: Option<u32>) -> Result<(), Failure> {
 /// # Errors
 /// Nothing is selected by anything; a VM whose TPM is to be changed is named and does not exist: the question about what is
 /// lost is asked once for all.
-fn selected(world: &World, vms: &Selection, action: &VmAction) -> Result<Vec<VmName>, Failure> {
+fn selected(
+    world: &World,
+    peer: &Peer,
+    vms: &Selection,
+    action: &VmAction,
+) -> Result<Vec<VmName>, Failure> {
     let wrong = |what: &str| Failure::new(ErrorCode::InvalidArgument, what);
     match vms {
         Selection::Named(names) if names.is_empty() => Err(wrong("no VM is named")),
@@ -105,13 +111,13 @@ fn selected(world: &World, vms: &Selection, action: &VmAction) -> Result<Vec<VmN
                 Request::Tpm { .. } | Request::Certificates { .. }
             ) {
                 for name in names {
-                    world.inventory.find(name.as_str())?;
+                    scope::find_vm(world, peer, name.as_str())?;
                 }
             }
             Ok(once(names))
         }
         Selection::Planned(names) => Ok(once(names)),
-        Selection::All => Ok(matching(world, &Matching::default())),
+        Selection::All => Ok(matching(world, peer, &Matching::default())),
         Selection::Matching(wanted) => {
             if wanted.host.is_none() && wanted.labels.is_empty() {
                 return Err(wrong("a choice of VMs is by a host, by labels, or both"));
@@ -119,7 +125,7 @@ fn selected(world: &World, vms: &Selection, action: &VmAction) -> Result<Vec<VmN
             if let Some(label) = wanted.labels.iter().find(|label| !label.contains('=')) {
                 return Err(wrong(&format!("a label is KEY=VALUE, not {label:?}")));
             }
-            Ok(matching(world, wanted))
+            Ok(matching(world, peer, wanted))
         }
     }
 }
@@ -131,7 +137,7 @@ fn once(names: &[VmName]) -> Vec<VmName> {
 }
 
 /// Our VMs that fit all of it. Domains that Fleetward did not make are never chosen.
-fn matching(world: &World, wanted: &Matching) -> Vec<VmName> {
+fn matching(world: &World, peer: &Peer, wanted: &Matching) -> Vec<VmName> {
     let has = |vm: &VmObserved, label: &String| {
         let labels = vm.metadata.as_ref().map(|metadata| &metadata.spec.labels);
         let mut own = labels.into_iter().flatten();
@@ -139,6 +145,7 @@ fn matching(world: &World, wanted: &Matching) -> Vec<VmName> {
     };
     let fits = |vm: &VmObserved| {
         vm.is_managed()
+            && scope::sees_vm(world, peer, vm)
             && wanted.host.as_ref().is_none_or(|host| vm.host == *host)
             && wanted.labels.iter().all(|label| has(vm, label))
     };
@@ -162,7 +169,8 @@ struct EachVm {
     app: App,
     /// Of VMs that were there when the request came.
     ids: HashMap<VmName, VmId>,
-    by: String,
+    /// Who asks.
+    peer: Peer,
     action: VmAction,
     /// Not named one by one.
     chosen: bool,
@@ -188,9 +196,10 @@ impl EachVm {
     fn find(&self, name: &VmName) -> Result<Arc<VmObserved>, Failure> {
         let inventory = &self.app.world.inventory;
         let known = self.ids.get(name).and_then(|id| inventory.vm(*id));
-        match known.filter(|vm| vm.name == *name) {
+        let theirs = |vm: &Arc<VmObserved>| scope::sees_vm(&self.app.world, &self.peer, vm);
+        match known.filter(|vm| vm.name == *name && theirs(vm)) {
             Some(vm) => Ok(vm),
-            None => inventory.find(name.as_str()),
+            None => scope::find_vm(&self.app.world, &self.peer, name.as_str()),
         }
     }
 
@@ -222,7 +231,7 @@ impl Each for EachVm {
         if is_spared(&vm, &self.action, self.chosen) {
             return Ok(Accepted { job: None });
         }
-        begin(&self.app, &self.by, &vm, &self.action).await
+        begin(&self.app, &self.peer.to_string(), &vm, &self.action).await
     }
 
     fn done(&self, job: &JobView) -> String {

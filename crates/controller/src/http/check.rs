@@ -5,7 +5,7 @@ use super::body::Asked;
 use super::by_name::ByName;
 use super::page::Page;
 use super::rows::Rows;
-use super::view;
+use super::{scope, view};
 use crate::app::App;
 use crate::check::matrix;
 use crate::survey::{by_host, survey};
@@ -13,6 +13,7 @@ use crate::world::World;
 use axum::extract::State;
 use fleetward_api::controller::{CheckView, HostCheckView, require_pairs};
 use fleetward_api::verbs;
+use fleetward_link::Peer;
 use fleetward_model::vm::VmObserved;
 use fleetward_model::{HostName, VmId, VmName};
 use std::cmp::Ordering;
@@ -25,6 +26,7 @@ serves! {
 
 async fn check(
     State(app): State<App>,
+    peer: Peer,
     Asked(query): Asked<verbs::FleetCheck>,
 ) -> Answer<Rows<CheckView>> {
     let page = Page::new(query.limit, query.after)?;
@@ -38,11 +40,15 @@ async fn check(
     let world = &app.world;
     let whole_row = query.to.is_none();
     let mut hosts: Vec<HostName> = match query.to {
-        Some(host) => vec![world.hosts.of(&host)?.name.clone()],
+        Some(host) => {
+            scope::require_host(world, &peer, &host)?;
+            vec![world.hosts.of(&host)?.name.clone()]
+        }
         None => world
             .hosts
             .all()
             .into_iter()
+            .filter(|host| scope::sees_group(&peer, &host.group))
             .map(|host| host.name.clone())
             .collect(),
     };
@@ -50,10 +56,10 @@ async fn check(
         if page.limit_given().is_none() {
             require_pairs(world.inventory.managed(), hosts.len())?;
         }
-        let pairs = pairs(world, &hosts, after.as_ref(), page.limit()).await;
+        let pairs = pairs(world, &peer, &hosts, after.as_ref(), page.limit()).await;
         return Ok(Rows(survey(world, &pairs, query.offline).await?));
     };
-    let vm = world.inventory.find(name.as_str())?;
+    let vm = scope::find_vm(world, &peer, name.as_str())?;
     // There are no rows of other VMs, so whatever the VM is called by now, the destination says where to go on.
     hosts.retain(|host| after.as_ref().is_none_or(|after| *host > after.to));
     hosts.truncate(page.limit());
@@ -74,6 +80,7 @@ struct After {
 /// The VMs of Fleetward, each with all of `hosts`: at most `limit` pairs, those that follow `after`.
 async fn pairs<'h>(
     world: &World,
+    peer: &Peer,
     hosts: &'h [HostName],
     after: Option<&After>,
     limit: usize,
@@ -85,7 +92,8 @@ async fn pairs<'h>(
         if some.is_empty() {
             break;
         }
-        for vm in some.iter().filter(|vm| vm.is_managed()) {
+        let theirs = |vm: &&Arc<VmObserved>| vm.is_managed() && scope::sees_vm(world, peer, vm);
+        for vm in some.iter().filter(theirs) {
             let place = |after: &After| (&vm.name, vm.id).cmp(&(&after.vm.0, after.vm.1));
             let row = hosts.iter().filter(|host| {
                 after.is_none_or(|after| match place(after) {
@@ -104,6 +112,7 @@ async fn pairs<'h>(
 
 async fn check_hosts(
     State(app): State<App>,
+    peer: Peer,
     Asked(query): Asked<verbs::HostCheck>,
 ) -> Answer<Rows<HostCheckView>> {
     let page = Page::new(query.limit, query.after)?;
@@ -113,6 +122,7 @@ async fn check_hosts(
     };
     let mut wanted = hosts
         .into_iter()
+        .filter(|host| scope::sees_group(&peer, &host.group))
         .filter(|host| page.is_after(&[host.name.as_str()]));
     // One that leaves meanwhile is not counted, and another takes its place: a page that is not full is the last.
     let mut counts = Vec::new();

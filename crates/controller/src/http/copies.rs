@@ -4,7 +4,7 @@ use super::body::Asked;
 use super::page::Page;
 use super::rows::Rows;
 use super::vms::decide;
-use super::{Answer, parsed};
+use super::{Answer, parsed, scope};
 use crate::app::App;
 use crate::networks::new_mac;
 use crate::work::{CloneInput, Reservation, TemplateCreate, TemplateInput, VmClone};
@@ -40,6 +40,9 @@ async fn vm_clone(
     Asked(request): Asked<verbs::VmClone>,
 ) -> Answer<Response> {
     let world = &app.world;
+    if let Some(host) = &request.host {
+        scope::require_host(world, &peer, host)?;
+    }
     let vm = world.inventory.find(&vm)?;
     if let Some(done) = decide(&app, &vm, Request::Clone).await? {
         return Ok(done);

@@ -3,7 +3,7 @@
 use super::body::Asked;
 use super::page::Page;
 use super::rows::Rows;
-use super::{Answer, parsed, view};
+use super::{Answer, parsed, scope, view};
 use crate::admission::admit;
 use crate::app::App;
 use crate::audit::Act;
@@ -42,6 +42,7 @@ const SLICE: usize = 50;
 
 async fn host_list(
     State(app): State<App>,
+    peer: Peer,
     Asked(query): Asked<verbs::HostList>,
 ) -> Answer<Rows<HostView>> {
     let page = Page::new(query.limit, query.after)?;
@@ -49,7 +50,8 @@ async fn host_list(
     let now = OffsetDateTime::now_utc();
     // Only what is on the page is worth a view.
     let wanted = |state: HostState, group: &GroupName| {
-        query.state.is_none_or(|wanted| state == wanted)
+        scope::sees_group(&peer, group)
+            && query.state.is_none_or(|wanted| state == wanted)
             && query.group.as_ref().is_none_or(|wanted| *group == *wanted)
     };
     let joined = world.hosts.all();

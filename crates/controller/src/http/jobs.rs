@@ -4,7 +4,7 @@ use super::body::Asked;
 use super::lines::lines;
 use super::page::Page;
 use super::rows::Rows;
-use super::{Answer, allowed, parsed, view};
+use super::{Answer, allowed, parsed, scope, view};
 use crate::app::App;
 use crate::audit::Act;
 use crate::debts;
@@ -34,6 +34,7 @@ serves! {
 
 async fn job_list(
     State(app): State<App>,
+    peer: Peer,
     Asked(query): Asked<verbs::JobList>,
 ) -> Answer<Rows<JobView>> {
     let page = Page::new(Some(query.limit.unwrap_or(LONGEST_PAGE)), query.after)?;
@@ -41,10 +42,12 @@ async fn job_list(
         state: query.state,
         active: query.active,
         kind: query.kind,
-        limit: page.is_first().then_some(page.limit()),
+        // Of those whose groups are limited, others' jobs are left out afterwards.
+        limit: (page.is_first() && peer.groups().is_none()).then_some(page.limit()),
         ..JobFilter::default()
     };
-    let jobs = app.engine.list(&filter).await?;
+    let mut jobs = app.engine.list(&filter).await?;
+    jobs.retain(|job| scope::sees_job(&app.world, &peer, job));
     let jobs = jobs.into_iter().map(|job| view::job(&app.world, job));
     let jobs = jobs.collect();
     Ok(Rows(page.of_listed(jobs)?))

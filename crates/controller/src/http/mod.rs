@@ -2,7 +2,7 @@
 //! and says which at its top.
 //!
 //! ```text
-//!   request ─► log ─► guard (the verb's role; before the body is read) ─► heard ─► handler ─► JSON with a tag, or a Failure
+//!   request ─► log ─► guard (the verb's role, the caller's groups; before the body is read) ─► heard ─► handler ─► JSON with a tag, or a Failure
 //! ```
 
 /// Says which function answers a verb.
@@ -41,6 +41,7 @@ mod recover;
 mod refusal;
 mod rotations;
 mod rows;
+mod scope;
 mod screen;
 mod secure_boot;
 mod sessions;
@@ -59,12 +60,12 @@ pub(crate) use refusal::{Answer, Refusal};
 
 use crate::app::App;
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{RawPathParams, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
 use fleetward_api::each_verb;
-use fleetward_api::verbs::{self, Access, Form, Verb};
+use fleetward_api::verbs::{self, Access, Form, Reach, Verb};
 use fleetward_link::Peer;
 use fleetward_model::role::Role;
 use fleetward_model::{ErrorCode, Failure};
@@ -139,6 +140,10 @@ fn route<V: Served>(app: &App) -> Router<App> {
         true => handler,
         false => handler.layer(middleware::from_fn_with_state(app.clone(), heard)),
     };
+    let handler = handler.layer(middleware::from_fn_with_state(
+        (app.clone(), V::REACH),
+        within_groups,
+    ));
     let guarded = handler.layer(middleware::from_fn_with_state(V::ACCESS, guard));
     Router::new().route(V::PATH, guarded)
 }
@@ -167,6 +172,20 @@ async fn guard(State(access): State<Access>, peer: Peer, request: Request, next:
             Ok(()) => next.run(request).await,
             Err(failure) => Refusal(failure).into_response(),
         },
+    }
+}
+
+/// Lets through who may see what the request is about.
+async fn within_groups(
+    State((app, reach)): State<(App, Reach)>,
+    peer: Peer,
+    path: RawPathParams,
+    request: Request,
+    next: Next,
+) -> Response {
+    match scope::require(&app, &peer, reach, &path).await {
+        Ok(()) => next.run(request).await,
+        Err(failure) => Refusal(failure).into_response(),
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::work;
 use axum::Json;
 use fleetward_api::each_verb;
-use fleetward_api::verbs::{self, Access, Verb};
+use fleetward_api::verbs::{self, Access, Endpoint, Verb};
 use fleetward_model::Failure;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,7 +48,7 @@ fn describe() -> Value {
     let mut whole = serde_json::to_value(whole).expect("the description is JSON");
     for endpoint in verbs::ENDPOINTS {
         let method = endpoint.method.to_ascii_lowercase();
-        add_common(&mut whole["paths"][endpoint.path][method], endpoint.access);
+        add_common(&mut whole["paths"][endpoint.path][method], endpoint);
     }
     let schemas = &mut whole["components"]["schemas"];
     schemas["JobView"]["properties"]["result"] = result(&by_kind);
@@ -90,9 +90,10 @@ fn add<V: Verb>(whole: &mut utoipa::openapi::OpenApi) {
     components.schemas.extend(described.schemas);
 }
 
-/// What holds for every verb: who may call it, and how it fails.
-fn add_common(operation: &mut Value, access: Access) {
-    operation["x-fleetward-access"] = match access {
+/// What holds for every verb: who may call it, about what, and how it fails.
+fn add_common(operation: &mut Value, endpoint: &Endpoint) {
+    operation["x-fleetward-reach"] = json!(endpoint.reach.into_str());
+    operation["x-fleetward-access"] = match endpoint.access {
         Access::JoinToken => json!("join-token"),
         Access::Password => json!("password"),
         Access::Role(role) => json!(role.into_str()),

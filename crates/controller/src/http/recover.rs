@@ -1,8 +1,8 @@
 //! Rebuilding a VM of a lost host.
 
-use super::Answer;
 use super::body::Asked;
 use super::vms::accepted;
+use super::{Answer, scope};
 use crate::admission::admit;
 use crate::app::App;
 use crate::debts;
@@ -35,6 +35,7 @@ async fn vm_recover(
     Asked(request): Asked<verbs::VmRecover>,
 ) -> Answer<Response> {
     let world = &app.world;
+    scope::require_host(world, &peer, &request.to)?;
     let (id, known) = lost(world, &vm)?;
     match (&known, app.holder_of(id).await) {
         (Some(known), _) => {

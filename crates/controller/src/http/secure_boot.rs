@@ -6,6 +6,7 @@ use super::body::Asked;
 use super::by_name::ByName;
 use super::page::Page;
 use super::rows::Rows;
+use super::scope;
 use crate::app::App;
 use crate::world::World;
 use axum::extract::{Path, State};
@@ -48,13 +49,14 @@ async fn secure_boot_restore(
 /// VMs with their kept versions; templates where no VM is named.
 async fn secure_boot_status(
     State(app): State<App>,
+    peer: Peer,
     Asked(query): Asked<verbs::SecureBootStatus>,
 ) -> Answer<Rows<SecureBootView>> {
     let page = Page::new(query.limit, query.after)?;
     let after = page.place("KIND/NAME/ID/VERSION", After::read)?;
     let (world, limit) = (&app.world, page.limit());
     if !query.vms.is_empty() {
-        let vms = named(world, &query.vms, after.as_ref())?;
+        let vms = named(world, &peer, &query.vms, after.as_ref())?;
         let rows = vms
             .iter()
             .flat_map(|vm| of_vm(world, vm, true, after.as_ref()));
@@ -70,7 +72,9 @@ async fn secure_boot_status(
         if some.is_empty() || views.len() >= limit {
             break;
         }
-        let ours = some.iter().filter(|vm| vm.is_managed());
+        let ours = some
+            .iter()
+            .filter(|vm| vm.is_managed() && scope::sees_vm(world, &peer, vm));
         let following = ours.filter(|vm| after.as_ref().is_none_or(|after| after.reaches(vm)));
         let rows = following.flat_map(|vm| of_vm(world, vm, query.versions, after.as_ref()));
         views.extend(rows.take(limit - views.len()));
@@ -131,12 +135,13 @@ impl After {
 /// The VMs that were named, each once, in the order in which they were named; from that of `after`.
 fn named(
     world: &World,
+    peer: &Peer,
     names: &[String],
     after: Option<&After>,
 ) -> Result<Vec<Arc<VmObserved>>, Failure> {
     let mut vms: Vec<Arc<VmObserved>> = Vec::new();
     for name in names {
-        let vm = world.inventory.find(name)?;
+        let vm = scope::find_vm(world, peer, name)?;
         if vms.iter().all(|other| other.id != vm.id) {
             vms.push(vm);
         }

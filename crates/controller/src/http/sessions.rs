@@ -83,11 +83,11 @@ async fn welcomed(app: &App, begun: Begun, from: IpAddr, action: AuditAction) ->
     let Begun {
         secret,
         session,
-        role,
+        rights,
     } = begun;
     let peer = Peer::Person {
         user: session.user().clone(),
-        role,
+        rights,
     };
     let why = match action {
         AuditAction::LogIn => format!("password, from {from}"),
@@ -110,6 +110,7 @@ fn view(peer: &Peer, session: Option<&Session>) -> Result<SessionView, Refusal> 
     Ok(SessionView {
         actor: peer.to_string(),
         role,
+        groups: peer.groups().cloned(),
         expires: session.map(Session::expires),
         idle_seconds: session.map(|_| IDLE.as_secs() as u32),
     })

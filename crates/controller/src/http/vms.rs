@@ -5,7 +5,7 @@ use super::actions::act;
 use super::body::Asked;
 use super::page::Page;
 use super::rows::Rows;
-use super::{Answer, Refusal, view};
+use super::{Answer, Refusal, scope, view};
 use crate::admission::{Disputes, admit, shown_state};
 use crate::app::App;
 use crate::networks::mac_in_use;
@@ -16,16 +16,16 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use fleetward_api::bulk::VmAction;
-use fleetward_api::controller::{Accepted, VmQuery, VmView};
+use fleetward_api::controller::{Accepted, VmCreateRequest, VmQuery, VmView};
 use fleetward_api::verbs;
 use fleetward_jobs::{JobError, JobKind};
 use fleetward_link::Peer;
 use fleetward_model::admission::{Admission, Request, busy};
 use fleetward_model::host::Formats;
 use fleetward_model::vm::VmObserved;
-use fleetward_model::{ErrorCode, Failure, JobId, VmName};
+use fleetward_model::{ErrorCode, Failure, GroupName, JobId, VmName};
 use http::StatusCode;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 serves! {
@@ -46,6 +46,7 @@ const SLICE: usize = 500;
 
 async fn vm_list(
     State(app): State<App>,
+    peer: Peer,
     Asked(query): Asked<verbs::VmList>,
 ) -> Answer<Rows<VmView>> {
     let labels = query.labels.iter().map(|text| {
@@ -66,6 +67,7 @@ async fn vm_list(
         };
         let group = spec.map(|spec| &spec.group);
         page.is_after(&[vm.name.as_str(), vm.host.as_str(), &vm.id.to_string()])
+            && scope::sees_vm(world, &peer, vm)
             && query.host.as_ref().is_none_or(|host| vm.host == *host)
             && query.tpm.is_none_or(|tpm| vm.tpm.enabled == tpm)
             && (query.group.as_ref()).is_none_or(|wanted| group == Some(wanted))
@@ -154,9 +156,12 @@ async fn vm_show(State(app): State<App>, Path(vm): Path<String>) -> Answer<Json<
 async fn vm_create(
     State(app): State<App>,
     peer: Peer,
-    Asked(request): Asked<verbs::VmCreate>,
+    Asked(mut request): Asked<verbs::VmCreate>,
 ) -> Answer<Response> {
     let world = &app.world;
+    if let Some(groups) = peer.groups() {
+        choose_group(world, &peer, groups, &mut request)?;
+    }
     let dry_run = request.dry_run;
     let wanted = crate::creation::plan(&world.images, &world.templates, &world.hosts, request)?;
     world.require_name(&wanted.name).await?;
@@ -191,6 +196,33 @@ async fn vm_create(
             Err(Failure::new(ErrorCode::NameTaken, what).into())
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Someone whose role holds in some groups makes VMs in these: in the one, or in the one that is named.
+fn choose_group(
+    world: &World,
+    peer: &Peer,
+    groups: &BTreeSet<GroupName>,
+    request: &mut VmCreateRequest,
+) -> Result<(), Failure> {
+    if let Some(host) = &request.host {
+        scope::require_host(world, peer, host)?;
+    }
+    match (&request.group, &request.host, groups.first()) {
+        (Some(group), _, _) if groups.contains(group) => Ok(()),
+        (Some(group), _, _) => Err(scope::beyond(peer, &format!("group {group} is another"))),
+        (None, Some(_), _) => Ok(()),
+        (None, None, Some(only)) if groups.len() == 1 => {
+            request.group = Some(only.clone());
+            Ok(())
+        }
+        (None, None, _) => Err(Failure::new(
+            ErrorCode::InvalidArgument,
+            "it is not said in which group the VM is made",
+        )
+        .because(format!("the role of {peer} holds in several"))
+        .fix("--group or --host")),
     }
 }
 

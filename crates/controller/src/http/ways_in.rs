@@ -72,13 +72,13 @@ fn person(app: &App, request: &mut Request, now: OffsetDateTime) -> Result<Optio
     let Some(secret) = secret else {
         return Ok(None);
     };
-    let (session, role) = app.world.people.session(secret, now)?;
+    let (session, rights) = app.world.people.session(secret, now)?;
     if let Some(visit) = request.extensions().get::<Visit>() {
         visit.welcome(&session.label(), session.clone().end());
     }
     let user = session.user().clone();
     request.extensions_mut().insert(session);
-    Ok(Some(Peer::Person { user, role }))
+    Ok(Some(Peer::Person { user, rights }))
 }
 
 fn program(app: &App, request: &Request, text: &str, now: OffsetDateTime) -> Result<Peer, Failure> {
@@ -88,7 +88,7 @@ fn program(app: &App, request: &Request, text: &str, now: OffsetDateTime) -> Res
     }
     Ok(Peer::Program {
         token: bearer.name,
-        role: bearer.role,
+        rights: bearer.rights,
     })
 }
 

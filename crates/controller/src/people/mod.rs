@@ -20,8 +20,10 @@ use crate::people::users::{UserRecord, Users};
 use fleetward_api::controller::{
     Login, NewPassword, Password, Role, UserChange, UserRequest, UserView,
 };
-use fleetward_model::{ErrorCode, Failure, UserName};
+use fleetward_model::role::{Rights, Scope};
+use fleetward_model::{ErrorCode, Failure, GroupName, UserName};
 use fleetward_store::{Store, StoreError};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +53,21 @@ pub(crate) struct Begun {
     /// For the cookie, and nowhere else.
     pub(crate) secret: Zeroizing<String>,
     pub(crate) session: Arc<Session>,
-    pub(crate) role: Role,
+    pub(crate) rights: Rights,
+}
+
+/// # Errors
+/// Groups that such a role cannot have.
+pub(crate) fn limited(role: Role, groups: Option<BTreeSet<GroupName>>) -> Result<Rights, Failure> {
+    let scope = Scope::of(role, groups).map_err(|problem| {
+        Failure::new(
+            ErrorCode::InvalidArgument,
+            format!("role {role} cannot hold in these groups"),
+        )
+        .because(problem)
+        .fix("leave the groups out, or choose --role viewer or operator")
+    })?;
+    Ok(Rights { role, scope })
 }
 
 /// Hashes of passwords are computed one after another, since each takes 19 MiB and some 30 ms of a core; in two lanes, so
@@ -107,13 +123,15 @@ impl People {
         let UserRequest {
             name,
             role,
+            groups,
             password,
         } = request;
+        let rights = limited(role, groups)?;
         self.users.require_free(&name)?;
         let hash = self.hash(&name, password).await?;
         let _changing = self.changing.lock().await;
         self.users.require_free(&name)?;
-        let record = UserRecord::new(name, role, hash, by, now);
+        let record = UserRecord::new(name, rights, hash, by, now);
         self.users.put(record.clone()).await?;
         Ok(self.view(&record, now))
     }
@@ -141,7 +159,11 @@ impl People {
         };
         let _changing = self.changing.lock().await;
         let mut record = self.users.of(name)?;
-        record.role = change.role.unwrap_or(record.role);
+        let former = record.rights.scope.groups().cloned();
+        record.rights = limited(
+            change.role.unwrap_or(record.rights.role),
+            change.groups.unwrap_or(former),
+        )?;
         record.password = hash.unwrap_or(record.password);
         self.users.put(record.clone()).await?;
         self.sessions.end_all_of(name, Duration::ZERO).await?;
@@ -215,7 +237,7 @@ impl People {
         self.sessions.end_all_of(user, sessions::FAREWELL).await
     }
 
-    /// Whose session this is, and with which role; the session lasts for some time more.
+    /// Whose session this is, and with which rights; the session lasts for some time more.
     ///
     /// # Errors
     /// Nobody's, or one that is over.
@@ -223,21 +245,21 @@ impl People {
         &self,
         secret: &str,
         now: OffsetDateTime,
-    ) -> Result<(Arc<Session>, Role), Failure> {
+    ) -> Result<(Arc<Session>, Rights), Failure> {
         let session = self.sessions.find(secret, now)?;
         let record = self.users.of(session.user())?;
-        Ok((session, record.role))
+        Ok((session, record.rights))
     }
 
     async fn begin(&self, mut record: UserRecord, now: OffsetDateTime) -> Result<Begun, Failure> {
         let (secret, session) = self.sessions.begin(&record.name, now).await?;
         record.last_login = Some(now);
-        let role = record.role;
+        let rights = record.rights.clone();
         self.users.put(record).await?;
         Ok(Begun {
             secret,
             session,
-            role,
+            rights,
         })
     }
 
@@ -306,7 +328,8 @@ impl People {
     fn view(&self, record: &UserRecord, now: OffsetDateTime) -> UserView {
         UserView {
             name: record.name.clone(),
-            role: record.role,
+            role: record.rights.role,
+            groups: record.rights.scope.groups().cloned(),
             made: record.made,
             made_by: record.made_by.clone(),
             sessions: self.sessions.count_of(&record.name, now),

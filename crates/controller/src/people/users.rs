@@ -1,6 +1,6 @@
 //! Who may log in. The store has hashes of passwords alone; all users are in memory, too.
 
-use fleetward_api::controller::Role;
+use fleetward_model::role::Rights;
 use fleetward_model::{ErrorCode, Failure, UserName};
 use fleetward_store::{Guard, Store, StoreError, StoreExt, Txn};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,8 @@ const PREFIX: &str = "user/";
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct UserRecord {
     pub(super) name: UserName,
-    pub(super) role: Role,
+    #[serde(flatten)]
+    pub(super) rights: Rights,
     /// The hash, a PHC string.
     pub(super) password: String,
     #[serde(with = "time::serde::rfc3339")]
@@ -28,14 +29,14 @@ pub(super) struct UserRecord {
 impl UserRecord {
     pub(super) fn new(
         name: UserName,
-        role: Role,
+        rights: Rights,
         password: String,
         made_by: String,
         made: OffsetDateTime,
     ) -> Self {
         Self {
             name,
-            role,
+            rights,
             password,
             made,
             made_by,
@@ -46,7 +47,7 @@ impl UserRecord {
 
 impl fmt::Debug for UserRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "UserRecord({}, {})", self.name, self.role)
+        write!(f, "UserRecord({}, {})", self.name, self.rights.role)
     }
 }
 

@@ -25,6 +25,7 @@ mod fit;
 mod fleet;
 mod former;
 mod generated;
+mod groups;
 mod images;
 mod jobs;
 mod keys;

@@ -28,7 +28,7 @@ fn bearer(made: &ApiTokenMade) -> Client {
     anybody(made).with_token(&made.token).expect("a header")
 }
 
-fn anybody(made: &ApiTokenMade) -> Client {
+pub(crate) fn anybody(made: &ApiTokenMade) -> Client {
     let certificate = made.console_certificate.as_ref().expect("made there");
     stranger(made.console.as_ref().expect("a console"), certificate)
 }
