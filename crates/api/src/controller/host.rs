@@ -39,6 +39,17 @@ pub struct Status {
     pub findings: Vec<Finding>,
 }
 
+/// A line of `GET /v1/changes`: what is to be read anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangesView {
+    /// Everything.
+    pub all: bool,
+    /// VMs that came, went or changed.
+    pub vms: Vec<VmId>,
+    /// Hosts that came, went, or say something new of themselves.
+    pub hosts: Vec<HostName>,
+}
+
 /// A host in lists and on its own.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HostView {

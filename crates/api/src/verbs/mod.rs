@@ -151,6 +151,7 @@ macro_rules! verbs {
 
 verbs! {
     fleet_status::FleetStatus,
+    fleet_changes::FleetChanges,
     api_description::ApiDescription,
     host_list::HostList,
     host_show::HostShow,

@@ -22,6 +22,7 @@ mod body;
 mod browsers;
 mod bulk;
 mod by_name;
+mod changes;
 mod check;
 mod console;
 mod copies;

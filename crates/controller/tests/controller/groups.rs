@@ -3,11 +3,11 @@
 use crate::fleet::{Controller, failure};
 use crate::jobs::create;
 use crate::ways_in::anybody;
-use fleetward_api::controller::{ApiTokenMade, HostView, JobView, VmView};
+use fleetward_api::controller::{ApiTokenMade, ChangesView, HostView, JobView, VmView};
 use fleetward_api::verbs::{Access, ENDPOINTS, Endpoint, Reach};
 use fleetward_link::{Client, ClientError};
-use fleetward_model::ErrorCode;
 use fleetward_model::role::Role;
+use fleetward_model::{ErrorCode, VmId};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -117,7 +117,8 @@ async fn what_is_of_another_group_is_as_if_it_were_not_there() {
                 assert_eq!((theirs.0, text), (404, none), "{endpoint:?}");
             }
             Reach::Rows | Reach::Open => {
-                if method != Method::GET {
+                // Changes never end; they have a test of their own.
+                if method != Method::GET || endpoint.path == "/v1/changes" {
                     continue;
                 }
                 let (status, text) = ask(&with(endpoint.path, "", "", "")).await;
@@ -272,4 +273,56 @@ async fn roles_of_the_whole_fleet_have_no_groups() {
         (&users[0]["groups"], &users[0]["role"]),
         (&Value::Null, &json!("admin"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_told_within_a_second_and_only_of_ones_own() {
+    let two = Two::start().await;
+    let path = "/v1/changes";
+    let follow = async |client: &Client| {
+        let sent = client.request(Method::GET, path).send().await;
+        let mut lines = sent.expect("a stream").lines();
+        let first = next(&mut lines).await;
+        assert!(first.all, "{first:?}");
+        lines
+    };
+    let mut mine = follow(&two.mine).await;
+    let mut all = follow(&two.controller.local).await;
+    let foreign: VmView = two.controller.get("/v1/vms/foreign").await;
+    let own: VmView = two.controller.get("/v1/vms/my-vm").await;
+    for vm in ["foreign", "my-vm"] {
+        let path = format!("/v1/vms/{vm}/start");
+        let begun = std::time::Instant::now();
+        let _: Value = two.controller.post(&path, &json!({})).await;
+        let id = if vm == "foreign" { foreign.id } else { own.id };
+        until(&mut all, id).await;
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5));
+    }
+    let told = until(&mut mine, own.id).await;
+    assert!(!told.contains(&foreign.id), "{told:?}");
+}
+
+/// All that is told until it is time to read that VM anew.
+async fn until(lines: &mut fleetward_link::client::Lines, vm: VmId) -> Vec<VmId> {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    let mut all = Vec::new();
+    loop {
+        let told = tokio::time::timeout_at(deadline, next(lines)).await;
+        let told = told.expect("told in time");
+        all.extend(told.vms);
+        if told.all || all.contains(&vm) {
+            return all;
+        }
+    }
+}
+
+async fn next(lines: &mut fleetward_link::client::Lines) -> ChangesView {
+    let wait = std::time::Duration::from_secs(15);
+    loop {
+        let line = tokio::time::timeout(wait, lines.next()).await;
+        let line = line.expect("in time").expect("no error").expect("a line");
+        if !line.trim().is_empty() {
+            return serde_json::from_str(&line).expect("a change");
+        }
+    }
 }
