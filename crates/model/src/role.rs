@@ -3,6 +3,7 @@
 use crate::GroupName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::fmt;
 use utoipa::ToSchema;
 
 /// The role of an administrator. Rights over keys (`keeper`) are separate from rights over VMs (`operator`); `admin` has both.
@@ -68,6 +69,20 @@ impl Scope {
 
     pub fn covers(&self, group: &GroupName) -> bool {
         self.0.as_ref().is_none_or(|groups| groups.contains(group))
+    }
+}
+
+/// As it is told: `the whole fleet`, or the groups.
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(groups) = &self.0 else {
+            return f.write_str("the whole fleet");
+        };
+        for (n, group) in groups.iter().enumerate() {
+            let comma = if n == 0 { "" } else { ", " };
+            write!(f, "{comma}{group}")?;
+        }
+        Ok(())
     }
 }
 

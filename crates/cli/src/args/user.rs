@@ -2,7 +2,7 @@
 
 use super::Rows;
 use super::parse::parse_role;
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 use fleetward_api::controller::Role;
 use fleetward_model::{GroupName, UserName};
 use std::path::PathBuf;
@@ -30,6 +30,7 @@ pub enum UserCommand {
         rows: Rows,
     },
     /// Gives a user another role or password; all sessions of the user end
+    #[command(group = ArgGroup::new("change").required(true).multiple(true).args(["role", "groups", "whole_fleet", "new_password", "password_file"]))]
     Set {
         name: UserName,
         /// What the user may do from now on
@@ -42,7 +43,7 @@ pub enum UserCommand {
         #[arg(long, conflicts_with = "groups")]
         whole_fleet: bool,
         /// Asks for another password
-        #[arg(long, conflicts_with = "password_file", required_unless_present_any = ["role", "groups", "whole_fleet", "password_file"])]
+        #[arg(long, conflicts_with = "password_file")]
         new_password: bool,
         /// Takes another password from the first line of FILE, or of standard input with -
         #[arg(long, value_name = "FILE")]

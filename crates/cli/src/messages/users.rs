@@ -1,7 +1,7 @@
 //! Messages about users.
 
 use fleetward_api::controller::UserView;
-use fleetward_model::UserName;
+use fleetward_model::{GroupName, UserName};
 
 pub(crate) fn ask_password(user: &UserName) -> String {
     format!("Password for {user}: ")
@@ -11,14 +11,27 @@ pub(crate) fn ask_password_again() -> String {
     "The same again: ".to_owned()
 }
 
+/// `operator in desktops, lab`.
+fn rights(user: &UserView) -> String {
+    let place = match &user.groups {
+        None => "the whole fleet".to_owned(),
+        Some(groups) => {
+            let names: Vec<_> = groups.iter().map(GroupName::as_str).collect();
+            names.join(", ")
+        }
+    };
+    format!("{} in {place}", user.role)
+}
+
 pub(crate) fn user_added(user: &UserView) -> String {
-    format!("{}: user added, role {}", user.name, user.role)
+    format!("{}: user added, {}", user.name, rights(user))
 }
 
 pub(crate) fn user_changed(user: &UserView) -> String {
     format!(
-        "{}: user changed, role {}; all former sessions are over",
-        user.name, user.role
+        "{}: user changed, {}; all former sessions are over",
+        user.name,
+        rights(user)
     )
 }
 

@@ -16,8 +16,10 @@ use fleetward_api::bulk::VmAction;
 use fleetward_api::verbs::Reach;
 use fleetward_jobs::{Job, JobError};
 use fleetward_link::Peer;
+use fleetward_model::role::{Role, Scope};
 use fleetward_model::vm::VmObserved;
 use fleetward_model::{ErrorCode, Failure, GroupName, HostName, JobId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Whether `peer` may use a verb of that reach with this path.
@@ -72,13 +74,20 @@ pub(super) async fn require(
     }
 }
 
+/// What somebody may do, and where: `operator in desktops, lab`.
+pub(super) fn told(role: Role, groups: Option<&BTreeSet<GroupName>>) -> String {
+    match Scope::try_from(groups.cloned()) {
+        Ok(scope) => format!("{role} in {scope}"),
+        Err(problem) => format!("{role}: {problem}"),
+    }
+}
+
 /// That a request goes beyond the caller's groups.
 pub(super) fn beyond(peer: &Peer, because: &str) -> Failure {
-    let groups = peer.groups().into_iter().flatten();
-    let groups: Vec<_> = groups.map(GroupName::as_str).collect();
+    let role = peer.role().unwrap_or(Role::Viewer);
     Failure::new(
         ErrorCode::GroupsLimited,
-        format!("the role of {peer} holds in {} alone", groups.join(", ")),
+        format!("{peer} is {}, and nowhere else", told(role, peer.groups())),
     )
     .because(because)
 }

@@ -33,7 +33,7 @@ async fn create(
     let why = format!(
         "{}, {}, until {}",
         view.name,
-        view.role,
+        super::scope::told(view.role, view.groups.as_ref()),
         crate::tokens::utc(view.expires)
     );
     app.record(Act::new(&peer, AuditAction::MakeApiToken, why))

@@ -29,7 +29,7 @@ async fn add(
 ) -> Answer<Json<UserView>> {
     let now = OffsetDateTime::now_utc();
     let added = app.world.people.add(request, peer.to_string(), now).await?;
-    let why = format!("{}, {}", added.name, added.role);
+    let why = format!("{}, {}", added.name, told(&added));
     app.record(Act::new(&peer, AuditAction::AddUser, why))
         .await?;
     Ok(Json(added))
@@ -51,18 +51,22 @@ async fn set(
     Asked(change): Asked<verbs::UserSet>,
 ) -> Answer<Json<UserView>> {
     let name: UserName = super::parsed("user's name", &name)?;
-    let mut why = name.to_string();
-    if let Some(role) = change.role {
-        why.push_str(&format!(", now {role}"));
-    }
-    if change.password.is_some() {
-        why.push_str(", another password");
-    }
+    let (of_rights, of_password) = (
+        change.role.is_some() || change.groups.is_some(),
+        change.password.is_some(),
+    );
     let changed = app
         .world
         .people
         .set(&name, change, OffsetDateTime::now_utc());
     let changed = changed.await?;
+    let mut why = name.to_string();
+    if of_rights {
+        why.push_str(&format!(", now {}", told(&changed)));
+    }
+    if of_password {
+        why.push_str(", another password");
+    }
     app.record(Act::new(&peer, AuditAction::SetUser, why))
         .await?;
     Ok(Json(changed))
@@ -79,4 +83,9 @@ async fn remove(
     app.record(Act::new(&peer, AuditAction::RemoveUser, name.as_str()))
         .await?;
     Ok(Json(removed))
+}
+
+/// What the user may do, and where.
+fn told(user: &UserView) -> String {
+    super::scope::told(user.role, user.groups.as_ref())
 }
