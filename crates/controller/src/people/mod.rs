@@ -269,9 +269,12 @@ impl People {
         user: &UserName,
         password: Password,
     ) -> Result<UserRecord, Refused> {
+        let record = self.users.of(user).ok();
+        // Of a name that nobody has nothing is written: it may be a password in the wrong field.
+        let known = record.as_ref().map(|record| record.name.to_string());
         let admitted = self.pace.admit(from, user, Instant::now());
         let admitted = admitted.map_err(|wait| {
-            tracing::info!(%from, %user, "a login was not tried: too many were wrong before");
+            tracing::info!(%from, user = known, "a login was not tried: too many were wrong before");
             Refused {
                 failure: Failure::new(
                     ErrorCode::LoginTooOften,
@@ -283,7 +286,6 @@ impl People {
             }
         })?;
         tokio::time::sleep(admitted.patience).await;
-        let record = self.users.of(user).ok();
         let hash = record.as_ref().map(|record| record.password.clone());
         let lane = match admitted.unsuspected {
             true => &self.hashing.others,
@@ -298,7 +300,7 @@ impl People {
                 Ok(record)
             }
             _ => {
-                tracing::info!(%from, %user, "a login with a wrong name or password");
+                tracing::info!(%from, user = known, "a login with a wrong name or password");
                 Err(wrong().into())
             }
         }
