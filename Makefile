@@ -17,7 +17,12 @@ help: ## show this
 packages: ## install the Debian packages that are missing
 	@scripts/install-packages
 
-build: packages ## build all programs
+# In the programs, where Node is; they say how to get it where it is not.
+.PHONY: console
+console: ## build the pages of the console (needs Node 18 or newer with npm)
+	@scripts/console
+
+build: packages console ## build all programs
 	cargo build --workspace --locked
 
 debs: packages ## build the Debian packages fleetward and fleetward-agent into target/debian
@@ -28,7 +33,7 @@ demo: build ## two hosts, a VM with an encrypted TPM, a live migration; leaves t
 
 # Programs as tests need them, tests included: built without them first, everything above tokio would be built twice.
 .PHONY: build-tests
-build-tests: packages
+build-tests: packages console
 	@scripts/room-for-tests $(TARGET)
 	cargo build --workspace --all-targets --locked
 

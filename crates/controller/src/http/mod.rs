@@ -38,6 +38,7 @@ mod metrics;
 mod networks;
 mod openapi;
 mod page;
+mod pages;
 mod recover;
 mod refusal;
 mod rotations;
@@ -87,6 +88,10 @@ pub(crate) fn console_router(app: App) -> Router {
     router_of(app, |access| access != Access::JoinToken)
         .layer(identify)
         .layer(middleware::from_fn(browsers::answer))
+        .layer(middleware::from_fn_with_state(
+            pages::router(),
+            pages::first,
+        ))
 }
 
 /// Every verb behind its guard, for the fleet and for local administrators.

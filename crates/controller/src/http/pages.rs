@@ -1,0 +1,115 @@
+//! The pages of the console: files that are in the program, for everybody; what they show comes through the API.
+//!
+//! ```text
+//!   /v1/...       ─► the API
+//!   /assets/NAME  ─► the file; its name has a digest of it, so it is kept for ever
+//!   anything else ─► index.html, which reads the path itself; asked for anew each time
+//! ```
+//! A program that was built without Node has no such files, and says how to get them.
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderValue, Method, StatusCode};
+use rust_embed::RustEmbed;
+use tower::ServiceExt;
+use tower_http::compression::CompressionLayer;
+
+#[derive(RustEmbed)]
+#[folder = "../../console/dist"]
+struct Files;
+
+/// Nothing but what this controller sends: no script or style within a page, nothing from elsewhere, no frame around it.
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
+const NOT_BUILT: &str = "This controller was built without its console. To get it, install Node 18 or newer with npm, \
+run `make console`, and build the program again. Its API is at /v1.\n";
+
+/// Answers what is not asked of the API.
+pub(super) async fn first(State(pages): State<Router>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if path == "/v1" || path.starts_with("/v1/") {
+        return next.run(request).await;
+    }
+    let Ok(answer) = pages.oneshot(request).await;
+    answer
+}
+
+/// Every path that is not of the API. Compressed: there is nothing secret in it that its length could tell of.
+pub(super) fn router() -> Router {
+    let asked = async |request: Request| match *request.method() {
+        Method::GET | Method::HEAD => page(request.uri().path().trim_start_matches('/')),
+        _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+    };
+    Router::new().fallback(asked).layer(CompressionLayer::new())
+}
+
+fn page(path: &str) -> Response {
+    let (name, kept) = match path.starts_with("assets/") {
+        true => (path, "public, max-age=31536000, immutable"),
+        false => ("index.html", "no-cache"),
+    };
+    let mut response = match Files::get(name) {
+        Some(file) => {
+            let kind = HeaderValue::from_static(kind(name));
+            ([(CONTENT_TYPE, kind)], file.data).into_response()
+        }
+        None if name == "index.html" => (StatusCode::NOT_FOUND, NOT_BUILT).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, POLICY);
+    for (name, value) in [
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (OPENER_POLICY, "same-origin"),
+        (CACHE_CONTROL, kept),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// The content type of a file, by the end of its name.
+fn kind(name: &str) -> &'static str {
+    match name.rsplit_once('.').map(|(_, end)| end) {
+        Some("html") => "text/html; charset=utf-8",
+        Some("js") => "text/javascript; charset=utf-8",
+        Some("css") => "text/css; charset=utf-8",
+        Some("svg") => "image/svg+xml",
+        _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_console_has_a_known_kind() {
+        for name in Files::iter() {
+            assert_ne!(kind(&name), "application/octet-stream", "{name}");
+        }
+    }
+
+    #[test]
+    fn no_path_leads_out_of_the_console() {
+        for path in [
+            "assets/../Cargo.toml",
+            "assets/none.js",
+            "assets//etc/passwd",
+        ] {
+            assert_eq!(page(path).status(), StatusCode::NOT_FOUND, "{path}");
+        }
+        let policy = POLICY.to_str().expect("text").to_owned();
+        assert!(!policy.contains("unsafe"), "{policy}");
+    }
+}
