@@ -43,6 +43,8 @@ impl Browser {
         let http = reqwest::Client::builder()
             .danger_accept_invalid_certs(true)
             .local_address(from)
+            // What ends a session cuts its connections; another request is not to be on one of them.
+            .pool_max_idle_per_host(0)
             .build()
             .expect("a client");
         Self {
