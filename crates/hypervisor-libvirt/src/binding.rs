@@ -5,6 +5,8 @@
 //! This module does not use Fleetward's types: domains are uuids, events are small enums.
 #![allow(unsafe_code)]
 
+pub(crate) mod stats;
+
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ops::Deref;
 use std::os::fd::{FromRawFd, OwnedFd};

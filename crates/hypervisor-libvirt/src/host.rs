@@ -16,14 +16,14 @@ use crate::tpm_process::PROC;
 use crate::volumes::{blocking, file_error};
 use crate::{
     copy, disk_move, domain_edit, facts, guest, live, metadata, migration, overlay, said,
-    storage_live,
+    storage_live, usage,
 };
 use async_trait::async_trait;
 use fleetward_hypervisor::{
-    CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainObserved, DomainState, Error,
-    GuestTold, Hypervisor, HypervisorEvent, HypervisorFacts, MachineSeen, MigrationOutcome,
-    MigrationProgress, MigrationRequest, MoveState, NicAddresses, Result, SecretText, Shutdown,
-    StopReason, StorageChange,
+    CopyState, CpuVerdict, DomainChange, DomainDefinition, DomainObserved, DomainState,
+    DomainUsage, Error, GuestTold, Hypervisor, HypervisorEvent, HypervisorFacts, MachineSeen,
+    MigrationOutcome, MigrationProgress, MigrationRequest, MoveState, NicAddresses, Result,
+    SecretText, Shutdown, StopReason, StorageChange,
 };
 use fleetward_model::host::Accelerator;
 use fleetward_model::vm::VmMetadata;
@@ -232,6 +232,10 @@ impl Hypervisor for LibvirtHost {
             seen.entry(id).or_default().unanswered = Some(waiting);
         }
         Ok(seen)
+    }
+
+    async fn usage(&self) -> Result<Vec<DomainUsage>> {
+        usage::of_all(&self.libvirt).await
     }
 
     async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()> {

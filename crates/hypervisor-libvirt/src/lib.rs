@@ -56,6 +56,7 @@ mod tpm_end;
 mod tpm_library;
 mod tpm_process;
 mod tpm_state;
+mod usage;
 mod volumes;
 
 pub use accelerator::probe_accelerator;

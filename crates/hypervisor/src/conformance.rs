@@ -92,6 +92,7 @@ claims! {
     a_running_domain_gets_its_new_size_when_it_starts_next,
     a_network_card_comes_and_goes_and_twice_is_as_once,
     a_rename_changes_the_name_and_nothing_else,
+    usage_is_of_running_domains_and_only_grows,
 }
 
 /// How long an event may take.
@@ -658,6 +659,34 @@ async fn a_rename_changes_the_name_and_nothing_else(fixture: &dyn Fixture) {
     for id in [id, other.metadata.spec.id] {
         removed(fixture, id).await;
     }
+}
+
+async fn usage_is_of_running_domains_and_only_grows(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let stopped = fixture.definition("unused").await;
+    hypervisor.define(&stopped).await.expect("define");
+    let id = started(fixture, "used").await;
+    let of = async |id| {
+        let all = hypervisor.usage().await.expect("usage");
+        all.into_iter().find(|domain| domain.id == id)
+    };
+    let first = of(id).await.expect("it runs");
+    assert!(first.cpus > 0, "{first:?}");
+    let then = of(id).await.expect("it runs still");
+    assert_eq!(then.run, first.run);
+    assert!(then.cpu_time >= first.cpu_time, "{first:?} {then:?}");
+    if let (Some(first), Some(then)) = (first.disks, then.disks) {
+        assert!(then.read >= first.read && then.written >= first.written);
+    }
+    let stopped = stopped.metadata.spec.id;
+    assert_eq!(of(stopped).await, None, "it does not run");
+    hypervisor.destroy(id).await.expect("destroy");
+    assert_eq!(of(id).await, None, "it does not run any more");
+    hypervisor.start(id).await.expect("start");
+    let anew = of(id).await.expect("it runs again");
+    assert_ne!(anew.run, first.run, "another run");
+    removed(fixture, id).await;
+    removed(fixture, stopped).await;
 }
 
 async fn started(fixture: &dyn Fixture, name: &str) -> VmId {

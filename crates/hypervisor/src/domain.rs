@@ -1,6 +1,9 @@
 //! Domains: defining, running, observing and migrating them.
 
-use crate::{Error, GuestTold, MoveState, NicAddresses, Result, Screens, Shutdown, StorageChange};
+use crate::{
+    DomainUsage, Error, GuestTold, MoveState, NicAddresses, Result, Screens, Shutdown,
+    StorageChange,
+};
 use async_trait::async_trait;
 use fleetward_model::change::{MachineChange, NicPart};
 use fleetward_model::host::{Accelerator, Confinement, DiskIo, Version};
@@ -380,6 +383,10 @@ pub trait Hypervisor: Screens {
 
     /// Running domains whose machine may not answer, as one look sees them. Asks the machines nothing.
     async fn look_at_machines(&self) -> Result<HashMap<VmId, MachineSeen>>;
+
+    /// What every running domain has used since it runs here. A machine that does not answer keeps it no longer than some seconds,
+    /// and has no figures then that only it knows.
+    async fn usage(&self) -> Result<Vec<DomainUsage>>;
 
     /// Asks the guest to shut down; returns when it has been asked.
     ///

@@ -13,6 +13,7 @@ mod guest;
 mod screen;
 mod storage;
 mod tpm;
+mod usage;
 mod volume;
 
 pub mod conformance;
@@ -29,4 +30,5 @@ pub use guest::{GuestTold, NicAddresses, Shutdown};
 pub use screen::{MAX_PIXELS, Picture, Screens};
 pub use storage::{DiskDevice, DriveDevice, MoveState, StorageChange};
 pub use tpm::{EkIssuer, EkPublic, MadeTpm, TpmFactory};
+pub use usage::{DiskCounters, DomainUsage, NetCounters};
 pub use volume::{MAX_BASES, VolumeInfo, Volumes};

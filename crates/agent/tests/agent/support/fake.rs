@@ -628,6 +628,27 @@ impl Hypervisor for Fake {
     ) -> Result<std::collections::HashMap<VmId, fleetward_hypervisor::MachineSeen>> {
         Ok(self.with(|s| s.silent_machines.clone()))
     }
+    async fn usage(&self) -> Result<Vec<DomainUsage>> {
+        self.with(|state| {
+            let runs = |domain: &Domain| {
+                matches!(
+                    domain.state,
+                    DomainState::Running | DomainState::Paused { .. }
+                )
+            };
+            let running = state.domains.iter().filter(|(_, domain)| runs(domain));
+            let usage = running.map(|(id, domain)| DomainUsage {
+                id: *id,
+                run: 1,
+                cpus: domain.cpus,
+                cpu_time: std::time::Duration::ZERO,
+                memory: Some(ByteSize::mib(64)),
+                disks: Some(DiskCounters::default()),
+                nics: Some(NetCounters::default()),
+            });
+            Ok(usage.collect())
+        })
+    }
     async fn request_shutdown(&self, id: VmId, by: Shutdown) -> Result<()> {
         if by == Shutdown::GuestAgent {
             self.guest(id)?;
