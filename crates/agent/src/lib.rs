@@ -53,6 +53,7 @@ mod images;
 pub mod join;
 pub mod keyring;
 pub mod layout;
+mod load;
 mod machines;
 pub mod membership;
 mod networks;

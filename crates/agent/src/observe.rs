@@ -76,7 +76,7 @@ impl Observer {
         self.events.receiver_count() > 0
     }
 
-    fn announce(&self, event: AgentEvent) {
+    pub(crate) fn announce(&self, event: AgentEvent) {
         // There is no reader now; a later one starts with a snapshot.
         let _ = self.events.send(Arc::new(event));
     }

@@ -11,7 +11,9 @@ use fleetward_model::image::is_volume_name;
 use fleetward_model::vm::{DiskSpec, VmSpec};
 use fleetward_model::{ByteSize, ErrorCode, Failure, PoolName, VmId};
 use nix::sys::statvfs::statvfs;
+use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The marker file.
@@ -50,6 +52,20 @@ impl Pools {
             }
         }
         (facts, warnings)
+    }
+
+    /// Bytes that are taken in the pools' file systems, each counted once. None where none can be asked.
+    pub(crate) fn used(&self) -> Option<u64> {
+        let mut systems = BTreeMap::new();
+        for pool in &self.pools {
+            if let (Ok(found), Ok((capacity, available))) =
+                (pool.path.metadata(), space(&pool.path))
+            {
+                systems.insert(found.dev(), capacity.saturating_sub(available));
+            }
+        }
+        let used = systems.into_values();
+        used.reduce(u64::saturating_add)
     }
 
     /// The pool that holds a file, by its directory.

@@ -9,7 +9,7 @@ use crate::keyring::{Keyring, KeyringError};
 use crate::layout::Layout;
 use crate::membership::{MembershipError, MembershipFiles};
 use crate::operation::copy;
-use crate::{boot, certificate, guest, observe, seeds, server, tpm_process, tpm_watch};
+use crate::{boot, certificate, guest, load, observe, seeds, server, tpm_process, tpm_watch};
 use fleetward_durable as durable;
 use fleetward_link::{ClientCertificates, ServerTls, TlsServer};
 use std::io;
@@ -113,6 +113,7 @@ impl Agent {
         let processes = tokio::spawn(tpm_process::watch(host.clone(), stop.clone()));
         let boot = tokio::spawn(boot::bring_back(host.clone(), stop.clone()));
         let guests = tokio::spawn(guest::watch(host.clone(), stop.clone()));
+        let load = tokio::spawn(load::watch(host.clone(), stop.clone()));
         let seeds = tokio::spawn(seeds::keep(host.clone(), stop.clone()));
         let certificate = tokio::spawn(certificate::watch(host.clone(), stop.clone()));
         let pool = {
@@ -132,6 +133,7 @@ impl Agent {
         processes.abort();
         boot.abort();
         guests.abort();
+        load.abort();
         served.map_err(RunError::Serve)
     }
 }

@@ -36,6 +36,7 @@ mod telling;
 use fleetward_model::guardian::EndorsedGuardian;
 use fleetward_model::host::{DiskIo, Formats, HostFacts, Measurements};
 use fleetward_model::keys::Chord;
+use fleetward_model::load::Load;
 use fleetward_model::vm::{VmMetadata, VmReport};
 use fleetward_model::{ByteSize, Failure, GuardianId, HostName, JobId, VmId};
 use operation::{Operation, OperationResult};
@@ -142,6 +143,26 @@ pub enum AgentEvent {
     VmRemoved {
         id: VmId,
     },
+    /// What the host and its running VMs use, about once a minute, for readers that know [`Formats::LOAD`].
+    Load {
+        load: Box<LoadReport>,
+    },
+}
+
+/// What a host and its running VMs use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadReport {
+    pub host: Load,
+    #[serde(default)]
+    pub vms: Vec<VmLoad>,
+}
+
+/// What one VM uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmLoad {
+    pub id: VmId,
+    #[serde(flatten)]
+    pub load: Load,
 }
 
 /// One operation on one VM, for one job.
@@ -407,7 +428,10 @@ impl AgentEvent {
             Self::VmChanged { vm } => Self::VmChanged {
                 vm: Box::new(vm.readable_with(formats)),
             },
-            Self::Facts { .. } | Self::Alive { .. } | Self::VmRemoved { .. } => self,
+            Self::Facts { .. }
+            | Self::Alive { .. }
+            | Self::VmRemoved { .. }
+            | Self::Load { .. } => self,
         }
     }
 

@@ -92,7 +92,8 @@ fn reported() -> Vec<VmReport> {
                 AgentEvent::VmChanged { vm } => vec![*vm],
                 AgentEvent::Facts { .. }
                 | AgentEvent::Alive { .. }
-                | AgentEvent::VmRemoved { .. } => Vec::new(),
+                | AgentEvent::VmRemoved { .. }
+                | AgentEvent::Load { .. } => Vec::new(),
             },
         );
     vms.collect()

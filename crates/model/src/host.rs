@@ -168,7 +168,8 @@ pub struct Formats {
     pub custody: u32,
     /// Newest version of the operations of a host; [`Formats::CHANGE_VM`] is the second, [`Formats::DEVICES`] the third.
     pub operations: u32,
-    /// 1: a snapshot is one event; 2: it may come in parts; 3: a sign of life may be without facts.
+    /// 1: a snapshot is one event; 2: it may come in parts; 3: a sign of life may be without facts; 4: the host tells what it and
+    /// its VMs use.
     pub events: u32,
 }
 
@@ -191,6 +192,8 @@ impl Formats {
     pub const PARTS: u32 = 2;
     /// The version of the events that has signs of life without facts.
     pub const SIGNS: u32 = 3;
+    /// The version of the events that has what a host and its VMs use.
+    pub const LOAD: u32 = 4;
     /// The version of the operations that added the certificates of Secure Boot.
     pub const SECURE_BOOT: u32 = 6;
 
@@ -202,7 +205,7 @@ impl Formats {
         spec: crate::spec::KNOWN,
         custody: 2,
         operations: Self::UNLOCK,
-        events: Self::SIGNS,
+        events: Self::LOAD,
     };
 
     /// What a program must know to read that specification.

@@ -24,6 +24,7 @@ pub mod image;
 pub mod job;
 pub mod keys;
 mod labels;
+pub mod load;
 pub mod machine;
 pub mod name;
 pub mod network;

@@ -5,6 +5,7 @@ mod audit;
 mod conversion;
 mod endpoints;
 mod inner;
+mod load;
 mod perform;
 mod report;
 mod rules;

@@ -47,6 +47,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ),
     ("agent/src/keyring/sealing.rs", OWN),
     ("agent/src/keyring/store.rs", OWN),
+    ("agent/src/load/machine.rs", KERNEL),
     ("agent/src/membership.rs", OWN),
     ("agent/src/networks.rs", KERNEL),
     (

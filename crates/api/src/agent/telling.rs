@@ -25,8 +25,11 @@ impl Telling {
         }
     }
 
-    /// The lines that say `event`, one event each.
+    /// The lines that say `event`, one event each; none where the reader would not know it.
     pub fn tell(&mut self, event: AgentEvent) -> Vec<AgentEvent> {
+        if matches!(event, AgentEvent::Load { .. }) && self.formats.events < Formats::LOAD {
+            return Vec::new();
+        }
         let event = match event {
             AgentEvent::Facts { facts, audit } if self.knows(&facts) => {
                 self.signs += 1;

@@ -17,7 +17,7 @@ pub(super) enum Heard {
     Alive(Measurements),
     Changed(Box<Told>),
     Removed(VmId),
-    /// A part of a snapshot: who reads the events puts them together.
+    /// A part of a snapshot, which who reads the events puts together; or what its VMs use, which is kept elsewhere.
     Nothing,
 }
 
@@ -59,7 +59,7 @@ impl Heard {
             AgentEvent::Alive { measured, .. } => Self::Alive(measured),
             AgentEvent::VmChanged { vm } => Self::Changed(Box::new(measured(*vm))),
             AgentEvent::VmRemoved { id } => Self::Removed(id),
-            AgentEvent::SnapshotPart { .. } => Self::Nothing,
+            AgentEvent::SnapshotPart { .. } | AgentEvent::Load { .. } => Self::Nothing,
         }
     }
 }

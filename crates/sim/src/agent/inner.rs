@@ -93,6 +93,8 @@ pub struct Inner {
     pub witnessed: Option<AuditHead>,
     /// Whether it says how far its audit log goes; an agent of before does not.
     pub tells_audit: bool,
+    /// Whether it tells by itself what it and its VMs use; an agent of before does not.
+    pub tells_load: bool,
     /// How often it was asked for audit records, and shown the end of the controller's.
     pub audit_requests: (u64, u64),
     /// How often somebody has begun to listen to what happens here.
@@ -213,6 +215,7 @@ impl Inner {
             audit_spoilt: false,
             witnessed: None,
             tells_audit: true,
+            tells_load: true,
             audit_requests: (0, 0),
             streams: 0,
             lists_given: 0,

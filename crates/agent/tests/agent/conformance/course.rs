@@ -302,6 +302,14 @@ impl<'f> Course<'f> {
         for _ in 0..2 {
             self.see(A, Start {}).await;
         }
+        // Rates are known after two looks.
+        let load = loop {
+            let event = self.next_event(A).await;
+            if event["load"]["vms"][0]["read"].is_number() {
+                break event;
+            }
+        };
+        self.note("what a host and a VM use", &load);
         for operation in [
             Operation::from(self.delete_volumes()),
             Undefine {}.into(),

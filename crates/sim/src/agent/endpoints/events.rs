@@ -1,13 +1,19 @@
-//! The stream of what happens on a simulated host: a snapshot, then changes, and facts as a sign of life.
+//! The stream of what happens on a simulated host: a snapshot, then changes, facts as a sign of life, and once a minute what the
+//! host and its VMs use.
 
 use super::{Inner, Shared, line_of, speaks};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use fleetward_api::agent::{AgentEvent, Telling};
+use fleetward_api::agent::{AgentEvent, LoadReport, Telling};
 use http::HeaderMap;
+use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, Interval, interval_at};
+
+/// As a real agent looks at what is used: once a minute, and sooner after a VM has changed.
+const LOAD_EVERY: Duration = Duration::from_secs(60);
+const LOAD_SOON: Duration = Duration::from_secs(10);
 
 /// What one reader is told.
 struct Reader {
@@ -16,6 +22,10 @@ struct Reader {
     telling: Option<Telling>,
     receiver: broadcast::Receiver<AgentEvent>,
     due: Interval,
+    /// When it is next told what is used: after the sign of life that follows. Not a timer of its own.
+    load_due: Instant,
+    load_told: Instant,
+    load: Option<Box<LoadReport>>,
     /// Everything is told next: nothing was yet, or the reader was too slow for what changed.
     anew: bool,
 }
@@ -28,6 +38,9 @@ pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> R
             telling: host.answers_in(&headers).map(Telling::to_reader_of),
             receiver: host.events.subscribe(),
             due: interval_at(next_facts(&host), host.facts_every),
+            load_due: next_load(&host),
+            load_told: Instant::now(),
+            load: None,
             anew: true,
             inner: inner.clone(),
         }
@@ -48,15 +61,29 @@ pub(super) async fn events(State(inner): State<Shared>, headers: HeaderMap) -> R
 
 impl Reader {
     async fn next(&mut self) -> Option<AgentEvent> {
+        if let Some(load) = self.load.take() {
+            return Some(AgentEvent::Load { load });
+        }
         if !std::mem::take(&mut self.anew) {
             tokio::select! {
                 event = self.receiver.recv() => match event {
-                    Ok(event) => return Some(event),
+                    Ok(event) => {
+                        if let AgentEvent::VmChanged { .. } = event {
+                            self.load_due = self.load_due.min(self.load_told + LOAD_SOON);
+                        }
+                        return Some(event);
+                    }
                     Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => return None,
                 },
                 _ = self.due.tick() => {
                     let inner = self.inner.lock().expect("lock");
+                    let now = Instant::now();
+                    if now >= self.load_due && inner.tells_load {
+                        self.load_told = now;
+                        self.load_due = now + LOAD_EVERY;
+                        self.load = Some(Box::new(inner.load()));
+                    }
                     return Some(AgentEvent::Facts {
                         facts: inner.facts_now(),
                         audit: inner.audit_head(),
@@ -80,7 +107,21 @@ impl Reader {
 /// A host reports at its own moments, whenever it is asked.
 fn next_facts(inner: &Inner) -> Instant {
     let first = inner.begun + inner.facts_phase;
-    let since = Instant::now().saturating_duration_since(first);
-    let rounds = since.as_nanos() / inner.facts_every.as_nanos().max(1);
-    first + inner.facts_every * (u32::try_from(rounds).unwrap_or(u32::MAX) + 1)
+    next_of(first + inner.facts_every, inner.facts_every)
+}
+
+/// Hosts that begin together are spread over the whole minute.
+fn next_load(inner: &Inner) -> Instant {
+    let spread = LOAD_EVERY.div_duration_f64(inner.facts_every);
+    let phase = inner.facts_phase.mul_f64(spread);
+    next_of(inner.begun + LOAD_SOON + phase, LOAD_EVERY)
+}
+
+/// The first that is to come of moments that are `every` apart.
+fn next_of(first: Instant, every: Duration) -> Instant {
+    let Some(since) = Instant::now().checked_duration_since(first) else {
+        return first;
+    };
+    let rounds = since.as_nanos() / every.as_nanos().max(1);
+    first + every * (u32::try_from(rounds).unwrap_or(u32::MAX).saturating_add(1))
 }
