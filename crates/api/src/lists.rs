@@ -49,6 +49,10 @@ pub struct HostQuery {
     pub limit: Option<u32>,
     /// only what follows: a host's name
     pub after: Option<String>,
+    /// with what each uses now
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[param(value_type = Option<bool>)]
+    pub usage: bool,
 }
 
 /// Query of lists that are asked for nothing else: images, templates, networks, administrators, API tokens.

@@ -352,6 +352,9 @@ pub enum VmCommand {
         /// Only those of this group
         #[arg(long)]
         group: Option<GroupName>,
+        /// With what each uses now of processors, memory, disks and network
+        #[arg(long)]
+        usage: bool,
         #[command(flatten)]
         rows: Rows,
     },

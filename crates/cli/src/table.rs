@@ -2,6 +2,7 @@
 
 mod ek;
 mod layout;
+pub(crate) mod usage;
 mod vms;
 
 use crate::messages;
@@ -92,6 +93,9 @@ pub(crate) fn host(host: &HostView) -> String {
     sheet.add("Address", or_none(host.address.as_deref()));
     sheet.add("Last seen", moment_or_none(host.last_seen));
     sheet.add("VMs", host.vms);
+    if let Some(usage) = &host.usage {
+        sheet.add("Uses now", usage::line(usage));
+    }
     if let Some(certificate) = &host.certificate {
         let end = moment(certificate.not_after);
         sheet.add(

@@ -15,6 +15,7 @@ use crate::holders::Holder;
 use crate::hosts::Hosts;
 use crate::images::Images;
 use crate::inventory::Inventory;
+use crate::load::{self, Loads};
 use crate::people::People;
 use crate::presence::Presence;
 use crate::templates::Templates;
@@ -121,6 +122,7 @@ impl App {
                 .await
                 .context("cannot read the EK certificates")?,
             holders: Default::default(),
+            loads: Loads::open(data),
             expulsions: Expulsions::open(data)?,
             api_tokens: ApiTokens::open(store.clone()).await?,
             people: People::open(store.clone(), now).await?,
@@ -188,6 +190,7 @@ impl App {
                 world.people.sessions.keep_written(&ends)
             )
         });
+        tokio::spawn(load::keep(app.world.clone(), stop.clone()));
         tokio::spawn(crate::audit::catch_up(app.world.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop.clone()));
         tokio::spawn(app.clone().look_after_fleet(stop));
@@ -314,6 +317,9 @@ impl App {
         self.engine.shutdown().await;
         if let Err(error) = self.world.inventory.flush(OffsetDateTime::now_utc()).await {
             tracing::warn!(%error, "cannot write the inventory");
+        }
+        if let Err(error) = load::record(&self.world).await {
+            tracing::warn!(%error, "cannot write the history of loads");
         }
     }
 }

@@ -48,6 +48,7 @@ mod images;
 mod inventory;
 mod keeper;
 mod layout;
+mod load;
 mod networks;
 mod owners;
 mod people;

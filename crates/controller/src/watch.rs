@@ -200,9 +200,11 @@ fn hear(world: &Arc<World>, host: &HostName, event: AgentEvent) {
     if let AgentEvent::Snapshot { facts, .. } | AgentEvent::Facts { facts, .. } = &event {
         world.agents.learn(host, facts.formats);
     }
-    let overtaken = world
-        .inventory
-        .apply(host, event, OffsetDateTime::now_utc());
+    let now = OffsetDateTime::now_utc();
+    if let AgentEvent::Load { load } = &event {
+        world.loads.heard(&world.inventory, host, load, now);
+    }
+    let overtaken = world.inventory.apply(host, event, now);
     for vm in overtaken {
         let (world, host) = (Arc::clone(world), host.clone());
         tokio::spawn(async move { world.refresh(&host, vm).await });

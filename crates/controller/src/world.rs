@@ -11,6 +11,7 @@ use crate::holders::Holders;
 use crate::hosts::{HostRecord, Hosts};
 use crate::images::Images;
 use crate::inventory::Inventory;
+use crate::load::Loads;
 use crate::people::People;
 use crate::templates::Templates;
 use crate::work::Reservation;
@@ -50,6 +51,7 @@ pub(crate) struct World {
     pub(crate) escrow: Escrow,
     pub(crate) known_eks: KnownEks,
     pub(crate) holders: Holders,
+    pub(crate) loads: Loads,
     /// What hosts that were away still have to do.
     pub(crate) debts: Arc<DebtBook>,
     /// Whether jobs grant keys by themselves.

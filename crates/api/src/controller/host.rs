@@ -1,7 +1,7 @@
 //! Hosts: joining, what is known of them, their networks; administrators; the controller itself.
 
 use crate::bulk::Plan;
-use crate::controller::ConsoleView;
+use crate::controller::{ConsoleView, Usage};
 use fleetward_model::certificate::{CertificateFacts, Serial};
 use fleetward_model::error::Finding;
 use fleetward_model::guardian::{GuardianFacts, TrustMode};
@@ -70,6 +70,9 @@ pub struct HostView {
     /// The certificate with which it speaks to the fleet, as it last showed it; renewed at two thirds of its life.
     #[serde(default)]
     pub certificate: Option<CertificateFacts>,
+    /// What it uses now, in lists where `usage` asks for it. None: it has not told lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// A step of a job that a host owes: it was away when the job needed it, and the job ended without.

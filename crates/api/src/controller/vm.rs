@@ -1,6 +1,6 @@
 //! VMs: how they are made, and what is known of them.
 
-use super::EkStanding;
+use super::{EkStanding, Usage};
 use crate::seed::Seed;
 use fleetward_model::boot::{AfterBoot, Crashes};
 use fleetward_model::change::{NicAsked, Pending};
@@ -203,6 +203,9 @@ pub struct VmView {
     /// When the host last reported it; old when the host is unreachable.
     #[serde(with = "time::serde::rfc3339")]
     pub observed: OffsetDateTime,
+    /// What it uses now, in lists where `usage` asks for it. None: it does not run, or its host has not told lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// A VM when its host last answered.
@@ -253,4 +256,8 @@ pub struct VmQuery {
     pub limit: Option<u32>,
     /// only what follows: a VM's name, NAME/HOST or NAME/HOST/ID
     pub after: Option<String>,
+    /// with what each uses now
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[param(value_type = Option<bool>)]
+    pub usage: bool,
 }

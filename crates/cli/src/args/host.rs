@@ -39,6 +39,9 @@ pub enum HostCommand {
         /// Only those in this state
         #[arg(long, value_parser = parse_word::<HostState>)]
         state: Option<HostState>,
+        /// With what each uses now of its processors, memory, disks and network
+        #[arg(long)]
+        usage: bool,
         #[command(flatten)]
         rows: Rows,
     },

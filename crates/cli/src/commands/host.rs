@@ -41,15 +41,24 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
                 .await?;
             show_token(context, &made, messages::REJOIN_HINT)?;
         }
-        HostCommand::List { group, state, rows } => {
+        HostCommand::List {
+            group,
+            state,
+            usage,
+            rows,
+        } => {
             let query = HostQuery {
                 group,
                 state,
                 after: rows.after,
                 limit: None,
+                usage,
             };
             let hosts: Vec<HostView> = controller.list::<HostList, _>(query, rows.limit).await?;
-            output.document(&hosts, || table::hosts(&hosts))?;
+            output.document(&hosts, || match usage {
+                true => table::usage::hosts(&hosts),
+                false => table::hosts(&hosts),
+            })?;
         }
         HostCommand::Show { name } => {
             let host = controller.call::<HostShow>([name.as_str()], &()).await?;

@@ -30,6 +30,7 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
             tpm,
             state,
             group,
+            usage,
             rows,
         } => {
             let query = VmQuery {
@@ -38,6 +39,7 @@ pub(super) async fn run(context: &Context, command: VmCommand) -> Result<Exit, S
                 state,
                 group,
                 after: rows.after,
+                usage,
                 ..VmQuery::default()
             };
             list(context, query, labels, rows.limit).await
@@ -291,6 +293,7 @@ async fn list(
     limit: Option<usize>,
 ) -> Result<Exit, Stop> {
     let labels = labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let usage = query.usage;
     let query = VmQuery {
         labels: labels.collect(),
         ..query
@@ -298,7 +301,10 @@ async fn list(
     let mut pages = context.controller.pages::<VmList, VmView>(query, limit);
     let (mut listing, mut widths) = (context.output.listing(), Widths::default());
     while let Some(vms) = pages.next().await? {
-        listing.page(&vms, || table::vms(&vms, &mut widths))?;
+        listing.page(&vms, || match usage {
+            true => table::usage::vms(&vms, &mut widths),
+            false => table::vms(&vms, &mut widths),
+        })?;
     }
     listing.end()?;
     Ok(Exit::Done)

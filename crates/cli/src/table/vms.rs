@@ -37,7 +37,7 @@ pub(crate) fn vms(vms: &[VmView], widths: &mut Widths) -> String {
 }
 
 /// Of a domain that Fleetward did not make: the name that commands take, and its own in quotes where that is another.
-fn foreign_name(vm: &VmView) -> String {
+pub(super) fn foreign_name(vm: &VmView) -> String {
     match &vm.domain_name {
         Some(own) => format!("{} '{}'", vm.name, own.escape_debug()),
         None => vm.name.to_string(),
@@ -45,7 +45,7 @@ fn foreign_name(vm: &VmView) -> String {
 }
 
 /// The state, with what was last seen where it is unknown.
-fn state_word(vm: &VmView) -> String {
+pub(super) fn state_word(vm: &VmView) -> String {
     if !vm.claims.is_empty() {
         return "disputed".to_owned();
     }
@@ -254,6 +254,9 @@ pub(crate) fn vm(vm: &VmView) -> String {
             None => vm.memory_bytes.to_string(),
         },
     );
+    if let Some(usage) = &vm.usage {
+        sheet.add("Uses now", usage::line(usage));
+    }
     match (&vm.after_boot, vm.autostart) {
         (Some(AfterBoot::Waiting), _) => {
             sheet.add(

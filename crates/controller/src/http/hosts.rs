@@ -10,6 +10,7 @@ use crate::audit::Act;
 use crate::certificates::{all_until, host_identity};
 use crate::debts;
 use crate::expulsion::{self, Expelled};
+use crate::load;
 use crate::tokens;
 use crate::work::{self, DrainInput, HostDrain, PlannedMove, plan_drain};
 use axum::Json;
@@ -72,7 +73,13 @@ async fn host_list(
     };
     let mut hosts = Vec::new();
     for host in joined {
-        hosts.push(view::host(world, host));
+        hosts.push(HostView {
+            usage: query
+                .usage
+                .then(|| load::of_host(world, &host.name))
+                .flatten(),
+            ..view::host(world, host)
+        });
         if hosts.len().is_multiple_of(SLICE) {
             tokio::task::yield_now().await;
         }
@@ -95,7 +102,10 @@ async fn host_show(State(app): State<App>, Path(host): Path<String>) -> Answer<J
     let world = &app.world;
     let found = world.hosts.of(&host);
     let record = found.map_err(|missing| expulsion::told(world, &host, missing))?;
-    Ok(Json(view::host(world, &record)))
+    Ok(Json(HostView {
+        usage: load::of_host(world, &host),
+        ..view::host(world, &record)
+    }))
 }
 
 async fn host_remove(

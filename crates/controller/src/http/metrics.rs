@@ -1,6 +1,8 @@
 //! `GET /metrics`, in the OpenMetrics text format (version 1.0), which Prometheus reads. All values are gauges that are computed
 //! from memory for each request.
 
+mod load;
+
 use crate::admission::shown_state;
 use crate::app::App;
 use crate::world::World;
@@ -250,5 +252,6 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
         "1 when a host's audit records do not follow from those read before",
         broken,
     );
+    load::register(&mut registry, world);
     registry
 }

@@ -34,6 +34,7 @@ mod hosts;
 mod images;
 mod jobs;
 mod lines;
+mod load;
 mod metrics;
 mod networks;
 mod openapi;

@@ -96,6 +96,7 @@ pub(super) fn vm(disputes: &Disputes<'_>, vm: &VmObserved) -> VmView {
         job: holder.map(|(holder, _)| holder.job),
         created: spec.map(|spec| spec.created),
         observed: vm.observed,
+        usage: None,
     }
 }
 
@@ -213,6 +214,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         warnings: warnings(world, record),
         debts: owed.iter().map(debt).collect(),
         certificate: record.certificate.clone(),
+        usage: None,
     }
 }
 
@@ -326,6 +328,7 @@ pub(super) fn invited(token: TokenRecord) -> HostView {
         warnings: Vec::new(),
         debts: Vec::new(),
         certificate: None,
+        usage: None,
     }
 }
 

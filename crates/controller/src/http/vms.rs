@@ -8,6 +8,7 @@ use super::rows::Rows;
 use super::{Answer, Refusal, scope, view};
 use crate::admission::{Disputes, admit, shown_state};
 use crate::app::App;
+use crate::load;
 use crate::networks::mac_in_use;
 use crate::seed;
 use crate::work::{PauseInput, VmCreate, VmPause, VmResume};
@@ -86,7 +87,10 @@ async fn vm_list(
         let disputes = Disputes::now(world);
         let room = page.limit() - views.len();
         let shown = some.iter().filter(|vm| wanted(vm)).take(room);
-        views.extend(shown.map(|vm| view::vm(&disputes, vm)));
+        views.extend(shown.map(|vm| VmView {
+            usage: query.usage.then(|| load::of_vm(world, vm)).flatten(),
+            ..view::vm(&disputes, vm)
+        }));
         tokio::task::yield_now().await;
     }
     Ok(Rows(views))
@@ -150,7 +154,10 @@ async fn vm_show(State(app): State<App>, Path(vm): Path<String>) -> Answer<Json<
         heard_of(&app, &vm).await;
     }
     let vm = inventory.find(&vm)?;
-    Ok(Json(view::vm(&Disputes::now(&app.world), &vm)))
+    Ok(Json(VmView {
+        usage: load::of_vm(&app.world, &vm),
+        ..view::vm(&Disputes::now(&app.world), &vm)
+    }))
 }
 
 async fn vm_create(

@@ -36,6 +36,7 @@ mod scenario;
 mod seed;
 mod sessions;
 mod tags;
+mod usage;
 mod ways_in;
 
 /// The body of the test by which this program becomes a controller that can be killed.

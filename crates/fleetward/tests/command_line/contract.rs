@@ -1,7 +1,9 @@
 //! Exit codes, the form of errors, tables and JSON.
 
-use crate::fake::{Fake, fleetward};
-use serde_json::Value;
+use crate::fake::{Fake, fleetward, vm};
+use axum::Router;
+use axum::routing::get;
+use serde_json::{Value, json};
 use std::io::Read;
 use std::process::Stdio;
 
@@ -99,6 +101,29 @@ fn an_unknown_vm_is_exit_5_with_an_empty_stdout() {
 fn vm_list_is_an_aligned_table() {
     let fake = Fake::start();
     insta::assert_snapshot!("vm_list", stdout(fake.fleetward(&["vm", "list"])));
+}
+
+#[test]
+fn usage_is_a_table_of_its_own_with_dashes_for_what_is_not_known() {
+    let usage = json!({
+        "at": "2026-11-23T09:00:00Z", "cpu_percent": 12.3, "memory_bytes": 2_040_109_466_u64,
+        "disk_read_bytes_per_second": 1_048_576, "disk_written_bytes_per_second": 524_288,
+        "disk_requests_per_second": 40, "net_received_bytes_per_second": 3000, "net_sent_bytes_per_second": 72,
+    });
+    let list = async move |uri: axum::http::Uri| {
+        assert!(
+            uri.query().unwrap_or_default().contains("usage=true"),
+            "{uri}"
+        );
+        let mut web = vm("web", "a");
+        web["usage"] = usage.clone();
+        let mut db = vm("db", "b");
+        db["usage"] = json!({ "at": "2026-11-23T09:00:00Z", "memory_bytes": 1024 });
+        axum::Json(json!([web, db, vm("idle", "b")]))
+    };
+    let fake = Fake::with(Router::new().route("/v1/vms", get(list)));
+    let shown = stdout(fake.fleetward(&["vm", "list", "--usage"]));
+    insta::assert_snapshot!("vm_list_usage", shown);
 }
 
 #[test]
