@@ -2,6 +2,7 @@
 //! [`crate::verbs`].
 
 mod act;
+mod alert;
 mod check;
 mod ek;
 mod host;
@@ -16,6 +17,7 @@ mod user;
 mod vm;
 
 pub use act::*;
+pub use alert::*;
 pub use check::*;
 pub use ek::*;
 pub use fleetward_model::job::JobState;

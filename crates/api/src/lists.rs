@@ -5,10 +5,10 @@
 //! were written before there were pages miss nothing; of jobs only the newest 1,000 are given then.
 
 use crate::controller::{
-    AdminCertificate, ApiTokenView, AuditQuery, CheckQuery, CheckView, EkAuthorityView,
-    EkCertificateView, EkStanding, GuardianView, HostCheckQuery, HostCheckView, HostView,
-    ImageView, JobState, JobView, NetworkView, SecureBootKind, SecureBootQuery, SecureBootView,
-    TemplateView, UserView, VmQuery, VmView,
+    AdminCertificate, AlertTargetView, AlertView, ApiTokenView, AuditQuery, CheckQuery, CheckView,
+    EkAuthorityView, EkCertificateView, EkStanding, GuardianView, HostCheckQuery, HostCheckView,
+    HostView, ImageView, JobState, JobView, NetworkView, SecureBootKind, SecureBootQuery,
+    SecureBootView, TemplateView, UserView, VmQuery, VmView,
 };
 use crate::tpm::TpmVersion;
 use fleetward_model::audit::AuditRecord;
@@ -55,7 +55,7 @@ pub struct HostQuery {
     pub usage: bool,
 }
 
-/// Query of lists that are asked for nothing else: images, templates, networks, administrators, API tokens.
+/// Query of lists that are asked for nothing else: images, templates, networks, administrators, API tokens, alerts and their targets.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct LibraryQuery {
@@ -164,6 +164,19 @@ impl Row for HostView {
 impl Row for HostCheckView {
     fn cursor(&self) -> String {
         self.host.to_string()
+    }
+}
+
+/// Oldest first.
+impl Row for AlertView {
+    fn cursor(&self) -> String {
+        self.id.to_string()
+    }
+}
+
+impl Row for AlertTargetView {
+    fn cursor(&self) -> String {
+        self.name.to_string()
     }
 }
 

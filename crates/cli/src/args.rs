@@ -3,6 +3,7 @@
 //!
 //! Arguments are parsed into the types of the model, so an invalid name or size is a usage error here.
 
+mod alert;
 mod ek;
 mod guardian;
 mod host;
@@ -14,6 +15,7 @@ mod token;
 mod tpm;
 mod user;
 
+pub use alert::{AlertCommand, MailArgs, TargetArgs, WebhookArgs};
 pub use ek::EkCommand;
 pub use guardian::{GrantArgs, GuardianCommand, RotateArgs};
 pub use host::HostCommand;
@@ -218,6 +220,9 @@ pub enum Command {
     /// People who log in with a password
     #[command(subcommand)]
     User(UserCommand),
+    /// Alerts: what needs somebody now, and where that is sent to
+    #[command(subcommand)]
+    Alert(AlertCommand),
     /// An overview of the fleet
     Status,
     /// Explains an error code and its fix; without a code, lists all
@@ -267,6 +272,9 @@ pub struct ControllerRun {
     /// Private key of --console-cert, PEM
     #[arg(long, value_name = "FILE", requires = "console_cert")]
     pub console_key: Option<PathBuf>,
+    /// Time between two looks for what needs somebody now, 1s to 1h; longer where a look takes more than a fiftieth of it
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse::parse_alert_every)]
+    pub alert_every: Duration,
     /// Number of versions to keep of each VM's TPM, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub tpm_versions: u32,

@@ -3,6 +3,7 @@
 //!
 //! Messages are functions and not format strings, so the compiler checks their arguments.
 
+mod alerts;
 mod tokens;
 mod users;
 
@@ -25,6 +26,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
+pub(crate) use alerts::*;
 pub(crate) use tokens::*;
 pub(crate) use users::*;
 

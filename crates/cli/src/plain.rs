@@ -3,6 +3,7 @@
 //!
 //! JSON and YAML are not concerned: they are for programs, and escape what they must.
 
+use fleetward_model::text::is_invisible;
 use std::borrow::Cow;
 
 /// What stands for a character that would turn or hide what is around it.
@@ -19,7 +20,7 @@ pub(crate) fn line(text: &str) -> Cow<'_, str> {
 }
 
 fn replaced(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
-    let harmless = |c: char| stays(c) || !(c.is_control() || turns(c));
+    let harmless = |c: char| stays(c) || !(c.is_control() || is_invisible(c));
     if text.chars().all(&harmless) {
         return Cow::Borrowed(text);
     }
@@ -30,21 +31,6 @@ fn replaced(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
         _ => REPLACEMENT,
     });
     Cow::Owned(shown.collect())
-}
-
-/// Marks of direction, of invisible joins and of language, and line separators.
-const fn turns(c: char) -> bool {
-    matches!(
-        c,
-        '\u{061c}'
-            | '\u{180e}'
-            | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}'
-            | '\u{feff}'
-            | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e007f}'
-    )
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Tables for terminals: aligned columns, short ids, sizes with units, no frames.
 
+mod alerts;
 mod ek;
 mod layout;
 pub(crate) mod usage;
@@ -25,6 +26,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
+pub(crate) use alerts::{alert_targets, alerts};
 pub(crate) use ek::{ek_authorities, ek_certificate, ek_certificates};
 pub(crate) use layout::Widths;
 pub(crate) use vms::{kept_tpms, secure_boot, tpm_versions, tpms, vm, vms};

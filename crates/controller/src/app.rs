@@ -1,6 +1,7 @@
 //! The running controller: its state, the job engine, and the background tasks.
 
 use crate::agents::Agents;
+use crate::alerts::Alerts;
 use crate::api_tokens::ApiTokens;
 use crate::audit::{Act, Audit};
 use crate::bulks::Bulks;
@@ -81,6 +82,8 @@ pub(crate) struct Begin<'a> {
     /// Where the connections to hosts live.
     pub(crate) host_runtime: Handle,
     pub(crate) console: Option<Console>,
+    /// Between two looks for what needs somebody now, at least.
+    pub(crate) alert_every: Duration,
 }
 
 impl App {
@@ -99,6 +102,7 @@ impl App {
             now,
             host_runtime,
             console,
+            alert_every,
         } = begin;
         start_above_all_generations(&store, now).await?;
         let hosts = Arc::new(Hosts::open(store.clone(), data).await?);
@@ -126,6 +130,9 @@ impl App {
             expulsions: Expulsions::open(data)?,
             api_tokens: ApiTokens::open(store.clone()).await?,
             people: People::open(store.clone(), now).await?,
+            alerts: Alerts::open(store.clone(), data, fleet.id())
+                .await
+                .context("cannot read the alerts")?,
             trust,
             hosts,
             fleet,
@@ -193,12 +200,12 @@ impl App {
         tokio::spawn(load::keep(app.world.clone(), stop.clone()));
         tokio::spawn(crate::audit::catch_up(app.world.clone(), stop.clone()));
         tokio::spawn(keep_certified(app.world.fleet.clone(), stop.clone()));
-        tokio::spawn(app.clone().look_after_fleet(stop));
+        tokio::spawn(app.clone().look_after_fleet(alert_every, stop));
         Ok(app)
     }
 
     /// Begins what is done for hosts and VMs without being asked, when it is known how they are.
-    async fn look_after_fleet(self, stop: CancellationToken) {
+    async fn look_after_fleet(self, alert_every: Duration, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = self.first_call.over() => {}
@@ -206,6 +213,7 @@ impl App {
         let world = self.world.clone();
         tokio::spawn(crate::debts::keep_paid(self.clone(), stop.clone()));
         tokio::spawn(crate::keeper::keep(self.clone(), stop.clone()));
+        tokio::spawn(crate::alerts::keep(self.clone(), alert_every, stop.clone()));
         tokio::spawn(crate::autostart::answer_agents(self, stop.clone()));
         tokio::spawn(crate::ek::catch_up(world.clone(), stop.clone()));
         tokio::spawn(keeper::keep_current(world, stop));
@@ -298,7 +306,8 @@ impl App {
     async fn see_ended(&self, id: JobId) {
         loop {
             match self.engine.wait(id).await {
-                Ok(_) | Err(JobError::NotFound { .. } | JobError::ShutDown) => return,
+                Ok(job) => return self.world.alerts.jobs.note(&job),
+                Err(JobError::NotFound { .. } | JobError::ShutDown) => return,
                 Err(error) => {
                     tracing::warn!(%id, %error, "cannot follow the job");
                     tokio::time::sleep(crate::STORE_PAUSE).await;

@@ -22,6 +22,7 @@
 mod admins;
 mod admission;
 mod agents;
+mod alerts;
 mod api_tokens;
 mod app;
 mod audit;
@@ -54,6 +55,7 @@ mod owners;
 mod people;
 mod presence;
 mod refused_reports;
+mod remarks;
 mod seed;
 mod survey;
 mod templates;
@@ -107,6 +109,8 @@ pub struct Options {
     pub retention: Retention,
     /// Where people and programs without a certificate of the fleet come in; none: nowhere.
     pub console: Option<ConsoleOptions>,
+    /// Between two looks for what needs somebody now, at least.
+    pub alert_every: Duration,
 }
 
 /// Runs a controller until SIGTERM or SIGINT.
@@ -189,6 +193,7 @@ async fn run_on(
         now,
         host_runtime: host_runtime.clone(),
         console: web.as_ref().map(WebServer::console),
+        alert_every: options.alert_every,
     };
     let app = App::start(store, begin, stop.clone()).await?;
     let check = tokio::spawn(end_with_the_store(soundness, stop.clone()));
@@ -243,7 +248,16 @@ async fn end_with_the_store(
 const WITHOUT_HISTORY: &[&str] = {
     let [vms, conditions, facts] = inventory::WITHOUT_HISTORY;
     let [by_vm, by_time, by_name, indexed] = audit::WITHOUT_HISTORY;
-    &[vms, conditions, facts, by_vm, by_time, by_name, indexed]
+    &[
+        vms,
+        conditions,
+        facts,
+        by_vm,
+        by_time,
+        by_name,
+        indexed,
+        alerts::PREFIX,
+    ]
 };
 
 /// Opens the store, and brings one of an earlier version up to date.

@@ -1,6 +1,7 @@
 //! State that handlers and job steps share: what is known of the fleet, and the clients for its agents.
 
 use crate::agents::Agents;
+use crate::alerts::Alerts;
 use crate::api_tokens::ApiTokens;
 use crate::audit::Audit;
 use crate::ek::KnownEks;
@@ -43,6 +44,7 @@ pub(crate) struct World {
     pub(crate) expulsions: Expulsions,
     pub(crate) api_tokens: ApiTokens,
     pub(crate) people: People,
+    pub(crate) alerts: Alerts,
     pub(crate) inventory: Inventory,
     pub(crate) agents: Agents,
     pub(crate) images: Images,

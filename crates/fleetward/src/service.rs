@@ -28,6 +28,7 @@ pub(crate) async fn run(options: ControllerRun, socket: Option<PathBuf>) -> Exit
             versions: options.tpm_versions,
             days: options.tpm_days,
         },
+        alert_every: options.alert_every,
         console: options.console.map(|listen| ConsoleOptions {
             listen,
             certificate: (options.console_cert.zip(options.console_key))

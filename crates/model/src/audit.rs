@@ -81,6 +81,12 @@ pub enum AuditAction {
     LogIn,
     /// Controller: a person logged out, of all sessions.
     LogOut,
+    /// Controller: somebody added a target for alerts. The record does not say the path of an address, nor a secret.
+    AddAlertTarget,
+    /// Controller: somebody had a test sent to a target for alerts.
+    TestAlertTarget,
+    /// Controller: somebody removed a target for alerts.
+    RemoveAlertTarget,
     /// Controller: a host was taken out of the fleet at once, and its certificates and keys were revoked.
     ExpelHost,
     /// Controller: a host was taken out of the fleet.

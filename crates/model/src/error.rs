@@ -491,6 +491,9 @@ codes! {
     UserNotFound = "USER_NOT_FOUND", NotFound,
         "There is no user of that name.",
         "fleetward user list";
+    AlertTargetNotFound = "ALERT_TARGET_NOT_FOUND", NotFound,
+        "There is no alert target of that name.",
+        "fleetward alert list";
     HostNotFound = "HOST_NOT_FOUND", NotFound,
         "There is no host with that name.",
         "fleetward host list";
@@ -523,6 +526,9 @@ codes! {
         "The host does not answer.",
         "check that its agent runs and that its port is reachable: fleetward host show {host}",
         "check that the host's agent runs and that its port is reachable";
+    AlertTargetFailing = "ALERT_TARGET_FAILING", Unreachable,
+        "An alert target does not take what is sent to it. Alerts for it are kept and tried again, at most fifteen minutes apart.",
+        "see why, and try it: fleetward alert list";
     DebtsUnpaid = "DEBTS_UNPAID", Unreachable,
         "The host was away while jobs ended without it. It first removes what they left on it; until then it is asked for nothing else.",
         "wait some seconds; what it cannot remove, and why, is shown by: fleetward host show {host}",
@@ -580,6 +586,18 @@ codes! {
         "The guest did not shut down in time and is still running.",
         "shut it down from inside, or cut its power: fleetward vm stop {vm} --force",
         "shut it down from inside, or cut its power with fleetward vm stop --force";
+    JobFailed = "JOB_FAILED", Failed,
+        "A job failed, and none of its kind for the same object has succeeded since. The alert ends by itself after a day.",
+        "see its steps and their failures: fleetward job show {job}",
+        "see its steps and their failures with fleetward job show";
+    HostWarning = "HOST_WARNING", Failed,
+        "The agent of a host warns of something on that host: an unsealed guardian store, a file of somebody else, a program that is too old.",
+        "see the warning: fleetward host show {host}",
+        "see the warning with fleetward host show";
+    VmGone = "VM_GONE", Failed,
+        "The VM was on a host that was installed anew, and is on no host now.",
+        "build it again from its copy: fleetward vm recover {vm}",
+        "build it again from its copy with fleetward vm recover";
     StoreFailed = "STORE_FAILED", Failed,
         "The controller's store could not be read or written.",
         "see the controller's log; check that its disk has free space";

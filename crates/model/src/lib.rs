@@ -36,6 +36,7 @@ pub mod role;
 pub mod secure_boot;
 pub mod size;
 pub mod spec;
+pub mod text;
 pub mod tpm_state;
 pub mod vm;
 
@@ -44,8 +45,8 @@ pub use fix::Names;
 pub use id::{GuardianId, JobId, KeyId, VmId};
 pub use labels::Labels;
 pub use name::{
-    DeviceId, GroupName, HostName, ImageName, LabelKey, NameError, NetworkName, PoolName,
-    TemplateName, TokenName, UserName, VmName,
+    AlertTargetName, DeviceId, GroupName, HostName, ImageName, LabelKey, NameError, NetworkName,
+    PoolName, TemplateName, TokenName, UserName, VmName,
 };
 pub use network::{Mac, NicFilter, NicLink, VlanId};
 pub use size::ByteSize;

@@ -119,6 +119,10 @@ name!(
     UserName, "user"
 );
 name!(
+    /// Where alerts are sent to.
+    AlertTargetName, "alert target"
+);
+name!(
     /// The key of a label.
     LabelKey, "label"
 );

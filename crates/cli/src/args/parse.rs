@@ -3,6 +3,8 @@
 use fleetward_api::controller::Role;
 use fleetward_model::LabelKey;
 use serde::de::DeserializeOwned;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 use time::OffsetDateTime;
 
 pub(super) fn parse_limit(text: &str) -> Result<usize, String> {
@@ -47,4 +49,14 @@ pub(super) fn parse_since(text: &str) -> Result<OffsetDateTime, String> {
     OffsetDateTime::now_utc()
         .checked_sub(age.try_into().map_err(|_| "too long ago".to_owned())?)
         .ok_or_else(|| "too long ago".to_owned())
+}
+
+/// Between two looks for alerts.
+pub(super) fn parse_alert_every(text: &str) -> Result<Duration, String> {
+    const BOUNDS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+    let every = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match BOUNDS.contains(&every) {
+        true => Ok(every),
+        false => Err("it is 1s to 1h".to_owned()),
+    }
 }

@@ -1,6 +1,7 @@
 //! The commands: one module for each noun. They call the API, wait, and print.
 
 mod admin;
+mod alert;
 mod audit;
 mod check;
 mod ek;
@@ -75,6 +76,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit, Sto
         Command::Admin(command) => admin::run(context, command).await,
         Command::Token(command) => token::run(context, command).await,
         Command::User(command) => user::run(context, command).await,
+        Command::Alert(command) => alert::run(context, command).await,
         Command::Explain { code } => local::explain(context, code.as_deref()),
         Command::Completion { shell } => local::completion(shell),
         Command::Man { out } => local::man(&out),

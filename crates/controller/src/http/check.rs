@@ -5,9 +5,10 @@ use super::body::Asked;
 use super::by_name::ByName;
 use super::page::Page;
 use super::rows::Rows;
-use super::{scope, view};
+use super::scope;
 use crate::app::App;
 use crate::check::matrix;
+use crate::remarks;
 use crate::survey::{by_host, survey};
 use crate::world::World;
 use axum::extract::State;
@@ -135,7 +136,7 @@ async fn check_hosts(
     }
     for count in &mut counts {
         if let Ok(record) = app.world.hosts.of(&count.host) {
-            count.warnings = view::warnings(&app.world, &record);
+            count.warnings = remarks::texts(&app.world, &record);
         }
     }
     Ok(Rows(counts))

@@ -236,6 +236,40 @@ fn gauges(world: &World, now: OffsetDateTime) -> Registry {
         "VMs whose TPM key a revoked guardian still knows",
         counted.rolls_due,
     );
+    let (alerts, left_out) = world.alerts.counts();
+    let alerts = alerts
+        .into_iter()
+        .map(|(code, count)| (vec![("code", code.as_str().to_owned())], count as i64));
+    family(
+        &mut registry,
+        "fleetward_alerts",
+        "Alerts that last, by code",
+        alerts,
+    );
+    single(
+        &mut registry,
+        "fleetward_alerts_left_out",
+        "What would be an alert, and there is no room for",
+        left_out,
+    );
+    let (mut waiting, mut failing) = (Vec::new(), Vec::new());
+    for target in world.alerts.targets() {
+        let of_target = || vec![("target", target.name.to_string())];
+        waiting.push((of_target(), i64::from(target.waiting)));
+        failing.push((of_target(), i64::from(target.failure.is_some())));
+    }
+    family(
+        &mut registry,
+        "fleetward_alerts_waiting",
+        "Alerts and ends of alerts that a target has not been told",
+        waiting,
+    );
+    family(
+        &mut registry,
+        "fleetward_alert_target_failing",
+        "1 when an alert target did not take the last message",
+        failing,
+    );
     let by_certificates = CertificateState::VARIANTS.iter().map(|state| {
         let count = counted.by_certificates.get(state).copied().unwrap_or(0);
         (vec![("state", state.into_str().to_owned())], count)

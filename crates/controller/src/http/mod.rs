@@ -17,6 +17,7 @@ macro_rules! serves {
 }
 
 mod actions;
+mod alerts;
 mod audit;
 mod body;
 mod browsers;

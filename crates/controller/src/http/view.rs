@@ -2,13 +2,12 @@
 
 use crate::admission::{Disputes, shown_state};
 use crate::app::App;
-use crate::clocks;
 use crate::debts;
 use crate::ek;
 use crate::escrow::keeper;
 use crate::hosts::HostRecord;
-use crate::inventory::Seen;
-use crate::tokens::{TokenRecord, utc};
+use crate::remarks;
+use crate::tokens::TokenRecord;
 use crate::unseen::noticed;
 use crate::web_server::Console;
 use crate::work;
@@ -17,11 +16,8 @@ use fleetward_api::controller::{
     ClaimView, DebtView, EscrowView, HostView, JobState, JobView, LastSeen, ProgressView, StepView,
     VmView,
 };
-use fleetward_api::tpm::{TpmVersion, VersionReason};
 use fleetward_jobs::{Debt, Job, Owed, StepState};
-use fleetward_model::HostName;
 use fleetward_model::change;
-use fleetward_model::guardian::{EXPIRY_WARNING, crowded};
 use fleetward_model::host::HostState;
 use fleetward_model::network::NicObserved;
 use fleetward_model::vm::{VmObserved, VmState};
@@ -172,33 +168,6 @@ fn escrow(world: &World, vm: &VmObserved) -> Option<(EscrowView, Option<u64>)> {
     Some((view, age))
 }
 
-/// What an administrator should know of a host.
-pub(super) fn warnings(world: &World, record: &HostRecord) -> Vec<String> {
-    let seen = world.inventory.seen(&record.name);
-    let mut warnings = seen
-        .facts
-        .as_ref()
-        .map(|facts| facts.warnings.clone())
-        .unwrap_or_default();
-    warnings.extend(world.inventory.contradictions(&record.name));
-    warnings.extend(world.inventory.refused_reports(&record.name));
-    warnings.extend(expiry_warning(record));
-    warnings.extend(certificate_warning(world, record, &seen));
-    warnings.extend(clocks::warning(record, &seen, OffsetDateTime::now_utc()));
-    warnings.extend(crowded(&record.group, world.members_of(&record.group)));
-    warnings.extend(lost_vms(world, record));
-    warnings.extend(old_certificates(world, record));
-    let owed = world.debts.of(record.name.as_str());
-    warnings.extend(unpaid_warnings(&record.name, seen.answers, &owed));
-    warnings.extend(
-        world
-            .audit
-            .break_of(&record.name)
-            .map(|why| format!("audit log: {why}")),
-    );
-    warnings
-}
-
 /// A host of the fleet.
 pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
     let seen = world.inventory.seen(&record.name);
@@ -211,7 +180,7 @@ pub(super) fn host(world: &World, record: &HostRecord) -> HostView {
         last_seen: seen.last_seen,
         vms: world.inventory.count_on(&record.name) as u32,
         facts: seen.facts.map(|facts| (*facts).clone()),
-        warnings: warnings(world, record),
+        warnings: remarks::texts(world, record),
         debts: owed.iter().map(debt).collect(),
         certificate: record.certificate.clone(),
         usage: None,
@@ -228,91 +197,6 @@ fn debt(debt: &Debt) -> DebtView {
         since: debt.since,
         failure: debt.failure.clone(),
     }
-}
-
-/// What a host that was away has still to do, for people.
-fn unpaid_warnings(host: &HostName, answers: bool, owed: &[Debt]) -> Vec<String> {
-    let told = owed.iter().map(|debt| match &debt.failure {
-        Some(failure) => format!(
-            "it owes the {}, which fails: {}: {}; give it up: fleetward job give-up {}",
-            debts::told(debt),
-            failure.code,
-            failure.what,
-            debt.job
-        ),
-        None if answers => format!("it clears up the {}", debts::told(debt)),
-        None => format!("when {host} is back it clears up the {}", debts::told(debt)),
-    });
-    told.collect()
-}
-
-/// VMs whose newest copy came from this host and that no host has now, because this host was reinstalled.
-fn lost_vms(world: &World, host: &HostRecord) -> Vec<String> {
-    let is_gone = |version: &TpmVersion| {
-        version.why != VersionReason::Deleted && world.inventory.vm(version.vm).is_none()
-    };
-    let gone = world.escrow.last_from(&host.name, is_gone);
-    gone.iter().map(|version| {
-        let name = &version.vm_name;
-        format!("VM {name} was on this host and is on no host now; fleetward vm recover {name} rebuilds it on a host")
-    })
-    .collect()
-}
-
-/// How many VMs of the host trust only certificates that have run out.
-fn old_certificates(world: &World, host: &HostRecord) -> Option<String> {
-    let vms = world.inventory.vms_on(&host.name);
-    let old = vms.iter().filter(|vm| vm.has_old_certificates()).count();
-    (old > 0).then(|| {
-        let vms = if old == 1 { "VM trusts" } else { "VMs trust" };
-        format!(
-            "{old} {vms} only Microsoft's Secure Boot certificates of 2011, which have run out; what adding the new ones costs: \
-             fleetward secure-boot enroll --host {} --dry-run",
-            host.name
-        )
-    })
-}
-
-/// Said from 180 days before the end of the host's own guardian.
-fn expiry_warning(host: &HostRecord) -> Option<String> {
-    let (now, end) = (OffsetDateTime::now_utc(), host.guardian.not_after()?);
-    let left = end - now;
-    if left > EXPIRY_WARNING {
-        return None;
-    }
-    let fix = format!("fleetward guardian rotate --host {}", host.name);
-    Some(if left.is_negative() {
-        format!("its guardian has expired, nothing new is wrapped for it: {fix}")
-    } else {
-        format!("its guardian expires in {} days: {fix}", left.whole_days())
-    })
-}
-
-/// Said when its certificate should have been renewed long ago.
-fn certificate_warning(world: &World, host: &HostRecord, seen: &Seen) -> Option<String> {
-    let (name, answers) = (&host.name, seen.answers);
-    let now = OffsetDateTime::now_utc();
-    let doubt = clocks::doubt(host, seen, now);
-    if let Some(why) = world.agents.distrusted_for(name) {
-        return Some(format!(
-            "nobody speaks to it: {why}; it comes back with fleetward host rejoin {name}{doubt}"
-        ));
-    }
-    let facts = host.certificate.as_ref()?;
-    if facts.has_ended(now) && !answers {
-        let ended = utc(facts.not_after);
-        return Some(format!(
-            "its certificate ended {ended}, and the fleet refuses it: fleetward host rejoin {name}{doubt}"
-        ));
-    }
-    facts.ends_soon(now).then(|| {
-        let (end, days) = (utc(facts.not_after), facts.left(now).whole_days());
-        let fix = match answers {
-            true => "the controller's log says why",
-            false => "it is renewed when its agent answers",
-        };
-        format!("its certificate ends {end}, in {days} days, and was not renewed: {fix}")
-    })
 }
 
 /// A host that has a token and has not joined.
@@ -449,9 +333,6 @@ pub(super) fn status(app: &App) -> fleetward_api::controller::Status {
         vms: world.inventory.managed() as u32,
         jobs_running: world.holders.count() as u32,
         console: app.console.as_ref().map(Console::view),
-        findings: [world.fleet.finding(now), clocks::finding(world, now)]
-            .into_iter()
-            .flatten()
-            .collect(),
+        findings: remarks::of_controller(world, now),
     }
 }

@@ -253,6 +253,7 @@ fn options(data: &Path) -> fleetward_controller::Options {
         socket: None,
         trust: None,
         retention: Default::default(),
+        alert_every: crate::fleet::ALERT_EVERY,
         console: None,
     }
 }

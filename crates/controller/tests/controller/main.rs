@@ -8,6 +8,7 @@
 )]
 
 mod absence;
+mod alerts;
 mod api;
 mod audit;
 mod autostart;

@@ -53,6 +53,9 @@ pub(crate) fn library_of_clocks() -> Option<std::path::PathBuf> {
     library.exists().then_some(library)
 }
 
+/// Between two looks for alerts.
+pub(crate) const ALERT_EVERY: Duration = Duration::from_millis(100);
+
 /// Set in a process that is to be a controller: `DATA ADDRESS`.
 const BE_CONTROLLER: &str = "FLEETWARD_TEST_CONTROLLER";
 
@@ -95,6 +98,7 @@ pub(crate) async fn be_the_controller() {
         socket: None,
         trust: None,
         retention: Default::default(),
+        alert_every: ALERT_EVERY,
         console: None,
     };
     fleetward_controller::run(options)
@@ -173,6 +177,7 @@ impl Controller {
                 socket: None,
                 trust,
                 retention: Default::default(),
+                alert_every: ALERT_EVERY,
                 console: console.clone(),
             };
             let local = Client::unix(options.data.join("controller.sock"));
