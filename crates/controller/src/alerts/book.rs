@@ -11,6 +11,7 @@
 use fleetward_api::controller::AlertView;
 use fleetward_model::{ErrorCode, HostName};
 use serde::{Deserialize, Serialize};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -256,8 +257,8 @@ impl Book {
         let raised = self.raised.values_mut();
         let mut writes = Vec::new();
         for alert in raised.filter(|alert| ids.contains(&alert.view.id)) {
-            if !alert.told.contains_key(&target) {
-                alert.told.insert(target, Told::Tried);
+            if let Entry::Vacant(entry) = alert.told.entry(target) {
+                entry.insert(Told::Tried);
                 writes.push(Write::put(alert));
             }
         }

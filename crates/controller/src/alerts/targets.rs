@@ -36,7 +36,7 @@ struct Record {
 /// How messages get there.
 #[derive(Debug)]
 pub(super) enum Way {
-    Webhook(Caller),
+    Webhook(Box<Caller>),
     Mail(Postman),
 }
 
@@ -45,7 +45,7 @@ impl Way {
     /// What cannot be used, as `INVALID_ARGUMENT`.
     fn of(way: &AlertWay) -> Result<Self, Failure> {
         match way {
-            AlertWay::Webhook(webhook) => Ok(Self::Webhook(Caller::new(webhook)?)),
+            AlertWay::Webhook(webhook) => Ok(Self::Webhook(Box::new(Caller::new(webhook)?))),
             AlertWay::Mail(mail) => Ok(Self::Mail(Postman::new(mail)?)),
         }
     }
