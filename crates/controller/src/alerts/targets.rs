@@ -37,7 +37,7 @@ struct Record {
 #[derive(Debug)]
 pub(super) enum Way {
     Webhook(Box<Caller>),
-    Mail(Postman),
+    Mail(Box<Postman>),
 }
 
 impl Way {
@@ -46,7 +46,7 @@ impl Way {
     fn of(way: &AlertWay) -> Result<Self, Failure> {
         match way {
             AlertWay::Webhook(webhook) => Ok(Self::Webhook(Box::new(Caller::new(webhook)?))),
-            AlertWay::Mail(mail) => Ok(Self::Mail(Postman::new(mail)?)),
+            AlertWay::Mail(mail) => Ok(Self::Mail(Box::new(Postman::new(mail)?))),
         }
     }
 }
