@@ -64,10 +64,11 @@ impl Sink {
                 tokio::spawn(async move {
                     match tls {
                         None => serve(stream, answer, &posts).await,
-                        Some(tls) => match tls.accept(stream).await {
-                            Ok(stream) => serve(stream, answer, &posts).await,
-                            Err(_) => {}
-                        },
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, answer, &posts).await;
+                            }
+                        }
                     }
                 });
             }
