@@ -13,6 +13,8 @@ use lettre::message::{Mailbox, MessageBuilder};
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Certificate, CertificateStore, Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
@@ -62,6 +64,10 @@ impl Postman {
     pub(super) fn new(mail: &Mail) -> Result<Self, Failure> {
         let address = |text: &String| {
             const FIX: &str = "give addresses such as ops@example.org";
+            if text.chars().any(char::is_control) {
+                let because = format!("{text:?} has control characters");
+                return Err(unusable(WHAT, because, FIX));
+            }
             text.parse::<Mailbox>()
                 .map_err(|error| unusable(WHAT, format!("{text:?}: {error}"), FIX))
         };
@@ -167,6 +173,10 @@ fn protection(mail: &Mail, host: &str) -> Result<Tls, Failure> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut parameters = TlsParameters::builder(host.to_owned());
     if let Some(pem) = &mail.ca {
+        // A file without any would make a target that believes nobody.
+        if CertificateDer::pem_slice_iter(pem.as_bytes()).next().is_none() {
+            return Err(unusable(WHAT, "there is no certificate in the file", CA));
+        }
         let authority = Certificate::from_pem(pem.as_bytes());
         let authority = authority.map_err(|error| unusable(WHAT, chain(&error), CA))?;
         parameters = parameters
@@ -241,7 +251,7 @@ mod tests {
                 ..mail()
             },
         ] {
-            let failure = Postman::new(&refused).expect_err("refused");
+            let failure = Postman::new(&refused).expect_err(&format!("{refused:?}"));
             assert_eq!(failure.code, ErrorCode::InvalidArgument, "{refused:?}");
         }
     }
