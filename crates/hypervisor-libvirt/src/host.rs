@@ -1,7 +1,7 @@
 //! [`LibvirtHost`]: one host's domains and secrets through libvirt. Which calls there are and what their errors mean.
 
 use crate::binding::{Connection, secret_usage};
-use crate::connection::{LONG, Libvirt};
+use crate::connection::{LONG, Libvirt, SHORT};
 use crate::disk_io::{IoOfVolumes, TriedDirectories};
 use crate::domain_read;
 use crate::domain_xml::{self, NEWEST_MACHINE};
@@ -142,6 +142,17 @@ impl Hypervisor for LibvirtHost {
             observe::observe(domain, accelerator, &told)
         })
         .await
+    }
+
+    async fn is_paused(&self, id: VmId) -> Result<bool> {
+        // On a connection of its own: on the shared one, questions that QEMU does not answer may be ahead.
+        self.libvirt
+            .call_alone(SHORT, move |connection| {
+                let state = domain(connection, id)?.get_state();
+                let (state, _) = state.map_err(gone_or(id, "see the domain's state"))?;
+                Ok(state == virt_sys::VIR_DOMAIN_PAUSED)
+            })
+            .await
     }
 
     async fn is_ours(&self, id: VmId) -> Result<bool> {

@@ -11,11 +11,14 @@ use crate::host::LibvirtHost;
 use crate::owner::Owner;
 use crate::program::{SECRET_FD, SHORT, missing};
 use crate::tpm_process::{self, PROC};
+use crate::tpm_questions;
 use crate::tpm_state;
 use crate::volumes::{blocking, file_error, not_written};
 use async_trait::async_trait;
 use fleetward_durable::{self as durable, Access, Expected, SharedDirectory};
-use fleetward_hypervisor::{EkIssuer, EkPublic, Error, MadeTpm, Result, SecretText, TpmFactory};
+use fleetward_hypervisor::{
+    EkIssuer, EkPublic, Error, MadeTpm, Result, SecretText, TpmAttention, TpmFactory,
+};
 use fleetward_model::VmId;
 use fleetward_model::vm::TpmLockout;
 use std::collections::HashMap;
@@ -113,6 +116,14 @@ impl TpmPlace {
         let state = self.read(vm, &expected, MAX_STATE + 1)?;
         plausible(state, &self.file(vm))
     }
+}
+
+async fn questions(place: TpmPlace, vm: VmId, take: bool) -> Result<TpmAttention> {
+    blocking(move || {
+        tpm_questions::look(&place.processes(), vm, take)
+            .map_err(|error| Error::Tpm(Box::new(error)))
+    })
+    .await
 }
 
 #[async_trait]
@@ -226,6 +237,23 @@ impl TpmFactory for LibvirtHost {
         let place = self.tpm_place.clone();
         blocking(move || {
             tpm_process::wake(&place.processes(), vm, process)
+                .map_err(|error| Error::Tpm(Box::new(error)))
+        })
+        .await
+    }
+
+    async fn attention(&self, vm: VmId) -> Result<TpmAttention> {
+        questions(self.tpm_place.clone(), vm, false).await
+    }
+
+    async fn take_back(&self, vm: VmId) -> Result<TpmAttention> {
+        questions(self.tpm_place.clone(), vm, true).await
+    }
+
+    async fn cut_off(&self, vm: VmId) -> Result<()> {
+        let place = self.tpm_place.clone();
+        blocking(move || {
+            tpm_questions::cut_off(&place.processes(), vm)
                 .map_err(|error| Error::Tpm(Box::new(error)))
         })
         .await

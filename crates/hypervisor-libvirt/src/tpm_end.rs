@@ -15,10 +15,11 @@
 //!
 //! Source: TPM 2.0 Library, part 1, section 19.8 (dictionary attacks), part 3, section 9.4 (`TPM2_Shutdown`).
 
+use crate::descriptors;
 use fleetward_durable::{self as durable, Expected};
 use fleetward_model::VmId;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, send, sockopt};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -32,8 +33,6 @@ const DONE: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0];
 /// How long a TPM may take: it may have a command to end before.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(5);
-/// Descriptors of a QEMU that are looked at.
-const MOST_DESCRIPTORS: usize = 4096;
 
 /// Lets the TPM shut down. The domain's processors stand still.
 ///
@@ -89,20 +88,7 @@ fn data_channel(pid: i32) -> io::Result<OwnedFd> {
     let process = Pid::from_raw(pid).ok_or_else(|| other("no process"))?;
     let process = pidfd_open(process, PidfdFlags::empty())?;
     let mut found = None;
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
-    for descriptor in descriptors.take(MOST_DESCRIPTORS) {
-        let descriptor = descriptor?;
-        let target = std::fs::read_link(descriptor.path());
-        if !target.is_ok_and(|target| target.to_string_lossy().starts_with("socket:")) {
-            continue;
-        }
-        let name = descriptor.file_name();
-        let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let Ok(copy) = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()) else {
-            continue;
-        };
+    for copy in descriptors::sockets(&process, pid.unsigned_abs())? {
         if is_data_channel(&copy, pid) && found.replace(copy).is_some() {
             return Err(other(
                 "QEMU has more than one channel that could be its TPM's",

@@ -7,6 +7,7 @@ use fleetward_model::VmId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 /// Where the kernel tells of processes.
@@ -55,7 +56,8 @@ fn of(place: &Place<'_>, pid: u32) -> Option<(VmId, Found)> {
     if read("comm")? != b"swtpm\n" {
         return None;
     }
-    let user = user_of(&read("status")?)?;
+    let status = read("status")?;
+    let user = user_of(&status)?;
     if user != 0 && user != place.user {
         return None;
     }
@@ -64,6 +66,8 @@ fn of(place: &Place<'_>, pid: u32) -> Option<(VmId, Found)> {
         b'T' | b't' => true,
         // It has ended, and only its parent has not noticed yet.
         b'Z' | b'X' => return None,
+        // It ends as soon as the kernel lets it.
+        _ if was_killed(&status) => return None,
         _ => false,
     };
     Some((vm, Found { pid, stopped }))
@@ -92,6 +96,20 @@ pub(crate) fn user_of(status: &[u8]) -> Option<u32> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// Whether SIGKILL has been sent to it, or to its main thread.
+///
+/// Source: proc(5), `/proc/pid/status`: masks of pending signals, SIGKILL is number 9.
+fn was_killed(status: &[u8]) -> bool {
+    let lines = std::str::from_utf8(status).unwrap_or_default().lines();
+    let masks = lines.filter_map(|line| {
+        let mask = line
+            .strip_prefix("SigPnd:")
+            .or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    });
+    masks.fold(0, std::ops::BitOr::bitor) & (1 << 8) != 0
+}
+
 /// The letter after the name, which is in brackets and may hold any.
 ///
 /// Source: proc(5), `/proc/pid/stat`.
@@ -100,16 +118,22 @@ pub(crate) fn state_of(stat: &[u8]) -> Option<u8> {
     stat.get(end + 2).copied()
 }
 
-/// Lets a process that was stopped go on, if it is still the VM's.
-pub(crate) fn wake(place: &Place<'_>, vm: VmId, pid: u32) -> io::Result<()> {
+/// The process of that number, if it is still the VM's.
+pub(crate) fn held(place: &Place<'_>, vm: VmId, pid: u32) -> io::Result<OwnedFd> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let number = number.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     // From here on the number is of this process, whatever becomes of it.
     let process = pidfd_open(number, PidfdFlags::empty())?;
     match of(place, pid) {
-        Some((whose, _)) if whose == vm => Ok(pidfd_send_signal(&process, Signal::CONT)?),
+        Some((whose, _)) if whose == vm => Ok(process),
         Some(_) | None => Err(io::ErrorKind::NotFound.into()),
     }
+}
+
+/// Lets a process that was stopped go on, if it is still the VM's.
+pub(crate) fn wake(place: &Place<'_>, vm: VmId, pid: u32) -> io::Result<()> {
+    let process = held(place, vm, pid)?;
+    Ok(pidfd_send_signal(&process, Signal::CONT)?)
 }
 
 #[cfg(test)]
@@ -176,6 +200,17 @@ mod tests {
 
         let uri = format!("swtpm\0--tpmstate\0backend-uri=dir:///states/{VM}/tpm2,mode=0600\0");
         assert_eq!(vm_of(uri.as_bytes(), states), VM.parse().ok());
+    }
+
+    #[test]
+    fn a_process_that_was_killed_and_does_not_end_yet_is_no_tpm() {
+        let status = |own, shared| {
+            let text = format!("Name:\tswtpm\nSigPnd:\t{own}\nShdPnd:\t{shared}\nSigBlk:\tffff\n");
+            was_killed(text.as_bytes())
+        };
+        let (nothing, kill, term) = ("0000000000000000", "0000000000000100", "0000000000004000");
+        assert!(status(kill, nothing) && status(nothing, kill));
+        assert!(!status(nothing, nothing) && !status(term, term));
     }
 
     #[test]

@@ -347,6 +347,9 @@ pub trait Hypervisor: Screens {
     /// [`Error::NoDomain`].
     async fn inspect(&self, id: VmId) -> Result<DomainObserved>;
 
+    /// Whether a domain is paused, for whatever reason: told at once, also while its machine answers nothing.
+    async fn is_paused(&self, id: VmId) -> Result<bool>;
+
     /// Defines a domain. Of one that is defined already only our metadata is replaced.
     ///
     /// # Errors

@@ -29,6 +29,6 @@ pub use error::{Cause, Error, Result};
 pub use guest::{GuestTold, NicAddresses, Shutdown};
 pub use screen::{MAX_PIXELS, Picture, Screens};
 pub use storage::{DiskDevice, DriveDevice, MoveState, StorageChange};
-pub use tpm::{EkIssuer, EkPublic, MadeTpm, TpmFactory};
+pub use tpm::{EkIssuer, EkPublic, MadeTpm, TpmAttention, TpmFactory};
 pub use usage::{DiskCounters, DomainUsage, NetCounters};
 pub use volume::{MAX_BASES, VolumeInfo, Volumes};

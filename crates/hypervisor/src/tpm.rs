@@ -32,6 +32,17 @@ pub struct MadeTpm {
     pub ek_certificate: Vec<u8>,
 }
 
+/// What the process of a running VM's TPM does about what it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TpmAttention {
+    /// It waits to be asked, or it is none.
+    Idle,
+    /// For a second it has not read what it was asked.
+    Unread { pid: u32 },
+    /// It has read all that it was asked, and does not wait to be asked more: it works, or hangs.
+    Busy { pid: u32 },
+}
+
 /// Makes and keeps TPM state on this host's own disk.
 #[async_trait]
 pub trait TpmFactory: Send + Sync + 'static {
@@ -98,6 +109,18 @@ pub trait TpmFactory: Send + Sync + 'static {
 
     /// Lets such a process go on.
     async fn wake(&self, vm: VmId, process: u32) -> Result<()>;
+
+    /// Looks whether a TPM's process reads what QEMU asks it; takes a second where something is unread.
+    async fn attention(&self, vm: VmId) -> Result<TpmAttention>;
+
+    /// The same, and what is unread is taken back: QEMU is answered in the process's place, a command of the guest's with
+    /// "ask again", the request for the TPM's state with a failure. Of what was taken back the process never hears, so it
+    /// goes on with the next question when it goes on at all.
+    async fn take_back(&self, vm: VmId) -> Result<TpmAttention>;
+
+    /// Ends a TPM's process that hangs. QEMU hears so at once, also where the kernel does not let the process end yet. The
+    /// guest has no TPM until it is started anew; the state on the disk is as after a power cut.
+    async fn cut_off(&self, vm: VmId) -> Result<()>;
 
     /// Removes what lies beside the state of a VM that does not run and is of another run: what a TPM had in memory, and
     /// writes that were cut off. A TPM that takes such memory over at a resume fails.

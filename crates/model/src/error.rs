@@ -344,7 +344,7 @@ codes! {
         "in the guest, with that password: tpm2_dictionarylockout --clear-lockout; or wait: fleetward tpm status {vm} shows the counter",
         "in the guest, with that password: tpm2_dictionarylockout --clear-lockout; or wait";
     TpmNotAnswering = "TPM_NOT_ANSWERING", Refused,
-        "The process of the running VM's TPM (swtpm) was stopped, or has ended under the guest. A VM that moves would stand still at the switch-over.",
+        "The process of the running VM's TPM (swtpm) was stopped, has ended under the guest, or does not answer. A VM that moves would stand still at the switch-over.",
         "start the VM anew, its TPM's state is on the disk: fleetward vm restart {vm} --force",
         "start the VM anew, its TPM's state is on the disk";
     QemuNotAnswering = "QEMU_NOT_ANSWERING", Refused,

@@ -85,6 +85,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
         "files of the kernel, and whether programs and libraries of the system are still the same",
     ),
     ("hypervisor-libvirt/src/tpm_process.rs", KERNEL),
+    ("hypervisor-libvirt/src/tpm_questions.rs", KERNEL),
     ("link/src/local.rs", "by the descriptor that durable gives"),
 ];
 const OWN: &str = "a directory of the agent's own, which nobody else may write";

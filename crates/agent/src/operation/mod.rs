@@ -25,6 +25,7 @@ mod power;
 mod rebuild;
 mod secure_boot;
 mod send;
+mod switch_over;
 pub(crate) mod table;
 mod tpm;
 mod tpm_change;

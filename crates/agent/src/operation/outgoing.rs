@@ -13,7 +13,6 @@ use super::Task;
 use crate::arrivals::{Channel, ChannelUse};
 use crate::failure::{HypervisorResult, Result, Trouble, chain};
 use crate::record::{Outgoing, TransitRecord};
-use crate::tpm_process;
 use fleetward_api::agent::operation::{Migrated, SourceState};
 use fleetward_api::agent::{IncomingDisk, Peer};
 use fleetward_durable as durable;
@@ -24,7 +23,7 @@ use fleetward_hypervisor::{
 use fleetward_link::tunnel::{TunnelError, TunnelTarget, UnixRelay};
 use fleetward_link::{Identity, SocketSpec};
 use fleetward_model::network::NetworkPlace;
-use fleetward_model::vm::{NicSpec, TpmProcess, Transit, TransitSide, VmMetadata, VmSpec};
+use fleetward_model::vm::{NicSpec, Transit, TransitSide, VmMetadata, VmSpec};
 use fleetward_model::{ErrorCode, Failure, NetworkName, VmName};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,17 +33,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How often the destination is called while memory moves.
-const CALL: Duration = Duration::from_secs(2);
+pub(super) const CALL: Duration = Duration::from_secs(2);
 
 /// A destination that is there answers within this.
 const REACH: Duration = Duration::from_secs(5);
 
 /// A destination that has not answered for so long is lost.
 const PATIENCE: Duration = Duration::from_secs(8);
-
-/// At the switch-over the guest is paused, for less than a second as a rule. One that stands still for so long waits for
-/// something that does not answer: its TPM's process at either end, or QEMU at the destination.
-const STANDSTILL: Duration = Duration::from_secs(20);
 
 /// How long an abort may take before the sockets are closed under it.
 const ABORT: Duration = Duration::from_secs(2);
@@ -96,26 +91,6 @@ impl Task<'_> {
             Ok(outcome) => self.leave(Some(outcome)),
             Err(trouble) => self.settle_after_failure(trouble).await,
         }
-    }
-
-    /// At the switch-over QEMU asks for the TPM's state, and waits for it without end.
-    async fn require_tpm_that_answers(
-        &self,
-        domain: &DomainObserved,
-        metadata: &VmMetadata,
-    ) -> Result<()> {
-        if !domain.tpm {
-            return Ok(());
-        }
-        let Some(process) = tpm_process::now(self.host, self.vm).await else {
-            return Ok(());
-        };
-        let name = &metadata.spec.name;
-        let finding = process.finding(name, &self.host.member.host);
-        Err(Failure::new(finding.code, format!("migrating VM {name}"))
-            .because(finding.what)
-            .fix(finding.fix)
-            .into())
     }
 
     /// What libvirt believes the VM writes to is what would be copied, so it must be what the specification says. A libvirt
@@ -206,7 +181,7 @@ impl Task<'_> {
         let mut relays = Some(relays);
         let lost = self.destination_lost(to);
         tokio::pin!(lost);
-        let stands_still = self.stands_still();
+        let stands_still = self.stands_still(&metadata.spec.name);
         tokio::pin!(stands_still);
         let reason = tokio::select! {
             outcome = &mut migration => {
@@ -214,20 +189,25 @@ impl Task<'_> {
             }
             () = self.follow(progress) => unreachable!("progress is followed for ever"),
             () = self.cancel.cancelled() => None,
-            because = &mut lost => Some((ErrorCode::LinkLost, because)),
-            because = &mut stands_still => Some((ErrorCode::MigrationFailed, because)),
+            because = &mut lost => {
+                let what = migrating(&metadata.spec.name);
+                Some(Failure::new(ErrorCode::LinkLost, what).because(because))
+            }
+            failure = &mut stands_still => Some(failure),
         };
         self.progress(0, 0, "taking the migration back");
         abort.cancel();
         self.wake_tpm().await;
-        let outcome = tokio::select! {
-            outcome = &mut migration => outcome,
+        let (outcome, tpm) = tokio::select! {
+            outcome = &mut migration => (outcome, None),
             () = tokio::time::sleep(ABORT) => {
                 // libvirt waits for a peer that does not answer: closed sockets it understands.
                 close(relays.take()).await;
-                migration.await
+                self.freed_from_tpm(migration, &metadata.spec.name, to).await
             }
         };
+        // Why it does not answer is said better by the TPM, but not better than by who has cancelled.
+        let reason = reason.map(|reason| tpm.unwrap_or(reason));
         self.judge(&metadata.spec.name, outcome, relays, reason)
             .await
     }
@@ -237,7 +217,7 @@ impl Task<'_> {
         name: &VmName,
         outcome: fleetward_hypervisor::Result<MigrationOutcome>,
         relays: Option<Vec<UnixRelay>>,
-        ended_for: Option<(ErrorCode, String)>,
+        ended_for: Option<Failure>,
     ) -> Result<MigrationOutcome> {
         let broken = relays.as_ref().and_then(|relays| {
             relays
@@ -250,14 +230,13 @@ impl Task<'_> {
             Ok(outcome) => return Ok(outcome),
             Err(error) => error,
         };
-        let what = || format!("migrating VM {name}");
-        if let Some((code, because)) = ended_for {
-            return Err(Failure::new(code, what()).because(because).into());
+        if let Some(failure) = ended_for {
+            return Err(failure.into());
         }
         if self.cancel.is_cancelled() {
             return Err(self.cancelled());
         }
-        let mut trouble = Trouble::hypervisor(what(), &error);
+        let mut trouble = Trouble::hypervisor(migrating(name), &error);
         if let Some(broken) = broken {
             trouble.failure.because = format!("{}; the link: {broken}", trouble.failure.because);
         }
@@ -364,58 +343,6 @@ impl Task<'_> {
                     );
                 }
                 Err(_) => {}
-            }
-        }
-    }
-
-    /// A QEMU that waits for a TPM which was stopped does not even end a migration: it is let go on.
-    async fn wake_tpm(&self) {
-        let Some(TpmProcess::Stopped { pid }) = tpm_process::now(self.host, self.vm).await else {
-            return;
-        };
-        tracing::warn!(vm = %self.vm, pid, "the guest waits for its TPM, whose process was stopped: it is continued");
-        if let Err(error) = self.host.tpms.wake(self.vm, pid).await {
-            tracing::warn!(vm = %self.vm, pid, %error, "it cannot be continued");
-        }
-    }
-
-    /// Returns when the guest has stood still for too long, and says so.
-    async fn stands_still(&self) -> String {
-        let mut since = None;
-        let mut stopped = None;
-        loop {
-            tokio::time::sleep(CALL).await;
-            // libvirt still calls a guest running whose QEMU waits for this one.
-            if let Some(TpmProcess::Stopped { pid }) = tpm_process::now(self.host, self.vm).await {
-                let since = *stopped.get_or_insert_with(Instant::now);
-                if since.elapsed() >= STANDSTILL {
-                    return format!(
-                        "the process of its TPM (swtpm, {pid}) was stopped on this host for {} s, and the guest stands still \
-                         at the switch-over until it answers",
-                        STANDSTILL.as_secs()
-                    );
-                }
-            } else {
-                stopped = None;
-            }
-            let Ok(Ok(Some(domain))) = tokio::time::timeout(CALL, self.look()).await else {
-                // libvirt waits for QEMU, or is away: what was seen before counts.
-                continue;
-            };
-            match domain.state {
-                DomainState::Paused { incoming: false } => {
-                    let since = *since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= STANDSTILL {
-                        return format!(
-                            "its guest stood still at the switch-over for {} s: the process of its TPM (swtpm) or QEMU does \
-                             not answer, on this host or at the destination",
-                            STANDSTILL.as_secs()
-                        );
-                    }
-                }
-                DomainState::Running
-                | DomainState::Paused { incoming: true }
-                | DomainState::Stopped(_) => since = None,
             }
         }
     }
@@ -565,6 +492,11 @@ impl Outgoing {
             transferred: self.transferred,
         }
     }
+}
+
+/// What fails, where a live migration does.
+pub(super) fn migrating(name: &VmName) -> String {
+    format!("migrating VM {name}")
 }
 
 async fn close(relays: Option<Vec<UnixRelay>>) {

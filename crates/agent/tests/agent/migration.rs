@@ -3,12 +3,12 @@
 use crate::support::{Fleet, Job, Node, create_running, disks, record_of};
 use fleetward_api::agent::operation::{self, *};
 use fleetward_api::agent::*;
-use fleetward_hypervisor::DomainState;
+use fleetward_hypervisor::{DomainState, MachineSeen, TpmAttention};
 use fleetward_link::Identity;
 use fleetward_model::vm::{VmMetadata, VmSpec, VmState};
-use fleetward_model::{ErrorCode, VmId};
+use fleetward_model::{ErrorCode, Failure, VmId};
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 struct Pair {
     fleet: Fleet,
@@ -333,6 +333,71 @@ async fn a_vm_whose_tpm_was_stopped_is_not_moved() {
     assert_eq!(pair.a.fake.with(|s| s.migrations), 0);
     pair.a.fake.with(|s| s.stopped_tpms.clear());
     pair.job.on(&pair.a, pair.migrate()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_tpm_does_not_read_is_not_moved_until_it_does() {
+    let pair = Pair::prepared(true).await;
+    let id = pair.spec.id;
+    let unread = TpmAttention::Unread { pid: 4711 };
+    pair.a.fake.with(|s| s.attention.insert(id, unread));
+    let refused = pair.job.on(&pair.a, pair.migrate()).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::TpmNotAnswering, "{refused}");
+    assert!(refused.because.contains("swtpm, 4711"), "{refused}");
+    assert_eq!(pair.a.fake.with(|s| s.migrations), 0);
+    pair.a.fake.with(|s| s.attention.clear());
+    pair.job.on(&pair.a, pair.migrate()).await.unwrap();
+}
+
+/// The guest stands still at the switch-over for what its TPM's process does; why the move ended.
+async fn standstill(pair: &Pair, attention: TpmAttention) -> Failure {
+    let id = pair.spec.id;
+    let fake = &pair.a.fake;
+    fake.with(|s| s.migration_takes = Duration::from_secs(300));
+    let silence = async {
+        fake.until("migration", |s| s.migrations > 0).await;
+        let silent = MachineSeen {
+            unanswered: Some(Duration::from_secs(11)),
+            ..MachineSeen::default()
+        };
+        fake.with(|s| {
+            s.attention.insert(id, attention);
+            s.silent_machines.insert(id, silent);
+        });
+    };
+    let begin = Instant::now();
+    let (failed, ()) = tokio::join!(pair.job.on(&pair.a, pair.migrate()), silence);
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(90), "it took {took:?}");
+    assert_eq!(pair.running(), ["a"]);
+    fake.with(|s| {
+        s.silent_machines.clear();
+        s.migration_takes = Duration::ZERO;
+    });
+    failed.unwrap_err()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_whose_tpm_does_not_read_goes_on_and_moves_when_it_reads() {
+    let pair = Pair::prepared(true).await;
+    let failed = standstill(&pair, TpmAttention::Unread { pid: 4711 }).await;
+    assert_eq!(failed.code, ErrorCode::TpmNotAnswering, "{failed}");
+    assert!(failed.because.contains("swtpm, 4711"), "{failed}");
+    let again = format!("fleetward vm migrate {} --to b", pair.spec.name);
+    assert!(failed.fix.ends_with(&again), "{failed}");
+    assert_eq!(pair.a.fake.with(|s| s.cut_off.clone()), []);
+    pair.job.on(&pair.a, pair.migrate()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_that_hangs_over_a_question_is_ended_and_the_guest_goes_on() {
+    let pair = Pair::prepared(true).await;
+    let failed = standstill(&pair, TpmAttention::Busy { pid: 4711 }).await;
+    assert_eq!(failed.code, ErrorCode::TpmNotAnswering, "{failed}");
+    assert!(failed.because.contains("swtpm, 4711"), "{failed}");
+    let restart = format!("fleetward vm restart {} --force", pair.spec.name);
+    assert_eq!(failed.fix, restart);
+    assert_eq!(pair.a.fake.with(|s| s.cut_off.clone()), [pair.spec.id]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

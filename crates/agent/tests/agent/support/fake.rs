@@ -69,6 +69,10 @@ pub struct State {
     pub silent_machines: std::collections::HashMap<VmId, fleetward_hypervisor::MachineSeen>,
     /// The processes of TPMs that were stopped.
     pub stopped_tpms: std::collections::HashMap<VmId, u32>,
+    /// What the processes of TPMs do about what they are asked. A migration ends when QEMU does not wait for them any more.
+    pub attention: std::collections::HashMap<VmId, TpmAttention>,
+    /// TPMs whose processes were ended.
+    pub cut_off: Vec<VmId>,
     /// States that were tried with a key, each as often as that was done.
     pub proved: Vec<Vec<u8>>,
     /// There is no swtpm that could try one.
@@ -484,6 +488,10 @@ impl Hypervisor for Fake {
             .map(|d| self.observed(id, &d))
             .ok_or(Error::NoDomain(id))
     }
+    async fn is_paused(&self, id: VmId) -> Result<bool> {
+        let domain = Hypervisor::inspect(self, id).await?;
+        Ok(matches!(domain.state, DomainState::Paused { .. }))
+    }
     async fn is_ours(&self, id: VmId) -> Result<bool> {
         self.check()?;
         self.with(|s| s.domains.get(&id).map(|d| d.metadata.is_some()))
@@ -843,7 +851,13 @@ impl Hypervisor for Fake {
             ..Default::default()
         });
         tokio::select! {
-            () = cancel.cancelled() => return Err(Error::Cancelled),
+            () = cancel.cancelled() => {
+                // QEMU ends nothing while it waits for its TPM.
+                while self.with(|s| s.attention.contains_key(&id)) {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+                return Err(Error::Cancelled);
+            }
             () = tokio::time::sleep(takes) => {}
         }
         let failed = |e: std::io::Error| Error::Migration(e.into());
@@ -1174,6 +1188,24 @@ impl TpmFactory for Fake {
     }
     async fn wake(&self, vm: VmId, process: u32) -> Result<()> {
         self.with(|s| assert_eq!(s.stopped_tpms.remove(&vm), Some(process)));
+        Ok(())
+    }
+    async fn attention(&self, vm: VmId) -> Result<TpmAttention> {
+        let found = self.with(|s| s.attention.get(&vm).copied());
+        Ok(found.unwrap_or(TpmAttention::Idle))
+    }
+    async fn take_back(&self, vm: VmId) -> Result<TpmAttention> {
+        let found = self.attention(vm).await?;
+        if matches!(found, TpmAttention::Unread { .. }) {
+            self.with(|s| s.attention.remove(&vm));
+        }
+        Ok(found)
+    }
+    async fn cut_off(&self, vm: VmId) -> Result<()> {
+        self.with(|s| {
+            s.attention.remove(&vm);
+            s.cut_off.push(vm);
+        });
         Ok(())
     }
     async fn remove_strays(&self, _vm: VmId) -> Result<()> {
