@@ -15,6 +15,7 @@ use crate::failure::chain;
 use crate::failure::{HypervisorResult, Result, Trouble};
 use crate::host::Host;
 use crate::keyring::parse_protector_der;
+use crate::machines;
 use crate::record::{CopiedRecord, CopiedTpm, Copying, VmRecord};
 use crate::tpm_judge;
 use crate::tpm_pool::ReadyTpm;
@@ -93,6 +94,10 @@ impl Task<'_> {
             return Ok(done.answer());
         }
         self.require_whole()?;
+        let (domain, _) = self.managed().await?;
+        if !matches!(domain.state, DomainState::Stopped(_)) {
+            machines::require_answer(self.host, self.vm, &domain.name).await?;
+        }
         settle(self.host, self.vm).await?;
         let (domain, metadata) = self.managed().await?;
         self.require_not_saved(&domain)?;
