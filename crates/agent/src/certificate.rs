@@ -166,8 +166,9 @@ pub(crate) fn warning(host: &Host, now: OffsetDateTime) -> Option<String> {
     let name = &host.member.host;
     facts.has_ended(now).then(|| {
         format!(
-            "this host's certificate has ended ({}): the controller and other hosts refuse it; VMs run on. On the controller: \
-             fleetward host rejoin {name}; then here, with the token that it prints: fleetward-agent rejoin",
+            "this host's certificate has ended ({}), if this host's clock is right, which says {now}: the controller and other \
+             hosts refuse it; VMs run on. If it is not (CLOCKS_APART), set the clock: nothing else is to be done. Else on the \
+             controller: fleetward host rejoin {name}; then here, with the token that it prints: fleetward-agent rejoin",
             facts.not_after
         )
     })

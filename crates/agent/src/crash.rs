@@ -139,7 +139,8 @@ async fn restart(host: &Arc<Host>, vm: VmId) {
     // One that an earlier agent was about to end the pause of is counted already.
     if crashes.again.is_none() {
         let now = now.unix_timestamp();
-        crashes.at.retain(|at| now - *at < WINDOW);
+        // Those of a clock that was ahead are no hour's.
+        crashes.at.retain(|at| (now - *at).abs() < WINDOW);
         crashes.at.push(now);
     }
     if crashes.at.len() > FORGIVEN {

@@ -2,7 +2,7 @@
 //! there are any, its key protector and EK certificate.
 //!
 //! Commands restore from the controller's copy; this history is the last resort when only the host is left. The
-//! retention rule is the controller's (`model::retention`, with its defaults). Deleting the VM deletes the history on the
+//! retention rule is the controller's (`model::retention`), but that nothing goes for its age. Deleting the VM deletes the history on the
 //! host that has it then; hosts that had it before report what they keep, and the controller asks them to remove it.
 
 use crate::failure::{Result, Trouble};
@@ -16,8 +16,8 @@ use fleetward_protector::KeyProtector;
 use sha2::{Digest, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
 
 const STATE: &str = "tpm2-00.permall";
 const PROTECTOR: &str = "protector.der";
@@ -30,10 +30,24 @@ pub(crate) struct Kept<'a> {
     pub(crate) ek_certificate: Option<&'a [u8]>,
 }
 
+/// How many stay. Nothing goes for its age: nobody confirms this host's clock.
+const RETENTION: Retention = Retention {
+    versions: 10,
+    days: u32::MAX,
+};
+
 /// Keeps a TPM in the directory of all histories; it is on the disk when this returns. What that makes superfluous goes.
 pub(crate) fn keep(history: &Path, vm: VmId, kept: &Kept<'_>) -> io::Result<()> {
-    let now = OffsetDateTime::now_utc();
-    let time = now.format(&Rfc3339).map_err(io::Error::other)?;
+    keep_at(history, vm, kept, OffsetDateTime::now_utc())
+}
+
+/// `now` is the time of a clock that may be wrong.
+fn keep_at(history: &Path, vm: VmId, kept: &Kept<'_>, now: OffsetDateTime) -> io::Result<()> {
+    durable::make_directory(&of(history, vm), 0o700)?;
+    // The newest is the last by its name, under a clock that was set back, too.
+    let last = times(history, vm)?.into_iter().map(|(made, _)| made).max();
+    let made = last.map_or(now, |last| now.max(last + Duration::microseconds(1)));
+    let time = made.format(&Rfc3339).map_err(io::Error::other)?;
     let directory = of(history, vm).join(time);
     durable::make_directory(&directory, 0o700)?;
     durable::replace(&directory.join(STATE), kept.state, Access::PRIVATE)?;
@@ -47,7 +61,7 @@ pub(crate) fn keep(history: &Path, vm: VmId, kept: &Kept<'_>) -> io::Result<()> 
         }
     }
     // A version too many does no harm.
-    if let Err(error) = apply_retention(history, vm, now) {
+    if let Err(error) = apply_retention(history, vm, made) {
         tracing::warn!(%vm, %error, "old versions stay in the history");
     }
     Ok(())
@@ -99,19 +113,27 @@ fn of(history: &Path, vm: VmId) -> PathBuf {
     history.join(vm.to_string())
 }
 
-fn apply_retention(history: &Path, vm: VmId, now: OffsetDateTime) -> io::Result<()> {
-    let mut versions = Vec::new();
+/// All versions with their times. What nobody here has made is left alone.
+fn times(history: &Path, vm: VmId) -> io::Result<Vec<(OffsetDateTime, PathBuf)>> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(of(history, vm))? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str());
-        // what nobody here has made is left alone
         if let Some(Ok(made)) = name.map(|name| OffsetDateTime::parse(name, &Rfc3339)) {
-            versions.push((candidate(&path, made)?, path));
+            found.push((made, path));
         }
+    }
+    Ok(found)
+}
+
+fn apply_retention(history: &Path, vm: VmId, now: OffsetDateTime) -> io::Result<()> {
+    let mut versions = Vec::new();
+    for (made, path) in times(history, vm)? {
+        versions.push((candidate(&path, made)?, path));
     }
     versions.sort_by_key(|(candidate, _)| candidate.made);
     let candidates: Vec<_> = versions.iter().map(|(c, _)| c.clone()).collect();
-    for at in Retention::default().superfluous(&candidates, now) {
+    for at in RETENTION.superfluous(&candidates, now) {
         durable::remove_tree(&versions[at].1)?;
     }
     Ok(())
@@ -150,6 +172,30 @@ mod tests {
             .collect();
         states.sort_unstable();
         states
+    }
+
+    #[test]
+    fn a_clock_of_another_decade_removes_nothing_and_the_last_one_stays_the_last() {
+        let dir = tempfile::tempdir().expect("directory");
+        let now = time::macros::datetime!(2026-11-28 12:00 UTC);
+        let years = Duration::days(14 * 365);
+        let keep_one = |state: u8, at: OffsetDateTime| {
+            let one = Kept {
+                state: &[state],
+                protector: None,
+                ek_certificate: Some(b"ek"),
+            };
+            keep_at(dir.path(), VM, &one, at).expect("kept");
+        };
+        for state in 1..=9 {
+            keep_one(state, now);
+        }
+        keep_one(10, now + years);
+        assert_eq!(kept(dir.path()), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        // Right again, then behind: each is the newest when it is kept, and the oldest goes.
+        keep_one(11, now);
+        keep_one(12, now - years);
+        assert_eq!(kept(dir.path()), [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     }
 
     #[test]

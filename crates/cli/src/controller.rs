@@ -306,6 +306,7 @@ fn failure_of(endpoint: &str, error: ClientError) -> Failure {
             | DialError::IdentityMismatch { .. }
             | DialError::CertificateEnded { .. }
             | DialError::CertificateNotYet { .. }
+            | DialError::OutOfTimeThere { .. }
             | DialError::CertificateRefused { .. },
         ) => Failure::new(
             ErrorCode::CredentialsRefused,

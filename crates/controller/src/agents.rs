@@ -9,7 +9,7 @@ pub(crate) use self::events::Events;
 use crate::debts::unpaid;
 use crate::fleet::Fleet;
 use crate::hosts::{Hosts, Members};
-use crate::presence::Presence;
+use crate::presence::{Distrust, Presence};
 use bytes::Bytes;
 use fleetward_api::agent::operation::{Answer, HostOperation, Operation, OperationResult};
 use fleetward_api::agent::{
@@ -145,9 +145,9 @@ impl Agents {
         })
     }
 
-    /// Why nobody speaks to a host that answers: its certificate is not taken.
-    pub(crate) fn distrusted_for(&self, host: &HostName) -> Option<String> {
-        self.presence.distrusted_for(host)
+    /// Why nobody speaks to a host that answers.
+    pub(crate) fn distrust(&self, host: &HostName) -> Option<Distrust> {
+        self.presence.distrust(host)
     }
 
     /// For how long a host has been known to be silent.
@@ -728,13 +728,24 @@ impl Agent {
                 DialError::CertificateEnded { .. } | DialError::CertificateRefused { .. },
             ) => {
                 let why = crate::chain(error);
-                self.presence.distrusts(host, why.clone());
+                self.presence.distrusts(host, Distrust::OfIts(why.clone()));
                 Failure::new(
                     ErrorCode::HostUnreachable,
                     format!("host {host} answers under a certificate that is not taken"),
                 )
                 .because(why)
                 .fix(format!("fleetward host rejoin {host}"))
+            }
+            ClientError::Dial(DialError::OutOfTimeThere { .. }) => {
+                self.presence.distrusts(host, Distrust::OfOurs);
+                Failure::new(
+                    ErrorCode::HostUnreachable,
+                    format!("host {host} refuses the controller by its clock"),
+                )
+                .because(crate::chain(error))
+                .fix(format!(
+                    "set the clock of host {host}; what both say: fleetward host show {host}"
+                ))
             }
             _ => Failure::new(
                 ErrorCode::HostUnreachable,

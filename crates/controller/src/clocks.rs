@@ -6,6 +6,7 @@ use crate::hosts::HostRecord;
 use crate::inventory::Seen;
 use crate::tokens::utc;
 use crate::world::World;
+use fleetward_model::certificate::CertificateFacts;
 use fleetward_model::error::Finding;
 use fleetward_model::preflight::CLOCK_LIMIT;
 use fleetward_model::{ErrorCode, HostName};
@@ -138,6 +139,17 @@ pub(crate) fn warning(host: &HostRecord, seen: &Seen, now: OffsetDateTime) -> Op
         utc(last),
         utc(now)
     ))
+}
+
+/// What is said of a host that takes the controller's certificate for out of its time.
+pub(crate) fn refusal(name: &HostName, ours: &CertificateFacts, now: OffsetDateTime) -> String {
+    let (begins, ends) = (utc(ours.not_before), utc(ours.not_after));
+    format!(
+        "it refuses the controller's certificate as out of its time (CLOCKS_APART): its clock is before {begins} or after \
+         {ends}, and the controller's says {}. Once its clock is set it answers; VMs run on, and nothing of them is changed. On \
+         host {name}: date",
+        utc(now)
+    )
 }
 
 /// What is said beside the end of a host's certificate, if that end may only seem to be over.

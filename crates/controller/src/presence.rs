@@ -15,7 +15,7 @@ use tokio::time::Instant;
 pub(crate) struct Presence {
     silent: Mutex<HashMap<HostName, Instant>>,
     /// Hosts that answer, and whose certificate is not taken; why.
-    distrusted: Mutex<HashMap<HostName, String>>,
+    distrusted: Mutex<HashMap<HostName, Distrust>>,
     changed: watch::Sender<u64>,
 }
 
@@ -29,6 +29,15 @@ impl Default for Presence {
     }
 }
 
+/// Why no connection to a host comes about that answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Distrust {
+    /// Its certificate is not taken, for that reason.
+    OfIts(String),
+    /// It takes the controller's for out of its time, by its own clock.
+    OfOurs,
+}
+
 impl Presence {
     /// Its events have ended, or it has been silent for too long.
     pub(crate) fn lost(&self, host: &HostName) {
@@ -36,17 +45,17 @@ impl Presence {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    /// Somebody answers there, under a certificate that is not taken.
-    pub(crate) fn distrusts(&self, host: &HostName, why: String) {
-        self.distrusted().insert(host.clone(), why);
+    /// Somebody answers there, and no connection comes about.
+    pub(crate) fn distrusts(&self, host: &HostName, distrust: Distrust) {
+        self.distrusted().insert(host.clone(), distrust);
     }
 
-    /// Why its certificate is not taken; none if it is, or if nobody answers.
-    pub(crate) fn distrusted_for(&self, host: &HostName) -> Option<String> {
+    /// Why none does; none if one does, or if nobody answers.
+    pub(crate) fn distrust(&self, host: &HostName) -> Option<Distrust> {
         self.distrusted().get(host).cloned()
     }
 
-    fn distrusted(&self) -> MutexGuard<'_, HashMap<HostName, String>> {
+    fn distrusted(&self) -> MutexGuard<'_, HashMap<HostName, Distrust>> {
         let distrusted = self.distrusted.lock();
         distrusted.unwrap_or_else(PoisonError::into_inner)
     }

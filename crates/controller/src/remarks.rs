@@ -5,6 +5,7 @@ use crate::clocks;
 use crate::debts;
 use crate::hosts::HostRecord;
 use crate::inventory::Seen;
+use crate::presence::Distrust;
 use crate::tokens::utc;
 use crate::world::World;
 use fleetward_api::tpm::{TpmVersion, VersionReason};
@@ -72,7 +73,14 @@ pub(crate) fn of_host(world: &World, record: &HostRecord) -> Vec<Remark> {
     remarks.extend(guardian_ends(record));
     let certificate = certificate_ends(world, record, &seen);
     remarks.extend(certificate.map(with(ErrorCode::HostCertificateUnusable)));
-    remarks.extend(clocks::warning(record, &seen, now).map(with(ErrorCode::ClocksApart)));
+    let of_clocks = match world.agents.distrust(&record.name) {
+        Some(Distrust::OfOurs) => {
+            let ours = world.fleet.credential().current();
+            Some(clocks::refusal(&record.name, ours.facts(), now))
+        }
+        Some(Distrust::OfIts(_)) | None => clocks::warning(record, &seen, now),
+    };
+    remarks.extend(of_clocks.map(with(ErrorCode::ClocksApart)));
     let crowded = crowded(&record.group, world.members_of(&record.group));
     remarks.extend(crowded.map(with(ErrorCode::GroupTooLarge)));
     remarks.extend(
@@ -174,7 +182,7 @@ fn certificate_ends(world: &World, host: &HostRecord, seen: &Seen) -> Option<Str
     let (name, answers) = (&host.name, seen.answers);
     let now = OffsetDateTime::now_utc();
     let doubt = clocks::doubt(host, seen, now);
-    if let Some(why) = world.agents.distrusted_for(name) {
+    if let Some(Distrust::OfIts(why)) = world.agents.distrust(name) {
         return Some(format!(
             "nobody speaks to it: {why}; it comes back with fleetward host rejoin {name}{doubt}"
         ));

@@ -17,11 +17,11 @@ const LIBRARY: &str = "faketime/libfaketimeMT.so.1";
 /// Makes the clock of a new lab movable.
 pub(crate) fn make_movable(files: &LabFiles) -> Result<()> {
     library()?;
-    set(files, "+0")
+    set(&files.clock(), "+0")
 }
 
-/// Moves it: `+31d`, `-2h`, `+0`.
-pub(crate) fn move_to(files: &LabFiles, offset: &str) -> Result<()> {
+/// Moves the clocks of all, or of those hosts' agents alone: `+31d`, `-2h`, `+0`.
+pub(crate) fn move_to(files: &LabFiles, offset: &str, hosts: &[&str], all: bool) -> Result<()> {
     if !files.clock().exists() {
         bail!(
             "the clock of this lab cannot be moved\n  fix: fleetward-lab up --movable-clock, for a new lab"
@@ -32,15 +32,34 @@ pub(crate) fn move_to(files: &LabFiles, offset: &str) -> Result<()> {
     if !sign || number[1..].parse::<u32>().is_err() || offset.len() - number.len() > 1 {
         bail!("{offset} is not an offset such as +31d, -2h, +90m or +0");
     }
-    set(files, offset)
+    if all {
+        set(&files.clock(), offset)?;
+    }
+    hosts
+        .iter()
+        .try_for_each(|host| set(&files.clock_of(host), offset))
 }
 
-/// What controller and agents need in their environment.
-pub(crate) fn environment(files: &LabFiles) -> Result<Vec<(&'static str, PathBuf)>> {
-    let clock = files.clock();
-    if !clock.exists() {
+/// What the controller, or the agent of a host, needs in its environment.
+pub(crate) fn environment(
+    files: &LabFiles,
+    host: Option<&str>,
+) -> Result<Vec<(&'static str, PathBuf)>> {
+    let fleet = files.clock();
+    if !fleet.exists() {
         return Ok(Vec::new());
     }
+    let clock = match host {
+        None => fleet,
+        Some(host) => {
+            let own = files.clock_of(host);
+            if !own.exists() {
+                let offset = std::fs::read_to_string(&fleet)?;
+                set(&own, &offset)?;
+            }
+            own
+        }
+    };
     Ok(vec![
         ("LD_PRELOAD", library()?),
         ("FAKETIME_TIMESTAMP_FILE", clock),
@@ -50,9 +69,8 @@ pub(crate) fn environment(files: &LabFiles) -> Result<Vec<(&'static str, PathBuf
     ])
 }
 
-fn set(files: &LabFiles, offset: &str) -> Result<()> {
-    let clock = files.clock();
-    fleetward_durable::replace(&clock, offset.as_bytes(), fleetward_durable::Access::PUBLIC)
+fn set(clock: &Path, offset: &str) -> Result<()> {
+    fleetward_durable::replace(clock, offset.as_bytes(), fleetward_durable::Access::PUBLIC)
         .with_context(|| format!("write {}", clock.display()))
 }
 

@@ -46,9 +46,14 @@ impl LabFiles {
         self.root.join("hold")
     }
 
-    /// How far the clock of controller and agents is from the machine's; only in labs whose clock can be moved.
+    /// How far the controller's clock is from the machine's; only in labs whose clock can be moved.
     pub fn clock(&self) -> PathBuf {
         self.root.join("clock")
+    }
+
+    /// The same for the clock of a host's agent; none before its first start.
+    pub fn clock_of(&self, host: &str) -> PathBuf {
+        self.root.join(format!("clock-{host}"))
     }
 
     pub fn socket(&self) -> PathBuf {

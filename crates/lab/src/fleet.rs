@@ -23,10 +23,10 @@ const AGENT_PORT: u16 = 7443;
 const CONTROLLER_PORT: u16 = 7440;
 const CONSOLE_PORT: u16 = 7480;
 
-/// What controller and agents have in their environment.
-fn environment(files: &LabFiles) -> Result<Vec<(&'static str, PathBuf)>> {
+/// What the controller, or the agent of a host, has in its environment.
+fn environment(files: &LabFiles, host: Option<&str>) -> Result<Vec<(&'static str, PathBuf)>> {
     let mut environment = vec![("FLEETWARD_HOLD_DIR", files.hold())];
-    environment.extend(clock::environment(files)?);
+    environment.extend(clock::environment(files, host)?);
     Ok(environment)
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn start_controller(
         let console = console.then(|| format!("0.0.0.0:{CONSOLE_PORT}"));
         arguments.extend(console.iter().flat_map(|address| ["--console", address]));
         let log = files.node("controller").log("controller");
-        let environment = environment(files)?;
+        let environment = environment(files, None)?;
         node::spawn(
             programs,
             controller,
@@ -145,7 +145,7 @@ pub(crate) fn start_agent(programs: &Programs, files: &LabFiles, host: &HostReco
     let init = init_of(host)?;
     if node::find(init, "fleetward-agent").is_none() {
         let log = files.node(&host.name).log("agent");
-        let environment = environment(files)?;
+        let environment = environment(files, Some(&host.name))?;
         node::spawn(
             programs,
             init,

@@ -281,7 +281,8 @@ impl Lab {
         let mut command = node::enter(self.node(name)?.0)?;
         let own = self.programs.dir().display();
         command.env("PATH", format!("{own}:{}", node::PATH));
-        command.envs(clock::environment(&self.files)?);
+        let host = self.host(name).is_ok().then_some(name);
+        command.envs(clock::environment(&self.files, host)?);
         Ok(command)
     }
 
@@ -332,9 +333,18 @@ impl Lab {
         }
     }
 
-    /// Moves the clock that controller and agents see away from the machine's.
-    pub fn move_clock(&self, offset: &str) -> Result<()> {
-        clock::move_to(&self.files, offset)
+    /// Moves the clock that controller and agents see away from the machine's, or that of one host's agent alone.
+    pub fn move_clock(&self, offset: &str, host: Option<&str>) -> Result<()> {
+        match host {
+            Some(name) => {
+                let host = self.host(name)?;
+                clock::move_to(&self.files, offset, &[&host.name], false)
+            }
+            None => {
+                let hosts: Vec<&str> = self.record.hosts.iter().map(|h| h.name.as_str()).collect();
+                clock::move_to(&self.files, offset, &hosts, true)
+            }
+        }
     }
 
     /// Cuts a node off from all others, or from one.

@@ -126,6 +126,9 @@ enum Verb {
         lab: LabName,
         #[arg(allow_hyphen_values = true)]
         offset: String,
+        /// Only that of this host's agent
+        #[arg(long)]
+        host: Option<String>,
     },
     /// Print the output of a VM on its serial console so far, on any host
     Serial {
@@ -249,7 +252,9 @@ fn run(verb: Verb) -> Result<ExitCode> {
             Lab::attach(&lab.name)?.partition(&host, from.as_deref())?
         }
         Verb::Heal { lab, host } => Lab::attach(&lab.name)?.heal(&host)?,
-        Verb::Clock { lab, offset } => Lab::attach(&lab.name)?.move_clock(&offset)?,
+        Verb::Clock { lab, offset, host } => {
+            Lab::attach(&lab.name)?.move_clock(&offset, host.as_deref())?;
+        }
         Verb::Serial { lab, vm, follow } => {
             let lab = Lab::attach(&lab.name)?;
             if follow {

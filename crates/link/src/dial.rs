@@ -148,6 +148,16 @@ pub enum DialError {
         /// This machine's time.
         clock: OffsetDateTime,
     },
+    /// The other side says that our certificate is out of its time.
+    #[error(
+        "{address} takes our certificate for out of its time; the clock here says {clock}, and the one there is not told"
+    )]
+    OutOfTimeThere {
+        /// Where.
+        address: String,
+        /// This machine's time.
+        clock: OffsetDateTime,
+    },
     /// The certificate of the other side is of the fleet, and is refused before its end.
     #[error("{address}: {reason}")]
     CertificateRefused {
@@ -205,6 +215,10 @@ impl DialError {
                     begins: named,
                     clock,
                 },
+                None if takes_ours_for_out_of_time(error) => Self::OutOfTimeThere {
+                    address,
+                    clock: OffsetDateTime::now_utc(),
+                },
                 None => Self::TlsRefused {
                     address,
                     reason: error.to_string(),
@@ -222,6 +236,16 @@ impl DialError {
             },
         }
     }
+}
+
+/// Also for one whose time has not come.
+///
+/// Source: RFC 8446, section 6.2, `certificate_expired`.
+fn takes_ours_for_out_of_time(error: &rustls::Error) -> bool {
+    matches!(
+        error,
+        rustls::Error::AlertReceived(rustls::AlertDescription::CertificateExpired)
+    )
 }
 
 /// Replaces the message of rustls for a connection that the other side closed: it contains a link to the rustls

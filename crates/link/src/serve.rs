@@ -18,7 +18,7 @@ use crate::identity::Identity;
 use crate::local::{SocketFile, SocketSpec};
 use crate::peer::Peer;
 use crate::strangers::{Crowded, Place, StrangerLimits, Strangers};
-use crate::tls::{ALPN_HTTP, ALPN_TUNNEL, ServerTls};
+use crate::tls::{self, ALPN_HTTP, ALPN_TUNNEL, Moments, OutOfTime, ServerTls};
 use crate::tunnel::{IncomingTunnel, TunnelService};
 use crate::visit::Visit;
 use axum::Router;
@@ -335,13 +335,7 @@ impl TlsConnections {
             result = handshake => match result {
                 Ok(Ok(stream)) => TlsStream::from(stream),
                 Ok(Err((error, tcp))) => {
-                    match not_accepted(&error) {
-                        Some(alert) => tracing::warn!(
-                            %address, ?alert,
-                            "the other side does not accept our certificate: it has ended, or was revoked, or we are not in the fleet any more"
-                        ),
-                        None => tracing::info!(%address, %error, "handshake refused"),
-                    }
+                    tell_of_refusal(address, &error);
                     linger(tcp).await;
                     return None;
                 }
@@ -402,6 +396,29 @@ impl Complaints {
                 %address, closed, "too many connections without a certificate, closing the newest"
             ),
         }
+    }
+}
+
+fn tell_of_refusal(address: SocketAddr, error: &io::Error) {
+    if let Some(alert) = not_accepted(error) {
+        tracing::warn!(
+            %address, ?alert,
+            "the other side does not accept our certificate: it has ended, or was revoked, or we are not in the fleet any more"
+        );
+        return;
+    }
+    match dial::tls_error_in(error).and_then(tls::out_of_time) {
+        Some(OutOfTime::Ended(Moments { named, clock })) => tracing::warn!(
+            %address,
+            "the other side's certificate ended at {named}, and the clock here says {clock}: it has not come back since, or \
+             the clock here is ahead (CLOCKS_APART)"
+        ),
+        Some(OutOfTime::NotYet(Moments { named, clock })) => tracing::warn!(
+            %address,
+            "the other side's certificate begins at {named}, and the clock here says {clock}: it is behind, or was ahead there \
+             (CLOCKS_APART)"
+        ),
+        None => tracing::info!(%address, %error, "handshake refused"),
     }
 }
 

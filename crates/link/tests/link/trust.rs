@@ -16,7 +16,11 @@ use tokio::net::TcpStream;
 fn tls_refused(error: &ClientError) -> bool {
     matches!(
         error,
-        ClientError::Dial(DialError::TlsRefused { .. } | DialError::CertificateEnded { .. })
+        ClientError::Dial(
+            DialError::TlsRefused { .. }
+                | DialError::CertificateEnded { .. }
+                | DialError::OutOfTimeThere { .. }
+        )
     )
 }
 
@@ -174,6 +178,31 @@ async fn a_joining_host_with_another_clock_than_the_controller_is_told_both_time
         let expected = if ends < now { ends } else { begins };
         assert_eq!(named, expected.truncate_to_second());
         assert!((clock - now).abs() < time::Duration::minutes(1));
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_refused_by_a_clock_that_is_years_off_knows_that_it_is_the_clock() {
+    let fleet = Fleet::old();
+    let server = fleet.server(&host("a")).start().await;
+    let now = OffsetDateTime::now_utc();
+    let year = time::Duration::days(365);
+    // As one looks that is good, to a server of 2010 or 2040.
+    for (begins, ends) in [(now - year * 2, now - year), (now + year, now + year * 2)] {
+        let validity = Validity {
+            not_before: begins,
+            not_after: ends,
+        };
+        let own = fleet.live(&Identity::Controller);
+        own.replace(fleet.credential_valid(&Identity::Controller, validity));
+        let tls = ClientTls::member(own, fleet.trust(), host("a"));
+        let client = Client::tls(server.address.to_string(), tls);
+        match soon(whoami_text(&client)).await.expect_err("refused") {
+            ClientError::Dial(DialError::OutOfTimeThere { clock, .. }) => {
+                assert!((clock - now).abs() < time::Duration::minutes(1));
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 
