@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use fleetward_e2e::fleet::{Fleet, text};
-use fleetward_e2e::freezer::Frozen;
+use fleetward_e2e::freezer::{Freezer, Frozen, Process};
 use fleetward_e2e::wait::{self, seconds};
 use fleetward_e2e::{guest, residue, suite};
 use serde_json::Value;
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -51,12 +51,20 @@ fn main() -> ExitCode {
                 tpm_stopped,
             ),
             (
+                "a_tpm_that_runs_and_does_not_answer_is_named_and_the_guest_goes_on_where_it_was",
+                tpm_silent,
+            ),
+            (
                 "a_tpm_that_has_died_is_named_and_comes_back_with_a_restart",
                 tpm_died,
             ),
             (
                 "a_qemu_that_was_stopped_is_named_and_the_fix_lets_it_go_on",
                 qemu_stands_still,
+            ),
+            (
+                "commands_for_a_vm_whose_qemu_was_stopped_end_in_time_and_hold_up_no_other_vm",
+                qemu_stopped,
             ),
             (
                 "a_qemu_that_hangs_in_the_kernel_is_named_and_holds_up_nothing_else",
@@ -67,6 +75,10 @@ fn main() -> ExitCode {
                 saved,
             ),
             ("a_dead_host_shows_as_unreachable_and_comes_back", dead_host),
+            (
+                "a_host_whose_clock_is_in_another_decade_is_named_and_nothing_of_its_vms_changes",
+                host_of_another_decade,
+            ),
             (
                 "a_destination_that_dies_in_a_live_migration_holds_nothing_up_and_owes_its_remains_a_month_later",
                 destination_dies,
@@ -394,6 +406,45 @@ fn tpm_stopped(fleet: &Fleet) -> Result<()> {
     unharmed(fleet, &before)
 }
 
+/// The TPM's process hangs at the switch-over where the guest runs: frozen, so that nothing can let it go on.
+fn tpm_silent(fleet: &Fleet) -> Result<()> {
+    let before = running(fleet)?;
+    // At the destination there will be another.
+    let swtpm = Process::swtpm(fleet, "storm")?;
+    limit_speed(fleet, "8")?;
+    let job = fleet.start_job(&["vm", "migrate", "storm", "--to", "b"])?;
+    wait::until("bytes to flow", seconds(30), || {
+        let job = fleet.json(&["job", "show", &job])?;
+        let done = job["progress"]["done"].as_u64().unwrap_or_default();
+        Ok((done > 0).then_some(()))
+    })?;
+    let frozen = swtpm.freeze()?;
+    limit_speed(fleet, FAST)?;
+    let source =
+        || Ok::<_, anyhow::Error>(fleet.exec("a", &["virsh", "domstate", "storm"])?.stdout);
+    wait::until("the guest to pause", seconds(60), || {
+        Ok(source()?.starts_with("paused").then_some(()))
+    })?;
+    let begin = Instant::now();
+    wait::until("the guest to go on", seconds(60), || {
+        Ok(source()?.starts_with("running").then_some(()))
+    })?;
+    eprintln!("it stood still for {:.1} s", begin.elapsed().as_secs_f32());
+    let job = ended(fleet, &job)?;
+    undone(fleet, &job, "TPM_NOT_ANSWERING")?;
+    let because = text(&job["failure"], "because")?;
+    ensure!(because.contains("(swtpm, "), "{because}");
+    // The guest asks its TPM again by itself.
+    wait::until("a move to be refused", seconds(30), || {
+        let said = fleet.cli(&["vm", "migrate", "storm", "--to", "b"])?;
+        said.refused(4, "TPM_NOT_ANSWERING").map(Some)
+    })?;
+    frozen.thaw()?;
+    unharmed(fleet, &before)?;
+    fleet.cli(&["vm", "migrate", "storm", "--to", "b"])?.ok()?;
+    unharmed(fleet, &before)
+}
+
 /// What is said of the QEMU of storm, which runs by what libvirt says.
 fn finding_of_qemu(fleet: &Fleet) -> Result<Option<Value>> {
     let vm = fleet.vm("storm")?;
@@ -428,6 +479,49 @@ fn qemu_stands_still(fleet: &Fleet) -> Result<()> {
     unharmed(fleet, &before)
 }
 
+/// How long a command may take that a VM's QEMU would have to answer, and does not.
+const REFUSED_WITHIN: Duration = Duration::from_secs(20);
+
+/// The same, for what one wants of such a VM, and of the others.
+fn qemu_stopped(fleet: &Fleet) -> Result<()> {
+    let before = running(fleet)?;
+    let stop = "kill -STOP $(cat /run/libvirt/qemu/storm.pid)";
+    fleet.exec("a", &["sh", "-ec", stop])?.ok()?;
+    wait::until("its QEMU to be named", seconds(40), || {
+        finding_of_qemu(fleet)
+    })?;
+    for words in [
+        "vm stop storm",
+        "vm restart storm",
+        "vm pause storm",
+        "vm migrate storm --to b",
+        "vm screenshot storm --out /tmp/storm.png",
+        "vm keys storm ctrl-alt-del",
+        "vm clone storm copy",
+        "tpm roll storm --stop-and-restart",
+    ] {
+        let command: Vec<&str> = words.split(' ').collect();
+        let begin = Instant::now();
+        let said = fleet.cli(&command)?;
+        let took = begin.elapsed();
+        said.refused(4, "QEMU_NOT_ANSWERING").context(words)?;
+        ensure!(took < REFUSED_WITHIN, "{words} was refused after {took:?}");
+    }
+    let begin = Instant::now();
+    another_vm(fleet, || Ok(()))?;
+    eprintln!("another VM took {:.1} s", begin.elapsed().as_secs_f32());
+    is_online(fleet)?;
+    let begin = Instant::now();
+    fleet.cli(&["vm", "stop", "storm", "--force"])?.ok()?;
+    let took = begin.elapsed();
+    ensure!(took < seconds(60), "its power was cut after {took:?}");
+    ensure!(fleet.place("storm")?.0 == "stopped");
+    fleet.cli(&["vm", "start", "storm"])?.ok()?;
+    let after = guest::booted(fleet, "storm", before.boots + 1)?;
+    ensure!(after.unseal == "ok" && after.ek == before.ek, "{after:?}");
+    residue::none_anywhere(fleet, HOSTS)
+}
+
 /// Its storage is gone, and somebody asks libvirt about it: libvirt waits for its QEMU, and all who ask wait for libvirt.
 fn qemu_hangs(fleet: &Fleet) -> Result<()> {
     let before = running(fleet)?;
@@ -437,10 +531,7 @@ fn qemu_hangs(fleet: &Fleet) -> Result<()> {
         (disk, parts)
     };
     let vm = fleet.vm("storm")?;
-    let Some(frozen) = Frozen::qemu(fleet, "storm")? else {
-        eprintln!("skipped: this machine has no freezer of control groups");
-        return Ok(());
-    };
+    let frozen = Process::qemu(fleet, "storm")?.freeze()?;
     let ask = "virsh dommemstat storm > /dev/null 2>&1 &";
     fleet.exec("a", &["sh", "-c", ask])?.ok()?;
     let begin = Instant::now();
@@ -450,8 +541,12 @@ fn qemu_hangs(fleet: &Fleet) -> Result<()> {
     })?;
     eprintln!("said after {:.1} s", begin.elapsed().as_secs_f32());
     let what = text(&found, "what")?;
+    let why = match frozen.freezer {
+        Freezer::First => "waits in the kernel",
+        Freezer::Second => "does not answer libvirt",
+    };
     ensure!(
-        what.contains("waits in the kernel") && what.contains("as they were at"),
+        what.contains(why) && what.contains("as they were at"),
         "{what}"
     );
     let now = fleet.vm("storm")?;
@@ -477,30 +572,31 @@ fn is_online(fleet: &Fleet) -> Result<()> {
     Ok(())
 }
 
+/// Another VM of the host comes and goes as if nothing were.
+fn another_vm(fleet: &Fleet, meanwhile: impl Fn() -> Result<()>) -> Result<()> {
+    let create = "vm create other --image lab-guest --memory 512M --host a --start";
+    let create: Vec<&str> = create.split(' ').collect();
+    fleet.cli(&create)?.ok()?;
+    meanwhile()?;
+    fleet.cli(&["vm", "stop", "other", "--force"])?.ok()?;
+    fleet
+        .cli(&["vm", "delete", "other", "--yes"])?
+        .ok()
+        .map(drop)
+}
+
 /// A process in the kernel does not end. It has ended by itself when it leaves the kernel.
 fn power_is_cut(fleet: &Fleet, frozen: Frozen, before: &guest::Tick) -> Result<()> {
-    // Another VM of the host comes and goes as if nothing were.
-    let other = [
-        "vm",
-        "create",
-        "other",
-        "--image",
-        "lab-guest",
-        "--memory",
-        "512M",
-    ];
     let begin = Instant::now();
-    fleet
-        .cli(&[&other[..], &["--host", "a", "--start"]].concat())?
-        .ok()?;
-    guest::booted(fleet, "other", 1)?;
-    fleet.cli(&["vm", "stop", "other", "--force"])?.ok()?;
-    fleet.cli(&["vm", "delete", "other", "--yes"])?.ok()?;
+    another_vm(fleet, || guest::booted(fleet, "other", 1).map(drop))?;
     eprintln!("another VM took {:.1} s", begin.elapsed().as_secs_f32());
     let begin = Instant::now();
     let said = fleet.cli(&["vm", "stop", "storm", "--force"])?;
     let took = begin.elapsed();
-    said.clone().refused(4, "QEMU_NOT_ANSWERING")?;
+    match frozen.freezer {
+        Freezer::First => said.clone().refused(4, "QEMU_NOT_ANSWERING")?,
+        Freezer::Second => said.clone().ok()?,
+    };
     ensure!(took < seconds(90), "it took {took:?}: {said:?}");
     is_online(fleet)?;
     frozen.thaw()?;
@@ -562,6 +658,64 @@ fn saved(fleet: &Fleet) -> Result<()> {
     ensure!(fleet.place("storm")?.0 == "stopped");
     fleet.cli(&["vm", "start", "storm"])?.ok()?;
     guest::booted(fleet, "storm", before.boots + 1).map(drop)
+}
+
+/// One host's clock is years off, and its agent is started under it: nobody can speak to it until the clock is set.
+fn host_of_another_decade(fleet: &Fleet) -> Result<()> {
+    let before = running(fleet)?;
+    let agents_files = || {
+        let list =
+            "cd /var/lib/fleetward && find . -path ./volumes -prune -o -type f -print | sort";
+        Ok::<_, anyhow::Error>(fleet.exec("a", &["sh", "-c", list])?.ok()?.stdout)
+    };
+    let files = agents_files()?;
+    let year = |ahead: i32| format!("{}-", OffsetDateTime::now_utc().year() + ahead);
+    for (offset, ahead) in [("-16y", -16), ("+14y", 14)] {
+        let spoken = fleet.agent_log("a")?.len();
+        fleet.lab("clock", &[offset, "--host", "a"])?.ok()?;
+        fleet.kill("a/agent")?;
+        // It would wait until the host is online.
+        let mut start = Command::new(fleet.program("fleetward-lab"))
+            .args(["start", "--name", fleet.name(), "a/agent"])
+            .stderr(Stdio::null())
+            .spawn()?;
+        let told = wait::until("the clocks to be named", seconds(60), || {
+            let host = fleet.json(&["host", "show", "a"])?;
+            let warnings = host["warnings"].to_string();
+            let named = warnings.contains("CLOCKS_APART") && host["state"] == "unreachable";
+            Ok(named.then_some(warnings))
+        })?;
+        ensure!(
+            told.contains(&year(0)) && !told.contains("rejoin"),
+            "{told}"
+        );
+        // The host itself knows both times.
+        wait::until("the agent to say so", seconds(30), || {
+            let log = fleet.agent_log("a")?;
+            let mut lines = log[spoken..].lines();
+            let said =
+                lines.any(|line| line.contains("CLOCKS_APART") && line.contains(&year(ahead)));
+            Ok(said.then_some(()))
+        })?;
+        start.kill()?;
+        start.wait()?;
+        ensure!(
+            agents_files()? == files,
+            "{files} became {}",
+            agents_files()?
+        );
+        let now = guest::last(fleet, "storm")?.context("it says nothing")?;
+        guest::goes_on(fleet, "storm", &now)?;
+    }
+    fleet.lab("clock", &["+0", "--host", "a"])?.ok()?;
+    wait::until("host a to be back", seconds(60), || {
+        let host = fleet.json(&["host", "show", "a"])?;
+        let apart = host["warnings"].to_string().contains("CLOCKS_APART");
+        Ok((host["state"] == "online" && !apart).then_some(()))
+    })?;
+    unharmed(fleet, &before)?;
+    fleet.cli(&["vm", "migrate", "storm", "--to", "b"])?.ok()?;
+    unharmed(fleet, &before)
 }
 
 /// From the host's death to the end of the command.
