@@ -87,6 +87,9 @@ impl Freezer {
     }
 }
 
+/// Says of the name and the arguments of a process whether it is the one.
+type IsIt<'a> = dyn Fn(&[u8], &[&[u8]]) -> bool + 'a;
+
 /// A process that can be frozen.
 pub struct Process {
     /// Its number on this machine.
@@ -99,7 +102,7 @@ impl Process {
     /// The QEMU of a VM, while there is one.
     pub fn qemu(fleet: &Fleet, vm: &str) -> Result<Self> {
         let id = text(&fleet.vm(vm)?, "id")?;
-        Self::find(fleet, vm, &|name, words| {
+        Self::find(fleet, vm, &|name: &[u8], words: &[&[u8]]| {
             let mut words = words.iter().skip_while(|word| **word != b"-uuid");
             name.starts_with(b"qemu") && words.nth(1) == Some(&id.as_bytes())
         })
@@ -108,7 +111,7 @@ impl Process {
     /// The swtpm of a VM, while there is one: not during a move.
     pub fn swtpm(fleet: &Fleet, vm: &str) -> Result<Self> {
         let state = format!("/{}/tpm2", text(&fleet.vm(vm)?, "id")?);
-        Self::find(fleet, vm, &|name, words| {
+        Self::find(fleet, vm, &|name: &[u8], words: &[&[u8]]| {
             let mut words = words.iter().skip_while(|word| **word != b"--tpmstate");
             let directory = words.nth(1).map(|word| String::from_utf8_lossy(word));
             name == b"swtpm\n" && directory.is_some_and(|directory| directory.contains(&state))
@@ -116,7 +119,7 @@ impl Process {
     }
 
     /// The one process with such a name and such arguments.
-    fn find(fleet: &Fleet, vm: &str, is_it: &dyn Fn(&[u8], &[&[u8]]) -> bool) -> Result<Self> {
+    fn find(fleet: &Fleet, vm: &str, is_it: &IsIt<'_>) -> Result<Self> {
         Ok(Self {
             pid: process_of(vm, is_it)?,
             group: format!("{}-{vm}", fleet.name()),
@@ -168,7 +171,7 @@ impl Drop for Frozen {
 }
 
 /// The number of that process on this machine.
-fn process_of(vm: &str, is_it: &dyn Fn(&[u8], &[&[u8]]) -> bool) -> Result<String> {
+fn process_of(vm: &str, is_it: &IsIt<'_>) -> Result<String> {
     let looks_like_it = |pid: &str| {
         let read = |file: &str| fs::read(Path::new("/proc").join(pid).join(file)).ok();
         let (name, command) = (read("comm")?, read("cmdline")?);
