@@ -174,7 +174,10 @@ fn protection(mail: &Mail, host: &str) -> Result<Tls, Failure> {
     let mut parameters = TlsParameters::builder(host.to_owned());
     if let Some(pem) = &mail.ca {
         // A file without any would make a target that believes nobody.
-        if CertificateDer::pem_slice_iter(pem.as_bytes()).next().is_none() {
+        if CertificateDer::pem_slice_iter(pem.as_bytes())
+            .next()
+            .is_none()
+        {
             return Err(unusable(WHAT, "there is no certificate in the file", CA));
         }
         let authority = Certificate::from_pem(pem.as_bytes());
