@@ -1,9 +1,9 @@
 //! The pages of the console: files that are in the program, for everybody; what they show comes through the API.
 //!
 //! ```text
-//!   /v1/...       ─► the API
-//!   /assets/NAME  ─► the file; its name has a digest of it, so it is kept for ever
-//!   anything else ─► index.html, which reads the path itself; asked for anew each time
+//!   /v1/..., /metrics ─► the API
+//!   /assets/NAME      ─► the file; its name has a digest of it, so it is kept for ever
+//!   anything else     ─► index.html, which reads the path itself; asked for anew each time
 //! ```
 //! A program that was built without Node has no such files, and says how to get them.
 
@@ -11,6 +11,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use fleetward_api::verbs::ENDPOINTS;
 use http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
@@ -35,12 +36,20 @@ run `make console`, and build the program again. Its API is at /v1.\n";
 
 /// Answers what is not asked of the API.
 pub(super) async fn first(State(pages): State<Router>, request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    if path == "/v1" || path.starts_with("/v1/") {
+    if is_of_api(request.uri().path()) {
         return next.run(request).await;
     }
     let Ok(answer) = pages.oneshot(request).await;
     answer
+}
+
+/// Whether a path begins like one of the verbs: `/v1/...`, `/metrics`.
+fn is_of_api(path: &str) -> bool {
+    let first = |path: &str| path.split('/').nth(1).map(str::to_owned);
+    let begins = first(path);
+    ENDPOINTS
+        .iter()
+        .any(|endpoint| first(endpoint.path) == begins)
 }
 
 /// Every path that is not of the API. Compressed: there is nothing secret in it that its length could tell of.
@@ -97,6 +106,16 @@ mod tests {
     fn every_file_of_the_console_has_a_known_kind() {
         for name in Files::iter() {
             assert_ne!(kind(&name), "application/octet-stream", "{name}");
+        }
+    }
+
+    #[test]
+    fn every_verb_is_the_apis_and_nothing_else_is() {
+        for endpoint in ENDPOINTS {
+            assert!(is_of_api(endpoint.path), "{endpoint:?}");
+        }
+        for path in ["/", "/vms", "/vms/v1", "/v1x", "/assets/v1", ""] {
+            assert!(!is_of_api(path), "{path}");
         }
     }
 
