@@ -46,10 +46,11 @@ async function logIn(page, words) {
   await page.getByLabel(words.password).fill(password);
   await page.getByRole("button", { name: words.login }).click();
   await page.getByRole("heading", { name: words.overview }).waitFor(WAIT);
+  await page.getByText(words.vms).waitFor(WAIT);
 }
 
-const en = { user: "Name", password: "Password", login: "Log in", overview: "Overview" };
-const ja = { user: "名前", password: "パスワード", login: "ログイン", overview: "概要" };
+const en = { user: "Name", password: "Password", login: "Log in", overview: "Overview", vms: "1 VM" };
+const ja = { user: "名前", password: "パスワード", login: "ログイン", overview: "概要", vms: "仮想マシン 1 台" };
 
 // A VM is started, seen, looked at, switched off.
 const page = await open("en-GB", 1440, "light");
