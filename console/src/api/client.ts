@@ -46,7 +46,7 @@ export const get = <T>(path: string) => call<T>("GET", path);
 export const post = <T>(path: string, body: unknown = {}) => call<T>("POST", path, body);
 
 /** The lines of an endless answer, until `stop`; begins anew, more and more slowly, when it breaks. */
-export function follow<T>(path: string, told: (line: T) => void, lost: (since: boolean) => void): () => void {
+export function follow<T>(path: string, told: (line: T) => void, lost: () => void): () => void {
   const stop = new AbortController();
   let pause = 500;
   const run = async () => {
@@ -55,7 +55,6 @@ export function follow<T>(path: string, told: (line: T) => void, lost: (since: b
         const answer = await fetch(path, { signal: stop.signal });
         if (answer.status === 401) return onLoggedOut();
         if (!answer.ok || !answer.body) throw new Error(String(answer.status));
-        lost(false);
         pause = 500;
         const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
         let rest = "";
@@ -67,7 +66,7 @@ export function follow<T>(path: string, told: (line: T) => void, lost: (since: b
       } catch {
         if (stop.signal.aborted) return;
       }
-      lost(true);
+      lost();
       await new Promise((go) => setTimeout(go, pause));
       pause = Math.min(pause * 2, 15_000);
     }

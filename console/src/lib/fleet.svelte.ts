@@ -42,15 +42,22 @@ async function one<T>(map: SvelteMap<string, T>, key: string, path: string) {
   try {
     map.set(key, await get<T>(path));
   } catch (error) {
-    if (error instanceof Refused && error.status === 404) map.delete(key);
+    if (!(error instanceof Refused) || error.status !== 404) throw error;
+    map.delete(key);
   }
 }
 
+const LONGEST_PAUSE = 15_000;
+const STATUS_EVERY = 10_000;
+
 /** Reads the fleet, and follows what changes, until it is told to stop. */
 export function watch(): () => void {
-  const status = () => get<Status>("/v1/status").then((found) => (about.status = found), () => {});
-  const told = async (changes: Changes) => {
-    if (changes.all || changes.vms.length > PAGE) await everything().catch(() => {});
+  let stopped = false;
+  const status = async () => {
+    about.status = await get<Status>("/v1/status");
+  };
+  const read = async (changes: Changes) => {
+    if (changes.all || changes.vms.length > PAGE) await everything();
     else {
       await Promise.all([
         ...changes.vms.map((id) => one(vms, id, `/v1/vms/${id}`)),
@@ -59,7 +66,32 @@ export function watch(): () => void {
     }
     await status();
   };
+  // What cannot be read is said, and everything is read again until it can: a page must not look up to date and be old.
+  const told = async (changes: Changes) => {
+    for (let pause = 1000; !stopped; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
+      try {
+        await read(changes);
+        about.lost = false;
+        return;
+      } catch {
+        about.lost = true;
+        changes = { all: true, vms: [], hosts: [] };
+        await new Promise((go) => setTimeout(go, pause));
+      }
+    }
+  };
   // One after another, so that an older answer never replaces a newer one.
   let turn = Promise.resolve();
-  return follow<Changes>("/v1/changes", (changes) => (turn = turn.then(() => told(changes))), (lost) => (about.lost = lost));
+  const stop = follow<Changes>(
+    "/v1/changes",
+    (changes) => (turn = turn.then(() => told(changes))),
+    () => (about.lost = true),
+  );
+  // Jobs begin and end without a change of a VM or host.
+  const timer = setInterval(() => status().catch(() => {}), STATUS_EVERY);
+  return () => {
+    stopped = true;
+    clearInterval(timer);
+    stop();
+  };
 }

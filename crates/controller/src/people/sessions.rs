@@ -293,3 +293,119 @@ impl Sessions {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fleetward_store::SqliteStore;
+    use tempfile::TempDir;
+    use time::macros::datetime;
+
+    const BEGIN: OffsetDateTime = datetime!(2026-11-28 08:00 UTC);
+
+    /// Sessions of kim's, and where they are kept.
+    struct Kept {
+        sessions: Sessions,
+        store: Arc<dyn Store>,
+        kim: UserName,
+        _dir: TempDir,
+    }
+
+    impl Kept {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().expect("directory");
+            let store = SqliteStore::open(dir.path().join("store.db")).await;
+            let store: Arc<dyn Store> = Arc::new(store.expect("store"));
+            Self {
+                sessions: Sessions::open(store.clone(), BEGIN).await.expect("open"),
+                store,
+                kim: "kim".parse().expect("a name"),
+                _dir: dir,
+            }
+        }
+
+        async fn begin(&self, now: OffsetDateTime) -> Zeroizing<String> {
+            let begun = self.sessions.begin(&self.kim, now).await;
+            begun.expect("begun").0
+        }
+
+        fn is_good(&self, secret: &str, minutes: i64) -> bool {
+            let now = BEGIN + time::Duration::minutes(minutes);
+            let found = self.sessions.find(secret, now);
+            let refused = |failure: &Failure| failure.code == ErrorCode::CredentialsRefused;
+            assert!(found.as_ref().err().is_none_or(refused), "{found:?}");
+            found.is_ok()
+        }
+
+        async fn stored(&self) -> usize {
+            let (stored, _) = self.store.list_json::<Record>(PREFIX).await.expect("read");
+            stored.len()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_ends_after_half_an_hour_without_a_request_and_after_twelve_hours_with_them()
+    {
+        let kept = Kept::new().await;
+        let (idle, busy) = (kept.begin(BEGIN).await, kept.begin(BEGIN).await);
+        assert!(kept.is_good(&idle, 29));
+        assert!(kept.is_good(&idle, 58), "each request counts");
+        assert!(!kept.is_good(&idle, 89));
+        for minutes in (0..12 * 60).step_by(20) {
+            assert!(kept.is_good(&busy, minutes), "{minutes}");
+        }
+        assert!(!kept.is_good(&busy, 12 * 60));
+        assert_eq!(kept.sessions.count_of(&kept.kim, BEGIN + LIFETIME), 0);
+        assert_eq!(kept.stored().await, 2);
+        kept.sessions.tidy(BEGIN + LIFETIME).await.expect("tidied");
+        assert_eq!(kept.stored().await, 0, "the store forgets them");
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_the_end_of_a_session_hears_of_it() {
+        let kept = Kept::new().await;
+        let now = OffsetDateTime::now_utc();
+        let (_, session) = kept.sessions.begin(&kept.kim, now).await.expect("begun");
+        let mut end = Box::pin(session.end());
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut end).await;
+        assert!(early.is_err(), "it is good");
+        let ended = kept.sessions.end_all_of(&kept.kim, Duration::ZERO).await;
+        ended.expect("ended");
+        let heard = tokio::time::timeout(Duration::from_secs(5), end).await;
+        heard.expect("at once");
+    }
+
+    #[tokio::test]
+    async fn one_session_more_than_there_may_be_ends_the_oldest() {
+        let kept = Kept::new().await;
+        let mut secrets = Vec::new();
+        for n in 0..=MOST as i64 {
+            secrets.push(kept.begin(BEGIN + time::Duration::seconds(n)).await);
+        }
+        assert!(!kept.is_good(&secrets[0], 1));
+        assert!(secrets[1..].iter().all(|secret| kept.is_good(secret, 1)));
+    }
+
+    #[tokio::test]
+    async fn what_was_ended_does_not_come_back_with_its_last_use() {
+        let kept = Kept::new().await;
+        let secret = kept.begin(BEGIN).await;
+        assert!(kept.is_good(&secret, 5));
+        // As where it is ended while its use is about to be written.
+        let other = Sessions::open(kept.store.clone(), BEGIN)
+            .await
+            .expect("open");
+        let ended = other.end_all_of(&kept.kim, Duration::ZERO).await;
+        ended.expect("ended");
+        let now = BEGIN + time::Duration::minutes(6);
+        kept.sessions.tidy(now).await.expect("tidied");
+        assert_eq!(kept.stored().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_was_begun_under_a_clock_of_2040_is_over_once_the_clock_is_right() {
+        let kept = Kept::new().await;
+        let secret = kept.begin(datetime!(2040-01-01 00:00 UTC)).await;
+        assert!(!kept.is_good(&secret, 0));
+    }
+}

@@ -296,17 +296,7 @@ async fn targets_that_hang_lie_or_send_elsewhere_are_named_and_hold_up_no_other(
     assert!(target(&controller, "moved").await.failure.is_some());
     assert!(target(&controller, "hangs").await.waiting > 0);
     assert_eq!(target(&controller, "good").await.failure, None);
-    let metrics = controller
-        .local
-        .request(Method::GET, "/metrics")
-        .send()
-        .await;
-    let metrics = metrics
-        .expect("metrics")
-        .bytes(1 << 20)
-        .await
-        .expect("text");
-    let metrics = String::from_utf8_lossy(&metrics);
+    let metrics = controller.metrics().await;
     for line in [
         "fleetward_alert_target_failing{target=\"moved\"} 1",
         "fleetward_alert_target_failing{target=\"good\"} 0",

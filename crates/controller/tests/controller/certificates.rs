@@ -173,17 +173,7 @@ async fn a_certificate_is_renewed_at_two_thirds_and_the_former_one_is_refused_th
             .iter()
             .all(|w| !w.contains("certificate"))
     );
-    let metrics = controller
-        .local
-        .request(Method::GET, "/metrics")
-        .send()
-        .await;
-    let metrics = metrics
-        .expect("metrics")
-        .bytes(1 << 20)
-        .await
-        .expect("text");
-    let metrics = String::from_utf8_lossy(&metrics);
+    let metrics = controller.metrics().await;
     let end = renewed.not_after.unix_timestamp();
     let line =
         format!("fleetward_host_certificate_not_after_timestamp_seconds{{host=\"a\"}} {end}");

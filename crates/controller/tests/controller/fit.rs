@@ -425,9 +425,7 @@ async fn a_vm_on_a_silent_host_is_unknown_and_every_refusal_says_what_helps() {
     assert_eq!(seen.state, VmState::Running);
     let all: Vec<VmView> = controller.get("/v1/vms").await;
     assert!(all.iter().all(|vm| vm.state == VmState::Unknown), "{all:?}");
-    let response = controller.local.request(Method::GET, "/metrics").send();
-    let body = response.await.expect("metrics").bytes(1 << 20).await;
-    let metrics = String::from_utf8(body.expect("a text").to_vec()).expect("UTF-8");
+    let metrics = controller.metrics().await;
     assert!(
         metrics.contains("fleetward_vms{state=\"unknown\"} 2"),
         "{metrics}"

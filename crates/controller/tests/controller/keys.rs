@@ -262,9 +262,7 @@ fn mirror(data: &Path, host: &str, ends: Option<OffsetDateTime>) {
 
 /// What `GET /metrics` says of a family and a host.
 async fn metric(controller: &Controller, family: &str, host: &str) -> Vec<i64> {
-    let response = controller.local.request(Method::GET, "/metrics").send();
-    let body = response.await.expect("metrics").bytes(1 << 20).await;
-    let text = String::from_utf8(body.expect("a body").to_vec()).expect("text");
+    let text = controller.metrics().await;
     let host = format!("host=\"{host}\"");
     text.lines()
         .filter(|line| line.starts_with(&format!("{family}{{")) && line.contains(&host))

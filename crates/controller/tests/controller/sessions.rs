@@ -338,7 +338,7 @@ async fn who_is_changed_or_removed_is_logged_out_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_outlive_a_restart_and_end_by_themselves() {
+async fn sessions_outlive_a_restart_and_lie_nowhere_in_the_clear() {
     let controller = Controller::start_with_console().await;
     add(&controller, "kim", Role::Viewer).await;
     let kim = logged_in(&controller, "kim").await;

@@ -99,9 +99,7 @@ async fn usage_is_shown_while_it_is_of_now_and_kept_as_history() {
         let rows: Value = controller.get(path).await;
         assert!(rows[0].get("usage").is_none(), "nobody asked: {rows}");
     }
-    let metrics = controller.local.request(Method::GET, "/metrics").send();
-    let metrics = metrics.await.expect("metrics").bytes(1 << 20).await;
-    let metrics = String::from_utf8(metrics.expect("a text").to_vec()).expect("UTF-8");
+    let metrics = controller.metrics().await;
     for line in [
         "fleetward_host_cpu_used_ratio{host=\"a\"} 0.25",
         "fleetward_host_storage_used_bytes{host=\"a\"} 7516192768",

@@ -311,6 +311,13 @@ impl Controller {
             .unwrap_or_else(|error| panic!("{path}: {error:?}"))
     }
 
+    /// The text of `/metrics`.
+    pub(crate) async fn metrics(&self) -> String {
+        let sent = self.local.request(Method::GET, "/metrics").send().await;
+        let text = sent.expect("metrics").bytes(1 << 20).await.expect("whole");
+        String::from_utf8(text.to_vec()).expect("text")
+    }
+
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> T {
         self.local
             .post(path, body)
