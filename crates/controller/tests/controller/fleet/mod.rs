@@ -432,7 +432,17 @@ impl Controller {
     }
 
     pub(crate) async fn wait(&self, what: &str, condition: impl AsyncFn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        self.wait_within(Duration::from_secs(20), what, condition)
+            .await;
+    }
+
+    pub(crate) async fn wait_within(
+        &self,
+        limit: Duration,
+        what: &str,
+        condition: impl AsyncFn() -> bool,
+    ) {
+        let deadline = Instant::now() + limit;
         while !condition().await {
             assert!(Instant::now() < deadline, "waited in vain for: {what}");
             tokio::time::sleep(Duration::from_millis(20)).await;
